@@ -1,0 +1,92 @@
+"""What the coordinator asks of the shell. Carried out in order: ``Save`` is durable before what follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.records import CheckpointRecord, Entry, Record
+from protocol.messages import Message
+from protocol.tasks import BlobRef, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write all of it in one transaction. Later commands of the same answer run only after it is durable."""
+
+    records: tuple[Record, ...]
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message, if that incarnation of the client is still connected.
+
+    The shell puts the bytes of small blobs (``weights`` of an assign) inline.
+    """
+
+    client_id: str
+    incarnation: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """Load the weights and optimizer state of ``checkpoint`` if they are not in memory, and zero the accumulator."""
+
+    task_id: str
+    round: int
+    attempt: int
+    spec: TaskSpec
+    checkpoint: CheckpointRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Add ``samples`` times the update to the accumulator. Given in the order of position, never twice."""
+
+    task_id: str
+    round: int
+    attempt: int
+    assignment_id: str
+    update: BlobRef
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRound:
+    """Divide by the samples, step the outer optimizer, write the checkpoint, answer ``RoundAggregated``.
+
+    ``epoch`` and ``cursor`` are those of the new checkpoint: where the next round begins.
+    """
+
+    task_id: str
+    round: int
+    attempt: int
+    epoch: int
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropRound:
+    """Forget the accumulator; the round is abandoned."""
+
+    task_id: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropUpdate:
+    """This stored update is not needed: it came late, twice, or its round was abandoned."""
+
+    update: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTask:
+    """The task ended or pauses: free its weights and accumulator in memory."""
+
+    task_id: str
+
+
+Command = Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask

@@ -1,0 +1,194 @@
+"""What the shell tells the coordinator. Each event is a fact; the coordinator decides what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from coordinator.records import CheckpointRecord
+from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
+from protocol.resources import Load
+from protocol.tasks import BlobRef, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubmitted:
+    """A researcher submitted a task, and all blobs it names are in the store."""
+
+    task_id: str
+    spec: TaskSpec
+
+
+class Action(StrEnum):
+    """What a person may ask of a task."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAction:
+    """A person asked for it. Raises IllegalTransition out of ``handle`` where the state forbids it."""
+
+    task_id: str
+    action: Action
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConnected:
+    """A client said hello and proved its identity. ``incarnation`` is higher than any before it."""
+
+    hello: Hello
+    secret_hash: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLost:
+    """A connection ended: closed, silent for too long, or replaced by a newer one."""
+
+    client_id: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReady:
+    """The client can take ``slots`` more assignments."""
+
+    client_id: str
+    incarnation: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPaused:
+    """The volunteer paused (or, with ``paused`` false, resumed) the machine."""
+
+    client_id: str
+    incarnation: int
+    paused: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDraining:
+    """The client finishes what it holds and wants nothing more."""
+
+    client_id: str
+    incarnation: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientBeat:
+    """A heartbeat, or the progress part of a progress message."""
+
+    client_id: str
+    incarnation: int
+    load: Load | None
+    assignments: tuple[AssignmentProgress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentAccepted:
+    """The client will do it."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRejected:
+    """The client hands it back undone."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+    code: RejectCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentFailed:
+    """It went wrong: on the client (an error message), or its update was unusable (found by the server)."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+    code: str
+    message: str
+    scope: Scope
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultArrived:
+    """An assignment's result, complete: its update is stored, hash-checked, in the task's layout, and finite."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+    samples: int
+    metrics: Mapping[str, float]
+    update: BlobRef | None
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAggregated:
+    """The answer to ``CommitRound``: the new checkpoint is durable on disk."""
+
+    task_id: str
+    round: int
+    attempt: int
+    checkpoint: CheckpointRecord
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationFailed:
+    """``OpenRound``, ``Fold`` or ``CommitRound`` could not be done (a damaged blob, a full disk)."""
+
+    task_id: str
+    round: int
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; the shell sends one at least every half second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The first event after a start with facts in the ledger: the coordinator mends what the stop broke."""
+
+
+Event = (
+    TaskSubmitted
+    | TaskAction
+    | ClientConnected
+    | ClientLost
+    | ClientReady
+    | ClientPaused
+    | ClientDraining
+    | ClientBeat
+    | AssignmentAccepted
+    | AssignmentRejected
+    | AssignmentFailed
+    | ResultArrived
+    | RoundAggregated
+    | AggregationFailed
+    | Tick
+    | Restored
+)

@@ -1,0 +1,211 @@
+"""The farm's facts, as immutable records. ``storage`` keeps them; only the coordinator makes new ones.
+
+Times are seconds on the server's clock, which starts at Unix time and never jumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from coordinator.lifecycle import AssignmentState, TaskState
+from protocol.messages import Kind
+from protocol.resources import Resources
+from protocol.tasks import BlobRef, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A submitted task. Key: ``task_id``.
+
+    ``version`` counts committed rounds, so it is also the number of the next one; ``epoch`` and ``cursor``
+    (samples consumed in that epoch) say where the next round's samples begin.
+    """
+
+    task_id: str
+    spec: TaskSpec
+    state: TaskState
+    created_at: float
+    reason: str = ""
+    error: str | None = None
+    version: int = 0
+    epoch: int = 0
+    cursor: int = 0
+    retries: int = 0
+    not_before: float = 0.0
+    """Backoff: no round opens before this."""
+    served_at: float = 0.0
+    """When a round last opened: ageing counts from here."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    samples_done: int = 0
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """A volunteer machine, known by an identity that outlives its connections. Key: ``client_id``."""
+
+    client_id: str
+    name: str
+    secret_hash: str
+    first_seen: float
+    last_seen: float
+    incarnation: int = 0
+    resources: Resources = field(default_factory=Resources)
+    tags: tuple[str, ...] = ()
+    delivered: int = 0
+    failed: int = 0
+
+
+class RoundState(StrEnum):
+    """Where a round is in its life."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One global step. Key: (``task_id``, ``number``); an abandoned round's number is opened again."""
+
+    task_id: str
+    number: int
+    state: RoundState
+    attempt: int
+    epoch: int
+    cursor: int
+    samples: int
+    opened_at: float
+    clients: int = 0
+    committed_at: float | None = None
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRange:
+    """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's shuffled order of that shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> int:
+        """Count the samples."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRecord:
+    """One client's part of one round. Key: ``assignment_id``.
+
+    ``position`` is the place of its first sample in the round: updates are folded in this order. ``counted`` is
+    true once a committed round contains it. ``fence`` is the lease's token: higher for each later lease.
+    """
+
+    assignment_id: str
+    task_id: str
+    round: int
+    attempt: int
+    kind: Kind
+    epoch: int
+    client_id: str
+    incarnation: int
+    fence: int
+    state: AssignmentState
+    ranges: tuple[SampleRange, ...]
+    position: int
+    samples: int
+    offered_at: float
+    expires_at: float
+    delivered_at: float | None = None
+    counted: bool = False
+    update: BlobRef | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """All that resumes a task exactly after round ``round`` - 1. Key: (``task_id``, ``round``).
+
+    ``round`` is the version of the weights: 0 is the initial weights, n those after n committed rounds.
+    ``epoch`` and ``cursor`` are where round number ``round`` begins.
+    """
+
+    task_id: str
+    round: int
+    epoch: int
+    cursor: int
+    weights: BlobRef
+    optimizer: BlobRef | None
+    manifest: BlobRef | None
+    created_at: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something that happened, for people and for audits. Appended, numbered by the ledger."""
+
+    at: float
+    kind: str
+    message: str
+    task_id: str | None = None
+    client_id: str | None = None
+    round: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
+    """One measured value. ``source``: train, eval or client. Appended, numbered by the ledger."""
+
+    at: float
+    task_id: str
+    round: int
+    step: int
+    name: str
+    value: float
+    source: str
+    client_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One line of the researcher's output. Appended, numbered by the ledger."""
+
+    at: float
+    task_id: str
+    client_id: str
+    client_name: str
+    round: int
+    stream: str
+    text: str
+
+
+Record = TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord
+"""A record with a key: saving it again replaces it."""
+Entry = EventRecord | MetricRecord | LogRecord
+"""A record without a key: saving appends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What survives a restart, as the ledger gives it back.
+
+    ``tasks``: all of them. ``rounds`` and ``assignments``: only open and held ones. ``checkpoints``: each
+    task's newest.
+    """
+
+    tasks: tuple[TaskRecord, ...] = ()
+    clients: tuple[ClientRecord, ...] = ()
+    rounds: tuple[RoundRecord, ...] = ()
+    assignments: tuple[AssignmentRecord, ...] = ()
+    checkpoints: tuple[CheckpointRecord, ...] = ()

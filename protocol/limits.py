@@ -1,0 +1,20 @@
+"""Sizes and times that both sides keep to. Bytes and seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+"""The largest WebSocket message; bulk bytes go over HTTP."""
+INLINE_BYTES: Final = 1024 * 1024
+"""A blob up to this size may ride inside a message."""
+HEARTBEAT_SECONDS: Final = 2.0
+LOST_AFTER_SECONDS: Final = 8.0
+"""A client that was silent for so long is lost."""
+MAX_STRIKES: Final = 3
+"""Protocol errors after which the connection is closed."""
+MAX_LOG_LINE_CHARS: Final = 2000
+MAX_LOG_LINES_PER_MESSAGE: Final = 200
+MAX_CACHED_DIGESTS: Final = 4096
+"""How many cached digests a hello may list."""
+MAX_CONFIG_BYTES: Final = 256 * 1024

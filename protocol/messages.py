@@ -1,0 +1,309 @@
+"""Every message of the WebSocket, as one tagged union.
+
+Direction is written C (client to server), S (server to client) or CS (both); ``protocol.session`` enforces it.
+Unknown fields are ignored, so that a newer peer can add some; an unknown ``type`` is answered with an error.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from protocol.limits import (
+    HEARTBEAT_SECONDS,
+    INLINE_BYTES,
+    LOST_AFTER_SECONDS,
+    MAX_CACHED_DIGESTS,
+    MAX_FRAME_BYTES,
+    MAX_LOG_LINE_CHARS,
+    MAX_LOG_LINES_PER_MESSAGE,
+)
+from protocol.recipe import Frozen, Mode
+from protocol.resources import Load, Resources
+from protocol.tasks import BlobRef, Shard
+
+Id = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class Hello(Frozen):
+    """C: the first message. ``client_id`` outlives connections; ``client_secret`` proves it on later ones."""
+
+    type: Literal["hello"] = "hello"
+    versions: tuple[int, ...]
+    client_id: Id
+    client_secret: str = Field(min_length=16, max_length=128)
+    name: str = Field(default="", max_length=100)
+    agent: str = Field(default="", max_length=100)
+    resources: Resources = Resources()
+    load: Load = Load()
+    tags: tuple[str, ...] = Field(default=(), max_length=32)
+    cached: tuple[str, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
+
+
+class Welcome(Frozen):
+    """S: the answer to hello. ``incarnation`` numbers this connection: a later one of the same client is higher."""
+
+    type: Literal["welcome"] = "welcome"
+    version: int
+    incarnation: int
+    server: str = ""
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    lost_after_seconds: float = LOST_AFTER_SECONDS
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    inline_bytes: int = INLINE_BYTES
+
+
+class Phase(StrEnum):
+    """What a client is doing with an assignment."""
+
+    FETCHING = "fetching"
+    STARTING = "starting"
+    COMPUTING = "computing"
+    UPLOADING = "uploading"
+
+
+class AssignmentProgress(Frozen):
+    """How far one assignment is; it renews the assignment's lease."""
+
+    assignment_id: Id
+    fence: int
+    phase: Phase
+    samples_done: int = Field(default=0, ge=0)
+    fetched_bytes: int = Field(default=0, ge=0)
+
+
+class Heartbeat(Frozen):
+    """C: every ``heartbeat_seconds``; carries the load and the progress of each held assignment."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    load: Load = Load()
+    assignments: tuple[AssignmentProgress, ...] = Field(default=(), max_length=64)
+
+
+class Ready(Frozen):
+    """C: how many more assignments this client can take now. Replaces the number told before."""
+
+    type: Literal["ready"] = "ready"
+    slots: int = Field(ge=0, le=64)
+
+
+class Kind(StrEnum):
+    """What an assignment asks for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class TaskBrief(Frozen):
+    """What a client must know of a task, the same in each of its assignments."""
+
+    task_id: Id
+    name: str
+    mode: Mode
+    code: BlobRef
+    entry: str
+    config: dict[str, Any]
+    seed: int
+    batch_samples: int
+    dataset_kind: Literal["files", "code"]
+    needed_ram_bytes: int = 0
+
+
+class Slice(Frozen):
+    """Rows ``start`` to ``stop`` of a shard, counted in the epoch's shuffled order of that shard."""
+
+    shard: Shard
+    start: int = Field(ge=0)
+    stop: int = Field(ge=1)
+
+    @property
+    def samples(self) -> int:
+        """Count the samples of the slice."""
+        return self.stop - self.start
+
+
+class Assign(Frozen):
+    """S: one client's part of one round. ``fence`` is the lease's fencing token: echo it in every answer."""
+
+    type: Literal["assign"] = "assign"
+    assignment_id: Id
+    fence: int
+    kind: Kind
+    task: TaskBrief
+    round: int
+    epoch: int
+    weights: BlobRef
+    slices: tuple[Slice, ...]
+    lease_seconds: float
+
+    @property
+    def samples(self) -> int:
+        """Count the samples of all slices."""
+        return sum(s.samples for s in self.slices)
+
+
+class Accept(Frozen):
+    """C: the client will do this assignment."""
+
+    type: Literal["accept"] = "accept"
+    assignment_id: Id
+    fence: int
+
+
+class RejectCode(StrEnum):
+    """Why a client hands an assignment back undone."""
+
+    DOES_NOT_FIT = "does_not_fit"
+    BUSY = "busy"
+    DRAINING = "draining"
+    PAUSED = "paused"
+    BLOB_UNAVAILABLE = "blob_unavailable"
+
+
+class Reject(Frozen):
+    """C: the client refuses an assignment, or hands an accepted one back."""
+
+    type: Literal["reject"] = "reject"
+    assignment_id: Id
+    fence: int
+    code: RejectCode
+    message: str = Field(default="", max_length=2000)
+
+
+class MetricPoint(Frozen):
+    """One value that the researcher's code logged."""
+
+    name: str = Field(max_length=100)
+    value: float
+    step: int = 0
+
+
+class LogLine(Frozen):
+    """One line that the researcher's code printed (``stdout``, ``stderr``) or the agent noted (``agent``)."""
+
+    stream: Literal["stdout", "stderr", "agent"] = "stdout"
+    text: str = Field(max_length=MAX_LOG_LINE_CHARS)
+
+
+class Progress(Frozen):
+    """C: metrics and log lines of a running assignment, as they come, batched."""
+
+    type: Literal["progress"] = "progress"
+    progress: AssignmentProgress
+    metrics: tuple[MetricPoint, ...] = Field(default=(), max_length=200)
+    logs: tuple[LogLine, ...] = Field(default=(), max_length=MAX_LOG_LINES_PER_MESSAGE)
+
+
+class Result(Frozen):
+    """C: an assignment is done.
+
+    ``update`` is absent for an evaluation. Bytes over the inline limit were first PUT to ``/v1/blobs/{digest}``.
+    ``metrics`` are means over the assignment's samples (``loss`` among them).
+    """
+
+    type: Literal["result"] = "result"
+    assignment_id: Id
+    fence: int
+    samples: int = Field(ge=1)
+    metrics: dict[str, float] = Field(default_factory=dict, max_length=100)
+    update: BlobRef | None = None
+    compute_seconds: float = Field(default=0.0, ge=0)
+
+
+class Ack(Frozen):
+    """S: the result arrived. ``counted`` is false for a repeat or a result that came too late."""
+
+    type: Literal["ack"] = "ack"
+    assignment_id: Id
+    fence: int
+    counted: bool
+    message: str = ""
+
+
+class Scope(StrEnum):
+    """Who could succeed where this failed."""
+
+    HERE = "here"
+    """The same client may try again (a passing fault)."""
+    ELSEWHERE = "elsewhere"
+    """Another client may succeed (this machine's fault)."""
+    NOBODY = "nobody"
+    """The researcher's code is at fault: it will fail everywhere."""
+
+
+class Error(Frozen):
+    """CS: something failed. With ``assignment_id`` that assignment failed; without, it answers a bad frame."""
+
+    type: Literal["error"] = "error"
+    code: str = Field(max_length=64)
+    message: str = Field(max_length=4000)
+    assignment_id: str | None = None
+    fence: int | None = None
+    scope: Scope = Scope.ELSEWHERE
+    traceback: str | None = Field(default=None, max_length=20000)
+    fatal: bool = False
+    """The sender closes the connection after this."""
+
+
+class Cancel(Frozen):
+    """S: stop this assignment now and forget it."""
+
+    type: Literal["cancel"] = "cancel"
+    assignment_id: Id
+    fence: int
+    reason: str = ""
+
+
+class Pause(Frozen):
+    """CS. S: free what this task holds (its executor, its GPU). C without a task: offer me nothing for now."""
+
+    type: Literal["pause"] = "pause"
+    task_id: str | None = None
+    reason: str = ""
+
+
+class Resume(Frozen):
+    """CS: the end of a pause."""
+
+    type: Literal["resume"] = "resume"
+    task_id: str | None = None
+
+
+class Drain(Frozen):
+    """CS. C: I finish what I hold, offer me nothing more. S: the server goes down soon; finish or hand back."""
+
+    type: Literal["drain"] = "drain"
+    reason: str = ""
+
+
+class Bye(Frozen):
+    """CS: the last message before the close; ``crashed`` if the sender dies of an error."""
+
+    type: Literal["bye"] = "bye"
+    reason: str = ""
+    crashed: bool = False
+
+
+Message = Annotated[
+    Hello
+    | Welcome
+    | Heartbeat
+    | Ready
+    | Assign
+    | Accept
+    | Reject
+    | Progress
+    | Result
+    | Ack
+    | Error
+    | Cancel
+    | Pause
+    | Resume
+    | Drain
+    | Bye,
+    Field(discriminator="type"),
+]
+
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

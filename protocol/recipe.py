@@ -1,0 +1,100 @@
+"""The recipe: how a task is to be trained, in numbers that do not depend on which clients come."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Mode(StrEnum):
+    """What clients return each round."""
+
+    WEIGHTS = "weights"
+    """A pseudo-gradient (base weights minus local weights) after local steps: FedAvg and its kin."""
+    GRADIENTS = "gradients"
+    """The gradient of the mean loss over the assignment's samples: synchronous SGD."""
+
+
+class Frozen(BaseModel):
+    """Base of all wire records: immutable, and unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+OptionValue = float | int | bool | tuple[float, float] | None
+"""What an optimizer's keyword argument may be."""
+
+
+def _plain_averaging() -> dict[str, OptionValue]:
+    return {"lr": 1.0}
+
+
+class ParameterGroup(Frozen):
+    """One optimizer parameter group: the parameters' names and the options that differ from the defaults."""
+
+    names: tuple[str, ...]
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class OuterOptimizer(Frozen):
+    """The optimizer that the server applies to the aggregated update.
+
+    ``name`` is one of torch.optim's; ``options`` are its keyword arguments (``lr``, ``momentum``, ``betas``, ...).
+    Plain FedAvg is SGD with ``lr`` 1 on the mean pseudo-gradient. Empty ``groups`` means one group of all parameters.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    options: dict[str, OptionValue] = Field(default_factory=_plain_averaging)
+    groups: tuple[ParameterGroup, ...] = ()
+
+
+class Recipe(Frozen):
+    """How to train: one of ``rounds`` and ``epochs`` says when to stop (the earlier one where both are given).
+
+    Units: ``*_samples`` are samples, ``*_seconds`` seconds, ``quorum`` a fraction of the round's samples.
+    """
+
+    mode: Mode = Mode.WEIGHTS
+    rounds: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    round_samples: int = Field(default=1024, ge=1)
+    """The global batch: samples that one round consumes, whatever the number of clients."""
+    batch_samples: int = Field(default=32, ge=1)
+    """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
+    outer: OuterOptimizer = OuterOptimizer()
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    min_clients: int = Field(default=1, ge=1)
+    """A round opens only with at least this many clients."""
+    init_min_clients: int | None = Field(default=None, ge=1)
+    """The first round opens only with this many (``min_clients`` when absent)."""
+    max_clients: int | None = Field(default=None, ge=1)
+    evaluate_every: int = Field(default=1, ge=0)
+    """Evaluate on held-out shards after every Nth round and after the last; 0 means never."""
+    gather_seconds: float = Field(default=2.0, ge=0)
+    """The longest wait for busy eligible clients once ``min_clients`` are free."""
+    longest_round_seconds: float = Field(default=600.0, gt=0)
+    """A round that is not complete by then commits at quorum or is given up."""
+    quorum: float = Field(default=1.0, gt=0, le=1)
+    max_retries: int = Field(default=3, ge=0)
+    keep_checkpoints: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _stops(self) -> Recipe:
+        if self.rounds is None and self.epochs is None:
+            raise ValueError("give rounds or epochs, so that the task ends")
+        if self.mode is Mode.GRADIENTS and self.quorum != 1.0:
+            raise ValueError("gradients mode needs quorum 1: a global batch is all of its samples")
+        return self
+
+
+class Requirements(Frozen):
+    """What a client must have to be eligible; unset means no requirement. ``clients`` are client names or ids."""
+
+    cpu_cores: int = Field(default=0, ge=0)
+    ram_bytes: int = Field(default=0, ge=0)
+    gpu: bool = False
+    gpu_memory_bytes: int = Field(default=0, ge=0)
+    tags: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()

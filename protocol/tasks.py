@@ -1,0 +1,94 @@
+"""What a researcher submits: references to blobs, the data set's shards, and the recipe."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from protocol.digests import Digest
+from protocol.recipe import Frozen, Recipe, Requirements
+
+
+class BlobRef(Frozen):
+    """Immutable bytes by name; ``inline`` carries them where they are small (see ``protocol.limits``)."""
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    inline: bytes | None = None
+
+
+class Split(StrEnum):
+    """Which part of the data a shard belongs to."""
+
+    TRAIN = "train"
+    HOLDOUT = "holdout"
+
+
+class Shard(Frozen):
+    """A fixed, numbered slice of the data set.
+
+    With ``blob`` the rows are in a safetensors file. Without, the shard is rows ``start`` to
+    ``start + samples`` of the data set that the researcher's ``make_dataset(config)`` builds.
+    """
+
+    index: int = Field(ge=0)
+    split: Split = Split.TRAIN
+    samples: int = Field(ge=1)
+    start: int = Field(default=0, ge=0)
+    blob: BlobRef | None = None
+
+
+class Dataset(Frozen):
+    """The task's data: shards numbered from 0 without a gap, train and holdout together."""
+
+    kind: Literal["files", "code"]
+    shards: tuple[Shard, ...]
+
+    def of(self, split: Split) -> tuple[Shard, ...]:
+        """Return the shards of one split, in order of index."""
+        return tuple(s for s in self.shards if s.split is split)
+
+    def samples(self, split: Split) -> int:
+        """Count the samples of one split."""
+        return sum(s.samples for s in self.shards if s.split is split)
+
+    @model_validator(mode="after")
+    def _numbered(self) -> Dataset:
+        if [s.index for s in self.shards] != list(range(len(self.shards))):
+            raise ValueError("shards must be numbered 0, 1, 2, ... in order")
+        if self.samples(Split.TRAIN) == 0:
+            raise ValueError("the data set is empty: there is no training sample")
+        if self.kind == "files" and any(s.blob is None for s in self.shards):
+            raise ValueError("each shard of a file data set needs its blob")
+        return self
+
+
+class Footprint(Frozen):
+    """What one batch took on the researcher's machine: the pre-flight's estimate of what a client needs.
+
+    All in bytes; ``peak_ram_bytes`` is the whole executor process, 0 where it was not measured.
+    """
+
+    weights_bytes: int = Field(default=0, ge=0)
+    peak_ram_bytes: int = Field(default=0, ge=0)
+    largest_shard_bytes: int = Field(default=0, ge=0)
+
+
+class TaskSpec(Frozen):
+    """One submission, whole. ``entry`` is the Python file inside the code bundle (a zip)."""
+
+    name: str = Field(min_length=1, max_length=200)
+    submitter: str = Field(default="anonymous", min_length=1, max_length=100)
+    code: BlobRef
+    entry: str = "train.py"
+    config: dict[str, Any] = Field(default_factory=dict)
+    dataset: Dataset
+    initial_weights: BlobRef
+    recipe: Recipe
+    requirements: Requirements = Requirements()
+    footprint: Footprint = Footprint()
+    priority: int = Field(default=5, ge=0, le=9)
+    submit_token: str | None = Field(default=None, max_length=200)
+    """A repeat with the same token returns the first task instead of making a second."""

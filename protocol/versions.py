@@ -1,0 +1,23 @@
+"""Protocol versions and how one is agreed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from protocol.errors import VersionMismatch
+
+SUPPORTED: Final[tuple[int, ...]] = (1,)
+
+
+def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
+    """Return the highest version that both sides speak.
+
+    Raises: VersionMismatch if there is none, naming both sides' versions.
+    """
+    mine, theirs = set(supported), set(offered)
+    common = mine & theirs
+    if not common:
+        offer = sorted(theirs) or "none"
+        raise VersionMismatch(f"the client speaks protocol {offer} and the server {sorted(mine)}; upgrade the older")
+    return max(common)

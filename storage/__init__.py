@@ -1,0 +1,1 @@
+"""How facts survive: the ledger, content-addressed blobs, checkpoints, migrations."""
