@@ -1,0 +1,1 @@
+"""Data files to shards and back: readers that stream rows, the sharder, and the shard file format."""

@@ -1,0 +1,117 @@
+"""What agent and executor say to each other, over a Unix socket pair in ``protocol.framing`` frames.
+
+Orders go to the executor, reports come back. The executor's stdout and stderr are pipes that the agent reads.
+Small blobs ride as bytes, larger ones as paths of files in the agent's cache (read) or the scratch folder (written).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from protocol.messages import Kind, MetricPoint, Scope
+from protocol.recipe import Frozen, Mode
+from protocol.tasks import Split
+
+
+class Load(Frozen):
+    """Order: import this task's code. The first order an executor gets; it serves one task for its whole life."""
+
+    type: Literal["load"] = "load"
+    task_id: str
+    code_dir: str
+    entry: str
+    config: dict[str, Any]
+    mode: Mode
+    seed: int
+    batch_samples: int
+    dataset_kind: Literal["files", "code"]
+    scratch_dir: str
+    inline_bytes: int
+
+
+class Piece(Frozen):
+    """Rows ``start`` to ``stop`` of a shard in its shuffled order; ``path`` is the shard's file, if it has one."""
+
+    shard: int
+    split: Split
+    shard_samples: int
+    first_row: int
+    path: str | None
+    start: int
+    stop: int
+
+
+class Run(Frozen):
+    """Order: do one assignment. ``weights`` are absent when ``weights_digest`` is what the executor last held."""
+
+    type: Literal["run"] = "run"
+    assignment_id: str
+    kind: Kind
+    round: int
+    epoch: int
+    weights_digest: str
+    weights: bytes | None = None
+    weights_path: str | None = None
+    pieces: tuple[Piece, ...]
+
+
+class Stop(Frozen):
+    """Order: exit now, politely. (To stop it in mid-step the agent kills the process.)"""
+
+    type: Literal["stop"] = "stop"
+
+
+class Warm(Frozen):
+    """Report: torch is imported and an optimizer was built once; ready for ``load``."""
+
+    type: Literal["warm"] = "warm"
+    device: str
+    torch_version: str
+
+
+class Loaded(Frozen):
+    """Report: the task's code is imported and its model is built."""
+
+    type: Literal["loaded"] = "loaded"
+
+
+class Advance(Frozen):
+    """Report: so many samples are done; with metrics that the researcher's code logged since the last one."""
+
+    type: Literal["advance"] = "advance"
+    assignment_id: str
+    samples_done: int
+    metrics: tuple[MetricPoint, ...] = ()
+
+
+class Done(Frozen):
+    """Report: the assignment is done. The update is in ``update`` or in the file ``update_path``; none for evaluate."""
+
+    type: Literal["done"] = "done"
+    assignment_id: str
+    samples: int
+    metrics: dict[str, float]
+    update: bytes | None = None
+    update_path: str | None = None
+    update_digest: str | None = None
+    update_bytes: int = 0
+    compute_seconds: float = 0.0
+
+
+class Failed(Frozen):
+    """Report: loading (no ``assignment_id``) or the assignment failed; the executor stays up unless it exits."""
+
+    type: Literal["failed"] = "failed"
+    assignment_id: str | None = None
+    code: str
+    message: str
+    scope: Scope
+    traceback: str | None = None
+
+
+Order = Annotated[Load | Run | Stop, Field(discriminator="type")]
+Report = Annotated[Warm | Loaded | Advance | Done | Failed, Field(discriminator="type")]
+ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+REPORT: TypeAdapter[Report] = TypeAdapter(Report)
