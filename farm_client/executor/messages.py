@@ -58,7 +58,7 @@ class Run(Frozen):
 
 
 class Stop(Frozen):
-    """Order: exit now, politely. (To stop it in mid-step the agent kills the process.)"""
+    """Order: exit now, politely; to stop it in mid-step the agent kills the process instead."""
 
     type: Literal["stop"] = "stop"
 
