@@ -17,11 +17,26 @@ from protocol.tasks import BlobRef, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
+class SampleRange:
+    """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's shuffled order of that shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> int:
+        """Count the samples."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRecord:
     """A submitted task. Key: ``task_id``.
 
     ``version`` counts committed rounds, so it is also the number of the next one; ``epoch`` and ``cursor``
-    (samples consumed in that epoch) say where the next round's samples begin.
+    (samples consumed in that epoch) say where the next round's samples begin; ``leftover`` are samples of this
+    epoch before the cursor that a round committed without, owed to the next one.
     """
 
     task_id: str
@@ -33,6 +48,7 @@ class TaskRecord:
     version: int = 0
     epoch: int = 0
     cursor: int = 0
+    leftover: tuple[SampleRange, ...] = ()
     retries: int = 0
     not_before: float = 0.0
     """Backoff: no round opens before this."""
@@ -88,20 +104,6 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleRange:
-    """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's shuffled order of that shard."""
-
-    shard: int
-    start: int
-    stop: int
-
-    @property
-    def samples(self) -> int:
-        """Count the samples."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
 class AssignmentRecord:
     """One client's part of one round. Key: ``assignment_id``.
 
@@ -148,6 +150,7 @@ class CheckpointRecord:
     manifest: BlobRef | None
     created_at: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    leftover: tuple[SampleRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
