@@ -1,0 +1,84 @@
+"""One message of each type, for the tests that go over the whole union."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from protocol.digests import digest_bytes
+from protocol.messages import (
+    Accept,
+    Ack,
+    Assign,
+    AssignmentProgress,
+    Bye,
+    Cancel,
+    Drain,
+    Error,
+    Heartbeat,
+    Hello,
+    Kind,
+    LogLine,
+    Message,
+    MetricPoint,
+    Pause,
+    Phase,
+    Progress,
+    Ready,
+    Reject,
+    RejectCode,
+    Result,
+    Resume,
+    Scope,
+    Slice,
+    TaskBrief,
+    Welcome,
+)
+from protocol.recipe import Mode
+from protocol.resources import Gpu, Load, Resources
+from protocol.tasks import BlobRef, Shard
+
+MESSAGE_TYPES: tuple[type[Message], ...] = get_args(get_args(Message)[0])
+
+BLOB = BlobRef(digest=digest_bytes(b"weights"), size_bytes=7, inline=b"weights")
+GPU = Gpu(index=0, name="Test GPU", memory_bytes=8 << 30, memory_free_bytes=7 << 30, utilization=0.5)
+DOING = AssignmentProgress(assignment_id="a1", fence=3, phase=Phase.COMPUTING, samples_done=64)
+BRIEF = TaskBrief(
+    task_id="abcdefgh",
+    name="digits",
+    mode=Mode.WEIGHTS,
+    code=BlobRef(digest=digest_bytes(b"code"), size_bytes=4),
+    entry="train.py",
+    config={"lr": 0.1, "schedule": None, "layers": [64, 10]},
+    seed=7,
+    batch_samples=32,
+    dataset_kind="files",
+)
+SAMPLES: tuple[Message, ...] = (
+    Hello(versions=(1,), client_id="c1", client_secret="s" * 16, name="lab", resources=Resources(gpus=(GPU,))),
+    Welcome(version=1, incarnation=4),
+    Heartbeat(load=Load(cpu=0.25, gpus=(GPU,)), assignments=(DOING,)),
+    Ready(slots=1),
+    Assign(
+        assignment_id="a1",
+        fence=3,
+        kind=Kind.TRAIN,
+        task=BRIEF,
+        round=0,
+        epoch=0,
+        weights=BLOB,
+        slices=(Slice(shard=Shard(index=0, samples=100, blob=BLOB), start=0, stop=64),),
+        lease_seconds=30.0,
+    ),
+    Accept(assignment_id="a1", fence=3),
+    Reject(assignment_id="a1", fence=3, code=RejectCode.BUSY, message="one at a time"),
+    Progress(progress=DOING, metrics=(MetricPoint(name="loss", value=0.5, step=2),), logs=(LogLine(text="hi"),)),
+    Result(assignment_id="a1", fence=3, samples=64, metrics={"loss": 0.5}, update=BLOB, compute_seconds=0.1),
+    Ack(assignment_id="a1", fence=3, counted=True),
+    Error(code="task_code", message="boom", assignment_id="a1", fence=3, scope=Scope.NOBODY, traceback="Traceback"),
+    Cancel(assignment_id="a1", fence=3, reason="cancelled by its submitter"),
+    Pause(task_id="abcdefgh", reason="paused by its submitter"),
+    Resume(task_id="abcdefgh"),
+    Drain(reason="Ctrl-C"),
+    Bye(reason="done"),
+)
+BY_TYPE: dict[str, Message] = {message.type: message for message in SAMPLES}
