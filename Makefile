@@ -1,0 +1,66 @@
+# A newcomer needs two of these: `make demo` and `make test`. The rest is for contributors.
+#
+# The first run makes .venv and installs what constraints.txt pins; the stamp keeps later runs from doing it again.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format states clean
+
+help:
+	@echo "make demo     train a real model with three local volunteers, and watch it happen"
+	@echo "make test     run the whole test suite"
+	@echo "make lint     ruff, mypy and the import contract"
+	@echo "make format   let ruff rewrite the code in the house style"
+	@echo "make states   redraw docs/reference/states.md from the state tables"
+	@echo "make clean    remove .venv, caches and the demo's output"
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/farm demo
+
+test: $(STAMP)
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest --durations=10 $(ARGS)
+
+lint: $(STAMP)
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> lint-imports"
+	@$(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix --exit-zero .
+	@$(BIN)/ruff format .
+
+states: $(STAMP)
+	@$(BIN)/python docs/generate_states.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo-output build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip learned --group in 25.1 and a fresh venv may carry an older one, so pip itself comes first.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or say which: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "AI Farm needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1 | cut -d" " -f2)." \
+	       "Say which to use: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) comes without the venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@echo "==> installing the pinned packages (torch is the large one: some minutes the first time)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	@touch $@
