@@ -1,0 +1,74 @@
+"""The two database engines of a ledger: one writer, many readers, on one SQLite file in WAL mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from storage.errors import StorageError
+
+LOCK_WAIT_SECONDS: Final = 5.0
+"""How long a statement waits for another program's lock before it fails."""
+
+_WRITER_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",  # a commit is on the disk when it returns
+    "PRAGMA journal_size_limit = 67108864",
+)
+_READER_PRAGMAS: Final = ("PRAGMA query_only = ON",)
+
+
+def ledger_path(location: str | Path) -> Path:
+    """Return the file of a ledger given by path or by URL (``sqlite:///...``, ``sqlite+aiosqlite:///...``).
+
+    Raises: StorageError for another kind of database, or none.
+    """
+    if isinstance(location, Path) or "://" not in location:
+        return Path(location)
+    try:
+        url = make_url(location)
+    except ArgumentError as error:
+        raise StorageError(f"{location!r} is not a database URL; give a path or sqlite:///PATH") from error
+    if url.get_backend_name() != "sqlite":
+        raise StorageError(f"the ledger cannot use {url.get_backend_name()} yet; give a path or sqlite:///PATH")
+    if not url.database or url.database == ":memory:":
+        raise StorageError("the ledger needs a file to outlive the server; give a path or sqlite:///PATH")
+    return Path(url.database)
+
+
+def writer_engine(path: Path) -> Engine:
+    """Return the engine of the one thread that writes: each transaction takes the write lock when it begins."""
+    engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, poolclass=QueuePool, connect_args=_CONNECT)
+    _prepare(engine, _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
+    return engine
+
+
+def reader_engine(path: Path) -> AsyncEngine:
+    """Return the engine of the readers: they see what is committed and can change nothing."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args=_CONNECT)
+    _prepare(engine.sync_engine, _READER_PRAGMAS, "BEGIN")
+    return engine
+
+
+_CONNECT: Final = {"timeout": LOCK_WAIT_SECONDS}
+
+
+def _prepare(engine: Engine, pragmas: tuple[str, ...], begin: str) -> None:
+    """Take transactions out of the driver's hands, which would begin them late and commit them before DDL."""
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)

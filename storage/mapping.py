@@ -1,0 +1,161 @@
+"""Between the coordinator's records and the ledger's rows, field by field.
+
+A field is kept in the column of its name, unless a mapper says otherwise: a ``Codec`` for what SQL has no type for,
+and two columns (``x_digest``, ``x_bytes``) for a reference to a blob. Bytes that ride inside a reference
+(``BlobRef.inline``) are not kept: the blob store has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import Table
+from sqlmodel import SQLModel
+
+from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.records import (
+    AssignmentRecord,
+    CheckpointRecord,
+    ClientRecord,
+    Entry,
+    EventRecord,
+    LogRecord,
+    MetricRecord,
+    Record,
+    RoundRecord,
+    RoundState,
+    SampleRange,
+    TaskRecord,
+)
+from protocol.messages import Kind
+from protocol.resources import Resources
+from protocol.tasks import BlobRef, TaskSpec
+from storage import tables
+
+R = TypeVar("R", bound=Record | Entry)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How one field is kept: what its column is given, and what is made of the column's value."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+def _ranges_to_lists(ranges: Iterable[SampleRange]) -> list[list[int]]:
+    return [[r.shard, r.start, r.stop] for r in ranges]
+
+
+def _ranges_from_lists(lists: Iterable[list[int]]) -> tuple[SampleRange, ...]:
+    return tuple(SampleRange(*numbers) for numbers in lists)
+
+
+_RANGES: Final = Codec(_ranges_to_lists, _ranges_from_lists)
+_MAP: Final = Codec(dict, dict)
+_TEXTS: Final = Codec(list, tuple)
+_RESOURCES: Final = Codec(lambda resources: resources.model_dump(), Resources.model_validate)
+_NUMBER: Final = Codec(
+    lambda value: None if math.isnan(value) else value, lambda value: math.nan if value is None else value
+)
+
+
+def _enum(kind: type[TaskState | AssignmentState | RoundState | Kind]) -> Codec:
+    return Codec(str, kind)
+
+
+class Mapper(Generic[R]):
+    """One kind of record and its table."""
+
+    def __init__(
+        self,
+        record: type[R],
+        row: type[SQLModel],
+        codecs: Mapping[str, Codec] | None = None,
+        *,
+        blobs: tuple[str, ...] = (),
+        elsewhere: tuple[str, ...] = (),
+    ) -> None:
+        self.record_type = record
+        self.table: Table = row.__table__  # type: ignore[attr-defined]  # SQLModel adds it to table classes
+        self.codecs = dict(codecs or {})
+        self.blobs = tuple((name, f"{name}_digest", f"{name}_bytes") for name in blobs)
+        special = {*self.codecs, *blobs, *elsewhere}
+        self.plain = tuple(f.name for f in fields(record) if f.name not in special)
+
+    def row(self, record: R) -> Row:
+        """Return the record's columns."""
+        row = {name: getattr(record, name) for name in self.plain}
+        for name, codec in self.codecs.items():
+            row[name] = codec.encode(getattr(record, name))
+        for name, digest, size in self.blobs:
+            ref: BlobRef | None = getattr(record, name)
+            row[digest], row[size] = (None, None) if ref is None else (ref.digest, ref.size_bytes)
+        return row
+
+    def record(self, row: Mapping[str, Any], **elsewhere: Any) -> R:
+        """Return the record of a row; ``elsewhere`` are the fields that other tables keep."""
+        values: Row = {name: row[name] for name in self.plain}
+        for name, codec in self.codecs.items():
+            values[name] = codec.decode(row[name])
+        for name, digest, size in self.blobs:
+            values[name] = None if row[digest] is None else BlobRef(digest=row[digest], size_bytes=row[size])
+        return self.record_type(**values, **elsewhere)
+
+
+TASKS: Final = Mapper(
+    TaskRecord,
+    tables.TaskRow,
+    {"state": _enum(TaskState), "leftover": _RANGES, "metrics": _MAP},
+    elsewhere=("spec",),
+)
+CLIENTS: Final = Mapper(ClientRecord, tables.ClientRow, {"resources": _RESOURCES, "tags": _TEXTS})
+ROUNDS: Final = Mapper(RoundRecord, tables.RoundRow, {"state": _enum(RoundState), "metrics": _MAP})
+ASSIGNMENTS: Final = Mapper(
+    AssignmentRecord,
+    tables.AssignmentRow,
+    {"state": _enum(AssignmentState), "kind": _enum(Kind), "ranges": _RANGES, "metrics": _MAP},
+    blobs=("update",),
+)
+CHECKPOINTS: Final = Mapper(
+    CheckpointRecord,
+    tables.CheckpointRow,
+    {"leftover": _RANGES, "metrics": _MAP},
+    blobs=("weights", "optimizer", "manifest"),
+)
+EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
+METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
+LOGS: Final = Mapper(LogRecord, tables.LogRow)
+
+MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
+    mapper.record_type: mapper for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, EVENTS, METRICS, LOGS)
+}
+
+_WITHOUT_BYTES: Final[dict[str, Any]] = {
+    "code": {"inline"},
+    "initial_weights": {"inline"},
+    "dataset": {"shards": {"__all__": {"blob": {"inline"}}}},
+}
+
+
+def submission_row(task_id: str, spec: TaskSpec) -> Row:
+    """Return the row of ``submissions`` that keeps a task's specification."""
+    return {"task_id": task_id, "spec": spec.model_dump(exclude=_WITHOUT_BYTES)}
+
+
+def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
+    """Return the rows of ``blobs``: what the specification refers to."""
+    named = [("code", spec.code), ("initial_weights", spec.initial_weights)]
+    named += [("shard", shard.blob) for shard in spec.dataset.shards if shard.blob is not None]
+    return [
+        {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named
+    ]
+
+
+def task_record(row: Mapping[str, Any]) -> TaskRecord:
+    """Return the task of a row of ``tasks`` joined with its submission's ``spec``."""
+    return TASKS.record(row, spec=TaskSpec.model_validate(row["spec"]))
