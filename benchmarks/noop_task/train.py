@@ -1,0 +1,48 @@
+"""A task that trains nothing: what a round of it costs is what the farm adds to every round."""
+
+import torch
+from torch import nn
+
+
+class Flat(nn.Module):
+    """One vector of ``params`` float32 numbers."""
+
+    def __init__(self, params: int) -> None:
+        super().__init__()
+        self.flat = nn.Parameter(torch.zeros(params))
+
+
+class Ones:
+    """As many samples as asked for, each the number 1 and none of them stored."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.sample = torch.ones(1)
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return self.samples
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the one sample there is."""
+        return self.sample
+
+
+def build_model(config: dict[str, float]) -> Flat:
+    """Return a model of ``config["params"]`` parameters."""
+    return Flat(int(config["params"]))
+
+
+def build_optimizer(model: Flat, config: dict[str, float]) -> torch.optim.Optimizer:
+    """Return the optimizer with the least work and no state."""
+    return torch.optim.SGD(model.parameters(), lr=1e-3)
+
+
+def loss(model: Flat, batch: torch.Tensor) -> torch.Tensor:
+    """Touch one parameter; the gradient still has the size of the model."""
+    return model.flat[0] * batch.mean()
+
+
+def make_dataset(config: dict[str, float]) -> Ones:
+    """Return ``config["samples"]`` samples."""
+    return Ones(int(config["samples"]))
