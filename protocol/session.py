@@ -1,0 +1,201 @@
+"""One side of a conversation, sans I/O: frames in, messages out; messages in, frames out.
+
+    CONNECTING --hello--> GREETING --welcome--> OPEN --bye or a fatal error--> CLOSED
+
+A move that is missing from ``SENDS`` is illegal. Draining is no state of its own: the two directions are not
+synchronised, so an ``assign`` may cross a ``drain`` on the wire and must stay legal; the client rejects it.
+
+The shell around it is a loop:
+
+    for message in session.receive(frame): ...act on it, answering with write(session.send(reply))
+    for frame in session.outgoing(): write(frame)
+    if session.closed: close the WebSocket with session.close_code and session.close_reason
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from protocol.codec import decode, encode
+from protocol.errors import (
+    FarmError,
+    MalformedFrame,
+    OutOfOrder,
+    OversizedFrame,
+    ProtocolError,
+    UnknownMessage,
+    VersionMismatch,
+)
+from protocol.limits import MAX_FRAME_BYTES, MAX_STRIKES
+from protocol.messages import Bye, Error, Hello, Message, Scope, Welcome
+from protocol.versions import SUPPORTED, negotiate
+
+MAX_ERROR_CHARS: Final = 1000
+"""An error answer's message is cut here: it may quote what the peer sent."""
+
+
+class Side(StrEnum):
+    """Which end of the connection a session is."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+    @property
+    def other(self) -> Side:
+        """Return the far end."""
+        return Side.SERVER if self is Side.CLIENT else Side.CLIENT
+
+
+class State(StrEnum):
+    """How far the conversation is."""
+
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+_CLIENT_OPEN: Final = frozenset(
+    {"heartbeat", "ready", "accept", "reject", "progress", "result", "error", "pause", "resume", "drain", "bye"}
+)
+_SERVER_OPEN: Final = frozenset({"assign", "ack", "cancel", "error", "pause", "resume", "drain", "bye"})
+
+SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
+    {
+        State.CONNECTING: {Side.CLIENT: frozenset({"hello", "error", "bye"}), Side.SERVER: frozenset({"error", "bye"})},
+        State.GREETING: {Side.CLIENT: frozenset({"error", "bye"}), Side.SERVER: frozenset({"welcome", "error", "bye"})},
+        State.OPEN: {Side.CLIENT: _CLIENT_OPEN, Side.SERVER: _SERVER_OPEN},
+        State.CLOSED: {Side.CLIENT: frozenset(), Side.SERVER: frozenset()},
+    }
+)
+"""Which message types each side may send in each state."""
+
+
+class Session:
+    """The protocol's rules for one connection; a new connection needs a new session.
+
+    ``version`` is None until both sides agreed; ``max_frame_bytes`` falls to the welcome's value where that is lower.
+    """
+
+    def __init__(self, side: Side, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.side = side
+        self.state = State.CONNECTING
+        self.version: int | None = None
+        self.max_frame_bytes = max_frame_bytes
+        self.strikes = 0
+        self.error: FarmError | None = None
+        """Why this side closed the session; None after a bye or when the peer closed it."""
+        self._offered: tuple[int, ...] = ()
+        self._outgoing: list[bytes] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether the conversation is over: write what is outgoing, then close the connection."""
+        return self.state is State.CLOSED
+
+    @property
+    def close_code(self) -> int:
+        """The WebSocket close code to use: 1000 (normal), 1002 (protocol error) or 1008 (refused by the shell)."""
+        if self.error is None:
+            return 1000
+        return 1002 if isinstance(self.error, ProtocolError) else 1008
+
+    @property
+    def close_reason(self) -> str:
+        """The WebSocket close reason to use: the error's code, or nothing."""
+        return self.error.code if self.error else ""
+
+    def may_send(self, message_type: str) -> bool:
+        """Whether ``send`` would take a message of this type now."""
+        return message_type in SENDS[self.state][self.side]
+
+    def send(self, message: Message) -> bytes:
+        """Return the frame to write for ``message``.
+
+        Raises: OutOfOrder if this side may not send it now (after the end: nothing); OversizedFrame if it is over the
+            negotiated limit; MalformedFrame if it has no msgpack form. The session is as it was before.
+        """
+        if not self.may_send(message.type):
+            raise OutOfOrder(self._complaint(message, self.side))
+        frame = encode(message)
+        limit = (
+            min(self.max_frame_bytes, message.max_frame_bytes) if isinstance(message, Welcome) else self.max_frame_bytes
+        )
+        if len(frame) > limit:
+            raise OversizedFrame(f"this {message.type} has {len(frame)} bytes and the limit is {limit}; use /v1/blobs")
+        self._advance(message)
+        return frame
+
+    def receive(self, frame: bytes | str) -> list[Message]:
+        """Take one WebSocket message and return the messages for the shell: one, or none.
+
+        Never raises for what the peer did: a bad frame queues a typed error answer (see ``outgoing``); after
+        ``MAX_STRIKES`` of them, or without a common version, the answer is fatal and the session closed. An unknown
+        message type is answered and costs no strike, so that a newer peer is not thrown out. Once closed, frames
+        that were still on their way are ignored.
+        """
+        if self.closed:
+            return []
+        try:
+            message = self._read(frame)
+            self._advance(message)
+        except ProtocolError as error:
+            self._answer(error)
+            return []
+        return [message]
+
+    def outgoing(self) -> list[bytes]:
+        """Return and forget the frames that the session itself wants written."""
+        frames, self._outgoing = self._outgoing, []
+        return frames
+
+    def fail(self, error: FarmError) -> None:
+        """Queue ``error`` as a fatal answer and close: for refusals that the shell decides (a wrong secret)."""
+        self._queue_error(error, fatal=True)
+
+    def _read(self, frame: bytes | str) -> Message:
+        if isinstance(frame, str):
+            raise MalformedFrame("this is a text frame; send binary frames of msgpack")
+        message = decode(frame, self.max_frame_bytes)
+        if message.type not in SENDS[self.state][self.side.other]:
+            raise OutOfOrder(self._complaint(message, self.side.other))
+        return message
+
+    def _advance(self, message: Message) -> None:
+        match message:
+            case Hello():
+                if self.side is Side.SERVER:
+                    self.version = negotiate(message.versions)
+                self._offered = message.versions
+                self.state = State.GREETING
+            case Welcome():
+                self._agree(message)
+                self.state = State.OPEN
+            case Bye() | Error(fatal=True):
+                self.state = State.CLOSED
+
+    def _agree(self, welcome: Welcome) -> None:
+        if welcome.version not in self._offered or welcome.version not in SUPPORTED:
+            raise VersionMismatch(f"the welcome names version {welcome.version}, which the hello did not offer")
+        self.version = welcome.version
+        self.max_frame_bytes = min(self.max_frame_bytes, welcome.max_frame_bytes)
+
+    def _answer(self, error: ProtocolError) -> None:
+        self.strikes += not isinstance(error, UnknownMessage)
+        self._queue_error(error, fatal=isinstance(error, VersionMismatch) or self.strikes >= MAX_STRIKES)
+
+    def _queue_error(self, error: FarmError, *, fatal: bool) -> None:
+        if self.closed:
+            return
+        answer = Error(code=error.code, message=error.message[:MAX_ERROR_CHARS], scope=Scope.HERE, fatal=fatal)
+        self._outgoing.append(encode(answer))
+        if fatal:
+            self.error = error
+            self.state = State.CLOSED
+
+    def _complaint(self, message: Message, sender: Side) -> str:
+        legal = ", ".join(sorted(SENDS[self.state][sender])) or "nothing"
+        return f"{message.type} is not legal from the {sender} while {self.state}; legal: {legal}"
