@@ -1,0 +1,85 @@
+"""NVIDIA accelerators through NVML; a machine without a driver simply has none."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection
+from contextlib import suppress
+
+from protocol.resources import Gpu
+
+with warnings.catch_warnings():
+    # The deprecated package of the same name warns at import; the module we depend on comes from nvidia-ml-py.
+    warnings.simplefilter("ignore")
+    import pynvml
+
+
+class Accelerators:
+    """The GPUs that this process may use, in the order in which torch will number them.
+
+    NVML stays open for the agent's life, so that a load sample takes under a millisecond. ``driver`` is its version,
+    empty without one.
+    """
+
+    def __init__(self) -> None:
+        self.driver = ""
+        self._handles: dict[int, object] = {}
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:  # no driver, or no device
+            return
+        self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        for index in _visible(pynvml.nvmlDeviceGetCount()):
+            self._handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
+
+    def keep_only(self, positions: Collection[int]) -> None:
+        """Leave out all GPUs but those at these positions: the others did not pass their self-test."""
+        self._handles = {index: handle for at, (index, handle) in enumerate(self._handles.items()) if at in positions}
+
+    @property
+    def visible(self) -> str:
+        """The GPUs in use, as ``CUDA_VISIBLE_DEVICES`` has them."""
+        return ",".join(map(str, self._handles))
+
+    def sample(self) -> tuple[Gpu, ...]:
+        """Read every GPU's memory and load; one that fell off the bus is left out."""
+        found = []
+        for index, handle in self._handles.items():
+            with suppress(pynvml.NVMLError):
+                found.append(_sample(index, handle))
+        return tuple(found)
+
+    def close(self) -> None:
+        """Let NVML go."""
+        if self.driver:
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+            self._handles, self.driver = {}, ""
+
+
+def _visible(count: int) -> list[int]:
+    """Read the owner's own choice of GPUs; all of them if there is none, or it is by name (UUID)."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not all(part.strip().isdigit() for part in chosen.split(",") if part):
+        return list(range(count))
+    return [int(part) for part in chosen.split(",") if part and int(part) < count]
+
+
+def _sample(index: int, handle: object) -> Gpu:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    except pynvml.NVMLError:  # a MIG slice has no rate of its own
+        utilization = 0.0
+    return Gpu(
+        index=index,
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        memory_bytes=int(memory.total),
+        memory_free_bytes=int(memory.free),
+        utilization=min(1.0, utilization),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,36 @@
+"""The one retry policy: how long to wait after the n-th failure in a row, and when to give up.
+
+Exponential backoff with full jitter, so that a thousand clients do not return to a restarted server at once.
+Source: Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015), "full jitter".
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Waits drawn evenly from 0 to ``first_seconds * 2**n``, that bound never above ``longest_seconds``.
+
+    ``tries`` counts the first one; None tries for ever.
+    """
+
+    first_seconds: float
+    longest_seconds: float
+    tries: int | None = None
+
+    def allows(self, failures: int) -> bool:
+        """Tell whether another try is due after so many failures in a row."""
+        return self.tries is None or failures < self.tries
+
+    def delay_seconds(self, failures: int) -> float:
+        """Draw the wait before the next try; ``failures`` in a row is at least 1."""
+        bound = self.first_seconds * 2 ** min(failures - 1, 30)
+        return random.uniform(0, min(bound, self.longest_seconds))  # noqa: S311  jitter is no secret
+
+
+RECONNECT: Final = RetryPolicy(first_seconds=0.25, longest_seconds=30.0)
+TRANSFER: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)

@@ -1,0 +1,82 @@
+"""The agent's folder: who it is, what it fetched, and the lock that keeps a second agent out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from farm_client.agent.errors import BadHome, HomeInUse
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where an agent keeps its files; only its owner can look inside."""
+
+    root: Path
+
+    @property
+    def identity_file(self) -> Path:
+        """The client's id and secret."""
+        return self.root / "identity.json"
+
+    @property
+    def self_test_file(self) -> Path:
+        """The last self-test that passed."""
+        return self.root / "self-test.json"
+
+    @property
+    def status_file(self) -> Path:
+        """What the running agent last said of itself."""
+        return self.root / "status.json"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Blobs by digest."""
+        return self.root / "cache"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """One folder for each living executor; empty whenever no agent runs."""
+        return self.root / "scratch"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, take its lock, and clear what a killed agent left behind.
+
+        Raises: HomeInUse if another agent runs here; BadHome if the folder cannot be written.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = FileLock(self.root / "lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise HomeInUse(
+                f"another farm-client already runs in {self.root}; stop it, or give this one a folder with --home"
+            ) from None
+        except OSError as error:
+            raise BadHome(f"cannot write to {self.root} ({error.strerror}); choose a folder with --home") from error
+        try:
+            self._clear_scratch()
+            yield
+        finally:
+            lock.release()
+
+    def in_use(self) -> bool:
+        """Tell whether an agent runs in this home now."""
+        if not (self.root / "lock").exists():
+            return False
+        try:
+            with FileLock(self.root / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _clear_scratch(self) -> None:
+        shutil.rmtree(self.scratch_dir, ignore_errors=True)
+        self.scratch_dir.mkdir(mode=0o700, exist_ok=True)
+        self.cache_dir.mkdir(mode=0o700, exist_ok=True)

@@ -1,0 +1,74 @@
+"""The agent's settings: command line over ``FARM_CLIENT_*`` variables over defaults, resolved here and nowhere else."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from platformdirs import user_data_path
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from farm_client.agent.errors import BadSettings
+
+ENV_PREFIX: Final = "FARM_CLIENT_"
+
+
+def default_home() -> Path:
+    """Return the folder that an agent uses when none is named."""
+    return user_data_path("aifarm", appauthor=False) / "client"
+
+
+class AgentSettings(BaseSettings):
+    """Everything a volunteer may set. Sizes are bytes and accept ``8GB`` or ``512MiB``; times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=default_home, description="Folder of the identity, the cache and scratch files.")
+    name: str = Field(
+        default_factory=socket.gethostname, max_length=100, description="How people see this machine; not unique."
+    )
+    tags: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=32, description="Labels that a task may ask for; separated by commas in the variable."
+    )
+    cpu_cores: int | None = Field(default=None, ge=1, description="CPU cores to lend; unset lends all.")
+    max_ram: ByteSize | None = Field(default=None, gt=0, description="Memory to lend, in bytes; unset lends all.")
+    cache_bytes: ByteSize = Field(
+        default=ByteSize(20 * 1024**3), gt=0, description="Largest size of the cache of shards and weights."
+    )
+    slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
+    drain_seconds: float = Field(
+        default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."
+    )
+    idle_executor_seconds: float = Field(
+        default=600.0, gt=0, description="An executor without work for so long is stopped."
+    )
+    give_up_seconds: float | None = Field(
+        default=None, gt=0, description="Exit when the farm was out of reach for so long; unset waits for ever."
+    )
+    log_format: Literal["lines", "json"] = Field(
+        default="lines", description="What the agent says on stderr: lines for people, or JSON for programs."
+    )
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _split_tags(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(tag.strip() for tag in value.split(",") if tag.strip())
+        return value
+
+
+def load_settings(**given: Any) -> AgentSettings:
+    """Resolve the settings; an option that is None or empty was not given.
+
+    Raises: BadSettings naming the first setting that is wrong, and why.
+    """
+    try:
+        return AgentSettings(**{name: value for name, value in given.items() if value not in (None, ())})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise BadSettings(
+            f"--{name.replace('_', '-')} (or {ENV_PREFIX}{name.upper()}): {first['msg']}, not {first['input']!r}"
+        ) from None

@@ -1,0 +1,32 @@
+"""The environment of an executor: an allow-list, so that nothing of the volunteer's secrets is inherited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_ALLOWED: Final = frozenset({"PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT"})
+_ALLOWED_PREFIXES: Final = ("LC_", "CUDA_", "NVIDIA_")
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_CACHE_VARIABLES: Final = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME")
+_FIXED: Final = {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # torch numbers the GPUs as NVML does
+}
+
+
+def executor_environment(
+    scratch_dir: Path, cpu_cores: int, inherited: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return an executor's whole environment: what may pass, its thread count, and scratch for every cache."""
+    passed = {name: value for name, value in inherited.items() if _may_pass(name)}
+    threads = dict.fromkeys(_THREAD_VARIABLES, str(cpu_cores))
+    folders = dict.fromkeys(_CACHE_VARIABLES, str(scratch_dir))
+    return passed | threads | folders | _FIXED
+
+
+def _may_pass(name: str) -> bool:
+    return name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)

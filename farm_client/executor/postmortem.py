@@ -1,0 +1,49 @@
+"""Why an executor died, in a sentence for the researcher's terminal."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_KERNEL_COUNTERS: Final = Path("/proc/vmstat")
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an executor ended. ``code`` is ``out_of_memory``, ``killed``, ``exited`` or ``bad_report``."""
+
+    code: str
+    message: str
+
+
+def explain_death(exit_code: int, ran_out_of_memory: bool, broke_protocol: str | None) -> Death:
+    """Name the cause. ``exit_code`` is negative for a signal, as ``subprocess`` has it.
+
+    ``ran_out_of_memory``: the kernel's out-of-memory killer was at work while the executor lived.
+    """
+    if broke_protocol is not None:
+        return Death("bad_report", f"the executor was stopped: {broke_protocol}")
+    if exit_code >= 0:
+        return Death("exited", f"the executor exited by itself with code {exit_code}")
+    name = _signal_name(-exit_code)
+    if -exit_code == signal.SIGKILL and ran_out_of_memory:
+        return Death("out_of_memory", f"the executor was killed ({name}) because memory ran out on this machine")
+    return Death("killed", f"the executor was killed by {name}")
+
+
+def oom_kills() -> int:
+    """Read how often this system's out-of-memory killer has struck since boot; 0 where it does not say."""
+    try:
+        counters = _KERNEL_COUNTERS.read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

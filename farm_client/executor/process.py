@@ -1,0 +1,218 @@
+"""The agent's side of one executor: start it, send it orders, hear its reports and its output, end it.
+
+What protects the volunteer today, and what does not:
+
+- protected: the executor is a process of its own, in a session of its own; it gets an environment from an allow-list
+  (no tokens, no passwords, HOME and TMPDIR inside its scratch folder), a scratch folder that is deleted with it,
+  lower priority, and it dies with the agent; every report it sends is checked.
+- NOT protected: there is no sandbox yet. The researcher's code runs as the volunteer's user: it can read that user's
+  files, use the network, and start processes that leave the process group. Join only farms that you trust.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from farm_client.executor.environment import executor_environment
+from farm_client.executor.messages import REPORT, Order, Report
+from farm_client.executor.output import LineSplitter
+from farm_client.executor.postmortem import Death, explain_death, oom_kills
+from protocol.errors import MalformedFrame, ProtocolError
+from protocol.framing import FrameDecoder, pack_frame
+
+EXECUTOR_MODULE: Final = "farm_client.executor"
+FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
+_SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
+"""A frame of inline weights passes in few wake-ups."""
+_READ_BYTES: Final = 64 * 1024
+_READS_PER_WAKE: Final = 8
+"""An executor that prints without end must not keep the event loop from its other work."""
+
+Stream = Literal["stdout", "stderr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who hears of an executor. Called on the event loop; none may block or raise."""
+
+    on_report: Callable[[Report], None]
+    on_line: Callable[[Stream, str], None]
+    on_death: Callable[[Death], None]
+
+
+class ExecutorProcess(asyncio.Protocol):
+    """One living executor. Made by ``start_executor``; ended by ``kill`` or by itself, which the listener hears."""
+
+    def __init__(self, scratch_dir: Path, listener: Listener) -> None:
+        self.scratch_dir = scratch_dir
+        self._listener = listener
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.WriteTransport | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._outputs: dict[int, tuple[Stream, LineSplitter]] = {}
+        self._killed = False
+        self._broke_protocol: str | None = None
+        self._oom_kills_before = oom_kills()
+
+    @property
+    def pid(self) -> int:
+        """The process's id, which is also its group's and its session's."""
+        assert self._process is not None  # noqa: S101  set before anyone holds this object
+        return self._process.pid
+
+    def send(self, order: Order) -> None:
+        """Write one order. A dead executor's death is heard through the listener, not here."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pack_frame(order.model_dump(exclude_none=True)))
+
+    def read_output(self) -> None:
+        """Hear now all that the executor printed so far: what it printed before a report comes before the report."""
+        for descriptor in tuple(self._outputs):
+            self._read_pipe(descriptor)
+
+    def kill(self) -> None:
+        """Kill the executor and all of its group at once, in mid-step; its death is not reported."""
+        self._killed = True
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def closed(self) -> None:
+        """Wait until the process is gone and its scratch folder with it."""
+        if self._watch is not None:
+            await asyncio.shield(self._watch)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to the executor (asyncio calls this)."""
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101  a stream transport writes
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Hear reports (asyncio calls this). The executor runs strangers' code, so each report is checked."""
+        try:
+            frames = self._decoder.feed(data)
+            reports = [REPORT.validate_python(frame) for frame in frames]
+        except (ProtocolError, ValidationError) as error:
+            self._refuse(error)
+            return
+        for report in reports:
+            if report.type in ("done", "failed"):
+                self.read_output()
+            self._listener.on_report(report)
+
+    def _refuse(self, error: ProtocolError | ValidationError) -> None:
+        reason = error.message if isinstance(error, ProtocolError) else MalformedFrame().message
+        self._broke_protocol = f"it sent a report that cannot be read: {reason}"
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def adopt(self, process: asyncio.subprocess.Process, outputs: dict[Stream, int]) -> None:
+        """Take charge of the started process and the reading ends of its output pipes."""
+        self._process = process
+        loop = asyncio.get_running_loop()
+        for stream, descriptor in outputs.items():
+            os.set_blocking(descriptor, False)
+            self._outputs[descriptor] = (stream, LineSplitter())
+            loop.add_reader(descriptor, self._read_pipe, descriptor)
+        self._watch = loop.create_task(self._await_end(process))
+
+    def _read_pipe(self, descriptor: int) -> None:
+        stream, splitter = self._outputs[descriptor]
+        try:
+            for _ in range(_READS_PER_WAKE):
+                data = os.read(descriptor, _READ_BYTES)
+                for line in splitter.feed(data):
+                    self._listener.on_line(stream, line)
+                if 0 < len(data) < _READ_BYTES:
+                    return
+                if not data:
+                    self._close_pipe(descriptor)
+                    return
+        except BlockingIOError:
+            return
+
+    def _close_pipe(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        stream, splitter = self._outputs.pop(descriptor)
+        os.close(descriptor)
+        for line in splitter.finish():
+            self._listener.on_line(stream, line)
+
+    async def _await_end(self, process: asyncio.subprocess.Process) -> None:
+        exit_code = await process.wait()
+        with suppress(ProcessLookupError):  # what the executor started in its group goes with it
+            os.killpg(process.pid, signal.SIGKILL)
+        self.read_output()
+        for descriptor in tuple(self._outputs):
+            self._close_pipe(descriptor)
+        if self._transport is not None:
+            self._transport.close()
+        await asyncio.to_thread(shutil.rmtree, self.scratch_dir, ignore_errors=True)
+        if not self._killed:
+            ran_out_of_memory = oom_kills() > self._oom_kills_before
+            self._listener.on_death(explain_death(exit_code, ran_out_of_memory, self._broke_protocol))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How executors are started. ``cpu_cores`` bounds the threads of each; ``gpus`` is its CUDA_VISIBLE_DEVICES."""
+
+    scratch_root: Path
+    cpu_cores: int
+    gpus: str = ""
+    module: str = EXECUTOR_MODULE
+
+    def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
+        """Return the whole environment of one executor."""
+        own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus}
+        return executor_environment(scratch_dir, self.cpu_cores) | own
+
+
+async def start_executor(launch: Launch, listener: Listener) -> ExecutorProcess:
+    """Start an executor with a scratch folder of its own; it reports Warm when it is ready.
+
+    Raises: OSError if no process can be started.
+    """
+    scratch_dir = Path(tempfile.mkdtemp(prefix="executor-", dir=launch.scratch_root))
+    executor = ExecutorProcess(scratch_dir, listener)
+    ours, theirs = socket.socketpair()
+    pipes: dict[Stream, tuple[int, int]] = {"stdout": os.pipe(), "stderr": os.pipe()}
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "farm_client.executor.lifeline", str(os.getpid()), launch.module),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipes["stdout"][1],
+            stderr=pipes["stderr"][1],
+            cwd=scratch_dir,
+            env=launch.environment(scratch_dir, theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        for reading, _ in pipes.values():
+            os.close(reading)
+        shutil.rmtree(scratch_dir, ignore_errors=True)
+        raise
+    finally:
+        theirs.close()
+        for _, writing in pipes.values():
+            os.close(writing)
+    executor.adopt(process, {stream: reading for stream, (reading, _) in pipes.items()})
+    await asyncio.get_running_loop().create_unix_connection(lambda: executor, sock=ours)
+    return executor
