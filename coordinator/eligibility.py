@@ -1,0 +1,82 @@
+"""Which client may work on which task: requirements, the pre-flight, and what else stands in the way.
+
+Two questions are kept apart. ``qualifies`` is about the machine and does not change from second to second: a task
+that no machine qualifies for waits for a better machine. ``available`` is about this moment.
+"""
+
+from __future__ import annotations
+
+from coordinator.decision import Decision
+from coordinator.records import ClientRecord
+from coordinator.state import ClientState, TaskRun
+from protocol.tasks import TaskSpec
+
+EXECUTOR_RAM_BYTES = 400 * 1024**2
+"""What an executor holds before any model: Python, torch and its optimizers (217 + 75 MB were measured)."""
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Write a size for people: ``3.2 GB``."""
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def needed_ram_bytes(spec: TaskSpec) -> int:
+    """Estimate the memory of one executor of this task.
+
+    The measured peak of one batch where the submission has one; else weights, gradients, two moments and a copy
+    of the global weights, and two shards, over the bare executor.
+    """
+    footprint = spec.footprint
+    estimate = EXECUTOR_RAM_BYTES + 5 * spec.initial_weights.size_bytes + 2 * footprint.largest_shard_bytes
+    return max(spec.requirements.ram_bytes, footprint.peak_ram_bytes or estimate)
+
+
+def qualifies(client: ClientRecord, spec: TaskSpec) -> Decision[bool]:
+    """Whether the machine meets the task's requirements, and the task fits it."""
+    need, have = spec.requirements, client.resources
+    gpu_memory = max((g.memory_bytes for g in have.gpus), default=0)
+    missing_tags = sorted(set(need.tags) - set(client.tags))
+    ram = needed_ram_bytes(spec)
+    checks = (
+        (
+            not need.clients or bool({client.client_id, client.name} & set(need.clients)),
+            "is not a named client",
+        ),
+        (not missing_tags, f"lacks the tag {', '.join(missing_tags)}"),
+        (have.cpu_cores >= need.cpu_cores, f"has {have.cpu_cores} CPU cores of {need.cpu_cores}"),
+        (not need.gpu or bool(have.gpus), "has no GPU"),
+        (
+            gpu_memory >= need.gpu_memory_bytes,
+            f"has {gigabytes(gpu_memory)} GPU memory of {gigabytes(need.gpu_memory_bytes)}",
+        ),
+        (have.ram_bytes >= ram, f"has {gigabytes(have.ram_bytes)} RAM of {gigabytes(ram)}"),
+    )
+    return next((Decision(False, reason) for ok, reason in checks if not ok), Decision(True))
+
+
+def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
+    """Whether the client takes part in this task at this moment; a busy client does."""
+    if not client.online:
+        return Decision(False, f"offline: {client.offline_reason}")
+    if client.draining:
+        return Decision(False, "is leaving")
+    if client.paused is not None:
+        return Decision(False, f"paused by its owner{': ' + client.paused if client.paused else ''}")
+    cooldown = client.cooldowns.get(run.task_id)
+    if cooldown and cooldown.until > now:
+        return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")
+    return fits_now(client, run)
+
+
+def fits_now(client: ClientState, run: TaskRun) -> Decision[bool]:
+    """The pre-flight against the memory that is free now. A client that runs the task already has passed it."""
+    need, free = needed_ram_bytes(run.record.spec), client.load.ram_free_bytes
+    if free and free < need and client.client_id not in run.participants:
+        return Decision(False, f"has {gigabytes(free)} RAM free of {gigabytes(need)}")
+    return Decision(True)
+
+
+def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
+    """Whether the client may be offered parts of this task, as soon as it has a free slot."""
+    fit = qualifies(client.record, run.record.spec)
+    return available(client, run, now) if fit.value else fit

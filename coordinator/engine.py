@@ -1,0 +1,120 @@
+"""The only door to changing the farm: ``Coordinator.handle(event, now) -> commands``.
+
+The rules live in the modules that it dispatches to; none of them does I/O, reads a clock or draws a random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from coordinator import fleet, recovery, results, scheduling, tasks, views
+from coordinator.commands import Command
+from coordinator.events import (
+    AggregationFailed,
+    AssignmentAccepted,
+    AssignmentFailed,
+    AssignmentRejected,
+    ClientBeat,
+    ClientConnected,
+    ClientDraining,
+    ClientLost,
+    ClientPaused,
+    ClientReady,
+    Event,
+    Restored,
+    ResultArrived,
+    RoundAggregated,
+    TaskAction,
+    TaskSubmitted,
+    Tick,
+)
+from coordinator.records import Snapshot
+from coordinator.rounds import round_aggregated
+from coordinator.settings import CoordinatorSettings
+from coordinator.turn import Turn
+from protocol.rest import ClientView, Explanation, RoundView, TaskView
+
+RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
+    {
+        TaskSubmitted: tasks.submit,
+        TaskAction: tasks.act,
+        ClientConnected: fleet.connected,
+        ClientLost: fleet.lost,
+        ClientReady: fleet.ready,
+        ClientPaused: fleet.paused,
+        ClientDraining: fleet.draining,
+        ClientBeat: results.beat,
+        AssignmentAccepted: results.accepted,
+        AssignmentRejected: results.rejected,
+        AssignmentFailed: results.failed,
+        ResultArrived: results.arrived,
+        RoundAggregated: round_aggregated,
+        AggregationFailed: results.aggregation_failed,
+        Tick: lambda turn, _: scheduling.expire(turn),
+        Restored: lambda turn, _: recovery.mend(turn),
+    }
+)
+
+UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted})
+"""Events after which nobody can be served who could not be before."""
+
+
+class Coordinator:
+    """The farm's mind: who works on what, what counts, and what happens next.
+
+    ``new_id`` makes assignment ids, ``draw`` uniform numbers in [0, 1) for jitter; both are the shell's, so that a
+    simulation can repeat itself.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        settings: CoordinatorSettings,
+        new_id: Callable[[], str],
+        draw: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self._settings = settings
+        self._new_id = new_id
+        self._draw = draw
+        self._snapshot = snapshot
+        self._farm = recovery.restore(snapshot)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in a fact and say what must follow, in order.
+
+        ``now`` is in seconds and never goes back. Raises: NotFound, Conflict or IllegalTransition for a request
+        (TaskSubmitted, TaskAction) that the farm refuses; nothing has changed then.
+        """
+        turn = Turn(self._farm, self._settings, self._new_id, self._draw, now)
+        RULES[type(event)](turn, event)
+        if type(event) not in UNEVENTFUL:
+            scheduling.schedule(turn)
+        return turn.answer()
+
+    def task_view(self, task_id: str, now: float) -> TaskView:
+        """Return one task for people. Raises: NotFound."""
+        return views.task_view(self._farm.task(task_id), now)
+
+    def task_views(self, now: float) -> list[TaskView]:
+        """Return all tasks, newest first."""
+        runs = sorted(self._farm.tasks.values(), key=lambda r: r.record.created_at, reverse=True)
+        return [views.task_view(run, now) for run in runs]
+
+    def open_round_view(self, task_id: str, now: float) -> RoundView | None:
+        """Return the round that is open, if one is. Raises: NotFound."""
+        return views.open_round_view(self._farm.task(task_id), now)
+
+    def client_views(self, now: float) -> list[ClientView]:
+        """Return all known clients, the connected ones first."""
+        ordered = sorted(self._farm.clients.values(), key=lambda c: (not c.online, c.record.name, c.client_id))
+        return [views.client_view(client) for client in ordered]
+
+    def why(self, task_id: str, now: float) -> str:
+        """Say in one line what a task waits for. Raises: NotFound."""
+        return views.why(self._farm, self._farm.task(task_id), now)
+
+    def explain(self, task_id: str, now: float) -> Explanation:
+        """Return every client's score for a task, or why it is left out. Raises: NotFound."""
+        return views.explain(self._farm, self._farm.task(task_id), now)

@@ -1,0 +1,67 @@
+"""Which samples a round consists of: a pure function of the seed, the epoch and the cursor.
+
+An epoch visits the training shards in a seeded order, ``stripe_shards`` at a time. Within a stripe samples are
+drawn round robin, one from each shard in turn, so that a round mixes shards whatever its size, and a client that
+always gets the same part of a round always needs the same shards. Who trains what has no influence here: more or
+fewer clients change the speed of a task and never its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from coordinator.records import SampleRange
+from protocol.digests import digest_bytes
+from protocol.tasks import Shard
+
+
+def epoch_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
+    """Return ``shards`` in the order in which ``epoch`` visits them."""
+    return sorted(shards, key=lambda s: digest_bytes(f"order/{seed}/{epoch}/{s.index}".encode()))
+
+
+def drawn(sizes: Sequence[int], count: int) -> list[int]:
+    """Count how many of the first ``count`` samples, drawn round robin, come from each shard of a stripe.
+
+    ``sizes`` are the shards' samples; ``0 <= count <= sum(sizes)``. Each entry never shrinks as ``count`` grows.
+    """
+    low, high = 0, max(sizes, default=0)
+    while low < high:  # the number of complete passes over the shards that still have samples
+        middle = (low + high + 1) // 2
+        if sum(min(n, middle) for n in sizes) <= count:
+            low = middle
+        else:
+            high = middle - 1
+    taken = [min(n, low) for n in sizes]
+    rest = count - sum(taken)
+    for i, n in enumerate(sizes):
+        if rest and n > low:
+            taken[i] += 1
+            rest -= 1
+    return taken
+
+
+def _stripes(order: Sequence[Shard], width: int) -> Iterator[Sequence[Shard]]:
+    for start in range(0, len(order), width):
+        yield order[start : start + width]
+
+
+def take(order: Sequence[Shard], cursor: int, count: int, stripe_shards: int) -> tuple[SampleRange, ...]:
+    """Return samples ``cursor`` to ``cursor + count`` of the epoch (fewer at its end), as ranges of shards.
+
+    ``order`` comes from ``epoch_order``; ranges count in each shard's own shuffled order.
+    """
+    ranges: list[SampleRange] = []
+    first, last = cursor, cursor + count
+    for stripe in _stripes(order, stripe_shards):
+        sizes = [s.samples for s in stripe]
+        total = sum(sizes)
+        if last <= 0:
+            break
+        if first < total:
+            starts, stops = drawn(sizes, max(first, 0)), drawn(sizes, min(last, total))
+            ranges += [
+                SampleRange(shard.index, a, b) for shard, a, b in zip(stripe, starts, stops, strict=True) if a < b
+            ]
+        first, last = first - total, last - total
+    return tuple(ranges)

@@ -1,0 +1,56 @@
+"""Evaluation: the held-out shards go to volunteers, the metrics come back as sample-weighted means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from coordinator.planning import count_samples
+from coordinator.records import SampleRange
+from coordinator.rounds import mean_metrics, part_out
+from coordinator.state import ClientState, Step, TaskRun
+from coordinator.turn import Turn
+from protocol.messages import Kind
+from protocol.tasks import Split
+
+
+def holdout_ranges(run: TaskRun) -> tuple[SampleRange, ...]:
+    """Return all held-out rows, in stored order."""
+    return tuple(SampleRange(s.index, 0, s.samples) for s in run.record.spec.dataset.of(Split.HOLDOUT))
+
+
+def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
+    """Evaluate the newest version on these clients."""
+    ranges = holdout_ranges(run)
+    run.attempt += 1
+    run.evaluate_next = False
+    run.step = Step(
+        kind=Kind.EVALUATE,
+        number=run.record.version,
+        attempt=run.attempt,
+        epoch=run.record.epoch,
+        samples=count_samples(ranges),
+        opened_at=turn.now,
+    )
+    run.update(served_at=turn.now)
+    part_out(turn, run, clients, ranges)
+
+
+def finish_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
+    """All parts are in: keep the means with the task and the checkpoint they belong to."""
+    metrics = mean_metrics(step.delivered)
+    run.step = None
+    run.checkpoint = replace(run.checkpoint, metrics=metrics)
+    turn.save(run.checkpoint)
+    turn.save(run.update(metrics=metrics))
+    for record in step.delivered:
+        turn.save(record)
+    turn.measure(run, step.number, "eval", metrics)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    turn.note("evaluated", f"version {step.number} on {step.delivered_samples} held-out samples: {shown}", run)
+
+
+def give_up_evaluation(turn: Turn, run: TaskRun, why: str) -> None:
+    """Training goes on without the metrics of this version."""
+    run.evaluate_next = False
+    turn.note("evaluation_given_up", f"version {run.record.version} was not evaluated: {why}", run)

@@ -1,0 +1,91 @@
+"""Clients come, go, pause and leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
+from coordinator.lifecycle import AssignmentState
+from coordinator.offers import lose
+from coordinator.records import ClientRecord
+from coordinator.state import ClientState
+from coordinator.turn import Turn
+
+
+def connected(turn: Turn, event: ClientConnected) -> None:
+    """A client joined, or came back under a new incarnation; what its former self held is lost."""
+    hello = event.hello
+    known = turn.farm.clients.get(hello.client_id)
+    if known is not None:
+        _lose_all(turn, known, "it reconnected and forgot the assignment")
+    first_seen = known.record.first_seen if known else turn.now
+    record = ClientRecord(
+        client_id=hello.client_id,
+        name=hello.name or hello.resources.hostname or hello.client_id[:8],
+        secret_hash=event.secret_hash,
+        first_seen=first_seen,
+        last_seen=turn.now,
+        incarnation=event.incarnation,
+        resources=hello.resources,
+        tags=hello.tags,
+        delivered=known.record.delivered if known else 0,
+        failed=known.record.failed if known else 0,
+    )
+    client = turn.farm.clients[hello.client_id] = ClientState(
+        record=record,
+        online=True,
+        load=hello.load,
+        connected_at=turn.now,
+        last_beat=turn.now,
+        freed_at=turn.now,
+        speeds=known.speeds if known else {},
+        cached=set(hello.cached),
+        failures=known.failures if known else {},
+        cooldowns=known.cooldowns if known else {},
+    )
+    turn.save(record)
+    turn.note("client_joined", f"{record.name} joined", client=client)
+
+
+def lost(turn: Turn, event: ClientLost) -> None:
+    """A connection ended; its assignments go to others."""
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if client is None:
+        return
+    client.online = False
+    client.slots = 0
+    client.offline_reason = event.reason
+    _lose_all(turn, client, f"the client is gone: {event.reason}")
+    for run in turn.farm.tasks.values():
+        run.participants.discard(client.client_id)
+    client.record = replace(client.record, last_seen=turn.now)
+    turn.save(client.record)
+    turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
+
+
+def _lose_all(turn: Turn, client: ClientState, why: str) -> None:
+    for run in turn.farm.tasks.values():
+        if run.step is None:
+            continue
+        for lease in list(run.step.leases.values()):
+            if lease.record.client_id == client.client_id:
+                lose(turn, run, lease, AssignmentState.EXPIRED, why)
+
+
+def ready(turn: Turn, event: ClientReady) -> None:
+    """The client tells how many more assignments it can take."""
+    if client := turn.farm.current(event.client_id, event.incarnation):
+        client.slots = event.slots
+
+
+def paused(turn: Turn, event: ClientPaused) -> None:
+    """The owner paused the machine, or gave it back to the farm."""
+    if client := turn.farm.current(event.client_id, event.incarnation):
+        client.paused = event.reason if event.paused else None
+
+
+def draining(turn: Turn, event: ClientDraining) -> None:
+    """The client finishes what it holds and wants nothing more."""
+    if client := turn.farm.current(event.client_id, event.incarnation):
+        client.draining = True
+        turn.note("client_draining", f"{client.record.name}: {event.reason or 'leaving'}", client=client)

@@ -1,0 +1,37 @@
+"""When a task ends: rounds and epochs in numbers known before it starts."""
+
+from __future__ import annotations
+
+from coordinator.records import TaskRecord
+from protocol.recipe import Recipe
+from protocol.tasks import Split, TaskSpec
+
+
+def rounds_total(spec: TaskSpec) -> int:
+    """Return how many rounds the recipe asks for, if every round commits in full."""
+    recipe = spec.recipe
+    limits = []
+    if recipe.rounds is not None:
+        limits.append(recipe.rounds)
+    if recipe.epochs is not None:
+        limits.append(_rounds_of_epochs(recipe, recipe.epochs, spec.dataset.samples(Split.TRAIN)))
+    return min(limits)
+
+
+def _rounds_of_epochs(recipe: Recipe, epochs: float, samples: int) -> int:
+    per_epoch = -(-samples // recipe.round_samples)
+    whole = int(epochs)
+    rest = -(-int((epochs - whole) * samples) // recipe.round_samples)
+    return max(whole * per_epoch + rest, 1)
+
+
+def is_finished(task: TaskRecord) -> bool:
+    """Whether the task has trained all that its recipe asks for."""
+    recipe = task.spec.recipe
+    if recipe.rounds is not None and task.version >= recipe.rounds:
+        return True
+    if recipe.epochs is None:
+        return False
+    samples = task.spec.dataset.samples(Split.TRAIN)
+    consumed = task.epoch * samples + task.cursor
+    return not task.leftover and consumed >= max(int(recipe.epochs * samples), 1)

@@ -1,0 +1,148 @@
+"""Leases: offering parts of a step to clients, and what renews, ends or loses them."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import replace
+
+from coordinator.eligibility import needed_ram_bytes
+from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.records import AssignmentRecord
+from coordinator.state import ClientState, Lease, Part, Step, TaskRun
+from coordinator.turn import Turn
+from protocol.messages import Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
+from protocol.tasks import TaskSpec
+
+
+def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
+    """Return what a client must know of a task."""
+    return TaskBrief(
+        task_id=task_id,
+        name=spec.name,
+        mode=spec.recipe.mode,
+        code=spec.code,
+        entry=spec.entry,
+        config=spec.config,
+        seed=spec.recipe.seed,
+        batch_samples=spec.recipe.batch_samples,
+        dataset_kind=spec.dataset.kind,
+        needed_ram_bytes=needed_ram_bytes(spec),
+    )
+
+
+def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part) -> None:
+    """Lease a part of the task's open step to a client that has a free slot."""
+    step = _step(run)
+    record = AssignmentRecord(
+        assignment_id=turn.new_id(),
+        task_id=run.task_id,
+        round=step.number,
+        attempt=step.attempt,
+        kind=step.kind,
+        epoch=step.epoch,
+        client_id=client.client_id,
+        incarnation=client.incarnation,
+        fence=turn.farm.next_fence(turn.now),
+        state=AssignmentState.OFFERED,
+        ranges=part.ranges,
+        position=part.position,
+        samples=part.samples,
+        offered_at=turn.now,
+        expires_at=turn.now + turn.settings.offer_seconds,
+    )
+    step.leases[record.assignment_id] = Lease(record, deadline=turn.now + _patience(turn, run, client, part.samples))
+    client.held.add(record.assignment_id)
+    client.slots -= 1
+    run.participants.add(client.client_id)
+    turn.save(record)
+    turn.send(client, _assign(turn, run, record))
+
+
+def _patience(turn: Turn, run: TaskRun, client: ClientState, samples: int) -> float:
+    longest = run.record.spec.recipe.longest_round_seconds
+    average = client.speeds.get(run.task_id)
+    if average is None or not average.value:
+        return longest
+    settings = turn.settings
+    return min(settings.deadline_grace_seconds + settings.deadline_factor * samples / average.value, longest)
+
+
+def _assign(turn: Turn, run: TaskRun, record: AssignmentRecord) -> Assign:
+    shards = run.record.spec.dataset.shards
+    return Assign(
+        assignment_id=record.assignment_id,
+        fence=record.fence,
+        kind=record.kind,
+        task=run.brief,
+        round=record.round,
+        epoch=record.epoch,
+        weights=run.checkpoint.weights,
+        slices=tuple(Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges),
+        lease_seconds=turn.settings.stall_seconds,
+    )
+
+
+def accept(turn: Turn, run: TaskRun, lease: Lease) -> None:
+    """The client takes the offer; the first acceptance sets the task running."""
+    if lease.record.state is AssignmentState.OFFERED:
+        turn.move_lease(lease, AssignmentState.ACCEPTED, expires_at=turn.now + turn.settings.stall_seconds)
+    if run.record.state is TaskState.ASSIGNED:
+        started = run.record.started_at or turn.now
+        turn.move(run, TaskState.RUNNING, "a client started to work", started_at=started)
+
+
+def renew(turn: Turn, run: TaskRun, lease: Lease, progress: AssignmentProgress) -> None:
+    """Renew a lease, if the client got any further since its last report."""
+    accept(turn, run, lease)
+    if lease.progress == progress:
+        return
+    lease.progress = progress
+    lease.record = replace(lease.record, expires_at=turn.now + turn.settings.stall_seconds)
+    if progress.phase is Phase.COMPUTING and lease.record.state is AssignmentState.ACCEPTED:
+        turn.move_lease(lease, AssignmentState.RUNNING)
+
+
+def release(turn: Turn, run: TaskRun, lease: Lease) -> ClientState:
+    """Take a lease off the books of its step and its client; returns the client."""
+    record = lease.record
+    _step(run).leases.pop(record.assignment_id)
+    client = turn.farm.clients[record.client_id]
+    client.held.discard(record.assignment_id)
+    client.freed_at = turn.now
+    return client
+
+
+def lose(turn: Turn, run: TaskRun, lease: Lease, to: AssignmentState, why: str) -> ClientState:
+    """End a lease without a result: its samples go back to the step, for somebody else."""
+    step = _step(run)
+    record = turn.move_lease(lease, to, error=why)
+    turn.save(record)
+    client = release(turn, run, lease)
+    insort(step.waiting, Part(record.position, record.ranges, record.samples), key=lambda p: p.position)
+    turn.note(f"assignment_{to}", f"{client.record.name}: {why}", run, client)
+    return client
+
+
+def cancel(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
+    """End a lease from the server's side and tell the client to stop."""
+    client = lose(turn, run, lease, AssignmentState.EXPIRED, why)
+    if client.incarnation == lease.record.incarnation:
+        turn.send(client, Cancel(assignment_id=lease.record.assignment_id, fence=lease.record.fence, reason=why))
+
+
+def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:
+    """Return why a lease is over, or None. ``may_replace``: another client could do the part at once."""
+    record = lease.record
+    if turn.now > record.expires_at:
+        if record.state is AssignmentState.OFFERED:
+            return f"did not answer the offer within {turn.settings.offer_seconds:.0f} s"
+        return f"made no progress for {turn.settings.stall_seconds:.0f} s"
+    if may_replace and turn.now > lease.deadline:
+        return f"took over {turn.now - record.offered_at:.0f} s, far longer than its speed promised"
+    return None
+
+
+def _step(run: TaskRun) -> Step:
+    if run.step is None:
+        raise RuntimeError(f"task {run.task_id} has no open step")
+    return run.step

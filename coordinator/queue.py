@@ -1,0 +1,40 @@
+"""The priority queue of tasks: who is served first when clients are free.
+
+Order: priority band, highest first; then the submitter that used the farm least of late; then the task that was
+served longest ago. A waiting task's band rises by one every ``ageing_seconds``, up to 9, so that nothing starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from coordinator.records import TaskRecord
+from coordinator.throughput import DecayingSum
+
+TOP_BAND = 9
+
+
+def band(task: TaskRecord, now: float, ageing_seconds: float) -> int:
+    """Return the task's priority, raised by the time it has waited since it was last served."""
+    waited = max(now - max(task.served_at, task.created_at), 0.0)
+    return min(task.spec.priority + int(waited / ageing_seconds), max(TOP_BAND, task.spec.priority))
+
+
+def queue_order(
+    tasks: Iterable[TaskRecord], usage: Mapping[str, DecayingSum], now: float, ageing_seconds: float
+) -> list[TaskRecord]:
+    """Return the tasks in the order in which they are served; ``usage`` is client-seconds by submitter."""
+
+    def key(task: TaskRecord) -> tuple[int, float, float, float, str]:
+        used = usage[task.spec.submitter].read(now) if task.spec.submitter in usage else 0.0
+        return (-band(task, now, ageing_seconds), used, task.served_at, task.created_at, task.task_id)
+
+    return sorted(tasks, key=key)
+
+
+def fair_share(idle: int, peers: int, needed: int) -> int:
+    """Return how many of ``idle`` clients a task may take while ``peers`` tasks of its band (itself included) wait.
+
+    Never fewer than it ``needed`` to open a round at all.
+    """
+    return max(-(-idle // max(peers, 1)), min(needed, idle))

@@ -1,0 +1,164 @@
+"""What comes back from clients: acceptances, refusals, failures, results, aggregates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.commands import DropUpdate
+from coordinator.eligibility import qualifies
+from coordinator.evaluation import finish_evaluation
+from coordinator.events import (
+    AggregationFailed,
+    AssignmentAccepted,
+    AssignmentFailed,
+    AssignmentRejected,
+    ClientBeat,
+    ResultArrived,
+)
+from coordinator.lifecycle import AssignmentState
+from coordinator.offers import accept, lose, release, renew
+from coordinator.rounds import commit, fold_in_turn
+from coordinator.state import ClientState, Cooldown, Lease, Step, TaskRun
+from coordinator.tasks import fail
+from coordinator.throughput import DecayingSum, MovingAverage
+from coordinator.turn import Turn
+from protocol.messages import Ack, Kind, RejectCode, Scope
+
+
+def accepted(turn: Turn, event: AssignmentAccepted) -> None:
+    """A client takes its offer. One that is no longer valid was answered by a cancel already."""
+    if held := turn.farm.lease(event.assignment_id, event.fence):
+        run, _, lease = held
+        accept(turn, run, lease)
+
+
+def beat(turn: Turn, event: ClientBeat) -> None:
+    """A sign of life: the load, and the progress that renews leases."""
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if client is None:
+        return
+    client.last_beat = turn.now
+    if event.load is not None:
+        client.load = event.load
+    for progress in event.assignments:
+        if held := turn.farm.lease(progress.assignment_id, progress.fence):
+            run, _, lease = held
+            renew(turn, run, lease, progress)
+
+
+def rejected(turn: Turn, event: AssignmentRejected) -> None:
+    """A client hands an assignment back undone; it is not asked again at once."""
+    held = turn.farm.lease(event.assignment_id, event.fence)
+    if held is None:
+        return
+    run, _, lease = held
+    to = AssignmentState.REJECTED
+    client = lose(turn, run, lease, to, f"{event.code.replace('_', ' ')}: {event.message}")
+    if event.code is RejectCode.DOES_NOT_FIT:
+        wait = turn.settings.does_not_fit_seconds
+        client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
+    elif event.code is RejectCode.DRAINING:
+        client.draining = True
+    else:
+        wait = turn.settings.client_retry.longest_seconds(1)
+        client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"{event.code}: {event.message}")
+
+
+def failed(turn: Turn, event: AssignmentFailed) -> None:
+    """An assignment went wrong: somebody else gets it, unless the researcher's code is at fault everywhere."""
+    held = turn.farm.lease(event.assignment_id, event.fence)
+    if held is None:
+        return
+    run, step, lease = held
+    client = lose(turn, run, lease, AssignmentState.FAILED, f"{event.code}: {event.message}")
+    client.record = replace(client.record, failed=client.record.failed + 1)
+    turn.save(client.record)
+    step.failures += 1
+    if event.scope is Scope.NOBODY:
+        _code_failed(turn, run, step, client, event)
+        return
+    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+    if step.failures >= turn.settings.round_failures:
+        fail(turn, run, f"{step.failures} assignments failed, the last one: {event.message}", retryable=True)
+
+
+def _code_failed(turn: Turn, run: TaskRun, step: Step, client: ClientState, event: AssignmentFailed) -> None:
+    run.code_failures[client.client_id] = event.message
+    askable = sum(1 for c in turn.farm.online() if not c.draining and qualifies(c.record, run.record.spec).value)
+    enough = len(run.code_failures) >= min(turn.settings.code_failure_clients, max(askable, 1))
+    if enough or step.failures >= turn.settings.round_failures:
+        where = "a client" if len(run.code_failures) == 1 else f"{len(run.code_failures)} clients"
+        fail(turn, run, f"the task's code failed on {where}: {event.message}", retryable=False)
+        return
+    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+
+
+def arrived(turn: Turn, event: ResultArrived) -> None:
+    """A result: counted once, if its lease is still held; a repeat or a late one is acknowledged and dropped."""
+    held = turn.farm.lease(event.assignment_id, event.fence)
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if held is None or held[2].record.client_id != event.client_id:
+        if client is not None:
+            late = "it came late or twice; nothing is lost"
+            turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=late))
+        if event.update is not None:
+            turn.do(DropUpdate(event.update))
+        return
+    run, step, lease = held
+    if problem := _unusable(lease, event):
+        here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
+        failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
+        return
+    _deliver(turn, run, step, lease, event)
+
+
+def _unusable(lease: Lease, event: ResultArrived) -> str | None:
+    if event.samples != lease.record.samples:
+        return f"the result is of {event.samples} samples, the assignment of {lease.record.samples}"
+    if lease.record.kind is Kind.TRAIN and event.update is None:
+        return "the result has no update"
+    return None
+
+
+def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultArrived) -> None:
+    accept(turn, run, lease)
+    record = turn.move_lease(
+        lease,
+        AssignmentState.DELIVERED,
+        delivered_at=turn.now,
+        update=event.update and event.update.model_copy(update={"inline": None}),
+        metrics=dict(event.metrics),
+    )
+    client = release(turn, run, lease)
+    client.slots += 1  # it says so itself in a moment; the next round need not wait for that
+    client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
+    client.failures.pop(run.task_id, None)
+    client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
+    if step.kind is Kind.TRAIN and event.compute_seconds > 0:
+        client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / event.compute_seconds)
+    _charge(turn, run, event.compute_seconds)
+    turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True))
+    step.delivered.append(record)
+    if event.update is not None:
+        step.updates[record.assignment_id] = event.update
+    if step.kind is Kind.TRAIN:
+        fold_in_turn(turn, run, step)
+    if step.leases or step.waiting:
+        return
+    if step.kind is Kind.TRAIN:
+        commit(turn, run, step)
+    else:
+        finish_evaluation(turn, run, step)
+
+
+def _charge(turn: Turn, run: TaskRun, seconds: float) -> None:
+    submitter = run.record.spec.submitter
+    used = turn.farm.usage.setdefault(submitter, DecayingSum(turn.settings.usage_half_life_seconds))
+    used.add(seconds, turn.now)
+
+
+def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:
+    """The server could not load, fold or commit: the round is given up and the task retried after a backoff."""
+    run = turn.farm.tasks.get(event.task_id)
+    if run is not None and run.step is not None and run.step.attempt == event.attempt:
+        fail(turn, run, event.message, retryable=True)

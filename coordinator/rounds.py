@@ -1,0 +1,208 @@
+"""A round: its samples are parted among clients, the updates come back, one aggregate is committed.
+
+The updates are folded in the order of their place in the round, never in the order of their arrival: an update that
+comes before its turn waits. So the aggregate is the same to the bit, whoever was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
+from coordinator.epoch import take
+from coordinator.events import RoundAggregated
+from coordinator.horizon import is_finished
+from coordinator.lifecycle import TaskState
+from coordinator.offers import cancel, offer
+from coordinator.planning import count_samples, cut, shares
+from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
+from coordinator.scoring import expected_speeds
+from coordinator.state import ClientState, Part, Step, StepPhase, TaskRun
+from coordinator.turn import Turn
+from protocol.messages import Kind
+from protocol.tasks import Split
+
+
+def round_ranges(turn: Turn, run: TaskRun) -> tuple[SampleRange, ...]:
+    """Return the next round's samples: what earlier rounds of the epoch left over, then from the cursor on."""
+    task = run.record
+    want = task.spec.recipe.round_samples
+    owed = count_samples(task.leftover)
+    if owed >= want:
+        return cut(task.leftover, [want, owed - want])[0]
+    return task.leftover + take(run.order(), task.cursor, want - owed, turn.settings.stripe_shards)
+
+
+def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
+    """Open the next round with these clients: one part each, in proportion to their speed."""
+    task = run.record
+    ranges = round_ranges(turn, run)
+    samples = count_samples(ranges)
+    run.attempt += 1
+    record = RoundRecord(
+        task_id=run.task_id,
+        number=task.version,
+        state=RoundState.OPEN,
+        attempt=run.attempt,
+        epoch=task.epoch,
+        cursor=task.cursor,
+        samples=samples,
+        opened_at=turn.now,
+    )
+    owed = count_samples(task.leftover)
+    run.step = Step(
+        kind=Kind.TRAIN,
+        number=task.version,
+        attempt=run.attempt,
+        epoch=task.epoch,
+        samples=samples,
+        opened_at=turn.now,
+        round=record,
+        next_cursor=task.cursor + max(samples - owed, 0),
+    )
+    turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
+    part_out(turn, run, clients, ranges)
+    run.step.round = replace(record, clients=len(run.step.leases))
+    turn.save(run.step.round)
+    run.update(served_at=turn.now)
+    turn.save(run.record)
+
+
+def part_out(turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange]) -> None:
+    """Offer consecutive parts of ``ranges`` to the clients, in proportion to their expected speed."""
+    if run.record.state is TaskState.PENDING:
+        turn.move(run, TaskState.ASSIGNED, f"offered to {len(clients)} clients")
+    by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
+    speeds = expected_speeds(run, list(by_id.values()))
+    sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id})
+    position = 0
+    for client_id, piece in zip(sizes, cut(ranges, list(sizes.values())), strict=True):
+        offer(turn, run, by_id[client_id], Part(position, piece, sizes[client_id]))
+        position += sizes[client_id]
+
+
+def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) -> None:
+    """Give the accumulator the updates whose turn has come; with ``skip_gaps`` all that arrived."""
+    for record in sorted(step.delivered, key=lambda a: a.position):
+        if record.position < step.folded_to:
+            continue
+        if record.position > step.folded_to and not skip_gaps:
+            break
+        update = step.updates.pop(record.assignment_id)
+        turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples))
+        step.folded_to = record.position + record.samples
+
+
+def commit(turn: Turn, run: TaskRun, step: Step) -> None:
+    """Close the collection: fold the rest and ask for the aggregate. What is missing is owed to the next round."""
+    missing: list[SampleRange] = []
+    for lease in list(step.leases.values()):
+        cancel(turn, run, lease, "the round was committed at quorum without it")
+    for part in step.waiting:
+        missing += part.ranges
+    step.waiting.clear()
+    fold_in_turn(turn, run, step, skip_gaps=True)
+    step.phase = StepPhase.COMMIT
+    step.owed = tuple(missing) + _still_owed(run)
+    epoch, cursor = _next_place(run, step)
+    turn.do(CommitRound(run.task_id, step.number, step.attempt, epoch, cursor))
+
+
+def _still_owed(run: TaskRun) -> tuple[SampleRange, ...]:
+    leftover, want = run.record.leftover, run.record.spec.recipe.round_samples
+    owed = count_samples(leftover)
+    return cut(leftover, [want, owed - want])[1] if owed > want else ()
+
+
+def _next_place(run: TaskRun, step: Step) -> tuple[int, int]:
+    end = run.record.spec.dataset.samples(Split.TRAIN)
+    if step.next_cursor >= end and not step.owed:
+        return step.epoch + 1, 0
+    return step.epoch, step.next_cursor
+
+
+def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
+    """The checkpoint is durable: commit the round, its assignments and the task's new version as one."""
+    run = turn.farm.task(event.task_id)
+    step = run.step
+    if step is None or step.attempt != event.attempt or step.phase is not StepPhase.COMMIT or step.round is None:
+        return  # an answer about a round that was abandoned since
+    metrics = mean_metrics(step.delivered)
+    samples = step.delivered_samples
+    seconds = max(turn.now - step.opened_at, 1e-6)
+    run.speed.add(samples / seconds)
+    run.checkpoint = replace(event.checkpoint, leftover=step.owed)
+    turn.save(run.checkpoint)
+    turn.save(
+        replace(
+            step.round,
+            state=RoundState.COMMITTED,
+            committed_at=turn.now,
+            samples=samples,
+            loss=metrics.get("loss"),
+            metrics=metrics,
+        )
+    )
+    for assignment in step.delivered:
+        turn.save(replace(assignment, counted=True))
+        turn.save(turn.farm.clients[assignment.client_id].record)
+    run.step = None
+    run.code_failures.clear()
+    task = run.update(
+        version=step.number + 1,
+        epoch=run.checkpoint.epoch,
+        cursor=run.checkpoint.cursor,
+        leftover=step.owed,
+        samples_done=run.record.samples_done + samples,
+        loss=metrics.get("loss", run.record.loss),
+    )
+    turn.save(task)
+    turn.measure(run, step.number, "train", metrics)
+    turn.note("round_committed", _summary(step, samples, seconds, metrics), run)
+    run.evaluate_next = evaluation_is_due(run)
+
+
+def evaluation_is_due(run: TaskRun) -> bool:
+    """Whether the present version is one that the recipe wants evaluated."""
+    task = run.record
+    every = task.spec.recipe.evaluate_every
+    if not every or not task.version or not task.spec.dataset.samples(Split.HOLDOUT):
+        return False
+    return task.version % every == 0 or is_finished(task)
+
+
+def _summary(step: Step, samples: int, seconds: float, metrics: Mapping[str, float]) -> str:
+    loss = f", loss {metrics['loss']:.4g}" if "loss" in metrics else ""
+    return f"round {step.number}: {samples} samples of {len(step.delivered)} clients in {seconds:.2f} s{loss}"
+
+
+def mean_metrics(delivered: Sequence[AssignmentRecord]) -> dict[str, float]:
+    """Return the sample-weighted mean of each metric, over the assignments that report it."""
+    names = {name for record in delivered for name in record.metrics}
+    means = {}
+    for name in sorted(names):
+        having = [r for r in delivered if name in r.metrics]
+        means[name] = sum(r.metrics[name] * r.samples for r in having) / sum(r.samples for r in having)
+    return means
+
+
+def abandon(turn: Turn, run: TaskRun, why: str) -> None:
+    """Give the open step up: leases are cancelled and nothing of it counts. The task resumes from its last commit."""
+    step = run.step
+    if step is None:
+        return
+    for lease in list(step.leases.values()):
+        cancel(turn, run, lease, why)
+    run.step = None
+    if step.kind is Kind.EVALUATE:
+        run.evaluate_next = True
+        return
+    for record in step.delivered:
+        turn.save(record)
+    for update in step.updates.values():
+        turn.do(DropUpdate(update))
+    if step.round is not None:
+        turn.save(replace(step.round, state=RoundState.ABANDONED))
+    turn.do(DropRound(run.task_id, step.number, step.attempt))
+    turn.note("round_abandoned", f"round {step.number} was given up: {why}", run)

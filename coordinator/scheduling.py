@@ -1,0 +1,133 @@
+"""One pass over the waiting tasks: who gets which of the free clients now, and what the others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordinator.decision import Decision
+from coordinator.eligibility import eligible, qualifies
+from coordinator.evaluation import give_up_evaluation, open_evaluation
+from coordinator.horizon import is_finished
+from coordinator.lifecycle import TaskState
+from coordinator.offers import cancel, offer, overdue
+from coordinator.queue import band, fair_share, queue_order
+from coordinator.rounds import abandon, commit, open_round
+from coordinator.scoring import rank
+from coordinator.state import ClientState, Lease, Step, StepPhase, TaskRun
+from coordinator.tasks import back_to_waiting, complete, fail
+from coordinator.turn import Turn
+from protocol.messages import Kind
+
+LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
+
+
+def schedule(turn: Turn) -> None:
+    """Give free clients to the tasks that wait, in queue order."""
+    live = {t: run for t, run in turn.farm.tasks.items() if run.record.state in LIVE}
+    waiting = [run.record for run in live.values() if _wants_clients(run)]
+    for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds):
+        _serve(turn, live[task.task_id], waiting_peers(turn, live[task.task_id], list(live.values())))
+
+
+def _wants_clients(run: TaskRun) -> bool:
+    return run.step is None or bool(run.step.waiting)
+
+
+def waiting_peers(turn: Turn, run: TaskRun, runs: Sequence[TaskRun]) -> int:
+    """Count the tasks of this one's band that wait to open a step, itself included."""
+    own = band(run.record, turn.now, turn.settings.ageing_seconds)
+    return sum(1 for r in runs if r.step is None and band(r.record, turn.now, turn.settings.ageing_seconds) == own)
+
+
+def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
+    if run.step is None and is_finished(run.record) and not run.evaluate_next:
+        complete(turn, run)
+        return
+    candidates = [c for c in turn.farm.online() if eligible(c, run, turn.now).value]
+    if not candidates and not (run.step and run.step.leases):
+        run.why = nobody(turn, run)
+        back_to_waiting(turn, run, f"no client is left: {run.why}")
+        return
+    idle = [c for c in candidates if c.slots > 0]
+    if run.step is not None:
+        _offer_again(turn, run, run.step, idle)
+        return
+    choice = choose(turn, run, candidates, idle, peers)
+    run.why = choice.reason
+    if choice.value:
+        (open_evaluation if run.evaluate_next else open_round)(turn, run, choice.value)
+
+
+def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
+    for client in idle:
+        if step.waiting:
+            offer(turn, run, client, step.waiting.pop(0))
+
+
+def choose(
+    turn: Turn, run: TaskRun, candidates: Sequence[ClientState], idle: Sequence[ClientState], peers: int
+) -> Decision[Sequence[ClientState]]:
+    """Choose the clients for the task's next step: nobody, with the reason, or at least as many as it needs."""
+    recipe, task = run.record.spec.recipe, run.record
+    if task.not_before > turn.now:
+        return Decision((), f"retries in {task.not_before - turn.now:.0f} s ({task.reason})")
+    needed = recipe.min_clients
+    if task.version == 0 and recipe.init_min_clients is not None:
+        needed = recipe.init_min_clients
+    if run.evaluate_next:
+        needed = 1
+    if len(idle) < needed:
+        busy = len(candidates) - len(idle)
+        return Decision((), f"waits for {needed} free clients: {len(idle)} are free, {busy} are busy")
+    coming = [c for c in candidates if c.slots == 0 and not c.held and turn.now - c.freed_at < recipe.gather_seconds]
+    if coming:
+        return Decision((), f"waits a moment for {', '.join(c.record.name for c in coming)} to be ready")
+    limit = fair_share(len(idle), peers, needed)
+    if recipe.max_clients is not None:
+        limit = min(limit, max(recipe.max_clients, needed))
+    if limit >= len(idle):
+        return Decision(idle)
+    return Decision([client for _, client, _ in rank(run, idle)[:limit]])
+
+
+def nobody(turn: Turn, run: TaskRun) -> str:
+    """Say in a clause why no client can work on the task."""
+    online = list(turn.farm.online())
+    if not online:
+        return "no client is connected; volunteers join with `farm-client join`"
+    reasons = [f"{c.record.name} {eligible(c, run, turn.now).reason}" for c in online]
+    fit = any(qualifies(c.record, run.record.spec).value for c in online)
+    kind = "no client can take it now" if fit else "no client meets its requirements"
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    return f"{kind}: {shown}"
+
+
+def expire(turn: Turn) -> None:
+    """End the leases and steps whose time is up."""
+    for run in list(turn.farm.tasks.values()):
+        step = run.step
+        if step is None or step.phase is not StepPhase.COLLECT:
+            continue
+        may_replace = any(c.slots > 0 and eligible(c, run, turn.now).value for c in turn.farm.online())
+        for lease in list(step.leases.values()):
+            if why := overdue(turn, lease, may_replace):
+                _expire_lease(turn, run, lease, why)
+        if turn.now - step.opened_at > run.record.spec.recipe.longest_round_seconds:
+            _expire_step(turn, run, step)
+
+
+def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
+    cancel(turn, run, lease, why)
+    turn.farm.clients[lease.record.client_id].back_off(run.task_id, why, turn.settings.client_retry, turn.now)
+
+
+def _expire_step(turn: Turn, run: TaskRun, step: Step) -> None:
+    longest = run.record.spec.recipe.longest_round_seconds
+    if step.kind is Kind.EVALUATE:
+        abandon(turn, run, f"the evaluation took over {longest:.0f} s")
+        give_up_evaluation(turn, run, f"it took over {longest:.0f} s")
+    elif step.delivered and step.delivered_samples >= run.record.spec.recipe.quorum * step.samples:
+        commit(turn, run, step)
+    else:
+        share = step.delivered_samples / step.samples
+        fail(turn, run, f"round {step.number} had {share:.0%} of its samples after {longest:.0f} s", retryable=True)

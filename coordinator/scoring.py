@@ -1,0 +1,130 @@
+"""The score of a client for a task: a weighted sum of documented terms, each from 0 to 1.
+
+``farm explain TASK`` prints them. The score ranks eligible clients; who may take part at all is ``eligibility``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.eligibility import gigabytes, needed_ram_bytes
+from coordinator.state import ClientState, TaskRun
+from protocol.rest import ScoreTerm
+
+WEIGHTS: Final = {"throughput": 0.35, "memory": 0.15, "reliability": 0.2, "cached": 0.2, "load": 0.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the score of one (client, task) pair is computed from.
+
+    ``speed`` and ``best_speed`` in samples per second, sizes in bytes, ``cpu`` and ``gpu`` are used shares.
+    """
+
+    speed: float
+    measured: bool
+    best_speed: float
+    free_bytes: int
+    needed_bytes: int
+    delivered: int
+    failed: int
+    cached_bytes: int
+    data_bytes: int
+    cpu: float
+    held: int
+
+
+def reliability(delivered: int, failed: int) -> float:
+    """Estimate the chance that an assignment is delivered (Laplace's rule of succession)."""
+    return (delivered + 1) / (delivered + failed + 2)
+
+
+def score(facts: Facts) -> tuple[ScoreTerm, ...]:
+    """Return the terms; the score is the sum of their contributions.
+
+    throughput: speed against the fastest known client. memory: free memory beyond what the task needs, full marks
+    at twice the need. reliability: delivered against failed assignments. cached: the share of the task's data that
+    the client holds. load: idle CPU, halved for each assignment held.
+    """
+    memory = min(max(facts.free_bytes / max(facts.needed_bytes, 1) - 1, 0.0), 1.0)
+    values = {
+        "throughput": (
+            facts.speed / facts.best_speed if facts.best_speed else 0.5,
+            f"{facts.speed:.0f} samples/s {'measured' if facts.measured else 'expected'}",
+        ),
+        "memory": (memory, f"{gigabytes(facts.free_bytes)} free, {gigabytes(facts.needed_bytes)} needed"),
+        "reliability": (
+            reliability(facts.delivered, facts.failed),
+            f"{facts.delivered} delivered, {facts.failed} failed",
+        ),
+        "cached": (
+            facts.cached_bytes / facts.data_bytes if facts.data_bytes else 1.0,
+            f"{gigabytes(facts.cached_bytes)} of {gigabytes(facts.data_bytes)}",
+        ),
+        "load": ((1 - facts.cpu) * 0.5**facts.held, f"CPU {facts.cpu:.0%}, {facts.held} assignments held"),
+    }
+    return tuple(
+        ScoreTerm(name=name, value=value, weight=WEIGHTS[name], contribution=value * WEIGHTS[name], detail=detail)
+        for name, (value, detail) in values.items()
+    )
+
+
+def total(terms: Sequence[ScoreTerm]) -> float:
+    """Add up the contributions."""
+    return sum(t.contribution for t in terms)
+
+
+def expected_speeds(run: TaskRun, clients: Sequence[ClientState]) -> dict[str, float]:
+    """Return each client's samples per second for the task, by client id, each over 0.
+
+    Measured where it was; else the measured clients' mean, scaled by the machines' benchmark where both have one;
+    1.0 for all while nothing is measured and nobody has a benchmark.
+    """
+    measured = {c.client_id: v for c in clients if (v := _measured(c, run)) is not None}
+    if len(measured) == len(clients):
+        return measured
+    known = [c for c in clients if c.client_id in measured]
+    mean_speed = sum(measured.values()) / len(measured) if measured else 1.0
+    rated = [c for c in (known or clients) if c.record.resources.bench_gflops > 0]
+    mean_gflops = sum(c.record.resources.bench_gflops for c in rated) / len(rated) if rated else 0.0
+
+    def expected(client: ClientState) -> float:
+        gflops = client.record.resources.bench_gflops
+        return mean_speed * gflops / mean_gflops if gflops and mean_gflops else mean_speed
+
+    return {c.client_id: measured.get(c.client_id, expected(c)) for c in clients}
+
+
+def _measured(client: ClientState, run: TaskRun) -> float | None:
+    average = client.speeds.get(run.task_id)
+    return average.value if average and average.value else None
+
+
+def rank(run: TaskRun, clients: Sequence[ClientState]) -> list[tuple[float, ClientState, tuple[ScoreTerm, ...]]]:
+    """Score the clients for the task and return (score, client, terms), best first; ties by client id."""
+    speeds = expected_speeds(run, clients)
+    best = max(speeds.values(), default=0.0)
+    sizes = {s.blob.digest: s.blob.size_bytes for s in run.record.spec.dataset.shards if s.blob}
+    scored = []
+    for client in clients:
+        terms = score(_facts(run, client, speeds[client.client_id], best, sizes))
+        scored.append((total(terms), client, terms))
+    return sorted(scored, key=lambda x: (-x[0], x[1].client_id))
+
+
+def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, sizes: dict[str, int]) -> Facts:
+    return Facts(
+        speed=speed,
+        measured=_measured(client, run) is not None,
+        best_speed=best_speed,
+        free_bytes=client.load.ram_free_bytes or client.record.resources.ram_bytes,
+        needed_bytes=needed_ram_bytes(run.record.spec),
+        delivered=client.record.delivered,
+        failed=client.record.failed,
+        cached_bytes=sum(size for digest, size in sizes.items() if digest in client.cached),
+        data_bytes=sum(sizes.values()),
+        cpu=client.load.cpu,
+        held=len(client.held),
+    )

@@ -1,0 +1,36 @@
+"""The coordinator's numbers, in one place. Seconds unless the name says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorSettings:
+    """What an operator may change; the defaults need no change.
+
+    ``offer_seconds``: an offer that is not accepted by then goes to somebody else. ``stall_seconds``: a client
+    that beats without progress for so long is stuck. ``deadline_factor`` times the expected time plus
+    ``deadline_grace_seconds`` is the longest that a client of measured speed may take.
+    """
+
+    offer_seconds: float = 10.0
+    stall_seconds: float = 60.0
+    deadline_factor: float = 4.0
+    deadline_grace_seconds: float = 20.0
+    ageing_seconds: float = 60.0
+    """A waiting task rises by one priority level in this time."""
+    usage_half_life_seconds: float = 600.0
+    """How fast a submitter's past use of the farm is forgotten."""
+    stripe_shards: int = 8
+    """How many shards a round draws from side by side."""
+    code_failure_clients: int = 3
+    """A fault of the researcher's code on so many different clients fails the task."""
+    round_failures: int = 12
+    """Failed assignments in one round after which the round is given up."""
+    does_not_fit_seconds: float = 600.0
+    """A client that said a task does not fit is not asked again before this."""
+    task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
+    client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=2.0, cap_seconds=300.0))

@@ -1,0 +1,208 @@
+"""What the coordinator holds in memory: tasks with their open rounds, and clients with what they hold.
+
+These are the only mutable objects of the core; the records inside them are immutable and are replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from coordinator.epoch import epoch_order
+from coordinator.records import AssignmentRecord, CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
+from coordinator.retry import RetryPolicy
+from coordinator.throughput import DecayingSum, MovingAverage
+from protocol.errors import NotFound
+from protocol.messages import AssignmentProgress, Kind, TaskBrief
+from protocol.resources import Load
+from protocol.tasks import BlobRef, Shard, Split
+
+
+@dataclass(slots=True)
+class Cooldown:
+    """A client is not offered a task before ``until``."""
+
+    until: float
+    reason: str
+
+
+@dataclass(slots=True)
+class ClientState:
+    """One known client. ``slots``: how many more assignments it can take now."""
+
+    record: ClientRecord
+    online: bool = False
+    slots: int = 0
+    load: Load = field(default_factory=Load)
+    paused: str | None = None
+    draining: bool = False
+    offline_reason: str = "not connected since the server started"
+    connected_at: float = 0.0
+    last_beat: float = 0.0
+    freed_at: float = 0.0
+    """When it connected, or when its last assignment ended."""
+    held: set[str] = field(default_factory=set)
+    speeds: dict[str, MovingAverage] = field(default_factory=dict)
+    """Measured samples per second, by task id."""
+    cached: set[str] = field(default_factory=set)
+    """Digests that the client is known to hold."""
+    cooldowns: dict[str, Cooldown] = field(default_factory=dict)
+    """By task id."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Consecutive failures, by task id."""
+
+    def back_off(self, task_id: str, why: str, policy: RetryPolicy, now: float) -> None:
+        """Count a failure on a task, and keep the client off it for longer after each in a row."""
+        count = self.failures[task_id] = self.failures.get(task_id, 0) + 1
+        self.cooldowns[task_id] = Cooldown(now + policy.longest_seconds(count), f"failed {count} times, last: {why}")
+
+    @property
+    def client_id(self) -> str:
+        """The client's lasting identity."""
+        return self.record.client_id
+
+    @property
+    def incarnation(self) -> int:
+        """The number of the present (or last) connection."""
+        return self.record.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A consecutive part of a round (or of an evaluation) that nobody holds."""
+
+    position: int
+    ranges: tuple[SampleRange, ...]
+    samples: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """A held assignment: what renews and what ends it."""
+
+    record: AssignmentRecord
+    progress: AssignmentProgress | None = None
+    deadline: float = float("inf")
+    """The latest end, from the client's measured speed, whatever progress it reports."""
+
+
+class StepPhase(StrEnum):
+    """Where a step is: its parts are out, or its aggregate is being made durable."""
+
+    COLLECT = "collect"
+    COMMIT = "commit"
+
+
+@dataclass(slots=True)
+class Step:
+    """An open round (kind train), or the evaluation of a committed version (kind evaluate).
+
+    ``folded_to`` is the position up to which the updates were given to the accumulator.
+    """
+
+    kind: Kind
+    number: int
+    attempt: int
+    epoch: int
+    samples: int
+    opened_at: float
+    round: RoundRecord | None = None
+    next_cursor: int = 0
+    phase: StepPhase = StepPhase.COLLECT
+    waiting: list[Part] = field(default_factory=list)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    delivered: list[AssignmentRecord] = field(default_factory=list)
+    updates: dict[str, BlobRef] = field(default_factory=dict)
+    """Updates that wait for their turn to be folded, by assignment id; small ones with their bytes."""
+    folded_to: int = 0
+    owed: tuple[SampleRange, ...] = ()
+    """Samples that the round commits without."""
+    failures: int = 0
+
+    @property
+    def delivered_samples(self) -> int:
+        """Count the samples of the updates that arrived."""
+        return sum(a.samples for a in self.delivered)
+
+
+@dataclass(slots=True)
+class TaskRun:
+    """A task, its newest checkpoint, and the step that is open, if any."""
+
+    record: TaskRecord
+    checkpoint: CheckpointRecord
+    brief: TaskBrief
+    step: Step | None = None
+    evaluate_next: bool = False
+    attempt: int = 0
+    """Numbers the openings of rounds, so that an answer about an abandoned one is recognised."""
+    speed: MovingAverage = field(default_factory=MovingAverage)
+    why: str = ""
+    """What the task waits for, in a clause; the scheduler keeps it true."""
+    code_failures: dict[str, str] = field(default_factory=dict)
+    """Client id to message: where the researcher's code failed since the last commit."""
+    participants: set[str] = field(default_factory=set)
+    """Clients that may hold an executor of this task."""
+    _order: tuple[int, list[Shard]] | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.record.task_id
+
+    def order(self) -> Sequence[Shard]:
+        """Return the training shards in the order of the task's present epoch."""
+        if self._order is None or self._order[0] != self.record.epoch:
+            spec = self.record.spec
+            shards = epoch_order(spec.dataset.of(Split.TRAIN), spec.recipe.seed, self.record.epoch)
+            self._order = (self.record.epoch, shards)
+        return self._order[1]
+
+    def update(self, **changes: object) -> TaskRecord:
+        """Replace fields of the record and return the new one."""
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # the caller names fields of TaskRecord
+        return self.record
+
+
+@dataclass(slots=True)
+class Farm:
+    """All of it, with look-ups."""
+
+    tasks: dict[str, TaskRun] = field(default_factory=dict)
+    clients: dict[str, ClientState] = field(default_factory=dict)
+    usage: dict[str, DecayingSum] = field(default_factory=dict)
+    last_fence: int = 0
+    interrupted_rounds: list[RoundRecord] = field(default_factory=list)
+    """Open when the server stopped."""
+    interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)
+    """Held when the server stopped."""
+
+    def task(self, task_id: str) -> TaskRun:
+        """Return a task. Raises: NotFound."""
+        try:
+            return self.tasks[task_id]
+        except KeyError:
+            raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks") from None
+
+    def online(self) -> Iterator[ClientState]:
+        """Iterate over the connected clients."""
+        return (c for c in self.clients.values() if c.online)
+
+    def current(self, client_id: str, incarnation: int) -> ClientState | None:
+        """Return the client if that connection is its present one."""
+        client = self.clients.get(client_id)
+        return client if client and client.online and client.incarnation == incarnation else None
+
+    def lease(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, Lease] | None:
+        """Find a lease that is still held under that fencing token."""
+        for run in self.tasks.values():
+            step = run.step
+            if step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
+                return run, step, lease
+        return None
+
+    def next_fence(self, now: float) -> int:
+        """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""
+        self.last_fence = max(self.last_fence + 1, int(now * 1000))
+        return self.last_fence

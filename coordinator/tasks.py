@@ -1,0 +1,117 @@
+"""A task's life: submitted, paused, resumed, cancelled, retried, failed, completed."""
+
+from __future__ import annotations
+
+from coordinator.commands import ReleaseTask
+from coordinator.events import Action, TaskAction, TaskSubmitted
+from coordinator.lifecycle import TaskState
+from coordinator.offers import brief
+from coordinator.records import CheckpointRecord, TaskRecord
+from coordinator.rounds import abandon
+from coordinator.state import TaskRun
+from coordinator.turn import Turn
+from protocol.errors import Conflict
+from protocol.messages import Pause, Resume
+
+
+def new_run(record: TaskRecord, checkpoint: CheckpointRecord | None = None) -> TaskRun:
+    """Put a task in memory; without a checkpoint it starts at its initial weights."""
+    return TaskRun(
+        record=record,
+        checkpoint=checkpoint or initial_checkpoint(record),
+        brief=brief(record.task_id, record.spec),
+    )
+
+
+def initial_checkpoint(task: TaskRecord) -> CheckpointRecord:
+    """Return version 0: the weights that came with the submission."""
+    return CheckpointRecord(
+        task_id=task.task_id,
+        round=0,
+        epoch=0,
+        cursor=0,
+        weights=task.spec.initial_weights,
+        optimizer=None,
+        manifest=None,
+        created_at=task.created_at,
+    )
+
+
+def submit(turn: Turn, event: TaskSubmitted) -> None:
+    """Take a new task into the queue. Raises: Conflict if the id is taken."""
+    if event.task_id in turn.farm.tasks:
+        raise Conflict(f"there is a task {event.task_id} already")
+    record = TaskRecord(
+        task_id=event.task_id,
+        spec=event.spec,
+        state=TaskState.PENDING,
+        created_at=turn.now,
+        reason="submitted",
+    )
+    run = turn.farm.tasks[event.task_id] = new_run(record)
+    turn.save(record)
+    turn.save(run.checkpoint)
+    turn.note("task_submitted", f"{event.spec.submitter} submitted {event.spec.name}", run)
+
+
+def act(turn: Turn, event: TaskAction) -> None:
+    """Do what a person asked of a task. Raises: NotFound, IllegalTransition."""
+    run = turn.farm.task(event.task_id)
+    by = f" by {event.by}" if event.by else ""
+    match event.action:
+        case Action.PAUSE:
+            turn.move(run, TaskState.PAUSED, f"paused{by}")
+            stop_work(turn, run, "the task was paused")
+        case Action.RESUME:
+            _resume(turn, run, f"resumed{by}")
+        case Action.CANCEL:
+            turn.move(run, TaskState.CANCELLED, f"cancelled{by}", finished_at=turn.now)
+            stop_work(turn, run, "the task was cancelled")
+        case Action.RETRY:
+            run.code_failures.clear()
+            for client in turn.farm.clients.values():
+                client.cooldowns.pop(run.task_id, None)
+                client.failures.pop(run.task_id, None)
+            turn.move(run, TaskState.PENDING, f"retried{by}", error=None, retries=0, not_before=0.0, finished_at=None)
+
+
+def _resume(turn: Turn, run: TaskRun, message: str) -> None:
+    started = run.record.started_at is not None
+    turn.move(run, TaskState.RUNNING if started else TaskState.PENDING, message)
+    for client_id in sorted(run.participants):
+        turn.send(turn.farm.clients[client_id], Resume(task_id=run.task_id))
+
+
+def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
+    """Give up the open step and free what clients and server hold for the task."""
+    abandon(turn, run, why)
+    for client_id in sorted(run.participants):
+        turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
+    turn.do(ReleaseTask(run.task_id))
+
+
+def complete(turn: Turn, run: TaskRun) -> None:
+    """The recipe is fulfilled."""
+    if run.record.state is TaskState.ASSIGNED:
+        turn.move(run, TaskState.RUNNING, "its last evaluation was given up")
+    turn.move(run, TaskState.COMPLETED, f"trained {run.record.version} rounds", finished_at=turn.now)
+    stop_work(turn, run, "the task is complete")
+
+
+def back_to_waiting(turn: Turn, run: TaskRun, why: str) -> None:
+    """All clients of a task are gone: it waits for new ones and resumes from its last commit."""
+    abandon(turn, run, why)
+    if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
+        turn.move(run, TaskState.PENDING, why)
+
+
+def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
+    """The task failed. A retryable failure starts over from the last commit after a backoff, ``max_retries`` times."""
+    stop_work(turn, run, error)
+    turn.move(run, TaskState.FAILED, error, error=error, finished_at=turn.now)
+    retries = run.record.retries + 1
+    if not retryable or retries > run.record.spec.recipe.max_retries:
+        return
+    wait = turn.settings.task_retry.delay_seconds(retries, turn.draw())
+    message = f"retry {retries} of {run.record.spec.recipe.max_retries} in {wait:.0f} s after: {error}"
+    turn.move(run, TaskState.PENDING, message, retries=retries, not_before=turn.now + wait, finished_at=None)

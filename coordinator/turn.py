@@ -1,0 +1,97 @@
+"""One call of ``Coordinator.handle``: the moment, the farm, and the answer that is being put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coordinator.commands import Command, Save, Send
+from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
+from coordinator.records import AssignmentRecord, Entry, EventRecord, MetricRecord, Record, TaskRecord
+from coordinator.settings import CoordinatorSettings
+from coordinator.state import ClientState, Farm, Lease, TaskRun
+from protocol.messages import Message
+
+
+@dataclass(slots=True)
+class Turn:
+    """Rules read ``farm``, ``settings`` and ``now``, change the farm, and say what must follow."""
+
+    farm: Farm
+    settings: CoordinatorSettings
+    new_id: Callable[[], str]
+    draw: Callable[[], float]
+    now: float
+    _records: dict[tuple[type, object], Record] = field(default_factory=dict)
+    _entries: list[Entry] = field(default_factory=list)
+    _commands: list[Command] = field(default_factory=list)
+
+    def save(self, record: Record) -> None:
+        """Keep a record; of several versions in one turn the last one is written."""
+        self._records[type(record), _key(record)] = record
+
+    def do(self, command: Command) -> None:
+        """Ask for something, after what was saved in this turn is durable."""
+        self._commands.append(command)
+
+    def send(self, client: ClientState, message: Message) -> None:
+        """Send a message to the client's present connection."""
+        if client.online:
+            self.do(Send(client.client_id, client.incarnation, message))
+
+    def note(
+        self,
+        kind: str,
+        message: str,
+        run: TaskRun | None = None,
+        client: ClientState | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append an event for people and audits."""
+        self._entries.append(
+            EventRecord(
+                at=self.now,
+                kind=kind,
+                message=message,
+                task_id=run.task_id if run else None,
+                client_id=client.client_id if client else None,
+                round=run.record.version if run else None,
+                data=data or {},
+            )
+        )
+
+    def measure(self, run: TaskRun, round_number: int, source: str, values: Mapping[str, float]) -> None:
+        """Append metrics of a round; ``source`` is train or eval."""
+        self._entries += [
+            MetricRecord(self.now, run.task_id, round_number, round_number, name, value, source)
+            for name, value in sorted(values.items())
+        ]
+
+    def move(self, run: TaskRun, to: TaskState, message: str, **changes: object) -> TaskRecord:
+        """Take a task along an edge of its table, save it, and append the event. Raises: IllegalTransition."""
+        move_task(run.task_id, run.record.state, to)
+        record = run.update(state=to, reason=message, **changes)
+        self.save(record)
+        self.note(f"task_{to}", message, run)
+        return record
+
+    def move_lease(self, lease: Lease, to: AssignmentState, **changes: object) -> AssignmentRecord:
+        """Take a held assignment along an edge of its table. Raises: IllegalTransition."""
+        record = lease.record
+        state = move_assignment(record.assignment_id, record.state, to)
+        lease.record = replace(record, state=state, **changes)  # type: ignore[arg-type]  # fields of the record
+        return lease.record
+
+    def answer(self) -> list[Command]:
+        """Return the commands: one ``Save`` first, if anything is to be kept."""
+        if not self._records and not self._entries:
+            return self._commands
+        return [Save(tuple(self._records.values()), tuple(self._entries)), *self._commands]
+
+
+def _key(record: Record) -> object:
+    for names in (("assignment_id",), ("task_id", "number"), ("task_id", "round"), ("task_id",), ("client_id",)):
+        if all(hasattr(record, name) for name in names):
+            return tuple(getattr(record, name) for name in names)
+    raise TypeError(f"{type(record).__name__} has no key")

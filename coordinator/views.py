@@ -1,0 +1,163 @@
+"""What people are told: tasks, clients, scores, and what a task waits for. Read-only."""
+
+from __future__ import annotations
+
+from coordinator.eligibility import eligible
+from coordinator.horizon import rounds_total
+from coordinator.lifecycle import TaskState
+from coordinator.records import RoundState
+from coordinator.scoring import rank, reliability
+from coordinator.state import ClientState, Farm, Step, StepPhase, TaskRun
+from protocol.messages import Kind
+from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView
+
+
+def task_view(run: TaskRun, now: float) -> TaskView:
+    """Return one task as people see it."""
+    task, spec = run.record, run.record.spec
+    step = run.step
+    training = step is not None and step.kind is Kind.TRAIN
+    return TaskView(
+        task_id=task.task_id,
+        name=spec.name,
+        submitter=spec.submitter,
+        state=task.state,
+        why=_state_line(run, now),
+        priority=spec.priority,
+        mode=spec.recipe.mode,
+        round=task.version,
+        rounds_total=max(rounds_total(spec), task.version),
+        epoch=task.epoch,
+        clients=len({lease.record.client_id for lease in step.leases.values()}) if step else 0,
+        samples_done=task.samples_done + (_samples_in_progress(step) if step and training else 0),
+        samples_per_second=run.speed.value or 0.0,
+        loss=task.loss,
+        metrics=dict(task.metrics),
+        retries=task.retries,
+        error=task.error,
+        submitted_at=task.created_at,
+        started_at=task.started_at,
+        finished_at=task.finished_at,
+    )
+
+
+def _samples_in_progress(step: Step) -> int:
+    running = sum(lease.progress.samples_done for lease in step.leases.values() if lease.progress)
+    return step.delivered_samples + running
+
+
+def open_round_view(run: TaskRun, now: float) -> RoundView | None:
+    """Return the round that is open, if one is."""
+    step = run.step
+    if step is None or step.kind is not Kind.TRAIN:
+        return None
+    return RoundView(
+        number=step.number,
+        state=RoundState.OPEN,
+        epoch=step.epoch,
+        samples=step.samples,
+        clients=len(step.leases) + len(step.delivered),
+        seconds=now - step.opened_at,
+        loss=None,
+        committed_at=None,
+    )
+
+
+def _state_line(run: TaskRun, now: float) -> str:
+    task = run.record
+    match task.state:
+        case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING:
+            return _step_line(run.step, now) if run.step else (run.why or task.reason)
+        case TaskState.PAUSED:
+            return f"{task.reason}; `farm resume {task.task_id}` continues it from round {task.version}"
+        case TaskState.FAILED:
+            return f"{task.error}; `farm logs {task.task_id}` shows more, `farm retry {task.task_id}` tries again"
+        case _:
+            return task.reason
+
+
+def _step_line(step: Step, now: float) -> str:
+    name = f"round {step.number}" if step.kind is Kind.TRAIN else f"evaluation of version {step.number}"
+    if step.phase is StepPhase.COMMIT:
+        return f"{name}: writing the checkpoint"
+    parts = len(step.leases) + len(step.waiting) + len(step.delivered)
+    line = f"{name}: {len(step.delivered)} of {parts} parts delivered after {now - step.opened_at:.1f} s"
+    return f"{line}; {len(step.waiting)} wait for a free client" if step.waiting else line
+
+
+def why(farm: Farm, run: TaskRun, now: float) -> str:
+    """Say in one line what the task waits for; for an open step, who holds which part and how far it is."""
+    line = _state_line(run, now)
+    if run.step is None or not run.step.leases:
+        return line
+    holders = []
+    for lease in run.step.leases.values():
+        name = farm.clients[lease.record.client_id].record.name
+        if lease.progress is None:
+            holders.append(f"{name} ({lease.record.state})")
+        else:
+            share = lease.progress.samples_done / lease.record.samples
+            holders.append(f"{name} ({lease.progress.phase}, {share:.0%})")
+    return f"{line}; waits for {', '.join(holders)}"
+
+
+def client_view(client: ClientState) -> ClientView:
+    """Return one client as people see it."""
+    state, reason = _client_state(client)
+    record = client.record
+    return ClientView(
+        client_id=record.client_id,
+        name=record.name,
+        state=state,
+        reason=reason,
+        resources=record.resources,
+        load=client.load,
+        tags=record.tags,
+        slots=client.slots,
+        assignments=len(client.held),
+        delivered=record.delivered,
+        failed=record.failed,
+        reliability=reliability(record.delivered, record.failed),
+        samples_per_second={task_id: m.value for task_id, m in client.speeds.items() if m.value is not None},
+        incarnation=record.incarnation,
+        last_seen=client.last_beat or record.last_seen,
+    )
+
+
+def _client_state(client: ClientState) -> tuple[str, str]:
+    if not client.online:
+        return "offline", client.offline_reason
+    if client.draining:
+        return "draining", "finishes what it holds and leaves"
+    if client.paused is not None:
+        return "paused", client.paused
+    return "online", f"works on {len(client.held)} assignments" if client.held else "is free"
+
+
+def explain(farm: Farm, run: TaskRun, now: float) -> Explanation:
+    """Return every known client's standing for the task: best first, the left-out ones last, with the reason."""
+    verdicts = {c.client_id: eligible(c, run, now) for c in farm.clients.values()}
+    scores = [
+        ClientScore(
+            client_id=client.client_id,
+            name=client.record.name,
+            eligible=True,
+            reason="works on it" if client.held else "could work on it",
+            score=score,
+            terms=terms,
+        )
+        for score, client, terms in rank(run, [c for c in farm.clients.values() if verdicts[c.client_id].value])
+    ]
+    for client in sorted(farm.clients.values(), key=lambda c: c.record.name):
+        verdict = verdicts[client.client_id]
+        if not verdict.value:
+            scores.append(
+                ClientScore(
+                    client_id=client.client_id,
+                    name=client.record.name,
+                    eligible=False,
+                    reason=verdict.reason,
+                    score=0.0,
+                )
+            )
+    return Explanation(task_id=run.task_id, why=why(farm, run, now), clients=tuple(scores))
