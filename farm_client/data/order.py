@@ -1,0 +1,47 @@
+"""In which order samples are read: the same on every machine, from the task's seed alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from blake3 import blake3
+
+from protocol.tasks import Split
+
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+
+
+def derived_seed(*parts: object) -> int:
+    """Return a seed from 0 to 2**63 - 1 that depends on each part: the first 8 bytes of their BLAKE3, little endian."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(blake3(text.encode()).digest()[:8], "little") & (2**63 - 1)
+
+
+def shard_order(seed: int, epoch: int, shard: int, samples: int, split: Split) -> torch.Tensor:
+    """Return the rows of a shard in the order in which an epoch reads them: [samples] int64.
+
+    Training shards are shuffled anew each epoch; holdout shards are read as they are stored.
+    """
+    if split is Split.HOLDOUT:
+        return torch.arange(samples)
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, shard))
+    return torch.randperm(samples, generator=generator)
+
+
+class StrideOrder:
+    """A fixed permutation of ``items`` in constant memory: row i is item (i * stride + start) mod items.
+
+    The stride is near the golden ratio, so that any run of consecutive rows is spread evenly over the data set:
+    shards of a data set that is sorted by class are mixed.
+    """
+
+    def __init__(self, items: int, seed: int) -> None:
+        self._items = items
+        self._start = derived_seed(seed, "start") % items if items else 0
+        self._stride = next(k for k in range(max(1, round(items * _GOLDEN)), 2 * items + 2) if math.gcd(k, items) == 1)
+
+    def item(self, row: int) -> int:
+        """Return the item that row number ``row`` stands for."""
+        return (row * self._stride + self._start) % self._items

@@ -1,0 +1,118 @@
+"""One shard's rows in memory, and batches taken from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import torch
+from torch.utils.data import default_collate
+
+from farm_client.data.columns import OFFSETS_SUFFIX, TEXTS_KEY, DataError
+
+Batch = Any
+"""A dict of tensors (or lists of strings) by column; for a data set of the researcher's, whatever it collates to."""
+
+
+class Rows(Protocol):
+    """Rows of one shard. ``take`` gives a part of a batch and ``join`` makes a batch of parts of several shards."""
+
+    @property
+    def samples(self) -> int:
+        """Count the rows."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Estimate the memory that it holds."""
+
+    def take(self, index: torch.Tensor) -> Any:
+        """Return the rows of ``index`` ([n] int64)."""
+
+    def join(self, parts: Sequence[Any]) -> Batch:
+        """Make one batch of what ``take`` returned, here and in other shards of the task."""
+
+
+class TextColumn:
+    """A column of strings over one buffer: ``data`` [bytes] uint8, ``offsets`` [rows + 1] int64."""
+
+    def __init__(self, data: torch.Tensor, offsets: torch.Tensor) -> None:
+        self._data = data.numpy().tobytes()
+        self._offsets: list[int] = offsets.tolist()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def take(self, index: torch.Tensor) -> list[str]:
+        """Return the strings of these rows."""
+        return [self._data[self._offsets[i] : self._offsets[i + 1]].decode() for i in index.tolist()]
+
+
+class TableRows:
+    """A shard of columns; a batch is a dict of tensors [rows, ...] and lists of strings."""
+
+    def __init__(self, columns: Mapping[str, torch.Tensor | TextColumn]) -> None:
+        """Raises: DataError if there is no column or the columns' lengths differ."""
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"a shard's columns must have one length; they have {lengths or 'none'}")
+        self._columns = dict(columns)
+        self.samples = next(iter(lengths.values()))
+        self.size_bytes = sum(c.nbytes if isinstance(c, torch.Tensor) else 0 for c in columns.values())
+
+    def take(self, index: torch.Tensor) -> dict[str, torch.Tensor | list[str]]:
+        """Return the rows of ``index``, copied."""
+        return {
+            name: column.index_select(0, index) if isinstance(column, torch.Tensor) else column.take(index)
+            for name, column in self._columns.items()
+        }
+
+    def join(self, parts: Sequence[dict[str, Any]]) -> Batch:
+        """Concatenate along the first dimension."""
+        if len(parts) == 1:
+            return parts[0]
+        return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class DatasetRows:
+    """Rows of a map-style data set; ``item`` says which of its items each row is."""
+
+    size_bytes = 0
+
+    def __init__(self, dataset: Any, samples: int, item: Callable[[int], int]) -> None:
+        self._dataset = dataset
+        self._item = item
+        self.samples = samples
+
+    def take(self, index: torch.Tensor) -> list[Any]:
+        """Return the items of these rows."""
+        return [self._dataset[self._item(row)] for row in index.tolist()]
+
+    def join(self, parts: Sequence[list[Any]]) -> Batch:
+        """Collate the items as torch's DataLoader does."""
+        return default_collate([item for part in parts for item in part])
+
+
+def read_shard(path: Path) -> TableRows:
+    """Read a shard file: a safetensors file with one tensor a column, as ``sharding`` writes it.
+
+    Raises: FileNotFoundError; DataError if it is no such file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            texts = json.loads((file.metadata() or {}).get(TEXTS_KEY, "[]"))
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path.name} is not a shard file: {error}") from error
+    columns: dict[str, torch.Tensor | TextColumn] = {}
+    for name in texts:
+        columns[name] = TextColumn(tensors.pop(name), tensors.pop(name + OFFSETS_SUFFIX))
+    return TableRows(columns | tensors)
+
+
+def _concatenate(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(list(values))
+    return [text for part in values for text in part]

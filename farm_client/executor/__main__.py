@@ -1,0 +1,109 @@
+"""The executor process: warms up, then carries out its agent's orders until told to stop.
+
+    Warm -> Load -> Loaded -> (Run -> Advance ... -> Done | Failed) ...
+
+One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from farm_client import task
+from farm_client.executor.channel import Channel
+from farm_client.executor.failures import as_failed
+from farm_client.executor.messages import Load, Loaded, Run, Stop, Warm
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.runner import TaskRunner, choose_device
+from protocol.errors import FarmError, OutOfOrder
+
+
+def warm_up(device: torch.device) -> None:
+    """Step an optimizer once: the first construction imports torch._dynamo, which takes over a second."""
+    parameter = torch.zeros(1, device=device, requires_grad=True)
+    optimizer = torch.optim.AdamW([parameter])
+    torch.autograd.backward(parameter.sum())
+    optimizer.step()
+
+
+class Executor:
+    """Answers each order with its reports."""
+
+    def __init__(self, channel: Channel, device: torch.device) -> None:
+        self._channel = channel
+        self._device = device
+        self._progress = ProgressReporter(channel.send)
+        self._runner: TaskRunner | None = None
+
+    def serve(self) -> None:
+        """Carry out orders until a stop or the agent's end of the socket."""
+        task.send_metrics_to(self._progress.log)
+        while (order := self._channel.receive()) is not None:
+            match order:
+                case Load():
+                    self._load(order)
+                case Run():
+                    self._run(order)
+                case Stop():
+                    return
+
+    def _load(self, order: Load) -> None:
+        try:
+            self._runner = TaskRunner(order, self._device)
+        except (Exception, SystemExit) as error:
+            self._fail(error, None)
+        else:
+            _flush()
+            self._channel.send(Loaded())
+
+    def _run(self, order: Run) -> None:
+        if self._runner is None:
+            self._fail(OutOfOrder("the executor got a run before its load"), order.assignment_id)
+            return
+        self._progress.start(order.assignment_id)
+        try:
+            done = self._runner.run(order, self._progress)
+            self._progress.finish()
+        except (Exception, SystemExit) as error:
+            self._fail(error, order.assignment_id)
+        else:
+            _flush()
+            self._channel.send(done)
+
+    def _fail(self, error: BaseException, assignment_id: str | None) -> None:
+        if isinstance(error, ConnectionError):  # the agent is gone: nobody to tell
+            raise error
+        self._progress.finish()
+        _flush()
+        self._channel.send(as_failed(error, assignment_id))
+
+
+def _flush() -> None:
+    """Push the researcher's output into the pipes before the report that follows it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand."""
+    try:
+        channel = Channel.from_environment()
+    except FarmError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are text files at a process's start
+    device = choose_device()
+    warm_up(device)
+    try:
+        channel.send(Warm(device=str(device), torch_version=torch.__version__))
+        Executor(channel, device).serve()
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

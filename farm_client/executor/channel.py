@@ -1,0 +1,53 @@
+"""The executor's end of the socket to its agent: orders in, reports out, blocking."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from typing import Any, Final
+
+from farm_client.executor.messages import ORDER, Order, Report
+from protocol.errors import OutOfOrder
+from protocol.framing import FrameDecoder, pack_frame
+
+FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
+_READ_BYTES: Final = 1 << 18
+
+
+class Channel:
+    """Frames over a connected Unix stream socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._decoder = FrameDecoder()
+        self._frames: deque[dict[str, Any]] = deque()
+
+    @classmethod
+    def from_environment(cls) -> Channel:
+        """Take the socket whose descriptor the agent named in ``AIFARM_EXECUTOR_FD``.
+
+        Raises: OutOfOrder if it is not set: a person started the executor by hand.
+        """
+        descriptor = os.environ.pop(FD_VARIABLE, None)
+        if descriptor is None:
+            raise OutOfOrder(f"{FD_VARIABLE} is not set: the executor is started by `farm-client join`, not by hand")
+        connection = socket.socket(fileno=int(descriptor))
+        connection.set_inheritable(False)  # processes of the researcher's code must not speak for the executor
+        return cls(connection)
+
+    def receive(self) -> Order | None:
+        """Wait for the next order; None when the agent has closed the socket.
+
+        Raises: ProtocolError for a bad frame; pydantic's ValidationError for an order of the wrong form.
+        """
+        while not self._frames:
+            data = self._connection.recv(_READ_BYTES)
+            if not data:
+                return None
+            self._frames.extend(self._decoder.feed(data))
+        return ORDER.validate_python(self._frames.popleft())
+
+    def send(self, report: Report) -> None:
+        """Write a report; waits while the agent does not read. Raises: OSError if the agent is gone."""
+        self._connection.sendall(pack_frame(report.model_dump()))

@@ -1,0 +1,157 @@
+"""The researcher's contract: which functions a task's code has, and what each must give back.
+
+``build_model(config)`` and ``loss(model, batch)`` are needed; ``build_optimizer(model, config)``,
+``evaluate(model, data)``, ``load_shard(shard)`` and ``make_dataset(config)`` are optional. A LightningModule stands
+for the first four. Every call goes through ``failures.calling``, so that an error names the researcher's line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from farm_client.executor import lightning_steps
+from farm_client.executor.failures import CodeError, calling
+from farm_client.executor.means import describe_batch
+
+DEFAULT_LEARNING_RATE: Final = 1e-3
+"""Of the AdamW that trains a task without ``build_optimizer``."""
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """A batch's mean loss, with its graph, and further metrics as plain numbers."""
+
+    loss: torch.Tensor
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A task's code, imported. Each method raises CodeError with the researcher's line; memory errors pass through."""
+
+    module: ModuleType
+    code_dir: Path
+    config: Mapping[str, Any]
+
+    def has(self, function: str) -> bool:
+        """Tell whether the code defines this optional function."""
+        return callable(getattr(self.module, function, None))
+
+    def build_model(self) -> nn.Module:
+        """Return a new model on the CPU."""
+        with calling("build_model(config)", self.code_dir):
+            if self.has("build_model"):
+                model = self.module.build_model(dict(self.config))
+            else:
+                model = lightning_steps.instantiate(self._lightning_class(), self.config)
+        if not isinstance(model, nn.Module):
+            raise CodeError(f"build_model must return a torch.nn.Module, it returned {type(model).__name__}")
+        if not self.has("loss") and not lightning_steps.is_lightning(model):
+            raise CodeError(f"{self._file} has no loss(model, batch): add it; it returns the batch's mean loss")
+        return model
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a new inner optimizer; AdamW with learning rate 1e-3 where the code has none."""
+        function = self._function("build_optimizer", model)
+        if function is None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            return torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE)
+        with calling("build_optimizer(model, config)", self.code_dir):
+            optimizer = function(model, dict(self.config))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise CodeError(f"build_optimizer must return a torch optimizer, it returned {type(optimizer).__name__}")
+        return optimizer
+
+    def loss(self, model: nn.Module, batch: Any) -> LossValue:
+        """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
+        function = self.module.loss if self.has("loss") else lightning_steps.loss
+        with calling("loss(model, batch)", self.code_dir, lambda: f"the batch is {describe_batch(batch)}"):
+            return _as_loss_value(function(model, batch))
+
+    def evaluate(self, model: nn.Module, data: Iterable[Any]) -> dict[str, float] | None:
+        """Return the researcher's own evaluation, or None where the default one is wanted."""
+        function = self._function("evaluate", model)
+        if function is None:
+            return None
+        with calling("evaluate(model, data)", self.code_dir):
+            found = function(model, data)
+            if not isinstance(found, Mapping):
+                raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
+            return {str(name): float(value) for name, value in found.items()}
+
+    def load_shard(self, shard: object) -> Any:
+        """Return what the researcher's ``load_shard`` makes of a shard."""
+        with calling("load_shard(shard)", self.code_dir):
+            return self.module.load_shard(shard)
+
+    def make_dataset(self) -> Any:
+        """Return the researcher's whole data set, map-style.
+
+        Raises: CodeError also if it has no length or no items by number.
+        """
+        with calling("make_dataset(config)", self.code_dir):
+            if not self.has("make_dataset"):
+                raise CodeError(f"{self._file} has no make_dataset(config): add it, or give data files")
+            dataset = self.module.make_dataset(dict(self.config))
+            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+                raise CodeError(
+                    "make_dataset must return a map-style data set, with __len__ and __getitem__; "
+                    f"it returned {type(dataset).__name__}"
+                )
+            return dataset
+
+    @property
+    def _file(self) -> str:
+        return Path(str(self.module.__file__)).name
+
+    def _function(self, name: str, model: nn.Module) -> Callable[..., Any] | None:
+        if self.has(name):
+            return getattr(self.module, name)  # type: ignore[no-any-return]  # has() saw that it is callable
+        stand_in = {"build_optimizer": lightning_steps.build_optimizer, "evaluate": lightning_steps.evaluate}
+        return stand_in[name] if lightning_steps.is_lightning(model) else None
+
+    def _lightning_class(self) -> type[nn.Module]:
+        found = lightning_steps.find_lightning_class(self.module)
+        if found is None:
+            raise CodeError(f"{self._file} has no build_model(config): add it; it returns a torch.nn.Module")
+        return found
+
+
+def load_contract(code_dir: Path, entry: str, config: Mapping[str, Any]) -> Contract:
+    """Import the entry file as a module, with its folder and the bundle's root on the import path.
+
+    Raises: CodeError if it is missing, has a syntax error, or raises.
+    """
+    root = code_dir.resolve()
+    path = root / entry
+    if not path.is_file():
+        raise CodeError(f"there is no {entry} in the submitted code; name the entry file with --entry")
+    sys.path[:0] = [p for p in dict.fromkeys((str(path.parent), str(root))) if p not in sys.path]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise CodeError(f"{entry} is not a Python file; the entry must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # before it runs: dataclasses and pickling look their module up
+    with calling(entry, root):
+        spec.loader.exec_module(module)
+    return Contract(module, root, config)
+
+
+def _as_loss_value(answer: Any) -> LossValue:
+    values = dict(answer) if isinstance(answer, Mapping) else {"loss": answer}
+    loss = values.pop("loss", None)
+    if not isinstance(loss, torch.Tensor):
+        kind = f"a {type(loss).__name__}" if loss is not None else 'a dict without "loss"'
+        raise CodeError(f'loss must return a scalar tensor, or a dict with one under "loss"; it returned {kind}')
+    if loss.numel() != 1:
+        raise CodeError(f"loss must return one number and returned shape {list(loss.shape)}: take its .mean()")
+    return LossValue(loss.reshape(()), {str(name): float(value) for name, value in values.items()})

@@ -1,0 +1,145 @@
+"""Whose fault a failure is, and how it is told: the researcher's file and line, one sentence, a trimmed traceback."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from farm_client.executor.messages import Failed
+from protocol.errors import FarmError
+from protocol.messages import Scope
+
+MAX_MESSAGE_CHARS = 2000
+MAX_TRACEBACK_CHARS = 20000
+
+
+class CodeError(FarmError):
+    """The task's code or data is at fault: it would fail on every machine."""
+
+    code: ClassVar[str] = "task_code"
+
+    def __init__(self, message: str, trace: str | None = None) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+class LossNotFinite(CodeError):
+    """The loss became NaN or infinite."""
+
+    code = "loss_not_finite"
+
+
+class EmptyData(CodeError):
+    """There is no sample to train on."""
+
+    code = "empty_data"
+
+
+class MissingFile(FarmError):
+    """A shard or weights file is gone from the agent's cache; it will be fetched again."""
+
+    code: ClassVar[str] = "missing_file"
+
+
+@contextmanager
+def calling(what: str, code_dir: Path, note: Callable[[], str] | None = None) -> Iterator[None]:
+    """Run a piece of the researcher's code; ``what`` names it, ``note`` adds a clause to the message.
+
+    Raises: CodeError with the researcher's file, line and trimmed traceback for anything that it raises, except
+        that running out of memory is passed on: another machine may have more.
+    """
+    try:
+        yield
+    except CodeError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        message = f"{_location(error, code_dir) or what}: {_one_line(error)}{_advice(error)}"
+        if note is not None:
+            message += f" ({note()})"
+        raise CodeError(message, _trimmed(error, code_dir)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the machine ran out of memory, on the GPU or in RAM."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
+    """Return the report of a failure, with the scope that says who could succeed instead."""
+    code, message, scope, trace = _verdict(error)
+    return Failed(
+        assignment_id=assignment_id,
+        code=code,
+        message=message[:MAX_MESSAGE_CHARS],
+        scope=scope,
+        traceback=trace[-MAX_TRACEBACK_CHARS:] if trace else None,
+    )
+
+
+def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
+    if isinstance(error, CodeError):
+        return error.code, error.message, Scope.NOBODY, error.trace
+    if is_out_of_memory(error):
+        return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
+    if isinstance(error, FileNotFoundError):
+        missing = MissingFile()
+        return missing.code, f"{missing.message} ({error.filename})", Scope.HERE, None
+    if isinstance(error, FarmError):
+        return error.code, error.message, Scope.ELSEWHERE, None
+    trace = "".join(traceback.format_exception(error))
+    return "executor_error", f"the executor failed: {_one_line(error)}", Scope.ELSEWHERE, trace
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = error.msg if isinstance(error, SyntaxError) else (lines[0] if lines else "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _location(error: BaseException, code_dir: Path) -> str | None:
+    """Return ``file:line, in function`` of the innermost frame that is the researcher's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_relative(error.filename, code_dir)}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_researchers(f.filename, code_dir)]
+    if not frames:
+        return None
+    place = f"{_relative(frames[-1].filename, code_dir)}:{frames[-1].lineno}"
+    return place if frames[-1].name == "<module>" else f"{place}, in {frames[-1].name}"
+
+
+def _trimmed(error: BaseException, code_dir: Path) -> str:
+    """Format the traceback with only the researcher's frames, by paths inside the bundle: no path of this machine."""
+    summary = traceback.TracebackException.from_exception(error)
+    own = [frame for frame in summary.stack if _is_researchers(frame.filename, code_dir)]
+    for frame in own:
+        frame.filename = _relative(frame.filename, code_dir)
+    summary.stack = traceback.StackSummary.from_list(own)
+    summary.__cause__ = summary.__context__ = None
+    if isinstance(error, SyntaxError) and error.filename:
+        summary.filename = _relative(error.filename, code_dir)
+    return "".join(summary.format())
+
+
+def _is_researchers(filename: str, code_dir: Path) -> bool:
+    return Path(filename).is_relative_to(code_dir)
+
+
+def _relative(filename: str, code_dir: Path) -> str:
+    return str(Path(filename).relative_to(code_dir)) if _is_researchers(filename, code_dir) else filename
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "; put the module next to the entry file, or use what volunteers have: torch, numpy, Python"
+    if isinstance(error, SystemExit):
+        return "; the code must not exit the process"
+    return ""

@@ -1,0 +1,134 @@
+"""From a torch model to the farm's named tensors and back; `farm submit` and the executor use the same rules.
+
+Names are those of ``state_dict``. A parameter that requires gradients has the role parameter, another one is frozen,
+a persistent buffer is a buffer. A tensor with several names (tied weights) is stored once, under its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from farm_client.executor.failures import CodeError
+from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
+
+TensorMap = dict[str, torch.Tensor]
+_TensorT = TypeVar("_TensorT", bound=torch.Tensor)
+
+_DTYPES: Final = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """A model's tensors by role. ``parameters`` and ``frozen`` stay the model's own for its whole life.
+
+    A buffer may be replaced by the model's code, so ``buffers`` are looked up at each use.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    frozen: Mapping[str, nn.Parameter]
+    buffer_names: tuple[str, ...]
+    tied: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelTensors:
+        """Read the roles of a model's tensors.
+
+        Raises: CodeError if nothing can be trained, or a tensor's dtype cannot cross the wire.
+        """
+        tied: dict[str, str] = {}
+        parameters = _named_once(dict(model.named_parameters(remove_duplicate=False)), tied)
+        saved = model.state_dict().keys()
+        named_buffers = dict(model.named_buffers(remove_duplicate=False))
+        buffers = _named_once({n: b for n, b in named_buffers.items() if n in saved}, tied)
+        for name, tensor in (parameters | buffers).items():
+            if tensor.dtype not in _DTYPES:
+                raise CodeError(f"tensor {name} is {tensor.dtype}, which the farm cannot send; convert the model")
+        trained = {n: p for n, p in parameters.items() if p.requires_grad}
+        if not trained:
+            raise CodeError("the model has no trainable parameter: build_model must leave some with requires_grad")
+        frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
+        return cls(model, trained, frozen, tuple(buffers), tied)
+
+    @property
+    def buffers(self) -> TensorMap:
+        """Return the persistent buffers as they are now."""
+        if not self.buffer_names:
+            return {}
+        now = dict(self.model.named_buffers(remove_duplicate=False))
+        return {name: now[name] for name in self.buffer_names}
+
+    def all(self) -> TensorMap:
+        """Return every tensor of a weights file: the model's own, not copies."""
+        return {**self.parameters, **self.frozen, **self.buffers}
+
+    def layout(self) -> Layout:
+        """Return the wire layout, sorted by name."""
+        roles = self._roles()
+        specs = (
+            TensorSpec(name, _DTYPES[tensor.dtype], tuple(tensor.shape), roles.get(name, Role.PARAMETER))
+            for name, tensor in sorted(self.all().items())
+        )
+        return Layout(tuple(specs), self.tied)
+
+    def weights_file(self) -> bytes:
+        """Return the model as the bytes of a weights file."""
+        metadata = weights_metadata(self._roles(), self.tied)
+        return safetensors.torch.save(as_stored(self.all()), metadata=metadata)
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights into the model, in place.
+
+        Raises: CodeError naming the tensors if they are not this model's: its code builds different models.
+        """
+        own = self.all()
+        if own.keys() != weights.keys():
+            names = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
+            raise CodeError(f"build_model does not build the submitted model: {names} exist only on one side")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if (tensor.shape, tensor.dtype) != (weights[name].shape, weights[name].dtype):
+                    raise CodeError(f"build_model does not build the submitted model: {name} has another shape")
+                tensor.copy_(weights[name])
+
+    def _roles(self) -> dict[str, Role]:
+        return dict.fromkeys(self.frozen, Role.FROZEN) | dict.fromkeys(self.buffer_names, Role.BUFFER)
+
+
+def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
+    """Return the tensors as a tensor file holds them: on the CPU, contiguous, each with memory of its own."""
+    stored: TensorMap = {}
+    addresses: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        address = flat.untyped_storage().data_ptr()
+        stored[name] = flat.clone() if address in addresses else flat
+        addresses.add(address)
+    return stored
+
+
+def _named_once(tensors: Mapping[str, _TensorT], tied: dict[str, str]) -> dict[str, _TensorT]:
+    """Keep each tensor under its first name and write its other names to ``tied``."""
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            tied[name] = known
+    return {name: tensors[name] for name in first.values()}

@@ -1,0 +1,48 @@
+"""Sample-weighted means of metrics, and what counts as a batch's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+class WeightedMeans:
+    """Means of named values, each weighted by the samples it stands for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._samples: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, float], samples: int) -> None:
+        """Add one batch's values; a name may be missing from some batches."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * samples
+            self._samples[name] = self._samples.get(name, 0) + samples
+
+    def result(self) -> dict[str, float]:
+        """Return the mean of each name over the samples that had it."""
+        return {name: total / self._samples[name] for name, total in self._sums.items()}
+
+
+def count_samples(batch: Any) -> int:
+    """Return a batch's first dimension, found at its first tensor or list; 1 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        return count_samples(next(iter(batch.values()), None))
+    if isinstance(batch, Sequence) and batch and not isinstance(batch, str):
+        return len(batch) if isinstance(batch[0], str) else count_samples(batch[0])
+    return 1
+
+
+def describe_batch(batch: Any) -> str:
+    """Return a batch's names, shapes and dtypes in one clause, for error messages."""
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{name}: {describe_batch(value)}" for name, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list) and batch and not isinstance(batch[0], str):
+        return "(" + ", ".join(describe_batch(value) for value in batch) + ")"
+    return f"{len(batch)} strings" if isinstance(batch, list) else type(batch).__name__

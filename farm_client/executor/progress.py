@@ -1,0 +1,60 @@
+"""What an assignment tells while it runs: samples done and logged metrics, at most a few times a second."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from farm_client.executor.messages import Advance
+from protocol.messages import MetricPoint
+
+INTERVAL_SECONDS: Final = 0.25
+MAX_POINTS: Final = 200
+"""Points in one report, as many as a progress message may carry; of more, the newest are sent."""
+_MAX_NAME_CHARS: Final = 100
+
+
+class ProgressReporter:
+    """Sends ``Advance`` reports for one assignment at a time."""
+
+    def __init__(self, send: Callable[[Advance], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._send = send
+        self._clock = clock
+        self._points: deque[MetricPoint] = deque(maxlen=MAX_POINTS)
+        self._assignment_id: str | None = None
+        self._samples_done = 0
+        self._sent_at = 0.0
+
+    def start(self, assignment_id: str) -> None:
+        """Begin an assignment: nothing is done yet."""
+        self._assignment_id = assignment_id
+        self._samples_done = 0
+        self._sent_at = self._clock()
+
+    def advance(self, samples: int) -> None:
+        """Count samples as done; report if the last report is old enough."""
+        self._samples_done += samples
+        now = self._clock()
+        if now - self._sent_at >= INTERVAL_SECONDS:
+            self._report(now)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take what the researcher's code logged; the sink of ``farm_client.task.log``."""
+        for name, value in metrics.items():
+            self._points.append(MetricPoint(name=name[:_MAX_NAME_CHARS], value=value, step=step))
+
+    def finish(self) -> None:
+        """End the assignment: report the metrics that are left."""
+        if self._points:
+            self._report(self._clock())
+        self._assignment_id = None
+
+    def _report(self, now: float) -> None:
+        if self._assignment_id is None:
+            return
+        points = tuple(self._points)
+        self._points.clear()
+        self._sent_at = now
+        self._send(Advance(assignment_id=self._assignment_id, samples_done=self._samples_done, metrics=points))

@@ -1,0 +1,105 @@
+"""One task in an executor: its code, model and data in memory, and assignments carried out one after the other."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from farm_client.data.order import derived_seed
+from farm_client.executor.contract import load_contract
+from farm_client.executor.layout import ModelTensors, TensorMap, as_stored
+from farm_client.executor.messages import Done, Load, Run
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.samples import SampleSource
+from farm_client.executor.training import evaluate, sum_gradients, train_locally
+from protocol.digests import digest_bytes, new_hasher
+from protocol.errors import NotFound
+from protocol.messages import Kind
+from protocol.recipe import Mode
+from protocol.tensors import UPDATE_METADATA
+
+
+def choose_device() -> torch.device:
+    """Return the first GPU if torch can use one, else the CPU; the agent hides the GPUs that it does not lend."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TaskRunner:
+    """A loaded task. Holds the weights that it was last given, so that the next order need not repeat them."""
+
+    def __init__(self, order: Load, device: torch.device) -> None:
+        """Import the code and build the model. Raises: CodeError; memory errors."""
+        self._order = order
+        self._device = device
+        seed_everything(order.seed)
+        self._contract = load_contract(Path(order.code_dir), order.entry, order.config)
+        self._tensors = ModelTensors.of(self._contract.build_model().to(device))
+        self._source = SampleSource(self._contract, order, device)
+        self._base: TensorMap = {}
+        self._base_digest = ""
+
+    def run(self, order: Run, progress: ProgressReporter) -> Done:
+        """Carry out one assignment and return its result.
+
+        Raises: CodeError for the researcher's mistakes, FileNotFoundError for a missing shard or weights file,
+            NotFound if neither weights came nor are those of ``weights_digest`` held, memory errors.
+        """
+        started = time.perf_counter()
+        self._take_weights(order)
+        first = order.pieces[0] if order.pieces else None
+        seed_everything(derived_seed(self._order.seed, order.round, order.epoch, first and (first.shard, first.start)))
+        data = self._source.batches(order.pieces, order.epoch)
+        if order.kind is Kind.EVALUATE:
+            metrics = evaluate(self._contract, self._tensors, data, progress.advance)
+            return self._done(order, data.samples, metrics, None, started)
+        if self._order.mode is Mode.GRADIENTS:
+            trained = sum_gradients(self._contract, self._tensors, data, progress.advance)
+        else:
+            trained = train_locally(self._contract, self._tensors, self._base, data, progress.advance)
+        return self._done(order, data.samples, trained.metrics, trained.update, started)
+
+    def _take_weights(self, order: Run) -> None:
+        """Put the round's global weights into the model, from the order or from memory."""
+        if order.weights is not None:
+            self._hold(order.weights_digest, safetensors.torch.load(order.weights))
+        elif order.weights_path is not None:
+            self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
+        elif order.weights_digest != self._base_digest:
+            raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
+        self._tensors.load(self._base)
+
+    def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
+        self._base = {name: tensor.to(self._device) for name, tensor in weights.items()}
+        self._base_digest = digest
+
+    def _done(
+        self, order: Run, samples: int, metrics: dict[str, float], update: TensorMap | None, started: float
+    ) -> Done:
+        done = Done(assignment_id=order.assignment_id, samples=samples, metrics=metrics)
+        if update is not None:
+            done = done.model_copy(update=self._stored(order.assignment_id, as_stored(update)))
+        return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
+
+    def _stored(self, assignment_id: str, update: TensorMap) -> dict[str, object]:
+        """Return the update as fields of ``Done``: inline bytes, or a file in the scratch folder."""
+        if sum(tensor.nbytes for tensor in update.values()) <= self._order.inline_bytes:
+            data = safetensors.torch.save(update, metadata=dict(UPDATE_METADATA))
+            if len(data) <= self._order.inline_bytes:
+                return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
+        path = Path(self._order.scratch_dir) / f"{assignment_id}.update"
+        safetensors.torch.save_file(update, path, metadata=dict(UPDATE_METADATA))
+        digest = new_hasher().update_mmap(path).hexdigest()
+        return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy's legacy generator and ``random``, so that a repeated assignment gives the same update."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # the legacy generator: the researcher's code may use it
+    random.seed(seed)

@@ -1,0 +1,170 @@
+"""From an assignment's pieces to batches: shards are read once and kept in memory between rounds."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.shards import Batch, DatasetRows, Rows, TableRows, read_shard
+from farm_client.executor.contract import Contract
+from farm_client.executor.failures import CodeError, EmptyData, calling
+from farm_client.executor.messages import Load, Piece
+from protocol.tasks import Split
+
+KEPT_SHARDS_BYTES: Final = 1 << 30
+"""Shards stay in memory up to this; the least recently used go first."""
+
+
+@dataclass(frozen=True)
+class ShardView:
+    """What ``load_shard(shard)`` is given. ``path`` is the shard's file, or None for a task without data files."""
+
+    index: int
+    split: Split
+    samples: int
+    first_row: int
+    path: Path | None
+    config: Mapping[str, Any]
+
+
+class Batches:
+    """The batches of some pieces, in order; iterable any number of times. ``len`` counts batches."""
+
+    def __init__(
+        self, parts: Sequence[tuple[Rows, torch.Tensor]], size: int, device: torch.device, code_dir: Path
+    ) -> None:
+        self._parts = parts
+        self._size = size
+        self._device = device
+        self._code_dir = code_dir
+        self.samples = sum(len(index) for _, index in parts)
+
+    def __len__(self) -> int:
+        return math.ceil(self.samples / self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _, batch in self.sized():
+            yield batch
+
+    def sized(self) -> Iterator[tuple[int, Batch]]:
+        """Yield (samples, batch); the last batch may be short."""
+        pending: list[tuple[Rows, torch.Tensor]] = []
+        room = self._size
+        for rows, index in self._parts:
+            rest = index
+            while len(rest) >= room:
+                yield self._size, self._batch([*pending, (rows, rest[:room])])
+                rest, pending, room = rest[room:], [], self._size
+            if len(rest):
+                pending.append((rows, rest))
+                room -= len(rest)
+        if pending:
+            yield self._size - room, self._batch(pending)
+
+    def _batch(self, parts: Sequence[tuple[Rows, torch.Tensor]]) -> Batch:
+        with calling("the data set's items", self._code_dir):
+            batch = parts[0][0].join([rows.take(index) for rows, index in parts])
+        return batch if self._device.type == "cpu" else moved(batch, self._device)
+
+
+class SampleSource:
+    """Gives a task's batches, whatever its data is: shard files, ``load_shard``, or ``make_dataset``."""
+
+    def __init__(self, contract: Contract, order: Load, device: torch.device) -> None:
+        self._contract = contract
+        self._order = order
+        self._device = device
+        self._shards: OrderedDict[int, Rows] = OrderedDict()
+        self._dataset: Any = None
+        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def batches(self, pieces: Sequence[Piece], epoch: int) -> Batches:
+        """Return the batches of the pieces, concatenated in their order.
+
+        Raises: EmptyData if there is no row; FileNotFoundError if a shard's file is gone; CodeError.
+        """
+        parts = [(self._rows(piece), self._index(piece, epoch)) for piece in pieces]
+        if not any(len(index) for _, index in parts):
+            raise EmptyData("the assignment has no sample: the data set is empty")
+        return Batches(parts, self._order.batch_samples, self._device, self._contract.code_dir)
+
+    def _index(self, piece: Piece, epoch: int) -> torch.Tensor:
+        """Slice the shard's order of this epoch, which is kept until the next."""
+        known = self._orders.get(piece.shard)
+        if known is None or known[0] != epoch:
+            order = shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
+            known = self._orders[piece.shard] = (epoch, order)
+        return known[1][piece.start : piece.stop]
+
+    def _rows(self, piece: Piece) -> Rows:
+        rows = self._shards.pop(piece.shard, None)
+        if rows is None:
+            rows = self._read(piece)
+            if rows.samples != piece.shard_samples:
+                raise CodeError(f"shard {piece.shard} has {rows.samples} rows and should have {piece.shard_samples}")
+            self._make_room(rows.size_bytes)
+        self._shards[piece.shard] = rows  # at the end: the most recently used
+        return rows
+
+    def _make_room(self, needed_bytes: int) -> None:
+        held = sum(rows.size_bytes for rows in self._shards.values())
+        while self._shards and held + needed_bytes > KEPT_SHARDS_BYTES:
+            _, oldest = self._shards.popitem(last=False)
+            held -= oldest.size_bytes
+
+    def _read(self, piece: Piece) -> Rows:
+        if self._contract.has("load_shard"):
+            return self._own_rows(piece)
+        if piece.path is not None:
+            return read_shard(Path(piece.path))
+        if self._dataset is None:
+            self._dataset = self._contract.make_dataset()
+        stride = StrideOrder(len(self._dataset), self._order.seed)
+        return DatasetRows(self._dataset, piece.shard_samples, lambda row: stride.item(piece.first_row + row))
+
+    def _own_rows(self, piece: Piece) -> Rows:
+        path = None if piece.path is None else Path(piece.path)
+        view = ShardView(piece.shard, piece.split, piece.shard_samples, piece.first_row, path, self._order.config)
+        loaded = self._contract.load_shard(view)
+        if isinstance(loaded, Mapping):
+            with calling("load_shard(shard)", self._contract.code_dir):
+                return TableRows({str(name): as_column(name, values) for name, values in loaded.items()})
+        if hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__"):
+            return DatasetRows(loaded, len(loaded), lambda row: row)
+        raise CodeError(
+            f"load_shard must return a dict of tensors or a map-style data set, it returned {type(loaded).__name__}"
+        )
+
+
+def as_column(name: object, values: Any) -> torch.Tensor:
+    """Return a column of ``load_shard`` as a tensor; numpy arrays are taken as they are.
+
+    Raises: CodeError naming the column.
+    """
+    try:
+        column = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CodeError(f"load_shard's column {name!r} is no tensor: {error}") from error
+    if column.ndim == 0:
+        raise CodeError(f"load_shard's column {name!r} is a single number; it needs a row for each sample")
+    return column
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch

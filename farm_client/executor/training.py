@@ -1,0 +1,128 @@
+"""One assignment's training: local steps (weights mode), or one exact gradient (gradients mode).
+
+Both return an update as ``docs/protocol.md`` defines it: parameters as base minus local (McMahan et al.,
+arXiv:1602.05629; the pseudo-gradient of Reddi et al., arXiv:2003.00295) or as the gradient of the mean loss, and
+buffers by their value after training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from farm_client.executor.contract import Contract
+from farm_client.executor.failures import CodeError, LossNotFinite, calling
+from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.means import WeightedMeans
+from farm_client.executor.samples import Batches
+
+Advance = Callable[[int], None]
+"""Called after each batch with its samples."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update in the task's layout, with the metrics' means over the samples (``loss`` among them)."""
+
+    update: TensorMap
+    metrics: dict[str, float]
+
+
+def train_locally(
+    contract: Contract, tensors: ModelTensors, base: Mapping[str, torch.Tensor], data: Batches, advance: Advance
+) -> Trained:
+    """Take one optimizer step a batch from ``base``, which the model holds, and return base minus local.
+
+    The inner optimizer is new each time. Raises: CodeError, LossNotFinite.
+    """
+    model = tensors.model.train()
+    optimizer = contract.build_optimizer(model)
+    means = WeightedMeans()
+    for step, (samples, batch) in enumerate(data.sized(), start=1):
+        optimizer.zero_grad(set_to_none=True)
+        metrics = _backward(contract, model, batch, step)
+        with calling("optimizer.step()", contract.code_dir):
+            optimizer.step()
+        means.add(metrics, samples)
+        advance(samples)
+    with torch.no_grad():
+        update: TensorMap = {name: base[name] - parameter for name, parameter in tensors.parameters.items()}
+    return _trained(update, tensors, means)
+
+
+def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> Trained:
+    """Return the gradient of the mean loss over all samples: each batch's gradient weighs by its samples.
+
+    Raises: CodeError, LossNotFinite.
+    """
+    model = tensors.model.train()
+    sums = {name: _zeros(parameter) for name, parameter in tensors.parameters.items()}
+    means = WeightedMeans()
+    for step, (samples, batch) in enumerate(data.sized(), start=1):
+        model.zero_grad(set_to_none=True)
+        metrics = _backward(contract, model, batch, step)
+        for name, parameter in tensors.parameters.items():
+            if parameter.grad is not None:
+                sums[name].add_(_dense(parameter.grad), alpha=samples / data.samples)
+        means.add(metrics, samples)
+        advance(samples)
+    model.zero_grad(set_to_none=True)
+    update = {name: total.to(tensors.parameters[name].dtype) for name, total in sums.items()}
+    return _trained(update, tensors, means)
+
+
+def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> dict[str, float]:
+    """Return the researcher's metrics of held-out samples; without ``evaluate``, the mean loss and its metrics.
+
+    Raises: CodeError.
+    """
+    model = tensors.model.eval()
+    with torch.no_grad():
+        own = contract.evaluate(model, data)
+        if own is not None:
+            advance(data.samples)
+            return own
+        means = WeightedMeans()
+        for samples, batch in data.sized():
+            value = contract.loss(model, batch)
+            means.add({"loss": float(value.loss), **value.metrics}, samples)
+            advance(samples)
+    return means.result()
+
+
+def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int) -> dict[str, float]:
+    """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics."""
+    value = contract.loss(model, batch)
+    number = float(value.loss)
+    if not math.isfinite(number):
+        raise LossNotFinite(
+            f"the loss is {number} at step {step} of the round: lower the learning rate, clip gradients in loss, "
+            "and look for NaN or zero divisors in the data"
+        )
+    if not value.loss.requires_grad:
+        raise CodeError("the loss does not depend on the model's parameters: compute it from model(...) with gradients")
+    with calling("the loss's backward pass", contract.code_dir):
+        torch.autograd.backward(value.loss)
+    return {"loss": number, **value.metrics}
+
+
+def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans) -> Trained:
+    update |= {name: buffer.detach().clone() for name, buffer in tensors.buffers.items()}
+    for name, tensor in update.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise LossNotFinite(f"training left NaN or infinity in {name}: lower the learning rate or clip gradients")
+    return Trained(update, means.result())
+
+
+def _zeros(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the accumulator of a gradient: half-precision ones are summed in float32 and rounded once."""
+    wide = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
+    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
