@@ -13,11 +13,10 @@ FarmError
 from __future__ import annotations
 
 import errno
-import sqlite3
 from pathlib import Path
 from typing import ClassVar
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from protocol.errors import Conflict, FarmError, Unavailable
 
@@ -79,28 +78,34 @@ def disk_error(path: Path, error: OSError) -> Unavailable:
 
 
 def ledger_error(path: Path, error: Exception) -> FarmError:
-    """Say what a database driver's error means for the ledger at ``path``."""
-    if isinstance(error, FarmError):
-        return error
-    if isinstance(error, IntegrityError):
-        return _integrity_error(error)
+    """Say what a failure of the ledger at ``path`` means, whatever was asked of it."""
     name = _sqlite_name(error)
     if name in _SQLITE_DAMAGE:
-        return DamagedLedger(f"{path} is not an intact ledger ({error.args[0]}); restore it from a backup")
-    if name in _SQLITE_SAYS:
-        return Unavailable(f"cannot use the ledger {path}: {_SQLITE_SAYS[name]}")
-    return BadRecord(f"the ledger cannot hold this record ({type(error).__name__}: {error}); correct it and try again")
+        said: FarmError = DamagedLedger(f"{path} is not an intact ledger ({_cause(error)}); restore it from a backup")
+    elif name in _SQLITE_SAYS:
+        said = Unavailable(f"cannot use the ledger {path}: {_SQLITE_SAYS[name]}")
+    else:
+        said = StorageError(f"the ledger {path} failed ({_cause(error)}); run `farm-server doctor`")
+    said.__cause__ = error
+    return said
 
 
-def _integrity_error(error: IntegrityError) -> FarmError:
-    if "tasks.submit_token" in str(error.orig):
-        return Conflict("another task has this submit token already; ask for that task instead")
-    return BadRecord(f"the ledger cannot hold this record ({error.orig}); correct it and try again")
+def write_error(error: Exception) -> FarmError:
+    """Say why one change cannot be written while others can."""
+    if isinstance(error, IntegrityError) and "tasks.submit_token" in str(error.orig):
+        said: FarmError = Conflict("another task has this submit token already; ask for that task instead")
+    else:
+        said = BadRecord(f"the ledger cannot hold this record ({_cause(error)}); correct it and try again")
+    said.__cause__ = error
+    return said
 
 
-def _sqlite_name(error: Exception) -> str | None:
+def _cause(error: Exception) -> str:
+    cause = error.orig if isinstance(error, StatementError) else error
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _sqlite_name(error: Exception) -> str:
     """Return SQLite's primary result code by name: ``SQLITE_IOERR_FSYNC`` counts as ``SQLITE_IOERR``."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if not isinstance(cause, sqlite3.Error):
-        return None
+    cause = error.orig if isinstance(error, StatementError) else error
     return "_".join(getattr(cause, "sqlite_errorname", "").split("_")[:2])

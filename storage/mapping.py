@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import Table
 from sqlmodel import SQLModel
 
 from coordinator.lifecycle import AssignmentState, TaskState
@@ -69,7 +68,10 @@ def _enum(kind: type[TaskState | AssignmentState | RoundState | Kind]) -> Codec:
 
 
 class Mapper(Generic[R]):
-    """One kind of record and its table."""
+    """One kind of record and its table.
+
+    ``elsewhere`` are fields that other tables keep, ``derived`` columns that exist to be searched by.
+    """
 
     def __init__(
         self,
@@ -79,11 +81,13 @@ class Mapper(Generic[R]):
         *,
         blobs: tuple[str, ...] = (),
         elsewhere: tuple[str, ...] = (),
+        derived: Mapping[str, Callable[[R], Any]] | None = None,
     ) -> None:
         self.record_type = record
-        self.table: Table = row.__table__  # type: ignore[attr-defined]  # SQLModel adds it to table classes
+        self.table = tables.table_of(row)
         self.codecs = dict(codecs or {})
         self.blobs = tuple((name, f"{name}_digest", f"{name}_bytes") for name in blobs)
+        self.derived = dict(derived or {})
         special = {*self.codecs, *blobs, *elsewhere}
         self.plain = tuple(f.name for f in fields(record) if f.name not in special)
 
@@ -95,6 +99,8 @@ class Mapper(Generic[R]):
         for name, digest, size in self.blobs:
             ref: BlobRef | None = getattr(record, name)
             row[digest], row[size] = (None, None) if ref is None else (ref.digest, ref.size_bytes)
+        for column, derive in self.derived.items():
+            row[column] = derive(record)
         return row
 
     def record(self, row: Mapping[str, Any], **elsewhere: Any) -> R:
@@ -112,6 +118,7 @@ TASKS: Final = Mapper(
     tables.TaskRow,
     {"state": _enum(TaskState), "leftover": _RANGES, "metrics": _MAP},
     elsewhere=("spec",),
+    derived={"submit_token": lambda task: task.spec.submit_token},
 )
 CLIENTS: Final = Mapper(ClientRecord, tables.ClientRow, {"resources": _RESOURCES, "tags": _TEXTS})
 ROUNDS: Final = Mapper(RoundRecord, tables.RoundRow, {"state": _enum(RoundState), "metrics": _MAP})
@@ -135,9 +142,12 @@ MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
     mapper.record_type: mapper for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, EVENTS, METRICS, LOGS)
 }
 
+INITIAL_WEIGHTS: Final = "initial_weights"
+"""The role of the one blob of a submission that outlives a finished task."""
+
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
     "code": {"inline"},
-    "initial_weights": {"inline"},
+    INITIAL_WEIGHTS: {"inline"},
     "dataset": {"shards": {"__all__": {"blob": {"inline"}}}},
 }
 
@@ -149,7 +159,7 @@ def submission_row(task_id: str, spec: TaskSpec) -> Row:
 
 def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     """Return the rows of ``blobs``: what the specification refers to."""
-    named = [("code", spec.code), ("initial_weights", spec.initial_weights)]
+    named = [("code", spec.code), (INITIAL_WEIGHTS, spec.initial_weights)]
     named += [("shard", shard.blob) for shard in spec.dataset.shards if shard.blob is not None]
     return [
         {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named

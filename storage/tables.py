@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, text
+from sqlalchemy import JSON, BigInteger, Index, Integer, Table, text
 from sqlmodel import Field, SQLModel
 
 WHOLE: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -205,3 +205,8 @@ class LogRow(SQLModel, table=True):
     round: int = Field(sa_type=WHOLE)
     stream: str
     text: str
+
+
+def table_of(row: type[SQLModel]) -> Table:
+    """Return the table of one of this module's classes, for statements that build no row objects."""
+    return SQLModel.metadata.tables[str(row.__tablename__)]

@@ -1,0 +1,76 @@
+"""The farm's facts on disk: written by one thread, read by many, kept through any crash."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.records import Entry, Record
+from storage.engine import ledger_path, reader_engine, writer_engine
+from storage.errors import ledger_error
+from storage.migrate import migrate
+from storage.reads import Numbered, Reads
+from storage.transaction import Change
+from storage.writer import Writer
+
+__all__ = ["Ledger", "Numbered"]
+
+
+class Ledger(Reads):
+    """Saves the coordinator's records and answers what was saved. Open it with ``Ledger.open``.
+
+    Writes are done in the order of their submission. What is acknowledged is on the disk, and seen by every read
+    that begins after it. A refused change is refused alone and whole; changes after it are written nevertheless.
+    """
+
+    def __init__(self, readers: AsyncEngine, writer: Writer, path: Path) -> None:
+        super().__init__(readers, path)
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, location: str | Path) -> Self:
+        """Open the ledger at a path or SQLite URL, made new if need be, and bring its schema up to date.
+
+        Raises: Unavailable if the file cannot be opened or is locked; NewerLedger; DamagedLedger; StorageError.
+        """
+        path = ledger_path(location)
+        engine = writer_engine(path)
+        try:
+            await asyncio.to_thread(migrate, engine)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            raise ledger_error(path, error) from error
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(reader_engine(path), Writer(engine, path, asyncio.get_running_loop()), path)
+
+    def submit(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> asyncio.Future[None]:
+        """Queue a save behind those before it. The future is done once it is durable, or refused as in ``save``.
+
+        Call it on the event loop's thread.
+        """
+        return self._writer.submit(Change(tuple(records), tuple(entries)))
+
+    async def save(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> None:
+        """Write all of it in one transaction; on return it is durable.
+
+        Raises: Conflict if another task has the submit token; BadRecord if the ledger cannot hold a record;
+            Unavailable if the disk is full, read-only or failing, or another program locks the ledger.
+            Nothing of this save is written then.
+        """
+        await self.submit(records, entries)
+
+    async def drop_checkpoints(self, task_id: str, rounds: Iterable[int]) -> None:
+        """Forget these checkpoints of the task; unknown ones are no error. Raises: Unavailable."""
+        await self._writer.submit(Change(dropped=tuple((task_id, number) for number in rounds)))
+
+    async def close(self) -> None:
+        """Write what was submitted, then close; submitting later raises Unavailable. Twice is harmless."""
+        await self._writer.close()
+        await self._readers.dispose()

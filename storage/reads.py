@@ -1,0 +1,179 @@
+"""What the ledger can be asked. Every answer is a record, read in one transaction that sees what is committed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from coordinator.records import (
+    AssignmentRecord,
+    CheckpointRecord,
+    Entry,
+    EventRecord,
+    LogRecord,
+    MetricRecord,
+    RoundRecord,
+    Snapshot,
+    TaskRecord,
+)
+from storage import references
+from storage.errors import ledger_error
+from storage.mapping import (
+    ASSIGNMENTS,
+    CHECKPOINTS,
+    CLIENTS,
+    EVENTS,
+    LOGS,
+    METRICS,
+    ROUNDS,
+    TASKS,
+    Mapper,
+    task_record,
+)
+from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
+_Make = Callable[[Mapping[str, Any]], T]
+
+FEED_LIMIT: Final = 1000
+"""Entries of one answer, unless the caller says otherwise."""
+_PARTITION_ROWS: Final = 500
+"""Rows turned into records before the event loop gets its turn: about 5 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered(Generic[T]):
+    """An entry with its number: later entries have higher ones, and no number is used twice."""
+
+    seq: int
+    entry: T
+
+
+_TASK_AND_SPEC: Final = select(TASKS.table, table_of(SubmissionRow).c.spec).join(
+    table_of(SubmissionRow), table_of(SubmissionRow).c.task_id == TASKS.table.c.task_id
+)
+
+
+class Reads:
+    """The reading half of the ledger.
+
+    Raises: Unavailable if the disk or another program keeps it from reading; DamagedLedger.
+    """
+
+    def __init__(self, engine: AsyncEngine, path: Path) -> None:
+        self._readers = engine
+        self._path = path
+
+    async def load(self) -> Snapshot:
+        """Return what a server needs to go on after a restart."""
+        tasks, rounds, held, checkpoints = TASKS.table, ROUNDS.table, ASSIGNMENTS.table, CHECKPOINTS.table
+        newest = select(checkpoints.c.task_id, func.max(checkpoints.c.round)).group_by(checkpoints.c.task_id)
+        async with self._session() as session:
+            return Snapshot(
+                tasks=await _all(session, _TASK_AND_SPEC.order_by(tasks.c.created_at, tasks.c.task_id), task_record),
+                clients=await _all(session, select(CLIENTS.table).order_by(CLIENTS.table.c.client_id), CLIENTS.record),
+                rounds=await _all(session, select(rounds).where(OPEN_ROUND), ROUNDS.record),
+                assignments=await _all(
+                    session,
+                    select(held).where(HELD_ASSIGNMENT).order_by(held.c.task_id, held.c.position),
+                    ASSIGNMENTS.record,
+                ),
+                checkpoints=await _all(
+                    session,
+                    select(checkpoints).where(tuple_(checkpoints.c.task_id, checkpoints.c.round).in_(newest)),
+                    CHECKPOINTS.record,
+                ),
+            )
+
+    async def task(self, task_id: str) -> TaskRecord | None:
+        """Return the task, or None."""
+        return await self._first(_TASK_AND_SPEC.where(TASKS.table.c.task_id == task_id), task_record)
+
+    async def task_by_token(self, submit_token: str) -> TaskRecord | None:
+        """Return the task that was submitted with this token, or None."""
+        return await self._first(_TASK_AND_SPEC.where(TASKS.table.c.submit_token == submit_token), task_record)
+
+    async def rounds(self, task_id: str, limit: int = 50) -> list[RoundRecord]:
+        """Return the task's newest rounds, newest first."""
+        table = ROUNDS.table
+        query = select(table).where(table.c.task_id == task_id).order_by(table.c.number.desc()).limit(limit)
+        return await self._list(query, ROUNDS.record)
+
+    async def assignments(self, task_id: str, counted_only: bool = False) -> list[AssignmentRecord]:
+        """Return the task's assignments in order of round and position; or only those that a round counted."""
+        table = ASSIGNMENTS.table
+        query = select(table).where(table.c.task_id == task_id).order_by(table.c.round, table.c.position)
+        return await self._list(query.where(table.c.counted) if counted_only else query, ASSIGNMENTS.record)
+
+    async def checkpoints(self, task_id: str) -> list[CheckpointRecord]:
+        """Return the task's kept checkpoints, oldest first."""
+        table = CHECKPOINTS.table
+        return await self._list(
+            select(table).where(table.c.task_id == task_id).order_by(table.c.round), CHECKPOINTS.record
+        )
+
+    async def checkpoint(self, task_id: str, round: int | None = None) -> CheckpointRecord | None:  # noqa: A002  # the field's name
+        """Return the task's checkpoint of that round, or its newest one; None if it is not kept."""
+        table = CHECKPOINTS.table
+        query = select(table).where(table.c.task_id == task_id).order_by(table.c.round.desc()).limit(1)
+        return await self._first(query if round is None else query.where(table.c.round == round), CHECKPOINTS.record)
+
+    async def events(
+        self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT
+    ) -> list[Numbered[EventRecord]]:
+        """Return events numbered higher than ``after``, oldest first: one task's, or with None the whole farm's."""
+        return await self._feed(EVENTS, task_id, after, limit)
+
+    async def logs(self, task_id: str, after: int = 0, limit: int = FEED_LIMIT) -> list[Numbered[LogRecord]]:
+        """Return the task's log lines numbered higher than ``after``, oldest first."""
+        return await self._feed(LOGS, task_id, after, limit)
+
+    async def metrics(self, task_id: str, after: int = 0, limit: int = FEED_LIMIT) -> list[Numbered[MetricRecord]]:
+        """Return the task's metrics numbered higher than ``after``, oldest first."""
+        return await self._feed(METRICS, task_id, after, limit)
+
+    async def referenced_digests(self) -> set[str]:
+        """Return the names of all blobs that something kept still needs (``storage.references``)."""
+        return set(await self._list(references.NEEDED, lambda row: str(row["digest"])))
+
+    async def _feed(self, mapper: Mapper[E], task_id: str | None, after: int, limit: int) -> list[Numbered[E]]:
+        table = mapper.table
+        query = select(table).where(table.c.seq > after).order_by(table.c.seq).limit(limit)
+        if task_id is not None:
+            query = query.where(table.c.task_id == task_id)
+        return await self._list(query, lambda row: Numbered(row["seq"], mapper.record(row)))
+
+    async def _list(self, query: Any, make: _Make[T]) -> list[T]:
+        async with self._session() as session:
+            return list(await _all(session, query, make))
+
+    async def _first(self, query: Select[Any], make: _Make[T]) -> T | None:
+        async with self._session() as session:
+            found = await _all(session, query, make)
+            return found[0] if found else None
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncSession]:
+        try:
+            async with AsyncSession(self._readers) as session:
+                yield session
+        except DBAPIError as error:
+            raise ledger_error(self._path, error) from error
+
+
+async def _all(session: AsyncSession, query: Select[Any], make: _Make[T]) -> tuple[T, ...]:
+    """Return a record for each row; between partitions the event loop gets its turn."""
+    found: list[T] = []
+    result = await session.stream(query)
+    async for partition in result.mappings().partitions(_PARTITION_ROWS):
+        found.extend(make(row) for row in partition)
+    return tuple(found)
