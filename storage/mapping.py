@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Generic, TypeVar
 
+from sqlalchemy import RowMapping
 from sqlmodel import SQLModel
 
 from coordinator.lifecycle import AssignmentState, TaskState
@@ -103,7 +104,7 @@ class Mapper(Generic[R]):
             row[column] = derive(record)
         return row
 
-    def record(self, row: Mapping[str, Any], **elsewhere: Any) -> R:
+    def record(self, row: RowMapping, **elsewhere: Any) -> R:
         """Return the record of a row; ``elsewhere`` are the fields that other tables keep."""
         values: Row = {name: row[name] for name in self.plain}
         for name, codec in self.codecs.items():
@@ -166,6 +167,6 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     ]
 
 
-def task_record(row: Mapping[str, Any]) -> TaskRecord:
+def task_record(row: RowMapping) -> TaskRecord:
     """Return the task of a row of ``tasks`` joined with its submission's ``spec``."""
     return TASKS.record(row, spec=TaskSpec.model_validate(row["spec"]))

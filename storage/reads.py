@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import CompoundSelect, RowMapping, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from coordinator.records import (
     AssignmentRecord,
@@ -42,7 +42,8 @@ from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
-_Make = Callable[[Mapping[str, Any]], T]
+_Query = Select[Any] | CompoundSelect[Any]
+_Make = Callable[[RowMapping], T]
 
 FEED_LIMIT: Final = 1000
 """Entries of one answer, unless the caller says otherwise."""
@@ -152,11 +153,11 @@ class Reads:
             query = query.where(table.c.task_id == task_id)
         return await self._list(query, lambda row: Numbered(row["seq"], mapper.record(row)))
 
-    async def _list(self, query: Any, make: _Make[T]) -> list[T]:
+    async def _list(self, query: _Query, make: _Make[T]) -> list[T]:
         async with self._session() as session:
             return list(await _all(session, query, make))
 
-    async def _first(self, query: Select[Any], make: _Make[T]) -> T | None:
+    async def _first(self, query: _Query, make: _Make[T]) -> T | None:
         async with self._session() as session:
             found = await _all(session, query, make)
             return found[0] if found else None
@@ -170,10 +171,11 @@ class Reads:
             raise ledger_error(self._path, error) from error
 
 
-async def _all(session: AsyncSession, query: Select[Any], make: _Make[T]) -> tuple[T, ...]:
+async def _all(session: AsyncSession, query: _Query, make: _Make[T]) -> tuple[T, ...]:
     """Return a record for each row; between partitions the event loop gets its turn."""
     found: list[T] = []
-    result = await session.stream(query)
-    async for partition in result.mappings().partitions(_PARTITION_ROWS):
+    result = await session.execute(query)
+    for partition in result.mappings().partitions(_PARTITION_ROWS):
         found.extend(make(row) for row in partition)
+        await asyncio.sleep(0)
     return tuple(found)
