@@ -1,0 +1,336 @@
+"""A farm without I/O: the real coordinator, a shell that keeps records in a dictionary, and scripted clients.
+
+Time is a number that tests move. Each command is checked while it is carried out, so that any test that uses the
+simulation also checks the invariants: folds in order and at most once, no assignment held twice, and so on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from coordinator.commands import Command, CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask, Save, Send
+from coordinator.engine import Coordinator
+from coordinator.events import (
+    AssignmentAccepted,
+    AssignmentFailed,
+    ClientConnected,
+    ClientLost,
+    ClientReady,
+    Event,
+    ResultArrived,
+    Restored,
+    RoundAggregated,
+    TaskSubmitted,
+    Tick,
+)
+from coordinator.lifecycle import HELD
+from coordinator.records import (
+    AssignmentRecord,
+    CheckpointRecord,
+    ClientRecord,
+    EventRecord,
+    MetricRecord,
+    RoundRecord,
+    RoundState,
+    Snapshot,
+    TaskRecord,
+)
+from coordinator.settings import CoordinatorSettings
+from protocol.digests import digest_bytes
+from protocol.messages import Assign, Hello, Kind, Message, Scope
+from protocol.recipe import Recipe, Requirements
+from protocol.resources import Load, Resources
+from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec
+
+GIGABYTE = 10**9
+
+
+def blob(name: str) -> BlobRef:
+    return BlobRef(digest=digest_bytes(name.encode()), size_bytes=len(name))
+
+
+def spec(
+    shards: tuple[int, ...] = (10, 10, 10, 10),
+    holdout: tuple[int, ...] = (),
+    name: str = "task",
+    requirements: Requirements | None = None,
+    submitter: str = "ada",
+    priority: int = 5,
+    **recipe: object,
+) -> TaskSpec:
+    recipe.setdefault("rounds", 4)
+    recipe.setdefault("round_samples", 20)
+    recipe.setdefault("gather_seconds", 0.0)
+    parts = [(n, Split.TRAIN) for n in shards] + [(n, Split.HOLDOUT) for n in holdout]
+    return TaskSpec(
+        name=name,
+        submitter=submitter,
+        priority=priority,
+        code=blob("code"),
+        initial_weights=blob("weights"),
+        dataset=Dataset(
+            kind="files",
+            shards=tuple(
+                Shard(index=i, split=split, samples=n, blob=blob(f"shard{i}")) for i, (n, split) in enumerate(parts)
+            ),
+        ),
+        recipe=Recipe(**recipe),
+        requirements=requirements or Requirements(),
+    )
+
+
+@dataclass
+class Ledger:
+    """What would be on disk."""
+
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+    clients: dict[str, ClientRecord] = field(default_factory=dict)
+    rounds: dict[tuple[str, int], RoundRecord] = field(default_factory=dict)
+    assignments: dict[str, AssignmentRecord] = field(default_factory=dict)
+    checkpoints: dict[tuple[str, int], CheckpointRecord] = field(default_factory=dict)
+    events: list[EventRecord] = field(default_factory=list)
+    metrics: list[MetricRecord] = field(default_factory=list)
+
+    def save(self, command: Save) -> None:
+        for record in command.records:
+            match record:
+                case TaskRecord():
+                    self.tasks[record.task_id] = record
+                case ClientRecord():
+                    self.clients[record.client_id] = record
+                case RoundRecord():
+                    self.rounds[record.task_id, record.number] = record
+                case AssignmentRecord():
+                    assert record.update is None or record.update.inline is None, "bytes do not belong in the ledger"
+                    self.assignments[record.assignment_id] = record
+                case CheckpointRecord():
+                    self.checkpoints[record.task_id, record.round] = record
+        self.events += [e for e in command.entries if isinstance(e, EventRecord)]
+        self.metrics += [e for e in command.entries if isinstance(e, MetricRecord)]
+
+    def snapshot(self) -> Snapshot:
+        newest: dict[str, CheckpointRecord] = {}
+        for (task_id, _), record in sorted(self.checkpoints.items()):
+            newest[task_id] = record
+        return Snapshot(
+            tasks=tuple(self.tasks.values()),
+            clients=tuple(self.clients.values()),
+            rounds=tuple(r for r in self.rounds.values() if r.state is RoundState.OPEN),
+            assignments=tuple(a for a in self.assignments.values() if a.state in HELD),
+            checkpoints=tuple(newest.values()),
+        )
+
+    def counted(self, task_id: str, epoch: int) -> dict[tuple[int, int], int]:
+        """How often each (shard, row) was counted in an epoch."""
+        times: dict[tuple[int, int], int] = {}
+        for record in self.assignments.values():
+            if record.task_id == task_id and record.epoch == epoch and record.counted:
+                for r in record.ranges:
+                    for row in range(r.start, r.stop):
+                        times[r.shard, row] = times.get((r.shard, row), 0) + 1
+        return times
+
+
+@dataclass
+class Volunteer:
+    """A scripted client: it holds assignments until the test (or ``Simulation.run``) lets it act."""
+
+    name: str
+    slots: int = 1
+    gflops: float = 0.0
+    ram_bytes: int = 16 * GIGABYTE
+    free_bytes: int = 8 * GIGABYTE
+    cpu_cores: int = 4
+    tags: tuple[str, ...] = ()
+    incarnation: int = 0
+    online: bool = False
+    held: deque[Assign] = field(default_factory=deque)
+    messages: list[Message] = field(default_factory=list)
+
+    def hello(self) -> Hello:
+        return Hello(
+            versions=(1,),
+            client_id=f"id-{self.name}",
+            client_secret="s" * 16,
+            name=self.name,
+            tags=self.tags,
+            resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
+            load=Load(ram_free_bytes=self.free_bytes),
+        )
+
+
+class Simulation:
+    """The shell: carries out commands at once, unless ``hold_commits`` keeps aggregates back."""
+
+    def __init__(self, seed: int = 0, settings: CoordinatorSettings | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings or CoordinatorSettings()
+        self.ledger = Ledger()
+        self.now = 1_000_000.0
+        self.volunteers: dict[str, Volunteer] = {}
+        self.log: list[Command] = []
+        self.open: dict[str, tuple[int, int]] = {}
+        self.folded: dict[str, list[tuple[str, int]]] = {}
+        self.hold_commits = False
+        self.pending_commits: list[CommitRound] = []
+        self._ids = 0
+        self._incarnation = 0
+        self.coordinator = self._start(Snapshot())
+
+    def _start(self, snapshot: Snapshot) -> Coordinator:
+        return Coordinator(snapshot, self.settings, self._new_id, self.rng.random)
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return f"a{self._ids}"
+
+    # the shell
+
+    def handle(self, event: Event) -> list[Command]:
+        commands = self.coordinator.handle(event, self.now)
+        assert all(not isinstance(c, Save) for c in commands[1:]), "one Save, first"
+        for command in commands:
+            self._carry_out(command)
+        return commands
+
+    def _carry_out(self, command: Command) -> None:
+        self.log.append(command)
+        match command:
+            case Save():
+                self.ledger.save(command)
+            case Send():
+                self._deliver(command)
+            case OpenRound():
+                self.open[command.task_id] = (command.round, command.attempt)
+                self.folded[command.task_id] = []
+                assert command.checkpoint.round == command.round
+            case Fold():
+                assert self.open[command.task_id] == (command.round, command.attempt)
+                done = self.folded[command.task_id]
+                assert command.assignment_id not in [a for a, _ in done], "folded twice"
+                done.append((command.assignment_id, command.samples))
+            case CommitRound():
+                assert self.open[command.task_id] == (command.round, command.attempt)
+                self.pending_commits.append(command)
+                if not self.hold_commits:
+                    self.finish_commits()
+            case DropRound():
+                self.open.pop(command.task_id, None)
+            case DropUpdate() | ReleaseTask():
+                pass
+
+    def finish_commits(self) -> None:
+        while self.pending_commits:
+            c = self.pending_commits.pop(0)
+            checkpoint = CheckpointRecord(
+                task_id=c.task_id,
+                round=c.round + 1,
+                epoch=c.epoch,
+                cursor=c.cursor,
+                weights=blob(f"{c.task_id}/{c.round + 1}"),
+                optimizer=None,
+                manifest=blob(f"manifest {c.task_id}/{c.round + 1}"),
+                created_at=self.now,
+            )
+            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint))
+
+    def _deliver(self, command: Send) -> None:
+        volunteer = next(v for v in self.volunteers.values() if f"id-{v.name}" == command.client_id)
+        if not volunteer.online or volunteer.incarnation != command.incarnation:
+            return
+        message = command.message
+        volunteer.messages.append(message)
+        match message.type:
+            case "assign":
+                volunteer.held.append(message)
+            case "cancel":
+                volunteer.held = deque(a for a in volunteer.held if a.assignment_id != message.assignment_id)
+                self._ready(volunteer)
+
+    # what the world does
+
+    def submit(self, task: TaskSpec, task_id: str = "t1") -> str:
+        self.handle(TaskSubmitted(task_id, task))
+        return task_id
+
+    def join(self, volunteer: Volunteer | str) -> Volunteer:
+        if isinstance(volunteer, str):
+            volunteer = self.volunteers.get(volunteer) or Volunteer(volunteer)
+        self.volunteers[volunteer.name] = volunteer
+        self._incarnation += 1
+        volunteer.incarnation, volunteer.online = self._incarnation, True
+        volunteer.held.clear()
+        self.handle(ClientConnected(volunteer.hello(), "hash", volunteer.incarnation))
+        self._ready(volunteer)
+        return volunteer
+
+    def _ready(self, v: Volunteer) -> None:
+        self.handle(ClientReady(f"id-{v.name}", v.incarnation, v.slots - len(v.held)))
+
+    def leave(self, v: Volunteer, reason: str = "gone") -> None:
+        v.online = False
+        v.held.clear()
+        self.handle(ClientLost(f"id-{v.name}", v.incarnation, reason))
+
+    def accept(self, v: Volunteer, assign: Assign) -> None:
+        self.handle(AssignmentAccepted(f"id-{v.name}", v.incarnation, assign.assignment_id, assign.fence))
+
+    def result(self, v: Volunteer, assign: Assign, loss: float = 1.0, seconds: float = 1.0) -> ResultArrived:
+        update = BlobRef(digest=digest_bytes(assign.assignment_id.encode()), size_bytes=3, inline=b"abc")
+        return ResultArrived(
+            client_id=f"id-{v.name}",
+            incarnation=v.incarnation,
+            assignment_id=assign.assignment_id,
+            fence=assign.fence,
+            samples=assign.samples,
+            metrics={"loss": loss},
+            update=update if assign.kind is Kind.TRAIN else None,
+            compute_seconds=seconds,
+        )
+
+    def deliver(self, v: Volunteer, loss: float = 1.0, seconds: float = 1.0) -> Assign:
+        """The volunteer does its oldest assignment."""
+        assign = v.held.popleft()
+        self.accept(v, assign)
+        self.handle(self.result(v, assign, loss, seconds))
+        if v.online:
+            self._ready(v)
+        return assign
+
+    def fail(self, v: Volunteer, scope: Scope = Scope.ELSEWHERE, message: str = "boom") -> Assign:
+        assign = v.held.popleft()
+        here = (f"id-{v.name}", v.incarnation, assign.assignment_id, assign.fence)
+        self.handle(AssignmentFailed(*here, code="executor_died", message=message, scope=scope))
+        self._ready(v)
+        return assign
+
+    def tick(self, seconds: float = 0.5) -> None:
+        self.now += seconds
+        self.handle(Tick())
+
+    def restart(self) -> None:
+        """The server dies and starts again from what was durable; all connections are gone."""
+        for volunteer in self.volunteers.values():
+            volunteer.online = False
+            volunteer.held.clear()
+        self.open.clear()
+        self.pending_commits.clear()
+        self.coordinator = self._start(self.ledger.snapshot())
+        self.handle(Restored())
+
+    def run(self, steps: int = 10_000) -> None:
+        """Let everybody work, in a seeded order, until no online volunteer holds anything."""
+        for _ in range(steps):
+            busy = [v for v in self.volunteers.values() if v.online and v.held]
+            if not busy:
+                return
+            self.deliver(self.rng.choice(busy))
+        raise AssertionError("the farm does not come to rest")
+
+    def task(self, task_id: str = "t1") -> TaskRecord:
+        return self.ledger.tasks[task_id]
+
+    def view(self, task_id: str = "t1"):
+        return self.coordinator.task_view(task_id, self.now)
