@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from coordinator.aggregation import CHUNK_ELEMENTS, TORCH_DTYPES, Accumulator, EmptyRound, all_finite
+from coordinator.outer_optimizer import OuterStep
+from protocol.recipe import OuterOptimizer
+from protocol.tensors import DTYPE_BYTES, Layout, Role, TensorSpec
+
+TOLERANCE = {"F64": 1e-12, "F32": 1e-6, "F16": 1e-6, "BF16": 1e-6}
+"""Of the mean before it is rounded into the weights' dtype, relative to the largest value."""
+
+
+def layout_of(*specs: TensorSpec) -> Layout:
+    return Layout(tuple(sorted(specs, key=lambda s: s.name)))
+
+
+def values(spec: TensorSpec, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    return (torch.randn(spec.shape, generator=generator, dtype=torch.float64) * scale).to(TORCH_DTYPES[spec.dtype])
+
+
+_specs = st.lists(
+    st.tuples(
+        st.sampled_from(["F64", "F32", "F16", "BF16"]),
+        st.lists(st.integers(0, 7), max_size=3),
+        st.sampled_from([Role.PARAMETER, Role.BUFFER]),
+    ),
+    min_size=1,
+    max_size=4,
+).map(lambda drawn: [TensorSpec(f"t{i}", d, tuple(shape), role) for i, (d, shape, role) in enumerate(drawn)])
+
+
+@settings(deadline=None)
+@given(_specs, st.lists(st.integers(1, 5000), min_size=1, max_size=12), st.integers(0, 2**32), st.floats(1e-3, 1e3))
+def test_the_mean_equals_a_float64_reference(
+    specs: list[TensorSpec], samples: list[int], seed: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    updates = [{s.name: values(s, generator, scale) for s in specs} for _ in samples]
+    accumulator = Accumulator(layout_of(*specs))
+    for update, weight in zip(updates, samples, strict=True):
+        accumulator.fold(update, weight)
+    mean = accumulator.mean()
+    for spec in specs:
+        stack = torch.stack([u[spec.name].double() for u in updates])
+        weights = torch.tensor(samples, dtype=torch.float64).reshape(-1, *[1] * len(spec.shape))
+        expected = (stack * weights).sum(0) / sum(samples)
+        atol = TOLERANCE[spec.dtype] * float(stack.abs().max()) if stack.numel() else 0.0
+        torch.testing.assert_close(mean[spec.name].double(), expected, rtol=0, atol=atol)
+        assert mean[spec.name].shape == spec.shape
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 40), max_size=3), st.lists(st.integers(1, 5000), min_size=1, max_size=12), st.integers(0)
+)
+def test_fedavg_equals_a_float64_reference(shape: list[int], samples: list[int], seed: int) -> None:
+    spec = TensorSpec("w", "F32", tuple(shape))
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    base = values(spec, generator)
+    local = [values(spec, generator) for _ in samples]
+    accumulator = Accumulator(layout_of(spec))
+    for weights, count in zip(local, samples, strict=True):
+        accumulator.fold({"w": base - weights}, count)
+    result = {"w": base.clone()}
+    OuterStep(OuterOptimizer(), result, layout_of(spec)).step(accumulator.mean())
+    expected = sum((w.double() * n for w, n in zip(local, samples, strict=True)), torch.zeros(())) / sum(samples)
+    largest = max([1.0, *(float(t.abs().max()) for t in [base, *local] if t.numel())])
+    torch.testing.assert_close(result["w"].double(), expected.expand(shape), rtol=0, atol=1e-6 * largest)
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_arrival_does_not_change_a_bit(rng: random.Random) -> None:
+    spec = TensorSpec("w", "F32", (257,))
+    generator = torch.Generator().manual_seed(1)
+    in_position_order = [(position, values(spec, generator), 1 + position % 7) for position in range(9)]
+
+    def aggregate(arrived: list[tuple[int, Tensor, int]]) -> Tensor:
+        accumulator = Accumulator(layout_of(spec))
+        for _, update, samples in sorted(arrived, key=lambda entry: entry[0]):
+            accumulator.fold({"w": update}, samples)
+        return accumulator.mean()["w"]
+
+    arrived = list(in_position_order)
+    rng.shuffle(arrived)
+    assert torch.equal(aggregate(arrived), aggregate(in_position_order))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("elements", [CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, 2 * CHUNK_ELEMENTS + 3])
+def test_chunks_leave_no_seam(dtype: str, elements: int) -> None:
+    spec = TensorSpec("w", dtype, (elements,))
+    update = values(spec, torch.Generator().manual_seed(0))
+    accumulator = Accumulator(layout_of(spec))
+    accumulator.fold({"w": update}, 3)
+    assert torch.equal(accumulator.mean()["w"], update.float() * 3 / 3)
+
+
+def test_integers_and_bools_keep_the_element_wise_maximum() -> None:
+    dtypes = [d for d in DTYPE_BYTES if d not in TOLERANCE]
+    specs = [TensorSpec(d, d, (3,), Role.BUFFER) for d in dtypes]
+    accumulator = Accumulator(layout_of(*specs))
+    for row in ([0, 5, 1], [3, 0, 1], [2, 2, 0]):
+        accumulator.fold({d: torch.tensor(row).to(TORCH_DTYPES[d]) for d in dtypes}, 1)
+    mean = accumulator.mean()
+    for dtype in dtypes:
+        assert torch.equal(mean[dtype], torch.tensor([3, 5, 1]).to(TORCH_DTYPES[dtype]))
+
+
+def test_a_maximum_may_be_negative() -> None:
+    accumulator = Accumulator(layout_of(TensorSpec("n", "I64", (), Role.BUFFER)))
+    for value in (-5, -3):
+        accumulator.fold({"n": torch.tensor(value)}, 1)
+    assert accumulator.mean()["n"].item() == -3
+
+
+def test_frozen_tensors_are_no_part_of_a_round() -> None:
+    layout = layout_of(TensorSpec("w", "F32", (1,)), TensorSpec("table", "F32", (9,), Role.FROZEN))
+    accumulator = Accumulator(layout)
+    accumulator.fold({"w": torch.ones(1)}, 1)
+    assert list(accumulator.mean()) == ["w"]
+
+
+def test_an_empty_round_has_no_mean() -> None:
+    accumulator = Accumulator(layout_of(TensorSpec("w", "F32", (1,))))
+    with pytest.raises(EmptyRound):
+        accumulator.mean()
+    with pytest.raises(EmptyRound, match="0 samples"):
+        accumulator.fold({"w": torch.ones(1)}, 0)
+
+
+def test_a_reset_starts_the_next_round_from_nothing() -> None:
+    layout = layout_of(TensorSpec("w", "F32", (1,)), TensorSpec("n", "I64", (), Role.BUFFER))
+    accumulator = Accumulator(layout)
+    accumulator.fold({"w": torch.full((1,), 9.0), "n": torch.tensor(9)}, 5)
+    first = accumulator.mean()
+    accumulator.reset()
+    assert accumulator.samples == 0
+    accumulator.fold({"w": torch.full((1,), 2.0), "n": torch.tensor(4)}, 2)
+    second = accumulator.mean()
+    assert (second["w"].item(), second["n"].item()) == (2.0, 4)
+    assert (first["w"].item(), first["n"].item()) == (9.0, 9)
+
+
+def test_memory_does_not_grow_with_the_clients() -> None:
+    spec = TensorSpec("w", "F32", (1000,))
+    accumulator = Accumulator(layout_of(spec))
+    update = {"w": torch.ones(1000)}
+    alive = weakref.ref(update["w"])
+    accumulator.fold(update, 1)
+    del update
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 500, 999])
+def test_a_tensor_that_is_not_finite_is_named(dtype: str, bad: float, at: int) -> None:
+    tensors = {"good": torch.ones(3), "bad": torch.ones(1000).to(TORCH_DTYPES[dtype])}
+    assert all_finite(tensors) is None
+    tensors["bad"][at] = bad
+    assert all_finite(tensors) == "bad"
+
+
+def test_empty_and_integer_tensors_are_finite() -> None:
+    assert all_finite({"a": torch.empty(0), "b": torch.tensor([2**62]), "c": torch.tensor(True)}) is None

@@ -1,0 +1,252 @@
+"""Who is served: the queue, fairness, requirements, the score, and the reasons people are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator.eligibility import needed_ram_bytes, qualifies
+from coordinator.events import AssignmentRejected, ClientConnected, ClientReady
+from coordinator.lifecycle import TaskState
+from coordinator.queue import band, fair_share, queue_order
+from coordinator.records import ClientRecord, TaskRecord
+from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
+from coordinator.throughput import DecayingSum, MovingAverage
+from protocol.messages import Kind, RejectCode
+from protocol.recipe import Requirements
+from protocol.resources import Gpu, Resources
+from protocol.tasks import Footprint
+from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, spec
+
+
+@pytest.fixture
+def farm() -> Simulation:
+    return Simulation()
+
+
+def task(name: str, priority: int = 5, created_at: float = 0.0, served_at: float = 0.0, submitter: str = "ada"):
+    return TaskRecord(
+        task_id=name,
+        spec=spec(priority=priority, submitter=submitter),
+        state=TaskState.PENDING,
+        created_at=created_at,
+        served_at=served_at,
+    )
+
+
+def names(tasks: list[TaskRecord]) -> list[str]:
+    return [t.task_id for t in tasks]
+
+
+def test_higher_priority_first_then_the_one_served_longest_ago() -> None:
+    tasks = [task("low", 1), task("b", 5, served_at=20), task("a", 5, served_at=10), task("high", 9, served_at=29)]
+    assert names(queue_order(tasks, {}, now=30, ageing_seconds=60)) == ["high", "a", "b", "low"]
+
+
+def test_a_waiting_task_ages_to_the_top_and_no_further() -> None:
+    assert band(task("t", 0), now=59, ageing_seconds=60) == 0
+    assert band(task("t", 0), now=61, ageing_seconds=60) == 1
+    assert band(task("t", 0), now=10_000, ageing_seconds=60) == 9
+
+
+def test_the_submitter_that_used_less_comes_first() -> None:
+    used = {"ada": DecayingSum(600), "bob": DecayingSum(600)}
+    used["ada"].add(100, now=0)
+    used["bob"].add(10, now=0)
+    tasks = [task("of ada"), task("of bob", submitter="bob")]
+    assert names(queue_order(tasks, used, now=1, ageing_seconds=60)) == ["of bob", "of ada"]
+    used["bob"].add(900, now=1)
+    assert names(queue_order(tasks, used, now=2, ageing_seconds=60)) == ["of ada", "of bob"]
+
+
+def test_past_use_is_forgotten_by_halves() -> None:
+    used = DecayingSum(half_life_seconds=10)
+    used.add(8, now=0)
+    assert used.read(10) == pytest.approx(4)
+    assert used.read(30) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("idle", "peers", "needed", "share"), [(4, 1, 1, 4), (4, 2, 1, 2), (5, 2, 1, 3), (4, 4, 3, 3), (2, 4, 3, 2)]
+)
+def test_fair_share(idle: int, peers: int, needed: int, share: int) -> None:
+    assert fair_share(idle, peers, needed) == share
+
+
+def test_two_tasks_share_the_clients_and_neither_starves(farm: Simulation) -> None:
+    for name in ("ada", "bob", "eve", "max"):
+        farm.join(name)
+    farm.submit(spec(name="one", rounds=3), "t1")
+    farm.submit(spec(name="two", rounds=3, submitter="grace"), "t2")
+    farm.run()
+    assert farm.task("t1").state is TaskState.COMPLETED
+    assert farm.task("t2").state is TaskState.COMPLETED
+
+
+def test_tasks_that_wait_together_part_the_clients(farm: Simulation) -> None:
+    farm.submit(spec(name="one"), "t1")
+    farm.submit(spec(name="two"), "t2")
+    for name in ("ada", "bob"):
+        farm.join(Volunteer(name, slots=2))
+    held = [a.task.task_id for v in farm.volunteers.values() for a in v.held]
+    assert sorted(set(held)) == ["t1", "t2"]
+
+
+def test_a_high_priority_task_takes_all_it_can_use(farm: Simulation) -> None:
+    farm.submit(spec(priority=1), "low")
+    farm.submit(spec(priority=9, requirements=Requirements(clients=("ada", "bob"))), "high")
+    ada, eve = farm.join("ada"), farm.join("eve")
+    assert ada.held[0].task.task_id == "high"
+    assert eve.held[0].task.task_id == "low"
+    farm.deliver(ada)
+    assert ada.held[0].task.task_id == "high", "its next round comes before the low task's"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "reason"),
+    [
+        (Requirements(cpu_cores=8), "has 4 CPU cores of 8"),
+        (Requirements(ram_bytes=32 * GIGABYTE), "has 16.0 GB RAM of 32.0 GB"),
+        (Requirements(gpu=True), "has no GPU"),
+        (Requirements(gpu_memory_bytes=8 * GIGABYTE), "has 0.0 GB GPU memory of 8.0 GB"),
+        (Requirements(tags=("lab", "fast")), "lacks the tag fast, lab"),
+        (Requirements(clients=("bob",)), "is not a named client"),
+    ],
+)
+def test_a_machine_that_does_not_qualify_is_told_why(farm: Simulation, requirements: Requirements, reason: str) -> None:
+    ada = farm.join("ada")
+    farm.submit(spec(requirements=requirements))
+    assert not ada.held
+    assert "no client meets its requirements" in farm.view().why
+    explanation = farm.coordinator.explain("t1", farm.now)
+    assert [(c.eligible, c.reason) for c in explanation.clients] == [(False, reason)]
+
+
+def test_the_pre_flight_refuses_a_client_without_the_memory(farm: Simulation) -> None:
+    small = farm.join(Volunteer("small", free_bytes=GIGABYTE))
+    big = farm.join(Volunteer("big", free_bytes=8 * GIGABYTE))
+    large = spec().model_copy(update={"footprint": Footprint(peak_ram_bytes=3 * GIGABYTE)})
+    assert needed_ram_bytes(large) == 3 * GIGABYTE
+    farm.submit(large)
+    assert not small.held
+    assert big.held
+    refused = next(c for c in farm.coordinator.explain("t1", farm.now).clients if c.name == "small")
+    assert refused.reason == "has 1.0 GB RAM free of 3.0 GB"
+
+
+def test_a_client_that_says_it_does_not_fit_is_not_asked_again(farm: Simulation) -> None:
+    ada = farm.join("ada")
+    farm.submit(spec())
+    assign = ada.held.popleft()
+    here = ("id-ada", ada.incarnation, assign.assignment_id, assign.fence)
+    farm.handle(AssignmentRejected(*here, code=RejectCode.DOES_NOT_FIT, message="needs 3 GB"))
+    farm._ready(ada)
+    farm.tick(60)
+    assert not ada.held
+    assert "it does not fit: needs 3 GB" in farm.view().why
+    farm.tick(600)
+    assert ada.held
+
+
+def test_the_scheduler_waits_a_moment_for_a_client_that_is_about_to_be_ready(farm: Simulation) -> None:
+    ada = Volunteer("ada", incarnation=50, online=True)
+    farm.volunteers["ada"] = ada
+    farm.handle(ClientConnected(ada.hello(), "hash", 50))
+    bob = farm.join("bob")
+    farm.submit(spec(gather_seconds=2.0))
+    assert not bob.held
+    assert "waits a moment for ada" in farm.view().why
+    farm.handle(ClientReady("id-ada", 50, 1))
+    assert bob.held
+    assert ada.held
+
+
+def test_the_gathering_has_a_longest_time(farm: Simulation) -> None:
+    ada = Volunteer("ada", incarnation=50, online=True)
+    farm.volunteers["ada"] = ada
+    farm.handle(ClientConnected(ada.hello(), "hash", 50))
+    bob = farm.join("bob")
+    farm.submit(spec(gather_seconds=2.0))
+    farm.tick(2.1)
+    assert bob.held
+
+
+def facts(**changes: object) -> Facts:
+    middle = Facts(
+        speed=50.0,
+        measured=True,
+        best_speed=100.0,
+        free_bytes=3,
+        needed_bytes=2,
+        delivered=8,
+        failed=0,
+        cached_bytes=1,
+        data_bytes=4,
+        cpu=0.5,
+        held=0,
+    )
+    return replace(middle, **changes)
+
+
+def test_the_score_is_the_sum_of_its_documented_terms() -> None:
+    terms = {t.name: t.value for t in score(facts())}
+    assert terms == {"throughput": 0.5, "memory": 0.5, "reliability": 0.9, "cached": 0.25, "load": 0.5}
+    assert total(score(facts())) == pytest.approx(sum(terms[name] * w for name, w in WEIGHTS.items()))
+    assert sum(WEIGHTS.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "better",
+    [{"speed": 90.0}, {"free_bytes": 4}, {"delivered": 80}, {"cached_bytes": 4}, {"cpu": 0.1}, {"data_bytes": 0}],
+)
+def test_more_of_what_helps_scores_higher(better: dict[str, object]) -> None:
+    assert total(score(facts(**better))) > total(score(facts()))
+
+
+@pytest.mark.parametrize("worse", [{"failed": 5}, {"held": 2}, {"needed_bytes": 9}])
+def test_less_of_it_scores_lower(worse: dict[str, object]) -> None:
+    assert total(score(facts(**worse))) < total(score(facts()))
+
+
+def test_reliability_starts_at_a_half() -> None:
+    assert reliability(0, 0) == 0.5
+    assert reliability(98, 0) == pytest.approx(0.99)
+
+
+def test_a_moving_average_follows() -> None:
+    average = MovingAverage(weight=0.5)
+    average.add(10)
+    average.add(20)
+    assert average.value == 15
+
+
+def test_explain_ranks_the_eligible_and_lists_the_others_last(farm: Simulation) -> None:
+    farm.join(Volunteer("slow", gflops=1))
+    farm.join(Volunteer("fast", gflops=10))
+    farm.join(Volunteer("gone", gflops=10))
+    farm.leave(farm.volunteers["gone"], "connection reset")
+    farm.submit(spec())
+    ranked = farm.coordinator.explain("t1", farm.now).clients
+    assert [(c.name, c.eligible) for c in ranked] == [("fast", True), ("slow", True), ("gone", False)]
+    assert ranked[2].reason == "offline: connection reset"
+    assert {t.name for t in ranked[0].terms} == set(WEIGHTS)
+
+
+def test_client_views_tell_what_each_one_does(farm: Simulation) -> None:
+    ada, bob = farm.join("ada"), farm.join("bob")
+    farm.leave(bob, "closed")
+    farm.submit(spec(holdout=(5,)))
+    views = {v.name: v for v in farm.coordinator.client_views(farm.now)}
+    assert (views["ada"].state, views["ada"].assignments) == ("online", 1)
+    assert (views["bob"].state, views["bob"].reason) == ("offline", "closed")
+    farm.deliver(ada)
+    assert ada.held[0].kind is Kind.EVALUATE
+    assert farm.coordinator.client_views(farm.now)[0].samples_per_second == {"t1": 20.0}
+
+
+def test_a_gpu_meets_a_gpu_requirement(farm: Simulation) -> None:
+    card = Gpu(index=0, name="H100", memory_bytes=80 * GIGABYTE, memory_free_bytes=80 * GIGABYTE)
+    resources = Resources(cpu_cores=4, ram_bytes=64 * GIGABYTE, gpus=(card,))
+    client = ClientRecord("c", "c", "h", 0, 0, resources=resources)
+    assert qualifies(client, spec(requirements=Requirements(gpu=True, gpu_memory_bytes=40 * GIGABYTE))).value
