@@ -19,9 +19,7 @@ SHARDS = (
 )
 
 
-def assignment(
-    *ranges: SampleRange, epoch: int = 0, counted: bool = True, kind: Kind = Kind.TRAIN
-) -> AssignmentRecord:
+def assignment(*ranges: SampleRange, epoch: int = 0, counted: bool = True, kind: Kind = Kind.TRAIN) -> AssignmentRecord:
     return AssignmentRecord(
         assignment_id="a",
         task_id="t",
