@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 from protocol.errors import FarmError
 from protocol.tensors import DTYPE_BYTES
 
-TEXTS_KEY: Final = "texts"
-"""The shard file's metadata entry that lists its string columns, as JSON."""
-OFFSETS_SUFFIX: Final = "#offsets"
-"""A string column ``c`` is stored as UTF-8 bytes ``c`` and int64 offsets ``c#offsets`` of length rows + 1."""
-
 _TAGS: Final = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8"}
 _WIDER: Final = {"u2": "i4", "u4": "i8", "u8": "i8"}
 

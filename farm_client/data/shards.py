@@ -11,7 +11,8 @@ import safetensors
 import torch
 from torch.utils.data import default_collate
 
-from farm_client.data.columns import OFFSETS_SUFFIX, TEXTS_KEY, DataError
+from farm_client.data.columns import DataError
+from farm_client.data.shard_file import OFFSETS_SUFFIX, SPECIAL_KEY
 
 Batch = Any
 """A dict of tensors (or lists of strings) by column; for a data set of the researcher's, whatever it collates to."""
@@ -96,18 +97,20 @@ class DatasetRows:
 
 
 def read_shard(path: Path) -> TableRows:
-    """Read a shard file: a safetensors file with one tensor a column, as ``sharding`` writes it.
+    """Read a shard file as ``shard_file`` writes it; its tensors are memory-mapped where torch can.
 
     Raises: FileNotFoundError; DataError if it is no such file.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            texts = json.loads((file.metadata() or {}).get(TEXTS_KEY, "[]"))
+            special = json.loads((file.metadata() or {}).get(SPECIAL_KEY, "{}"))
     except safetensors.SafetensorError as error:
         raise DataError(f"{path.name} is not a shard file: {error}") from error
     columns: dict[str, torch.Tensor | TextColumn] = {}
-    for name in texts:
+    for name in special.get("bfloat16", ()):
+        tensors[name] = tensors[name].view(torch.bfloat16)
+    for name in special.get("texts", ()):
         columns[name] = TextColumn(tensors.pop(name), tensors.pop(name + OFFSETS_SUFFIX))
     return TableRows(columns | tensors)
 

@@ -1,0 +1,119 @@
+"""Cut a data set into shards: rows dealt at random by a seed, sizes that differ by one at most, bounded memory."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm_client.data.columns import Block, DataError
+from farm_client.data.readers import RowSource
+from farm_client.data.shard_file import write_shard_file
+from farm_client.data.spill import Spill
+from protocol.digests import new_hasher
+from protocol.tasks import BlobRef, Shard, Split
+
+SHARD_BYTES: Final = 4 << 20
+MIN_TRAIN_SHARDS: Final = 16
+"""So that a small data set can still be shared by many clients."""
+MIN_HOLDOUT_SHARDS: Final = 4
+MAX_SHARDS: Final = 4096
+"""Of each split."""
+BLOCK_BYTES: Final = 32 << 20
+"""Rows held in memory at a time while dealing."""
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard that is to be: its split, and its number of rows."""
+
+    split: Split
+    samples: int
+
+
+def plan_shards(rows: int, size_bytes: int, holdout: float) -> list[PlannedShard]:
+    """Return the shards for a data set of so many rows and bytes, training ones first.
+
+    ``holdout`` is the fraction of rows kept back for evaluation, from 0 to below 1: at least one row if it is over 0.
+    Raises: DataError if no training row would be left, or the fraction is out of range.
+    """
+    if not 0 <= holdout < 1:
+        raise DataError(f"the holdout is {holdout}; it is a fraction from 0 to below 1, such as 0.2")
+    held = max(1, round(rows * holdout)) if holdout else 0
+    if rows - held < 1:
+        raise DataError(f"the data set has {rows} rows: none is left to train on with a holdout of {holdout}")
+    row_bytes = size_bytes / rows
+    train = _sizes(rows - held, row_bytes, MIN_TRAIN_SHARDS)
+    kept = _sizes(held, row_bytes, MIN_HOLDOUT_SHARDS)
+    return [PlannedShard(Split.TRAIN, n) for n in train] + [PlannedShard(Split.HOLDOUT, n) for n in kept]
+
+
+def write_shards(
+    source: RowSource,
+    plan: list[PlannedShard],
+    folder: Path,
+    seed: int,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> tuple[list[Shard], dict[str, Path]]:
+    """Deal the rows to shards and write each as a file in ``folder``.
+
+    ``on_rows`` is told (rows read, rows in all). Which rows are held out, and which shard a row is in, depends only
+    on the rows' order and the seed. Returns the shards and their files by digest.
+    """
+    shards: list[Shard] = []
+    files: dict[str, Path] = {}
+    read_rows = 0
+    with (
+        tempfile.TemporaryDirectory(prefix="spill-", dir=folder) as scratch,
+        Spill(Path(scratch), source.columns, len(plan)) as spill,
+    ):
+        for block, shard_of_row in _dealt(source, plan, seed):
+            spill.add(block, shard_of_row)
+            read_rows += block.rows
+            if on_rows is not None:
+                on_rows(read_rows, source.rows)
+        for index, planned in enumerate(plan):
+            path = folder / f"{index:05d}.safetensors"
+            write_shard_file(path, source.columns, spill.read(index))
+            blob = blob_of(path)
+            shards.append(Shard(index=index, split=planned.split, samples=planned.samples, blob=blob))
+            files[blob.digest] = path
+    return shards, files
+
+
+def write_sample(source: RowSource, rows: int, path: Path) -> int:
+    """Write the first rows as a shard file, for a trial before the whole data set is read; returns their number."""
+    block = next(iter(source.blocks(min(rows, source.rows))))
+    write_shard_file(path, source.columns, block.values)
+    return block.rows
+
+
+def blob_of(path: Path) -> BlobRef:
+    """Return the reference to a file's bytes."""
+    return BlobRef(digest=new_hasher().update_mmap(path).hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _sizes(rows: int, row_bytes: float, at_least: int) -> list[int]:
+    if rows == 0:
+        return []
+    wanted = max(at_least, math.ceil(rows * row_bytes / SHARD_BYTES))
+    count = min(wanted, MAX_SHARDS, rows)
+    small, larger = divmod(rows, count)
+    return [small + 1] * larger + [small] * (count - larger)
+
+
+def _dealt(source: RowSource, plan: list[PlannedShard], seed: int) -> Iterator[tuple[Block, NDArray[np.int64]]]:
+    """Yield blocks with a shard for each row: drawn without replacement from the places that are left."""
+    rng = np.random.default_rng(seed)
+    places = np.array([planned.samples for planned in plan], np.int64)
+    block_rows = max(1, int(BLOCK_BYTES / max(1.0, source.size_bytes / source.rows)))
+    for block in source.blocks(block_rows):
+        taken = rng.multivariate_hypergeometric(places, block.rows, method="marginals")
+        places -= taken
+        yield block, rng.permutation(np.repeat(np.arange(len(plan)), taken))
