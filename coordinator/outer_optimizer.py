@@ -1,0 +1,154 @@
+"""The outer optimizer: torch.optim on flat named tensors, without the researcher's model.
+
+With the mean gradient of a global batch it does what the same optimizer does in one process on that batch, to the
+bit: the default implementation of torch.optim on CPU (neither foreach nor fused) is used on both sides.
+With the mean pseudo-gradient and plain SGD of ``lr`` 1 it is FedAvg; with momentum, FedAvgM.
+Sources: McMahan et al., arXiv:1602.05629; Reddi et al., arXiv:2003.00295 (server optimizers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from protocol.errors import InvalidTask, LayoutMismatch
+from protocol.recipe import OptionValue, OuterOptimizer
+from protocol.tensors import Layout, Role
+
+_OPTIMIZERS: Final[Mapping[str, Callable[..., torch.optim.Optimizer]]] = MappingProxyType(
+    {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+)
+_ADAM_OPTIONS: Final = frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"})
+OPTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "sgd": frozenset({"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}),
+        "adam": _ADAM_OPTIONS,
+        "adamw": _ADAM_OPTIONS,
+    }
+)
+"""The options that change what is computed, by optimizer."""
+IGNORED_OPTIONS: Final = frozenset({"foreach", "fused", "capturable", "differentiable"})
+"""Options that only change how it is computed; accepted, so that an optimizer's defaults can be sent as they are."""
+_SIXTEEN_BITS: Final = frozenset({torch.float16, torch.bfloat16})
+_MASTER: Final = "master"
+_STEP: Final = "step"
+
+
+class OuterStep:
+    """Applies aggregated updates to a task's weights, round after round.
+
+    ``weights`` has every tensor of the layout in its shape and dtype, writable; they are updated in place.
+    Parameters of 16 bits get a float32 *master copy*: the optimizer works on it and each step's result is rounded
+    into the weights, because a step smaller than half a unit in the last place would otherwise be lost for ever.
+    Parameters in no group of ``spec`` are left as they are, as a local optimizer would leave them.
+    """
+
+    def __init__(self, spec: OuterOptimizer, weights: dict[str, Tensor], layout: Layout) -> None:
+        """Build the optimizer.
+
+        Raises: InvalidTask naming the unknown option, the bad value or the unknown parameter.
+        """
+        self._weights = weights
+        self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
+        groups = list(_groups(spec, layout))
+        self._trained = {
+            name: weights[name].float() if weights[name].dtype in _SIXTEEN_BITS else weights[name]
+            for group in groups
+            for name in group["params"]
+        }
+        for group in groups:
+            group["params"] = [self._trained[name] for name in group["params"]]
+        try:
+            self._optimizer = _OPTIMIZERS[spec.name](groups, **_checked_options(spec.name, spec.options))
+        except (ValueError, TypeError) as error:
+            raise InvalidTask(f"the outer optimizer {spec.name} refuses its options: {error}") from error
+
+    def step(self, mean: Mapping[str, Tensor]) -> None:
+        """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it."""
+        with torch.no_grad():
+            for name, tensor in self._trained.items():
+                tensor.grad = mean[name].to(tensor.dtype)
+            self._optimizer.step()
+            for name, tensor in self._trained.items():
+                tensor.grad = None
+                if tensor is not self._weights[name]:
+                    self._weights[name].copy_(tensor)
+            for name in self._buffers:
+                self._weights[name].copy_(mean[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a resume needs besides the weights, by ``<what>.<parameter>``, for a safetensors file.
+
+        The tensors are the live ones: write them before the next step. Empty for plain SGD on float32 or float64.
+        """
+        named: dict[str, Tensor] = {}
+        for name, tensor in self._trained.items():
+            entries: dict[str, Any] = self._optimizer.state.get(tensor, {})
+            named |= {f"{what}.{name}": value for what, value in entries.items() if isinstance(value, Tensor)}
+            if tensor is not self._weights[name]:
+                named[f"{_MASTER}.{name}"] = tensor
+        return named
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned earlier; the next step is then the one that it would have been.
+
+        Raises: LayoutMismatch if it has a tensor of an unknown parameter or of another shape; nothing is changed.
+        """
+        placed = [(*self._place(key, value), value) for key, value in state.items()]
+        self._optimizer.state.clear()
+        for what, parameter, value in placed:
+            if what == _MASTER:
+                parameter.copy_(value)
+            else:
+                self._optimizer.state[parameter][what] = value.clone()
+
+    def _place(self, key: str, value: Tensor) -> tuple[str, Tensor]:
+        what, _, name = key.partition(".")
+        parameter = self._trained.get(name)
+        if parameter is None:
+            raise LayoutMismatch(f"the optimizer state has {key!r}, but the optimizer has no parameter {name!r}")
+        if value.shape != (torch.Size() if what == _STEP else parameter.shape):
+            raise LayoutMismatch(
+                f"{key!r} of the optimizer state is {list(value.shape)}, its parameter {list(parameter.shape)}"
+            )
+        return what, parameter
+
+
+def check_outer_optimizer(spec: OuterOptimizer, layout: Layout) -> None:
+    """Check at submission that the optimizer can be built, without any weights.
+
+    Raises: InvalidTask as ``OuterStep`` does.
+    """
+    OuterStep(spec, {tensor.name: torch.empty(0) for tensor in layout.tensors}, layout)
+
+
+def _groups(spec: OuterOptimizer, layout: Layout) -> Iterator[dict[str, Any]]:
+    parameters = {tensor.name for tensor in layout.parameters}
+    frozen = {tensor.name for tensor in layout.tensors if tensor.role is Role.FROZEN}
+    if not parameters:
+        raise InvalidTask("the model has no parameter to train; give build_model at least one that requires grad")
+    if not spec.groups:
+        yield {"params": sorted(parameters)}
+    seen: set[str] = set()
+    for group in spec.groups:
+        if len(set(group.names)) < len(group.names) or seen & set(group.names):
+            raise InvalidTask("the outer optimizer's groups name a parameter twice; give each one to one group")
+        seen |= set(group.names)
+        if unknown := sorted(set(group.names) - parameters - frozen):
+            raise InvalidTask(f"the outer optimizer's groups name {unknown[0]!r}, which is no parameter of the model")
+        trained = [name for name in group.names if name in parameters]
+        yield {"params": trained, **_checked_options(spec.name, group.options)}
+
+
+def _checked_options(optimizer: str, options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+    known = OPTIONS[optimizer]
+    for name in options:
+        if name not in known | IGNORED_OPTIONS:
+            raise InvalidTask(
+                f"the outer optimizer {optimizer} has no option {name!r}; it has {', '.join(sorted(known))}"
+            )
+    return {name: value for name, value in options.items() if name in known}
