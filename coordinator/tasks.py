@@ -68,11 +68,11 @@ def act(turn: Turn, event: TaskAction) -> None:
             turn.move(run, TaskState.CANCELLED, f"cancelled{by}", finished_at=turn.now)
             stop_work(turn, run, "the task was cancelled")
         case Action.RETRY:
+            turn.move(run, TaskState.PENDING, f"retried{by}", error=None, retries=0, not_before=0.0, finished_at=None)
             run.code_failures.clear()
             for client in turn.farm.clients.values():
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
-            turn.move(run, TaskState.PENDING, f"retried{by}", error=None, retries=0, not_before=0.0, finished_at=None)
 
 
 def _resume(turn: Turn, run: TaskRun, message: str) -> None:
