@@ -1,0 +1,111 @@
+"""Docs that cannot lie: what can be compared with the code is compared with the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")], key=lambda p: p.relative_to(ROOT)
+)
+
+
+def generator_of_states():
+    spec = importlib.util.spec_from_file_location("generate_states", ROOT / "docs" / "generate_states.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_states_is_drawn_from_the_tables():
+    states = generator_of_states()
+    assert states.PAGE.read_text(encoding="utf-8") == states.render(), "run `make states`"
+
+
+def test_every_state_has_a_meaning():
+    states = generator_of_states()
+    assert set(states.TASK_MEANINGS) == set(states.TaskState)
+    assert set(states.ASSIGNMENT_MEANINGS) == set(states.AssignmentState)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_index_of_decisions_is_complete():
+    index = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
+    records = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+    assert [record.name[:4] for record in records] == [f"{n:04}" for n in range(1, len(records) + 1)]
+    for record in records:
+        title = record.read_text(encoding="utf-8").splitlines()[0].split(". ", 1)[1]
+        assert f"| {record.name[:4]} | [{title}]({record.name}) |" in index
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "docs/adr").glob("[0-9]*.md")), ids=lambda p: p.name)
+def test_a_decision_says_why_and_what_follows(record):
+    headings = re.findall(r"^## (.+)$", record.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == ["Context", "Decision", "Consequences"]
+
+
+def distribution_names(requirements):
+    return {re.split(r"[\[<>=;\s]", r, maxsplit=1)[0].lower() for r in requirements}
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    lists = {
+        "Both sides (`aifarm`)": project["project"]["dependencies"],
+        "A volunteer's and a researcher's machine (`aifarm[client]`)": extras["client"],
+        "A server (`aifarm[server]`)": extras["server"],
+        "Parquet data (`aifarm[parquet]`)": extras["parquet"],
+        "Development": project["dependency-groups"]["dev"],
+    }
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    listed = {title: set(re.findall(r"^\| ([a-z0-9-]+) \|", text, re.MULTILINE)) for title, text in sections.items()}
+    for names in listed.values():
+        names.discard("package")
+        names.discard("---")
+    assert listed == {title: distribution_names(requirements) for title, requirements in lists.items()}
+
+
+def apps():
+    from farm_client.agent.cli import app as client
+    from farm_client.cli.app import app as farm
+    from farm_server.cli import app as server
+
+    return {"farm": farm, "farm-client": client, "farm-server": server}
+
+
+SHOWN = sorted(set(re.findall(r"(?:^ {4}|`)((?:farm|farm-client|farm-server) [a-z]+[^`\n]*)", README, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_commands_that_the_readme_shows_exist(line):
+    program, verb, *arguments = line.split("#")[0].split()
+    group = typer.main.get_group(apps()[program])
+    assert verb in group.commands, f"{program} has no {verb}"
+    options = {
+        name for parameter in group.commands[verb].params for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    used = {argument for argument in arguments if argument.startswith("-")}
+    assert used <= options
+
+
+def test_the_readme_shows_commands_of_each_role():
+    assert {line.split()[0] for line in SHOWN} == {"farm", "farm-client", "farm-server"}
+
+
+def test_the_readme_says_what_is_not_protected():
+    assert "no sandbox" in README
