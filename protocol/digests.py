@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 from blake3 import blake3
 from pydantic import StringConstraints
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def is_digest(text: str) -> bool:
+    """Whether ``text`` is written as a digest; one that is not could name a file outside the store."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def digest_bytes(data: bytes | bytearray | memoryview) -> str:

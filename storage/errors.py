@@ -13,6 +13,8 @@ FarmError
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,10 +73,14 @@ _SQLITE_SAYS = {
 _SQLITE_DAMAGE = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
 
-def disk_error(path: Path, error: OSError) -> Unavailable:
-    """Say what the operating system's refusal means for the blob folder at ``path``."""
-    why = _DISK_SAYS.get(error.errno or 0, f"the disk says: {error.strerror or error}")
-    return Unavailable(f"cannot write to {path}: {why}")
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals within into Unavailable, saying what to do about ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        why = _DISK_SAYS.get(error.errno or 0, f"the disk says: {error.strerror or error}; check its health")
+        raise Unavailable(f"cannot use {folder}: {why}") from error
 
 
 def ledger_error(path: Path, error: Exception) -> FarmError:

@@ -1,0 +1,190 @@
+"""Immutable bytes in a folder, each file named by its digest.
+
+    <root>/ab/ab12...   a blob: 64 hexadecimal characters, in the folder of the first two
+    <root>/tmp/         bytes on their way in; whatever a crash left there is removed when the store is opened
+
+A blob gets its name only when its bytes are on the disk and hash to it, so a file with a name is whole. One process
+owns the folder; any number of its threads and tasks may use it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from protocol.digests import digest_bytes, is_digest
+from protocol.errors import DigestMismatch, NotFound
+from protocol.tasks import BlobRef
+from storage.errors import disk_errors
+from storage.spool import spool
+
+_TEMPORARY: Final = "tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection removed: files, and their bytes together."""
+
+    count: int
+    bytes: int
+
+
+class FolderBlobStore:
+    """Content-addressed blobs in a local folder. Methods that are not async block: call them in worker threads.
+
+    Raises, out of any method that writes: Unavailable if the disk is full, read-only or failing; nothing is left
+    behind then.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / _TEMPORARY
+        self._naming = threading.Lock()
+        """Held while a file gets its name or loses it, so that no collection removes what was just stored again."""
+        with disk_errors(self._root):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            _sync_folder(root.parent)
+            _sync_folder(root)
+            for leftover in self._incoming.iterdir():
+                leftover.unlink()
+
+    def put_bytes(self, data: bytes | bytearray | memoryview) -> BlobRef:
+        """Store ``data``; it is durable on return. Bytes that are stored already are not written again."""
+        ref = BlobRef(digest=digest_bytes(data), size_bytes=memoryview(data).nbytes)
+        if not self._renew(ref):
+            with self._temporary() as temporary:
+                with disk_errors(self._root), temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._name(temporary, ref.digest)
+        return ref
+
+    async def put_bytes_async(self, data: bytes | bytearray | memoryview) -> BlobRef:
+        """Do ``put_bytes`` in a worker thread."""
+        return await asyncio.to_thread(self.put_bytes, data)
+
+    async def put_stream(self, digest: str, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> BlobRef:
+        """Store what comes in ``chunks`` as ``digest``; it is durable on return. Memory: one block, not the blob.
+
+        Raises: DigestMismatch if the bytes hash to another name; BlobTooLarge beyond ``max_bytes``; NotFound if
+            ``digest`` is no digest; whatever ``chunks`` raises. Nothing is kept then.
+        """
+        self._place(digest)
+        with self._temporary() as temporary:
+            spooled = await spool(temporary, chunks, max_bytes)
+            if spooled.digest != digest:
+                raise DigestMismatch(f"the bytes hash to {spooled.digest}, not to {digest}; upload them again")
+            await asyncio.to_thread(self._name, temporary, digest)
+        return spooled
+
+    def path(self, digest: str) -> Path:
+        """Return the file of a stored blob, to be read only. Raises: NotFound."""
+        path = self._place(digest)
+        if not path.is_file():
+            raise NotFound(f"blob {digest} is not stored here; upload it first")
+        return path
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is stored; false for a name that is no digest."""
+        return is_digest(digest) and self._place(digest).is_file()
+
+    def renew(self, digest: str) -> bool:
+        """Whether the blob is stored; if so it counts as just stored, so that no collection takes it for old.
+
+        Ask this, not ``has``, where someone will rely on the answer before a record refers to the blob.
+        """
+        return self.has(digest) and self._renew(BlobRef(digest=digest, size_bytes=self.size(digest)))
+
+    def size(self, digest: str) -> int:
+        """Return the blob's size in bytes. Raises: NotFound."""
+        return self.path(digest).stat().st_size
+
+    def read(self, digest: str) -> bytes:
+        """Return the blob's bytes, checked. Raises: NotFound; DigestMismatch if they were damaged on the disk."""
+        path = self.path(digest)
+        with disk_errors(self._root):
+            data = path.read_bytes()
+        if digest_bytes(data) != digest:
+            raise DigestMismatch(f"the stored blob {path} is damaged; delete the file and upload the blob again")
+        return data
+
+    async def read_async(self, digest: str) -> bytes:
+        """Do ``read`` in a worker thread."""
+        return await asyncio.to_thread(self.read, digest)
+
+    def delete(self, digest: str) -> None:
+        """Remove the blob; one that is not stored is no error."""
+        if is_digest(digest):
+            with disk_errors(self._root):
+                self._place(digest).unlink(missing_ok=True)
+
+    def collect(self, referenced: Collection[str], older_than_seconds: float, now: float) -> Collected:
+        """Remove blobs that are not ``referenced`` and were stored more than ``older_than_seconds`` before ``now``.
+
+        A young blob may belong to a record that is not written yet. ``now`` is in seconds since Unix time.
+        """
+        count = size_bytes = 0
+        for path in list(self._root.glob("[0-9a-f][0-9a-f]/*")):
+            if path.name in referenced or not is_digest(path.name):
+                continue
+            with disk_errors(self._root), self._naming:
+                status = path.stat() if path.exists() else None
+                if status is not None and now - status.st_mtime > older_than_seconds:
+                    path.unlink()
+                    count += 1
+                    size_bytes += status.st_size
+        return Collected(count, size_bytes)
+
+    def _place(self, digest: str) -> Path:
+        if not is_digest(digest):
+            raise NotFound(f"{digest[:80]!r} names no blob: a digest is 64 lowercase hexadecimal characters")
+        return self._root / digest[:2] / digest
+
+    def _renew(self, ref: BlobRef) -> bool:
+        """Make a stored blob young again; false if it is absent, or not of the size that its bytes must have."""
+        path = self._place(ref.digest)
+        with disk_errors(self._root), self._naming:
+            if not path.is_file() or path.stat().st_size != ref.size_bytes:
+                return False
+            os.utime(path)
+        _sync_folder(path.parent)  # the writer that named it may not have come to that yet
+        return True
+
+    def _name(self, temporary: Path, digest: str) -> None:
+        """Give a synced file its name, durably. A blob of that name holds the same bytes: replacing it is harmless."""
+        path = self._place(digest)
+        with disk_errors(self._root):
+            if not path.parent.is_dir():
+                path.parent.mkdir(exist_ok=True)
+                _sync_folder(self._root)
+            with self._naming:
+                temporary.replace(path)
+            _sync_folder(path.parent)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """Make an empty file for bytes on their way in, and remove it unless it was given a name."""
+        with disk_errors(self._root):
+            handle, name = tempfile.mkstemp(dir=self._incoming)
+        os.close(handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
