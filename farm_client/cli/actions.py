@@ -1,0 +1,35 @@
+"""Changing a task's state: `farm pause`, `resume`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind
+from farm_client.sdk.api import Action
+
+
+def pause(invocation: Invocation, task: TaskArgument) -> None:
+    """Stop a task for now; its last committed round is kept and its clients are free."""
+    _act(invocation, task, "pause")
+
+
+def resume(invocation: Invocation, task: TaskArgument) -> None:
+    """Let a paused task go on."""
+    _act(invocation, task, "resume")
+
+
+def cancel(invocation: Invocation, task: TaskArgument) -> None:
+    """End a task for good; its last model can still be pulled."""
+    _act(invocation, task, "cancel")
+
+
+def retry(invocation: Invocation, task: TaskArgument) -> None:
+    """Let a failed task try again from its last committed round."""
+    _act(invocation, task, "retry")
+
+
+def _act(invocation: Invocation, reference: str, action: Action) -> None:
+    with invocation.api() as api:
+        task = api.act(invocation.task(api, reference).task_id, action)
+    invocation.out.emit(Kind.TASK, task)
+    invocation.out.say(f"{task.task_id} is [bold]{task.state}[/]: {task.why}")

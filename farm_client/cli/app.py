@@ -1,0 +1,80 @@
+"""The `farm` command, assembled: every verb lives in the module of its topic."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated, Final
+
+import typer
+
+from farm_client.cli.actions import cancel, pause, resume, retry
+from farm_client.cli.clients import clients, explain
+from farm_client.cli.demo import demo
+from farm_client.cli.invocation import Surroundings
+from farm_client.cli.login import login
+from farm_client.cli.logs import logs
+from farm_client.cli.metrics import metrics
+from farm_client.cli.pull import pull
+from farm_client.cli.run import run
+from farm_client.cli.scaffold import init
+from farm_client.cli.submit import submit
+from farm_client.cli.tasks import ls, show, why
+from farm_client.cli.verbs import verb
+from farm_client.cli.wait import wait
+from farm_client.cli.watch import watch
+from protocol.versions import SUPPORTED
+
+VERBS: Final = {
+    "Begin": (demo, init, login, run, submit),
+    "Look": (ls, show, why, watch, wait, logs, metrics, clients, explain),
+    "Act": (pull, pause, resume, cancel, retry),
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"farm {metadata.version('aifarm')} (protocol {max(SUPPORTED)})")
+        raise typer.Exit
+
+
+def _about(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Train models on machines that volunteers lend.
+
+    The farm's address comes from --farm, FARM_URL or `farm login`; `farm demo` needs none.
+    """
+
+
+def build_app() -> typer.Typer:
+    """Return the command with all its verbs."""
+    app = typer.Typer(name="farm", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
+    app.callback()(_about)
+    for panel, functions in VERBS.items():
+        for function in functions:
+            verb(app, function, panel)
+    return app
+
+
+def run_command(arguments: Sequence[str], surroundings: Surroundings) -> int:
+    """Run `farm` with these arguments and return its exit code. Wrong usage is told on stderr."""
+    try:
+        build_app()(list(arguments), prog_name="farm", obj=surroundings)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return 0
+
+
+def main() -> None:
+    """Be the `farm` command. A request to end the process is treated as Ctrl-C, so that children are ended too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run_command(sys.argv[1:], Surroundings()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Looking at volunteers: `farm clients`, and why a task gets which of them: `farm explain`."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
+
+from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind
+from farm_client.cli.pictures import clients_table, plain_table
+from protocol.rest import ClientScore, Explanation
+
+
+def clients(invocation: Invocation) -> None:
+    """List the volunteer machines, what they have and how they do."""
+    with invocation.api() as api:
+        known = api.clients()
+    nobody = Text("No client has joined yet: run the `farm-client join …` line that `farm-server up` printed.")
+    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known) if known else nobody)
+
+
+def explain(invocation: Invocation, task: TaskArgument) -> None:
+    """Show each client's score for a task, term by term, and why others were filtered out."""
+    with invocation.api() as api:
+        explanation = api.explain(invocation.task(api, task).task_id)
+    invocation.out.emit(Kind.EXPLANATION, explanation, lambda: _draw(explanation))
+
+
+def _draw(explanation: Explanation) -> RenderableType:
+    parts: list[RenderableType] = [Text(explanation.why, style="bold")]
+    eligible = [client for client in explanation.clients if client.eligible]
+    if eligible:
+        parts.append(_scores(eligible))
+    filtered = [client for client in explanation.clients if not client.eligible]
+    if filtered:
+        table = plain_table("filtered out", "reason")
+        for client in filtered:
+            table.add_row(escape(client.name or client.client_id), escape(client.reason))
+        parts.append(table)
+    return Group(*parts)
+
+
+def _scores(eligible: list[ClientScore]) -> RenderableType:
+    names = list(dict.fromkeys(term.name for client in eligible for term in client.terms))
+    table = plain_table("client", "score", *(name.replace("_", " ") for name in names))
+    for client in eligible:
+        terms = {term.name: term for term in client.terms}
+        cells = [
+            f"{terms[name].contribution:.3f} ({terms[name].value:.2f} x {terms[name].weight:g})"
+            if name in terms
+            else ""
+            for name in names
+        ]
+        table.add_row(escape(client.name or client.client_id), f"{client.score:.3f}", *cells)
+    return table

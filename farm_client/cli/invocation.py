@@ -1,0 +1,46 @@
+"""One run of `farm`: what its common options said, and the ways out of the process that follow from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from farm_client.cli.output import Output
+from farm_client.cli.references import find_task
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import config_path, resolve_address
+from protocol.rest import TaskView
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a run takes from outside its command line; tests give their own."""
+
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    transport: httpx.BaseTransport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What every verb is given: the farm it talks to and where its words go."""
+
+    out: Output
+    farm: str | None = None
+    debug: bool = False
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    def api(self) -> FarmApi:
+        """Return the farm's API; nothing is sent yet. Raises: NoFarmAddress, BadFarmAddress."""
+        return FarmApi(resolve_address(self.farm, self.surroundings.environ), self.surroundings.transport)
+
+    def task(self, api: FarmApi, reference: str) -> TaskView:
+        """Return the task that the person means. Raises: NotFound."""
+        return find_task(api.tasks(), reference)
+
+    def config_path(self) -> Path:
+        """Return the config file of this run."""
+        return config_path(self.surroundings.environ)

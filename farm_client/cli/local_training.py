@@ -1,0 +1,47 @@
+"""A task's whole way on a local farm: start, submit, watch, pull. `farm run` and `farm demo` share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from farm_client.cli.localfarm import LocalFarm, local_farm
+from farm_client.cli.output import Output
+from farm_client.cli.pull import fetch
+from farm_client.cli.submit import prepare_submission, send
+from farm_client.cli.submit_options import SubmitOptions
+from farm_client.cli.watch import watch_task
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.outcome import Outcome, outcome_of
+from protocol.rest import TaskView
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A task that is over, on a farm that still runs."""
+
+    farm: LocalFarm
+    api: FarmApi
+    task: TaskView
+
+
+@contextmanager
+def train_locally(
+    out: Output, options: SubmitOptions, folder: Path, volunteers: int, output: Path
+) -> Iterator[Trained]:
+    """Train on a farm under ``folder``; a completed task's model is in ``output`` when the block begins.
+
+    The farm ends with the block. Raises: DaemonFailed if a process does not start or ends before its time; InvalidTask.
+    """
+    out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
+    with local_farm(folder, volunteers) as farm, FarmApi(farm.address) as api:
+        # The volunteers warm up while the task is checked and packed.
+        submission = prepare_submission(options, out)
+        task_id = send(api, submission, out).task.task_id
+        out.say(f"[dim]status page: {farm.address.url}/[/]")
+        task = watch_task(api, task_id, out, guard=farm.check)
+        if outcome_of(task) is Outcome.COMPLETED:
+            fetch(api, api.model(task_id), output, out)
+        yield Trained(farm, api, task)

@@ -1,0 +1,182 @@
+"""A farm of this machine's own: a server and some volunteers as child processes, which end with the block.
+
+Nothing of them is imported: they are started by their command lines, as anybody would.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from farm_client.sdk.config import FarmAddress, parse_address
+from protocol.errors import FarmError
+
+START_SECONDS: Final = 30.0
+POLITE_SECONDS: Final = 4.0
+"""How long a process may take to end after it was asked to."""
+SHOWN_LOG_LINES: Final = 8
+
+_SERVER: Final = ["farm_server", "up", "--json", "--host", "127.0.0.1", "--port", "0"]
+
+
+class DaemonFailed(FarmError):
+    """A process of the local farm did not start."""
+
+    code = "daemon_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A child process and the file that its output goes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self.process.pid
+
+    def last_words(self) -> str:
+        """Return the last lines of its log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-SHOWN_LOG_LINES:])
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFarm:
+    """A running farm: its address for researchers, and its processes."""
+
+    address: FarmAddress
+    farm_url: str
+    """The address with its token, for ``--farm``."""
+    server: Daemon
+    volunteers: tuple[Daemon, ...]
+
+    def check(self) -> None:
+        """See that all processes live. Raises: DaemonFailed with the last log lines of one that ended."""
+        for daemon in (self.server, *self.volunteers):
+            if daemon.process.poll() is not None:
+                raise DaemonFailed(
+                    f"{daemon.name} ended (exit code {daemon.process.returncode}): {daemon.last_words()}"
+                )
+
+
+@contextmanager
+def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
+    """Run a farm with ``volunteers`` clients of one core each, all of their files under ``folder``.
+
+    Raises: DaemonFailed with the last log lines of a server that does not start. On leaving, for whatever reason,
+    every process is ended and waited for.
+    """
+    require_server()
+    folder.mkdir(parents=True, exist_ok=True)
+    started: list[Daemon] = []
+    try:
+        server = _start("server", [*_SERVER, "--data-dir", str(folder / "server")], folder, stdout=subprocess.PIPE)
+        started.append(server)
+        urls = _read_urls(server)
+        for number in range(1, volunteers + 1):
+            name = f"volunteer-{number}"
+            started.append(_start(name, _join(urls["join_url"], name, folder), folder))
+        address = parse_address(urls["farm_url"], "the local farm")
+        yield LocalFarm(address, urls["farm_url"], server, tuple(started[1:]))
+    finally:
+        # Volunteers first: they say goodbye to a server that still listens.
+        with _undisturbed():
+            end(started[1:])
+            end(started[:1])
+
+
+def end(daemons: Sequence[Daemon]) -> None:
+    """End processes and what they started: ask politely, ask again (no waiting for work), then kill."""
+    for _ in range(2):
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + POLITE_SECONDS
+        for daemon in daemons:
+            _wait(daemon, deadline - time.monotonic())
+    for daemon in daemons:
+        if daemon.process.poll() is None:
+            os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.process.wait()
+
+
+def require_server() -> None:
+    """Check that the server side is installed. Raises: DaemonFailed saying how to install it."""
+    needed = ("farm_server", "fastapi", "uvicorn", "sqlmodel")
+    if any(importlib.util.find_spec(name) is None for name in needed):
+        raise DaemonFailed("a local farm needs the server too: pip install 'aifarm[all]'")
+
+
+def _start(name: str, module_arguments: Sequence[str], folder: Path, stdout: int | None = None) -> Daemon:
+    """Run ``python -m module arguments…``, its output in a log file."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            # -P: a folder of the user's that is called as one of our packages must not be imported instead.
+            [sys.executable, "-P", "-m", *module_arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
+            # A Ctrl-C on the terminal is for us: we end our children in order. The session is also their group.
+            start_new_session=True,
+        )
+    return Daemon(name, process, log)
+
+
+def _join(join_url: str, name: str, folder: Path) -> list[str]:
+    return ["farm_client", "join", join_url, "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
+
+
+def _read_urls(server: Daemon) -> dict[str, str]:
+    try:
+        urls = json.loads(_first_line(server))
+        return {name: str(urls[name]) for name in ("join_url", "farm_url")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DaemonFailed(f"the server did not start: {server.last_words() or 'it said nothing'}") from error
+
+
+def _first_line(daemon: Daemon) -> bytes:
+    """Return the first line that the process prints, b"" if it ends or stays silent for too long."""
+    pipe = daemon.process.stdout
+    assert pipe is not None  # noqa: S101 (started with a pipe)
+    ready, _, _ = select.select([pipe], [], [], START_SECONDS)
+    line = pipe.readline() if ready else b""
+    # Whatever it prints later must not fill the pipe and block it.
+    threading.Thread(target=pipe.read, name=f"drain-{daemon.name}", daemon=True).start()
+    return line
+
+
+def _wait(daemon: Daemon, seconds: float) -> None:
+    try:
+        daemon.process.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        return
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no second Ctrl-C keep us from ending our children; it takes a few seconds at most."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

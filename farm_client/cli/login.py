@@ -1,0 +1,27 @@
+"""Remembering a farm: `farm login`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address, save_address
+
+
+def login(
+    invocation: Invocation,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The address that `farm-server up` printed.")],
+) -> None:
+    """Check a farm's address and remember it, so that no verb needs --farm."""
+    with FarmApi(parse_address(url, "farm login"), invocation.surroundings.transport) as api:
+        farm = api.farm()
+        api.tasks()  # Proves that the token is good for more than the front page.
+    path = invocation.config_path()
+    address = save_address(url, path)
+    data = {"url": address.url, "name": farm.name, "config": str(path)}
+    invocation.out.emit(Kind.LOGIN, data, lambda: Text(f"{farm.name} at {address.url}, remembered in {path}"))

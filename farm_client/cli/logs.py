@@ -1,0 +1,57 @@
+"""The researcher's own output, from every client: `farm logs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.formatting import format_clock
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind
+from farm_client.sdk.feeds import follow, read_all
+from protocol.rest import LogView
+
+_STREAM_STYLES = {"stderr": "red", "agent": "dim"}
+_CLIENT_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
+
+
+def logs(
+    invocation: Invocation,
+    task: TaskArgument,
+    follow_on: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until the task is over.")
+    ] = False,
+    client: Annotated[str | None, typer.Option("--client", help="Only this client (its name or id).")] = None,
+) -> None:
+    """Show what the task's code printed on each client, tracebacks too."""
+    with invocation.api() as api:
+        task_id = invocation.task(api, task).task_id
+        lines = follow(api, api.logs, task_id) if follow_on else read_all(api.logs, task_id)
+        painter = LogPainter()
+        for line in _only(lines, client):
+            invocation.out.emit(Kind.LOG, line, lambda line=line: painter.draw(line))  # type: ignore[misc]
+
+
+def _only(lines: Iterable[LogView], client: str | None) -> Iterator[LogView]:
+    return (line for line in lines if client is None or client in {line.client_name, line.client_id})
+
+
+class LogPainter:
+    """Draws log lines, each client in its own colour."""
+
+    def __init__(self) -> None:
+        self._colours: dict[str, str] = {}
+
+    def draw(self, line: LogView) -> Text:
+        """Return one line: the time, the client, the round, and what it said."""
+        colour = self._colours.setdefault(line.client_id, _CLIENT_COLOURS[len(self._colours) % len(_CLIENT_COLOURS)])
+        return Text.assemble(
+            (f"{format_clock(line.at)} ", "dim"),
+            (f"{line.client_name or line.client_id} ", colour),
+            (f"r{line.round} ", "dim"),
+            (line.text, _STREAM_STYLES.get(line.stream, "")),
+        )

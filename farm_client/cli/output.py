@@ -1,0 +1,89 @@
+"""The two voices of `farm`: results on stdout, chatter on stderr; with --json, results are envelopes.
+
+``docs/reference/json-output.md`` lists every kind, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+
+SCHEMA_VERSION: Final = 1
+
+Data = BaseModel | Mapping[str, Any] | Sequence[BaseModel]
+
+
+class Kind(StrEnum):
+    """What an envelope's ``data`` is."""
+
+    ERROR = "error"
+    LOGIN = "login"
+    INIT = "init"
+    SUBMITTED = "submitted"
+    TASK = "task"
+    TASKS = "tasks"
+    DETAIL = "detail"
+    SHARDS = "shards"
+    WHY = "why"
+    EXPLANATION = "explanation"
+    CLIENTS = "clients"
+    EVENT = "event"
+    LOG = "log"
+    METRIC = "metric"
+    MODEL = "model"
+    RUN = "run"
+    DEMO = "demo"
+
+
+class Output:
+    """Where a command's words go.
+
+    ``results`` is for what was asked for, ``chatter`` for what helps a person to follow. Nothing but envelopes
+    goes to stdout when ``as_json`` is set.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.results = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.chatter = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    @property
+    def live(self) -> bool:
+        """Tell whether stdout is a terminal on which a picture can be redrawn."""
+        return not self.as_json and self.results.is_terminal
+
+    def emit(self, kind: Kind, data: Data, picture: Callable[[], RenderableType] | None = None) -> None:
+        """Give one result: an envelope with --json, else what ``picture`` draws (nothing without one)."""
+        if self.as_json:
+            sys.stdout.write(envelope(kind, data) + "\n")
+            sys.stdout.flush()
+        elif picture is not None:
+            self.results.print(picture())
+
+    def say(self, text: str) -> None:
+        """Tell a person something that is not the result; ``text`` may hold rich markup."""
+        self.chatter.print(text)
+
+    def complain(self, text: str) -> None:
+        """Print one error line; ``text`` is taken literally."""
+        self.chatter.print("[bold red]farm:[/] ", end="")
+        self.chatter.print(" ".join(text.split()), markup=False)
+
+
+def envelope(kind: Kind, data: Data) -> str:
+    """Return one line of JSON: ``{"schema": 1, "kind": …, "data": …}``."""
+    return json.dumps({"schema": SCHEMA_VERSION, "kind": kind.value, "data": _plain(data)}, ensure_ascii=False)
+
+
+def _plain(data: Data) -> Any:
+    if isinstance(data, BaseModel):
+        return data.model_dump(mode="json")
+    if isinstance(data, Mapping):
+        return dict(data)
+    return [_plain(item) for item in data]

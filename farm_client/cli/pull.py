@@ -1,0 +1,48 @@
+"""Fetching a trained model: `farm pull`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
+
+from farm_client.cli.arguments import OutputOption, TaskArgument
+from farm_client.cli.formatting import format_bytes, format_metrics
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind, Output
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.download import pull_model
+from protocol.rest import ModelView
+
+
+def pull(
+    invocation: Invocation,
+    task: TaskArgument,
+    output: OutputOption = Path("model.safetensors"),
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; else the newest.")
+    ] = None,
+) -> None:
+    """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
+    with invocation.api() as api:
+        model = api.model(invocation.task(api, task).task_id, round_number)
+        fetch(api, model, output, invocation.out)
+    data = {**model.model_dump(), "path": str(output)}
+    text = f"{output}: after {model.round} rounds, {format_bytes(model.size_bytes)}"
+    invocation.out.emit(Kind.MODEL, data, lambda: Text("  ".join(filter(None, [text, format_metrics(model.metrics)]))))
+
+
+def fetch(api: FarmApi, model: ModelView, output: Path, out: Output) -> None:
+    """Download a model to a file, with a progress bar on a terminal."""
+    with transfer_bar(out) as bar:
+        task = bar.add_task("download", total=model.size_bytes)
+        pull_model(api, model, output, lambda done: bar.advance(task, done))
+
+
+def transfer_bar(out: Output) -> Progress:
+    """Return a progress bar in bytes; it shows nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=out.chatter, transient=True, disable=not out.chatter.is_terminal)

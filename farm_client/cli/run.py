@@ -1,0 +1,29 @@
+"""Training on a farm of one's own: `farm run train.py --local N`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm_client.cli.arguments import OutputOption
+from farm_client.cli.ending import finish
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.local_training import train_locally
+from farm_client.cli.output import Kind
+from farm_client.cli.submit_options import SubmitOptions
+
+
+def run(
+    invocation: Invocation,
+    options: SubmitOptions,
+    local: Annotated[int, typer.Option("--local", min=1, metavar="N", help="How many volunteers to start.")] = 2,
+    output: OutputOption = Path("model.safetensors"),
+) -> None:
+    """Train with a farm that lives on this machine as long as the command, and fetch the model."""
+    with tempfile.TemporaryDirectory(prefix="aifarm-run-") as folder:
+        with train_locally(invocation.out, options, Path(folder), local, output) as result:
+            finish(result.api, result.task, invocation.out, goes_on=False)
+        invocation.out.emit(Kind.RUN, {"task": result.task.model_dump(mode="json"), "path": str(output)})

@@ -1,0 +1,136 @@
+"""The options of `farm submit` and `farm run`, one record for both. None means: not said on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocol.recipe import Mode
+
+_TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """What the command line says of a task; ``--config`` may say the rest (see ``task_file``)."""
+
+    file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="Your train.py, or the folder that holds it.")]
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The data: .npz, .safetensors, Parquet, JSONL or text.", rich_help_panel=_TASK),
+    ] = None
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file that says all of this.", rich_help_panel=_TASK)
+    ] = None
+    set_values: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value of config.", rich_help_panel=_TASK),
+    ] = None
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            "--entry", help="The file in the folder that holds build_model; else train.py.", rich_help_panel=_TASK
+        ),
+    ] = None
+    name: Annotated[str | None, typer.Option("--name", help="What to call it.", rich_help_panel=_TASK)] = None
+    holdout: Annotated[
+        float | None,
+        typer.Option("--holdout", min=0, max=0.9, help="Share of rows kept for evaluation.", rich_help_panel=_TASK),
+    ] = None
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=0, max=9, help="9 is served first.", rich_help_panel=_TASK)
+    ] = None
+    submit_token: Annotated[
+        str | None,
+        typer.Option(
+            "--submit-token", help="A repeat with the same token makes no second task.", rich_help_panel=_TASK
+        ),
+    ] = None
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Skip trying one batch here first.", rich_help_panel=_TASK)
+    ] = False
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Stop after so many rounds.", rich_help_panel=_RECIPE)
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option("--epochs", min=0, help="Stop after so many passes over the data.", rich_help_panel=_RECIPE),
+    ] = None
+    mode: Annotated[
+        Mode | None,
+        typer.Option("--mode", help="What clients return: trained weights, or gradients.", rich_help_panel=_RECIPE),
+    ] = None
+    round_samples: Annotated[
+        int | None, typer.Option("--round-samples", min=1, help="Samples of one round.", rich_help_panel=_RECIPE)
+    ] = None
+    batch_samples: Annotated[
+        int | None, typer.Option("--batch-samples", min=1, help="Samples of one local step.", rich_help_panel=_RECIPE)
+    ] = None
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            "--evaluate-every", min=0, help="Evaluate after every Nth round; 0: never.", rich_help_panel=_RECIPE
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Same seed, same order of the data.", rich_help_panel=_RECIPE)
+    ] = None
+    min_clients: Annotated[
+        int | None, typer.Option("--min-clients", min=1, help="A round needs so many.", rich_help_panel=_RECIPE)
+    ] = None
+    init_min_clients: Annotated[
+        int | None, typer.Option("--init-min-clients", min=1, help="The first round does.", rich_help_panel=_RECIPE)
+    ] = None
+    max_clients: Annotated[
+        int | None, typer.Option("--max-clients", min=1, help="No round uses more.", rich_help_panel=_RECIPE)
+    ] = None
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
+    ] = None
+    gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU.", rich_help_panel=_NEEDS)] = None
+    ram: Annotated[
+        str | None, typer.Option("--ram", metavar="SIZE", help="Memory, such as 8GB.", rich_help_panel=_NEEDS)
+    ] = None
+    cpu_cores: Annotated[int | None, typer.Option("--cpu-cores", min=1, help="Cores.", rich_help_panel=_NEEDS)] = None
+
+
+def recipe_of(options: SubmitOptions) -> dict[str, object]:
+    """Return the recipe's fields that the command line gives."""
+    return _said(
+        {
+            "rounds": options.rounds,
+            "epochs": options.epochs,
+            "mode": options.mode,
+            "round_samples": options.round_samples,
+            "batch_samples": options.batch_samples,
+            "evaluate_every": options.evaluate_every,
+            "seed": options.seed,
+            "min_clients": options.min_clients,
+            "init_min_clients": options.init_min_clients,
+            "max_clients": options.max_clients,
+        }
+    )
+
+
+def requirements_of(options: SubmitOptions) -> dict[str, object]:
+    """Return the requirements' fields that the command line gives; ``ram_bytes`` as it was typed."""
+    return _said(
+        {
+            "tags": tuple(options.tags) if options.tags else None,
+            "gpu": options.gpu,
+            "ram_bytes": options.ram,
+            "cpu_cores": options.cpu_cores,
+        }
+    )
+
+
+def task_of(options: SubmitOptions) -> dict[str, object]:
+    """Return the other facts of the task that the command line gives."""
+    return _said({"name": options.name, "data": options.data, "holdout": options.holdout, "priority": options.priority})
+
+
+def _said(values: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,136 @@
+"""What is to be submitted: the TOML file of ``--config``, with the command line's word over it.
+
+The file has up to four tables: ``[task]`` (name, data, holdout, priority), ``[recipe]`` and ``[requirements]`` (the
+fields of ``protocol.recipe``), and ``[config]``, which is handed to the researcher's code as it is.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
+
+from farm_client.cli.submit_options import SubmitOptions, recipe_of, requirements_of, task_of
+from protocol.errors import InvalidTask
+from protocol.recipe import Recipe, Requirements
+
+DEFAULT_ROUNDS: Final = 20
+USUAL_FILE: Final = "task.toml"
+"""Read by itself from a submitted folder, unless --config names another."""
+_SIZE: Final = TypeAdapter(ByteSize)
+
+
+def _without_typos(model: type[BaseModel]) -> BeforeValidator:
+    """Refuse fields that the record does not have: over the wire they are ignored, in a file they are typing errors."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and (unknown := sorted(value.keys() - model.model_fields.keys())):
+            raise ValueError(f"there is no {unknown[0]!r}; known are {', '.join(model.model_fields)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class TaskTable(BaseModel):
+    """The ``[task]`` table. ``holdout`` is a share of the rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    data: Path | None = None
+    holdout: float = Field(default=0.0, ge=0, le=0.9)
+    priority: int = Field(default=5, ge=0, le=9)
+
+
+class TaskFile(BaseModel):
+    """All that a submission says beside its code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: TaskTable = TaskTable()
+    recipe: Annotated[Recipe, _without_typos(Recipe)]
+    requirements: Annotated[Requirements, _without_typos(Requirements)] = Requirements()
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+def describe_task(options: SubmitOptions) -> TaskFile:
+    """Merge the file of ``--config`` with the command line, which wins.
+
+    Paths in the file are relative to it. Raises: InvalidTask naming the first wrong value.
+    """
+    path = options.config or _usual_file(options.file)
+    tables = _read(path) if path else {}
+    recipe = {**tables.get("recipe", {})}
+    if options.rounds or options.epochs or not recipe.keys() & {"rounds", "epochs"}:
+        # When to stop is one decision: the command line's replaces the file's whole.
+        recipe = {**recipe, "rounds": None if options.epochs else DEFAULT_ROUNDS, "epochs": None}
+    config = {**tables.get("config", {})}
+    for assignment in options.set_values or ():
+        _assign(config, assignment)
+    requirements = {**tables.get("requirements", {}), **requirements_of(options)}
+    if "ram_bytes" in requirements:
+        requirements["ram_bytes"] = _size_bytes(requirements["ram_bytes"])
+    merged = {
+        **tables,
+        "task": {**tables.get("task", {}), **task_of(options)},
+        "recipe": {**recipe, **recipe_of(options)},
+        "requirements": requirements,
+        "config": config,
+    }
+    try:
+        return TaskFile.model_validate(merged)
+    except ValidationError as error:
+        raise InvalidTask(first_problem(error, path)) from error
+
+
+def first_problem(error: ValidationError, path: Path | None) -> str:
+    """Return the first thing wrong, in a line."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(step) for step in problem["loc"])
+    source = f"{path}: " if path else ""
+    return f"{source}{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _usual_file(submitted: Path) -> Path | None:
+    path = submitted / USUAL_FILE
+    return path if path.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidTask(f"there is no {path}: give --config an existing TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidTask(f"{path} is not TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InvalidTask(f"{path}: put {name!r} into a table: [task], [recipe], [requirements] or [config]")
+    if data := tables.get("task", {}).get("data"):
+        tables["task"]["data"] = path.parent / data
+    return tables
+
+
+def _assign(config: dict[str, Any], assignment: str) -> None:
+    """Set one value, such as ``lr=0.1`` or ``model.width=64``; the value is TOML, or else a string."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise InvalidTask(f"--set {assignment}: write it as KEY=VALUE, such as --set lr=0.1")
+    *tables, last = key.strip().split(".")
+    for name in tables:
+        config = config.setdefault(name, {})
+        if not isinstance(config, dict):
+            raise InvalidTask(f"--set {assignment}: {name!r} is a value, not a table")
+    try:
+        config[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        config[last] = text
+
+
+def _size_bytes(size: object) -> int:
+    try:
+        return _SIZE.validate_python(size)
+    except ValidationError as error:
+        raise InvalidTask(f"{size!r} is no size: write it as 8GB or 512MiB") from error

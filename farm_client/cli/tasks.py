@@ -1,0 +1,45 @@
+"""Looking at tasks: `farm ls`, `farm show`, `farm why`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.invocation import Invocation
+from farm_client.cli.output import Kind
+from farm_client.cli.pictures import shards_table, task_detail, tasks_table
+
+
+def ls(invocation: Invocation) -> None:
+    """List the farm's tasks, newest first."""
+    with invocation.api() as api:
+        tasks = api.tasks()
+    invocation.out.emit(Kind.TASKS, tasks, lambda: tasks_table(tasks))
+
+
+def show(
+    invocation: Invocation,
+    task: TaskArgument,
+    shards: Annotated[bool, typer.Option("--shards", help="Audit the books: each sample once an epoch.")] = False,
+) -> None:
+    """Show a task: its state, recipe and newest rounds; with --shards, which samples were counted."""
+    with invocation.api() as api:
+        task_id = invocation.task(api, task).task_id
+        if shards:
+            books = api.shards(task_id)
+            invocation.out.emit(Kind.SHARDS, books, lambda: shards_table(books))
+        else:
+            detail = api.task(task_id)
+            invocation.out.emit(Kind.DETAIL, detail, lambda: task_detail(detail, time.time()))
+
+
+def why(invocation: Invocation, task: TaskArgument) -> None:
+    """Say in one line what a task waits for."""
+    with invocation.api() as api:
+        task_id = invocation.task(api, task).task_id
+        reason = api.why(task_id)
+    invocation.out.emit(Kind.WHY, {"task_id": task_id, "why": reason}, lambda: Text(reason))

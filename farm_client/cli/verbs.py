@@ -1,0 +1,110 @@
+"""How a function becomes a verb of `farm`: common options, option records, and errors as one line.
+
+A verb takes an ``Invocation`` first. A parameter annotated with an option record (a dataclass whose fields are
+``Annotated[..., typer.Option(...)]``) stands for all of the record's options, so that verbs share them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter
+from typing import Annotated, Any, NoReturn, get_type_hints
+
+import typer
+
+from farm_client.cli.exit_codes import ExitCode, code_of_error
+from farm_client.cli.invocation import Invocation, Surroundings
+from farm_client.cli.output import Kind, Output
+from protocol.errors import FarmError
+
+FarmOption = Annotated[
+    str | None, typer.Option("--farm", metavar="URL", help="The farm's address: http://TOKEN@host:8470.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON envelopes on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_COMMON = (
+    Parameter("farm", Parameter.KEYWORD_ONLY, default=None, annotation=FarmOption),
+    Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
+    Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
+)
+
+Verb = Callable[..., None]
+
+
+def verb(app: typer.Typer, function: Verb, panel: str) -> None:
+    """Register a function as a verb of ``app``, named as it is; its docstring is the help text."""
+    app.command(function.__name__, rich_help_panel=panel)(_as_command(function))
+
+
+def _as_command(function: Verb) -> Verb:
+    records = {parameter.name: parameter.annotation for parameter in _parameters(function) if _is_record(parameter)}
+
+    @functools.wraps(function)
+    def command(ctx: typer.Context, *, farm: str | None, as_json: bool, debug: bool, **arguments: Any) -> None:
+        surroundings = ctx.obj if isinstance(ctx.obj, Surroundings) else Surroundings()
+        invocation = Invocation(Output(as_json=as_json), farm, debug, surroundings)
+        for parameter, record in records.items():
+            arguments[parameter] = record(**{field.name: arguments.pop(field.name) for field in fields(record)})
+        _run(invocation, functools.partial(function, invocation, **arguments))
+
+    context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    shown = [context, *(flat for parameter in _parameters(function) for flat in _flatten(parameter)), *_COMMON]
+    # Typer reads the signature and the annotations.
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return command
+
+
+def _is_record(parameter: Parameter) -> bool:
+    return is_dataclass(parameter.annotation)
+
+
+def _parameters(function: Verb) -> list[Parameter]:
+    """Return the verb's own parameters: all but the invocation, which comes first."""
+    return list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+
+def _flatten(parameter: Parameter) -> list[Parameter]:
+    if not _is_record(parameter):
+        return [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+    record = parameter.annotation
+    hints = get_type_hints(record, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(record)
+    ]
+
+
+def _run(invocation: Invocation, function: Callable[[], None]) -> None:
+    try:
+        function()
+    except FarmError as error:
+        _give_up(invocation, error, error.code, error.message, code_of_error(error))
+    except KeyboardInterrupt as error:
+        message = "interrupted; what was submitted goes on running on the farm (`farm ls` shows it)"
+        _give_up(invocation, error, "interrupted", message, ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left (`farm logs | head`): the interpreter must not complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ExitCode.FAILURE) from None
+    except OSError as error:
+        _give_up(invocation, error, "os_error", str(error), ExitCode.FAILURE)
+
+
+def _give_up(invocation: Invocation, error: BaseException, code: str, message: str, exit_code: ExitCode) -> NoReturn:
+    if invocation.debug:
+        invocation.out.chatter.print_exception()
+    invocation.out.complain(message)
+    invocation.out.emit(Kind.ERROR, {"code": code, "message": message, "exit_code": int(exit_code)})
+    raise typer.Exit(exit_code) from error

@@ -1,0 +1,166 @@
+"""The farm's HTTP API as typed calls: ``protocol.rest`` records come back, ``FarmError`` is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+
+from farm_client.sdk.answers import explaining, parse, raise_for_error
+from farm_client.sdk.config import FarmAddress
+from protocol.rest import (
+    ClientView,
+    EventView,
+    Explanation,
+    FarmView,
+    LogView,
+    MetricView,
+    ModelView,
+    ShardBook,
+    SubmitReply,
+    TaskDetail,
+    TaskView,
+)
+from protocol.tasks import TaskSpec
+
+Action = Literal["pause", "resume", "cancel", "retry"]
+M = TypeVar("M", bound=BaseModel)
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 60.0
+"""How long the farm may take to begin an answer; a long-poll's wait comes on top."""
+
+
+class FarmApi:
+    """A farm's HTTP API. Use as a context manager, or call ``close``; safe to share between threads.
+
+    Every call raises: the FarmError that the farm answered; FarmUnreachable if it answered none; Unauthorized.
+    ``transport`` replaces the network in tests.
+    """
+
+    def __init__(self, address: FarmAddress, transport: httpx.BaseTransport | None = None) -> None:
+        self.address = address
+        self._http = httpx.Client(
+            base_url=address.url,
+            headers={"Authorization": f"Bearer {address.token}"} if address.token else {},
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            # A proxy set for the web must not catch what is meant for this machine.
+            trust_env=not address.is_loopback,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def farm(self) -> FarmView:
+        """Return what the farm says of itself."""
+        return self._get("/v1/farm", FarmView)
+
+    def submit(self, spec: TaskSpec) -> SubmitReply:
+        """Submit a task whose blobs are uploaded."""
+        response = self._request("POST", "/v1/tasks", json=spec.model_dump(mode="json"))
+        return parse(TypeAdapter(SubmitReply), response, self.address)
+
+    def tasks(self) -> list[TaskView]:
+        """List all tasks."""
+        return self._list("/v1/tasks", TaskView)
+
+    def task(self, task_id: str) -> TaskDetail:
+        """Return one task with its spec and newest rounds."""
+        return self._get(f"/v1/tasks/{task_id}", TaskDetail)
+
+    def act(self, task_id: str, action: Action) -> TaskView:
+        """Ask for a change of the task's state. Raises: Conflict where its state forbids it."""
+        return parse(TypeAdapter(TaskView), self._request("POST", f"/v1/tasks/{task_id}/{action}"), self.address)
+
+    def why(self, task_id: str) -> str:
+        """Return in one line what the task waits for."""
+        answer = parse(TypeAdapter(dict[str, str]), self._request("GET", f"/v1/tasks/{task_id}/why"), self.address)
+        return answer.get("why", "")
+
+    def explain(self, task_id: str) -> Explanation:
+        """Return every client's score for the task."""
+        return self._get(f"/v1/tasks/{task_id}/explain", Explanation)
+
+    def shards(self, task_id: str) -> list[ShardBook]:
+        """Return how often each sample was counted, by epoch and shard."""
+        return self._list(f"/v1/tasks/{task_id}/shards", ShardBook)
+
+    def model(self, task_id: str, round_number: int | None = None) -> ModelView:
+        """Return which checkpoint to pull: the newest, or the one after ``round_number`` rounds."""
+        query = {} if round_number is None else {"round": round_number}
+        return self._get(f"/v1/tasks/{task_id}/model", ModelView, query)
+
+    def clients(self) -> list[ClientView]:
+        """List the known volunteer machines."""
+        return self._list("/v1/clients", ClientView)
+
+    def events(self, task_id: str, after: int = 0, wait_seconds: float = 0, limit: int = 200) -> list[EventView]:
+        """Return events numbered above ``after``, oldest first; wait up to ``wait_seconds`` (<= 30) for the first."""
+        return self._feed(f"/v1/tasks/{task_id}/events", EventView, after, wait_seconds, limit)
+
+    def logs(self, task_id: str, after: int = 0, wait_seconds: float = 0, limit: int = 1000) -> list[LogView]:
+        """Return log lines numbered above ``after``, as ``events`` does."""
+        return self._feed(f"/v1/tasks/{task_id}/logs", LogView, after, wait_seconds, limit)
+
+    def metrics(self, task_id: str, after: int = 0, wait_seconds: float = 0, limit: int = 1000) -> list[MetricView]:
+        """Return metric values numbered above ``after``, as ``events`` does."""
+        return self._feed(f"/v1/tasks/{task_id}/metrics", MetricView, after, wait_seconds, limit)
+
+    def page(self) -> str:
+        """Return the farm's status page: HTML."""
+        response = self._request("GET", "/")
+        raise_for_error(response, self.address)
+        return response.text
+
+    def has_blob(self, digest: str) -> bool:
+        """Tell whether the farm holds these bytes."""
+        response = self._request("HEAD", f"/v1/blobs/{digest}")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return False
+        raise_for_error(response, self.address)
+        return True
+
+    def put_blob(self, digest: str, size_bytes: int, chunks: Iterable[bytes]) -> None:
+        """Upload bytes under their digest. Raises: DigestMismatch if they do not hash to it."""
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        response = self._request("PUT", f"/v1/blobs/{digest}", content=chunks, headers=headers)
+        raise_for_error(response, self.address)
+
+    @contextmanager
+    def get_blob(self, digest: str) -> Iterator[Iterator[bytes]]:
+        """Download bytes by their digest, chunk by chunk; the caller checks the digest."""
+        with explaining(self.address), self._http.stream("GET", f"/v1/blobs/{digest}") as response:
+            if not response.is_success:
+                response.read()
+            raise_for_error(response, self.address)
+            yield response.iter_bytes()
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        with explaining(self.address):
+            return self._http.request(method, path, **arguments)
+
+    def _get(self, path: str, model: type[M], query: dict[str, int] | None = None) -> M:
+        return parse(TypeAdapter(model), self._request("GET", path, params=query), self.address)
+
+    def _list(self, path: str, model: type[M]) -> list[M]:
+        return parse(TypeAdapter(list[model]), self._request("GET", path), self.address)  # type: ignore[valid-type]
+
+    def _feed(self, path: str, model: type[M], after: int, wait_seconds: float, limit: int) -> list[M]:
+        response = self._request(
+            "GET",
+            path,
+            params={"after": after, "wait": wait_seconds, "limit": limit},
+            timeout=httpx.Timeout(ANSWER_SECONDS + wait_seconds, connect=CONNECT_SECONDS),
+        )
+        return parse(TypeAdapter(list[model]), response, self.address)  # type: ignore[valid-type]

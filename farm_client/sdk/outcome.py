@@ -1,0 +1,25 @@
+"""Whether a task is over, and how it ended, read from the view that the farm gives of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from protocol.rest import TaskView
+
+
+class Outcome(StrEnum):
+    """How a task ended. The values are the task's final states."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def outcome_of(task: TaskView) -> Outcome | None:
+    """Return how the task ended, or None while it may still train."""
+    return Outcome(task.state) if task.state in set(Outcome) else None
+
+
+def is_over(task: TaskView) -> bool:
+    """Tell whether the task has ended."""
+    return outcome_of(task) is not None

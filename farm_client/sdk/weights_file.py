@@ -1,0 +1,53 @@
+"""From the farm's weights file to a file that any safetensors reader loads into the model.
+
+The farm stores a tensor that a model uses under two names (tied weights) once. ``load_state_dict`` wants every name.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from protocol.tensors import DTYPE_BYTES, TensorBytes, parse_layout, read_header
+
+MODEL_FORMAT: Final = "pt"
+"""What libraries that load safetensors into PyTorch models expect to find as the ``format``."""
+_ALIGNMENT_BYTES: Final = 8
+
+
+def write_model_file(weights: Path, model: Path, notes: Mapping[str, str]) -> None:
+    """Write the tensors of a weights file to ``model``, tied ones under each of their names.
+
+    ``notes`` go into the file's metadata, beside the ``format``.
+    Raises: MalformedTensors if ``weights`` is no weights file.
+    """
+    with (
+        weights.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        header = read_header(data)
+        sources = dict(header.tensors)
+        for alias, name in parse_layout(header).tied.items():
+            sources[alias] = header.tensors[name]
+        # Wide types first keeps every tensor aligned to its element's size, which readers rely on.
+        names = sorted(sources, key=lambda name: (-DTYPE_BYTES[sources[name].dtype], name))
+        with model.open("wb") as output:
+            output.write(_header({name: sources[name] for name in names}, notes))
+            for name in names:
+                output.write(data[sources[name].start : sources[name].stop])
+
+
+def _header(tensors: Mapping[str, TensorBytes], notes: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {**notes, "format": MODEL_FORMAT}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.stop - tensor.start
+        entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return struct.pack("<Q", len(text)) + text
