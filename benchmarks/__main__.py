@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.farm import BenchmarkError
 from benchmarks.meters import describe_machine
-from benchmarks.processes import BenchmarkError
 from benchmarks.rounds import Case, measure
+from protocol.errors import FarmError
 from protocol.recipe import Mode
 
 app = typer.Typer(help="Measurements of the whole farm on loopback, as JSON lines.", no_args_is_help=True)
@@ -49,7 +50,7 @@ def rounds(
         print(f"{count} clients, {size:.0e} parameters, {mode} …", file=sys.stderr, flush=True)
         try:
             print(measure(Case(count, size, mode.value, seconds)).to_json(), flush=True)
-        except BenchmarkError as error:
+        except (BenchmarkError, FarmError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
 

@@ -1,32 +1,33 @@
-"""A real farm on loopback for a measurement: one `farm-server` and N `farm-client` processes."""
+"""A real farm on loopback for a measurement, with all its clients online and one task submitted as people do."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.processes import BenchmarkError, Child
+from farm_client.cli.localfarm import LocalFarm, local_farm
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.config import parse_address
 
 JOIN_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.25
-SCRIPTS: Final = Path(sys.executable).parent
+
+
+class BenchmarkError(Exception):
+    """The measurement could not be taken; the message says what happened."""
 
 
 @dataclass(frozen=True)
 class RunningFarm:
-    """A server that answers and clients that are online. ``farm_url`` carries the researcher's token."""
+    """The processes, and a connection to the server."""
 
-    server: Child
-    clients: tuple[Child, ...]
-    farm_url: str
+    processes: LocalFarm
     api: FarmApi
 
 
@@ -34,22 +35,28 @@ class RunningFarm:
 def running_farm(clients: int, folder: Path) -> Iterator[RunningFarm]:
     """Start a farm in ``folder``, wait until every client is online, and stop it all at the end.
 
-    Raises: BenchmarkError with the log of a process that ended early, or if clients do not come.
+    Raises: DaemonFailed with the log of a process that ended early; BenchmarkError if clients do not come.
     """
-    with ExitStack() as stack:
-        server = _started(stack, "farm-server", folder / "server.log", _up(folder / "server"))
-        info = json.loads(server.read_line())
-        joined = tuple(
-            _started(stack, "farm-client", folder / f"client{i}.log", _join(info["join_url"], i, folder))
-            for i in range(clients)
-        )
-        api = stack.enter_context(FarmApi(parse_address(info["farm_url"], "the benchmark's server")))
-        wait_until(
-            lambda: sum(client.state == "online" for client in api.clients()) == clients,
-            JOIN_SECONDS,
-            lambda: f"only some of {clients} clients came online; a log says:\n{joined[-1].log_tail()}",
-        )
-        yield RunningFarm(server, joined, info["farm_url"], api)
+    with local_farm(folder, clients) as processes, FarmApi(processes.address) as api:
+
+        def all_are_online() -> bool:
+            processes.check()
+            return sum(client.state == "online" for client in api.clients()) == clients
+
+        wait_until(all_are_online, JOIN_SECONDS, lambda: f"not all of {clients} clients came online")
+        yield RunningFarm(processes, api)
+
+
+def submit(farm: RunningFarm, arguments: Sequence[str]) -> str:
+    """Run `farm submit` with these arguments, and return the task's id.
+
+    Raises: BenchmarkError with what the command said.
+    """
+    command = [str(Path(sys.executable).parent / "farm"), "submit", "--json", "--farm", farm.processes.farm_url]
+    answer = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
+    if answer.returncode:
+        raise BenchmarkError(f"farm submit failed: {answer.stderr.strip()}")
+    return str(json.loads(answer.stdout)["data"]["task"]["task_id"])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
@@ -62,17 +69,3 @@ def wait_until(condition: Callable[[], bool], seconds: float, complaint: Callabl
         if time.monotonic() > deadline:
             raise BenchmarkError(complaint())
         time.sleep(POLL_SECONDS)
-
-
-def _up(data_dir: Path) -> list[str]:
-    return ["up", "--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", "0", "--json"]
-
-
-def _join(join_url: str, number: int, folder: Path) -> list[str]:
-    return ["join", join_url, "--home", str(folder / f"client{number}"), "--name", f"client{number}"]
-
-
-def _started(stack: ExitStack, script: str, log: Path, arguments: list[str]) -> Child:
-    child = Child([str(SCRIPTS / script), *arguments], log)
-    stack.callback(child.stop)
-    return child

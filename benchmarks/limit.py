@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import uvloop
 
-WARM_UP_ROUNDS = 3
+REPOSITORY: Final = Path(__file__).parents[1]
+WARM_UP_ROUNDS: Final = 3
 
 
 class AveragingServer:
@@ -106,7 +108,7 @@ def measure(params: int, clients: int, seconds: float, folder: Path) -> float:
     """Return the limit's rounds per second, from a server process of its own."""
     command = [sys.executable, "-m", "benchmarks.limit", "serve", "--params", str(params)]
     command += ["--clients", str(clients), "--seconds", str(seconds), "--folder", str(folder)]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     counted = json.loads(answer.stdout)
     return float(counted["rounds"] / counted["seconds"])
 

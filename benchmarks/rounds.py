@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -12,9 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import limit
-from benchmarks.farm import POLL_SECONDS, SCRIPTS, RunningFarm, running_farm, wait_until
+from benchmarks.farm import POLL_SECONDS, BenchmarkError, RunningFarm, running_farm, submit, wait_until
 from benchmarks.meters import loopback_bytes, peak_rss_bytes
-from benchmarks.processes import BenchmarkError
 from farm_client.sdk.outcome import is_over
 from protocol.rest import RoundView
 
@@ -22,6 +19,8 @@ TASK: Final = Path(__file__).parent / "noop_task" / "train.py"
 SAMPLES_PER_CLIENT: Final = 64
 """Enough that every client gets a part of each round, whatever speed was measured of it."""
 ROUNDS_PER_EPOCH: Final = 64
+MOST_ROUNDS: Final = 1_000_000
+"""More than any window sees; the task is cancelled at its end."""
 WARM_UP_ROUNDS: Final = 5
 WARM_UP_SECONDS: Final = 300.0
 FEWEST_ROUNDS: Final = 5
@@ -81,9 +80,9 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory(prefix="aifarm-rounds-") as name:
         folder = Path(name)
         with running_farm(case.clients, folder) as farm:
-            task_id = _submit(farm, case, folder)
+            task_id = submit(farm, _submission(case))
             window = _observe(farm, task_id, case.seconds)
-            peak_bytes = peak_rss_bytes(farm.server.pid)
+            peak_bytes = peak_rss_bytes(farm.processes.server.pid)
             farm.api.act(task_id, "cancel")
         limit_rounds_per_s = limit.measure(case.params, case.clients, case.seconds, folder)
     rounds_per_s = window.rounds / window.seconds
@@ -103,19 +102,20 @@ def measure(case: Case) -> Measured:
     )
 
 
-def _submit(farm: RunningFarm, case: Case, folder: Path) -> str:
-    """Submit through the CLI, as a researcher does, and return the task's id."""
+def _submission(case: Case) -> list[str]:
+    """Return the arguments of `farm submit`: each round is one local step of each client."""
     round_samples = SAMPLES_PER_CLIENT * case.clients
-    config = folder / "config.toml"
-    config.write_text(f"params = {case.params}\nsamples = {round_samples * ROUNDS_PER_EPOCH}\n", encoding="utf-8")
-    command = [str(SCRIPTS / "farm"), "submit", str(TASK), "--json", "--config", str(config), "--mode", case.mode]
-    command += ["--rounds", "1000000", "--round-samples", str(round_samples), "--batch-samples", str(round_samples)]
-    command += ["--min-clients", str(case.clients)]
-    environment = {**os.environ, "FARM_URL": farm.farm_url}
-    answer = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    if answer.returncode:
-        raise BenchmarkError(f"farm submit failed: {answer.stderr.strip()}")
-    return str(json.loads(answer.stdout.splitlines()[0])["data"]["task"]["task_id"])
+    return [
+        str(TASK),
+        "--no-check",
+        *("--set", f"params={case.params}"),
+        *("--set", f"samples={round_samples * ROUNDS_PER_EPOCH}"),
+        *("--mode", case.mode),
+        *("--rounds", str(MOST_ROUNDS)),
+        *("--round-samples", str(round_samples)),
+        *("--batch-samples", str(round_samples)),
+        *("--min-clients", str(case.clients)),
+    ]
 
 
 def _observe(farm: RunningFarm, task_id: str, seconds: float) -> Window:

@@ -13,9 +13,8 @@ import typer
 
 from benchmarks import rounds
 from benchmarks.__main__ import whole_numbers
-from benchmarks.farm import RunningFarm
+from benchmarks.farm import BenchmarkError, RunningFarm
 from benchmarks.noop_task import train
-from benchmarks.processes import BenchmarkError
 from protocol.rest import RoundView, TaskDetail, TaskView
 
 VIEW = TaskView(
@@ -57,7 +56,7 @@ class FakeApi:
 
 
 def farm_with(api: FakeApi) -> RunningFarm:
-    return RunningFarm(server=None, clients=(), farm_url="", api=api)
+    return RunningFarm(processes=None, api=api)
 
 
 def test_the_window_lies_between_two_commits(monkeypatch):
