@@ -1,0 +1,102 @@
+"""Checkpoints come back as they were written, or say which part is not intact."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.records import CheckpointRecord
+from protocol.errors import DigestMismatch, NotFound, Unavailable
+from storage.blobs import FolderBlobStore
+from storage.checkpoints import CheckpointStore
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> FolderBlobStore:
+    return FolderBlobStore(tmp_path / "blobs")
+
+
+@pytest.fixture
+def store(blobs: FolderBlobStore) -> CheckpointStore:
+    return CheckpointStore(blobs)
+
+
+def _write(store: CheckpointStore, optimizer: bytes | None = b"momentum", **changes: Any) -> CheckpointRecord:
+    values = {"round": 3, "epoch": 1, "cursor": 40, "created_at": 12.5, "metrics": {"loss": 0.5}} | changes
+    return store.write("t1", weights=b"weights", optimizer=optimizer, **values)
+
+
+@pytest.mark.parametrize("optimizer", [b"momentum", b"", None])
+def test_a_checkpoint_comes_back(store: CheckpointStore, optimizer: bytes | None) -> None:
+    record = _write(store, optimizer)
+    assert (record.task_id, record.round, record.epoch, record.cursor) == ("t1", 3, 1, 40)
+    assert store.load(record) == (b"weights", optimizer)
+
+
+def test_the_manifest_describes_the_checkpoint(store: CheckpointStore, blobs: FolderBlobStore) -> None:
+    record = _write(store)
+    assert record.manifest is not None
+    assert record.optimizer is not None
+    assert json.loads(blobs.read(record.manifest.digest)) == {
+        "format": "aifarm-checkpoint-1",
+        "task_id": "t1",
+        "round": 3,
+        "epoch": 1,
+        "cursor": 40,
+        "weights": {"digest": record.weights.digest, "size_bytes": 7},
+        "optimizer": {"digest": record.optimizer.digest, "size_bytes": 8},
+        "created_at": 12.5,
+        "metrics": {"loss": 0.5},
+    }
+    manifest = store.manifest(record)
+    assert (manifest.weights, manifest.optimizer) == (record.weights, record.optimizer)
+
+
+def test_metrics_that_are_no_numbers_survive(store: CheckpointStore) -> None:
+    record = _write(store, metrics={"loss": math.nan, "best": -math.inf})
+    assert math.isnan(store.manifest(record).metrics["loss"])
+    assert store.manifest(record).metrics["best"] == -math.inf
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "manifest"])
+def test_a_damaged_part_is_noticed(store: CheckpointStore, blobs: FolderBlobStore, part: str) -> None:
+    record = _write(store)
+    path = blobs.path(getattr(record, part).digest)
+    path.write_bytes(b"W" + path.read_bytes()[1:])
+    with pytest.raises(DigestMismatch, match=path.name):
+        store.manifest(record) if part == "manifest" else store.load(record)
+
+
+def test_a_missing_part_is_named(store: CheckpointStore, blobs: FolderBlobStore) -> None:
+    record = _write(store)
+    blobs.delete(record.weights.digest)
+    with pytest.raises(NotFound, match=record.weights.digest):
+        store.load(record)
+
+
+def test_submitted_weights_have_no_manifest(store: CheckpointStore) -> None:
+    with pytest.raises(NotFound, match="no manifest"):
+        store.manifest(replace(_write(store), round=0, manifest=None))
+
+
+def test_parts_are_written_in_order_and_the_manifest_last(
+    store: CheckpointStore, blobs: FolderBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    put = blobs.put_bytes
+
+    def full_after_two(data: bytes) -> Any:
+        if len(written) == 2:
+            raise Unavailable("the disk is full")
+        written.append(data)
+        return put(data)
+
+    monkeypatch.setattr(blobs, "put_bytes", full_after_two)
+    with pytest.raises(Unavailable):
+        _write(store)
+    assert written == [b"weights", b"momentum"]
