@@ -139,7 +139,7 @@ def _relative(filename: str, code_dir: Path) -> str:
 
 def _advice(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return "; put the module next to the entry file, or use what volunteers have: torch, numpy, Python"
+        return "; submit the folder that holds the module, or use what volunteers have: Python, torch, numpy"
     if isinstance(error, SystemExit):
         return "; the code must not exit the process"
     return ""

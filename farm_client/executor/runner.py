@@ -39,7 +39,7 @@ class TaskRunner:
         self._device = device
         seed_everything(order.seed)
         self._contract = load_contract(Path(order.code_dir), order.entry, order.config)
-        self._tensors = ModelTensors.of(self._contract.build_model().to(device))
+        self.tensors = ModelTensors.of(self._contract.build_model().to(device))
         self._source = SampleSource(self._contract, order, device)
         self._base: TensorMap = {}
         self._base_digest = ""
@@ -56,13 +56,25 @@ class TaskRunner:
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, first and (first.shard, first.start)))
         data = self._source.batches(order.pieces, order.epoch)
         if order.kind is Kind.EVALUATE:
-            metrics = evaluate(self._contract, self._tensors, data, progress.advance)
+            metrics = evaluate(self._contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, None, started)
         if self._order.mode is Mode.GRADIENTS:
-            trained = sum_gradients(self._contract, self._tensors, data, progress.advance)
+            trained = sum_gradients(self._contract, self.tensors, data, progress.advance)
         else:
-            trained = train_locally(self._contract, self._tensors, self._base, data, progress.advance)
+            trained = train_locally(self._contract, self.tensors, self._base, data, progress.advance)
         return self._done(order, data.samples, trained.metrics, trained.update, started)
+
+    def weights_file(self) -> bytes:
+        """Return the model as it is now: right after loading, the task's initial weights."""
+        return self.tensors.weights_file()
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return a new optimizer of the task's. Raises: CodeError."""
+        return self._contract.build_optimizer(self.tensors.model)
+
+    def count_rows(self) -> int:
+        """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
+        return self._source.count_rows()
 
     def _take_weights(self, order: Run) -> None:
         """Put the round's global weights into the model, from the order or from memory."""
@@ -72,7 +84,7 @@ class TaskRunner:
             self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
         elif order.weights_digest != self._base_digest:
             raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
-        self._tensors.load(self._base)
+        self.tensors.load(self._base)
 
     def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
         self._base = {name: tensor.to(self._device) for name, tensor in weights.items()}

@@ -95,6 +95,12 @@ class SampleSource:
             raise EmptyData("the assignment has no sample: the data set is empty")
         return Batches(parts, self._order.batch_samples, self._device, self._contract.code_dir)
 
+    def count_rows(self) -> int:
+        """Return the length of the ``make_dataset`` data set, which is built at the first use. Raises: CodeError."""
+        if self._dataset is None:
+            self._dataset = self._contract.make_dataset()
+        return len(self._dataset)
+
     def _index(self, piece: Piece, epoch: int) -> torch.Tensor:
         """Slice the shard's order of this epoch, which is kept until the next."""
         known = self._orders.get(piece.shard)
@@ -124,9 +130,7 @@ class SampleSource:
             return self._own_rows(piece)
         if piece.path is not None:
             return read_shard(Path(piece.path))
-        if self._dataset is None:
-            self._dataset = self._contract.make_dataset()
-        stride = StrideOrder(len(self._dataset), self._order.seed)
+        stride = StrideOrder(self.count_rows(), self._order.seed)
         return DatasetRows(self._dataset, piece.shard_samples, lambda row: stride.item(piece.first_row + row))
 
     def _own_rows(self, piece: Piece) -> Rows:

@@ -1,0 +1,66 @@
+"""From the researcher's torch optimizer to the one that the server applies to mean gradients (gradients mode)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from farm_client.executor.failures import CodeError
+from farm_client.executor.layout import ModelTensors
+from protocol.recipe import OptionValue, OuterOptimizer, ParameterGroup
+
+_NAMES: Final[Mapping[type[torch.optim.Optimizer], Any]] = {
+    torch.optim.SGD: "sgd",
+    torch.optim.Adam: "adam",
+    torch.optim.AdamW: "adamw",
+}
+_ADAM: Final = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+_OPTIONS: Final = {
+    "sgd": ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"),
+    "adam": _ADAM,
+    "adamw": _ADAM,
+}
+
+
+def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> OuterOptimizer:
+    """Return the same optimizer as a record: its kind, options and parameter groups by name.
+
+    Learning-rate schedules are not part of it. Raises: CodeError if the server has no such optimizer.
+    """
+    name = _NAMES.get(type(optimizer))
+    if name is None:
+        raise CodeError(
+            f"in gradients mode the server applies the optimizer, and it has SGD, Adam and AdamW, not "
+            f"{type(optimizer).__name__}: return one of those from build_optimizer, or use --mode weights"
+        )
+    if name == "adam" and optimizer.defaults.get("decoupled_weight_decay"):
+        name = "adamw"
+    options = _options(name, optimizer.defaults)
+    named = {id(parameter): key for key, parameter in tensors.parameters.items()}
+    groups = [_group(name, group, named, options) for group in optimizer.param_groups]
+    covered = sum(len(group.names) for group in groups)
+    if len(groups) == 1 and covered == len(tensors.parameters):
+        return OuterOptimizer(name=name, options=options | groups[0].options)
+    return OuterOptimizer(name=name, options=options, groups=tuple(group for group in groups if group.names))
+
+
+def _group(
+    name: str, group: Mapping[str, Any], named: Mapping[int, str], defaults: Mapping[str, OptionValue]
+) -> ParameterGroup:
+    """Return one group; frozen parameters, which a step would leave alone, are left out."""
+    names = tuple(named[id(parameter)] for parameter in group["params"] if id(parameter) in named)
+    options = {key: value for key, value in _options(name, group).items() if value != defaults[key]}
+    return ParameterGroup(names=names, options=options)
+
+
+def _options(name: str, values: Mapping[str, Any]) -> dict[str, OptionValue]:
+    return {key: _plain(values[key]) for key in _OPTIONS[name]}
+
+
+def _plain(value: Any) -> OptionValue:
+    """Return an option without tensors: torch allows a learning rate to be one."""
+    if isinstance(value, tuple | list):
+        return float(value[0]), float(value[1])
+    return value.item() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,124 @@
+"""A task's first steps on the researcher's machine, through the code that volunteers run.
+
+    python -m farm_client.executor.rehearsal REQUEST.json REPORT.json
+
+Builds the model and its initial weights, and tries one batch: a training assignment, then an evaluation.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from farm_client.executor.failures import EmptyData, as_failed
+from farm_client.executor.messages import Advance, Load, Piece, Run
+from farm_client.executor.optimizer_spec import outer_optimizer_of
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
+from farm_client.executor.runner import TaskRunner, choose_device
+from protocol.digests import digest_bytes
+from protocol.limits import INLINE_BYTES
+from protocol.messages import Kind
+from protocol.recipe import Mode
+from protocol.tasks import Split
+
+_RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
+
+
+def rehearse(request: RehearsalRequest) -> RehearsalReport:
+    """Try a task and say what happened; a mistake in its code is reported, not raised."""
+    try:
+        return _rehearsed(request)
+    except (Exception, SystemExit) as error:
+        return RehearsalReport(failed=as_failed(error, None))
+
+
+def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
+    device = choose_device()
+    runner = TaskRunner(_load_order(request), device)
+    weights = runner.weights_file()
+    digest = digest_bytes(weights)
+    path = Path(request.folder) / "initial.weights"
+    path.write_bytes(weights)
+    rows = request.rows if request.sample_path or request.rows else runner.count_rows()
+    if rows == 0:
+        raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
+    report = RehearsalReport(
+        weights_path=str(path),
+        weights_digest=digest,
+        weights_bytes=len(weights),
+        rows=rows,
+        outer=outer_optimizer_of(runner.build_optimizer(), runner.tensors) if request.mode is Mode.GRADIENTS else None,
+        device=str(device),
+    )
+    if request.tries_batch:
+        report = report.model_copy(update=_tried(runner, _orders(request, digest, path, rows)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
+    return report.model_copy(update={"peak_rss_bytes": peak})
+
+
+def _load_order(request: RehearsalRequest) -> Load:
+    return Load(
+        task_id="rehearsal",
+        code_dir=request.code_dir,
+        entry=request.entry,
+        config=request.config,
+        mode=request.mode,
+        seed=request.seed,
+        batch_samples=request.batch_samples,
+        dataset_kind="files" if request.sample_path else "code",
+        scratch_dir=request.folder,
+        inline_bytes=INLINE_BYTES,
+    )
+
+
+def _orders(request: RehearsalRequest, digest: str, weights: Path, rows: int | None) -> list[Run]:
+    """Return a training order and an evaluation order over the sample's rows."""
+    samples = request.sample_rows if request.sample_path else min(request.batch_samples, rows or 0)
+    return [
+        Run(
+            assignment_id=f"rehearsal-{kind}",
+            kind=kind,
+            round=0,
+            epoch=0,
+            weights_digest=digest,
+            weights_path=str(weights),
+            pieces=(
+                Piece(
+                    shard=index,
+                    split=split,
+                    shard_samples=samples,
+                    first_row=0,
+                    path=request.sample_path,
+                    start=0,
+                    stop=samples,
+                ),
+            ),
+        )
+        for index, (kind, split) in enumerate(((Kind.TRAIN, Split.TRAIN), (Kind.EVALUATE, Split.HOLDOUT)))
+    ]
+
+
+def _tried(runner: TaskRunner, orders: Sequence[Run]) -> dict[str, object]:
+    progress = ProgressReporter(_ignore)
+    trained, evaluated = (runner.run(order, progress) for order in orders)
+    return {"loss": trained.metrics.get("loss"), "metrics": trained.metrics, "evaluation": evaluated.metrics}
+
+
+def _ignore(_advance: Advance) -> None:
+    """Nobody watches a rehearsal's progress."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the request, rehearse, write the report; the process's own outcome is always 0."""
+    request_path, report_path = map(Path, arguments)
+    request = RehearsalRequest.model_validate_json(request_path.read_bytes())
+    report_path.write_text(rehearse(request).model_dump_json(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""What the researcher's side and a rehearsal process tell each other, as JSON files. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from farm_client.executor.messages import Failed
+from protocol.recipe import Frozen, Mode, OuterOptimizer
+
+
+class RehearsalRequest(Frozen):
+    """What to try. ``sample_path`` is a shard file with ``sample_rows`` rows, absent for a data set made by code.
+
+    ``rows`` is the data set's size where the researcher said it; otherwise ``make_dataset`` is asked.
+    ``tries_batch`` false only builds the model.
+    """
+
+    code_dir: str
+    entry: str
+    config: dict[str, Any]
+    mode: Mode
+    seed: int
+    batch_samples: int
+    folder: str
+    """Where the weights and scratch files are written."""
+    sample_path: str | None = None
+    sample_rows: int = 0
+    rows: int | None = None
+    tries_batch: bool = True
+
+
+class RehearsalReport(Frozen):
+    """What was found. Either ``failed`` is there, or the rest is. Sizes in bytes."""
+
+    failed: Failed | None = None
+    weights_path: str = ""
+    weights_digest: str = ""
+    weights_bytes: int = 0
+    rows: int | None = None
+    """The length of the data set that ``make_dataset`` built."""
+    loss: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    evaluation: dict[str, float] = Field(default_factory=dict)
+    outer: OuterOptimizer | None = None
+    """In gradients mode: the researcher's optimizer, for the server to apply."""
+    peak_rss_bytes: int = 0
+    device: str = ""

@@ -1,0 +1,122 @@
+"""Try a task before it is submitted: its model, one batch, one evaluation, in a process of its own.
+
+The process unpacks the very bundle that volunteers get, so that a file which was left out is missed here already.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from farm_client.data.readers import RowSource, open_data
+from farm_client.data.sharding import write_sample
+from farm_client.data.text import DEFAULT_ROW_BYTES
+from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
+from farm_client.sdk.bundle import Bundle, make_bundle
+from protocol.errors import InvalidTask
+from protocol.recipe import Mode
+
+_LAST_LINES: Final = 20
+
+
+class CheckFailed(InvalidTask):
+    """The task's code failed here; it would fail on every volunteer.
+
+    ``trace`` is the researcher's traceback, trimmed; ``output`` the last lines that the code printed.
+    """
+
+    def __init__(self, message: str, trace: str | None = None, output: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is tried. ``source`` are the data files' rows; ``rows`` the size of a data set that ``load_shard`` makes."""
+
+    bundle: Bundle
+    config: Mapping[str, Any]
+    mode: Mode
+    batch_samples: int
+    seed: int = 0
+    source: RowSource | None = None
+    rows: int | None = None
+    tries_batch: bool = True
+
+
+def check_task(
+    code: Path,
+    config: Mapping[str, Any],
+    data: Sequence[Path] = (),
+    *,
+    mode: Mode = Mode.WEIGHTS,
+    batch_samples: int = 32,
+    row_bytes: int = DEFAULT_ROW_BYTES,
+) -> RehearsalReport:
+    """Try a file or folder of code with its data, and return what was measured.
+
+    Raises: CheckFailed with a sentence that names the researcher's line; InvalidTask for code that cannot be bundled;
+        DataError for data that cannot be read.
+    """
+    source = open_data(data, row_bytes) if data else None
+    bundle = make_bundle(code, without=data)
+    with tempfile.TemporaryDirectory(prefix="aifarm-check-") as folder:
+        return run_trial(Trial(bundle, config, mode, batch_samples, source=source), Path(folder))
+
+
+def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
+    """Run a trial; the initial weights stay in ``folder``, by the report's ``weights_path``.
+
+    Raises: CheckFailed.
+    """
+    code_dir = folder / "code"
+    trial.bundle.unpack(code_dir)
+    sample_path, sample_rows = None, 0
+    if trial.source is not None:
+        sample_path = folder / "sample.safetensors"
+        sample_rows = write_sample(trial.source, trial.batch_samples, sample_path)
+    request = RehearsalRequest(
+        code_dir=str(code_dir),
+        entry=trial.bundle.entry,
+        config=dict(trial.config),
+        mode=trial.mode,
+        seed=trial.seed,
+        batch_samples=trial.batch_samples,
+        folder=str(folder),
+        sample_path=None if sample_path is None else str(sample_path),
+        sample_rows=sample_rows,
+        rows=trial.rows,
+        tries_batch=trial.tries_batch,
+    )
+    report, output = _run_process(request, folder)
+    if report.failed is not None:
+        raise CheckFailed(report.failed.message, report.failed.traceback, output)
+    return report
+
+
+def _run_process(request: RehearsalRequest, folder: Path) -> tuple[RehearsalReport, str]:
+    asked, answer, printed = folder / "request.json", folder / "report.json", folder / "output.txt"
+    asked.write_text(request.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "farm_client.executor.rehearsal", str(asked), str(answer)]
+    with printed.open("wb") as file:
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
+    output = "\n".join(printed.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+    if not answer.exists():
+        raise CheckFailed(
+            f"{request.entry} ended its process while it was tried: {_cause(ended.returncode)}", None, output
+        )
+    return RehearsalReport.model_validate_json(answer.read_bytes()), output
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}; the code must not call exit"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + ("; this machine is short of memory" if name == "SIGKILL" else "")

@@ -1,0 +1,173 @@
+"""From a researcher's files to a task specification and the blobs that it names. No network: uploading is `api`'s."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from farm_client.data.readers import RowSource, open_data
+from farm_client.data.sharding import PlannedShard, plan_shards, write_shards
+from farm_client.data.text import DEFAULT_ROW_BYTES
+from farm_client.executor.rehearsal_records import RehearsalReport
+from farm_client.sdk.bundle import Bundle, make_bundle
+from farm_client.sdk.check import Trial, run_trial
+from protocol.errors import InvalidTask
+from protocol.limits import MAX_CONFIG_BYTES
+from protocol.recipe import Mode, Recipe, Requirements
+from protocol.tasks import BlobRef, Dataset, Footprint, Shard, Split, TaskSpec
+
+MAX_ROUND_SAMPLES: Final = 65_536
+"""Weights mode, by default: a round is the whole training split, up to this many samples."""
+GRADIENT_BATCHES: Final = 8
+"""Gradients mode, by default: a round (one optimizer step) is so many times ``batch_samples``."""
+CODE_ROW_BYTES: Final = 4096
+"""What a row of a data set made by code is taken to weigh when it is cut into shards."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Told what is being done, and how much of how much of it is done."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the researcher asks for. Recipe fields that were not set get this module's defaults.
+
+    ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
+    """
+
+    code: Path
+    recipe: Recipe
+    data: tuple[Path, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    entry: str | None = None
+    holdout: float = 0.0
+    row_bytes: int = DEFAULT_ROW_BYTES
+    samples: int | None = None
+    check: bool = True
+    priority: int = 5
+    submitter: str = "anonymous"
+    submit_token: str | None = None
+    requirements: Requirements = field(default_factory=Requirements)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that can be submitted once the farm holds ``files`` (bytes, or the file with them, by digest)."""
+
+    spec: TaskSpec
+    files: dict[str, bytes | Path]
+    report: RehearsalReport
+    notes: tuple[str, ...] = ()
+
+
+def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None = None) -> Prepared:
+    """Check, shard and describe a task; ``folder`` (empty) holds the shards and weights until they are uploaded.
+
+    Raises: CheckFailed, InvalidTask, DataError: each with one sentence that says what to do.
+    """
+    tell = on_progress or _ignore
+    _check_config(submission.config)
+    source = open_data(submission.data, submission.row_bytes) if submission.data else None
+    bundle = make_bundle(submission.code, submission.entry, without=submission.data)
+    tell("checking", 0, 1)
+    report = run_trial(_trial(submission, bundle, source), folder)
+    tell("checking", 1, 1)
+    dataset, files = _sharded(submission, source, report, folder, tell)
+    files |= {bundle.blob.digest: bundle.data, report.weights_digest: Path(report.weights_path)}
+    spec = TaskSpec(
+        name=submission.name or submission.code.resolve().stem,
+        submitter=submission.submitter,
+        code=bundle.blob,
+        entry=bundle.entry,
+        config=dict(submission.config),
+        dataset=dataset,
+        initial_weights=BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes),
+        recipe=complete_recipe(submission.recipe, dataset, report),
+        requirements=submission.requirements,
+        footprint=_footprint(dataset, report),
+        priority=submission.priority,
+        submit_token=submission.submit_token,
+    )
+    return Prepared(spec, files, report, () if source is None else source.notes)
+
+
+def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -> Recipe:
+    """Fill the fields that the researcher did not set: the round's samples, evaluation, and the outer optimizer.
+
+    Evaluation is by default once an epoch; in gradients mode the outer optimizer is the one of ``build_optimizer``.
+    """
+    train = dataset.samples(Split.TRAIN)
+    is_gradients = recipe.mode is Mode.GRADIENTS
+    default = GRADIENT_BATCHES * recipe.batch_samples if is_gradients else MAX_ROUND_SAMPLES
+    values: dict[str, Any] = {"round_samples": min(train, default)}
+    round_samples = recipe.round_samples if "round_samples" in recipe.model_fields_set else values["round_samples"]
+    values["evaluate_every"] = max(1, math.ceil(train / round_samples))
+    if is_gradients and report.outer is not None:
+        values["outer"] = report.outer
+    return recipe.model_copy(update={k: v for k, v in values.items() if k not in recipe.model_fields_set})
+
+
+def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> Trial:
+    return Trial(
+        bundle=bundle,
+        config=submission.config,
+        mode=submission.recipe.mode,
+        batch_samples=submission.recipe.batch_samples,
+        seed=submission.recipe.seed,
+        source=source,
+        rows=submission.samples,
+        tries_batch=submission.check,
+    )
+
+
+def _sharded(
+    submission: Submission, source: RowSource | None, report: RehearsalReport, folder: Path, tell: OnProgress
+) -> tuple[Dataset, dict[str, bytes | Path]]:
+    if source is None:
+        rows = report.rows or 0
+        plan = plan_shards(rows, rows * CODE_ROW_BYTES, submission.holdout)
+        return Dataset(kind="code", shards=tuple(_ranges(plan))), {}
+    shards_dir = folder / "shards"
+    shards_dir.mkdir()
+    plan = plan_shards(source.rows, source.size_bytes, submission.holdout)
+    shards, files = write_shards(
+        source, plan, shards_dir, submission.recipe.seed, lambda done, rows: tell("sharding", done, rows)
+    )
+    return Dataset(kind="files", shards=tuple(shards)), dict(files)
+
+
+def _ranges(plan: list[PlannedShard]) -> list[Shard]:
+    shards, start = [], 0
+    for index, planned in enumerate(plan):
+        shards.append(Shard(index=index, split=planned.split, samples=planned.samples, start=start))
+        start += planned.samples
+    return shards
+
+
+def _footprint(dataset: Dataset, report: RehearsalReport) -> Footprint:
+    """Return the memory estimate: the rehearsal held a few rows, a volunteer holds whole shards."""
+    largest = max((shard.blob.size_bytes for shard in dataset.shards if shard.blob), default=0)
+    return Footprint(
+        weights_bytes=report.weights_bytes,
+        peak_ram_bytes=report.peak_rss_bytes + 2 * largest,
+        largest_shard_bytes=largest,
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    try:
+        size = len(json.dumps(config, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidTask(
+            f"the config cannot be sent: {error}; use numbers, strings, booleans, lists, tables"
+        ) from error
+    if size > MAX_CONFIG_BYTES:
+        raise InvalidTask(f"the config has {size} bytes, over {MAX_CONFIG_BYTES}: put large values into a file or data")
+
+
+def _ignore(_what: str, _done: int, _total: int) -> None:
+    """Nobody watches."""
