@@ -42,6 +42,23 @@ def test_relative_links_lead_somewhere(page):
     assert missing == []
 
 
+CODE = {
+    str(path.relative_to(ROOT))
+    for package in ("protocol", "coordinator", "storage", "farm_server", "farm_client", "docs", "tests", "examples")
+    for path in (ROOT / package).rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    """A page may leave out the first folders of a path, not its end."""
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")))
+    examples_of_readers = {"train.py"}
+    assert {
+        name for name in named - examples_of_readers if not any(f"/{p}".endswith(f"/{name}") for p in CODE)
+    } == set()
+
+
 def test_the_index_of_decisions_is_complete():
     index = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
     records = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
