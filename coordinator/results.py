@@ -71,6 +71,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         return
     run, step, lease = held
     client = lose(turn, run, lease, AssignmentState.FAILED, f"{event.code}: {event.message}")
+    turn.log(run, client, event.traceback or event.message)
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
     step.failures += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator.commands import Command, Save, Send
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
-from coordinator.records import AssignmentRecord, Entry, EventRecord, MetricRecord, Record, TaskRecord
+from coordinator.records import AssignmentRecord, Entry, EventRecord, LogRecord, MetricRecord, Record, TaskRecord
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import ClientState, Farm, Lease, TaskRun
 from protocol.messages import Message
@@ -60,6 +60,13 @@ class Turn:
                 data=data or {},
             )
         )
+
+    def log(self, run: TaskRun, client: ClientState, text: str) -> None:
+        """Append lines to what the researcher sees on `farm logs`, as the client's own (stream ``error``)."""
+        self._entries += [
+            LogRecord(self.now, run.task_id, client.client_id, client.record.name, run.record.version, "error", line)
+            for line in text.splitlines()
+        ]
 
     def measure(self, run: TaskRun, round_number: int, source: str, values: Mapping[str, float]) -> None:
         """Append metrics of a round; ``source`` is train or eval."""

@@ -31,6 +31,7 @@ from coordinator.records import (
     CheckpointRecord,
     ClientRecord,
     EventRecord,
+    LogRecord,
     MetricRecord,
     RoundRecord,
     RoundState,
@@ -92,6 +93,7 @@ class Ledger:
     checkpoints: dict[tuple[str, int], CheckpointRecord] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     metrics: list[MetricRecord] = field(default_factory=list)
+    logs: list[LogRecord] = field(default_factory=list)
 
     def save(self, command: Save) -> None:
         for record in command.records:
@@ -108,6 +110,7 @@ class Ledger:
                 case CheckpointRecord():
                     self.checkpoints[record.task_id, record.round] = record
         self.events += [e for e in command.entries if isinstance(e, EventRecord)]
+        self.logs += [e for e in command.entries if isinstance(e, LogRecord)]
         self.metrics += [e for e in command.entries if isinstance(e, MetricRecord)]
 
     def snapshot(self) -> Snapshot:
@@ -299,10 +302,12 @@ class Simulation:
             self._ready(v)
         return assign
 
-    def fail(self, v: Volunteer, scope: Scope = Scope.ELSEWHERE, message: str = "boom") -> Assign:
+    def fail(
+        self, v: Volunteer, scope: Scope = Scope.ELSEWHERE, message: str = "boom", traceback: str | None = None
+    ) -> Assign:
         assign = v.held.popleft()
         here = (f"id-{v.name}", v.incarnation, assign.assignment_id, assign.fence)
-        self.handle(AssignmentFailed(*here, code="executor_died", message=message, scope=scope))
+        self.handle(AssignmentFailed(*here, code="executor_died", message=message, scope=scope, traceback=traceback))
         self._ready(v)
         return assign
 

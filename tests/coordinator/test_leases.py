@@ -112,6 +112,12 @@ def test_a_fault_of_the_code_on_the_only_client_fails_the_task_at_once(farm: Sim
     assert "farm logs t1" in farm.view().why
 
 
+def test_the_traceback_reaches_the_researchers_log_by_client(farm: Simulation) -> None:
+    farm.fail(farm.volunteers["ada"], Scope.NOBODY, "boom", traceback="train.py, line 3\nNameError: x")
+    lines = [(line.client_name, line.stream, line.text) for line in farm.ledger.logs]
+    assert lines == [("ada", "error", "train.py, line 3"), ("ada", "error", "NameError: x")]
+
+
 def test_a_fault_of_the_code_on_three_clients_fails_the_task(farm: Simulation) -> None:
     others = [farm.join(n) for n in ("bob", "eve", "max")]
     farm.fail(farm.volunteers["ada"], Scope.NOBODY)
