@@ -56,10 +56,10 @@ class Submission:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task that can be submitted once the farm holds ``files`` (bytes, or the file with them, by digest)."""
+    """A task that can be submitted once the farm holds ``blobs`` (bytes, or the file with them, by digest)."""
 
     spec: TaskSpec
-    files: dict[str, bytes | Path]
+    blobs: dict[str, bytes | Path]
     report: RehearsalReport
     notes: tuple[str, ...] = ()
 
