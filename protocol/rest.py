@@ -107,6 +107,12 @@ class ClientView(Frozen):
     last_seen: float
 
 
+class WhyView(Frozen):
+    """GET /v1/tasks/{id}/why: what the task waits for, in one line."""
+
+    why: str
+
+
 class ScoreTerm(Frozen):
     """One term of a score: ``value`` from 0 to 1 times ``weight`` is its ``contribution``."""
 
