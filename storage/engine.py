@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
@@ -43,19 +44,22 @@ def ledger_path(location: str | Path) -> Path:
 
 def writer_engine(path: Path) -> Engine:
     """Return the engine of the one thread that writes: each transaction takes the write lock when it begins."""
-    engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, poolclass=QueuePool, connect_args=_CONNECT)
+    url = URL.create("sqlite", database=str(path))
+    engine = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args=_connect_arguments())
     _prepare(engine, _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
     return engine
 
 
 def reader_engine(path: Path) -> AsyncEngine:
     """Return the engine of the readers: they see what is committed and can change nothing."""
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args=_CONNECT)
+    url = URL.create("sqlite+aiosqlite", database=str(path))
+    engine = create_async_engine(url, connect_args=_connect_arguments())
     _prepare(engine.sync_engine, _READER_PRAGMAS, "BEGIN")
     return engine
 
 
-_CONNECT: Final = {"timeout": LOCK_WAIT_SECONDS}
+def _connect_arguments() -> dict[str, float]:
+    return {"timeout": LOCK_WAIT_SECONDS}
 
 
 def _prepare(engine: Engine, pragmas: tuple[str, ...], begin: str) -> None:
@@ -64,10 +68,13 @@ def _prepare(engine: Engine, pragmas: tuple[str, ...], begin: str) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(pragma)
-        cursor.close()
+        try:
+            with closing(connection.cursor()) as cursor:
+                for pragma in pragmas:
+                    cursor.execute(pragma)
+        except BaseException:
+            connection.close()  # the pool does not own it yet
+            raise
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
