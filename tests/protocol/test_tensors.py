@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from protocol.errors import LayoutMismatch, MalformedTensors, TensorError
@@ -184,3 +185,13 @@ def test_damage_raises_only_typed_errors(at: int, patch: bytes) -> None:
 def test_a_file_cut_anywhere_is_refused(at: int) -> None:
     with pytest.raises(MalformedTensors):
         read_header(WEIGHTS[:at])
+
+
+@given(st.integers(0, len(WEIGHTS) - 1), st.binary(min_size=1, max_size=4))
+def test_what_passes_here_the_safetensors_package_reads_too(at: int, patch: bytes) -> None:
+    damaged = WEIGHTS[:at] + patch + WEIGHTS[at + len(patch) :]
+    try:
+        header = read_header(damaged)
+    except MalformedTensors:
+        return
+    assert {name for name, _ in deserialize(damaged)} == set(header.tensors)
