@@ -15,6 +15,8 @@ FarmError
 
 from __future__ import annotations
 
+from farm_client.executor.messages import Failed
+from farm_client.executor.postmortem import Death
 from protocol.errors import FarmError
 
 
@@ -64,3 +66,24 @@ class BadBundle(FarmError):
     """The task's code bundle is not a zip that may be unpacked."""
 
     code = "bad_bundle"
+
+
+class ExecutorDied(FarmError):
+    """The executor ended by itself."""
+
+    code = "executor_died"
+
+    def __init__(self, death: Death, last_lines: tuple[str, ...]) -> None:
+        super().__init__(death.message)
+        self.death = death
+        self.last_lines = last_lines
+
+
+class ExecutorFailed(FarmError):
+    """The executor reported that loading the task or running the assignment failed."""
+
+    code = "executor_failed"
+
+    def __init__(self, report: Failed) -> None:
+        super().__init__(report.message)
+        self.report = report

@@ -62,4 +62,4 @@ class Fetcher:
             return self.cache.adopt(ref.digest, size_bytes)
         finally:
             del self.arrived_bytes[ref.digest]
-            partial.unlink(missing_ok=True)  # noqa: ASYNC240  one system call
+            partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ Meter = Callable[[int], None]
 """Hears the bytes that are there so far."""
 
 
-class _Interrupted(Exception):  # noqa: N818  never leaves this module
+class _Interrupted(Exception):
     """A transfer ended early in a way that another try may mend."""
 
 
@@ -132,7 +132,7 @@ class _Sink:
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:  # noqa: ASYNC230  opening blocks for microseconds; reading is in a thread
+    with path.open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
             yield chunk
 

@@ -77,7 +77,7 @@ class ExecutorProcess(asyncio.Protocol):
     def send(self, order: Order) -> None:
         """Write one order. A dead executor's death is heard through the listener, not here."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(pack_frame(order.model_dump(exclude_none=True)))
+            self._transport.write(pack_frame(order.model_dump()))
 
     def read_output(self) -> None:
         """Hear now all that the executor printed so far: what it printed before a report comes before the report."""
@@ -214,5 +214,9 @@ async def start_executor(launch: Launch, listener: Listener) -> ExecutorProcess:
         for _, writing in pipes.values():
             os.close(writing)
     executor.adopt(process, {stream: reading for stream, (reading, _) in pipes.items()})
-    await asyncio.get_running_loop().create_unix_connection(lambda: executor, sock=ours)
+    try:
+        await asyncio.get_running_loop().create_unix_connection(lambda: executor, sock=ours)
+    except BaseException:
+        executor.kill()
+        raise
     return executor

@@ -1,0 +1,5 @@
+"""`python -m farm_client` is `farm-client`."""
+
+from farm_client.agent.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""`farm-client`: lend this machine to a farm.
+
+Exit codes: 0 left politely, 1 could not serve (the reason is the last line on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+import uvloop
+
+from farm_client.agent.address import parse_address
+from farm_client.agent.daemon import Agent
+from farm_client.agent.errors import BadAddress, BadSettings
+from farm_client.agent.home import Home
+from farm_client.agent.probe import Lending, Probe
+from farm_client.agent.settings import load_settings
+from farm_client.agent.status import Status, read_status
+from protocol.errors import FarmError
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+SCHEMA: Final = 1
+
+app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the identity, the cache and scratch files.", show_default=False)
+]
+CoresOption = Annotated[int | None, typer.Option(help="CPU cores to lend.", show_default="all")]
+RamOption = Annotated[str | None, typer.Option(help="Memory to lend, like 8GB.", show_default="all")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"farm-client {version('aifarm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Lend this machine to a farm: `farm-client join ADDRESS`.
+
+    Further settings are environment variables: docs/reference/client-settings.md.
+    """
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(metavar="ADDRESS", help="What `farm-server up` printed: ws://TOKEN@HOST:PORT")],
+    *,
+    home: HomeOption = None,
+    name: Annotated[str | None, typer.Option(help="How people see this machine.", show_default="its host name")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A label that tasks may ask for; repeatable.")] = None,
+    cpu_cores: CoresOption = None,
+    max_ram: RamOption = None,
+    cache_bytes: Annotated[str | None, typer.Option(help="Largest cache, like 5GiB.", show_default="20GiB")] = None,
+    slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
+) -> None:
+    """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once."""
+    settings = load_settings(
+        home=home,
+        name=name,
+        tags=tuple(tag or ()),
+        cpu_cores=cpu_cores,
+        max_ram=max_ram,
+        cache_bytes=cache_bytes,
+        slots=slots,
+    )
+    uvloop.run(Agent(parse_address(url), settings).run())
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Say what the agent of a home is doing; exit code 1 if none runs."""
+    where = Home(load_settings(home=home).home)
+    running, known = where.in_use(), read_status(where.status_file)
+    if as_json:
+        _print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})
+    else:
+        typer.echo(_describe(where.root, running, known))
+    raise typer.Exit(OK if running else FAILED)
+
+
+@app.command()
+def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: JsonOption = False) -> None:
+    """Show what this machine would tell a farm of itself."""
+    settings = load_settings(cpu_cores=cpu_cores, max_ram=max_ram)
+    prober = Probe(Path.home(), Lending(settings.cpu_cores, settings.max_ram))
+    resources, load = prober.resources(), prober.load()
+    prober.close()
+    if as_json:
+        _print_envelope("probe", {"resources": resources.model_dump(), "load": load.model_dump()})
+        return
+    typer.echo(f"{resources.hostname}: {resources.platform}, {resources.cpu_cores} cores, {_gib(resources.ram_bytes)}")
+    typer.echo(f"free now: {_gib(load.ram_free_bytes)} of memory, {_gib(load.disk_free_bytes)} of disk")
+    for gpu in resources.gpus:
+        typer.echo(f"GPU {gpu.index}: {gpu.name}, {_gib(gpu.memory_free_bytes)} of {_gib(gpu.memory_bytes)} free")
+    if not resources.gpus:
+        typer.echo("no NVIDIA GPU found")
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except asyncio.CancelledError:
+        _fail("stopped at once", FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, FarmError):
+            _fail(error.message, USAGE if isinstance(error, BadAddress | BadSettings) else FAILED)
+        _fail(f"this is a mistake in farm-client ({error!r}); `farm-client --debug join ...` shows where", FAILED)
+    sys.exit(OK)
+
+
+def _fail(reason: str, exit_code: int) -> NoReturn:
+    typer.echo(f"farm-client: {reason}", err=True)
+    sys.exit(exit_code)
+
+
+def _describe(home: Path, running: bool, known: Status) -> str:
+    if not running:
+        return f"no agent runs in {home}; start one with `farm-client join ADDRESS`"
+    return f"{known.name} at {known.farm}: {known.doing}; {known.delivered} results delivered"
+
+
+def _print_envelope(kind: str, data: dict[str, Any]) -> None:
+    typer.echo(json.dumps({"schema": SCHEMA, "kind": kind, "data": data}))
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 1024**3:.1f} GiB"

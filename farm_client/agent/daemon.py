@@ -1,0 +1,199 @@
+"""The agent's life: start up, serve, drain, shut down.
+
+startup    hold the home, test the devices, start a spare executor
+serve      connect, work until the connection ends, connect again
+drain      after the first Ctrl-C: finish or hand back, say goodbye
+shutdown   end every executor, let the home go; a second Ctrl-C comes here at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Final
+
+from farm_client.agent.address import FarmAddress
+from farm_client.agent.backoff import RECONNECT
+from farm_client.agent.cache import BlobCache
+from farm_client.agent.errors import OutOfReach
+from farm_client.agent.executor_pool import ExecutorPool
+from farm_client.agent.fetcher import Fetcher
+from farm_client.agent.home import Home
+from farm_client.agent.identity import Identity, load_identity
+from farm_client.agent.job import Tools
+from farm_client.agent.link import Link, open_link
+from farm_client.agent.narrator import Narrator
+from farm_client.agent.probe import Lending, Probe
+from farm_client.agent.selftest import Verdicts, self_test
+from farm_client.agent.settings import AgentSettings
+from farm_client.agent.status import StatusBoard
+from farm_client.agent.transfers import Transfers
+from farm_client.agent.worker import Surroundings, Worker
+from farm_client.executor.process import EXECUTOR_MODULE, Launch
+from protocol.limits import MAX_CACHED_DIGESTS
+from protocol.messages import Bye, Hello
+from protocol.versions import SUPPORTED
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STEADY_SECONDS: Final = 10.0
+"""A connection that held for so long was a success: the next reconnect starts with a short wait."""
+
+
+class Agent:
+    """One volunteer machine's agent. ``run`` is its whole life."""
+
+    def __init__(self, address: FarmAddress, settings: AgentSettings, executor_module: str = EXECUTOR_MODULE) -> None:
+        self._address = address
+        self._settings = settings
+        self._executor_module = executor_module
+        self._home = Home(settings.home)
+        self._narrator = Narrator(settings.log_format)
+        self._board = StatusBoard(self._home.status_file)
+        self._leaving = asyncio.Event()
+        self._failures = 0
+        self._unreached_since = 0.0
+
+    async def run(self) -> None:
+        """Serve the farm until told to leave.
+
+        Raises: FarmError saying why this machine cannot serve; CancelledError after a second Ctrl-C.
+        """
+        with self._home.held():
+            self._listen_to_signals(asyncio.current_task())
+            probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
+            transfers = Transfers(self._address)
+            pool: ExecutorPool | None = None
+            try:
+                verdicts = await self._startup(probe)
+                pool = self._open_pool(probe)
+                cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes)
+                tools = Tools(pool, Fetcher(cache, transfers), transfers)
+                await self._serve(tools, probe, verdicts)
+            finally:
+                await self._shutdown(pool, transfers, probe)
+
+    async def _startup(self, probe: Probe) -> Verdicts:
+        self._identity: Identity = load_identity(self._home.identity_file)
+        self._board.show(farm=self._address.shown, client_id=self._identity.client_id, name=self._settings.name)
+        verdicts = await self_test(probe, self._home.self_test_file)
+        for refused in verdicts.refused:
+            self._narrator.tell(f"not lending {refused.name}: {refused.reason}")
+        probe.accelerators.keep_only(verdicts.gpu_indices)
+        return verdicts
+
+    def _open_pool(self, probe: Probe) -> ExecutorPool:
+        slots = self._settings.slots
+        launch = Launch(
+            scratch_root=self._home.scratch_dir,
+            cpu_cores=max(1, probe.cpu_cores // slots),
+            gpus=probe.accelerators.visible,
+            module=self._executor_module,
+        )
+        pool = ExecutorPool(launch, limit=slots + 1, idle_seconds=self._settings.idle_executor_seconds)
+        pool.prestart()
+        return pool
+
+    async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
+        around = Surroundings(probe, self._board, self._narrator, self._settings.slots)
+        self._unreached_since = time.monotonic()
+        while not self._leaving.is_set():
+            link = await self._connect(tools, probe, verdicts)
+            if link is None:
+                return
+            connected_at = time.monotonic()
+            await self._work(link, tools, around)
+            self._unreached_since = time.monotonic()
+            if self._unreached_since - connected_at > _STEADY_SECONDS:
+                self._failures = 0
+            if not self._leaving.is_set():
+                await self._wait_to_retry(link.farewell or "the connection ended")
+
+    async def _connect(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> Link | None:
+        """Return an open link, however long it takes; None if told to leave before there is one."""
+        while not self._leaving.is_set():
+            try:
+                link = await open_link(self._address, self._hello(tools, probe, verdicts))
+            except OutOfReach as error:
+                await self._wait_to_retry(error.message)
+            else:
+                farm = f" ({link.welcome.server})" if link.welcome.server else ""
+                self._narrator.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
+                return link
+        return None
+
+    async def _wait_to_retry(self, why: str) -> None:
+        """Sleep before the next try, or until told to leave.
+
+        Raises: OutOfReach if the owner set a limit to this and it is reached.
+        """
+        self._failures += 1
+        out_of_reach_seconds = time.monotonic() - self._unreached_since
+        limit_seconds = self._settings.give_up_seconds
+        if limit_seconds is not None and out_of_reach_seconds > limit_seconds:
+            raise OutOfReach(f"{why}; gave up after {out_of_reach_seconds:.0f} s; check the address and the network")
+        delay_seconds = RECONNECT.delay_seconds(self._failures)
+        doing = f"waiting: {why}; trying again until it answers"
+        self._narrator.keep_telling(doing, doing)
+        self._board.show(doing=doing)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_seconds):
+                await self._leaving.wait()
+
+    async def _work(self, link: Link, tools: Tools, around: Surroundings) -> None:
+        """Serve one connection to its end. A mistake of the agent's own is told to the farm before it ends us."""
+        bye: Bye | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                worker = Worker(tools, around, link, group)
+                worker.start()
+                chores = [group.create_task(worker.beat()), group.create_task(self._drain(worker, link))]
+                async for message in link.messages():
+                    worker.handle(message)
+                for chore in chores:
+                    chore.cancel()
+                worker.abandon()
+        except BaseExceptionGroup as errors:
+            bye = Bye(reason=f"the agent failed: {errors.exceptions[0]!r}"[:500], crashed=True)
+            raise errors.exceptions[0] from None
+        finally:
+            await link.close(bye)
+
+    async def _drain(self, worker: Worker, link: Link) -> None:
+        await self._leaving.wait()
+        seconds = self._settings.drain_seconds
+        self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
+        await worker.drain("the volunteer leaves", seconds)
+        await link.close(Bye(reason="the volunteer left"))
+
+    async def _shutdown(self, pool: ExecutorPool | None, transfers: Transfers, probe: Probe) -> None:
+        if pool is not None:
+            await pool.close()
+        await transfers.aclose()
+        probe.close()
+        self._board.show(doing="stopped", task="", round=None)
+
+    def _hello(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> Hello:
+        return Hello(
+            versions=SUPPORTED,
+            client_id=self._identity.client_id,
+            client_secret=self._identity.client_secret,
+            name=self._settings.name,
+            agent=f"aifarm/{version('aifarm')}",
+            resources=probe.resources(verdicts.bench_gflops),
+            load=probe.load(),
+            tags=self._settings.tags,
+            cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
+        )
+
+    def _listen_to_signals(self, life: asyncio.Task[None] | None) -> None:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._leave, life)
+
+    def _leave(self, life: asyncio.Task[None] | None) -> None:
+        """Drain at the first signal, stop at the second."""
+        if self._leaving.is_set() and life is not None:
+            life.cancel()
+        self._leaving.set()

@@ -1,0 +1,166 @@
+"""One executor as the agent sees it: a process with a task, the weights it holds, and the order it works on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from farm_client.agent.bundle import unpack_bundle
+from farm_client.agent.errors import ExecutorDied, ExecutorFailed
+from farm_client.executor.messages import Advance, Done, Failed, Load, Report, Run
+from farm_client.executor.postmortem import Death
+from farm_client.executor.process import ExecutorProcess, Launch, Listener, Stream, start_executor
+from protocol.messages import TaskBrief
+
+LAST_LINES: Final = 20
+"""How much of its output a dead executor's error carries."""
+
+HearLine = Callable[[Stream, str], None]
+HearAdvance = Callable[[Advance], None]
+
+
+class Executor:
+    """An executor and its state. It does one assignment at a time: ``leased`` says that somebody uses it."""
+
+    def __init__(self) -> None:
+        self.task_id: str | None = None
+        self.leased = False
+        self.running: str | None = None
+        """The assignment that its process works on, even when nobody waits for it any more."""
+        self.held_weights: str | None = None
+        self.idle_since = 0.0
+        self.death: Death | None = None
+        self.hear_line: HearLine = _ignore_line
+        self.hear_advance: HearAdvance = _ignore_advance
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._process: ExecutorProcess
+        self._answer: asyncio.Future[Report | Death]
+        self._ask()  # it reports Warm without being asked
+
+    @classmethod
+    async def start(cls, launch: Launch) -> Executor:
+        """Start a process; it warms up by itself. Raises: OSError if none can be started."""
+        executor = cls()
+        listener = Listener(executor._on_report, executor._on_line, executor._on_death)
+        executor._process = await start_executor(launch, listener)
+        return executor
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
+    @property
+    def scratch_dir(self) -> Path:
+        """The folder that it may write to."""
+        return self._process.scratch_dir
+
+    async def load(self, task: TaskBrief, bundle: Path, inline_bytes: int) -> None:
+        """Wait until it is warm, then have it import the task's code.
+
+        Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
+        """
+        self.task_id = task.task_id
+        code_dir, own_dir = self.scratch_dir / "code", self.scratch_dir / "own"
+        await asyncio.to_thread(unpack_bundle, bundle, code_dir)
+        own_dir.mkdir()
+        await self._answered()
+        self._ask()
+        self._process.send(_load_order(task, code_dir, own_dir, inline_bytes))
+        await self._answered()
+
+    async def run(self, order: Run) -> Done:
+        """Have it do one assignment. If this is cancelled the process works on: kill it, or let it finish.
+
+        Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
+        """
+        self.running, self.held_weights = order.assignment_id, order.weights_digest
+        self._ask()
+        self._process.send(order)
+        report = await self._answered()
+        assert isinstance(report, Done)  # noqa: S101  while it runs, only Done and Failed are taken for an answer
+        return report
+
+    def kill(self) -> None:
+        """End it at once, in mid-step."""
+        self._process.kill()
+        self._end(Death("stopped", "the agent stopped the executor"))
+
+    async def closed(self) -> None:
+        """Wait until its process is gone and its scratch folder with it."""
+        await self._process.closed()
+
+    def owns(self, path: Path) -> bool:
+        """Tell whether a file lies in its scratch folder, wherever its name or a link leads."""
+        return path.resolve().is_relative_to(self.scratch_dir.resolve())
+
+    def forget_hearers(self) -> None:
+        """Let nobody hear it until the next assignment."""
+        self.hear_line, self.hear_advance = _ignore_line, _ignore_advance
+
+    def _ask(self) -> None:
+        self._answer = asyncio.get_running_loop().create_future()
+        if self.death is not None:
+            self._answer.set_result(self.death)
+
+    async def _answered(self) -> Report:
+        outcome = await self._answer
+        if isinstance(outcome, Death):
+            raise ExecutorDied(outcome, tuple(self._last_lines))
+        if isinstance(outcome, Failed):
+            raise ExecutorFailed(outcome)
+        return outcome
+
+    def _on_report(self, report: Report) -> None:
+        """Match a report with what was asked; one that answers nothing asked is left unheard."""
+        if isinstance(report, Advance):
+            if report.assignment_id == self.running:
+                self.hear_advance(report)
+            return
+        answers = report.assignment_id if isinstance(report, Done | Failed) else None
+        if answers != self.running:
+            return
+        self.running = None
+        if isinstance(report, Failed):
+            self.held_weights = None  # it may have failed before it took them
+        if not self._answer.done():
+            self._answer.set_result(report)
+
+    def _on_line(self, stream: Stream, line: str) -> None:
+        self._last_lines.append(line)
+        self.hear_line(stream, line)
+
+    def _on_death(self, death: Death) -> None:
+        self._end(death)
+
+    def _end(self, death: Death) -> None:
+        self.death = self.death or death
+        self.running = None
+        if not self._answer.done():
+            self._answer.set_result(self.death)
+
+
+def _load_order(task: TaskBrief, code_dir: Path, own_dir: Path, inline_bytes: int) -> Load:
+    return Load(
+        task_id=task.task_id,
+        code_dir=str(code_dir),
+        entry=task.entry,
+        config=task.config,
+        mode=task.mode,
+        seed=task.seed,
+        batch_samples=task.batch_samples,
+        dataset_kind=task.dataset_kind,
+        scratch_dir=str(own_dir),
+        inline_bytes=inline_bytes,
+    )
+
+
+def _ignore_line(_stream: Stream, _line: str) -> None:
+    """Nobody waits for what an idle executor prints."""
+
+
+def _ignore_advance(_advance: Advance) -> None:
+    """Nobody waits for an idle executor's progress."""

@@ -1,0 +1,146 @@
+"""The executors of this machine: one per task kept warm between rounds, and a spare that is warm before any task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from farm_client.agent.executor import Executor, HearLine
+from farm_client.executor.process import Launch
+from protocol.messages import TaskBrief
+
+
+class ExecutorPool:
+    """At most ``limit`` executors that serve tasks, plus one spare; the least recently used idle one goes first."""
+
+    def __init__(self, launch: Launch, limit: int, idle_seconds: float) -> None:
+        self._launch = launch
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._serving: list[Executor] = []
+        self._spare: Executor | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._retiring = False
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def find(self, task_id: str) -> Executor | None:
+        """Return a free executor that has loaded this task, without taking it."""
+        return next((e for e in self._serving if e.task_id == task_id and _is_free(e)), None)
+
+    def take(self, task_id: str) -> Executor | None:
+        """Lease a free executor that has loaded this task."""
+        executor = self.find(task_id)
+        if executor is not None:
+            executor.leased = True
+        return executor
+
+    async def take_new(self, task: TaskBrief, bundle: Path, inline_bytes: int, hear_line: HearLine) -> Executor:
+        """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
+
+        ``hear_line`` hears what the code prints, from its import on.
+
+        Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
+        """
+        self._make_room(task.task_id)
+        executor = await self._take_spare() or await Executor.start(self._launch)
+        executor.leased, executor.hear_line = True, hear_line
+        self._serving.append(executor)
+        try:
+            await executor.load(task, bundle, inline_bytes)
+        except BaseException:
+            self.kill(executor)
+            raise
+        return executor
+
+    def give_back(self, executor: Executor) -> None:
+        """End a lease. The executor stays warm for the task's next round; a dead one is forgotten."""
+        executor.leased = False
+        executor.idle_since = time.monotonic()
+        executor.forget_hearers()
+        if executor.death is not None:
+            self.kill(executor)
+
+    def kill(self, executor: Executor) -> None:
+        """End an executor at once, and start a spare to take its place."""
+        self._end(executor)
+        self.prestart()
+
+    def prestart(self) -> None:
+        """Start the spare in the background, unless there is one or the agent is leaving."""
+        if self._retiring:
+            return
+        alive = self._spare is not None and self._spare.death is None
+        if not alive and (self._starting is None or self._starting.done()):
+            self._starting = asyncio.get_running_loop().create_task(self._start_spare())
+
+    def retire(self) -> None:
+        """Start no more spares: the agent is leaving."""
+        self._retiring = True
+
+    def release(self, task_id: str | None) -> None:
+        """End every executor of a task (None: of all tasks): its memory and its GPU are free for others."""
+        for executor in [e for e in self._serving if task_id in (None, e.task_id)]:
+            self.kill(executor)
+
+    def sweep(self) -> None:
+        """Forget the dead, and stop what was idle for too long."""
+        oldest = time.monotonic() - self._idle_seconds
+        for executor in [e for e in self._serving if not e.leased]:
+            if executor.death is not None or (_is_free(executor) and executor.idle_since < oldest):
+                self._end(executor)
+
+    def stop_idle(self) -> bool:
+        """Stop every idle executor, to free its memory; tell whether there was one."""
+        idle = [e for e in self._serving if _is_free(e)]
+        for executor in idle:
+            self._end(executor)
+        return bool(idle)
+
+    async def settled(self) -> None:
+        """Wait until every executor that was ended is gone."""
+        while self._ending:
+            await asyncio.wait(self._ending)
+
+    async def close(self) -> None:
+        """End them all and wait until they are gone, with their scratch folders."""
+        self.retire()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait((self._starting,))
+        for executor in (*self._serving, *([self._spare] if self._spare else [])):
+            self._end(executor)
+        self._spare = None
+        await self.settled()
+
+    def _make_room(self, task_id: str) -> None:
+        """Keep within the limit. An executor of the same task that still works for nobody is of no use."""
+        for executor in [e for e in self._serving if e.task_id == task_id and not e.leased]:
+            self._end(executor)
+        while len(self._serving) >= self._limit:
+            unused = [e for e in self._serving if not e.leased]
+            if not unused:
+                return
+            self._end(min(unused, key=lambda e: e.idle_since))
+
+    async def _take_spare(self) -> Executor | None:
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            await starting
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.death is None else None
+
+    async def _start_spare(self) -> None:
+        self._spare = await Executor.start(self._launch)
+
+    def _end(self, executor: Executor) -> None:
+        executor.kill()
+        if executor in self._serving:
+            self._serving.remove(executor)
+        ending = asyncio.get_running_loop().create_task(executor.closed())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+def _is_free(executor: Executor) -> bool:
+    return not executor.leased and executor.running is None and executor.death is None

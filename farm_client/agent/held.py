@@ -1,0 +1,147 @@
+"""One assignment that this client holds, and the messages that say how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from pydantic import ValidationError
+
+from farm_client.agent.cache import BlobCache
+from farm_client.agent.errors import BadBundle, CacheFull, ExecutorDied, ExecutorFailed
+from farm_client.agent.output import PendingOutput
+from farm_client.executor.messages import Done, Piece, Run
+from protocol.digests import digest_bytes
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
+from protocol.messages import Assign, AssignmentProgress, Error, Phase, Reject, RejectCode, Result, Scope
+from protocol.tasks import BlobRef
+
+_MAX_MESSAGE_CHARS: Final = 2000
+_MAX_TRACEBACK_CHARS: Final = 20_000
+
+_HANDED_BACK: Final[Mapping[type[Exception], RejectCode]] = MappingProxyType(
+    {
+        NotFound: RejectCode.BLOB_UNAVAILABLE,
+        Unavailable: RejectCode.BLOB_UNAVAILABLE,
+        DigestMismatch: RejectCode.BLOB_UNAVAILABLE,
+        CacheFull: RejectCode.DOES_NOT_FIT,
+    }
+)
+"""Errors that say nothing against the assignment itself: it is handed back undone."""
+
+
+@dataclass(slots=True)
+class Held:
+    """An accepted assignment and how far it is."""
+
+    assign: Assign
+    phase: Phase = Phase.FETCHING
+    samples_done: int = 0
+    output: PendingOutput = field(default_factory=PendingOutput)
+
+    def blobs(self, held_weights: str | None) -> list[BlobRef]:
+        """List what must be in the cache: the shards, and weights that neither came inside the message nor are held."""
+        weights = self.assign.weights
+        shards = {part.shard.blob.digest: part.shard.blob for part in self.assign.slices if part.shard.blob is not None}
+        if weights.inline is None and weights.digest != held_weights:
+            shards[weights.digest] = weights
+        return list(shards.values())
+
+    def progress(self, arrived_bytes: int = 0) -> AssignmentProgress:
+        """Say how far it is."""
+        return AssignmentProgress(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            phase=self.phase,
+            samples_done=self.samples_done,
+            fetched_bytes=arrived_bytes,
+        )
+
+    def run_order(self, cache: BlobCache, held_weights: str | None) -> Run:
+        """Turn the assignment into an executor's order; weights that it holds already are left out."""
+        assign, weights = self.assign, self.assign.weights
+        must_send = weights.digest != held_weights
+        by_path = must_send and weights.inline is None
+        return Run(
+            assignment_id=assign.assignment_id,
+            kind=assign.kind,
+            round=assign.round,
+            epoch=assign.epoch,
+            weights_digest=weights.digest,
+            weights=weights.inline if must_send else None,
+            weights_path=str(cache.path(weights.digest)) if by_path else None,
+            pieces=_pieces(assign, cache),
+        )
+
+    def result(self, done: Done, update: BlobRef | None) -> Result:
+        """Say that it is done."""
+        return Result(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            samples=done.samples,
+            metrics=done.metrics,
+            update=update,
+            compute_seconds=done.compute_seconds,
+        )
+
+    def reject(self, code: RejectCode, message: str) -> Reject:
+        """Hand it back undone."""
+        return Reject(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            code=code,
+            message=message[:_MAX_MESSAGE_CHARS],
+        )
+
+    def failure(self, error: FarmError | OSError | ValidationError) -> Error | Reject:
+        """Say why it went wrong, and who could succeed."""
+        code = _HANDED_BACK.get(type(error))
+        if code is not None:
+            return self.reject(code, str(error))
+        match error:
+            case ExecutorFailed(report=report):
+                return self._error(report.code, report.message, report.scope, report.traceback)
+            case ExecutorDied(death=death, last_lines=last_lines):
+                return self._error(death.code, death.message, Scope.ELSEWHERE, "\n".join(last_lines))
+            case ValidationError():
+                reason = f"the executor's result breaks the contract: {error.errors()[0]['msg']}"
+                return self._error("bad_report", reason, Scope.NOBODY)
+            case FarmError():
+                scope = Scope.NOBODY if isinstance(error, BadBundle) else Scope.ELSEWHERE
+                return self._error(error.code, error.message, scope)
+        return self._error("machine", f"this machine could not do it: {error}", Scope.ELSEWHERE)
+
+    def _error(self, code: str, message: str, scope: Scope, traceback: str | None = None) -> Error:
+        return Error(
+            code=code[:64],
+            message=message[:_MAX_MESSAGE_CHARS],
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            scope=scope,
+            traceback=traceback[-_MAX_TRACEBACK_CHARS:] if traceback else None,
+        )
+
+
+def inline_update(done: Done) -> BlobRef | None:
+    """Return the update that came inside the report; None if there is none, or it is in a file."""
+    if done.update is None:
+        return None
+    digest = done.update_digest or digest_bytes(done.update)
+    return BlobRef(digest=digest, size_bytes=len(done.update), inline=done.update)
+
+
+def _pieces(assign: Assign, cache: BlobCache) -> tuple[Piece, ...]:
+    return tuple(
+        Piece(
+            shard=part.shard.index,
+            split=part.shard.split,
+            shard_samples=part.shard.samples,
+            first_row=part.shard.start,
+            path=str(cache.path(part.shard.blob.digest)) if part.shard.blob is not None else None,
+            start=part.start,
+            stop=part.stop,
+        )
+        for part in assign.slices
+    )

@@ -1,0 +1,158 @@
+"""One connection to the farm, from hello to goodbye: the WebSocket around a ``protocol.session``."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from farm_client.agent.address import FarmAddress
+from farm_client.agent.errors import BadAddress, OutOfReach
+from protocol.errors import FarmError, ProtocolError, Unauthorized, VersionMismatch
+from protocol.limits import MAX_FRAME_BYTES
+from protocol.messages import Bye, Error, Hello, Message, Welcome
+from protocol.session import Session, Side
+
+_OPEN_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 1.0
+_PING_SECONDS: Final = 10.0
+"""A farm that vanished without a word (a cut cable, a sleeping laptop) is noticed by an unanswered ping."""
+_MAX_BACKLOG: Final = 64
+_UNAUTHORIZED: Final = frozenset({401, 403})
+_FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMismatch)}
+
+
+class Link:
+    """An open connection. Made by ``open_link``; iterate over ``messages`` until it ends."""
+
+    def __init__(self, websocket: ClientConnection, session: Session, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self.farewell = ""
+        """Why the farm ended the conversation, if it said so."""
+        self._websocket = websocket
+        self._session = session
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits to be written that what can be left out should be."""
+        return len(self._outbox) > _MAX_BACKLOG
+
+    def post(self, message: Message) -> None:
+        """Queue a message, in order and without waiting; on a link that has ended it is dropped.
+
+        Raises: ProtocolError if the message breaks the protocol: a mistake of this side.
+        """
+        if not self._session.closed:
+            self._outbox.append(self._session.send(message))
+            self._wake.set()
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield the farm's messages until either side ends the conversation."""
+        try:
+            async for frame in self._websocket:
+                for message in self._session.receive(frame):
+                    if isinstance(message, Bye) or (isinstance(message, Error) and message.fatal):
+                        self.farewell = message.reason if isinstance(message, Bye) else message.message
+                    yield message
+                self._outbox.extend(self._session.outgoing())
+                self._wake.set()
+                if self._session.closed:
+                    return
+        except ConnectionClosed as closed:
+            self.farewell = self.farewell or f"the connection broke: {closed}"
+
+    async def close(self, bye: Bye | None = None) -> None:
+        """End the conversation, with a last word if one is given; takes at most about two seconds."""
+        if bye is not None:
+            self.post(bye)
+        with suppress(TimeoutError, ConnectionClosed):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._flush()
+        self._writer.cancel()
+        await self._websocket.close(self._session.close_code, self._session.close_reason)
+
+    async def _write(self) -> None:
+        with suppress(ConnectionClosed):  # the reader tells; nobody waits for what is left
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._flush()
+
+    async def _flush(self) -> None:
+        while self._outbox:
+            await self._websocket.send(self._outbox.popleft())
+
+
+async def open_link(address: FarmAddress, hello: Hello) -> Link:
+    """Connect, say hello, and wait for the welcome.
+
+    Raises: Unauthorized, VersionMismatch and BadAddress, which no second try mends; OutOfReach for the rest.
+    """
+    try:
+        async with asyncio.timeout(_OPEN_SECONDS):
+            websocket = await _dial(address)
+            try:
+                return await _greet(websocket, hello)
+            except BaseException:
+                await websocket.close()
+                raise
+    except TimeoutError:
+        raise OutOfReach(f"{address.shown} does not answer") from None
+    except InvalidURI as error:
+        raise BadAddress(f"the address {address.shown} is not valid: {error}") from error
+    except ssl.SSLCertVerificationError as error:
+        raise BadAddress(f"the certificate of {address.shown} is not trusted: {error.verify_message}") from error
+    except InvalidStatus as error:
+        raise _explain_status(address, error.response.status_code) from error
+    except InvalidHandshake as error:
+        raise BadAddress(f"there is no farm at {address.shown} ({error}); check the address") from error
+    except (OSError, ConnectionClosed) as error:
+        raise OutOfReach(f"{address.shown} cannot be reached ({_brief(error)})") from error
+
+
+async def _dial(address: FarmAddress) -> ClientConnection:
+    return await connect(
+        address.websocket_url,
+        additional_headers=address.headers,
+        compression=None,
+        max_size=MAX_FRAME_BYTES,
+        ping_interval=_PING_SECONDS,
+        ping_timeout=_PING_SECONDS,
+        close_timeout=_CLOSE_SECONDS,
+        open_timeout=None,
+    )
+
+
+async def _greet(websocket: ClientConnection, hello: Hello) -> Link:
+    session = Session(Side.CLIENT)
+    await websocket.send(session.send(hello))
+    while not session.closed:
+        for message in session.receive(await websocket.recv()):
+            if isinstance(message, Welcome):
+                return Link(websocket, session, message)
+            if isinstance(message, Error):
+                raise _FINAL_ERRORS.get(message.code, OutOfReach)(message.message)
+            if isinstance(message, Bye):
+                raise OutOfReach(f"the farm said goodbye: {message.reason or 'no reason given'}")
+    raise session.error if isinstance(session.error, ProtocolError) else OutOfReach()
+
+
+def _explain_status(address: FarmAddress, status: int) -> FarmError:
+    if status in _UNAUTHORIZED:
+        return Unauthorized(f"{address.shown} refused the token; paste the whole line that `farm-server up` printed")
+    if status >= 500 or status == 429:
+        return OutOfReach(f"{address.shown} answers with status {status}")
+    return BadAddress(f"there is no farm at {address.shown} (it answered with status {status}); check the address")
+
+
+def _brief(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -1,0 +1,46 @@
+"""What the agent tells its person: a line when something changes, always with the reason."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+Format = Literal["lines", "json"]
+_REPEAT_SECONDS: Final = 15.0
+
+
+class Narrator:
+    """Writes to stderr: plain lines for people, or JSON lines that carry the ids of task, round and assignment."""
+
+    def __init__(self, line_format: Format = "lines", stream: TextIO | None = None) -> None:
+        stamped: list[Processor] = [
+            structlog.processors.TimeStamper("iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ]
+        processors = stamped if line_format == "json" else [_text_alone]
+        self._log = structlog.wrap_logger(structlog.PrintLogger(stream or sys.stderr), processors=processors)
+        self._last = ""
+        self._told_at = 0.0
+
+    def tell(self, text: str, **ids: str | int) -> None:
+        """Write a line, unless it says the same as the one before."""
+        self._tell_if(text != self._last, text, text, ids)
+
+    def keep_telling(self, subject: str, text: str, **ids: str | int) -> None:
+        """Write a line when the subject changes, and every now and then while it does not."""
+        due = time.monotonic() - self._told_at > _REPEAT_SECONDS
+        self._tell_if(subject != self._last or due, subject, text, ids)
+
+    def _tell_if(self, due: bool, subject: str, text: str, ids: dict[str, str | int]) -> None:
+        if due:
+            self._last, self._told_at = subject, time.monotonic()
+            self._log.info(text, **ids)
+
+
+def _text_alone(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    return str(event["event"])

@@ -1,0 +1,42 @@
+"""May this machine take this assignment? Asked before anything is fetched or started; the answer has its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.messages import Assign, RejectCode
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What this machine can take now. ``ram_free_bytes`` is None where the task already has its executor."""
+
+    free_slots: int
+    ram_free_bytes: int | None
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not."""
+
+    code: RejectCode
+    message: str
+
+
+def refusal(assign: Assign, standing: Standing) -> Refusal | None:
+    """Return why the assignment must be handed back, or None if it will fit."""
+    if standing.draining:
+        return Refusal(RejectCode.DRAINING, "this client is leaving")
+    if standing.free_slots <= 0:
+        return Refusal(RejectCode.BUSY, "this client holds as many assignments as it has slots")
+    needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
+    if free is not None and needed > free:
+        return Refusal(
+            RejectCode.DOES_NOT_FIT, f"needs {_mib(needed)} MiB of memory and {_mib(free)} MiB are free to lend"
+        )
+    return None
+
+
+def _mib(size_bytes: int) -> int:
+    return size_bytes // 1024**2

@@ -1,0 +1,48 @@
+"""What the running agent last said of itself, for `farm-client status` in another terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from protocol.recipe import Frozen
+
+
+class Status(Frozen):
+    """``doing`` is one line, always with its reason. Times are Unix seconds."""
+
+    doing: str = "starting"
+    farm: str = ""
+    client_id: str = ""
+    name: str = ""
+    task: str = ""
+    round: int | None = None
+    delivered: int = 0
+    updated_at: float = 0.0
+
+
+@dataclass(slots=True)
+class StatusBoard:
+    """Counts what was delivered, and writes the status file at heartbeats: never for a round."""
+
+    path: Path
+    status: Status = field(default_factory=Status)
+    delivered: int = 0
+
+    def show(self, **changes: str | int | None) -> None:
+        """Change some fields of the status and write it."""
+        self.status = self.status.model_copy(update={**changes, "delivered": self.delivered, "updated_at": time.time()})
+        unfinished = self.path.with_suffix(".new")
+        unfinished.write_text(self.status.model_dump_json())
+        unfinished.replace(self.path)
+
+
+def read_status(path: Path) -> Status:
+    """Read what an agent last wrote; the default if it never wrote."""
+    try:
+        return Status.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return Status(doing="nothing is known of it yet")
