@@ -32,7 +32,12 @@ def log(*, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     ``step`` is the researcher's own count and only orders the points.
     Raises: TypeError or ValueError if a value is not one number.
     """
-    _sink(int(step), {str(name): float(value) for name, value in metrics.items()})
+    _sink(int(step), {str(name): _number(value) for name, value in metrics.items()})
+
+
+def _number(value: SupportsFloat) -> float:
+    detach = getattr(value, "detach", None)  # a tensor inside a graph warns when it is made a number
+    return float(value if detach is None else detach())
 
 
 def send_metrics_to(sink: MetricSink | None) -> None:

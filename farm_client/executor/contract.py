@@ -20,7 +20,7 @@ from torch import nn
 
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling
-from farm_client.executor.means import describe_batch
+from farm_client.executor.means import as_number, describe_batch
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
 """Of the AdamW that trains a task without ``build_optimizer``."""
@@ -86,7 +86,7 @@ class Contract:
             found = function(model, data)
             if not isinstance(found, Mapping):
                 raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
-            return {str(name): float(value) for name, value in found.items()}
+            return {str(name): as_number(value) for name, value in found.items()}
 
     def load_shard(self, shard: object) -> Any:
         """Return what the researcher's ``load_shard`` makes of a shard."""
@@ -154,4 +154,4 @@ def _as_loss_value(answer: Any) -> LossValue:
         raise CodeError(f'loss must return a scalar tensor, or a dict with one under "loss"; it returned {kind}')
     if loss.numel() != 1:
         raise CodeError(f"loss must return one number and returned shape {list(loss.shape)}: take its .mean()")
-    return LossValue(loss.reshape(()), {str(name): float(value) for name, value in values.items()})
+    return LossValue(loss.reshape(()), {str(name): as_number(value) for name, value in values.items()})

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from farm_client.executor.failures import CodeError
-from farm_client.executor.means import WeightedMeans, count_samples
+from farm_client.executor.means import WeightedMeans, as_number, count_samples
 
 
 def is_lightning(model: object) -> bool:
@@ -71,7 +71,7 @@ class CapturedLogs:
         return values
 
     def _log(self, name: str, value: Any, *_args: object, **_options: object) -> None:
-        self._values[name] = float(value.compute() if hasattr(value, "compute") else value)
+        self._values[name] = as_number(value.compute() if hasattr(value, "compute") else value)
 
     def _log_dict(self, dictionary: Mapping[str, Any], *_args: object, **_options: object) -> None:
         for name, value in dictionary.items():
@@ -120,7 +120,7 @@ def evaluate(model: Any, data: Iterable[Any]) -> dict[str, float]:
     for index, batch in enumerate(data):
         value = step(*_step_arguments(step, batch, index))
         metrics = {**logs.take(), **({} if value is None else _as_losses(value, step.__name__))}
-        means.add({name: float(v) for name, v in metrics.items()}, count_samples(batch))
+        means.add({name: as_number(v) for name, v in metrics.items()}, count_samples(batch))
     found = means.result()
     if "loss" not in found and "val_loss" in found:
         found["loss"] = found["val_loss"]

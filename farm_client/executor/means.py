@@ -26,6 +26,11 @@ class WeightedMeans:
         return {name: total / self._samples[name] for name, total in self._sums.items()}
 
 
+def as_number(value: Any) -> float:
+    """Return one number as a float, out of its graph if it is a tensor. Raises: TypeError, ValueError."""
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
 def count_samples(batch: Any) -> int:
     """Return a batch's first dimension, found at its first tensor or list; 1 where there is none."""
     if isinstance(batch, torch.Tensor):

@@ -89,7 +89,7 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
         means = WeightedMeans()
         for samples, batch in data.sized():
             value = contract.loss(model, batch)
-            means.add({"loss": float(value.loss), **value.metrics}, samples)
+            means.add({"loss": value.loss.item(), **value.metrics}, samples)
             advance(samples)
     return means.result()
 
@@ -97,7 +97,7 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
 def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int) -> dict[str, float]:
     """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics."""
     value = contract.loss(model, batch)
-    number = float(value.loss)
+    number = value.loss.detach().item()
     if not math.isfinite(number):
         raise LossNotFinite(
             f"the loss is {number} at step {step} of the round: lower the learning rate, clip gradients in loss, "

@@ -1,0 +1,138 @@
+"""Tasks for the executor's tests: code and shards on disk, orders, and a driver for one runner in this process."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from farm_client.data.readers import open_data
+from farm_client.data.sharding import plan_shards, write_shards
+from farm_client.executor.messages import Advance, Done, Load, Piece, Run
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.runner import TaskRunner
+from protocol.digests import digest_bytes
+from protocol.messages import Kind
+from protocol.recipe import Mode
+from protocol.tasks import Shard, Split
+
+_numbers = count()
+
+LINEAR = """
+    import torch
+    from torch import nn
+
+    def build_model(config):
+        return nn.Linear(3, 2)
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+
+def write_code(folder: Path, source: str, name: str | None = None) -> str:
+    """Write a task's file under a name that no other test imports; return the name."""
+    entry = name or f"task_{next(_numbers)}.py"
+    folder.mkdir(exist_ok=True)
+    (folder / entry).write_text(textwrap.dedent(source))
+    return entry
+
+
+def toy_arrays(rows: int = 96) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 3)).astype(np.float32)
+    return {"x": x, "y": (x.sum(axis=1) > 0).astype(np.int64)}
+
+
+def write_data(folder: Path, holdout: float = 0.25, **arrays: np.ndarray) -> tuple[list[Shard], dict[str, Path]]:
+    """Cut arrays into shards under ``folder``."""
+    (folder / "shards").mkdir(parents=True)
+    np.savez(folder / "data.npz", **(arrays or toy_arrays()))
+    source = open_data([folder / "data.npz"])
+    plan = plan_shards(source.rows, source.size_bytes, holdout)
+    return write_shards(source, plan, folder / "shards", seed=1)
+
+
+@dataclass
+class Bench:
+    """One runner with its data; ``train`` and ``evaluate`` give it assignments."""
+
+    folder: Path
+    source: str
+    mode: Mode = Mode.WEIGHTS
+    config: dict[str, Any] = field(default_factory=dict)
+    batch_samples: int = 8
+    inline_bytes: int = 1 << 20
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    shards: list[Shard] = field(default_factory=list)
+    advances: list[Advance] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.entry = write_code(self.folder / "code", self.source)
+        self.files: dict[str, Path] = {}
+        if not self.shards:
+            self.shards, self.files = write_data(self.folder, **self.arrays)
+        self.runner = TaskRunner(self.load_order(), torch.device("cpu"))
+        self.weights = self.runner.weights_file()
+
+    def load_order(self) -> Load:
+        return Load(
+            task_id="t",
+            code_dir=str(self.folder / "code"),
+            entry=self.entry,
+            config=self.config,
+            mode=self.mode,
+            seed=3,
+            batch_samples=self.batch_samples,
+            dataset_kind="files",
+            scratch_dir=str(self.folder),
+            inline_bytes=self.inline_bytes,
+        )
+
+    def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:
+        return tuple(
+            Piece(
+                shard=s.index,
+                split=split,
+                shard_samples=s.samples,
+                first_row=s.start,
+                path=str(self.files[s.blob.digest]) if s.blob else None,
+                start=0,
+                stop=s.samples,
+            )
+            for s in [s for s in self.shards if s.split is split][shards]
+        )
+
+    def run_order(self, kind: Kind = Kind.TRAIN, shards: slice = slice(None), **changes: Any) -> Run:
+        split = Split.TRAIN if kind is Kind.TRAIN else Split.HOLDOUT
+        order = Run(
+            assignment_id="a",
+            kind=kind,
+            round=0,
+            epoch=0,
+            weights_digest=digest_bytes(self.weights),
+            weights=self.weights,
+            pieces=self.pieces(split, shards),
+        )
+        return order.model_copy(update=changes)
+
+    def train(self, shards: slice = slice(None), **changes: Any) -> Done:
+        return self.runner.run(self.run_order(Kind.TRAIN, shards, **changes), self._progress())
+
+    def evaluate(self, **changes: Any) -> Done:
+        return self.runner.run(self.run_order(Kind.EVALUATE, **changes), self._progress())
+
+    def _progress(self) -> ProgressReporter:
+        return ProgressReporter(self.advances.append)
+
+
+def update_of(done: Done) -> dict[str, torch.Tensor]:
+    assert done.update is not None
+    assert digest_bytes(done.update) == done.update_digest
+    return safetensors.torch.load(done.update)

@@ -1,0 +1,281 @@
+"""What a client sends back, against plain torch on the same samples, for models of every awkward kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from farm_client.data.shards import read_shard
+from farm_client.executor.failures import CodeError, LossNotFinite
+from protocol.digests import digest_bytes
+from protocol.recipe import Mode
+from protocol.tasks import Split
+from protocol.tensors import check_update, parse_layout, read_header
+from tests.farm_client.executor.bench_task import LINEAR, Bench, toy_arrays, update_of
+
+NET = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front = nn.Linear(3, 4)
+            self.norm = nn.BatchNorm1d(4)
+            self.back = nn.Linear(4, 2)
+            self.fixed = nn.Linear(2, 2)
+            self.fixed.requires_grad_(False)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("local", torch.zeros(1), persistent=False)
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.fixed(self.back(torch.relu(self.norm(self.front(x)))))
+
+    def build_model(config):
+        return Net()
+
+    def build_optimizer(model, config):
+        return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1, momentum=0.9)
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+TIED_BF16 = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(5, 4)
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+            self.unused = nn.Parameter(torch.ones(3))
+
+    def build_model(config):
+        return Net().to(getattr(torch, config["dtype"]))
+
+    def loss(model, batch):
+        scores = model.head(model.embed(batch["token"]))
+        return nn.functional.cross_entropy(scores.float(), batch["token"])
+"""
+
+
+def all_samples(bench: Bench) -> dict[str, torch.Tensor]:
+    """Return the training rows in the order in which the runner reads them."""
+    batches = list(bench.runner._source.batches(bench.run_order().pieces, 0))
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def test_weights_mode_is_plain_local_training(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NET, batch_samples=10)
+    reference = bench.runner._contract.build_model()
+    reference.load_state_dict(safetensors.torch.load(bench.weights))
+    before = {n: t.detach().clone() for n, t in reference.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in reference.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    data, losses = all_samples(bench), []
+    for start in range(0, len(data["y"]), 10):
+        x, y = data["x"][start : start + 10], data["y"][start : start + 10]
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(reference(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() * len(y))
+
+    done = bench.train()
+    update = update_of(done)
+    after = reference.state_dict()
+    assert done.samples == 72
+    assert done.metrics["loss"] == pytest.approx(sum(losses) / 72, rel=1e-6)
+    for name in ("front.weight", "norm.bias", "back.bias"):
+        torch.testing.assert_close(update[name], before[name] - after[name])
+    for name in ("norm.running_mean", "norm.num_batches_tracked", "calls"):
+        torch.testing.assert_close(update[name], after[name])
+    assert update["calls"].item() == 8
+    assert update["calls"].dtype is torch.int64
+    check_update(parse_layout(bench.weights), read_header(done.update or b""))
+
+
+def test_the_layout_names_roles_as_the_wire_wants_them(tmp_path: Path) -> None:
+    layout = parse_layout(Bench(tmp_path, NET).weights)
+    roles = {t.name: t.role.value for t in layout.tensors}
+    assert roles["front.weight"] == "parameter"
+    assert roles["fixed.bias"] == "frozen"
+    assert roles["norm.running_var"] == roles["calls"] == "buffer"
+    assert "local" not in roles
+
+
+@pytest.mark.parametrize("batch_samples", [7, 32, 1000])
+def test_gradients_mode_is_the_gradient_of_the_mean_loss(tmp_path: Path, batch_samples: int) -> None:
+    bench = Bench(tmp_path, LINEAR, mode=Mode.GRADIENTS, batch_samples=batch_samples)
+    model = bench.runner._contract.build_model()
+    model.load_state_dict(safetensors.torch.load(bench.weights))
+    data = all_samples(bench)
+    nn.functional.cross_entropy(model(data["x"]), data["y"]).backward()
+    update = update_of(bench.train())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(update[name], parameter.grad)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_tied_weights_go_once_and_unused_ones_as_zero(tmp_path: Path, mode: Mode, dtype: str) -> None:
+    arrays = {"token": np.arange(60) % 5}
+    bench = Bench(tmp_path, TIED_BF16, mode=mode, config={"dtype": dtype}, arrays=arrays)
+    layout = parse_layout(bench.weights)
+    assert dict(layout.tied) == {"head.weight": "embed.weight"}
+    done = bench.train()
+    update = update_of(done)
+    check_update(layout, read_header(done.update or b""))
+    assert set(update) == {"embed.weight", "unused"}
+    assert update["embed.weight"].dtype is getattr(torch, dtype)
+    assert update["embed.weight"].abs().sum() > 0
+    if mode is Mode.GRADIENTS:
+        assert not update["unused"].any()
+
+
+def test_a_repeated_assignment_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = NET.replace("torch.relu(", "torch.dropout(torch.relu(").replace(
+        "self.front(x)))))", "self.front(x))), 0.5, True)))"
+    )
+    bench = Bench(tmp_path, source)
+    first = bench.train()
+    bench.evaluate()
+    again = bench.train(weights=None)
+    assert first.update == again.update
+
+
+def test_weights_are_sent_once_and_asked_for_when_not_held(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LINEAR)
+    with pytest.raises(Exception, match="does not hold weights"):
+        bench.train(weights=None)
+    path = tmp_path / "weights"
+    path.write_bytes(bench.weights)
+    by_path = bench.train(weights=None, weights_path=str(path))
+    assert by_path.update == bench.train(weights=None).update == bench.train().update
+
+
+def test_a_large_update_goes_to_a_file(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LINEAR, inline_bytes=16)
+    done = bench.train()
+    assert done.update is None
+    assert done.update_path is not None
+    data = Path(done.update_path).read_bytes()
+    assert len(data) == done.update_bytes
+    assert digest_bytes(data) == done.update_digest
+    check_update(parse_layout(bench.weights), read_header(data))
+
+
+def test_pieces_of_several_shards_fill_the_batches(tmp_path: Path) -> None:
+    source = (
+        LINEAR
+        + """
+    sizes = []
+    def evaluate(model, data):
+        return {"batches": len(data), "samples": data.samples}
+    """
+    )
+    bench = Bench(tmp_path, source, batch_samples=10)
+    sizes = [samples for samples, _ in bench.runner._source.batches(bench.run_order().pieces, 0).sized()]
+    assert sizes == [10] * 7 + [2]
+    done = bench.evaluate()
+    assert done.metrics == {"batches": 3.0, "samples": 24.0}
+    assert done.update is None
+
+
+def test_default_evaluation_is_the_mean_loss_and_leaves_the_buffers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NET.replace("self.calls = self.calls + 1", ""))
+    done = bench.evaluate()
+    model = bench.runner._contract.build_model().eval()
+    model.load_state_dict(safetensors.torch.load(bench.weights))
+    data = bench.run_order().model_copy(update={"pieces": bench.pieces(Split.HOLDOUT)})
+    rows = list(bench.runner._source.batches(data.pieces, 0))
+    x, y = (torch.cat([b[k] for b in rows]) for k in ("x", "y"))
+    assert done.metrics["loss"] == pytest.approx(nn.functional.cross_entropy(model(x), y).item(), rel=1e-6)
+    assert done.samples == 24
+
+
+def test_dict_losses_and_strings_in_a_batch(tmp_path: Path) -> None:
+    source = LINEAR.replace(
+        'return nn.functional.cross_entropy(model(batch["x"]), batch["y"])',
+        """assert all(word.startswith("wörd") for word in batch["word"])
+        return {"loss": model(batch["x"]).square().mean(), "characters": sum(map(len, batch["word"]))}""",
+    )
+    words = np.array([f"wörd{i}" for i in range(96)])
+    bench = Bench(tmp_path, source, arrays={**toy_arrays(), "word": words}, batch_samples=96)
+    assert bench.train().metrics["characters"] > 72 * 5
+
+
+def test_logged_metrics_are_reported_with_the_progress(tmp_path: Path) -> None:
+    source = (
+        LINEAR
+        + """
+    from farm_client.task import log
+    def build_optimizer(model, config):
+        log(step=7, metrics={"half": torch.tensor(0.5)})
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+    """
+    )
+    from farm_client import task
+    from farm_client.executor.progress import ProgressReporter
+
+    bench = Bench(tmp_path, source)
+    progress = ProgressReporter(bench.advances.append)
+    progress.start("a")
+    task.send_metrics_to(progress.log)
+    try:
+        bench.runner.run(bench.run_order(), progress)
+    finally:
+        task.send_metrics_to(None)
+    progress.finish()
+    [point] = bench.advances[-1].metrics
+    assert (point.name, point.value, point.step) == ("half", 0.5, 7)
+    assert bench.advances[-1].samples_done == 72
+
+
+def test_a_loss_that_is_not_finite_is_the_researchers(tmp_path: Path) -> None:
+    arrays = toy_arrays()
+    arrays["x"][5] = np.nan
+    with pytest.raises(LossNotFinite, match=r"loss is nan at step \d+ of the round: lower the learning rate"):
+        Bench(tmp_path, LINEAR, arrays=arrays).train()
+
+
+def test_an_infinite_step_is_found_after_the_last_batch(tmp_path: Path) -> None:
+    source = (
+        LINEAR
+        + """
+    def build_optimizer(model, config):
+        return torch.optim.SGD(model.parameters(), lr=3e38)
+    """
+    )
+    with pytest.raises(LossNotFinite, match="NaN or infinity in"):
+        Bench(
+            tmp_path, source.replace("return nn.functional", "return 100 * nn.functional"), batch_samples=1000
+        ).train()
+
+
+def test_other_weights_than_the_codes_are_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LINEAR)
+    foreign = safetensors.torch.save({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)})
+    with pytest.raises(CodeError, match="does not build the submitted model: weight"):
+        bench.train(weights=foreign, weights_digest="f" * 64)
+
+
+def test_a_missing_shard_is_this_machines_fault(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LINEAR)
+    for path in bench.files.values():
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        bench.train()
+
+
+def test_shards_are_read_as_written(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LINEAR)
+    assert read_shard(next(iter(bench.files.values()))).samples == bench.shards[0].samples
