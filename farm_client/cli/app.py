@@ -51,20 +51,22 @@ def _about(
     """
 
 
-def build_app() -> typer.Typer:
-    """Return the command with all its verbs."""
-    app = typer.Typer(name="farm", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
-    app.callback()(_about)
+def _build_app() -> typer.Typer:
+    command = typer.Typer(name="farm", no_args_is_help=True, pretty_exceptions_enable=False)
+    command.callback()(_about)
     for panel, functions in VERBS.items():
         for function in functions:
-            verb(app, function, panel)
-    return app
+            verb(command, function, panel)
+    return command
+
+
+app: Final = _build_app()
 
 
 def run_command(arguments: Sequence[str], surroundings: Surroundings) -> int:
     """Run `farm` with these arguments and return its exit code. Wrong usage is told on stderr."""
     try:
-        build_app()(list(arguments), prog_name="farm", obj=surroundings)
+        app(list(arguments), prog_name="farm", obj=surroundings)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     return 0

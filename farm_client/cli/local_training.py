@@ -10,7 +10,7 @@ from pathlib import Path
 from farm_client.cli.localfarm import LocalFarm, local_farm
 from farm_client.cli.output import Output
 from farm_client.cli.pull import fetch
-from farm_client.cli.submit import prepare_submission, send
+from farm_client.cli.submit import prepare_and_send
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
@@ -38,8 +38,7 @@ def train_locally(
     out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
     with local_farm(folder, volunteers) as farm, FarmApi(farm.address) as api:
         # The volunteers warm up while the task is checked and packed.
-        submission = prepare_submission(options, out)
-        task_id = send(api, submission, out).task.task_id
+        task_id = prepare_and_send(api, options, out).task.task_id
         out.say(f"[dim]status page: {farm.address.url}/[/]")
         task = watch_task(api, task_id, out, guard=farm.check)
         if outcome_of(task) is Outcome.COMPLETED:

@@ -32,9 +32,13 @@ _SERVER: Final = ["farm_server", "up", "--json", "--host", "127.0.0.1", "--port"
 
 
 class DaemonFailed(FarmError):
-    """A process of the local farm did not start."""
+    """A process of the local farm did not start, or ended. ``last_words`` are the last lines of its log."""
 
     code = "daemon_failed"
+
+    def __init__(self, message: str, last_words: str = "") -> None:
+        super().__init__(message)
+        self.last_words = last_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,7 @@ def _read_urls(server: Daemon) -> dict[str, str]:
         urls = json.loads(_first_line(server))
         return {name: str(urls[name]) for name in ("join_url", "farm_url")}
     except (ValueError, KeyError, TypeError) as error:
-        raise DaemonFailed(f"the server did not start: {server.last_words() or 'it said nothing'}") from error
+        raise DaemonFailed("the server did not start; see its log above", server.last_words()) from error
 
 
 def _first_line(daemon: Daemon) -> bytes:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import getpass
 import socket
-from typing import TYPE_CHECKING, Annotated
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from farm_client.cli.ending import finish
 from farm_client.cli.formatting import format_bytes
@@ -18,11 +22,11 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import size_of, upload
 from protocol.rest import SubmitReply
 
-if TYPE_CHECKING:
-    from farm_client.sdk.submission import Submission
+_STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cutting the data into shards"}
 
 
 def submit(
@@ -33,45 +37,70 @@ def submit(
     """Check the code and one batch here, send code and data to the farm, and queue the task."""
     with invocation.api() as api:
         api.farm()  # An unreachable farm is better told before the check than after it.
-        reply = send(api, prepare_submission(options, invocation.out), invocation.out)
-        invocation.out.emit(Kind.SUBMITTED, reply)
+        reply = prepare_and_send(api, options, invocation.out)
+        invocation.out.emit(Kind.SUBMITTED, reply, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
         if watch:
             finish(api, watch_task(api, reply.task.task_id, invocation.out), invocation.out)
 
 
-def prepare_submission(options: SubmitOptions, out: Output) -> Submission:
-    """Check the task and pack it, on this machine. Raises: InvalidTask saying what is wrong with it."""
-    # It imports torch, which takes a second or two that no other verb should pay.
-    from farm_client.sdk.submission import prepare  # noqa: PLC0415
+def prepare_and_send(api: FarmApi, options: SubmitOptions, out: Output) -> SubmitReply:
+    """Check and pack the task on this machine, upload what the farm does not hold yet, and submit it.
 
-    description = describe_task(options)
-    with out.chatter.status("packing the data" if options.no_check else "packing the data, trying one batch"):
+    Raises: InvalidTask and its kin, saying what is wrong with the code, the data or the settings.
+    """
+    submission = describe_submission(options)
+    with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
+        prepared = _prepare(submission, Path(folder), out)
+        for note in prepared.notes:
+            out.say(f"[yellow]note[/] {escape(note)}")
+        _upload(api, prepared, out)
+        return api.submit(prepared.spec)
+
+
+def describe_submission(options: SubmitOptions) -> Submission:
+    """Return what the command line and its settings file ask for. Raises: InvalidTask."""
+    described = describe_task(options)
+    table = described.task
+    return Submission(
+        code=options.file,
+        recipe=described.recipe,
+        data=table.data,
+        config=described.config,
+        name=table.name,
+        entry=table.entry,
+        holdout=table.holdout,
+        row_bytes=table.row_bytes,
+        samples=table.samples,
+        check=not options.no_check,
+        priority=table.priority,
+        submitter=f"{getpass.getuser()}@{socket.gethostname()}",
+        submit_token=options.submit_token,
+        requirements=described.requirements,
+    )
+
+
+def _prepare(submission: Submission, folder: Path, out: Output) -> Prepared:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, console=out.chatter, transient=True, disable=not out.chatter.is_terminal) as bar:
+        step = bar.add_task("reading the data", total=None)
         return prepare(
-            options.file,
-            description,
+            submission,
+            folder,
+            lambda what, done, total: bar.update(step, description=_STEPS.get(what, what), completed=done, total=total),
         )
 
 
-def send(api: FarmApi, submission: Submission, out: Output) -> SubmitReply:
-    """Upload what the farm does not hold yet, and submit."""
-    total_bytes = sum(size_of(content) for content in submission.blobs.values())
+def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
+    total_bytes = sum(size_of(content) for content in prepared.blobs.values())
     with transfer_bar(out) as bar:
-        task = bar.add_task("upload", total=total_bytes)
-        uploaded = upload(api, submission.blobs, lambda done: bar.advance(task, done))
-    out.say(f"[dim]uploaded {format_bytes(uploaded.sent_bytes)} of {format_bytes(total_bytes)}[/]")
-    return api.submit(submission.spec)
-
-
-def submitter() -> str:
-    """Return who submits, for the farm's fair sharing: user@host."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+        task = bar.add_task("sending code and data", total=total_bytes)
+        uploaded = upload(api, prepared.blobs, lambda done: bar.advance(task, done))
+    out.say(f"[dim]sent {format_bytes(uploaded.sent_bytes)} of {format_bytes(total_bytes)}; the farm had the rest[/]")
 
 
 def _tell_next(reply: SubmitReply, out: Output) -> None:
     task = reply.task
-    if not out.as_json:
-        out.results.print(task.task_id, markup=False)
     known = "" if reply.created else " (this submit token was used before: it is the same task)"
     out.say(f"[bold]{escape(task.name)}[/] is task [bold]{task.task_id}[/]{known}: {escape(task.why or task.state)}")
     out.say(f"  farm watch {task.task_id}                            see it train")

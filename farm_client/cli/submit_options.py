@@ -19,8 +19,8 @@ class SubmitOptions:
 
     file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="Your train.py, or the folder that holds it.")]
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="The data: .npz, .safetensors, Parquet, JSONL or text.", rich_help_panel=_TASK),
+        list[Path] | None,
+        typer.Option("--data", help="Files: .npz, .safetensors, Parquet, JSONL or text.", rich_help_panel=_TASK),
     ] = None
     config: Annotated[
         Path | None, typer.Option("--config", help="A TOML file that says all of this.", rich_help_panel=_TASK)
@@ -129,7 +129,15 @@ def requirements_of(options: SubmitOptions) -> dict[str, object]:
 
 def task_of(options: SubmitOptions) -> dict[str, object]:
     """Return the other facts of the task that the command line gives."""
-    return _said({"name": options.name, "data": options.data, "holdout": options.holdout, "priority": options.priority})
+    return _said(
+        {
+            "name": options.name,
+            "entry": options.entry,
+            "data": tuple(options.data) if options.data else None,
+            "holdout": options.holdout,
+            "priority": options.priority,
+        }
+    )
 
 
 def _said(values: dict[str, object]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What is to be submitted: the TOML file of ``--config``, with the command line's word over it.
 
-The file has up to four tables: ``[task]`` (name, data, holdout, priority), ``[recipe]`` and ``[requirements]`` (the
+The file has up to four tables: ``[task]`` (the fields of ``TaskTable``), ``[recipe]`` and ``[requirements]`` (the
 fields of ``protocol.recipe``), and ``[config]``, which is handed to the researcher's code as it is.
 """
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from farm_client.cli.submit_options import SubmitOptions, recipe_of, requirements_of, task_of
+from farm_client.data.text import DEFAULT_ROW_BYTES
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
 
@@ -34,13 +35,20 @@ def _without_typos(model: type[BaseModel]) -> BeforeValidator:
 
 
 class TaskTable(BaseModel):
-    """The ``[task]`` table. ``holdout`` is a share of the rows."""
+    """The ``[task]`` table: what ``farm_client.sdk.submission`` calls by the same names.
+
+    ``holdout`` is a share of the rows; ``row_bytes`` a text file's row; ``samples`` the size of a data set that only
+    ``load_shard`` knows.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = ""
-    data: Path | None = None
+    entry: str | None = None
+    data: tuple[Path, ...] = ()
     holdout: float = Field(default=0.0, ge=0, le=0.9)
+    row_bytes: int = Field(default=DEFAULT_ROW_BYTES, ge=1)
+    samples: int | None = Field(default=None, ge=1)
     priority: int = Field(default=5, ge=0, le=9)
 
 
@@ -109,7 +117,8 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(table, dict):
             raise InvalidTask(f"{path}: put {name!r} into a table: [task], [recipe], [requirements] or [config]")
     if data := tables.get("task", {}).get("data"):
-        tables["task"]["data"] = path.parent / data
+        files = [data] if isinstance(data, str) else data
+        tables["task"]["data"] = tuple(path.parent / str(file) for file in files)
     return tables
 
 

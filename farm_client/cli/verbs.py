@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 
 from farm_client.cli.exit_codes import ExitCode, code_of_error
+from farm_client.cli.failures import details_of
 from farm_client.cli.invocation import Invocation, Surroundings
 from farm_client.cli.output import Kind, Output
 from protocol.errors import FarmError
@@ -103,7 +104,10 @@ def _run(invocation: Invocation, function: Callable[[], None]) -> None:
 
 
 def _give_up(invocation: Invocation, error: BaseException, code: str, message: str, exit_code: ExitCode) -> NoReturn:
-    if invocation.debug:
+    details = details_of(error, debug=invocation.debug)
+    if details:
+        invocation.out.chatter.print(details, markup=False, style="dim")
+    elif invocation.debug:
         invocation.out.chatter.print_exception()
     invocation.out.complain(message)
     invocation.out.emit(Kind.ERROR, {"code": code, "message": message, "exit_code": int(exit_code)})

@@ -1,0 +1,208 @@
+"""A farm that answers from memory, so that verbs can be tested without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+from pydantic import BaseModel
+
+from protocol.digests import digest_bytes
+from protocol.recipe import Recipe
+from protocol.resources import Load, Resources
+from protocol.rest import (
+    ClientScore,
+    ClientView,
+    EventView,
+    Explanation,
+    FarmView,
+    LogView,
+    MetricView,
+    ModelView,
+    RoundView,
+    ScoreTerm,
+    ShardBook,
+    SubmitReply,
+    TaskDetail,
+    TaskView,
+)
+from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
+
+TOKEN = "t0ken"
+ADDRESS = f"http://{TOKEN}@farm.test:8470"
+A_BLOB = BlobRef(digest="0" * 64, size_bytes=1)
+
+
+def make_task(task_id: str = "abcd2345", **changes: object) -> TaskView:
+    """Return a task that runs, round 3 of 20."""
+    view = TaskView(
+        task_id=task_id,
+        name="digits",
+        submitter="ada@lab",
+        state="running",
+        why="round 3 is with 2 clients",
+        priority=5,
+        mode="weights",
+        round=3,
+        rounds_total=20,
+        epoch=2,
+        clients=2,
+        samples_done=4314,
+        samples_per_second=1234.5,
+        loss=0.4123,
+        metrics={"accuracy": 0.9312},
+        submitted_at=1_700_000_000.0,
+        started_at=1_700_000_001.0,
+    )
+    return view.model_copy(update=changes)
+
+
+def make_spec() -> TaskSpec:
+    """Return the spec of every task of the fake farm."""
+    shards = (Shard(index=0, samples=100, blob=A_BLOB),)
+    dataset = Dataset(kind="files", shards=shards)
+    recipe = Recipe(rounds=20)
+    return TaskSpec(
+        name="digits", code=A_BLOB, config={"lr": 0.1}, dataset=dataset, initial_weights=A_BLOB, recipe=recipe
+    )
+
+
+def make_client(name: str = "laptop", **changes: object) -> ClientView:
+    """Return a client that holds one assignment."""
+    view = ClientView(
+        client_id=f"id-{name}",
+        name=name,
+        state="online",
+        reason="",
+        resources=Resources(cpu_cores=4, ram_bytes=16 * 2**30),
+        load=Load(cpu=0.5),
+        slots=1,
+        assignments=1,
+        delivered=7,
+        failed=0,
+        reliability=1.0,
+        samples_per_second={"abcd2345": 600.0},
+        incarnation=1,
+        last_seen=1_700_000_002.0,
+    )
+    return view.model_copy(update=changes)
+
+
+@dataclass
+class FakeFarm:
+    """What the fake farm answers; tests change the fields, or add an answer to ``overrides`` by method and path."""
+
+    tasks: list[TaskView] = field(default_factory=lambda: [make_task()])
+    clients: list[ClientView] = field(default_factory=lambda: [make_client()])
+    events: list[EventView] = field(default_factory=list)
+    logs: list[LogView] = field(default_factory=list)
+    metrics: list[MetricView] = field(default_factory=list)
+    shards: list[ShardBook] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    model_digest: str = "f" * 64
+    requests: list[httpx.Request] = field(default_factory=list)
+    overrides: dict[tuple[str, str], Callable[[], httpx.Response]] = field(default_factory=dict)
+
+    def transport(self) -> httpx.MockTransport:
+        """Return what replaces the network."""
+        return httpx.MockTransport(self.answer)
+
+    def sent(self) -> list[str]:
+        """List the requests so far, as ``METHOD /path``."""
+        return [f"{request.method} {request.url.path}" for request in self.requests]
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request as a farm would."""
+        self.requests.append(request)
+        path = request.url.path
+        if (request.method, path) in self.overrides:
+            return self.overrides[request.method, path]()
+        if request.headers.get("authorization") != f"Bearer {TOKEN}" and path != "/":
+            return problem(401, "unauthorized", "wrong token")
+        match path.strip("/").split("/"):
+            case ["v1", "farm"]:
+                farm = FarmView(
+                    name="barn", version="0.1.0", clients_online=1, tasks_active=1, inline_bytes=1, started_at=0
+                )
+                return answer(farm)
+            case ["v1", "clients"]:
+                return answer(self.clients)
+            case ["v1", "tasks"] if request.method == "POST":
+                TaskSpec.model_validate_json(request.content)
+                return answer(SubmitReply(task=self.tasks[0], created=True))
+            case ["v1", "tasks"]:
+                return answer(self.tasks)
+            case ["v1", "tasks", task_id, *rest]:
+                return self._task_answer(request, task_id, rest)
+            case ["v1", "blobs", digest]:
+                return self._blob_answer(request, digest)
+        return problem(404, "not_found", f"no {path}")
+
+    def _task_answer(self, request: httpx.Request, task_id: str, rest: list[str]) -> httpx.Response:
+        task = next((task for task in self.tasks if task.task_id == task_id), None)
+        if task is None:
+            return problem(404, "not_found", f"no task {task_id}")
+        match rest:
+            case []:
+                rounds = (
+                    RoundView(
+                        number=2, state="committed", epoch=1, samples=1438, clients=2, seconds=0.5, loss=0.41,
+                        metrics={"accuracy": 0.93}, committed_at=1.0,
+                    ),
+                )  # fmt: skip
+                return answer(TaskDetail(task=task, spec=make_spec(), rounds=rounds))
+            case ["pause" | "resume" | "cancel" | "retry" as action]:
+                return answer(task.model_copy(update={"state": f"{action}d"}))
+            case ["why"]:
+                return httpx.Response(200, json={"why": task.why})
+            case ["explain"]:
+                return answer(make_explanation(task_id))
+            case ["shards"]:
+                return answer(self.shards)
+            case ["model"]:
+                size = len(self.blobs.get(self.model_digest, b""))
+                number = int(request.url.params.get("round", task.round))
+                view = ModelView(
+                    task_id=task_id, round=number, digest=self.model_digest, size_bytes=size, state=task.state
+                )
+                return answer(view)
+            case ["events" | "logs" | "metrics" as feed]:
+                after, limit = int(request.url.params["after"]), int(request.url.params["limit"])
+                entries = {"events": self.events, "logs": self.logs, "metrics": self.metrics}[feed]
+                return answer([entry for entry in entries if entry.seq > after][:limit])
+        return problem(404, "not_found", "no such question")
+
+    def _blob_answer(self, request: httpx.Request, digest: str) -> httpx.Response:
+        if request.method == "PUT":
+            data = request.read()
+            if digest_bytes(data) != digest:
+                return problem(422, "digest_mismatch", "the bytes do not hash to their name")
+            self.blobs[digest] = data
+            return httpx.Response(201)
+        if digest not in self.blobs:
+            return problem(404, "not_found", "no such blob")
+        return httpx.Response(200, content=self.blobs[digest])
+
+
+def answer(body: BaseModel | list) -> httpx.Response:
+    """Return records as a JSON answer."""
+    plain = body.model_dump(mode="json") if isinstance(body, BaseModel) else [b.model_dump(mode="json") for b in body]
+    return httpx.Response(200, content=json.dumps(plain))
+
+
+def problem(status: int, code: str, message: str) -> httpx.Response:
+    """Return an error answer."""
+    return httpx.Response(status, json={"code": code, "message": message})
+
+
+def make_explanation(task_id: str) -> Explanation:
+    """Return one eligible client with two terms, and one that was filtered out."""
+    terms = (
+        ScoreTerm(name="throughput", value=0.8, weight=0.5, contribution=0.4, detail="600 samples/s"),
+        ScoreTerm(name="free_memory", value=0.5, weight=0.2, contribution=0.1, detail="8 GiB"),
+    )
+    best = ClientScore(client_id="a", name="laptop", eligible=True, reason="", score=0.5, terms=terms)
+    small = ClientScore(client_id="b", name="phone", eligible=False, reason="needs 8.0 GiB of memory", score=0)
+    return Explanation(task_id=task_id, why="running on 1 client", clients=(best, small))

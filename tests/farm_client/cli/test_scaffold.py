@@ -1,0 +1,72 @@
+"""`farm init`, and submitting what it made and the examples (their code is tried on one batch for real)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from farm_client.cli.examples import example_folder
+from farm_client.cli.scaffold import make_spirals
+from protocol.errors import NotFound
+from protocol.tasks import TaskSpec
+
+
+def test_init_makes_a_task_that_can_be_submitted(farm, fake, tmp_path):
+    folder = tmp_path / "mine"
+    outcome = farm("init", str(folder), "--json")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "data.npz", "task.toml", "train.py"]
+    assert outcome.envelope("init")["directory"] == str(folder)
+    outcome = farm("submit", str(folder), "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.envelope("submitted")["task"]["task_id"] == "abcd2345"
+    spec = TaskSpec.model_validate_json(fake.requests[-1].content)
+    assert spec.name == "spirals"
+    assert {shard.blob.digest for shard in spec.dataset.shards} <= fake.blobs.keys()
+    assert {spec.code.digest, spec.initial_weights.digest} <= fake.blobs.keys()
+    assert "farm watch abcd2345" in outcome.stderr
+
+
+def test_init_overwrites_nothing(farm, tmp_path):
+    (tmp_path / "train.py").write_text("mine")
+    outcome = farm("init", str(tmp_path))
+    assert outcome.exit_code == 1
+    assert (tmp_path / "train.py").read_text() == "mine"
+    assert not (tmp_path / "data.npz").exists()
+
+
+def test_the_spirals_are_two_and_repeatable():
+    points, spirals = make_spirals(500)
+    assert points.shape == (500, 2)
+    assert set(spirals) == {0, 1}
+    assert np.abs(points).max() < 1.5
+    assert np.array_equal(points, make_spirals(500)[0])
+
+
+def test_digits_can_be_submitted(farm, fake):
+    outcome = farm("submit", str(example_folder("digits")), "--json", "--rounds", "2")
+    assert outcome.exit_code == 0, outcome.stderr
+    spec = TaskSpec.model_validate_json(fake.requests[-1].content)
+    assert spec.recipe.rounds == 2
+    assert sum(shard.samples for shard in spec.dataset.shards) == 1797
+
+
+def test_an_example_that_is_not_there():
+    with pytest.raises(NotFound):
+        example_folder("nosuch")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def build_model(config:\n", "train.py"),
+        ("def loss(model, batch):\n    return 0\n", "build_model"),
+    ],
+)
+def test_broken_code_is_refused_in_one_line_before_anything_is_sent(farm, fake, tmp_path, code, said):
+    (tmp_path / "train.py").write_text(code)
+    np.savez(tmp_path / "data.npz", x=np.zeros((8, 2), dtype=np.float32))
+    outcome = farm("submit", str(tmp_path / "train.py"), "--data", str(tmp_path / "data.npz"))
+    assert outcome.exit_code == 1
+    (line,) = outcome.stderr.splitlines()
+    assert said in line
+    assert not any("PUT" in request for request in fake.sent())

@@ -1,0 +1,127 @@
+"""What is submitted: settings files, the command line over them, and the mistakes in both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from farm_client.cli.submit import describe_submission
+from farm_client.cli.submit_options import SubmitOptions
+from farm_client.cli.task_file import describe_task
+from protocol.errors import InvalidTask
+from protocol.recipe import Mode
+
+FILE = """
+[task]
+name = "spirals"
+data = "data.npz"
+holdout = 0.25
+[recipe]
+epochs = 3
+round_samples = 512
+[recipe.outer]
+name = "sgd"
+options = { lr = 0.7, momentum = 0.9, nesterov = true }
+[requirements]
+ram_bytes = "2GiB"
+[config]
+lr = 0.1
+layers = { width = 8 }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "task.toml").write_text(FILE)
+    (tmp_path / "train.py").write_text("")
+    return tmp_path
+
+
+def test_a_folder_brings_its_settings(folder):
+    described = describe_task(SubmitOptions(folder))
+    assert described.task.data == (folder / "data.npz",)
+    assert described.recipe.epochs == 3
+    assert described.recipe.rounds is None
+    assert described.recipe.outer.options["momentum"] == 0.9
+    assert described.requirements.ram_bytes == 2 * 2**30
+    assert described.config == {"lr": 0.1, "layers": {"width": 8}}
+
+
+def test_the_command_line_wins(folder):
+    options = SubmitOptions(
+        folder,
+        data=[Path("other.npz")],
+        set_values=["lr=0.5", "layers.width=16", "layers.kind=dense", "name='x'"],
+        name="mine",
+        rounds=7,
+        mode=Mode.GRADIENTS,
+        ram="512MB",
+        tags=["lab"],
+        gpu=True,
+    )
+    described = describe_task(options)
+    assert described.task.data == (Path("other.npz"),)
+    assert described.task.name == "mine"
+    assert (described.recipe.rounds, described.recipe.epochs) == (7, None)
+    assert described.recipe.round_samples == 512
+    assert described.recipe.mode is Mode.GRADIENTS
+    assert described.config == {"lr": 0.5, "layers": {"width": 16, "kind": "dense"}, "name": "x"}
+    assert described.requirements.ram_bytes == 512_000_000
+    assert described.requirements.tags == ("lab",)
+    assert described.requirements.gpu
+
+
+def test_epochs_on_the_command_line_replace_rounds_and_both_may_be_given(folder):
+    file = folder / "train.py"
+    assert describe_task(SubmitOptions(file)).recipe.rounds == 20
+    only_epochs = describe_task(SubmitOptions(file, epochs=1.5)).recipe
+    assert (only_epochs.rounds, only_epochs.epochs) == (None, 1.5)
+    both = describe_task(SubmitOptions(file, epochs=1.5, rounds=3)).recipe
+    assert (both.rounds, both.epochs) == (3, 1.5)
+
+
+def test_recipe_fields_that_nobody_gave_are_left_to_the_submission(folder):
+    given = describe_task(SubmitOptions(folder / "train.py", batch_samples=8)).recipe.model_fields_set
+    assert "batch_samples" in given
+    assert not given & {"round_samples", "evaluate_every", "outer"}
+
+
+def test_the_submission_says_who(folder):
+    submission = describe_submission(SubmitOptions(folder, submit_token="once", no_check=True))
+    assert "@" in submission.submitter
+    assert submission.submit_token == "once"
+    assert not submission.check
+    assert submission.holdout == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rounds = 3", "put 'rounds' into a table"),
+        ("[recipes]\nrounds = 3", "recipes"),
+        ("[recipe]\nround = 3", "there is no 'round'; known are mode, rounds"),
+        ("[recipe]\nrounds = 0", "recipe.rounds"),
+        ("[recipe]\nmode = 'gradients'\nquorum = 0.5\nrounds = 1", "gradients mode needs quorum 1"),
+        ("[task]\nholdout = 2", "task.holdout"),
+        ("[requirements]\nram_bytes = 'much'", "'much' is no size"),
+        ("[task", "is not TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(folder, text, said):
+    (folder / "task.toml").write_text(text)
+    with pytest.raises(InvalidTask) as caught:
+        describe_task(SubmitOptions(folder))
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("assignment", ["lr", "=3", "lr.x=3"])
+def test_mistakes_in_set_are_named(folder, assignment):
+    with pytest.raises(InvalidTask, match="--set"):
+        describe_task(SubmitOptions(folder, set_values=[assignment]))
+
+
+def test_a_missing_settings_file_is_named(folder):
+    with pytest.raises(InvalidTask, match="there is no"):
+        describe_task(SubmitOptions(folder, config=folder / "nosuch.toml"))

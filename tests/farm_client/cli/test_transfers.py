@@ -1,0 +1,132 @@
+"""`farm pull` and the upload: whole files, checked, or none."""
+
+from __future__ import annotations
+
+import os
+
+import httpx
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
+from farm_client.sdk.upload import upload
+from protocol.digests import digest_bytes
+from protocol.errors import DigestMismatch, NotFound
+from protocol.tensors import Role, weights_metadata
+from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("scale", torch.tensor([2.0], dtype=torch.float64))
+
+
+def publish(fake: FakeFarm, tensors: dict[str, torch.Tensor], tied: dict[str, str]) -> None:
+    roles = {name: Role.BUFFER for name in ("mask", "scale") if name in tensors}
+    data = save(tensors, metadata=weights_metadata(roles, tied))
+    fake.model_digest = digest_bytes(data)
+    fake.blobs[fake.model_digest] = data
+
+
+def test_a_model_with_tied_weights_loads_as_it_is(farm, fake, tmp_path):
+    model = Tied()
+    state = {name: value for name, value in model.state_dict().items() if name != "head.weight"}
+    publish(fake, state, {"head.weight": "embed.weight"})
+    output = tmp_path / "out" / "model.safetensors"
+    outcome = farm("pull", "digits", "-o", str(output), "--round", "2", "--json")
+    assert outcome.envelope("model")["path"] == str(output)
+    other = Tied()
+    other.load_state_dict(load_file(output))
+    assert torch.equal(other.head.weight, model.embed.weight)
+    assert torch.equal(other.mask, model.mask)
+    with safe_open(output, framework="pt") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "task": "abcd2345",
+            "round": "2",
+            "weights_digest": fake.model_digest,
+        }
+
+
+def test_a_pulled_model_is_an_ordinary_file_and_nothing_is_left_beside_it(farm, fake, tmp_path):
+    publish(fake, {"a": torch.ones(2)}, {})
+    before = os.umask(0o022)
+    try:
+        assert farm("pull", "digits", "-o", str(tmp_path / "m.safetensors")).exit_code == 0
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_damaged_bytes_leave_the_old_model_in_place(farm, fake, tmp_path):
+    publish(fake, {"a": torch.ones(2)}, {})
+    fake.blobs[fake.model_digest] = fake.blobs[fake.model_digest][:-1] + b"x"
+    output = tmp_path / "m.safetensors"
+    output.write_text("old")
+    outcome = farm("pull", "digits", "-o", str(output), "--json")
+    assert outcome.exit_code == 1
+    assert outcome.envelope("error")["code"] == "digest_mismatch"
+    assert output.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_dropped_checkpoint_is_said_to_be_gone(farm, tmp_path):
+    outcome = farm("pull", "digits", "-o", str(tmp_path / "m.safetensors"), "--json")
+    assert outcome.envelope("error")["code"] == "not_found"
+
+
+@pytest.fixture
+def api(fake):
+    with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
+        yield api
+
+
+def test_only_what_the_farm_lacks_is_sent(api, fake, tmp_path):
+    contents = [b"", b"small", os.urandom(3 * 1024 * 1024 + 7)]
+    file = tmp_path / "shard"
+    file.write_bytes(contents[2])
+    blobs = {digest_bytes(data): data for data in contents[:2]} | {digest_bytes(contents[2]): file}
+    fake.blobs[digest_bytes(b"small")] = b"small"
+    done: list[int] = []
+    uploaded = upload(api, blobs, done.append)
+    assert (uploaded.blobs, uploaded.sent_blobs, uploaded.sent_bytes) == (3, 2, len(contents[2]))
+    assert sum(done) == sum(len(data) for data in contents)
+    assert {digest: fake.blobs[digest] for digest in blobs} == {digest_bytes(data): data for data in contents}
+    assert upload(api, blobs).sent_blobs == 0
+
+
+def test_a_file_that_changed_meanwhile_is_refused(api, tmp_path):
+    file = tmp_path / "shard"
+    file.write_bytes(b"new")
+    with pytest.raises(DigestMismatch):
+        upload(api, {digest_bytes(b"old"): file})
+
+
+def test_a_missing_blob_is_not_found(api):
+    with pytest.raises(NotFound), api.get_blob("0" * 64):
+        pass
+
+
+def test_a_long_poll_may_last_as_long_as_it_was_asked_to(api, fake):
+    api.events("abcd2345", wait_seconds=30)
+    timeout = fake.requests[-1].extensions["timeout"]
+    assert timeout["read"] > 30
+    assert fake.requests[-1].url.params["wait"] == "30"
+
+
+def test_a_proxy_for_the_web_is_not_asked_for_a_farm_on_this_machine(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    near, far = (FarmApi(parse_address(f"http://t@{host}:1", "test")) for host in ("127.0.0.1", "farm.test"))
+    with near, far:
+        assert [client._http._trust_env for client in (near, far)] == [False, True]
+    assert isinstance(near._http, httpx.Client)

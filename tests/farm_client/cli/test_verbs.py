@@ -1,0 +1,166 @@
+"""Each verb that asks or tells the farm something, for people and with --json."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.rest import EventView, LogView, MetricView, ShardBook
+from tests.farm_client.cli.fake_farm import make_task, problem
+
+
+def make_log(seq: int, client: str, text: str, stream: str = "stdout") -> LogView:
+    return LogView(seq=seq, at=0, client_id=f"id-{client}", client_name=client, round=1, stream=stream, text=text)
+
+
+def make_metric(seq: int, value: float, source: str = "eval") -> MetricView:
+    return MetricView(seq=seq, at=0, round=seq, step=0, name="accuracy", value=value, source=source)
+
+
+def test_ls_shows_each_task_and_its_progress(farm):
+    outcome = farm("ls")
+    assert outcome.exit_code == 0
+    assert "abcd2345" in outcome.stdout
+    assert "3/20" in outcome.stdout
+
+
+def test_ls_of_an_empty_farm_says_what_to_do(farm, fake):
+    fake.tasks = []
+    assert "farm submit" in farm("ls").stdout
+    assert farm("ls", "--json").envelope("tasks") == []
+
+
+def test_names_with_brackets_are_shown_as_they_are(farm, fake):
+    fake.tasks = [make_task(name="[red]x[/red]", why="[bold]")]
+    assert "[red]x[/red]" in farm("ls").stdout
+    assert "[red]x[/red]" in farm("show", "abcd2345").stdout
+
+
+def test_show_gives_recipe_progress_and_rounds(farm):
+    text = farm("show", "digits").stdout
+    for part in ("ada@lab", "round 3 of 20", "accuracy 0.9312", "lr=0.1", "1,438"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("counted", "repeated", "balance"),
+    [(100, 0, "each sample once"), (60, 0, "40 to go"), (100, 4, "4 counted twice")],
+)
+def test_show_shards_audits_the_books(farm, fake, counted, repeated, balance):
+    fake.shards = [ShardBook(epoch=0, shard=0, samples=100, counted_samples=counted, repeated_samples=repeated)]
+    assert balance in farm("show", "digits", "--shards").stdout
+    assert farm("show", "digits", "--shards", "--json").envelope("shards")[0]["counted_samples"] == counted
+
+
+def test_why_is_one_line(farm):
+    assert farm("why", "abcd").stdout == "round 3 is with 2 clients\n"
+    assert farm("why", "abcd", "--json").envelope("why") == {
+        "task_id": "abcd2345",
+        "why": "round 3 is with 2 clients",
+    }
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "cancel", "retry"])
+def test_actions_ask_the_farm(farm, fake, action):
+    outcome = farm(action, "digits", "--json")
+    assert f"POST /v1/tasks/abcd2345/{action}" in fake.sent()
+    assert outcome.envelope("task")["state"] == f"{action}d"
+
+
+def test_an_action_that_the_state_forbids_is_one_line(farm, fake):
+    fake.overrides["POST", "/v1/tasks/abcd2345/retry"] = lambda: problem(
+        409, "illegal_transition", "task abcd2345 is running and cannot become pending"
+    )
+    outcome = farm("retry", "digits")
+    assert outcome.exit_code == 1
+    assert outcome.stderr == "farm: task abcd2345 is running and cannot become pending\n"
+
+
+def test_clients_shows_machines(farm):
+    text = farm("clients").stdout
+    assert "laptop" in text
+    assert "4 cores, 16.0 GiB" in text
+
+
+def test_no_client_says_what_to_do(farm, fake):
+    fake.clients = []
+    assert "farm-client join" in farm("clients").stdout
+
+
+def test_explain_gives_terms_and_who_was_filtered_out(farm):
+    text = farm("explain", "digits").stdout
+    assert "0.400 (0.80 x 0.5)" in text
+    assert "free memory" in text
+    assert "needs 8.0 GiB of memory" in text
+
+
+def test_logs_are_shown_by_client(farm, fake):
+    fake.logs = [make_log(1, "laptop", "hello"), make_log(2, "desktop", "Traceback", "stderr")]
+    text = farm("logs", "digits").stdout
+    assert "laptop r1 hello" in text
+    assert "desktop r1 Traceback" in text
+    assert "hello" not in farm("logs", "digits", "--client", "desktop").stdout
+
+
+def test_logs_read_every_page(farm, fake):
+    fake.logs = [make_log(seq, "laptop", f"line {seq}") for seq in range(1, 2501)]
+    assert len(farm("logs", "digits", "--json").envelopes("log")) == 2500
+
+
+def test_following_logs_ends_with_the_task(farm, fake):
+    fake.tasks = [make_task(state="completed")]
+    fake.logs = [make_log(1, "laptop", "bye")]
+    assert farm("logs", "digits", "-f", "--json").envelope("log")["text"] == "bye"
+
+
+def test_metrics_as_table_plot_and_lines(farm, fake):
+    fake.metrics = [make_metric(seq, value) for seq, value in enumerate([0.5, 0.9, 0.95], start=1)]
+    assert "▁▇█" in farm("metrics", "digits").stdout
+    plot = farm("metrics", "digits", "--plot").stdout
+    assert "accuracy by round" in plot
+    assert len(plot.splitlines()) >= 10
+    assert [m["value"] for m in farm("metrics", "digits", "--json").envelopes("metric")] == [0.5, 0.9, 0.95]
+
+
+def test_no_metric_yet_is_not_an_error(farm):
+    outcome = farm("metrics", "digits")
+    assert outcome.exit_code == 0
+    assert "No metric yet" in outcome.stderr
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [("completed", 0), ("failed", 3), ("cancelled", 4)])
+def test_wait_and_watch_tell_the_outcome_by_exit_code(farm, fake, state, exit_code):
+    fake.tasks = [make_task(state=state)]
+    assert farm("wait", "digits").exit_code == exit_code
+    assert farm("watch", "digits").exit_code == exit_code
+    assert farm("wait", "digits", "--json").envelope("task")["state"] == state
+
+
+def test_wait_gives_up_in_time(farm):
+    outcome = farm("wait", "digits", "--timeout", "0")
+    assert outcome.exit_code == 5
+    assert "is running after 0 s" in outcome.stderr
+
+
+def test_a_failed_task_shows_its_last_lines_and_the_next_commands(farm, fake):
+    fake.tasks = [make_task(state="failed", error="ValueError: shapes differ")]
+    fake.logs = [make_log(seq, "laptop", f"line {seq}", "stderr") for seq in range(1, 40)]
+    text = farm("watch", "digits").stderr
+    assert "line 39" in text
+    assert "line 20" not in text
+    assert "digits failed: ValueError: shapes differ" in text
+    assert "farm logs abcd2345" in text
+    assert "farm retry abcd2345" in text
+
+
+def test_watching_without_a_terminal_prints_lines(farm, fake):
+    fake.tasks = [make_task(state="completed", round=20, why="")]
+    outcome = farm("watch", "digits")
+    assert outcome.stdout.startswith("completed  round 20/20  loss 0.4123  accuracy 0.9312  1,234 samples/s  2 clients")
+
+
+def test_watching_with_json_streams_events_and_tasks(farm, fake):
+    fake.tasks = [make_task(state="completed")]
+    fake.events = [EventView(seq=1, at=0, task_id="abcd2345", kind="round_committed", message="round 2 committed")]
+    outcome = farm("watch", "digits", "--json")
+    assert outcome.envelope("event")["message"] == "round 2 committed"
+    assert outcome.envelope("task")["task_id"] == "abcd2345"
