@@ -13,7 +13,7 @@ import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,22 +126,38 @@ class FolderBlobStore:
             with disk_errors(self._root):
                 self._place(digest).unlink(missing_ok=True)
 
-    def collect(self, referenced: Collection[str], older_than_seconds: float, now: float) -> Collected:
+    def collect(
+        self,
+        referenced: Collection[str],
+        older_than_seconds: float,
+        now: float,
+        among: Iterable[str] | None = None,
+    ) -> Collected:
         """Remove blobs that are not ``referenced`` and were stored more than ``older_than_seconds`` before ``now``.
 
-        A young blob may belong to a record that is not written yet. ``now`` is in seconds since Unix time.
+        A young blob may belong to a record that is not written yet. ``now`` is in seconds since Unix time. With
+        ``among`` only blobs of these names are looked at.
         """
-        count = size_bytes = 0
-        for path in list(self._root.glob("[0-9a-f][0-9a-f]/*")):
-            if path.name in referenced or not is_digest(path.name):
-                continue
-            with disk_errors(self._root), self._naming:
-                status = path.stat() if path.exists() else None
-                if status is not None and now - status.st_mtime > older_than_seconds:
-                    path.unlink()
-                    count += 1
-                    size_bytes += status.st_size
-        return Collected(count, size_bytes)
+        digests = [path.name for path in self._root.glob("[0-9a-f][0-9a-f]/*")] if among is None else among
+        removed = [
+            size_bytes
+            for digest in digests
+            if digest not in referenced
+            and (size_bytes := self._remove_old(digest, now - older_than_seconds)) is not None
+        ]
+        return Collected(len(removed), sum(removed))
+
+    def _remove_old(self, digest: str, stored_before: float) -> int | None:
+        """Remove the blob if it was stored before that time; return its size in bytes if so."""
+        if not self.has(digest):
+            return None
+        path = self._place(digest)
+        with disk_errors(self._root), self._naming:
+            status = path.stat() if path.exists() else None
+            if status is None or status.st_mtime >= stored_before:
+                return None
+            path.unlink()
+            return status.st_size
 
     def _place(self, digest: str) -> Path:
         if not is_digest(digest):

@@ -148,6 +148,13 @@ class TestCollect:
         assert not any(store.has(ref.digest) for ref in lost)
         assert store.collect({kept.digest}, older_than_seconds=60, now=now).count == 0
 
+    def test_may_look_at_some_names_only(self, store: FolderBlobStore) -> None:
+        named, other = store.put_bytes(b"named"), store.put_bytes(b"other")
+        now = store.path(named.digest).stat().st_mtime + 3600
+        among = [named.digest, digest_bytes(b"absent"), "../../etc/passwd"]
+        assert store.collect(set(), 60, now, among).count == 1
+        assert (store.has(named.digest), store.has(other.digest)) == (False, True)
+
     def test_leaves_the_young_alone(self, store: FolderBlobStore) -> None:
         ref = store.put_bytes(b"young")
         stored_at = store.path(ref.digest).stat().st_mtime

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from protocol.errors import Unavailable
 from storage.errors import DamagedLedger, NewerLedger, StorageError
@@ -27,6 +28,18 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 async def _messages(ledger: Ledger) -> list[str]:
     return [n.entry.message for n in await ledger.events(None, limit=10_000)]
+
+
+async def test_a_commit_is_on_the_disk_and_readers_do_not_wait(ledger: Ledger) -> None:
+    with ledger._writer._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+async def test_readers_can_change_nothing(ledger: Ledger) -> None:
+    async with ledger._readers.connect() as connection:
+        with pytest.raises(OperationalError, match="readonly"):
+            await connection.exec_driver_sql("DELETE FROM tasks")
 
 
 async def test_what_waits_shares_a_transaction(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
