@@ -1,0 +1,231 @@
+"""A real executor process over a socket pair."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from farm_client.executor.channel import FD_VARIABLE
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.messages import (
+    REPORT,
+    Advance,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Order,
+    Piece,
+    Report,
+    Run,
+    Stop,
+    Warm,
+)
+from protocol.digests import digest_bytes
+from protocol.framing import FrameDecoder, pack_frame
+from protocol.messages import Kind, Scope
+from protocol.recipe import Mode
+from protocol.tasks import Shard, Split
+from tests.farm_client.executor.bench_task import write_data
+
+TRAIN = """
+    import sys, time
+    import torch
+    from torch import nn
+    from farm_client.task import log
+
+    def build_model(config):
+        print("building", file=sys.stderr)
+        return nn.Linear(3, 2)
+
+    def loss(model, batch):
+        time.sleep(config_sleep)
+        log(step=1, metrics={"rows": len(batch["y"])})
+        print("a batch")
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    config_sleep = 0.0
+"""
+
+
+@dataclass
+class Agent:
+    """The agent's side: sends orders and hears reports."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    reports: list[Report] = field(default_factory=list)
+
+    def send(self, order: Order) -> None:
+        self.connection.sendall(pack_frame(order.model_dump()))
+
+    def hear(self) -> Report:
+        while not self.reports:
+            data = self.connection.recv(1 << 16)
+            assert data, "the executor closed its socket"
+            self.reports += [REPORT.validate_python(frame) for frame in self.decoder.feed(data)]
+        return self.reports.pop(0)
+
+    def hear_end(self) -> tuple[list[Advance], Report]:
+        """Hear the progress of an assignment and its outcome."""
+        advances = []
+        while isinstance(report := self.hear(), Advance):
+            advances.append(report)
+        return advances, report
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(60)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "farm_client.executor"],
+        env={**os.environ, FD_VARIABLE: str(theirs.fileno())},
+        pass_fds=[theirs.fileno()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    theirs.close()
+    yield Agent(process, ours)
+    ours.close()
+    process.kill()
+    process.communicate()
+
+
+def load_order(folder: Path, source: str, **changes: Any) -> Load:
+    code = folder / "code"
+    code.mkdir(exist_ok=True)
+    (code / "train.py").write_text(textwrap.dedent(source))
+    order = Load(
+        task_id="t",
+        code_dir=str(code),
+        entry="train.py",
+        config={},
+        mode=Mode.WEIGHTS,
+        seed=1,
+        batch_samples=8,
+        dataset_kind="files",
+        scratch_dir=str(folder),
+        inline_bytes=1 << 20,
+    )
+    return order.model_copy(update=changes)
+
+
+def run_order(shards: list[Shard], files: dict[str, Path], **changes: Any) -> Run:
+    weights = ModelTensors.of(nn.Linear(3, 2)).weights_file()
+    pieces = tuple(
+        Piece(
+            shard=s.index,
+            split=s.split,
+            shard_samples=s.samples,
+            first_row=0,
+            path=str(files[s.blob.digest]),
+            start=0,
+            stop=s.samples,
+        )
+        for s in shards
+        if s.split is Split.TRAIN and s.blob
+    )
+    order = Run(
+        assignment_id="a1",
+        kind=Kind.TRAIN,
+        round=0,
+        epoch=0,
+        weights_digest=digest_bytes(weights),
+        weights=weights,
+        pieces=pieces,
+    )
+    return order.model_copy(update=changes)
+
+
+def test_a_task_from_warm_to_stop(agent: Agent, tmp_path: Path) -> None:
+    shards, files = write_data(tmp_path)
+    warm = agent.hear()
+    assert isinstance(warm, Warm)
+    assert warm.torch_version == torch.__version__
+    agent.send(load_order(tmp_path, TRAIN))
+    assert agent.hear() == Loaded()
+    first = run_order(shards, files)
+    agent.send(first)
+    advances, done = agent.hear_end()
+    assert isinstance(done, Done)
+    assert done.samples == 72
+    assert done.update is not None
+    assert digest_bytes(done.update) == done.update_digest
+    assert done.compute_seconds > 0
+    assert [point.value for advance in advances for point in advance.metrics] == [8.0] * 9
+    agent.send(first.model_copy(update={"assignment_id": "a2", "weights": None}))
+    again = agent.hear_end()[1]
+    assert isinstance(again, Done)
+    assert again.update == done.update
+    agent.send(Stop())
+    out, err = agent.process.communicate(timeout=30)
+    assert agent.process.returncode == 0
+    assert out.decode().splitlines() == ["a batch"] * 18
+    assert err.decode() == "building\n"
+
+
+def test_progress_is_reported_a_few_times_a_second(agent: Agent, tmp_path: Path) -> None:
+    shards, files = write_data(tmp_path)
+    assert isinstance(agent.hear(), Warm)
+    agent.send(load_order(tmp_path, TRAIN.replace("config_sleep = 0.0", "config_sleep = 0.1")))
+    assert agent.hear() == Loaded()
+    agent.send(run_order(shards, files))
+    advances, done = agent.hear_end()
+    assert isinstance(done, Done)
+    assert 2 <= len(advances) <= 5
+    counts = [advance.samples_done for advance in advances]
+    assert counts == sorted(counts)
+    assert counts[-1] == 72
+
+
+def test_failures_are_reported_and_the_executor_stays(agent: Agent, tmp_path: Path) -> None:
+    shards, files = write_data(tmp_path)
+    assert isinstance(agent.hear(), Warm)
+    agent.send(run_order(shards, files))
+    early = agent.hear()
+    assert isinstance(early, Failed)
+    assert early.code == "out_of_order"
+    agent.send(load_order(tmp_path, "x = 1 / 0\n"))
+    broken = agent.hear()
+    assert isinstance(broken, Failed)
+    assert (broken.assignment_id, broken.scope) == (None, Scope.NOBODY)
+    assert broken.message.startswith("train.py:1: ZeroDivisionError")
+    assert broken.traceback is not None
+    assert "train.py" in broken.traceback
+    agent.send(load_order(tmp_path, TRAIN))
+    assert agent.hear() == Loaded()
+    agent.send(run_order(shards, dict.fromkeys(files, tmp_path / "gone")))
+    missing = agent.hear_end()[1]
+    assert isinstance(missing, Failed)
+    assert (missing.assignment_id, missing.code, missing.scope) == ("a1", "missing_file", Scope.HERE)
+    agent.send(run_order(shards, files))
+    assert isinstance(agent.hear_end()[1], Done)
+
+
+def test_the_executor_ends_with_its_agent(agent: Agent) -> None:
+    assert isinstance(agent.hear(), Warm)
+    agent.connection.close()
+    assert agent.process.wait(timeout=30) == 0
+
+
+def test_started_by_hand_it_says_how_it_is_meant_to_start() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != FD_VARIABLE}
+    ended = subprocess.run(
+        [sys.executable, "-m", "farm_client.executor"], env=environment, capture_output=True, check=False
+    )
+    assert ended.returncode == 2
+    assert b"farm-client join" in ended.stderr
+    assert b"Traceback" not in ended.stderr
