@@ -1,0 +1,159 @@
+"""``farm-server``: up, status, down, doctor. Results on stdout, chatter on stderr; exit codes 0, 1 and 2 (usage)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from farm_server import control
+from farm_server.datafolder import ServerInfo
+from farm_server.settings import ServerSettings
+from protocol.errors import FarmError
+
+app = typer.Typer(
+    help="The farm's server: it hands out work, adds up what comes back, and keeps every task safe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The server's folder (FARM_SERVER_DATA_DIR).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and exit code 1."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except FarmError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001  # read by main
+) -> None:
+    """Accept what goes before any command."""
+    if show_version:
+        typer.echo(version("aifarm"))
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    *,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="How others reach it, where a proxy stands in front.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Run in the background, log to the data folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the server and print the line that a volunteer pastes to join."""
+    given = {"data_dir": data_dir, "host": host, "port": port, "public_url": public_url, "log_format": log_format}
+    settings = _settings(**given)
+    if detach:
+        _announce(control.start_detached(settings, list(_as_arguments(given))), as_json=as_json)
+        return
+    from farm_server.daemon import run  # noqa: PLC0415  # status and down must not pay for the web framework
+    from farm_server.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs(settings)
+    run(settings, lambda info: _announce(info, as_json=as_json))
+
+
+@app.command()
+def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Say whether a server runs on the folder, how it is, and how to reach it."""
+    info = control.running_server(_settings(data_dir=data_dir).data_dir)
+    view = control.farm_view(info)
+    if as_json:
+        _print_json({**asdict(info), "farm": view.model_dump()})
+        return
+    typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
+    _announce(info, as_json=False)
+
+
+@app.command()
+def down(
+    data_dir: DataDir = None,
+    force: Annotated[bool, typer.Option("--force", help="Kill it; nothing that was committed is lost.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop the folder's server: clients are told, rounds that are committed stay."""
+    info = control.stop(_settings(data_dir=data_dir).data_dir, force=force)
+    if as_json:
+        _print_json({"stopped": True, "pid": info.pid})
+    else:
+        typer.echo(f"stopped the server with process id {info.pid}")
+
+
+@app.command()
+def doctor(
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="Address that `up` would listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port that `up` would listen on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check folder, free space, ledger, port and versions; exit code 1 if something is wrong."""
+    from farm_server.doctor import examine  # noqa: PLC0415  # it needs torch and the database driver
+
+    findings = list(examine(_settings(data_dir=data_dir, host=host, port=port)))
+    if as_json:
+        _print_json({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]})
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+def _settings(**given: Any) -> ServerSettings:
+    """Return the settings; a value that can't be is a usage error."""
+    try:
+        return ServerSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else "settings"
+        raise typer.BadParameter(
+            f"{first['msg']} (--{where.replace('_', '-')} or FARM_SERVER_{where.upper()})"
+        ) from error
+
+
+def _as_arguments(given: dict[str, Any]) -> Iterator[str]:
+    for option, value in given.items():
+        if value is None:
+            continue
+        yield f"--{option.replace('_', '-')}"
+        yield str(value.absolute() if isinstance(value, Path) else value)
+
+
+def _announce(info: ServerInfo, *, as_json: bool) -> None:
+    if as_json:
+        print(info.to_json(), flush=True)  # noqa: T201
+        return
+    typer.echo(
+        f"The farm is ready: {info.url}\n"
+        f"  a volunteer joins with:  farm-client join {info.join_url}\n"
+        f"  a researcher sets:       export FARM_URL={info.farm_url}"
+    )
+    sys.stdout.flush()
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data))

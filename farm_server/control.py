@@ -1,0 +1,111 @@
+"""How the command line reaches a server that runs: by its folder's lock, its ``server.json`` and its process id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
+from farm_server.settings import ServerSettings
+from protocol.errors import FarmError, NotFound, Unavailable
+from protocol.rest import FarmView
+
+_ANSWER_SECONDS = 5.0
+_STOP_SECONDS = 30.0
+_KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 3
+
+
+def running_server(data_dir: Path) -> ServerInfo:
+    """Return what the folder's server says of itself. Raises: NotFound if none runs there."""
+    info = read_server_info(data_dir) if is_locked(data_dir) else None
+    if info is None:
+        raise NotFound(f"no server runs on {data_dir}; start one with `farm-server up` (or give --data-dir)")
+    return info
+
+
+def farm_view(info: ServerInfo) -> FarmView:
+    """Ask a running server how it is. Raises: Unavailable if it doesn't answer."""
+    token, _, place = info.farm_url.removeprefix(f"{urlsplit(info.farm_url).scheme}://").partition("@")
+    url = f"{urlsplit(info.farm_url).scheme}://{place}/v1/farm"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310  # http(s) only
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+            return FarmView.model_validate_json(answer.read())
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise Unavailable(f"the server with process id {info.pid} does not answer at {info.url}: {error}") from error
+
+
+def start_detached(settings: ServerSettings, arguments: list[str]) -> ServerInfo:
+    """Start a server in a session of its own and wait until it is ready; its log goes to the data folder.
+
+    Raises: FarmError with what the new process said, if it could not start.
+    """
+    folder = DataFolder(settings.data_dir)
+    with folder.log_file.open("ab") as log:
+        begins_at = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "farm_server", "up", "--json", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    with contextlib.closing(process.stdout) if process.stdout else contextlib.nullcontext() as stdout:
+        line = stdout.readline() if stdout else b""
+    if line:
+        return ServerInfo(**json.loads(line))
+    process.wait()
+    raise _said(folder.log_file, begins_at)
+
+
+def stop(data_dir: Path, *, force: bool) -> ServerInfo:
+    """Stop the folder's server and wait until it has gone: it drains, unless forced.
+
+    Raises: NotFound if none runs. Unavailable if it doesn't go.
+    """
+    info = running_server(data_dir)
+    _signal(info.pid, signal.SIGKILL if force else signal.SIGTERM)
+    if not _is_gone(data_dir, _KILL_SECONDS if force else _STOP_SECONDS):
+        raise Unavailable(f"the server with process id {info.pid} is still running; try `farm-server down --force`")
+    if force:
+        (data_dir / "server.json").unlink(missing_ok=True)
+    return info
+
+
+def _is_gone(data_dir: Path, within_seconds: float) -> bool:
+    deadline = time.monotonic() + within_seconds
+    while is_locked(data_dir):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise Unavailable(f"the server with process id {pid} belongs to another user") from None
+
+
+def _said(log_file: Path, begins_at: int) -> FarmError:
+    with log_file.open("rb") as log:
+        log.seek(begins_at)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    for line in lines:
+        if line.startswith("error: "):
+            return Unavailable(line.removeprefix("error: "))
+    return Unavailable(f"the server could not start; {log_file} says: {' / '.join(lines[-_TAIL_LINES:]) or 'nothing'}")

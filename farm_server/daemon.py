@@ -1,0 +1,106 @@
+"""The daemon's life: startup, serve, shutdown. The first Ctrl-C drains, the second forces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import structlog
+import uvloop
+
+from farm_server.datafolder import DataFolder, ServerInfo
+from farm_server.farm import Farm
+from farm_server.http.app import create_app
+from farm_server.listener import bind, server_info
+from farm_server.serving import Serving
+from farm_server.settings import ServerSettings
+
+_log = structlog.get_logger(__name__)
+
+
+def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None]) -> None:
+    """Run a server until it is told to stop. Raises: FarmError if it can't start."""
+    folder = DataFolder(settings.data_dir)
+    folder.lock()
+    try:
+        listener = bind(settings.host, settings.port)
+        try:
+            uvloop.run(Daemon(settings, folder, listener, on_ready).live())
+        finally:
+            listener.close()
+    finally:
+        folder.unlock()
+
+
+class Daemon:
+    """One server in a locked folder, on a bound socket."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        folder: DataFolder,
+        listener: socket.socket,
+        on_ready: Callable[[ServerInfo], None],
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._listener = listener
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+        self._force = asyncio.Event()
+
+    async def live(self) -> None:
+        """Start up, serve until a signal, shut down."""
+        with self._signals():
+            farm = await Farm.open(self._settings, self._folder)
+            try:
+                serving = await self._startup(farm)
+                await self._serve(serving)
+                await self._shutdown(farm, serving)
+            finally:
+                await farm.close()
+
+    async def _startup(self, farm: Farm) -> Serving:
+        farm.start()
+        serving = Serving(create_app(farm), self._listener, self._settings)
+        await serving.ready()
+        info = server_info(self._settings, self._listener, farm.tokens)
+        self._folder.publish(info)
+        _log.info("serving", url=info.url, data_dir=str(self._folder.root), tasks=len(farm.coordinator.task_views(0.0)))
+        self._on_ready(info)
+        return serving
+
+    async def _serve(self, serving: Serving) -> None:
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({stopped, serving.task}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+    async def _shutdown(self, farm: Farm, serving: Serving) -> None:
+        _log.info("draining; a second Ctrl-C stops at once")
+        draining = asyncio.create_task(farm.drain("the server is going down"))
+        forced = asyncio.create_task(self._force.wait())
+        await asyncio.wait({draining, forced}, return_when=asyncio.FIRST_COMPLETED)
+        await serving.stop(force=self._force.is_set())
+        draining.cancel()
+        forced.cancel()
+        await asyncio.gather(draining, forced, return_exceptions=True)
+        _log.info("stopped")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            self._force.set()
+        self._stop.set()

@@ -1,0 +1,35 @@
+"""Sends the coordinator's messages to the clients that they are for."""
+
+from __future__ import annotations
+
+from coordinator.commands import Send
+from farm_server.inline_blobs import InlineBlobs
+from farm_server.placements import Placements
+from farm_server.registry import Registry
+from protocol.errors import FarmError, OutOfOrder
+from protocol.messages import Assign
+
+
+class Dispatch:
+    """Never waits: each connection has a queue of its own."""
+
+    def __init__(self, registry: Registry, placements: Placements, inline: InlineBlobs) -> None:
+        self._registry = registry
+        self._placements = placements
+        self._inline = inline
+
+    def send(self, command: Send) -> None:
+        """Send a message, if that incarnation of the client is still connected."""
+        peer = self._registry.find(command.client_id, command.incarnation)
+        if peer is None or peer.wire.is_over:
+            return
+        message = command.message
+        if isinstance(message, Assign):
+            self._placements.add(peer.client_id, message)
+            message = self._inline.filled(message)
+        try:
+            peer.wire.send(message)
+        except OutOfOrder:
+            return  # it said goodbye a moment ago
+        except FarmError as error:
+            peer.wire.end(f"a message for it can't be sent: {error.message}")

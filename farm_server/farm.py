@@ -1,0 +1,225 @@
+"""All parts of one running server, put together. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import structlog
+
+from coordinator.commands import (
+    Command,
+    CommitRound,
+    DropRound,
+    DropUpdate,
+    Fold,
+    OpenRound,
+    ReleaseTask,
+    Send,
+)
+from coordinator.engine import Coordinator
+from coordinator.events import Event, Restored, Tick
+from coordinator.records import CheckpointRecord, Entry, Snapshot
+from coordinator.settings import CoordinatorSettings
+from farm_server.aggregator import Aggregator
+from farm_server.bells import FARM, Bells
+from farm_server.clock import Clock, SteadyClock
+from farm_server.datafolder import DataFolder
+from farm_server.dispatch import Dispatch
+from farm_server.entry_buffer import EntryBuffer
+from farm_server.gateway import Gateway
+from farm_server.housekeeping import Retention, collect_blobs, every, lacks_space
+from farm_server.inline_blobs import InlineBlobs
+from farm_server.intake import Intake
+from farm_server.journal import Journal
+from farm_server.layouts import Layouts
+from farm_server.placements import Placements
+from farm_server.reception import Reception
+from farm_server.registry import Registry
+from farm_server.runtime import Runtime
+from farm_server.settings import ServerSettings
+from farm_server.spooled_updates import SpooledUpdates
+from farm_server.submissions import Submissions
+from farm_server.telemetry import Telemetry
+from farm_server.tokens import Tokens
+from farm_server.torch_side import TorchSide
+from protocol.tasks import TaskSpec
+from storage.blobs import FolderBlobStore
+from storage.checkpoints import CheckpointStore
+from storage.ledger import Ledger
+
+_log = structlog.get_logger(__name__)
+
+
+class Farm:
+    """The server without its sockets. ``open`` it, ``start`` it, and at the end ``close`` it, on one event loop."""
+
+    def __init__(
+        self, settings: ServerSettings, tokens: Tokens, ledger: Ledger, blobs: FolderBlobStore, snapshot: Snapshot
+    ) -> None:
+        self.settings = settings
+        self.tokens = tokens
+        self.ledger = ledger
+        self.blobs = blobs
+        self.clock: Clock = SteadyClock(not_before=_newest_time(snapshot))
+        self.started_at = self.clock.now()
+        self.telemetry = Telemetry()
+        self.bells = Bells()
+        self.torch_side = TorchSide(settings.torch_threads)
+        self.inline = InlineBlobs(settings.inline_cache_bytes)
+        self.registry = Registry(snapshot.clients, settings.max_clients)
+        self.retention = Retention(ledger, blobs, settings.superseded_grace_seconds)
+        self.journal = Journal(ledger, self._ring)
+        self.entries = EntryBuffer(ledger, self._ring)
+        self.coordinator = Coordinator(
+            snapshot, CoordinatorSettings(), lambda: secrets.token_hex(8), secrets.SystemRandom().random
+        )
+        self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
+        self._loop = asyncio.get_running_loop()
+        self._restored = bool(snapshot.tasks)
+        self._background: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._assemble(snapshot)
+
+    @classmethod
+    async def open(cls, settings: ServerSettings, folder: DataFolder) -> Self:
+        """Open the ledger and the blob store in a locked folder and take up what is there. Raises: FarmError."""
+        tokens = folder.tokens(settings)
+        blobs = FolderBlobStore(folder.blobs)
+        ledger = await Ledger.open(settings.ledger_url)
+        return cls(settings, tokens, ledger, blobs, await ledger.load())
+
+    def _assemble(self, snapshot: Snapshot) -> None:
+        """Connect the parts that talk to each other."""
+        layouts = Layouts(self.blobs)
+        for task in snapshot.tasks:
+            layouts.add(task.task_id, task.spec.initial_weights.digest)
+        spooled = SpooledUpdates(self.blobs)
+        placements = Placements()
+        dispatch = Dispatch(self.registry, placements, self.inline)
+        reception = Reception(
+            post=self.runtime.post,
+            intake=Intake(layouts, self.blobs, self.torch_side),
+            spooled=spooled,
+            placements=placements,
+            entries=self.entries,
+            telemetry=self.telemetry,
+            clock=self.clock,
+        )
+        self.gateway = Gateway(
+            settings=self.settings,
+            tokens=self.tokens,
+            registry=self.registry,
+            reception=reception,
+            post=self.runtime.post,
+            telemetry=self.telemetry,
+            clock=self.clock,
+        )
+        self.submissions = Submissions(
+            ledger=self.ledger,
+            blobs=self.blobs,
+            layouts=layouts,
+            inline=self.inline,
+            torch_side=self.torch_side,
+            ask=self.runtime.ask,
+        )
+        self._aggregator = Aggregator(
+            blobs=self.blobs,
+            checkpoints=CheckpointStore(self.blobs),
+            spooled=spooled,
+            torch_side=self.torch_side,
+            outcomes=self,
+            clock=self.clock,
+            threads=self.settings.aggregator_threads,
+        )
+        self._doers: Mapping[type[Command], Callable[[Any], None]] = {
+            Send: dispatch.send,
+            OpenRound: self._aggregator.open_round,
+            Fold: self._aggregator.fold,
+            CommitRound: self._aggregator.commit_round,
+            DropRound: self._aggregator.drop_round,
+            DropUpdate: lambda command: spooled.release(command.update),
+            ReleaseTask: self._aggregator.release_task,
+        }
+        self.telemetry.watch_tasks(lambda: Counter(t.state for t in self.coordinator.task_views(self.clock.now())))
+
+    def start(self) -> None:
+        """Begin to work: mend what the last stop interrupted, tick, keep house, and warm torch up."""
+        self.journal.start()
+        if self._restored:
+            self.runtime.post(Restored())
+        settings = self.settings
+        jobs = [
+            every(settings.retention_seconds, lambda: self.retention.drop_superseded(self.clock.now()), "retention"),
+            every(
+                settings.collect_seconds, lambda: collect_blobs(self.ledger, self.blobs, settings), "blob collection"
+            ),
+            self._tick_for_ever(),
+        ]
+        self._background = [asyncio.create_task(job) for job in jobs]
+        threading.Thread(target=self.torch_side.warm_up, name="warm-up", daemon=True).start()
+
+    async def drain(self, reason: str) -> None:
+        """Let clients leave in peace and end every wait; nothing new is taken."""
+        self._draining = True
+        self.bells.close()
+        await self.gateway.drain(reason)
+
+    async def close(self) -> None:
+        """Stop all work, make what was decided durable, and close the ledger."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.to_thread(self._aggregator.close)
+        await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already
+        self.entries.flush()
+        await self.journal.close()
+        await self.ledger.close()
+
+    def not_ready(self) -> str | None:
+        """Say why the server can take no new work now, or return None."""
+        if self._draining:
+            return "the server is shutting down"
+        return self.journal.failure or lacks_space(self.settings.data_dir, self.settings.min_free_bytes)
+
+    def event(self, event: Event) -> None:
+        """Take an outcome from a worker thread to the coordinator."""
+        self._loop.call_soon_threadsafe(self.runtime.post, event)
+
+    def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
+        """Take a durable checkpoint from a worker thread to those who serve it."""
+        self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, weights, seconds)
+
+    def _committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
+        self.inline.keep(weights, checkpoint.weights.digest)
+        self.retention.note(checkpoint.task_id, spec.recipe.keep_checkpoints)
+        self.telemetry.rounds.inc()
+        self.telemetry.commit_seconds.observe(seconds)
+
+    def _carry_out(self, command: Command) -> None:
+        self._doers[type(command)](command)
+
+    def _ring(self, entries: Sequence[Entry]) -> None:
+        self.bells.ring({FARM, *(e.task_id or FARM for e in entries)})
+
+    async def _tick_for_ever(self) -> None:
+        interval = self.settings.tick_seconds
+        while True:
+            due = self._loop.time() + interval
+            await asyncio.sleep(interval)
+            self.telemetry.loop_lag_seconds.observe(max(self._loop.time() - due, 0.0))
+            self.gateway.sweep()
+            self.entries.flush()
+            self.runtime.post(Tick())
+
+
+def _newest_time(snapshot: Snapshot) -> float:
+    """Return the latest moment that the ledger knows of: the clock must not start before it."""
+    times = [t.created_at for t in snapshot.tasks]
+    times += [c.last_seen for c in snapshot.clients]
+    times += [c.created_at for c in snapshot.checkpoints]
+    return max(times, default=0.0)

@@ -1,0 +1,157 @@
+"""The WebSocket of ``/v1/farm``: lets clients in, keeps their connections, and loses those that fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from coordinator.events import ClientConnected, ClientLost, Event
+from farm_server.clock import Clock
+from farm_server.reception import Reception
+from farm_server.registry import Peer, Registry
+from farm_server.settings import ServerSettings
+from farm_server.telemetry import Telemetry
+from farm_server.tokens import Tokens
+from farm_server.wire import Wire
+from protocol.errors import FarmError, OutOfOrder, Unauthorized
+from protocol.messages import Bye, Drain, Hello, Welcome
+from protocol.rest import ErrorBody
+from protocol.session import Session, Side
+
+_log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """One coroutine for each connection."""
+
+    def __init__(
+        self,
+        *,
+        settings: ServerSettings,
+        tokens: Tokens,
+        registry: Registry,
+        reception: Reception,
+        post: Callable[[Event], None],
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._tokens = tokens
+        self._registry = registry
+        self._reception = reception
+        self._post = post
+        self._telemetry = telemetry
+        self._clock = clock
+        self._draining: str | None = None
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Serve one connection, from its handshake to its end."""
+        try:
+            self._tokens.role_of(websocket.headers.get("authorization"))
+        except Unauthorized as error:
+            body = ErrorBody(code=error.code, message=error.message)
+            await websocket.send_denial_response(JSONResponse(body.model_dump(), status_code=401))
+            return
+        await websocket.accept()
+        session = Session(Side.SERVER, self._settings.max_frame_bytes)
+        wire = Wire(websocket, session, self._settings.max_outbox_bytes)
+        try:
+            if (hello := await self._hello(wire)) is not None and (peer := self._admit(hello, wire)) is not None:
+                await self._converse(peer)
+        finally:
+            await wire.close()
+            self._telemetry.wire_bytes.labels("in").inc(wire.received_bytes)
+            self._telemetry.wire_bytes.labels("out").inc(wire.sent_bytes)
+
+    def sweep(self) -> None:
+        """Lose the clients that were silent for too long."""
+        longest = self._settings.lost_after_seconds
+        for peer in self._registry.silent(self._clock.now() - longest):
+            peer.wire.end(f"silent for more than {longest:g} s")
+
+    async def drain(self, reason: str) -> None:
+        """Ask every client to finish or hand back, wait a while for them to leave, and close the rest."""
+        self._draining = reason
+        for peer in self._registry:
+            if peer.wire.session.may_send("drain"):
+                peer.wire.send(Drain(reason=reason))
+        if leaving := [peer.wire.over for peer in self._registry]:
+            await asyncio.wait(leaving, timeout=self._settings.drain_seconds)
+        for peer in self._registry:
+            self.dismiss(peer, reason)
+
+    def dismiss(self, peer: Peer, reason: str) -> None:
+        """Say goodbye to a client and close."""
+        if peer.wire.session.may_send("bye"):
+            peer.wire.send(Bye(reason=reason))
+        peer.wire.end(reason)
+
+    async def _hello(self, wire: Wire) -> Hello | None:
+        """Wait for the introduction; None if the connection ended before it."""
+        try:
+            async with asyncio.timeout(self._settings.hello_seconds):
+                while not wire.session.closed:
+                    for message in await wire.receive():
+                        if isinstance(message, Hello):
+                            return message
+                    await wire.flush()
+        except TimeoutError:
+            wire.session.fail(OutOfOrder(f"no hello came within {self._settings.hello_seconds:g} s"))
+        except WebSocketDisconnect:
+            pass  # it left before it said who it is
+        return None
+
+    def _admit(self, hello: Hello, wire: Wire) -> Peer | None:
+        """Welcome a client, or refuse it with a fatal error."""
+        try:
+            peer, secret_hash, replaced = self._registry.admit(hello, wire, self._clock.now())
+        except FarmError as error:
+            _log.warning("a client is refused", client=hello.client_id, code=error.code, error=error.message)
+            wire.session.fail(error)
+            return None
+        if replaced is not None:
+            self._lose(replaced, "replaced by a newer connection of the same client")
+        wire.send(self._welcome(peer))
+        self._telemetry.clients_online.set(len(self._registry))
+        _log.info("client joined", client=peer.name, client_id=peer.client_id, incarnation=peer.incarnation)
+        self._post(ClientConnected(hello, secret_hash, peer.incarnation))
+        if self._draining is not None:
+            wire.send(Drain(reason=self._draining))
+        return peer
+
+    def _welcome(self, peer: Peer) -> Welcome:
+        return Welcome(
+            version=peer.wire.session.version or 0,
+            incarnation=peer.incarnation,
+            server=self._settings.name,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            lost_after_seconds=self._settings.lost_after_seconds,
+            max_frame_bytes=self._settings.max_frame_bytes,
+        )
+
+    async def _converse(self, peer: Peer) -> None:
+        reason = "the server failed"
+        try:
+            reason = await peer.wire.converse(self._read(peer))
+        finally:
+            if self._registry.remove(peer):
+                self._lose(peer, reason)
+
+    async def _read(self, peer: Peer) -> None:
+        wire = peer.wire
+        while not wire.session.closed:
+            messages = await wire.receive()
+            peer.last_seen = self._clock.now()
+            for message in messages:
+                await self._reception.take(peer, message)
+        wire.end(f"it broke the protocol: {wire.session.error.message}" if wire.session.error else "it left")
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        _log.info("client lost", client=peer.name, client_id=peer.client_id, reason=reason)
+        peer.wire.end(reason)
+        self._telemetry.clients_online.set(len(self._registry))
+        self._post(ClientLost(peer.client_id, peer.incarnation, reason))

@@ -1,0 +1,38 @@
+"""What a route may ask for: the farm, and a token of the right role."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from farm_server.farm import Farm
+from farm_server.tokens import Role
+from protocol.errors import Unauthorized
+
+_documented = HTTPBearer(auto_error=False, description="Or HTTP Basic with the token as the user name.")
+
+
+def get_farm(request: Request) -> Farm:
+    """Return the farm that this app serves."""
+    farm: Farm = request.app.state.farm
+    return farm
+
+
+FarmDep = Annotated[Farm, Depends(get_farm)]
+
+
+def require_any_token(request: Request, farm: FarmDep) -> None:
+    """Let volunteers and researchers in. Raises: Unauthorized."""
+    farm.tokens.role_of(request.headers.get("authorization"))
+
+
+def require_farm_token(request: Request, farm: FarmDep) -> None:
+    """Let researchers and operators in. Raises: Unauthorized."""
+    if farm.tokens.role_of(request.headers.get("authorization")) is not Role.RESEARCHER:
+        raise Unauthorized("this needs the farm token, not the join token; use the http:// address of `farm-server up`")
+
+
+ANY_TOKEN = [Depends(_documented), Depends(require_any_token)]
+FARM_TOKEN = [Depends(_documented), Depends(require_farm_token)]

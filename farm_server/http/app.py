@@ -1,0 +1,33 @@
+"""The ASGI application: routers, error answers, and the WebSocket."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI, WebSocket
+
+from farm_server.farm import Farm
+from farm_server.http import blobs, errors, feeds, overview, page, tasks
+from farm_server.http.body_limit import BodyLimit
+
+
+def create_app(farm: Farm) -> FastAPI:
+    """Return the application that serves this farm."""
+    app = FastAPI(
+        title="AI Farm",
+        version=version("aifarm"),
+        summary="Train models on machines that volunteers lend.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.farm = farm
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=farm.settings.max_body_bytes)
+    for router in (tasks.router, feeds.router, blobs.router, overview.router, overview.watch_router, page.router):
+        app.include_router(router)
+
+    @app.websocket("/v1/farm")
+    async def join(websocket: WebSocket) -> None:
+        await farm.gateway.serve(websocket)
+
+    return app

@@ -1,0 +1,59 @@
+"""The farm as a whole: the farm view, its clients, and what watches over it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib.metadata import version
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from coordinator.lifecycle import ACTIVE
+from farm_server.http.access import FARM_TOKEN, FarmDep
+from protocol.limits import INLINE_BYTES
+from protocol.rest import ClientView, FarmView
+
+router = APIRouter(prefix="/v1", tags=["farm"], dependencies=FARM_TOKEN)
+watch_router = APIRouter(tags=["watch"])
+
+
+@router.get("/farm", summary="The farm at a glance")
+async def farm_view(farm: FarmDep) -> FarmView:
+    """Return name, version and counts."""
+    tasks = farm.coordinator.task_views(farm.clock.now())
+    return FarmView(
+        name=farm.settings.name,
+        version=version("aifarm"),
+        clients_online=len(farm.registry),
+        tasks_active=sum(t.state in ACTIVE for t in tasks),
+        inline_bytes=INLINE_BYTES,
+        started_at=farm.started_at,
+    )
+
+
+@router.get("/clients", summary="All known clients, the connected ones first")
+async def clients(farm: FarmDep) -> list[ClientView]:
+    """Return every client with its resources, load and standing."""
+    return farm.coordinator.client_views(farm.clock.now())
+
+
+@watch_router.get("/healthz", summary="Is the process alive?", response_class=PlainTextResponse)
+async def healthz() -> str:
+    """Return 200 as long as the event loop turns."""
+    return "ok\n"
+
+
+@watch_router.get("/readyz", summary="Can it take work?", response_class=PlainTextResponse)
+async def readyz(farm: FarmDep) -> Response:
+    """Return 200, or 503 with the reason."""
+    reason = farm.not_ready()
+    if reason is None:
+        return PlainTextResponse("ready\n")
+    return PlainTextResponse(reason + "\n", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@watch_router.get("/metrics", summary="Counters for Prometheus", response_class=Response)
+async def metrics(farm: FarmDep) -> Response:
+    """Return Prometheus's text format."""
+    return Response(farm.telemetry.page(), media_type=CONTENT_TYPE_LATEST)

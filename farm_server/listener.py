@@ -1,0 +1,61 @@
+"""The listening socket, and how the server is reached through it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from urllib.parse import urlsplit
+
+from farm_server.datafolder import ServerInfo
+from farm_server.settings import ServerSettings
+from farm_server.tokens import Tokens
+from protocol.errors import Conflict, FarmError, Unavailable
+
+_UNACKNOWLEDGED_MILLISECONDS = 30_000
+_EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raises: Conflict if the port is in use; Unavailable if the address can't be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # a peer that stopped reading, or vanished, must not keep a closed connection's bytes for ever
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise _explained(host, port, error) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def server_info(settings: ServerSettings, listener: socket.socket, tokens: Tokens) -> ServerInfo:
+    """Return the addresses, with tokens, that a server with this socket is reached by."""
+    url = (settings.public_url or _local_url(settings.host, listener.getsockname()[1])).rstrip("/")
+    parts = urlsplit(url)
+    websocket = "wss" if parts.scheme == "https" else "ws"
+    place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return ServerInfo(
+        pid=os.getpid(),
+        url=url,
+        join_url=f"{websocket}://{tokens.join}@{place}",
+        farm_url=f"{parts.scheme}://{tokens.farm}@{place}",
+    )
+
+
+def _local_url(host: str, port: int) -> str:
+    if host in _EVERY_ADDRESS:
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _explained(host: str, port: int, error: OSError) -> FarmError:
+    if error.errno == errno.EADDRINUSE:
+        return Conflict(f"port {port} on {host} is in use; stop what listens there or give another --port (0: any)")
+    if error.errno == errno.EACCES:
+        return Unavailable(f"port {port} needs more rights than this user has; give --port 1024 or higher")
+    return Unavailable(f"can't listen on {host}: {error.strerror or error}; give --host an address of this machine")

@@ -1,0 +1,38 @@
+"""Where an assignment belongs, by its id: what progress, logs and results need and do not carry themselves."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from protocol.messages import Assign, Kind
+
+_REMEMBERED = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The client that an assignment was sent to, and its task and round."""
+
+    client_id: str
+    task_id: str
+    round: int
+    kind: Kind
+
+
+class Placements:
+    """Remembers the assignments that were sent, the newest ``_REMEMBERED`` of them."""
+
+    def __init__(self) -> None:
+        self._by_id: OrderedDict[str, Placement] = OrderedDict()
+
+    def add(self, client_id: str, assign: Assign) -> None:
+        """Remember an assignment as it goes out."""
+        self._by_id[assign.assignment_id] = Placement(client_id, assign.task.task_id, assign.round, assign.kind)
+        if len(self._by_id) > _REMEMBERED:
+            self._by_id.popitem(last=False)
+
+    def find(self, client_id: str, assignment_id: str) -> Placement | None:
+        """Return where the assignment belongs, if it was sent to this client."""
+        placement = self._by_id.get(assignment_id)
+        return placement if placement and placement.client_id == client_id else None

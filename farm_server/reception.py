@@ -1,0 +1,143 @@
+"""What a client says, once it is in: turned into events, with results checked before they count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from coordinator.events import Event, ResultArrived
+from farm_server.clock import Clock
+from farm_server.entry_buffer import EntryBuffer
+from farm_server.intake import Intake
+from farm_server.placements import Placement, Placements
+from farm_server.registry import Peer
+from farm_server.spooled_updates import SpooledUpdates
+from farm_server.telemetry import Telemetry
+from farm_server.translate import event_of, failure_of, unusable
+from protocol.errors import FarmError
+from protocol.messages import Bye, Error, Message, Progress, Result
+
+_CHECKS_AT_ONCE = 16
+_log = structlog.get_logger(__name__)
+
+
+class Reception:
+    """Takes messages in the order in which one connection brings them."""
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Event], None],
+        intake: Intake,
+        spooled: SpooledUpdates,
+        placements: Placements,
+        entries: EntryBuffer,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._post = post
+        self._intake = intake
+        self._spooled = spooled
+        self._placements = placements
+        self._entries = entries
+        self._telemetry = telemetry
+        self._clock = clock
+        self._checks: set[asyncio.Task[None]] = set()
+        self._free_checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+    async def take(self, peer: Peer, message: Message) -> None:
+        """Act on one message. Waits only where too many large results are being checked already."""
+        match message:
+            case Result():
+                await self._result(peer, message)
+            case Error():
+                self._error(peer, message)
+            case Bye():
+                peer.wire.end(f"it {'crashed' if message.crashed else 'left'}: {message.reason or 'goodbye'}")
+            case _:
+                if isinstance(message, Progress):
+                    self._progress(peer, message)
+                if (event := event_of(peer, message)) is not None:
+                    self._post(event)
+
+    def _progress(self, peer: Peer, message: Progress) -> None:
+        placement = self._placements.find(peer.client_id, message.progress.assignment_id)
+        if placement is not None and (message.metrics or message.logs):
+            self._entries.add(peer, placement, message, self._clock.now())
+
+    def _error(self, peer: Peer, message: Error) -> None:
+        failure = failure_of(peer, message)
+        if failure is None:
+            _log.warning("a client reports an error", client=peer.name, code=message.code, error=message.message)
+            return
+        if placement := self._placements.find(peer.client_id, failure.assignment_id):
+            text = message.traceback or f"{message.code}: {message.message}"
+            self._entries.add_error(peer, placement, text, self._clock.now())
+        self._post(failure)
+
+    async def _result(self, peer: Peer, result: Result) -> None:
+        placement = self._placements.find(peer.client_id, result.assignment_id)
+        if placement is None:
+            # not sent by this server's life: the coordinator holds no lease for it and will say that it came late
+            self._arrived(peer, result.model_copy(update={"update": None}))
+        elif self._intake.is_quick(result):
+            self._check_now(peer, placement, result)
+        else:
+            await self._free_checks.acquire()
+            check = asyncio.create_task(self._check_apart(peer, placement, result))
+            self._checks.add(check)
+            check.add_done_callback(self._checked)
+
+    def _check_now(self, peer: Peer, placement: Placement, result: Result) -> None:
+        try:
+            usable = self._intake.check(placement.task_id, placement.kind, result)
+        except FarmError as error:
+            self._refuse(peer, placement, result, error)
+        else:
+            self._arrived(peer, usable)
+
+    async def _check_apart(self, peer: Peer, placement: Placement, result: Result) -> None:
+        try:
+            usable = await asyncio.to_thread(self._intake.check, placement.task_id, placement.kind, result)
+        except FarmError as error:
+            self._refuse(peer, placement, result, error)
+        else:
+            self._arrived(peer, usable)
+
+    def _checked(self, check: asyncio.Task[None]) -> None:
+        self._checks.discard(check)
+        self._free_checks.release()
+        if not check.cancelled() and (error := check.exception()) is not None:
+            _log.error("a result could not be checked", exc_info=error)
+
+    def _refuse(self, peer: Peer, placement: Placement, result: Result, error: FarmError) -> None:
+        self._telemetry.updates.labels("refused").inc()
+        _log.warning(
+            "a result is refused",
+            client=peer.name,
+            task=placement.task_id,
+            round=placement.round,
+            assignment=result.assignment_id,
+            code=error.code,
+            error=error.message,
+        )
+        self._entries.add_error(peer, placement, f"{error.code}: {error.message}", self._clock.now())
+        self._post(unusable(peer, result, error))
+
+    def _arrived(self, peer: Peer, result: Result) -> None:
+        self._spooled.hold(result.update)
+        self._telemetry.updates.labels("usable").inc()
+        self._post(
+            ResultArrived(
+                peer.client_id,
+                peer.incarnation,
+                result.assignment_id,
+                result.fence,
+                result.samples,
+                result.metrics,
+                result.update,
+                result.compute_seconds,
+            )
+        )

@@ -1,0 +1,82 @@
+"""Who is connected now, as which incarnation, and whose identity is proven."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from coordinator.records import ClientRecord
+from farm_server.wire import Wire
+from protocol.digests import digest_bytes
+from protocol.errors import Unauthorized, Unavailable
+from protocol.messages import Hello
+
+
+@dataclass(slots=True)
+class Peer:
+    """One connected client. ``last_seen`` is when its last frame came, on the server's clock."""
+
+    client_id: str
+    incarnation: int
+    name: str
+    wire: Wire
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    secret_hash: str
+    incarnation: int
+
+
+class Registry:
+    """Identities are trusted on first use: the first secret that a client id shows is the one it must show again."""
+
+    def __init__(self, known: Iterable[ClientRecord], max_clients: int) -> None:
+        self._identities = {c.client_id: _Identity(c.secret_hash, c.incarnation) for c in known}
+        self._peers: dict[str, Peer] = {}
+        self._max_clients = max_clients
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def admit(self, hello: Hello, wire: Wire, now: float) -> tuple[Peer, str, Peer | None]:
+        """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
+
+        Raises: Unauthorized if another secret was shown for this client id before. Unavailable if the farm is full.
+        """
+        secret_hash = digest_bytes(hello.client_secret.encode())
+        known = self._identities.get(hello.client_id)
+        if known and not hmac.compare_digest(known.secret_hash, secret_hash):
+            raise Unauthorized(
+                f"client {hello.client_id} is known by another secret; start the agent with a fresh --home "
+                "to join as a new client"
+            )
+        replaced = self._peers.get(hello.client_id)
+        if replaced is None and len(self._peers) >= self._max_clients:
+            raise Unavailable(f"the farm is full: {self._max_clients} clients are connected; try again later")
+        incarnation = known.incarnation + 1 if known else 1
+        self._identities[hello.client_id] = _Identity(secret_hash, incarnation)
+        name = hello.name or hello.resources.hostname or hello.client_id[:8]
+        peer = self._peers[hello.client_id] = Peer(hello.client_id, incarnation, name, wire, now)
+        return peer, secret_hash, replaced
+
+    def remove(self, peer: Peer) -> bool:
+        """Forget a connection; false if it was replaced or removed before."""
+        if self._peers.get(peer.client_id) is not peer:
+            return False
+        del self._peers[peer.client_id]
+        return True
+
+    def find(self, client_id: str, incarnation: int) -> Peer | None:
+        """Return the peer if that incarnation is the one that is connected."""
+        peer = self._peers.get(client_id)
+        return peer if peer and peer.incarnation == incarnation else None
+
+    def silent(self, since: float) -> list[Peer]:
+        """Return the peers of whom nothing was heard after ``since``."""
+        return [p for p in self._peers.values() if p.last_seen < since]

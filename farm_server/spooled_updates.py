@@ -1,0 +1,50 @@
+"""Updates in the blob store that wait to be folded. Two clients may send the same bytes: the last user deletes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Protocol
+
+import structlog
+
+from protocol.errors import FarmError
+from protocol.tasks import BlobRef
+
+_log = structlog.get_logger(__name__)
+
+
+class Deleting(Protocol):
+    """The part of the blob store that deletes."""
+
+    def delete(self, digest: str) -> object:
+        """Delete a blob, if it is there."""
+
+
+class SpooledUpdates:
+    """Counts who still needs each spooled update. Safe on any thread. Inline updates pass through untouched."""
+
+    def __init__(self, blobs: Deleting) -> None:
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self._users: Counter[str] = Counter()
+
+    def hold(self, update: BlobRef | None) -> None:
+        """Note that a result brought this update."""
+        if update is not None and update.inline is None:
+            with self._lock:
+                self._users[update.digest] += 1
+
+    def release(self, update: BlobRef) -> None:
+        """Note that one result's update is done with."""
+        if update.inline is not None:
+            return
+        with self._lock:
+            self._users[update.digest] -= 1
+            if self._users[update.digest] > 0:
+                return
+            del self._users[update.digest]
+        try:
+            self._blobs.delete(update.digest)
+        except (FarmError, OSError) as error:
+            _log.warning("a folded update could not be deleted; it is collected later", error=str(error))

@@ -1,0 +1,102 @@
+"""Takes a submission in: checks that it can run at all, and makes a repeat harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+
+from coordinator.events import Event, TaskSubmitted
+from coordinator.records import TaskRecord
+from farm_server.inline_blobs import InlineBlobs
+from farm_server.layouts import Layouts, layout_of_file
+from farm_server.torch_side import TorchSide
+from protocol.errors import InvalidTask, TensorError
+from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
+from protocol.packing import pack_map
+from protocol.tasks import BlobRef, TaskSpec
+from storage.blobs import FolderBlobStore
+from storage.ledger import Ledger
+
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+_ID_LENGTH = 8
+_NAMED_AT_MOST = 5
+
+
+def new_task_id() -> str:
+    """Return 8 random lowercase base32 characters."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+
+
+class Submissions:
+    """The way in for tasks. One submission with a token at a time, so that two cannot both be the first."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        blobs: FolderBlobStore,
+        layouts: Layouts,
+        inline: InlineBlobs,
+        torch_side: TorchSide,
+        ask: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._layouts = layouts
+        self._inline = inline
+        self._torch_side = torch_side
+        self._ask = ask
+        self._turn = asyncio.Lock()
+
+    async def submit(self, spec: TaskSpec) -> tuple[str, bool]:
+        """Return the task's id, and whether it is new: a known submit token gives the first one's.
+
+        Raises: InvalidTask naming what is wrong. Unavailable if it can't be made durable.
+        """
+        async with self._turn:
+            if (known := await self._known(spec)) is not None:
+                return known.task_id, False
+            await asyncio.to_thread(self._check, spec)
+            task_id = new_task_id()
+            self._layouts.add(task_id, spec.initial_weights.digest)
+            if spec.initial_weights.size_bytes <= INLINE_BYTES:
+                self._inline.keep(await self._blobs.read_async(spec.initial_weights.digest))
+            await self._ask(TaskSubmitted(task_id, spec))
+            return task_id, True
+
+    async def _known(self, spec: TaskSpec) -> TaskRecord | None:
+        return None if spec.submit_token is None else await self._ledger.task_by_token(spec.submit_token)
+
+    def _check(self, spec: TaskSpec) -> None:
+        """Look for what no client could make up for. Runs in a thread: it reads headers and may wait for torch."""
+        if (size := len(pack_map(spec.config))) > MAX_CONFIG_BYTES:
+            raise InvalidTask(
+                f"the config has {size} bytes, at most {MAX_CONFIG_BYTES} are allowed; move data to files"
+            )
+        self._check_blobs(spec)
+        try:
+            layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
+        except TensorError as error:
+            raise InvalidTask(f"the initial weights can't be used: {error.message}") from error
+        self._torch_side.check_outer_optimizer(spec.recipe.outer, layout)
+
+    def _check_blobs(self, spec: TaskSpec) -> None:
+        if any(ref.inline is not None for ref in _references(spec)):
+            raise InvalidTask("a submission carries no bytes inline; upload its blobs first (PUT /v1/blobs/DIGEST)")
+        missing = [ref.digest for ref in _references(spec) if not self._blobs.renew(ref.digest)]
+        if missing:
+            shown = ", ".join(missing[:_NAMED_AT_MOST])
+            more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+            raise InvalidTask(f"upload these blobs first (PUT /v1/blobs/DIGEST): {shown}{more}")
+        for ref in _references(spec):
+            if (size := self._blobs.size(ref.digest)) != ref.size_bytes:
+                raise InvalidTask(f"blob {ref.digest} has {size} bytes and the submission says {ref.size_bytes}")
+
+
+def _references(spec: TaskSpec) -> Iterator[BlobRef]:
+    yield spec.code
+    yield spec.initial_weights
+    for shard in spec.dataset.shards:
+        if shard.blob is not None:
+            yield shard.blob

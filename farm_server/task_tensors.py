@@ -1,0 +1,75 @@
+"""One task's tensors on the server: weights, outer optimizer and accumulator. No model code, only named tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from coordinator.aggregation import Accumulator, all_finite
+from coordinator.outer_optimizer import OuterStep
+from protocol.errors import MalformedTensors
+from protocol.recipe import OuterOptimizer
+from protocol.tensors import parse_layout, read_header
+
+
+class TaskTensors:
+    """What a round needs, kept between rounds. Used by one thread at a time.
+
+    ``weights`` and ``optimizer`` are safetensors files; the weights' metadata goes unchanged into later versions.
+    Memory: weights, accumulator and optimizer state, and while committing one serialized copy of the weights.
+    """
+
+    def __init__(self, outer: OuterOptimizer, weights: bytes, optimizer: bytes | None) -> None:
+        header = read_header(weights)
+        layout = parse_layout(header)
+        self._metadata = dict(header.metadata)
+        self._weights = _load(weights)
+        self._outer = OuterStep(outer, self._weights, layout)
+        if optimizer is not None:
+            self._outer.load(_load(optimizer))
+        self._accumulator = Accumulator(layout)
+
+    def begin(self) -> None:
+        """Start a round: forget what was folded."""
+        self._accumulator.reset()
+
+    def fold(self, source: bytes | Path, samples: int) -> None:
+        """Add ``samples`` times an update, given as a file's bytes or its path. It was checked before."""
+        self._accumulator.fold(_load(source), samples)
+
+    def step(self) -> tuple[bytes, bytes | None]:
+        """Apply the mean of what was folded; return the new weights file and optimizer state file.
+
+        The state is None where the optimizer has none. Raises: EmptyRound.
+        """
+        self._outer.step(self._accumulator.mean())
+        state = self._outer.state()
+        weights = safetensors.torch.save(self._weights, self._metadata)
+        return weights, safetensors.torch.save(state) if state else None
+
+
+def non_finite_tensor(source: bytes | Path) -> str | None:
+    """Return the name of a tensor of the file with NaN or infinity in it, or None. Raises: MalformedTensors."""
+    return all_finite(_load(source))
+
+
+def warm_up(torch_threads: int) -> None:
+    """Do once what torch does slowly the first time: building an optimizer imports its compiler."""
+    torch.set_num_threads(torch_threads)
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    torch.optim.SGD([weight], lr=1.0).step()
+
+
+def _load(source: bytes | Path) -> dict[str, torch.Tensor]:
+    """Return a tensor file's tensors; those of a path are read from the page cache as they are used."""
+    try:
+        if isinstance(source, bytes):
+            return safetensors.torch.load(source)
+        with safe_open(source, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except (SafetensorError, ValueError) as error:
+        raise MalformedTensors(f"the tensor file can't be read: {error}") from error

@@ -1,0 +1,126 @@
+"""One WebSocket with its protocol session and a bounded queue of what is still to be written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from protocol.messages import Message
+from protocol.session import Session
+
+_FLUSH_SECONDS = 1.0
+_MAX_CLOSE_REASON_BYTES = 120
+
+
+class Wire:
+    """Sends without waiting and receives in order. A peer that reads too slowly is cut off, and nobody else waits.
+
+    ``over`` is done, with the reason, once the conversation must end.
+    """
+
+    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int) -> None:
+        self.session = session
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._websocket = websocket
+        self._max_outbox_bytes = max_outbox_bytes
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._unsent = asyncio.Event()
+        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the conversation has ended or is about to."""
+        return self.over.done()
+
+    def send(self, message: Message) -> None:
+        """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""
+        self._queue(self.session.send(message))
+
+    def end(self, reason: str) -> None:
+        """End the conversation for this reason; the first one counts."""
+        if not self.over.done():
+            self.over.set_result(reason)
+
+    async def receive(self) -> list[Message]:
+        """Return the messages of the next frame (none, where it was bad and was answered).
+
+        Raises: WebSocketDisconnect when the connection is gone.
+        """
+        event = await self._websocket.receive()
+        if event["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(event.get("code", 1006), event.get("reason"))
+        frame: bytes | str | None = event.get("bytes")
+        if frame is None:
+            frame = str(event.get("text") or "")
+        self.received_bytes += len(frame)
+        messages = self.session.receive(frame)
+        for answer in self.session.outgoing():
+            self._queue(answer)
+        return messages
+
+    async def converse(self, reader: Coroutine[None, None, None]) -> str:
+        """Write the outbox and run ``reader`` until one of them fails or ``end`` is called; return the reason."""
+        reading = asyncio.create_task(reader)
+        writing = asyncio.create_task(self._write())
+        try:
+            ends: set[asyncio.Future[Any]] = {reading, writing, self.over}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and not reading.cancelled() and (error := reading.exception()) is not None:
+                self.end(_broken(error))
+                if not isinstance(error, WebSocketDisconnect):
+                    raise error
+            self.end("the connection broke")
+            return self.over.result()
+        finally:
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+
+    async def flush(self) -> None:
+        """Write what is queued; waits as long as the peer does not read."""
+        while self._outbox:
+            frame = self._outbox.popleft()
+            await self._websocket.send_bytes(frame)
+            self._outbox_bytes = max(self._outbox_bytes - len(frame), 0)
+            self.sent_bytes += len(frame)
+
+    async def close(self) -> None:
+        """Write what is queued, if the peer takes it at once, and close."""
+        for frame in self.session.outgoing():
+            self._queue(frame)
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self.flush()
+                reason = self.session.close_reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
+                await self._websocket.close(self.session.close_code, reason)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+            return  # the peer is gone or does not read: there is nobody to say goodbye to
+
+    def _queue(self, frame: bytes) -> None:
+        if self._outbox_bytes + len(frame) > self._max_outbox_bytes:
+            self._outbox.clear()
+            self._outbox_bytes = 0
+            self.end(f"it reads too slowly: more than {self._max_outbox_bytes} bytes were unsent")
+            return
+        self._outbox.append(frame)
+        self._outbox_bytes += len(frame)
+        self._unsent.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._unsent.wait()
+            self._unsent.clear()
+            await self.flush()
+
+
+def _broken(error: BaseException) -> str:
+    if isinstance(error, WebSocketDisconnect):
+        detail = f" (code {error.code}{': ' + error.reason if error.reason else ''})"
+        return f"the connection closed{detail}"
+    return "the connection broke"
