@@ -1,0 +1,54 @@
+"""The reference pages of `farm` say what `farm` does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from farm_client.cli.app import VERBS
+from farm_client.cli.demo import DemoReport
+from farm_client.cli.exit_codes import MEANING, ExitCode
+from farm_client.cli.output import Kind
+from protocol import rest
+
+DOCS = Path(__file__).parents[3] / "docs"
+NAMES = [function.__name__ for functions in VERBS.values() for function in functions]
+
+
+def rows(page: str) -> list[list[str]]:
+    """Return the cells of the page's table rows, the header left out."""
+    lines = re.findall(r"^\| (.+) \|$", (DOCS / "reference" / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return [line.split(" | ") for line in lines if not line.startswith("---")][1:]
+
+
+def test_the_page_of_verbs_is_what_the_command_says():
+    spec = importlib.util.spec_from_file_location("generate_cli", DOCS / "generate_cli.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert generator.PAGE.read_text(encoding="utf-8") == generator.render(), "run `python docs/generate_cli.py`"
+
+
+def test_every_exit_code_is_on_its_page():
+    assert rows("exit-codes.md") == [[str(int(code)), code.name, MEANING[code]] for code in ExitCode]
+
+
+def test_every_kind_of_envelope_is_on_its_page():
+    table = rows("json-output.md")
+    assert {row[0] for row in table} == set(Kind)
+    assert len(table) == len(Kind)
+    for _, data, printers in table:
+        for record in re.findall(r"[A-Z]\w+", data):
+            assert hasattr(rest, record)
+        for verb in re.findall(r"`(\w+)[^`]*`", printers):
+            assert verb in NAMES
+
+
+def test_the_demos_fields_are_on_the_page():
+    (fields,) = [row[1] for row in rows("json-output.md") if row[0] == "demo"]
+    assert fields.split(", ") == list(DemoReport.model_fields)
+
+
+def test_the_issues_verbs_are_all_there():
+    wanted = "init submit ls show why watch wait logs metrics pull clients explain pause resume cancel retry demo run"
+    assert set(wanted.split()) <= set(NAMES)
