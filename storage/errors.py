@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from protocol.errors import Conflict, FarmError, Unavailable
 
@@ -94,6 +94,11 @@ def ledger_error(path: Path, error: Exception) -> FarmError:
         said = StorageError(f"the ledger {path} failed ({_cause(error)}); run `farm-server doctor`")
     said.__cause__ = error
     return said
+
+
+def concerns_every_change(error: Exception) -> bool:
+    """Whether the disk, a lock or damage is at fault, rather than the change that met it."""
+    return isinstance(error, OperationalError) or _sqlite_name(error) in _SQLITE_DAMAGE
 
 
 def write_error(error: Exception) -> FarmError:

@@ -15,10 +15,9 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
 
 from protocol.errors import FarmError, Unavailable
-from storage.errors import ledger_error, write_error
+from storage.errors import concerns_every_change, ledger_error, write_error
 from storage.transaction import Change, StoredSpecs, write_changes
 
 GROUP_RECORDS: Final = 1000
@@ -93,9 +92,9 @@ class Writer:
         try:
             with self._engine.begin() as connection:
                 write_changes(connection, changes, self._stored)
-        except OperationalError as error:
-            return [ledger_error(self._path, error) for _ in changes]
-        except Exception:  # some change cannot be written: find out which
+        except Exception as error:
+            if concerns_every_change(error):
+                return [ledger_error(self._path, error) for _ in changes]
             return self._commit_apart(changes)
         self._stored.committed(changes)
         return [None] * len(changes)
@@ -114,9 +113,9 @@ class Writer:
         try:
             with connection.begin_nested():
                 write_changes(connection, [change], self._stored)
-        except OperationalError:
-            raise
         except Exception as error:
+            if concerns_every_change(error):
+                raise
             return write_error(error)
         return None
 

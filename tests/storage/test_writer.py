@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from protocol.errors import Unavailable
 from storage.errors import DamagedLedger, NewerLedger, StorageError
@@ -89,6 +89,18 @@ async def test_a_locked_ledger_refuses_and_recovers(tmp_path: Path, monkeypatch:
     await ledger.save([], [a.event("after")])
     assert await _messages(ledger) == ["before", "after"]
     await ledger.close()
+
+
+async def test_damage_is_not_blamed_on_the_record(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage = sqlite3.DatabaseError("database disk image is malformed")
+    damage.sqlite_errorname = "SQLITE_CORRUPT"
+
+    def damaged(*_: object) -> None:
+        raise DatabaseError("INSERT", {}, damage)
+
+    monkeypatch.setattr("storage.writer.write_changes", damaged)
+    with pytest.raises(DamagedLedger, match=r"malformed.*restore it from a backup"):
+        await ledger.save([a.task()])
 
 
 @pytest.fixture
