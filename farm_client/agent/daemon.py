@@ -63,6 +63,7 @@ class Agent:
         """
         with self._home.held():
             self._listen_to_signals(asyncio.current_task())
+            self._board.show(farm=self._address.shown, name=self._settings.name)
             probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
             transfers = Transfers(self._address)
             pool: ExecutorPool | None = None
@@ -77,7 +78,7 @@ class Agent:
 
     async def _startup(self, probe: Probe) -> Verdicts:
         self._identity: Identity = load_identity(self._home.identity_file)
-        self._board.show(farm=self._address.shown, client_id=self._identity.client_id, name=self._settings.name)
+        self._board.show(doing="testing the devices", client_id=self._identity.client_id)
         verdicts = await self_test(probe, self._home.self_test_file)
         for refused in verdicts.refused:
             self._narrator.tell(f"not lending {refused.name}: {refused.reason}")
@@ -173,6 +174,8 @@ class Agent:
             await pool.close()
         await transfers.aclose()
         probe.close()
+        for number in _SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
         self._board.show(doing="stopped", task="", round=None)
 
     def _hello(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> Hello:

@@ -1,0 +1,55 @@
+import asyncio
+import shutil
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from farm_client.agent.address import parse_address
+from farm_client.agent.daemon import Agent
+from farm_client.agent.probe import Probe
+from farm_client.agent.selftest import self_test
+from farm_client.agent.settings import load_settings
+from tests.farm_client.agent.scripted_farm import running_farm
+
+FAKE_EXECUTOR = "tests.farm_client.agent.fake_executor"
+
+
+@pytest.fixture(scope="session")
+def passed_self_test(tmp_path_factory):
+    """The self-test of this machine, run once for all tests."""
+    path = tmp_path_factory.mktemp("self-test") / "self-test.json"
+    asyncio.run(self_test(Probe(path.parent), path))
+    return path
+
+
+@pytest.fixture
+async def farm():
+    async with running_farm() as farm:
+        yield farm
+
+
+@pytest.fixture
+def home(tmp_path, passed_self_test):
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(passed_self_test, home / "self-test.json")
+    return home
+
+
+@pytest.fixture
+def start_agent(farm, home):
+    """Run an agent with fake executors for the length of a block."""
+
+    @asynccontextmanager
+    async def start(**options):
+        settings = load_settings(home=home, name="tester", drain_seconds=1.0, **options)
+        agent = Agent(parse_address(farm.url), settings, FAKE_EXECUTOR)
+        life = asyncio.create_task(agent.run())
+        try:
+            yield life
+        finally:
+            life.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await life
+
+    return start

@@ -1,0 +1,105 @@
+"""An executor without torch: speaks the real frames and does what the task's config tells it."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from farm_client.executor.messages import ORDER, Advance, Done, Failed, Load, Loaded, Run, Stop, Warm
+from protocol.digests import digest_bytes
+from protocol.framing import FrameDecoder, pack_frame
+from protocol.messages import Kind, MetricPoint, Scope
+
+
+def main():
+    connection = socket.socket(fileno=int(os.environ["AIFARM_EXECUTOR_FD"]))
+    decoder = FrameDecoder()
+    load = None
+    held = None
+    connection.sendall(pack_frame(Warm(device="cpu", torch_version="0").model_dump()))
+    while data := connection.recv(1 << 18):
+        for frame in decoder.feed(data):
+            order = ORDER.validate_python(frame)
+            match order:
+                case Load():
+                    load = order
+                    report = loaded(order)
+                case Run():
+                    weights = order.weights or (Path(order.weights_path).read_bytes() if order.weights_path else held)
+                    held = weights
+                    report = run(load, order, weights, connection)
+                case Stop():
+                    return
+            connection.sendall(pack_frame(report.model_dump()))
+
+
+def loaded(order):
+    print("loading", Path(order.code_dir, order.entry).read_text())
+    if order.config.get("fail_load"):
+        return Failed(code="task_code", message="no build_model", scope=Scope.NOBODY, traceback="line 1")
+    return Loaded()
+
+
+def run(load, order, weights, connection):
+    doing = load.config.get("doing", "train")
+    print(f"round {order.round}: {doing}")
+    progress = Advance(
+        assignment_id=order.assignment_id, samples_done=1, metrics=(MetricPoint(name="fake", value=1.0, step=0),)
+    )
+    connection.sendall(pack_frame(progress.model_dump()))
+    match doing:
+        case "hang":
+            Path(load.config["pid_file"]).write_text(str(os.getpid()))
+            time.sleep(600)
+        case "die":
+            print("about to die", file=sys.stderr)
+            os.kill(os.getpid(), getattr(signal, load.config["signal"]))
+        case "exit":
+            sys.exit(load.config["code"])
+        case "fail":
+            return Failed(
+                assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY, traceback="tb"
+            )
+        case "garbage":
+            connection.sendall(b"\x00\x00\x00\x02\xff\xff")
+            time.sleep(600)
+        case "flood":
+            for number in range(5000):
+                print("line", number)
+        case "environment":
+            print(sorted(os.environ))
+        case "bad_metrics":
+            return Done(
+                assignment_id=order.assignment_id, samples=1, metrics={str(i): 0.0 for i in range(1000)}, update=b"x"
+            )
+        case "steal":
+            return Done(
+                assignment_id=order.assignment_id,
+                samples=1,
+                metrics={},
+                update_path=load.config["target"],
+                update_digest="0" * 64,
+                update_bytes=1,
+            )
+    return done(load, order, weights)
+
+
+def done(load, order, weights):
+    pieces = b"".join(Path(piece.path).read_bytes() for piece in order.pieces if piece.path)
+    update = weights + pieces
+    samples = sum(piece.stop - piece.start for piece in order.pieces)
+    common = {"assignment_id": order.assignment_id, "samples": samples, "metrics": {"loss": 0.5}, "compute_seconds": 0.1}
+    if order.kind is Kind.EVALUATE:
+        return Done(**common)
+    digest = digest_bytes(update)
+    if len(update) <= load.inline_bytes:
+        return Done(**common, update=update, update_digest=digest, update_bytes=len(update))
+    path = Path(load.scratch_dir) / f"{order.assignment_id}.update"
+    path.write_bytes(update)
+    return Done(**common, update_path=str(path), update_digest=digest, update_bytes=len(update))
+
+
+if __name__ == "__main__":
+    main()

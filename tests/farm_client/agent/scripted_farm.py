@@ -1,0 +1,186 @@
+"""A farm that a test plays: a real WebSocket and real blob routes on one port, and a script that says what is sent."""
+
+import asyncio
+import io
+import itertools
+import zipfile
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
+
+from protocol.digests import digest_bytes
+from protocol.messages import Ack, Assign, Hello, Kind, Slice, TaskBrief, Welcome
+from protocol.recipe import Mode
+from protocol.session import Session, Side
+from protocol.tasks import BlobRef, Shard
+
+TOKEN = "join-token"
+
+
+class Peer:
+    """One connection of an agent, as the farm sees it."""
+
+    def __init__(self, websocket):
+        self.session = Session(Side.SERVER)
+        self.heard = asyncio.Queue()
+        self.unread = []
+        self.log = []
+        self.closed = asyncio.Event()
+        self._websocket = websocket
+
+    async def listen(self):
+        try:
+            while True:
+                for message in self.session.receive(await self._websocket.receive_bytes()):
+                    self.log.append(message)
+                    self.heard.put_nowait(message)
+                for frame in self.session.outgoing():
+                    await self._websocket.send_bytes(frame)
+        except (WebSocketDisconnect, KeyError, RuntimeError):
+            self.closed.set()
+
+    async def send(self, message):
+        await self._websocket.send_bytes(self.session.send(message))
+
+    async def expect(self, kind, timeout_seconds=15):
+        """Return the next message of this kind; others stay for later."""
+        async with asyncio.timeout(timeout_seconds):
+            for message in self.unread:
+                if isinstance(message, kind):
+                    self.unread.remove(message)
+                    return message
+            while not isinstance(message := await self.heard.get(), kind):
+                self.unread.append(message)
+            return message
+
+    async def welcome(self, **changes):
+        hello = await self.expect(Hello)
+        fields = {"version": 1, "incarnation": 1, "heartbeat_seconds": 0.2, "inline_bytes": 1024} | changes
+        await self.send(Welcome(**fields))
+        return hello
+
+    async def acknowledge(self, result):
+        await self.send(Ack(assignment_id=result.assignment_id, fence=result.fence, counted=True))
+
+    async def close(self, code=1000):
+        await self._websocket.close(code)
+
+
+class ScriptedFarm:
+    def __init__(self):
+        self.blobs = {}
+        self.requests = []
+        self.cut_after_bytes = []
+        """Each download request takes one number off and is cut after so many bytes."""
+        self.fail_uploads = 0
+        self.refuse_status = None
+        self.port = 0
+        self._peers = asyncio.Queue()
+        self._ids = itertools.count(1)
+        routes = [
+            WebSocketRoute("/v1/farm", self._converse),
+            Route("/v1/blobs/{digest}", self._get, methods=["GET", "HEAD"]),
+            Route("/v1/blobs/{digest}", self._put, methods=["PUT"]),
+        ]
+        self.app = Starlette(routes=routes)
+
+    @property
+    def url(self):
+        return f"ws://{TOKEN}@127.0.0.1:{self.port}"
+
+    async def next_client(self, timeout_seconds=20):
+        async with asyncio.timeout(timeout_seconds):
+            return await self._peers.get()
+
+    def store(self, data):
+        digest = digest_bytes(data)
+        self.blobs[digest] = data
+        return BlobRef(digest=digest, size_bytes=len(data))
+
+    def task(self, task_id="task1", needed_ram_bytes=0, **config):
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as bundle:
+            bundle.writestr("train.py", "code")
+        return TaskBrief(
+            task_id=task_id,
+            name=f"name-{task_id}",
+            mode=Mode.WEIGHTS,
+            code=self.store(archive.getvalue()),
+            entry="train.py",
+            config=config,
+            seed=0,
+            batch_samples=4,
+            dataset_kind="files",
+            needed_ram_bytes=needed_ram_bytes,
+        )
+
+    def assign(self, task, weights=b"weights", shard=b"-shard", kind=Kind.TRAIN, inline=True, round_number=0):
+        number = next(self._ids)
+        ref = self.store(weights)
+        if inline:
+            ref = BlobRef(digest=ref.digest, size_bytes=ref.size_bytes, inline=weights)
+        return Assign(
+            assignment_id=f"a{number}",
+            fence=number,
+            kind=kind,
+            task=task,
+            round=round_number,
+            epoch=0,
+            weights=ref,
+            slices=(Slice(shard=Shard(index=0, samples=10, blob=self.store(shard)), start=2, stop=8),),
+            lease_seconds=10.0,
+        )
+
+    async def _converse(self, websocket):
+        if websocket.headers.get("authorization") != f"Bearer {TOKEN}":
+            await websocket.close(1008)
+            return
+        if self.refuse_status is not None:
+            await websocket.send_denial_response(Response(status_code=self.refuse_status))
+            return
+        await websocket.accept()
+        peer = Peer(websocket)
+        self._peers.put_nowait(peer)
+        await peer.listen()
+
+    async def _get(self, request):
+        self.requests.append((request.method, request.headers.get("range")))
+        data = self.blobs.get(request.path_params["digest"])
+        if data is None:
+            return Response(status_code=404)
+        start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) if "range" in request.headers else 0
+        part = data[start:]
+        length = str(len(part))
+        if request.method == "GET" and self.cut_after_bytes:
+            part = part[: self.cut_after_bytes.pop(0)]
+        return Response(part, status_code=206 if start else 200, headers={"content-length": length})
+
+    async def _put(self, request):
+        self.requests.append(("PUT", None))
+        body = await request.body()
+        if self.fail_uploads:
+            self.fail_uploads -= 1
+            return Response(status_code=503)
+        self.blobs[request.path_params["digest"]] = body
+        return Response(status_code=201)
+
+
+@asynccontextmanager
+async def running_farm():
+    farm = ScriptedFarm()
+    config = uvicorn.Config(farm.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None
+    sockets = [config.bind_socket()]
+    farm.port = sockets[0].getsockname()[1]
+    serving = asyncio.create_task(server._serve(sockets))
+    try:
+        yield farm
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await serving

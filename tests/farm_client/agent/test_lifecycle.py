@@ -1,0 +1,207 @@
+"""Joining, leaving, coming back, and being refused, against a farm that a test plays."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from farm_client.agent import worker
+from farm_client.agent.address import parse_address
+from farm_client.agent.daemon import Agent
+from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
+from farm_client.agent.settings import load_settings
+from protocol.errors import Unauthorized, VersionMismatch
+from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Progress, Reject, Result
+from tests.farm_client.agent.test_assignments import gone, joined
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+async def test_hello_tells_the_machine_and_its_lasting_identity(farm, start_agent):
+    async with start_agent(cpu_cores=1, tags=("lab",)):
+        first = await (await farm.next_client()).expect(Hello)
+    async with start_agent():
+        second = await (await farm.next_client()).expect(Hello)
+    assert (first.name, first.tags, first.resources.cpu_cores) == ("tester", ("lab",), 1)
+    assert first.resources.bench_gflops > 0
+    assert (first.client_id, first.client_secret) == (second.client_id, second.client_secret)
+
+
+async def test_what_is_cached_is_told_at_the_next_join(farm, start_agent):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task())
+        await peer.send(assign)
+        await peer.expect(Result)
+    async with start_agent():
+        hello = await (await farm.next_client()).expect(Hello)
+    assert assign.slices[0].shard.blob.digest in hello.cached
+
+
+async def test_ctrl_c_finishes_what_computes_and_says_goodbye(farm, start_agent):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task()))
+        result = await peer.expect(Result)
+        interrupt()
+        await peer.expect(Drain)
+        await peer.acknowledge(result)
+        assert not (await peer.expect(Bye)).crashed
+        await life
+
+
+async def test_ctrl_c_hands_back_what_cannot_finish_in_time(farm, start_agent, tmp_path):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid")))
+        await peer.send(assign)
+        await peer.expect(Progress)
+        interrupt()
+        reject = await peer.expect(Reject)
+        assert (reject.assignment_id, reject.code) == (assign.assignment_id, "draining")
+        await peer.expect(Bye)
+        await life
+        await gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_an_offer_that_crosses_the_drain_is_handed_back(farm, start_agent, tmp_path):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        task = farm.task(doing="hang", pid_file=str(tmp_path / "pid"))
+        await peer.send(farm.assign(task))
+        await peer.expect(Progress)
+        interrupt()
+        await peer.expect(Drain)
+        late = farm.assign(task)
+        await peer.send(late)
+        while (reject := await peer.expect(Reject)).assignment_id != late.assignment_id:
+            pass
+        assert reject.code == "draining"
+        await life
+
+
+async def test_a_second_ctrl_c_stops_at_once(farm, start_agent, tmp_path):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
+        await peer.expect(Progress)
+        interrupt()
+        await peer.expect(Drain)
+        interrupt()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(4):
+                await life
+        await gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_a_lost_connection_is_made_again_and_its_assignment_dropped(farm, start_agent, tmp_path):
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
+        await peer.expect(Progress)
+        await peer.close(1012)
+        peer = await joined(farm, incarnation=2)
+        assert (await peer.expect(Heartbeat)).assignments == ()
+        await peer.send(farm.assign(farm.task("task1")))  # the same task: the executor that hangs is replaced
+        assert (await peer.expect(Result)).update.inline == b"weights-shard"
+
+
+async def test_a_goodbye_of_the_farm_is_followed_by_a_new_connection(farm, start_agent):
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(Bye(reason="restarting"))
+        await joined(farm, incarnation=2)
+
+
+async def test_a_farm_that_is_down_is_waited_for(farm, start_agent, capsys):
+    farm.refuse_status = 503
+    async with start_agent():
+        async with asyncio.timeout(5):
+            while "waiting" not in capsys.readouterr().err:
+                await asyncio.sleep(0.02)
+        farm.refuse_status = None
+        await joined(farm)
+
+
+async def test_an_error_of_the_agent_itself_is_told_before_it_dies(farm, start_agent, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a mistake")
+
+    async with start_agent() as life:
+        peer = await joined(farm)
+        monkeypatch.setattr(worker, "refusal", broken)
+        await peer.send(farm.assign(farm.task()))
+        bye = await peer.expect(Bye)
+        assert bye.crashed
+        assert "a mistake" in bye.reason
+        with pytest.raises(RuntimeError, match="a mistake"):
+            await life
+
+
+async def run_once(url, home, **options):
+    async with asyncio.timeout(10):
+        await Agent(parse_address(url), load_settings(home=home, **options), "nothing").run()
+
+
+async def test_a_wrong_token_is_final(farm, home):
+    with pytest.raises(Unauthorized, match="token"):
+        await run_once(f"ws://wrong@127.0.0.1:{farm.port}", home)
+
+
+async def test_an_address_without_a_farm_is_final(farm, home):
+    with pytest.raises(BadAddress, match="no farm"):
+        await run_once(farm.url + "/elsewhere", home)
+
+
+async def test_a_farm_of_another_version_is_final(farm, start_agent):
+    async with start_agent() as life:
+        peer = await farm.next_client()
+        await peer.expect(Hello)
+        await peer.send(Error(code="version_mismatch", message="upgrade the older", fatal=True))
+        with pytest.raises(VersionMismatch, match="upgrade"):
+            await life
+
+
+async def test_the_owner_may_limit_the_wait(home, unused_tcp_port):
+    with pytest.raises(OutOfReach, match="gave up"):
+        await run_once(f"ws://127.0.0.1:{unused_tcp_port}", home, give_up_seconds=0.2)
+
+
+async def test_a_second_agent_in_one_home_is_refused(farm, start_agent, home):
+    async with start_agent():
+        await joined(farm)
+        with pytest.raises(HomeInUse, match="--home"):
+            await run_once(farm.url, home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_no_executor_outlives_the_agent_process(farm, home, number):
+    """The real command with the real executor; SIGKILL leaves the agent no time to clean up."""
+    agent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "farm_client", "join", farm.url, "--home", str(home)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        peer = await joined(farm)
+        async with asyncio.timeout(20):
+            while not (executors := psutil.Process(agent.pid).children(recursive=True)):
+                await asyncio.sleep(0.05)
+        agent.send_signal(number)
+        exit_code = await agent.wait()
+        await asyncio.gather(*(gone(process.pid) for process in executors))
+        assert exit_code == (0 if number == signal.SIGINT else -signal.SIGKILL)
+        if number == signal.SIGINT:
+            assert list(Path(home, "scratch").iterdir()) == []
+        async with asyncio.timeout(1):
+            await peer.closed.wait()
+    finally:
+        if agent.returncode is None:
+            agent.kill()
+            await agent.wait()
