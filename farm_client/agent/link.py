@@ -148,7 +148,9 @@ async def _greet(websocket: ClientConnection, hello: Hello) -> Link:
 
 def _explain_status(address: FarmAddress, status: int) -> FarmError:
     if status in _UNAUTHORIZED:
-        return Unauthorized(f"{address.shown} refused the token; paste the whole line that `farm-server up` printed")
+        return Unauthorized(
+            f"{address.shown} refused this client; paste the address that `farm-server up` printed, token and all"
+        )
     if status >= 500 or status == 429:
         return OutOfReach(f"{address.shown} answers with status {status}")
     return BadAddress(f"there is no farm at {address.shown} (it answered with status {status}); check the address")

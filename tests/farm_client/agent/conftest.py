@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import socket
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -34,6 +35,14 @@ def home(tmp_path, passed_self_test):
     home.mkdir()
     shutil.copy(passed_self_test, home / "self-test.json")
     return home
+
+
+@pytest.fixture
+def closed_port():
+    """A port of loopback that is taken and on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture

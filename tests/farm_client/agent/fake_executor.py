@@ -42,7 +42,7 @@ def loaded(order):
     return Loaded()
 
 
-def run(load, order, weights, connection):
+def run(load, order, weights, connection):  # noqa: C901  one case for each thing that an executor may do
     doing = load.config.get("doing", "train")
     print(f"round {order.round}: {doing}")
     progress = Advance(
@@ -90,7 +90,12 @@ def done(load, order, weights):
     pieces = b"".join(Path(piece.path).read_bytes() for piece in order.pieces if piece.path)
     update = weights + pieces
     samples = sum(piece.stop - piece.start for piece in order.pieces)
-    common = {"assignment_id": order.assignment_id, "samples": samples, "metrics": {"loss": 0.5}, "compute_seconds": 0.1}
+    common = {
+        "assignment_id": order.assignment_id,
+        "samples": samples,
+        "metrics": {"loss": 0.5},
+        "compute_seconds": 0.1,
+    }
     if order.kind is Kind.EVALUATE:
         return Done(**common)
     digest = digest_bytes(update)

@@ -13,7 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from protocol.digests import digest_bytes
-from protocol.messages import Ack, Assign, Hello, Kind, Slice, TaskBrief, Welcome
+from protocol.messages import Ack, Assign, Hello, Kind, Ready, Slice, TaskBrief, Welcome
 from protocol.recipe import Mode
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef, Shard
@@ -152,7 +152,9 @@ class ScriptedFarm:
         data = self.blobs.get(request.path_params["digest"])
         if data is None:
             return Response(status_code=404)
-        start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) if "range" in request.headers else 0
+        start = (
+            int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) if "range" in request.headers else 0
+        )
         part = data[start:]
         length = str(len(part))
         if request.method == "GET" and self.cut_after_bytes:
@@ -172,7 +174,9 @@ class ScriptedFarm:
 @asynccontextmanager
 async def running_farm():
     farm = ScriptedFarm()
-    config = uvicorn.Config(farm.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="websockets-sansio")
+    config = uvicorn.Config(
+        farm.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="websockets-sansio"
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     sockets = [config.bind_socket()]
@@ -184,3 +188,11 @@ async def running_farm():
         server.should_exit = True
         server.force_exit = True
         await serving
+
+
+async def joined(farm, **changes):
+    """Return the next client's connection, welcomed and ready."""
+    peer = await farm.next_client()
+    await peer.welcome(**changes)
+    await peer.expect(Ready)
+    return peer

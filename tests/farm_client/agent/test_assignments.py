@@ -2,19 +2,25 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import psutil
 import pytest
 
-from protocol.messages import Accept, Assign, Cancel, Error, Heartbeat, Kind, Pause, Progress, Ready, Reject, Result, Scope
-
-
-async def joined(farm, **changes):
-    peer = await farm.next_client()
-    await peer.welcome(**changes)
-    await peer.expect(Ready)
-    return peer
+from protocol.messages import (
+    Accept,
+    Cancel,
+    Error,
+    Heartbeat,
+    Kind,
+    Pause,
+    Progress,
+    Ready,
+    Reject,
+    Result,
+    Scope,
+)
+from tests.farm_client.agent.scripted_farm import joined
+from tests.farm_client.agent.waiting import gone
 
 
 async def test_a_result_carries_the_update_and_the_samples(farm, start_agent):
@@ -226,9 +232,3 @@ async def test_the_status_file_says_what_it_does(farm, start_agent, home):
 
 def executor_pids():
     return [p.pid for p in psutil.Process().children() if "fake_executor" in " ".join(p.cmdline())]
-
-
-async def gone(pid, longest_seconds=2.0):
-    async with asyncio.timeout(longest_seconds):
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.01)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +15,8 @@ from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
 from protocol.errors import Unauthorized, VersionMismatch
 from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Progress, Reject, Result
-from tests.farm_client.agent.test_assignments import gone, joined
+from tests.farm_client.agent.scripted_farm import joined
+from tests.farm_client.agent.waiting import gone, until
 
 
 def interrupt():
@@ -122,9 +122,7 @@ async def test_a_goodbye_of_the_farm_is_followed_by_a_new_connection(farm, start
 async def test_a_farm_that_is_down_is_waited_for(farm, start_agent, capsys):
     farm.refuse_status = 503
     async with start_agent():
-        async with asyncio.timeout(5):
-            while "waiting" not in capsys.readouterr().err:
-                await asyncio.sleep(0.02)
+        await until(lambda: "waiting" in capsys.readouterr().err)
         farm.refuse_status = None
         await joined(farm)
 
@@ -155,8 +153,9 @@ async def test_a_wrong_token_is_final(farm, home):
 
 
 async def test_an_address_without_a_farm_is_final(farm, home):
+    farm.refuse_status = 404
     with pytest.raises(BadAddress, match="no farm"):
-        await run_once(farm.url + "/elsewhere", home)
+        await run_once(farm.url, home)
 
 
 async def test_a_farm_of_another_version_is_final(farm, start_agent):
@@ -168,9 +167,9 @@ async def test_a_farm_of_another_version_is_final(farm, start_agent):
             await life
 
 
-async def test_the_owner_may_limit_the_wait(home, unused_tcp_port):
+async def test_the_owner_may_limit_the_wait(home, closed_port):
     with pytest.raises(OutOfReach, match="gave up"):
-        await run_once(f"ws://127.0.0.1:{unused_tcp_port}", home, give_up_seconds=0.2)
+        await run_once(f"ws://127.0.0.1:{closed_port}", home, give_up_seconds=0.2)
 
 
 async def test_a_second_agent_in_one_home_is_refused(farm, start_agent, home):
@@ -190,15 +189,13 @@ async def test_no_executor_outlives_the_agent_process(farm, home, number):
     )
     try:
         peer = await joined(farm)
-        async with asyncio.timeout(20):
-            while not (executors := psutil.Process(agent.pid).children(recursive=True)):
-                await asyncio.sleep(0.05)
+        executors = await until(lambda: psutil.Process(agent.pid).children(recursive=True), 20)
         agent.send_signal(number)
         exit_code = await agent.wait()
         await asyncio.gather(*(gone(process.pid) for process in executors))
         assert exit_code == (0 if number == signal.SIGINT else -signal.SIGKILL)
         if number == signal.SIGINT:
-            assert list(Path(home, "scratch").iterdir()) == []
+            assert not any((home / "scratch").iterdir())
         async with asyncio.timeout(1):
             await peer.closed.wait()
     finally:
