@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from pydantic import ValidationError
 
@@ -97,8 +97,8 @@ class ExecutorProcess(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way to the executor (asyncio calls this)."""
-        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101  a stream transport writes
-        self._transport = transport
+        # A stream's transport writes; uvloop's does so without being a subclass of asyncio's.
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Hear reports (asyncio calls this). The executor runs strangers' code, so each report is checked."""
