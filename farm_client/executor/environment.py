@@ -14,6 +14,7 @@ _CACHE_VARIABLES: Final = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"
 _FIXED: Final = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads that spin slow small models several times on a busy machine
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # torch numbers the GPUs as NVML does
 }
 

@@ -71,11 +71,11 @@ class Bench:
     inline_bytes: int = 1 << 20
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
     advances: list[Advance] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.entry = write_code(self.folder / "code", self.source)
-        self.files: dict[str, Path] = {}
         if not self.shards:
             self.shards, self.files = write_data(self.folder, **self.arrays)
         self.runner = TaskRunner(self.load_order(), torch.device("cpu"))

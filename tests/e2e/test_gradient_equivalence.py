@@ -1,0 +1,152 @@
+"""Gradients mode is synchronous SGD: N clients give the weights that one process gives on the union batch.
+
+Through the code that runs on a farm: the executor's training, the wire's files, the coordinator's fold and optimizer.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from coordinator.aggregation import Accumulator
+from coordinator.outer_optimizer import OuterStep
+from farm_client.data.order import shard_order
+from farm_client.data.readers import open_data
+from farm_client.data.sharding import PlannedShard, write_shards
+from farm_client.data.shards import read_shard
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.optimizer_spec import outer_optimizer_of
+from protocol.digests import digest_bytes
+from protocol.recipe import Mode
+from protocol.tasks import Shard, Split
+from protocol.tensors import Layout, check_update, parse_layout, read_header
+from tests.farm_client.executor.bench_task import Bench
+
+STEPS, SHARDS, SHARD_ROWS, STEP_ROWS = 50, 10, 20, 4
+"""Each step takes so many rows of every shard; an epoch is five steps."""
+
+TASK = """
+    import torch
+    from torch import nn
+
+    def build_model(config):
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+        return model.to(getattr(torch, config["dtype"]))
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    def build_optimizer(model, config):
+        if config["optimizer"] == "sgd":
+            return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Keep torch's threads from spinning against each other: these models are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_shards(folder: Path, dtype: str) -> tuple[list[Shard], dict[str, Path]]:
+    rng = np.random.default_rng(2)
+    rows = SHARDS * SHARD_ROWS
+    x = rng.normal(size=(rows, 6)).astype(dtype)
+    np.savez(folder / "data.npz", x=x, y=(np.abs(x).sum(axis=1) % 3).astype(np.int64))
+    (folder / "shards").mkdir()
+    plan = [PlannedShard(Split.TRAIN, SHARD_ROWS)] * SHARDS
+    return write_shards(open_data([folder / "data.npz"]), plan, folder / "shards", seed=1)
+
+
+def rows_of(step: int) -> tuple[int, int, int]:
+    """Return the step's epoch, and its first and last row of each shard."""
+    epoch, place = divmod(step * STEP_ROWS, SHARD_ROWS)
+    return epoch, place, place + STEP_ROWS
+
+
+class Farm:
+    """N clients and the coordinator's arithmetic, without the sockets between them."""
+
+    def __init__(self, clients: list[Bench]) -> None:
+        first = clients[0]
+        self.clients = clients
+        self.layout: Layout = parse_layout(first.weights)
+        self.weights = safetensors.torch.load(first.weights)
+        spec = outer_optimizer_of(first.runner.build_optimizer(), first.runner.tensors)
+        self.outer = OuterStep(spec, self.weights, self.layout)
+
+    def step(self, step: int) -> None:
+        accumulator = Accumulator(self.layout)
+        weights = safetensors.torch.save(self.weights)
+        share = SHARDS // len(self.clients)
+        for number, client in enumerate(self.clients):
+            epoch, start, stop = rows_of(step)
+            shards = client.pieces(Split.TRAIN, slice(number * share, (number + 1) * share))
+            done = client.train(
+                epoch=epoch,
+                weights=weights,
+                weights_digest=digest_bytes(weights),
+                pieces=tuple(piece.model_copy(update={"start": start, "stop": stop}) for piece in shards),
+            )
+            assert done.update is not None
+            check_update(self.layout, read_header(done.update))
+            accumulator.fold(safetensors.torch.load(done.update), done.samples)
+        self.outer.step(accumulator.mean())
+
+
+def train_in_one_process(bench: Bench) -> Mapping[str, torch.Tensor]:
+    """Plain torch: the researcher's model, optimizer and loss on each union batch."""
+    namespace: dict[str, Any] = {}
+    exec(textwrap.dedent(TASK), namespace)
+    model: nn.Module = namespace["build_model"](bench.config)
+    optimizer = namespace["build_optimizer"](model, bench.config)
+    shards = [read_shard(bench.files[s.blob.digest]) for s in bench.shards if s.blob]
+    for step in range(STEPS):
+        epoch, start, stop = rows_of(step)
+        parts = [
+            rows.take(shard_order(3, epoch, index, SHARD_ROWS, Split.TRAIN)[start:stop])
+            for index, rows in enumerate(shards)
+        ]
+        optimizer.zero_grad()
+        namespace["loss"](model, shards[0].join(parts)).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in ModelTensors.of(model).parameters.items()}
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
+def test_any_number_of_clients_gives_the_union_batchs_weights(
+    tmp_path: Path, clients: int, optimizer: str, dtype: str, tolerance: float
+) -> None:
+    shards, files = make_shards(tmp_path, dtype)
+    config = {"dtype": dtype, "optimizer": optimizer}
+    farm = Farm(
+        [
+            Bench(tmp_path, TASK, mode=Mode.GRADIENTS, config=config, batch_samples=7, shards=shards, files=files)
+            for _ in range(clients)
+        ]
+    )
+    for step in range(STEPS):
+        farm.step(step)
+    expected = train_in_one_process(farm.clients[0])
+    for name, tensor in expected.items():
+        error = (farm.weights[name] - tensor).norm() / tensor.norm()
+        assert error < tolerance, f"{name} differs by {error:.2e}"
