@@ -44,13 +44,6 @@ class EntryBuffer:
             LogRecord(now, task, peer.client_id, peer.name, number, line.stream, line.text) for line in progress.logs
         ]
 
-    def add_error(self, peer: Peer, placement: Placement, text: str, now: float) -> None:
-        """Take an assignment's error and traceback as lines of its stderr."""
-        self._waiting += [
-            LogRecord(now, placement.task_id, peer.client_id, peer.name, placement.round, "stderr", line)
-            for line in text.splitlines()
-        ]
-
     def flush(self) -> None:
         """Write what waits, unless the last write is still under way."""
         if not self._waiting or (self._in_flight is not None and not self._in_flight.done()):

@@ -71,11 +71,8 @@ class Reception:
         failure = failure_of(peer, message)
         if failure is None:
             _log.warning("a client reports an error", client=peer.name, code=message.code, error=message.message)
-            return
-        if placement := self._placements.find(peer.client_id, failure.assignment_id):
-            text = message.traceback or f"{message.code}: {message.message}"
-            self._entries.add_error(peer, placement, text, self._clock.now())
-        self._post(failure)
+        else:
+            self._post(failure)
 
     async def _result(self, peer: Peer, result: Result) -> None:
         placement = self._placements.find(peer.client_id, result.assignment_id)
@@ -123,7 +120,6 @@ class Reception:
             code=error.code,
             error=error.message,
         )
-        self._entries.add_error(peer, placement, f"{error.code}: {error.message}", self._clock.now())
         self._post(unusable(peer, result, error))
 
     def _arrived(self, peer: Peer, result: Result) -> None:

@@ -18,14 +18,16 @@ from protocol.tensors import parse_layout, read_header
 class TaskTensors:
     """What a round needs, kept between rounds. Used by one thread at a time.
 
-    ``weights`` and ``optimizer`` are safetensors files; the weights' metadata goes unchanged into later versions.
+    ``weights`` and ``optimizer`` are safetensors files; later versions get the first one's header, byte for byte, so
+    that equal weights are equal files (the library writes metadata in random order).
     Memory: weights, accumulator and optimizer state, and while committing one serialized copy of the weights.
     """
 
     def __init__(self, outer: OuterOptimizer, weights: bytes, optimizer: bytes | None) -> None:
         header = read_header(weights)
         layout = parse_layout(header)
-        self._metadata = dict(header.metadata)
+        self._order = sorted(header.tensors, key=lambda name: header.tensors[name].start)
+        self._head = weights[: min((t.start for t in header.tensors.values()), default=len(weights))]
         self._weights = _load(weights)
         self._outer = OuterStep(outer, self._weights, layout)
         if optimizer is not None:
@@ -47,7 +49,7 @@ class TaskTensors:
         """
         self._outer.step(self._accumulator.mean())
         state = self._outer.state()
-        weights = safetensors.torch.save(self._weights, self._metadata)
+        weights = b"".join([self._head, *(_raw(self._weights[name]) for name in self._order)])
         return weights, safetensors.torch.save(state) if state else None
 
 
@@ -62,6 +64,11 @@ def warm_up(torch_threads: int) -> None:
     weight = torch.zeros(1, requires_grad=True)
     weight.grad = torch.zeros(1)
     torch.optim.SGD([weight], lr=1.0).step()
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """Return the tensor's bytes without a copy."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _load(source: bytes | Path) -> dict[str, torch.Tensor]:
