@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
 from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
 from farm_client.cli.pictures import clients_table, plain_table
@@ -18,7 +21,7 @@ def clients(invocation: Invocation) -> None:
     with invocation.api() as api:
         known = api.clients()
     nobody = Text("No client has joined yet: run the `farm-client join …` line that `farm-server up` printed.")
-    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known) if known else nobody)
+    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known, time.time()) if known else nobody)
 
 
 def explain(invocation: Invocation, task: TaskArgument) -> None:
@@ -43,15 +46,11 @@ def _draw(explanation: Explanation) -> RenderableType:
 
 
 def _scores(eligible: list[ClientScore]) -> RenderableType:
-    names = list(dict.fromkeys(term.name for client in eligible for term in client.terms))
-    table = plain_table("client", "score", *(name.replace("_", " ") for name in names))
+    weights = {term.name: term.weight for client in eligible for term in client.terms}
+    headers = [f"{weight:g} x {name.replace('_', ' ')}" for name, weight in weights.items()]
+    table = plain_table("client", "score", *headers)
     for client in eligible:
-        terms = {term.name: term for term in client.terms}
-        cells = [
-            f"{terms[name].contribution:.3f} ({terms[name].value:.2f} x {terms[name].weight:g})"
-            if name in terms
-            else ""
-            for name in names
-        ]
+        values = {term.name: f"{term.value:.2f}" for term in client.terms}
+        cells = [values.get(name, NOTHING) for name in weights]
         table.add_row(escape(client.name or client.client_id), f"{client.score:.3f}", *cells)
     return table

@@ -48,6 +48,8 @@ def code_of_outcome(outcome: Outcome) -> ExitCode:
 
 def code_of_error(error: FarmError) -> ExitCode:
     """Return the exit code for an error that ends the command."""
+    if error.code == "interrupted":
+        return ExitCode.INTERRUPTED
     if isinstance(error, FarmUnreachable | Unauthorized):
         return ExitCode.NO_FARM
     if isinstance(error, NoFarmAddress | BadFarmAddress):

@@ -15,7 +15,14 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.outcome import Outcome, outcome_of
+from protocol.errors import FarmError
 from protocol.rest import TaskView
+
+
+class Interrupted(FarmError):
+    """Interrupted: the local farm has ended, and the task with it."""
+
+    code = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +40,11 @@ def train_locally(
 ) -> Iterator[Trained]:
     """Train on a farm under ``folder``; a completed task's model is in ``output`` when the block begins.
 
-    The farm ends with the block. Raises: DaemonFailed if a process does not start or ends before its time; InvalidTask.
+    The farm ends with the block. Raises: DaemonFailed if a process does not start or ends before its time; InvalidTask;
+    Interrupted for a Ctrl-C.
     """
     out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
-    with local_farm(folder, volunteers) as farm, FarmApi(farm.address) as api:
+    with _ending_on_interrupt(), local_farm(folder, volunteers) as farm, FarmApi(farm.address) as api:
         # The volunteers warm up while the task is checked and packed.
         task_id = prepare_and_send(api, options, out).task.task_id
         out.say(f"[dim]status page: {farm.address.url}/[/]")
@@ -44,3 +52,11 @@ def train_locally(
         if outcome_of(task) is Outcome.COMPLETED:
             fetch(api, api.model(task_id), output, out)
         yield Trained(farm, api, task)
+
+
+@contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted from interrupt

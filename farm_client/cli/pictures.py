@@ -39,10 +39,11 @@ _STATE_STYLES = {
 
 
 def plain_table(*headers: str) -> Table:
-    """Return an empty table in the look that all verbs share."""
+    """Return an empty table in the look that all verbs share; only the last column's text may wrap."""
     table = Table(box=None, header_style="bold dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers:
-        table.add_column(header, overflow="fold")
+    for header in headers[:-1]:
+        table.add_column(header, no_wrap=True)
+    table.add_column(headers[-1], overflow="fold", min_width=12)
     return table
 
 
@@ -145,12 +146,11 @@ def shards_table(books: Sequence[ShardBook]) -> RenderableType:
     return table if books else Text("No sample has been counted yet.")
 
 
-def clients_table(clients: Sequence[ClientView], task_id: str | None = None, now: float | None = None) -> Table:
-    """Draw volunteers: what they have, what they do, how well; speeds for ``task_id`` or their best."""
-    table = plain_table("client", "state", "has", "cpu", "holds", "delivered", "failed", "speed", "seen", "note")
+def clients_table(clients: Sequence[ClientView], now: float) -> Table:
+    """Draw volunteers: what they have, what they do, how well; the speed is that of their fastest task."""
+    table = plain_table("client", "state", "has", "cpu", "holds", "done", "failed", "speed", "note")
     for client in clients:
-        speeds = client.samples_per_second
-        speed = speeds.get(task_id, 0.0) if task_id else max(speeds.values(), default=0.0)
+        seen = f"seen {format_age(client.last_seen, now)}" if client.state == "offline" else ""
         table.add_row(
             escape(client.name or client.client_id),
             state_text(client.state),
@@ -159,9 +159,8 @@ def clients_table(clients: Sequence[ClientView], task_id: str | None = None, now
             str(client.assignments),
             str(client.delivered),
             str(client.failed),
-            format_rate(speed),
-            format_age(client.last_seen, now),
-            escape(client.reason),
+            format_rate(max(client.samples_per_second.values(), default=0.0)),
+            escape("; ".join(part for part in (client.reason, seen) if part)),
         )
     return table
 

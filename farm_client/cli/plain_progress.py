@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from string import digits
+from typing import Final
+
 from farm_client.cli.formatting import format_metrics, format_rate, format_value
 from farm_client.cli.output import Output
 from farm_client.cli.scene import Scene
 from protocol.rest import TaskView
+
+_NO_DIGITS: Final = str.maketrans("", "", digits)
 
 
 class ProgressLines:
@@ -20,8 +25,9 @@ class ProgressLines:
         if scene.absent:
             out.say(scene.absent)
             return
-        waits = task.why if task.state != "running" else ""
-        content = (task.round, task.state, waits, tuple(task.metrics.items()))
+        # Without its digits a reason that counts down ("again in 3 s") stays the same reason.
+        reason = task.why.translate(_NO_DIGITS) if task.state != "running" else ""
+        content = (task.round, task.state, reason, tuple(task.metrics.items()))
         if content != self._shown:
             out.results.print(progress_line(task), markup=False)
         self._shown = content

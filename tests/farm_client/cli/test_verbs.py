@@ -88,8 +88,9 @@ def test_no_client_says_what_to_do(farm, fake):
 
 def test_explain_gives_terms_and_who_was_filtered_out(farm):
     text = farm("explain", "digits").stdout
-    assert "0.400 (0.80 x 0.5)" in text
-    assert "free memory" in text
+    assert "0.5 x throughput" in text
+    assert "0.2 x free memory" in text
+    assert "0.80" in text
     assert "needs 8.0 GiB of memory" in text
 
 
