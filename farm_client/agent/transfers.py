@@ -72,7 +72,9 @@ class Transfers:
                 return
 
     async def _download_on(self, digest: str, sink: _Sink, meter: Meter) -> None:
-        headers = {"Range": f"bytes={sink.size_bytes}-"} if sink.size_bytes else {}
+        headers = {"Accept-Encoding": "identity"}
+        if sink.size_bytes:
+            headers["Range"] = f"bytes={sink.size_bytes}-"
         async with self._client.stream("GET", f"/v1/blobs/{digest}", headers=headers) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 sink.restart()
@@ -80,9 +82,7 @@ class Transfers:
             _check(response, digest)
             if response.status_code != httpx.codes.PARTIAL_CONTENT:
                 sink.restart()
-            async for chunk in response.aiter_bytes(_CHUNK_BYTES):
-                await asyncio.to_thread(sink.write, chunk)
-                meter(sink.size_bytes)
+            await _pour(response, sink, meter)
         if sink.hexdigest() != digest:
             sink.restart()
             sink.damaged += 1
@@ -103,6 +103,21 @@ class Transfers:
         _check(response, digest)
 
 
+async def _pour(response: httpx.Response, sink: _Sink, meter: Meter) -> None:
+    """Write the body in pieces that are worth a thread; what came before a cut is kept, so that no byte comes twice."""
+    piece = bytearray()
+    try:
+        async for chunk in response.aiter_raw():
+            piece += chunk
+            if len(piece) >= _CHUNK_BYTES:
+                full, piece = piece, bytearray()
+                await asyncio.to_thread(sink.write, full)
+                meter(sink.size_bytes)
+    finally:
+        sink.write(piece)
+        meter(sink.size_bytes)
+
+
 class _Sink:
     """A partial file and the hash of what is in it."""
 
@@ -112,7 +127,7 @@ class _Sink:
         self.size_bytes = 0
         self.damaged = 0
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | bytearray) -> None:
         self._file.write(chunk)
         self._hasher.update(chunk)
         self.size_bytes += len(chunk)

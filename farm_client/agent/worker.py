@@ -10,6 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from farm_client.agent.held import Held
 from farm_client.agent.job import Job, Tools
@@ -34,6 +35,9 @@ from protocol.messages import (
     RejectCode,
     Result,
 )
+
+_IDLE_AFTER_SECONDS: Final = 3.0
+"""Between two rounds a client has nothing to do for a moment; that is no news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Worker:
         self._settled.set()
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
+        self._idle_since = time.monotonic()
 
     def start(self) -> None:
         """Tell the farm that this client can work."""
@@ -217,16 +222,20 @@ class Worker:
         """Say what this client does, with the reason where it is nothing."""
         newest = next((job.held.assign for job, _ in self._jobs.values()), self._latest)
         self._latest = None
-        board = self._around.board
         if newest is not None:
-            doing = f"working on {newest.task.name}"
-            progress = f"{doing}, round {newest.round} ({board.delivered} results delivered so far)"
-            self._around.narrator.keep_telling(doing, progress, **_ids(newest))
-            board.show(doing=doing, task=newest.task.task_id, round=newest.round)
-        else:
+            self._idle_since = time.monotonic()
+            self._show_work(newest)
+        elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
             doing = "leaving" if self._draining else "waiting: the farm has no work for this machine now"
             self._around.narrator.tell(doing)
-            board.show(doing=doing, task="", round=None)
+            self._around.board.show(doing=doing, task="", round=None)
+
+    def _show_work(self, assign: Assign) -> None:
+        delivered = self._around.board.delivered
+        doing = f"working on {assign.task.name}"
+        progress = f"{doing}, round {assign.round} ({delivered} results delivered so far)"
+        self._around.narrator.keep_telling(doing, progress, **_ids(assign))
+        self._around.board.show(doing=doing, task=assign.task.task_id, round=assign.round)
 
 
 def _ids(assign: Assign) -> dict[str, str | int]:

@@ -77,6 +77,9 @@ class ScriptedFarm:
         self.cut_after_bytes = []
         """Each download request takes one number off and is cut after so many bytes."""
         self.fail_uploads = 0
+        self.gate = asyncio.Event()
+        """Downloads wait for it."""
+        self.gate.set()
         self.refuse_status = None
         self.port = 0
         self._peers = asyncio.Queue()
@@ -149,6 +152,7 @@ class ScriptedFarm:
 
     async def _get(self, request):
         self.requests.append((request.method, request.headers.get("range")))
+        await self.gate.wait()
         data = self.blobs.get(request.path_params["digest"])
         if data is None:
             return Response(status_code=404)

@@ -1,0 +1,45 @@
+import stat
+
+import pytest
+
+from farm_client.agent.errors import BadHome, HomeInUse
+from farm_client.agent.home import Home
+from farm_client.agent.identity import load_identity
+
+
+def test_one_agent_at_a_time(tmp_path):
+    home = Home(tmp_path / "home")
+    assert not home.in_use()
+    with home.held():
+        assert home.in_use()
+        with pytest.raises(HomeInUse, match="--home"), Home(home.root).held():
+            pass
+    assert not home.in_use()
+
+
+def test_what_a_killed_agent_left_behind_is_cleared(tmp_path):
+    home = Home(tmp_path)
+    (home.scratch_dir / "executor-1").mkdir(parents=True)
+    with home.held():
+        assert not any(home.scratch_dir.iterdir())
+
+
+def test_a_home_that_cannot_be_made_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadHome, match="--home"), Home(tmp_path / "file" / "home").held():
+        pass
+
+
+def test_an_identity_lasts_and_is_private(tmp_path):
+    path = tmp_path / "identity.json"
+    first = load_identity(path)
+    assert load_identity(path) == first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first.client_secret not in repr(first)
+
+
+def test_a_damaged_identity_says_what_to_do(tmp_path):
+    path = tmp_path / "identity.json"
+    path.write_text("{")
+    with pytest.raises(BadHome, match="delete it"):
+        load_identity(path)

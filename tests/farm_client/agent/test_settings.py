@@ -1,0 +1,37 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from farm_client.agent.errors import BadSettings
+from farm_client.agent.settings import ENV_PREFIX, AgentSettings, load_settings
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "client-settings.md"
+
+
+def test_the_reference_page_lists_every_setting_as_it_is():
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\| `(\w+)` \| (.*?) \| (.*?) \|$", PAGE.read_text(), re.MULTILINE)
+    fields = AgentSettings.model_fields
+    assert [row[0] for row in rows] == list(fields)
+    for name, _, variable, _, meaning in rows:
+        assert variable == ENV_PREFIX + name.upper()
+        assert meaning == fields[name].description
+
+
+def test_an_option_wins_over_its_variable(monkeypatch):
+    monkeypatch.setenv("FARM_CLIENT_SLOTS", "3")
+    assert load_settings().slots == 3
+    assert load_settings(slots=2).slots == 2
+
+
+def test_sizes_and_tags_are_read_as_people_write_them(monkeypatch):
+    monkeypatch.setenv("FARM_CLIENT_TAGS", "lab, fast")
+    settings = load_settings(max_ram="2GiB", cache_bytes="5MB")
+    assert (settings.max_ram, settings.cache_bytes, settings.tags) == (2 * 1024**3, 5_000_000, ("lab", "fast"))
+
+
+@pytest.mark.parametrize("given", [{"slots": 0}, {"cpu_cores": -1}, {"max_ram": "lots"}, {"log_format": "xml"}])
+def test_a_wrong_value_is_named_with_its_option_and_variable(given):
+    (name,) = given
+    with pytest.raises(BadSettings, match=f"--{name.replace('_', '-')} .*FARM_CLIENT_{name.upper()}"):
+        load_settings(**given)
