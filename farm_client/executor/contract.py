@@ -100,7 +100,7 @@ class Contract:
         """
         with calling("make_dataset(config)", self.code_dir):
             if not self.has("make_dataset"):
-                raise CodeError(f"{self._file} has no make_dataset(config): add it, or give data files")
+                raise CodeError(f"there is no data: {self._missing_data}")
             dataset = self.module.make_dataset(dict(self.config))
             if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
                 raise CodeError(
@@ -108,6 +108,12 @@ class Contract:
                     f"it returned {type(dataset).__name__}"
                 )
             return dataset
+
+    @property
+    def _missing_data(self) -> str:
+        if self.has("load_shard"):
+            return "load_shard alone does not say how many rows there are; give their number with --samples"
+        return f"give files with --data, or add make_dataset(config) to {self._file}"
 
     @property
     def _file(self) -> str:

@@ -1,0 +1,249 @@
+"""From files to a task: what is uploaded, what the recipe becomes, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from farm_client.data.columns import DataError
+from farm_client.executor.rehearsal import rehearse
+from farm_client.executor.rehearsal_records import RehearsalReport
+from farm_client.sdk import check
+from farm_client.sdk.check import CheckFailed, check_task
+from farm_client.sdk.submission import Prepared, Submission, complete_recipe, prepare
+from protocol.digests import digest_bytes
+from protocol.errors import InvalidTask
+from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe
+from protocol.tasks import Dataset, Shard, Split, TaskSpec
+from protocol.tensors import parse_layout
+
+TASK = """
+    import torch
+    from torch import nn
+
+    print("hello from the task")
+
+    def build_model(config):
+        return nn.Linear(3, config.get("classes", 2))
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+
+def write_task(folder: Path, source: str = TASK) -> Path:
+    path = folder / "train.py"
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+def write_npz(folder: Path, rows: int = 100) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, x=np.ones((rows, 3), np.float32), y=np.arange(rows) % 2)
+    return path
+
+
+def prepared(folder: Path, source: str = TASK, recipe: Recipe | None = None, **options: Any) -> Prepared:
+    work = folder / "work"
+    work.mkdir()
+    options = {"data": (write_npz(folder),), "holdout": 0.2, **options}
+    return prepare(Submission(write_task(folder, source), recipe or Recipe(rounds=3), **options), work)
+
+
+def test_everything_the_task_names_is_there_to_upload(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    work = tmp_path / "work"
+    work.mkdir()
+    submission = Submission(
+        write_task(tmp_path), Recipe(rounds=3), data=(write_npz(tmp_path),), holdout=0.2, config={"classes": 3}
+    )
+    ready = prepare(submission, work, lambda *step: told.append(step))
+    spec = TaskSpec.model_validate_json(ready.spec.model_dump_json())
+    assert spec == ready.spec
+    named = {spec.code.digest, spec.initial_weights.digest, *(s.blob.digest for s in spec.dataset.shards if s.blob)}
+    assert named == set(ready.blobs)
+    for digest, content in ready.blobs.items():
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        assert digest_bytes(data) == digest
+    weights = ready.blobs[spec.initial_weights.digest]
+    assert isinstance(weights, Path)
+    assert [t.shape for t in parse_layout(weights.read_bytes()).tensors] == [(3,), (3, 3)]
+    assert (spec.name, spec.entry, spec.config) == ("train", "train.py", {"classes": 3})
+    assert spec.dataset.samples(Split.TRAIN) == 80
+    assert spec.dataset.samples(Split.HOLDOUT) == 20
+    assert spec.footprint.weights_bytes == spec.initial_weights.size_bytes
+    assert spec.footprint.peak_ram_bytes > 50 << 20
+    assert ready.report.loss is not None
+    assert told[0] == ("checking", 0, 1)
+    assert told[-1] == ("sharding", 100, 100)
+
+
+def test_gradients_mode_takes_the_researchers_optimizer(in_process: None, tmp_path: Path) -> None:
+    source = (
+        TASK
+        + """
+    def build_optimizer(model, config):
+        groups = [{"params": [model.weight]}, {"params": [model.bias], "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=torch.tensor(0.5), betas=(0.8, 0.9), weight_decay=0.1)
+    """
+    )
+    spec = prepared(tmp_path, source, Recipe(rounds=3, mode=Mode.GRADIENTS, batch_samples=4)).spec
+    assert spec.recipe.outer == OuterOptimizer(
+        name="adamw",
+        options={
+            "lr": 0.5,
+            "betas": (0.8, 0.9),
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "amsgrad": False,
+            "maximize": False,
+        },
+        groups=(ParameterGroup(names=("weight",)), ParameterGroup(names=("bias",), options={"weight_decay": 0.0})),
+    )
+    assert spec.recipe.round_samples == 32
+
+
+def test_a_data_set_made_by_code(in_process: None, tmp_path: Path) -> None:
+    source = (
+        TASK
+        + """
+    def make_dataset(config):
+        return [{"x": torch.ones(3), "y": i % 2} for i in range(100)]
+    """
+    )
+    ready = prepared(tmp_path, source, data=())
+    dataset = ready.spec.dataset
+    assert dataset.kind == "code"
+    assert len(ready.blobs) == 2
+    assert [s.start for s in dataset.shards] == [
+        sum(t.samples for t in dataset.shards[: s.index]) for s in dataset.shards
+    ]
+    assert dataset.samples(Split.TRAIN) + dataset.samples(Split.HOLDOUT) == 100
+
+
+def test_load_shard_with_a_number_of_samples(in_process: None, tmp_path: Path) -> None:
+    source = (
+        TASK
+        + """
+    def load_shard(shard):
+        return {"x": torch.ones(shard.samples, 3), "y": torch.zeros(shard.samples, dtype=torch.int64)}
+    """
+    )
+    dataset = prepared(tmp_path, source, data=(), samples=50).spec.dataset
+    assert dataset.samples(Split.TRAIN) == 40
+
+
+def test_without_a_check_only_the_model_is_built(in_process: None, tmp_path: Path) -> None:
+    ready = prepared(tmp_path, TASK.replace('batch["x"]', 'batch["wrong"]'), check=False)
+    assert ready.report.loss is None
+    assert ready.spec.initial_weights.digest in ready.blobs
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "sentence"),
+    [
+        ("def build_model(config)\n", {}, r"^train\.py:1: SyntaxError"),
+        ("x = 1\n", {}, r"train\.py has no build_model\(config\)"),
+        (TASK.replace("Linear(3", "Linear(4"), {}, r"^train\.py:\d+, in loss: RuntimeError: .*x: float32 \[32, 3\]"),
+        (TASK.replace("(model(", "(0 * torch.inf * model("), {}, "the loss is nan at step 1"),
+        (TASK, {"data": ()}, "there is no data: give files with --data"),
+        (TASK + "    def load_shard(shard):\n        return {}\n", {"data": ()}, "give their number with --samples"),
+        (TASK + "    def make_dataset(config):\n        return []\n", {"data": ()}, "the data set is empty"),
+        (
+            TASK + "    def build_optimizer(model, config):\n        return torch.optim.RMSprop(model.parameters())\n",
+            {"recipe": Recipe(rounds=1, mode=Mode.GRADIENTS)},
+            "SGD, Adam and AdamW, not RMSprop: return one of those from build_optimizer, or use --mode weights",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(
+    in_process: None, tmp_path: Path, source: str, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CheckFailed, match=sentence) as failed:
+        prepared(tmp_path, source, **options)
+    assert "\n" not in failed.value.message
+    assert failed.value.code == "invalid_task"
+
+
+@pytest.mark.parametrize(
+    ("ending", "sentence"),
+    [
+        ("os._exit(7)", "ended its process while it was tried: exit code 7"),
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL; this machine is short of memory"),
+    ],
+)
+def test_a_process_that_dies_is_explained(tmp_path: Path, ending: str, sentence: str) -> None:
+    with pytest.raises(CheckFailed, match=sentence):
+        prepared(tmp_path, TASK + f"    import os\n    {ending}\n")
+
+
+def test_a_failed_check_carries_traceback_and_output(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed) as failed:
+        check_task(write_task(tmp_path, TASK.replace("Linear(3", "Linear(4")), {}, [write_npz(tmp_path)])
+    assert "in loss" in (failed.value.trace or "")
+    assert failed.value.output == "hello from the task"
+
+
+def test_check_task_measures(tmp_path: Path) -> None:
+    report = check_task(write_task(tmp_path), {}, [write_npz(tmp_path)], batch_samples=4)
+    assert report.weights_bytes > 0
+    assert report.evaluation["loss"] > 0
+    assert report.peak_rss_bytes > 50 << 20
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"day": dt.date(2020, 1, 1)}, "the config cannot be sent"),
+        ({"lr": float("nan")}, "the config cannot be sent"),
+        ({"table": "x" * 300_000}, "put large values into a file"),
+    ],
+)
+def test_a_config_that_cannot_travel_is_refused(tmp_path: Path, config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidTask, match=sentence):
+        prepare(Submission(write_task(tmp_path), Recipe(rounds=1), config=config), tmp_path)
+
+
+def test_empty_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the data set is empty"):
+        prepare(Submission(write_task(tmp_path), Recipe(rounds=1), data=(write_npz(tmp_path, 0),)), tmp_path)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rehearse in this process: torch takes seconds to import, and some mistakes need no process to end."""
+    monkeypatch.setattr(check, "_run_process", lambda request, folder: (rehearse(request), ""))
+
+
+def dataset(train: int) -> Dataset:
+    return Dataset(kind="code", shards=(Shard(index=0, samples=train),))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "round_samples", "evaluate_every"),
+    [
+        (Recipe(rounds=1), 1000, 1000, 1),
+        (Recipe(rounds=1), 1_000_000, 65_536, 16),
+        (Recipe(rounds=1, mode=Mode.GRADIENTS), 1000, 256, 4),
+        (Recipe(rounds=1, mode=Mode.GRADIENTS), 10, 10, 1),
+        (Recipe(rounds=1, round_samples=50, evaluate_every=3), 1000, 50, 3),
+        (Recipe(rounds=1, round_samples=50), 1000, 50, 20),
+    ],
+)
+def test_recipe_defaults(recipe: Recipe, train: int, round_samples: int, evaluate_every: int) -> None:
+    complete = complete_recipe(recipe, dataset(train), RehearsalReport())
+    assert (complete.round_samples, complete.evaluate_every) == (round_samples, evaluate_every)
+
+
+def test_the_researchers_side_needs_no_torch_in_its_own_process() -> None:
+    code = "import farm_client.sdk.submission, sys, json; print(json.dumps('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert json.loads(done.stdout) is False
