@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm_server.http.errors import answer
-from storage.errors import BlobTooLarge
+from farm_server.http.errors import TOO_LARGE, answer
 
 
 class BodyLimit:
@@ -25,7 +23,7 @@ class BodyLimit:
         announced = int(dict(scope["headers"]).get(b"content-length", b"0"))
         if announced > self._max_bytes:
             message = f"the request has {announced} bytes, at most {self._max_bytes} are allowed; upload data as blobs"
-            refusal = answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message)
+            refusal = answer(TOO_LARGE, "request_too_large", message)
             await refusal(scope, receive, send)
             return
         await self._app(scope, self._counting(receive), send)
@@ -38,7 +36,8 @@ class BodyLimit:
             message = await receive()
             read_bytes += len(message.get("body", b""))
             if read_bytes > self._max_bytes:
-                raise BlobTooLarge(f"the request has more than {self._max_bytes} bytes; upload data as blobs")
+                # the framework lets only this kind of error through while it reads a body
+                raise HTTPException(TOO_LARGE, f"more than {self._max_bytes} bytes; upload data as blobs")
             return message
 
         return counted

@@ -28,6 +28,7 @@ from storage.errors import BlobTooLarge
 
 _log = structlog.get_logger(__name__)
 
+TOO_LARGE: Final = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 STATUS: Final[tuple[tuple[type[FarmError], HTTPStatus], ...]] = (
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
     (NotFound, HTTPStatus.NOT_FOUND),
@@ -36,7 +37,7 @@ STATUS: Final[tuple[tuple[type[FarmError], HTTPStatus], ...]] = (
     (InvalidTask, HTTPStatus.UNPROCESSABLE_ENTITY),
     (TensorError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
-    (BlobTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (BlobTooLarge, TOO_LARGE),
     (ProtocolError, HTTPStatus.BAD_REQUEST),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (FarmError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -75,7 +76,8 @@ async def _answered(request: Request, error: Exception) -> JSONResponse:
         case HTTPException(status_code=HTTPStatus.NOT_FOUND):
             return answer(HTTPStatus.NOT_FOUND, NotFound.code, f"there is no {request.url.path}; see /openapi.json")
         case HTTPException():
-            code = HTTPStatus(error.status_code).name.lower()
+            status = HTTPStatus(error.status_code)
+            code = "request_too_large" if status == TOO_LARGE else status.name.lower()
             return answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
         case _:
             _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)

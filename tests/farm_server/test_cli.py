@@ -1,0 +1,160 @@
+"""The command line in real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+COMMAND = [sys.executable, "-m", "farm_server"]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@contextlib.contextmanager
+def server(data: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+    process = subprocess.Popen(
+        [*COMMAND, "up", "--data-dir", str(data), "--port", "0", "--json", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def one_line(answer: subprocess.CompletedProcess[str]) -> str:
+    assert answer.returncode == 1, answer
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_up_tells_where_it_is_and_sigterm_ends_it(tmp_path):
+    with server(tmp_path) as (process, info):
+        on_disk = tmp_path / "server.json"
+        assert json.loads(on_disk.read_text()) == info
+        assert info["pid"] == process.pid
+        assert stat.S_IMODE(on_disk.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "farm.token").stat().st_mode) == 0o600
+        assert urllib.request.urlopen(info["url"] + "/readyz", timeout=5).read() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not on_disk.exists()
+
+
+def test_tokens_outlive_the_server(tmp_path):
+    with server(tmp_path) as (_, first):
+        pass
+    with server(tmp_path) as (_, second):
+        pass
+    assert [info["join_url"].partition("@")[0] for info in (first, second)] == [first["join_url"].partition("@")[0]] * 2
+
+
+def test_a_killed_server_leaves_a_folder_that_starts_again(tmp_path):
+    with server(tmp_path) as (process, _):
+        process.kill()
+        process.wait()
+        assert run("status", "--data-dir", str(tmp_path)).returncode == 1
+    with server(tmp_path) as (_, info):
+        assert info["pid"]
+
+
+def test_a_second_server_on_the_folder_or_the_port_fails_in_one_line(tmp_path):
+    with server(tmp_path / "a") as (process, info):
+        port = info["url"].rpartition(":")[2]
+        same_folder = one_line(run("up", "--data-dir", str(tmp_path / "a"), "--port", "0"))
+        assert str(process.pid) in same_folder
+        assert "farm-server down" in same_folder
+        same_port = one_line(run("up", "--data-dir", str(tmp_path / "b"), "--port", port))
+        assert f"port {port}" in same_port
+        assert urllib.request.urlopen(info["url"] + "/healthz", timeout=5).status == 200
+
+
+def test_a_folder_that_is_a_file_fails_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "--data-dir" in one_line(run("up", "--data-dir", str(tmp_path / "file"), "--port", "0"))
+
+
+def test_a_folder_that_cannot_be_made_fails_in_one_line():
+    assert "--data-dir" in one_line(run("up", "--data-dir", "/proc/farm", "--port", "0"))
+
+
+def test_an_address_that_is_not_ours_fails_in_one_line(tmp_path):
+    assert "--host" in one_line(run("up", "--data-dir", str(tmp_path), "--host", "192.0.2.1", "--port", "0"))
+
+
+def test_a_value_that_cannot_be_is_a_usage_error(tmp_path):
+    assert run("up", "--data-dir", str(tmp_path), "--port", "99999").returncode == 2
+    assert run("up", "--data-dir", str(tmp_path), "--log-format", "xml").returncode == 2
+    assert run("explode").returncode == 2
+
+
+def test_detached_it_is_controlled_by_its_folder(tmp_path):
+    data = ("--data-dir", str(tmp_path))
+    started = run("up", *data, "--port", "0", "--detach", "--json")
+    info = json.loads(started.stdout)
+    try:
+        status = json.loads(run("status", *data, "--json").stdout)
+        assert (status["pid"], status["farm"]["clients_online"]) == (info["pid"], 0)
+        assert "farm-client join ws://" in run("status", *data).stdout
+        again = one_line(run("up", *data, "--port", "0", "--detach"))
+        assert "in use" in again
+        assert json.loads(run("doctor", *data, "--json").stdout)["ok"]
+    finally:
+        stopped = run("down", *data, "--json")
+    assert json.loads(stopped.stdout) == {"stopped": True, "pid": info["pid"]}
+    assert "no server runs" in one_line(run("status", *data))
+    assert "no server runs" in one_line(run("down", *data))
+
+
+def test_doctor_says_what_is_wrong(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        answer = run("doctor", "--data-dir", str(tmp_path), "--port", str(taken.getsockname()[1]), "--json")
+    findings = {f["name"]: f["ok"] for f in json.loads(answer.stdout)["findings"]}
+    assert answer.returncode == 1
+    assert (findings["port"], findings["folder"], findings["versions"]) == (False, True, True)
+
+
+def test_a_damaged_ledger_fails_in_one_line_and_doctor_finds_it(tmp_path):
+    (tmp_path / "farm.db").write_bytes(b"this is no database, " * 100)
+    assert "farm.db" in one_line(run("up", "--data-dir", str(tmp_path), "--port", "0"))
+    assert run("doctor", "--data-dir", str(tmp_path)).returncode == 1
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    """A client that never leaves would hold the first signal's drain for five seconds."""
+    with server(tmp_path) as (process, info):
+        port = int(info["url"].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as idle:
+            idle.sendall(b"GET /v1/events?wait=30 HTTP/1.1\r\nHost: x\r\n")
+            process.send_signal(signal.SIGINT)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+            assert time.monotonic() - started < 4
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip()
+    assert run("up", "--help").returncode == 0

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protocol.digests import digest_bytes
+from tests.farm_server import model
+
+DATA = bytes(range(256)) * 16
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("DELETE", "/v1/tasks", 405, "method_not_allowed"),
+        ("GET", "/v1/tasks/unknown1", 404, "not_found"),
+        ("GET", "/v1/tasks/unknown1/why", 404, "not_found"),
+        ("GET", "/v1/tasks/unknown1/explain", 404, "not_found"),
+        ("GET", "/v1/tasks/unknown1/shards", 404, "not_found"),
+        ("GET", "/v1/tasks/unknown1/model", 404, "not_found"),
+        ("GET", "/v1/tasks/unknown1/logs", 404, "not_found"),
+        ("POST", "/v1/tasks/unknown1/pause", 404, "not_found"),
+        ("POST", "/v1/tasks/unknown1/explode", 422, "invalid_request"),
+        ("GET", "/v1/events?limit=0", 422, "invalid_request"),
+        ("GET", "/v1/events?wait=31", 422, "invalid_request"),
+        ("GET", "/v1/blobs/nodigest", 422, "invalid_request"),
+        ("GET", f"/v1/blobs/{'0' * 64}", 404, "not_found"),
+        ("POST", "/v1/tasks", 422, "invalid_task"),
+    ],
+)
+async def test_every_error_is_an_error_body(server, method, path, status, code):
+    answer = await server.http.request(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["message"]
+
+
+async def test_a_defect_is_an_error_body_without_internals(server, monkeypatch):
+    def broken(_now: float) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(server.farm.coordinator, "client_views", broken)
+    answer = await server.http.get("/v1/clients")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert (await server.http.get("/v1/farm")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/farm", "/v1/tasks", "/v1/clients", "/v1/events"])
+async def test_the_api_needs_the_farm_token(server, path):
+    async with server.client() as nobody:
+        assert (await nobody.get(path)).json()["code"] == "unauthorized"
+        volunteer = {"Authorization": f"Bearer {server.farm.tokens.join}"}
+        refused = await nobody.get(path, headers=volunteer)
+        assert refused.status_code == 401
+        assert "farm token" in refused.json()["message"]
+        assert (await nobody.get(path, auth=(server.farm.tokens.farm, ""))).status_code == 200
+
+
+async def test_blobs_take_either_token_and_no_other(server):
+    path = f"/v1/blobs/{digest_bytes(DATA)}"
+    async with server.client() as http:
+        assert (await http.put(path, content=DATA)).status_code == 401
+        for token in (server.farm.tokens.join, server.farm.tokens.farm):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert (await http.put(path, content=DATA, headers=headers)).status_code in (200, 201)
+
+
+async def test_a_blob_goes_up_once_and_comes_down_whole_or_in_part(server):
+    digest = digest_bytes(DATA)
+    path = f"/v1/blobs/{digest}"
+    assert (await server.http.head(path)).status_code == 404
+    assert (await server.http.put(path, content=DATA)).status_code == 201
+    assert (await server.http.put(path, content=DATA)).status_code == 200
+    head = await server.http.head(path)
+    assert (head.status_code, head.headers["content-length"], head.headers["etag"]) == (200, "4096", f'"{digest}"')
+    assert (await server.http.get(path)).content == DATA
+    part = await server.http.get(path, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, DATA[10:20])
+    assert (await server.http.get(path, headers={"Range": "bytes=9999-"})).status_code == 416
+    unchanged = await server.http.get(path, headers={"If-None-Match": f'"{digest}"'})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+
+async def test_bytes_that_do_not_hash_to_their_name_are_refused(server):
+    path = f"/v1/blobs/{digest_bytes(b'something else')}"
+    answer = await server.http.put(path, content=DATA)
+    assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")
+    assert (await server.http.head(path)).status_code == 404
+
+
+async def test_a_blob_over_the_limit_is_refused_whether_announced_or_not(start):
+    async with start(max_blob_bytes=1024 * 1024) as server:
+        data = bytes(1024 * 1024 + 1)
+        path = f"/v1/blobs/{digest_bytes(data)}"
+        announced = await server.http.put(path, content=data)
+
+        async def chunks():
+            yield data
+
+        streamed = await server.http.put(path, content=chunks())
+        assert [a.status_code for a in (announced, streamed)] == [413, 413]
+        assert announced.json()["code"] == "blob_too_large"
+
+
+async def test_no_upload_is_taken_when_the_disk_is_nearly_full(server, monkeypatch):
+    monkeypatch.setattr("farm_server.farm.lacks_space", lambda folder, least: "only 5 bytes are free")
+    answer = await server.http.put(f"/v1/blobs/{digest_bytes(DATA)}", content=DATA)
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    ready = await server.http.get("/readyz")
+    assert (ready.status_code, ready.text) == (503, "only 5 bytes are free\n")
+
+
+async def test_a_request_over_the_limit_is_refused(start):
+    async with start(max_body_bytes=64 * 1024) as server:
+        answer = await server.http.post("/v1/tasks", json={"name": "x" * 70_000})
+        assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
+
+        async def chunks():
+            for _ in range(80):
+                yield b"x" * 1024
+
+        assert (await server.http.post("/v1/tasks", content=chunks())).status_code == 413
+
+
+async def test_a_submission_names_the_blobs_that_are_missing(server):
+    await model.upload(server.http, model.CODE)
+    answer = await server.http.post("/v1/tasks", json=model.spec().model_dump(mode="json"))
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_task")
+    message = answer.json()["message"]
+    assert digest_bytes(model.SHARD) in message
+    assert digest_bytes(model.CODE) not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"initial_weights": model.ref(model.SHARD)}, "initial weights"),
+        ({"recipe": {"rounds": 1, "outer": {"name": "sgd", "options": {"betas": [0.9, 0.99]}}}}, "betas"),
+        ({"recipe": {"round_samples": 5}}, "rounds or epochs"),
+        ({"config": {"x": "y" * 300_000}}, "config"),
+        ({"code": {"digest": digest_bytes(model.CODE), "size_bytes": 1}}, "1"),
+    ],
+)
+async def test_a_submission_that_can_never_run_is_refused(server, change, complaint):
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights())
+    body = model.spec().model_dump(mode="json")
+    body |= {k: v if isinstance(v, dict) else v.model_dump(mode="json") for k, v in change.items()}
+    answer = await server.http.post("/v1/tasks", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_task")
+    assert complaint in answer.json()["message"]
+
+
+async def test_a_submit_token_makes_a_repeat_harmless_even_at_the_same_time(server):
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights())
+    body = model.spec(submit_token="once").model_dump(mode="json")
+    answers = await asyncio.gather(*(server.http.post("/v1/tasks", json=body) for _ in range(4)))
+    assert sorted(a.status_code for a in answers) == [200, 200, 200, 201]
+    assert len({a.json()["task"]["task_id"] for a in answers}) == 1
+    assert len((await server.http.get("/v1/tasks")).json()) == 1
+
+
+async def test_actions_take_effect_and_illegal_ones_conflict(server):
+    task_id = await model.submit(server.http)
+    assert (await server.http.post(f"/v1/tasks/{task_id}/pause")).json()["state"] == "paused"
+    assert (await server.http.post(f"/v1/tasks/{task_id}/resume")).json()["state"] == "pending"
+    assert (await server.http.post(f"/v1/tasks/{task_id}/cancel")).json()["state"] == "cancelled"
+    illegal = await server.http.post(f"/v1/tasks/{task_id}/resume")
+    assert (illegal.status_code, illegal.json()["code"]) == (409, "illegal_transition")
+
+
+async def test_a_task_is_shown_with_its_reason(server):
+    task_id = await model.submit(server.http)
+    detail = (await server.http.get(f"/v1/tasks/{task_id}")).json()
+    assert (detail["task"]["state"], detail["spec"]["name"], detail["rounds"]) == ("pending", "tiny", [])
+    assert (await server.http.get(f"/v1/tasks/{task_id}/why")).json()["why"]
+    assert (await server.http.get(f"/v1/tasks/{task_id}/explain")).json()["clients"] == []
+    initial = (await server.http.get(f"/v1/tasks/{task_id}/model")).json()
+    assert (initial["round"], initial["digest"]) == (0, digest_bytes(model.weights()))
+
+
+async def test_a_feed_wakes_its_reader_when_something_happens(server):
+    before = (await server.http.get("/v1/events")).json()
+    waiting = asyncio.create_task(server.http.get("/v1/events", params={"after": len(before), "wait": 20}))
+    task_id = await model.submit(server.http)
+    (event, *_) = (await waiting).json()
+    assert (event["kind"], event["task_id"]) == ("task_submitted", task_id)
+
+
+async def test_a_feed_without_news_is_empty_after_its_wait(server):
+    assert (await server.http.get("/v1/events", params={"after": 10**9, "wait": 0.05})).json() == []
+
+
+async def test_what_watches_needs_no_token(server):
+    async with server.client() as http:
+        assert (await http.get("/healthz")).text == "ok\n"
+        assert (await http.get("/readyz")).text == "ready\n"
+        counters = (await http.get("/metrics")).text
+        for name in ("farm_rounds_committed_total", 'farm_tasks{state="running"}', "farm_loop_lag_seconds_bucket"):
+            assert name in counters
+
+
+async def test_the_status_page_shows_tasks_and_clients_and_escapes_their_names(server):
+    await model.submit(server.http, model.spec(name="<b>bold</b>"))
+    async with server.volunteer("c1", name="a laptop"), server.client() as http:
+        page = (await http.get("/")).text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "a laptop" in page
+    assert "http" not in page.split("<body>")[1], "no external assets"
+
+
+async def test_the_api_describes_itself(server):
+    document = (await server.http.get("/openapi.json")).json()
+    operations = [op for path in document["paths"].values() for op in path.values()]
+    assert all(op.get("summary") and op.get("tags") for op in operations)
