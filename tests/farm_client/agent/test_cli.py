@@ -1,0 +1,59 @@
+"""The command itself, as a volunteer meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "farm_client", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment or None, timeout=60, check=False)
+
+
+def test_the_agent_never_imports_torch():
+    code = "import sys, farm_client.agent.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("join", "farm.example.org"), "farm-server up"),
+        (("join", "ws://host:1", "--slots", "0"), "--slots"),
+        (("join",), "ADDRESS"),
+        (("jion",), "jion"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_no_traceback(arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("join", "ws://127.0.0.1:1", "--home", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "--home" in done.stderr
+
+
+def test_status_without_an_agent_is_exit_code_1(tmp_path):
+    done = run("status", "--home", str(tmp_path), "--json")
+    envelope = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (envelope["schema"], envelope["kind"], envelope["data"]["running"]) == (1, "client_status", False)
+
+
+def test_probe_tells_the_machine_in_one_envelope():
+    envelope = json.loads(run("probe", "--json", "--cpu-cores", "1").stdout)
+    assert envelope["kind"] == "probe"
+    assert envelope["data"]["resources"]["cpu_cores"] == 1
+
+
+def test_version():
+    assert run("--version").stdout.startswith("farm-client 0.")
