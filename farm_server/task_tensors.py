@@ -68,7 +68,7 @@ def warm_up(torch_threads: int) -> None:
 
 def _raw(tensor: torch.Tensor) -> memoryview:
     """Return the tensor's bytes without a copy."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _load(source: bytes | Path) -> dict[str, torch.Tensor]:
