@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format states clean
+.PHONY: help install demo test lint format states picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint     ruff, mypy and the import contract"
 	@echo "make format   let ruff rewrite the code in the house style"
 	@echo "make states   redraw docs/reference/states.md from the state tables"
+	@echo "make picture  take docs/images/watch.svg anew from a real training"
 	@echo "make clean    remove .venv, caches and the demo's output"
 
 install: $(STAMP)
@@ -44,6 +45,9 @@ format: $(STAMP)
 
 states: $(STAMP)
 	@$(BIN)/python docs/generate_states.py
+
+picture: $(STAMP)
+	@$(BIN)/python docs/capture_watch.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo-output build dist

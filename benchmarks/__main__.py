@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from itertools import product
 from typing import Annotated
@@ -21,6 +22,8 @@ app = typer.Typer(help="Measurements of the whole farm on loopback, as JSON line
 @app.callback()
 def choose() -> None:
     """Measurements of the whole farm on loopback, as JSON lines."""
+    # Whoever ends a benchmark ends its farm too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def whole_numbers(text: str) -> list[int]:
