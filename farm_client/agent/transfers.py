@@ -30,7 +30,10 @@ class Transfers:
     """The way to the farm's ``/v1/blobs``. Close it with ``aclose``."""
 
     def __init__(self, address: FarmAddress, retry: RetryPolicy = TRANSFER) -> None:
-        self._client = httpx.AsyncClient(base_url=address.http_url, headers=address.headers, timeout=_TIMEOUT)
+        encrypted = address.http_url.startswith("https:")  # without, loading the certificates would be for nothing
+        self._client = httpx.AsyncClient(
+            base_url=address.http_url, headers=address.headers, timeout=_TIMEOUT, verify=encrypted
+        )
         self._retry = retry
 
     async def aclose(self) -> None:
