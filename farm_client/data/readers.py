@@ -93,12 +93,17 @@ def _files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def known_suffixes() -> tuple[str, ...]:
+    """Return the endings of files that can be data."""
+    return (*_OPENERS, *_TEXT_SUFFIXES)
+
+
 def _is_known(file: Path) -> bool:
-    return file.suffix.lower() in _OPENERS or file.suffix.lower() in _TEXT_SUFFIXES
+    return file.suffix.lower() in known_suffixes()
 
 
 def _known() -> str:
-    return "data files end in " + ", ".join((*_OPENERS, *_TEXT_SUFFIXES))
+    return "data files end in " + ", ".join(known_suffixes())
 
 
 def _open(file: Path, row_bytes: int) -> RowSource:

@@ -24,7 +24,7 @@ class TextFile:
         self.rows, tail = divmod(total, row_bytes)
         self.size_bytes = self.rows * row_bytes
         if total and not self.rows:
-            raise DataError(f"{path.name} has {total} bytes, less than a row of {row_bytes}: give a smaller row size")
+            raise DataError(f"{path.name} has {total} bytes, less than a row of {row_bytes}: give a smaller row_bytes")
         self.notes = (f"{path.name}: the last {tail} bytes are shorter than a row and were dropped",) if tail else ()
 
     def blocks(self, rows: int) -> Iterator[Block]:

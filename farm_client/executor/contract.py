@@ -112,7 +112,7 @@ class Contract:
     @property
     def _missing_data(self) -> str:
         if self.has("load_shard"):
-            return "load_shard alone does not say how many rows there are; give their number with --samples"
+            return "load_shard does not say how many rows there are; write samples = N into [task] of --config"
         return f"give files with --data, or add make_dataset(config) to {self._file}"
 
     @property

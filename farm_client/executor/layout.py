@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from farm_client.executor.failures import CodeError
 from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
@@ -45,6 +46,8 @@ class ModelTensors:
     parameters: Mapping[str, nn.Parameter]
     frozen: Mapping[str, nn.Parameter]
     buffer_names: tuple[str, ...]
+    constant_names: tuple[str, ...]
+    """Buffers that are infinite from the start, such as attention masks: frozen, since a mean of them means nothing."""
     tied: Mapping[str, str]
 
     @classmethod
@@ -59,25 +62,23 @@ class ModelTensors:
         named_buffers = dict(model.named_buffers(remove_duplicate=False))
         buffers = _named_once({n: b for n, b in named_buffers.items() if n in saved}, tied)
         for name, tensor in (parameters | buffers).items():
-            if tensor.dtype not in _DTYPES:
-                raise CodeError(f"tensor {name} is {tensor.dtype}, which the farm cannot send; convert the model")
+            _check_sendable(name, tensor)
         trained = {n: p for n, p in parameters.items() if p.requires_grad}
         if not trained:
             raise CodeError("the model has no trainable parameter: build_model must leave some with requires_grad")
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
-        return cls(model, trained, frozen, tuple(buffers), tied)
+        constants = tuple(name for name, buffer in buffers.items() if not bool(torch.isfinite(buffer).all()))
+        changing = tuple(name for name in buffers if name not in constants)
+        return cls(model, trained, frozen, changing, constants, tied)
 
     @property
     def buffers(self) -> TensorMap:
-        """Return the persistent buffers as they are now."""
-        if not self.buffer_names:
-            return {}
-        now = dict(self.model.named_buffers(remove_duplicate=False))
-        return {name: now[name] for name in self.buffer_names}
+        """Return the persistent buffers that training may change, as they are now."""
+        return self._buffers(self.buffer_names)
 
     def all(self) -> TensorMap:
         """Return every tensor of a weights file: the model's own, not copies."""
-        return {**self.parameters, **self.frozen, **self.buffers}
+        return {**self.parameters, **self.frozen, **self._buffers(self.buffer_names + self.constant_names)}
 
     def layout(self) -> Layout:
         """Return the wire layout, sorted by name."""
@@ -108,8 +109,15 @@ class ModelTensors:
                     raise CodeError(f"build_model does not build the submitted model: {name} has another shape")
                 tensor.copy_(weights[name])
 
+    def _buffers(self, names: tuple[str, ...]) -> TensorMap:
+        if not names:
+            return {}
+        now = dict(self.model.named_buffers(remove_duplicate=False))
+        return {name: now[name] for name in names}
+
     def _roles(self) -> dict[str, Role]:
-        return dict.fromkeys(self.frozen, Role.FROZEN) | dict.fromkeys(self.buffer_names, Role.BUFFER)
+        frozen = dict.fromkeys((*self.frozen, *self.constant_names), Role.FROZEN)
+        return frozen | dict.fromkeys(self.buffer_names, Role.BUFFER)
 
 
 def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
@@ -122,6 +130,13 @@ def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
         stored[name] = flat.clone() if address in addresses else flat
         addresses.add(address)
     return stored
+
+
+def _check_sendable(name: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise CodeError(f"tensor {name} has no shape yet: run the lazy model on one input in build_model")
+    if tensor.dtype not in _DTYPES:
+        raise CodeError(f"tensor {name} is {tensor.dtype}, which the farm cannot send; convert the model")
 
 
 def _named_once(tensors: Mapping[str, _TensorT], tied: dict[str, str]) -> dict[str, _TensorT]:

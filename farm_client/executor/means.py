@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import torch
+
+MAX_METRICS: Final = 100
+"""As many as a result message may carry."""
 
 
 class WeightedMeans:
@@ -29,6 +35,19 @@ class WeightedMeans:
 def as_number(value: Any) -> float:
     """Return one number as a float, out of its graph if it is a tensor. Raises: TypeError, ValueError."""
     return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def reportable(values: Mapping[str, float], of: str) -> dict[str, float]:
+    """Return the values that can be reported; what is left out is noted in the researcher's log.
+
+    Left out: NaN and infinite values, which have no JSON form, and all after the first ``MAX_METRICS``.
+    """
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    for name in values.keys() - finite.keys():
+        sys.stderr.write(f"note: {of} {name!r} is {values[name]} and was left out\n")
+    if len(finite) > MAX_METRICS:
+        sys.stderr.write(f"note: {of}: {len(finite)} values are too many; the first {MAX_METRICS} were kept\n")
+    return dict(islice(finite.items(), MAX_METRICS))
 
 
 def count_samples(batch: Any) -> int:

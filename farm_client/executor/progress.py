@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from farm_client.executor.means import reportable
 from farm_client.executor.messages import Advance
 from protocol.messages import MetricPoint
 
@@ -42,7 +43,7 @@ class ProgressReporter:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take what the researcher's code logged; the sink of ``farm_client.task.log``."""
-        for name, value in metrics.items():
+        for name, value in reportable(metrics, "the logged").items():
             self._points.append(MetricPoint(name=name[:_MAX_NAME_CHARS], value=value, step=step))
 
     def finish(self) -> None:

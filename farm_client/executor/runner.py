@@ -14,6 +14,7 @@ import torch
 from farm_client.data.order import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.layout import ModelTensors, TensorMap, as_stored
+from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.samples import SampleSource
@@ -93,7 +94,8 @@ class TaskRunner:
     def _done(
         self, order: Run, samples: int, metrics: dict[str, float], update: TensorMap | None, started: float
     ) -> Done:
-        done = Done(assignment_id=order.assignment_id, samples=samples, metrics=metrics)
+        known = reportable(metrics, "the metric")
+        done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
         if update is not None:
             done = done.model_copy(update=self._stored(order.assignment_id, as_stored(update)))
         return done.model_copy(update={"compute_seconds": time.perf_counter() - started})

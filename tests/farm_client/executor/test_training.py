@@ -276,6 +276,37 @@ def test_a_missing_shard_is_this_machines_fault(tmp_path: Path) -> None:
         bench.train()
 
 
+def test_an_attention_mask_of_infinities_is_frozen(tmp_path: Path) -> None:
+    source = LINEAR.replace(
+        "return nn.Linear(3, 2)",
+        """model = nn.Linear(3, 2)
+        model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        return model""",
+    )
+    bench = Bench(tmp_path, source)
+    assert {t.name: t.role.value for t in parse_layout(bench.weights).tensors}["mask"] == "frozen"
+    assert set(update_of(bench.train())) == {"weight", "bias"}
+
+
+def test_a_lazy_model_is_told_how_to_get_its_shapes(tmp_path: Path) -> None:
+    with pytest.raises(CodeError, match="run the lazy model on one input in build_model"):
+        Bench(tmp_path, LINEAR.replace("nn.Linear(3, 2)", "nn.LazyLinear(2)"))
+
+
+def test_metrics_that_are_no_numbers_are_noted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = (
+        LINEAR
+        + """
+    def evaluate(model, data):
+        return {"auc": float("nan"), **{f"m{i:03}": i for i in range(150)}}
+    """
+    )
+    metrics = Bench(tmp_path, source).evaluate().metrics
+    assert len(metrics) == 100
+    assert "m099" in metrics
+    assert "the metric 'auc' is nan and was left out" in capsys.readouterr().err
+
+
 def test_shards_are_read_as_written(tmp_path: Path) -> None:
     bench = Bench(tmp_path, LINEAR)
     assert read_shard(next(iter(bench.files.values()))).samples == bench.shards[0].samples

@@ -155,7 +155,7 @@ def test_without_a_check_only_the_model_is_built(in_process: None, tmp_path: Pat
         (TASK.replace("Linear(3", "Linear(4"), {}, r"^train\.py:\d+, in loss: RuntimeError: .*x: float32 \[32, 3\]"),
         (TASK.replace("(model(", "(0 * torch.inf * model("), {}, "the loss is nan at step 1"),
         (TASK, {"data": ()}, "there is no data: give files with --data"),
-        (TASK + "    def load_shard(shard):\n        return {}\n", {"data": ()}, "give their number with --samples"),
+        (TASK + "    def load_shard(shard):\n        return {}\n", {"data": ()}, "write samples = N into"),
         (TASK + "    def make_dataset(config):\n        return []\n", {"data": ()}, "the data set is empty"),
         (
             TASK + "    def build_optimizer(model, config):\n        return torch.optim.RMSprop(model.parameters())\n",
