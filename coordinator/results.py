@@ -69,25 +69,25 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     held = turn.farm.lease(event.assignment_id, event.fence)
     if held is None:
         return
-    run, step, lease = held
+    run, _, lease = held
     client = lose(turn, run, lease, AssignmentState.FAILED, f"{event.code}: {event.message}")
     turn.log(run, client, event.traceback or event.message)
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
-    step.failures += 1
+    run.failures += 1
     if event.scope is Scope.NOBODY:
-        _code_failed(turn, run, step, client, event)
+        _code_failed(turn, run, client, event)
         return
     client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
-    if step.failures >= turn.settings.round_failures:
-        fail(turn, run, f"{step.failures} assignments failed, the last one: {event.message}", retryable=True)
+    if run.failures >= turn.settings.round_failures:
+        fail(turn, run, f"{run.failures} assignments failed, the last one: {event.message}", retryable=True)
 
 
-def _code_failed(turn: Turn, run: TaskRun, step: Step, client: ClientState, event: AssignmentFailed) -> None:
+def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
     run.code_failures[client.client_id] = event.message
     askable = sum(1 for c in turn.farm.online() if not c.draining and qualifies(c.record, run.record.spec).value)
     enough = len(run.code_failures) >= min(turn.settings.code_failure_clients, max(askable, 1))
-    if enough or step.failures >= turn.settings.round_failures:
+    if enough or run.failures >= turn.settings.round_failures:
         where = "a client" if len(run.code_failures) == 1 else f"{len(run.code_failures)} clients"
         fail(turn, run, f"the task's code failed on {where}: {event.message}", retryable=False)
         return

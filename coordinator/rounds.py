@@ -149,6 +149,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         turn.save(turn.farm.clients[assignment.client_id].record)
     run.step = None
     run.code_failures.clear()
+    run.failures = 0
     task = run.update(
         version=step.number + 1,
         epoch=run.checkpoint.epoch,

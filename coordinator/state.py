@@ -118,7 +118,6 @@ class Step:
     folded_to: int = 0
     owed: tuple[SampleRange, ...] = ()
     """Samples that the round commits without."""
-    failures: int = 0
 
     @property
     def delivered_samples(self) -> int:
@@ -142,6 +141,8 @@ class TaskRun:
     """What the task waits for, in a clause; the scheduler keeps it true."""
     code_failures: dict[str, str] = field(default_factory=dict)
     """Client id to message: where the researcher's code failed since the last commit."""
+    failures: int = 0
+    """Failed assignments since the last commit, over all openings of the round."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
     _order: tuple[int, list[Shard]] | None = None

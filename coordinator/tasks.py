@@ -69,7 +69,6 @@ def act(turn: Turn, event: TaskAction) -> None:
             stop_work(turn, run, "the task was cancelled")
         case Action.RETRY:
             turn.move(run, TaskState.PENDING, f"retried{by}", error=None, retries=0, not_before=0.0, finished_at=None)
-            run.code_failures.clear()
             for client in turn.farm.clients.values():
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
@@ -108,6 +107,8 @@ def back_to_waiting(turn: Turn, run: TaskRun, why: str) -> None:
 def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
     """The task failed. A retryable failure starts over from the last commit after a backoff, ``max_retries`` times."""
     stop_work(turn, run, error)
+    run.code_failures.clear()
+    run.failures = 0
     turn.move(run, TaskState.FAILED, error, error=error, finished_at=turn.now)
     retries = run.record.retries + 1
     if not retryable or retries > run.record.spec.recipe.max_retries:

@@ -150,6 +150,17 @@ def test_endless_failures_become_a_retry_with_backoff_then_a_failure() -> None:
     assert "assignments failed" in farm.task().error
 
 
+def test_failures_add_up_over_the_openings_of_a_round(farm: Simulation) -> None:
+    for _ in range(400):
+        if farm.volunteers["ada"].held:
+            farm.fail(farm.volunteers["ada"], Scope.ELSEWHERE, "the executor exited")
+        farm.tick(10)
+        if farm.task().retries:
+            break
+    assert farm.task().retries == 1
+    assert "12 assignments failed, the last one: the executor exited" in farm.task().reason
+
+
 def test_a_draining_client_gets_nothing_more(farm: Simulation) -> None:
     ada = farm.volunteers["ada"]
     farm.handle(ClientDraining("id-ada", ada.incarnation, "ctrl-c"))
