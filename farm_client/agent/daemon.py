@@ -167,6 +167,7 @@ class Agent:
         seconds = self._settings.drain_seconds
         self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
         await worker.drain("the volunteer leaves", seconds)
+        self._narrator.tell("left the farm; thank you")
         await link.close(Bye(reason="the volunteer left"))
 
     async def _shutdown(self, pool: ExecutorPool | None, transfers: Transfers, probe: Probe) -> None:
