@@ -6,6 +6,7 @@ a persistent buffer is a buffer. A tensor with several names (tied weights) is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -67,7 +68,7 @@ class ModelTensors:
         if not trained:
             raise CodeError("the model has no trainable parameter: build_model must leave some with requires_grad")
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
-        constants = tuple(name for name, buffer in buffers.items() if not bool(torch.isfinite(buffer).all()))
+        constants = tuple(name for name, buffer in buffers.items() if not is_finite(buffer))
         changing = tuple(name for name in buffers if name not in constants)
         return cls(model, trained, frozen, changing, constants, tied)
 
@@ -118,6 +119,14 @@ class ModelTensors:
     def _roles(self) -> dict[str, Role]:
         frozen = dict.fromkeys((*self.frozen, *self.constant_names), Role.FROZEN)
         return frozen | dict.fromkeys(self.buffer_names, Role.BUFFER)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Tell whether no element is NaN or infinite; integers never are. One pass, without a temporary."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:

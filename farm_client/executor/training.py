@@ -16,7 +16,7 @@ import torch
 
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, LossNotFinite, calling
-from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.means import WeightedMeans
 from farm_client.executor.samples import Batches
 
@@ -113,7 +113,7 @@ def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int)
 def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans) -> Trained:
     update |= {name: buffer.detach().clone() for name, buffer in tensors.buffers.items()}
     for name, tensor in update.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise LossNotFinite(f"training left NaN or infinity in {name}: lower the learning rate or clip gradients")
     return Trained(update, means.result())
 
