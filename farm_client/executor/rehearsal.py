@@ -56,8 +56,7 @@ def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     )
     if request.tries_batch:
         report = report.model_copy(update=_tried(runner, _orders(request, digest, path, rows)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
-    return report.model_copy(update={"peak_rss_bytes": peak})
+    return report.model_copy(update={"peak_rss_bytes": _peak_rss_bytes()})
 
 
 def _load_order(request: RehearsalRequest) -> Load:
@@ -106,6 +105,18 @@ def _tried(runner: TaskRunner, orders: Sequence[Run]) -> dict[str, object]:
     progress = ProgressReporter(_ignore)
     trained, evaluated = (runner.run(order, progress) for order in orders)
     return {"loss": trained.metrics.get("loss"), "metrics": trained.metrics, "evaluation": evaluated.metrics}
+
+
+def _peak_rss_bytes() -> int:
+    """Return the most memory that this process held at once.
+
+    Linux's ``ru_maxrss`` counts what the parent held when it started this process; ``VmHWM`` does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].removesuffix("kB")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
 
 
 def _ignore(_advance: Advance) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,16 @@ def test_a_sample_is_the_first_rows(tmp_path: Path) -> None:
     source = open_data([sorted_by_class(tmp_path)])
     assert write_sample(source, 5, tmp_path / "sample") == 5
     assert read_shard(tmp_path / "sample").take(torch.arange(5))["id"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_memory_is_bounded_by_the_block_and_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "BLOCK_BYTES", 1 << 16)
+    path = tmp_path / "large.npz"
+    np.savez(path, x=np.ones((8192, 256), np.float32))
+    source = open_data([path])
+    assert source.size_bytes == 8 << 20
+    tracemalloc.start()
+    write_shards(source, plan_shards(source.rows, source.size_bytes, 0), tmp_path, 0)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 3 << 20  # a shard is half a MiB
