@@ -67,6 +67,7 @@ class LocalFarm:
     address: FarmAddress
     farm_url: str
     """The address with its token, for ``--farm``."""
+    join_url: str
     server: Daemon
     volunteers: tuple[Daemon, ...]
 
@@ -93,16 +94,22 @@ def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
         server = _start("server", [*_SERVER, "--data-dir", str(folder / "server")], folder, stdout=subprocess.PIPE)
         started.append(server)
         urls = _read_urls(server)
-        for number in range(1, volunteers + 1):
-            name = f"volunteer-{number}"
-            started.append(_start(name, _join(urls["join_url"], name, folder), folder))
+        names = (f"volunteer-{number}" for number in range(1, volunteers + 1))
+        # One by one: should one fail to start, those before it are known and get ended.
+        started.extend(start_volunteer(name, urls["join_url"], folder) for name in names)
         address = parse_address(urls["farm_url"], "the local farm")
-        yield LocalFarm(address, urls["farm_url"], server, tuple(started[1:]))
+        yield LocalFarm(address, urls["farm_url"], urls["join_url"], server, tuple(started[1:]))
     finally:
         # Volunteers first: they say goodbye to a server that still listens.
         with _undisturbed():
             end(started[1:])
             end(started[:1])
+
+
+def start_volunteer(name: str, join_url: str, folder: Path) -> Daemon:
+    """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``)."""
+    home = str(folder / name)
+    return _start(name, ["farm_client", "join", join_url, "--home", home, "--name", name, "--cpu-cores", "1"], folder)
 
 
 def end(daemons: Sequence[Daemon]) -> None:
@@ -141,10 +148,6 @@ def _start(name: str, module_arguments: Sequence[str], folder: Path, stdout: int
             start_new_session=True,
         )
     return Daemon(name, process, log)
-
-
-def _join(join_url: str, name: str, folder: Path) -> list[str]:
-    return ["farm_client", "join", join_url, "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
 
 
 def _read_urls(server: Daemon) -> dict[str, str]:

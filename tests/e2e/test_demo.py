@@ -1,0 +1,97 @@
+"""`farm demo` and `farm run`: a whole farm by one command, which leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from farm_client.cli.exit_codes import ExitCode
+from tests.e2e.conftest import run_farm, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the command keeps its farm: every process of it has this path on its command line."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    return folder
+
+
+def farm_processes(folder: Path) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in argument for argument in process.info["cmdline"] or ())
+    ]
+
+
+def test_the_demo_trains_digits_and_leaves_nothing_running(temporary, tmp_path):
+    output = tmp_path / "out"
+    began = time.monotonic()
+    answer = run_farm("demo", "--json", "--output", str(output), TMPDIR=str(temporary))
+    took = time.monotonic() - began
+    assert answer.exit_code == ExitCode.OK, answer.stderr
+    report = answer.envelope("demo")
+    assert report["accuracy"] >= 0.95
+    assert report["rounds"] == 20
+    assert took < 60
+    assert sum(tensor.numel() for tensor in load_file(report["model"]).values()) > 1000
+    assert "digits" in Path(report["page_copy"]).read_text()
+    assert answer.envelopes("task")[-1]["state"] == "completed"
+    assert farm_processes(temporary) == []
+    assert list(temporary.glob("aifarm-*")) == []
+
+
+def test_an_interrupted_demo_ends_its_farm(temporary, tmp_path):
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "farm_client.cli.app", "demo", "--output", str(tmp_path / "out")],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(farm_processes(temporary)) >= 4, "a server and three volunteers", 30)
+        demo.send_signal(signal.SIGINT)
+        _, said = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert demo.returncode == ExitCode.INTERRUPTED
+    assert "the local farm has ended" in said
+    assert farm_processes(temporary) == []
+    assert list(temporary.glob("aifarm-*")) == []
+
+
+def test_run_trains_a_scaffolded_task_and_fetches_the_model(temporary, tmp_path):
+    folder = tmp_path / "mine"
+    assert run_farm("init", str(folder)).exit_code == ExitCode.OK
+    model = tmp_path / "model.safetensors"
+    answer = run_farm(
+        "run", str(folder), "--local", "2", "--rounds", "3", "-o", str(model), "--json", TMPDIR=str(temporary)
+    )
+    assert answer.exit_code == ExitCode.OK, answer.stderr
+    assert answer.envelope("run")["path"] == str(model)
+    assert load_file(model)
+    assert farm_processes(temporary) == []
+
+
+def test_a_server_that_cannot_start_is_told_with_its_last_words(temporary, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "uvicorn.py").write_text("raise ImportError('no uvicorn today')")
+    answer = run_farm("demo", "--output", str(tmp_path / "out"), TMPDIR=str(temporary), PYTHONPATH=str(broken))
+    assert answer.exit_code == ExitCode.FAILURE
+    assert "no uvicorn today" in answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith("farm: the server did not start")
+    assert farm_processes(temporary) == []
