@@ -27,11 +27,12 @@ def loopback_bytes() -> int:
     return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Return what a figure needs beside it to mean something."""
+def describe_machine() -> dict[str, str | int | float]:
+    """Return what a figure needs beside it to mean something; the load tells whether the machine was quiet."""
     return {
         "cpus": os.cpu_count() or 1,
         "ram_bytes": psutil.virtual_memory().total,
+        "load_average_1_min": round(os.getloadavg()[0], 2),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
     }

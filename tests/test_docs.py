@@ -53,7 +53,7 @@ CODE = {
 def test_files_that_a_page_names_exist(page):
     """A page may leave out the first folders of a path, not its end."""
     named = set(re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")))
-    examples_of_readers = {"train.py"}
+    examples_of_readers = {"train.py", "main.py"}
     assert {
         name for name in named - examples_of_readers if not any(f"/{p}".endswith(f"/{name}") for p in CODE)
     } == set()

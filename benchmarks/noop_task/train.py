@@ -12,20 +12,22 @@ class Flat(nn.Module):
         self.flat = nn.Parameter(torch.zeros(params))
 
 
-class Ones:
-    """As many samples as asked for, each the number 1 and none of them stored."""
+class Numbers:
+    """The numbers from 0 to 1 in as many steps as asked for: no two clients' parts, and so no two updates, are alike.
+
+    Equal updates would have one digest, and the farm would store and move them once.
+    """
 
     def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.sample = torch.ones(1)
+        self.numbers = torch.linspace(0, 1, samples).unsqueeze(1)
 
     def __len__(self) -> int:
         """Count the samples."""
-        return self.samples
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the one sample there is."""
-        return self.sample
+        """Return one sample, of shape [1]."""
+        return self.numbers[index]
 
 
 def build_model(config: dict[str, float]) -> Flat:
@@ -43,6 +45,6 @@ def loss(model: Flat, batch: torch.Tensor) -> torch.Tensor:
     return model.flat[0] * batch.mean()
 
 
-def make_dataset(config: dict[str, float]) -> Ones:
+def make_dataset(config: dict[str, float]) -> Numbers:
     """Return ``config["samples"]`` samples."""
-    return Ones(int(config["samples"]))
+    return Numbers(int(config["samples"]))

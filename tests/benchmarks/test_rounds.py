@@ -97,7 +97,13 @@ def test_the_task_gives_a_gradient_of_the_models_size():
     model = train.build_model({"params": 1000})
     train.loss(model, torch.ones(64, 1)).backward()
     assert model.flat.grad.shape == (1000,)
-    assert len(train.make_dataset({"samples": 7})) == 7
+
+
+def test_no_two_parts_of_the_data_give_the_same_update():
+    dataset = train.make_dataset({"samples": 512})
+    assert len(dataset) == 512
+    halves = [torch.stack([dataset[i] for i in half]).mean() for half in (range(0, 512, 2), range(1, 512, 2))]
+    assert halves[0] != halves[1]
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("2,8", [2, 8]), ("1e5,1e7", [100_000, 10_000_000])])
