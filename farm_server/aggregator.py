@@ -143,8 +143,15 @@ class Aggregator:
         try:
             work()
         except Exception as error:
-            message = error.message if isinstance(error, FarmError) else f"{type(error).__name__}: {error}"
-            _log.error("aggregation failed", task=command.task_id, round=command.round, error=message, exc_info=error)
+            expected = isinstance(error, FarmError)
+            message = str(error) if expected else f"{type(error).__name__}: {error}"
+            _log.error(
+                "aggregation failed",
+                task=command.task_id,
+                round=command.round,
+                error=message,
+                exc_info=None if expected else error,
+            )
             self._discard(command)
             self._end_round(task)
             task.forget()

@@ -117,7 +117,7 @@ class Journal:
         if outcome is not None:
             # retrying could never help, and the farm must not stand still for one record
             kinds = sorted({type(record).__name__ for record in (*change.records, *change.entries)})
-            _log.error("the ledger refused records for good", kinds=kinds, error=str(outcome), exc_info=outcome)
+            _log.error("the ledger refused records for good", kinds=kinds, error=str(outcome))
         if not change.saved.done():
             change.saved.set_result(None)
 

@@ -29,7 +29,9 @@ def default_data_dir() -> Path:
 class ServerSettings(BaseSettings):
     """The server's settings. Sizes in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="FARM_SERVER_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FARM_SERVER_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """The folder of the database, blobs, tokens and the lock; one server at a time."""

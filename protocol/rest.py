@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from protocol.recipe import Frozen
 from protocol.resources import Load, Resources
@@ -171,7 +171,10 @@ class MetricView(Frozen):
     """GET /v1/tasks/{id}/metrics?after=SEQ&wait=SECONDS&limit=N.
 
     ``source`` is ``train`` (the round's mean), ``eval`` (the held-out mean) or ``client`` (from ``log(...)``).
+    A value that is no number in JSON is the text "NaN", "Infinity" or "-Infinity".
     """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     seq: int
     at: float

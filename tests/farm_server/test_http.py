@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -214,3 +216,11 @@ async def test_the_api_describes_itself(server):
     document = (await server.http.get("/openapi.json")).json()
     operations = [op for path in document["paths"].values() for op in path.values()]
     assert all(op.get("summary") and op.get("tags") for op in operations)
+
+
+async def test_the_reference_page_lists_every_route(server):
+    page = (Path(__file__).parents[2] / "docs/reference/http-api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", page, re.MULTILINE))
+    document = (await server.http.get("/openapi.json")).json()
+    served = {f"{method.upper()} {path}" for path, operations in document["paths"].items() for method in operations}
+    assert listed == served | {"GET /"}

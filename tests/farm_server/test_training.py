@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
 from protocol.recipe import OuterOptimizer, Recipe
+from protocol.rest import MetricView
 from protocol.tasks import BlobRef
 from tests.farm_server import model
 from tests.farm_server.volunteer import Volunteer
@@ -145,7 +147,7 @@ async def test_metrics_and_log_lines_of_a_running_assignment_come_out_of_the_fee
         await volunteer.send(
             Progress(
                 progress=progress,
-                metrics=(MetricPoint(name="loss", value=2.5, step=7),),
+                metrics=(MetricPoint(name="loss", value=2.5, step=7), MetricPoint(name="diverged", value=float("nan"))),
                 logs=(LogLine(text="hello from train.py"),),
             )
         )
@@ -154,7 +156,9 @@ async def test_metrics_and_log_lines_of_a_running_assignment_come_out_of_the_fee
             server.http.get(f"/v1/tasks/{task_id}/metrics", params={"wait": 10}),
         )
     assert [(x["client_name"], x["text"]) for x in logs.json()] == [("a", "hello from train.py")]
-    assert [(x["name"], x["value"], x["step"], x["source"]) for x in metrics.json()] == [("loss", 2.5, 7, "client")]
+    loss, diverged = metrics.json()
+    assert (loss["name"], loss["value"], loss["step"], loss["source"]) == ("loss", 2.5, 7, "client")
+    assert math.isnan(MetricView.model_validate(diverged).value)
 
 
 async def test_progress_of_somebody_elses_assignment_is_not_believed(server):

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
+from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.records import CheckpointRecord
+from farm_server.aggregator import Aggregator
+from farm_server.spooled_updates import SpooledUpdates
+from farm_server.torch_side import TorchSide
+from protocol.errors import Unavailable
+from protocol.recipe import OuterOptimizer, Recipe
+from protocol.tasks import BlobRef, TaskSpec
+from storage.blobs import FolderBlobStore
+from storage.checkpoints import CheckpointStore
+from tests.farm_server import model
+from tests.farm_server.test_runtime import StillClock
+
+
+class Bench:
+    """An aggregator whose outcomes are taken one by one."""
+
+    def __init__(self, root: Path, **outer: object) -> None:
+        self.blobs = FolderBlobStore(root / "blobs")
+        self.spooled = SpooledUpdates(self.blobs)
+        self.checkpoints = CheckpointStore(self.blobs)
+        self.outcomes: queue.Queue[Event] = queue.Queue()
+        self.weights: list[bytes] = []
+        self.aggregator = Aggregator(
+            blobs=self.blobs,
+            checkpoints=self.checkpoints,
+            spooled=self.spooled,
+            torch_side=TorchSide(1),
+            outcomes=self,
+            clock=StillClock(),
+            threads=2,
+        )
+        self.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(**{"options": {"lr": 1.0}} | outer)))
+        weights = self.blobs.put_bytes(model.weights())
+        self.checkpoint = CheckpointRecord("t", 0, 0, 0, weights, None, None, 0.0)
+
+    def event(self, event: Event) -> None:
+        self.outcomes.put(event)
+
+    def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
+        self.weights.append(weights)
+
+    def outcome(self) -> Event:
+        return self.outcomes.get(timeout=60)
+
+    def open(self, number: int = 0, attempt: int = 1) -> None:
+        self.aggregator.open_round(OpenRound("t", number, attempt, self.spec, self.checkpoint))
+
+    def fold(self, data: bytes, samples: int = 1, *, number: int = 0, attempt: int = 1, spool: bool = False) -> BlobRef:
+        bare = self.blobs.put_bytes(data) if spool else model.ref(data)
+        update = bare if spool else BlobRef(digest=bare.digest, size_bytes=bare.size_bytes, inline=data)
+        self.spooled.hold(update)
+        self.aggregator.fold(Fold("t", number, attempt, "a", update, samples))
+        return update
+
+    def commit(self, number: int = 0, attempt: int = 1) -> Event:
+        self.aggregator.commit_round(CommitRound("t", number, attempt, 0, 64))
+        return self.outcome()
+
+    def round(self, number: int, *updates: tuple[float, int]) -> RoundAggregated:
+        self.open(number)
+        for value, samples in updates:
+            self.fold(model.update(value), samples, number=number)
+        event = self.commit(number)
+        assert isinstance(event, RoundAggregated), event
+        self.checkpoint = event.checkpoint
+        return event
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.aggregator.close()
+
+
+def test_a_round_is_the_weighted_mean_and_its_checkpoint_is_durable(bench):
+    event = bench.round(0, (1.0, 3), (5.0, 1))
+    assert (event.checkpoint.round, event.checkpoint.cursor, event.checkpoint.created_at) == (1, 64, 5.0)
+    weights, optimizer = bench.checkpoints.load(event.checkpoint)
+    np.testing.assert_allclose(model.values(weights), -2.0)
+    assert optimizer is None
+    assert bench.weights == [weights]
+
+
+def test_weights_keep_their_header_so_that_equal_weights_are_equal_files(bench):
+    bench.round(0, (0.0, 1))
+    assert bench.weights == [model.weights()]
+
+
+def test_momentum_survives_that_the_task_leaves_memory(tmp_path):
+    through, apart = Bench(tmp_path / "a"), Bench(tmp_path / "b")
+    for made in (through, apart):
+        made.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(options={"lr": 1.0, "momentum": 0.9})))
+        for number in range(3):
+            made.round(number, (1.0, 1))
+            if made is apart:
+                made.aggregator.release_task(ReleaseTask("t"))
+        made.aggregator.close()
+    np.testing.assert_allclose(model.values(through.weights[-1]), -(1 + 1.9 + 2.71), rtol=1e-6)
+    assert through.weights == apart.weights
+
+
+def test_a_dropped_round_leaves_no_trace(bench):
+    bench.open()
+    bench.fold(model.update(100.0))
+    bench.aggregator.drop_round(DropRound("t", 0, 1))
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    bench.commit(attempt=2)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+def test_spooled_updates_are_deleted_once_their_last_user_is_done(bench):
+    data = model.update(1.0)
+    bench.open()
+    update = bench.fold(data, spool=True)
+    bench.fold(data, spool=True)
+    assert bench.blobs.has(update.digest)
+    bench.commit()
+    assert not bench.blobs.has(update.digest)
+
+
+def test_a_disk_that_refuses_the_checkpoint_fails_the_round_and_the_next_attempt_starts_clean(bench, monkeypatch):
+    def full(*_: object) -> CheckpointRecord:
+        raise Unavailable("no space is left")
+
+    bench.open()
+    bench.fold(model.update(1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.checkpoints, "write", full)
+        event = bench.commit()
+    assert event == AggregationFailed("t", 0, 1, "no space is left")
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+def test_a_damaged_checkpoint_fails_the_round_once(bench):
+    bench.blobs.path(bench.checkpoint.weights.digest).write_bytes(b"damaged")
+    bench.open()
+    event = bench.outcome()
+    assert isinstance(event, AggregationFailed)
+    assert "damaged" in event.message
+    update = bench.fold(model.update(), spool=True)
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    bench.open(attempt=2)
+    assert bench.outcome().attempt == 2, "of attempt 1 the coordinator was told already"
+    assert not bench.blobs.has(update.digest)
+
+
+def test_a_commit_without_updates_fails(bench):
+    bench.open()
+    assert isinstance(bench.commit(), AggregationFailed)

@@ -1,0 +1,222 @@
+"""The small parts that need no server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from farm_server.bells import FARM, Bells
+from farm_server.clock import SteadyClock
+from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
+from farm_server.inline_blobs import InlineBlobs
+from farm_server.listener import bind, server_info
+from farm_server.placements import Placements
+from farm_server.serial_worker import SerialWorker
+from farm_server.settings import ServerSettings
+from farm_server.tokens import Role, Tokens, load_or_create_token
+from protocol.digests import digest_bytes
+from protocol.errors import Conflict, Unauthorized
+from protocol.limits import INLINE_BYTES
+from protocol.messages import Assign, Kind, TaskBrief
+from protocol.tasks import BlobRef
+from tests.farm_server import model
+
+TOKENS = Tokens(join="join-secret", farm="farm-secret")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def basic(user: str, password: str = "") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "role"),
+    [
+        ("Bearer join-secret", Role.VOLUNTEER),
+        ("bearer farm-secret", Role.RESEARCHER),
+        (basic("farm-secret"), Role.RESEARCHER),
+        (basic("join-secret", "x"), Role.VOLUNTEER),
+    ],
+)
+def test_a_token_gives_its_role(header, role):
+    assert TOKENS.role_of(header) is role
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Bearer jöin",
+        "Basic",
+        "Basic !!",
+        basic(""),
+        "Digest join-secret",
+    ],
+)
+def test_anything_else_is_unauthorized(header):
+    with pytest.raises(Unauthorized):
+        TOKENS.role_of(header)
+
+
+def test_tokens_do_not_show_in_logs():
+    assert "secret" not in repr(TOKENS)
+    assert "secret" not in repr(ServerInfo(1, "http://x", "ws://secret@x", "http://secret@x"))
+
+
+def test_a_token_is_made_once_for_its_owner_only(tmp_path):
+    path = tmp_path / "token"
+    token = load_or_create_token(path)
+    assert load_or_create_token(path) == token
+    assert len(token) >= 24
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("")
+    with pytest.raises(Unauthorized, match="delete it"):
+        load_or_create_token(path)
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    owner = DataFolder(tmp_path)
+    owner.lock()
+    owner.publish(ServerInfo(4711, "http://127.0.0.1:1", "ws://x", "http://x"))
+    with pytest.raises(Conflict, match="4711"):
+        DataFolder(tmp_path).lock()
+    assert is_locked(tmp_path)
+    owner.unlock()
+    assert not is_locked(tmp_path)
+    assert read_server_info(tmp_path) is None
+
+
+def test_the_clock_never_runs_backwards_and_starts_after_what_is_known():
+    clock = SteadyClock()
+    assert abs(clock.now() - time.time()) < 5
+    ahead = SteadyClock(not_before=time.time() + 1000)
+    first = ahead.now()
+    assert first >= time.time() + 990
+    assert ahead.now() >= first
+
+
+def test_addresses_carry_the_tokens_and_follow_the_public_url(tmp_path):
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        local = server_info(ServerSettings(data_dir=tmp_path), listener, TOKENS)
+        assert (local.join_url, local.farm_url) == (
+            f"ws://join-secret@127.0.0.1:{port}",
+            f"http://farm-secret@127.0.0.1:{port}",
+        )
+        public = ServerSettings(data_dir=tmp_path, public_url="https://farm.example.org/lab/")
+        assert server_info(public, listener, TOKENS).join_url == "wss://join-secret@farm.example.org/lab"
+
+
+def test_a_port_in_use_is_a_conflict():
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        with pytest.raises(Conflict, match="--port"):
+            bind("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_serial_worker_keeps_order_and_never_runs_two_jobs_at_once():
+    done: list[int] = []
+    running = threading.Lock()
+    finished = threading.Event()
+
+    def job(number: int) -> None:
+        assert running.acquire(blocking=False)
+        done.append(number)
+        running.release()
+        if number == 199:
+            finished.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        worker = SerialWorker(pool)
+        for number in range(200):
+            worker.submit(lambda n=number: job(n))
+        assert finished.wait(30)
+    assert done == list(range(200))
+
+
+def assign(weights: bytes, assignment_id: str = "a") -> Assign:
+    brief = TaskBrief(
+        task_id="t",
+        name="t",
+        mode="weights",
+        code=model.ref(model.CODE),
+        entry="train.py",
+        config={},
+        seed=0,
+        batch_samples=1,
+        dataset_kind="files",
+    )
+    return Assign(
+        assignment_id=assignment_id,
+        fence=1,
+        kind=Kind.TRAIN,
+        task=brief,
+        round=3,
+        epoch=0,
+        weights=model.ref(weights),
+        slices=(),
+        lease_seconds=1.0,
+    )
+
+
+def test_the_least_used_inline_blobs_make_room():
+    kept = InlineBlobs(capacity_bytes=10)
+    kept.keep(b"aaaa")
+    kept.keep(b"bbbb")
+    assert kept.filled(assign(b"aaaa")).weights.inline == b"aaaa"
+    kept.keep(b"cccc")
+    assert kept.filled(assign(b"bbbb")).weights.inline is None
+    assert kept.filled(assign(b"aaaa")).weights == BlobRef(digest=digest_bytes(b"aaaa"), size_bytes=4, inline=b"aaaa")
+
+
+def test_large_blobs_are_not_kept_inline():
+    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    data = bytes(INLINE_BYTES + 1)
+    kept.keep(data)
+    assert kept.filled(assign(data)).weights.inline is None
+
+
+def test_an_assignment_is_found_by_its_own_client_only():
+    placements = Placements()
+    placements.add("c1", assign(b""))
+    assert placements.find("c1", "a").round == 3
+    assert placements.find("c2", "a") is None
+    assert placements.find("c1", "b") is None
+
+
+async def test_a_bell_wakes_its_listeners_only():
+    bells = Bells()
+    async with bells.listen("t1") as mine, bells.listen("t2") as other, bells.listen(FARM) as farm:
+        bells.ring({FARM, "t1"})
+        assert (mine.is_set(), other.is_set(), farm.is_set()) == (True, False, True)
+        bells.close()
+        await asyncio.wait_for(other.wait(), 1)
+    assert bells.closed
+
+
+def test_the_settings_page_is_written_from_the_settings():
+    spec = importlib.util.spec_from_file_location("generate_server_settings", DOCS / "generate_server_settings.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert generator.PAGE.read_text(encoding="utf-8") == generator.render(), "run docs/generate_server_settings.py"
+
+
+def test_the_environment_sets_what_the_page_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("FARM_SERVER_PORT", "9999")
+    monkeypatch.setenv("FARM_SERVER_JOIN_TOKEN", "chosen")
+    settings = ServerSettings(data_dir=tmp_path)
+    assert (settings.port, ServerSettings(port=1).port) == (9999, 1)
+    assert DataFolder(tmp_path).tokens(settings).join == "chosen"
+    assert "chosen" not in repr(settings)

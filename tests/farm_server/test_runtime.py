@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coordinator.commands import Command, ReleaseTask, Save
+from coordinator.events import Action, Event, TaskAction, Tick
+from farm_server.journal import Journal
+from farm_server.runtime import Runtime
+from protocol.errors import NotFound, Unavailable
+from tests.farm_server.test_journal import record
+
+
+class StillClock:
+    def now(self) -> float:
+        return 5.0
+
+
+class SlowLedger:
+    """Keeps each save waiting until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+
+    def submit(self, records, entries=()) -> asyncio.Future[None]:
+        save = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(save)
+        return save
+
+
+class Script:
+    """A coordinator that gives prepared answers."""
+
+    def __init__(self, *answers: list[Command] | Exception) -> None:
+        self.answers = list(answers)
+        self.times: list[float] = []
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        self.times.append(now)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def release(name: str) -> ReleaseTask:
+    return ReleaseTask(name)
+
+
+class Stage:
+    def __init__(self, *answers: list[Command] | Exception) -> None:
+        self.done: list[str] = []
+        self.ledger = SlowLedger()
+        self.journal = Journal(self.ledger, lambda entries: None)
+        self.mind = Script(*answers)
+        self.runtime = Runtime(self.mind, StillClock(), self.journal, self._carry_out)
+        self.journal.start()
+
+    def _carry_out(self, command: Command) -> None:
+        self.done.append(command.task_id)
+        if command.task_id == "breaks":
+            raise RuntimeError("a defect")
+
+
+async def test_no_command_overtakes_an_earlier_save():
+    stage = Stage([release("before"), Save((record("a"),)), release("after")], [release("later")])
+    stage.runtime.post(Tick())
+    stage.runtime.post(Tick())
+    save = await stage.ledger.asked.get()
+    assert stage.done == ["before"]
+    save.set_result(None)
+    await stage.journal.close()
+    await asyncio.sleep(0)
+    assert stage.done == ["before", "after", "later"]
+    assert stage.mind.times == [5.0, 5.0]
+
+
+async def test_a_command_that_fails_does_not_stop_the_others():
+    stage = Stage([release("breaks"), release("works")])
+    stage.runtime.post(Tick())
+    assert stage.done == ["breaks", "works"]
+    await stage.journal.close()
+
+
+@pytest.mark.parametrize("error", [NotFound("no such task"), RuntimeError("a defect")])
+async def test_an_event_that_is_refused_does_not_stop_the_loop(error):
+    stage = Stage(error, [release("next")])
+    stage.runtime.post(Tick())
+    stage.runtime.post(Tick())
+    assert stage.done == ["next"]
+    await stage.journal.close()
+
+
+async def test_a_person_hears_of_success_only_when_it_is_durable():
+    stage = Stage([Save((record("a"),))])
+    asking = asyncio.create_task(stage.runtime.ask(TaskAction("t", Action.PAUSE)))
+    save = await stage.ledger.asked.get()
+    assert not asking.done()
+    save.set_result(None)
+    await asking
+    await stage.journal.close()
+
+
+async def test_a_person_hears_the_refusal():
+    stage = Stage(NotFound("no such task"))
+    with pytest.raises(NotFound):
+        await stage.runtime.ask(TaskAction("t", Action.PAUSE))
+    await stage.journal.close()
+
+
+async def test_nothing_is_asked_of_a_farm_that_cannot_save():
+    stage = Stage()
+    stage.journal.failure = "disk full"
+    with pytest.raises(Unavailable, match="disk full"):
+        await stage.runtime.ask(TaskAction("t", Action.PAUSE))
+    await stage.journal.close()
