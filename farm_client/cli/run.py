@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from farm_client.cli.arguments import OutputOption
 from farm_client.cli.ending import finish
@@ -23,7 +24,10 @@ def run(
     output: OutputOption = Path("model.safetensors"),
 ) -> None:
     """Train with a farm that lives on this machine as long as the command, and fetch the model."""
-    with tempfile.TemporaryDirectory(prefix="aifarm-run-") as folder:
-        with train_locally(invocation.out, options, Path(folder), local, output) as result:
-            finish(result.api, result.task, invocation.out, goes_on=False)
-        invocation.out.emit(Kind.RUN, {"task": result.task.model_dump(mode="json"), "path": str(output)})
+    with (
+        tempfile.TemporaryDirectory(prefix="aifarm-run-") as folder,
+        train_locally(invocation.out, options, Path(folder), local, output) as result,
+    ):
+        finish(result.api, result.task, invocation.out, goes_on=False)
+    report = {"task": result.task.model_dump(mode="json"), "path": str(output)}
+    invocation.out.emit(Kind.RUN, report, lambda: Text(str(output)))

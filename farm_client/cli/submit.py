@@ -96,7 +96,8 @@ def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
     with transfer_bar(out) as bar:
         task = bar.add_task("sending code and data", total=total_bytes)
         uploaded = upload(api, prepared.blobs, lambda done: bar.advance(task, done))
-    out.say(f"[dim]sent {format_bytes(uploaded.sent_bytes)} of {format_bytes(total_bytes)}; the farm had the rest[/]")
+    rest = "" if uploaded.sent_blobs == uploaded.blobs else f" of {format_bytes(total_bytes)}; the farm had the rest"
+    out.say(f"[dim]sent {format_bytes(uploaded.sent_bytes)}{rest}[/]")
 
 
 def _tell_next(reply: SubmitReply, out: Output) -> None:

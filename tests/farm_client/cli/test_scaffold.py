@@ -9,6 +9,7 @@ from farm_client.cli.examples import example_folder
 from farm_client.cli.scaffold import make_spirals
 from protocol.errors import NotFound
 from protocol.tasks import TaskSpec
+from protocol.tensors import parse_layout
 
 
 def test_init_makes_a_task_that_can_be_submitted(farm, fake, tmp_path):
@@ -48,6 +49,17 @@ def test_digits_can_be_submitted(farm, fake):
     spec = TaskSpec.model_validate_json(fake.requests[-1].content)
     assert spec.recipe.rounds == 2
     assert sum(shard.samples for shard in spec.dataset.shards) == 1797
+
+
+@pytest.mark.parametrize(("name", "tied"), [("charlm", {"head.weight": "embed.weight"}), ("lightning", {})])
+def test_the_other_examples_can_be_submitted(farm, fake, tmp_path, name, tied):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    data = ("--data", str(text)) if name == "charlm" else ()
+    outcome = farm("submit", str(example_folder(name)), *data, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    spec = TaskSpec.model_validate_json(fake.requests[-1].content)
+    assert parse_layout(fake.blobs[spec.initial_weights.digest]).tied == tied
 
 
 def test_an_example_that_is_not_there():
