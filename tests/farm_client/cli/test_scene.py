@@ -1,0 +1,102 @@
+"""What a watch gathers: nothing is seen twice, and a farm that is away for a moment is waited for."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from farm_client.cli import scene as scene_module
+from farm_client.cli.scene import scenes
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
+from farm_client.sdk.errors import FarmUnreachable
+from farm_client.sdk.feeds import follow
+from protocol.rest import EventView, LogView
+from tests.farm_client.cli.fake_farm import ADDRESS, make_task
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that only sleeping moves."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(scene_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def api(fake):
+    with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
+        yield api
+
+
+def make_event(seq):
+    return EventView(seq=seq, at=0, task_id="abcd2345", kind="round_committed", message=f"round {seq}")
+
+
+def test_each_event_is_fresh_once_and_recent_from_then_on(api, fake):
+    fake.events = [make_event(1), make_event(2)]
+    watched = scenes(api, "abcd2345")
+    first = next(watched)
+    fake.events.append(make_event(3))
+    fake.tasks = [make_task(state="completed")]
+    (last,) = watched
+    assert [event.seq for event in first.fresh] == [1, 2]
+    assert [event.seq for event in last.fresh] == [3]
+    assert [event.seq for event in last.recent] == [1, 2, 3]
+
+
+def test_looks_are_not_taken_faster_than_people_read(api, fake, clock):
+    watched = scenes(api, "abcd2345")
+    for _ in range(5):
+        next(watched)
+    assert clock.now >= 4 * scene_module.SHORTEST_STEP_SECONDS
+
+
+def test_a_farm_that_is_away_for_a_moment_is_waited_for(api, fake):
+    watched = scenes(api, "abcd2345")
+    next(watched)
+
+    def refuse():
+        raise httpx.ConnectError("refused")
+
+    fake.overrides["GET", "/v1/tasks/abcd2345"] = refuse
+    away = next(watched)
+    assert "no farm answers" in away.absent
+    assert away.detail.task.round == 3
+    fake.overrides.clear()
+    fake.tasks = [make_task(state="completed")]
+    assert next(watched).detail.task.state == "completed"
+
+
+def test_patience_ends(api, fake):
+    watched = scenes(api, "abcd2345")
+    next(watched)
+
+    def refuse():
+        raise httpx.ConnectError("refused")
+
+    fake.overrides["GET", "/v1/tasks/abcd2345"] = refuse
+    with pytest.raises(FarmUnreachable):
+        list(watched)
+
+
+def test_following_a_feed_reads_what_was_written_until_the_end(api, fake):
+    def make_log(seq):
+        return LogView(seq=seq, at=0, client_id="a", client_name="a", round=0, stream="stdout", text=str(seq))
+
+    fake.logs = [make_log(1)]
+    lines = follow(api, api.logs, "abcd2345")
+    assert next(lines).seq == 1
+    fake.logs += [make_log(2), make_log(3)]
+    fake.tasks = [make_task(state="cancelled")]
+    assert [line.seq for line in lines] == [2, 3]
