@@ -31,6 +31,7 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
         epoch=run.record.epoch,
         samples=count_samples(ranges),
         opened_at=turn.now,
+        collect_since=turn.now,
     )
     run.update(served_at=turn.now)
     part_out(turn, run, clients, ranges)

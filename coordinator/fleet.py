@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
-from coordinator.lifecycle import AssignmentState
-from coordinator.offers import lose
+from coordinator.offers import adopt, forget, suspend
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState
 from coordinator.turn import Turn
+from protocol.messages import Cancel, HeldAssignment, Hello
 
 
 def connected(turn: Turn, event: ClientConnected) -> None:
@@ -17,7 +17,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
     hello = event.hello
     known = turn.farm.clients.get(hello.client_id)
     if known is not None:
-        _lose_all(turn, known, "it reconnected and forgot the assignment")
+        _suspend_all(turn, known, "its connection was replaced")
     first_seen = known.record.first_seen if known else turn.now
     record = ClientRecord(
         client_id=hello.client_id,
@@ -45,6 +45,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
     )
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
+    _take_up(turn, client, hello)
 
 
 def lost(turn: Turn, event: ClientLost) -> None:
@@ -55,7 +56,7 @@ def lost(turn: Turn, event: ClientLost) -> None:
     client.online = False
     client.slots = 0
     client.offline_reason = event.reason
-    _lose_all(turn, client, f"the client is gone: {event.reason}")
+    _suspend_all(turn, client, f"the client is gone: {event.reason}")
     for run in turn.farm.tasks.values():
         run.participants.discard(client.client_id)
     client.record = replace(client.record, last_seen=turn.now)
@@ -63,13 +64,34 @@ def lost(turn: Turn, event: ClientLost) -> None:
     turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
 
 
-def _lose_all(turn: Turn, client: ClientState, why: str) -> None:
+def _suspend_all(turn: Turn, client: ClientState, why: str) -> None:
     for run in turn.farm.tasks.values():
-        if run.step is None:
-            continue
-        for lease in list(run.step.leases.values()):
+        for lease in list(run.step.leases.values()) if run.step else ():
             if lease.record.client_id == client.client_id:
-                lose(turn, run, lease, AssignmentState.EXPIRED, why)
+                suspend(turn, run, lease, why)
+
+
+def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
+    """Let the client go on with what it still holds, and forget what it does not."""
+    told = {held.assignment_id: held for held in hello.held}
+    for run in turn.farm.tasks.values():
+        for record in list(run.step.dormant.values()) if run.step else ():
+            if record.client_id == client.client_id and record.assignment_id not in told:
+                forget(turn, run, record)
+    for held in hello.held:
+        if not held.finished:  # a finished one is counted, or not, when its result comes
+            _go_on_or_stop(turn, client, held)
+
+
+def _go_on_or_stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
+    found = turn.farm.dormant(held.assignment_id, held.fence)
+    if found is not None:
+        run, step, record = found
+        if record.client_id == client.client_id and any(p.position == record.position for p in step.waiting):
+            adopt(turn, run, record, client)
+            return
+    why = "somebody else has it, or its round is over"
+    turn.send(client, Cancel(assignment_id=held.assignment_id, fence=held.fence, reason=why))
 
 
 def ready(turn: Turn, event: ClientReady) -> None:

@@ -6,7 +6,7 @@ from bisect import insort
 from dataclasses import replace
 
 from coordinator.eligibility import needed_ram_bytes
-from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Lease, Part, Step, TaskRun
 from coordinator.turn import Turn
@@ -33,6 +33,9 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
 def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part) -> None:
     """Lease a part of the task's open step to a client that has a free slot."""
     step = _step(run)
+    if run.record.state is TaskState.PENDING:
+        turn.move(run, TaskState.ASSIGNED, f"offered to {client.record.name}")
+        step.collect_since = turn.now
     record = AssignmentRecord(
         assignment_id=turn.new_id(),
         task_id=run.task_id,
@@ -112,13 +115,59 @@ def release(turn: Turn, run: TaskRun, lease: Lease) -> ClientState:
     return client
 
 
+def suspend(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
+    """The client is gone, but its work may not be: somebody else may start, and whoever delivers first is counted."""
+    step = _step(run)
+    client = release(turn, run, lease)
+    step.dormant[lease.record.assignment_id] = replace(lease.record, error=why)
+    insort(step.waiting, _part(lease.record), key=_position)
+    turn.note("assignment_suspended", f"{client.record.name}: {why}", run, client)
+
+
+def adopt(turn: Turn, run: TaskRun, record: AssignmentRecord, client: ClientState) -> Lease:
+    """Lease a dormant assignment to its client again; a replacement that works on the same part is stopped."""
+    step = _step(run)
+    del step.dormant[record.assignment_id]
+    for other in [x for x in step.leases.values() if x.record.position == record.position]:
+        cancel(turn, run, other, "the client that began it came back first")
+    step.waiting = [part for part in step.waiting if part.position != record.position]
+    if run.record.state is TaskState.PENDING:
+        turn.move(run, TaskState.ASSIGNED, f"{client.record.name} came back")
+        step.collect_since = turn.now
+    lease = Lease(
+        replace(record, incarnation=client.incarnation, expires_at=turn.now + turn.settings.stall_seconds, error=None),
+        deadline=turn.now + _patience(turn, run, client, record.samples),
+    )
+    step.leases[record.assignment_id] = lease
+    client.held.add(record.assignment_id)
+    run.participants.add(client.client_id)
+    return lease
+
+
+def bury(turn: Turn, step: Step, position: int | None = None) -> None:
+    """Expire dormant assignments that can't count any more: those of a part, or all."""
+    for record in list(step.dormant.values()):
+        if position is None or record.position == position:
+            del step.dormant[record.assignment_id]
+            state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
+            turn.save(replace(record, state=state))
+
+
+def forget(turn: Turn, run: TaskRun, record: AssignmentRecord) -> None:
+    """The client came back without this assignment: nobody need wait for it."""
+    step = _step(run)
+    del step.dormant[record.assignment_id]
+    turn.save(replace(record, state=move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)))
+    step.waiting = [replace(p, reserved_until=0.0) if p.position == record.position else p for p in step.waiting]
+
+
 def lose(turn: Turn, run: TaskRun, lease: Lease, to: AssignmentState, why: str) -> ClientState:
     """End a lease without a result: its samples go back to the step, for somebody else."""
     step = _step(run)
     record = turn.move_lease(lease, to, error=why)
     turn.save(record)
     client = release(turn, run, lease)
-    insort(step.waiting, Part(record.position, record.ranges, record.samples), key=lambda p: p.position)
+    insort(step.waiting, _part(record), key=_position)
     turn.note(f"assignment_{to}", f"{client.record.name}: {why}", run, client)
     return client
 
@@ -140,6 +189,14 @@ def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:
     if may_replace and turn.now > lease.deadline:
         return f"took over {turn.now - record.offered_at:.0f} s, far longer than its speed promised"
     return None
+
+
+def _part(record: AssignmentRecord) -> Part:
+    return Part(record.position, record.ranges, record.samples)
+
+
+def _position(part: Part) -> int:
+    return part.position
 
 
 def _step(run: TaskRun) -> Step:

@@ -16,7 +16,7 @@ from coordinator.events import (
     ResultArrived,
 )
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import accept, lose, release, renew
+from coordinator.offers import accept, adopt, bury, lose, release, renew
 from coordinator.rounds import commit, fold_in_turn
 from coordinator.state import ClientState, Cooldown, Lease, Step, TaskRun
 from coordinator.tasks import fail
@@ -96,14 +96,9 @@ def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: Assignmen
 
 def arrived(turn: Turn, event: ResultArrived) -> None:
     """A result: counted once, if its lease is still held; a repeat or a late one is acknowledged and dropped."""
-    held = turn.farm.lease(event.assignment_id, event.fence)
-    client = turn.farm.current(event.client_id, event.incarnation)
-    if held is None or held[2].record.client_id != event.client_id:
-        if client is not None:
-            late = "it came late or twice; nothing is lost"
-            turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=late))
-        if event.update is not None:
-            turn.do(DropUpdate(event.update))
+    held = _held_or_adopted(turn, event)
+    if held is None:
+        _turn_down(turn, event)
         return
     run, step, lease = held
     if problem := _unusable(lease, event):
@@ -111,6 +106,28 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
         failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
         return
     _deliver(turn, run, step, lease, event)
+
+
+def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, Lease] | None:
+    held = turn.farm.lease(event.assignment_id, event.fence)
+    if held is not None:
+        return held if held[2].record.client_id == event.client_id else None
+    client = turn.farm.current(event.client_id, event.incarnation)
+    dormant = turn.farm.dormant(event.assignment_id, event.fence)
+    if client is None or dormant is None or dormant[2].client_id != event.client_id:
+        return None
+    run, step, record = dormant
+    return run, step, adopt(turn, run, record, client)
+
+
+def _turn_down(turn: Turn, event: ResultArrived) -> None:
+    """A result that nobody waits for. One that is in an open step already is settled when the round commits."""
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if client is not None and not turn.farm.is_delivered(event.assignment_id):
+        late = "it came late or twice; nothing is lost"
+        turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=late))
+    if event.update is not None:
+        turn.do(DropUpdate(event.update))
 
 
 def _unusable(lease: Lease, event: ResultArrived) -> str | None:
@@ -138,12 +155,14 @@ def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultAr
     if step.kind is Kind.TRAIN and event.compute_seconds > 0:
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / event.compute_seconds)
     _charge(turn, run, event.compute_seconds)
-    turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True))
+    bury(turn, step, record.position)
     step.delivered.append(record)
     if event.update is not None:
         step.updates[record.assignment_id] = event.update
     if step.kind is Kind.TRAIN:
         fold_in_turn(turn, run, step)
+    else:
+        turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True))
     if step.leases or step.waiting:
         return
     if step.kind is Kind.TRAIN:

@@ -13,14 +13,13 @@ from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenR
 from coordinator.epoch import take
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
-from coordinator.lifecycle import TaskState
-from coordinator.offers import cancel, offer
+from coordinator.offers import bury, cancel, offer
 from coordinator.planning import count_samples, cut, shares
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Part, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Kind
+from protocol.messages import Ack, Kind
 from protocol.tasks import Split
 
 
@@ -50,7 +49,6 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         samples=samples,
         opened_at=turn.now,
     )
-    owed = count_samples(task.leftover)
     run.step = Step(
         kind=Kind.TRAIN,
         number=task.version,
@@ -58,8 +56,9 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         epoch=task.epoch,
         samples=samples,
         opened_at=turn.now,
+        collect_since=turn.now,
         round=record,
-        next_cursor=task.cursor + max(samples - owed, 0),
+        next_cursor=next_cursor(run, samples),
     )
     turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
     part_out(turn, run, clients, ranges)
@@ -69,10 +68,13 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     turn.save(run.record)
 
 
+def next_cursor(run: TaskRun, samples: int) -> int:
+    """Return where the epoch's cursor stands after a round of so many samples; what was owed comes before it."""
+    return run.record.cursor + max(samples - count_samples(run.record.leftover), 0)
+
+
 def part_out(turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange]) -> None:
     """Offer consecutive parts of ``ranges`` to the clients, in proportion to their expected speed."""
-    if run.record.state is TaskState.PENDING:
-        turn.move(run, TaskState.ASSIGNED, f"offered to {len(clients)} clients")
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
     speeds = expected_speeds(run, list(by_id.values()))
     sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id})
@@ -99,6 +101,7 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     missing: list[SampleRange] = []
     for lease in list(step.leases.values()):
         cancel(turn, run, lease, "the round was committed at quorum without it")
+    bury(turn, step)
     for part in step.waiting:
         missing += part.ranges
     step.waiting.clear()
@@ -146,7 +149,9 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     )
     for assignment in step.delivered:
         turn.save(replace(assignment, counted=True))
-        turn.save(turn.farm.clients[assignment.client_id].record)
+        client = turn.farm.clients[assignment.client_id]
+        turn.save(client.record)
+        turn.send(client, Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True))
     run.step = None
     run.code_failures.clear()
     run.failures = 0
@@ -195,12 +200,15 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         return
     for lease in list(step.leases.values()):
         cancel(turn, run, lease, why)
+    bury(turn, step)
     run.step = None
     if step.kind is Kind.EVALUATE:
         run.evaluate_next = True
         return
     for record in step.delivered:
         turn.save(record)
+        drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
+        turn.send(turn.farm.clients[record.client_id], drop)
     for update in step.updates.values():
         turn.do(DropUpdate(update))
     if step.round is not None:

@@ -59,9 +59,10 @@ def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
 
 
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
-    for client in idle:
-        if step.waiting:
-            offer(turn, run, client, step.waiting.pop(0))
+    open_parts = [part for part in step.waiting if part.reserved_until <= turn.now]
+    for client, part in zip(idle, open_parts, strict=False):
+        step.waiting.remove(part)
+        offer(turn, run, client, part)
 
 
 def choose(
@@ -112,7 +113,8 @@ def expire(turn: Turn) -> None:
         for lease in list(step.leases.values()):
             if why := overdue(turn, lease, may_replace):
                 _expire_lease(turn, run, lease, why)
-        if turn.now - step.opened_at > run.record.spec.recipe.longest_round_seconds:
+        waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
+        if waited > run.record.spec.recipe.longest_round_seconds:
             _expire_step(turn, run, step)
 
 

@@ -18,6 +18,8 @@ class CoordinatorSettings:
 
     offer_seconds: float = 10.0
     stall_seconds: float = 60.0
+    return_seconds: float = 10.0
+    """After a restart of the server, how long interrupted work is kept for the clients that held it."""
     deadline_factor: float = 4.0
     deadline_grace_seconds: float = 20.0
     ageing_seconds: float = 60.0

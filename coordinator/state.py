@@ -75,6 +75,8 @@ class Part:
     position: int
     ranges: tuple[SampleRange, ...]
     samples: int
+    reserved_until: float = 0.0
+    """Before this it is kept for a client that held it and may come back."""
 
 
 @dataclass(slots=True)
@@ -112,10 +114,14 @@ class Step:
     phase: StepPhase = StepPhase.COLLECT
     waiting: list[Part] = field(default_factory=list)
     leases: dict[str, Lease] = field(default_factory=dict)
+    dormant: dict[str, AssignmentRecord] = field(default_factory=dict)
+    """Held by clients whose connection ended; whoever delivers first, they or their replacement, is counted."""
     delivered: list[AssignmentRecord] = field(default_factory=list)
     updates: dict[str, BlobRef] = field(default_factory=dict)
     """Updates that wait for their turn to be folded, by assignment id; small ones with their bytes."""
     folded_to: int = 0
+    collect_since: float = 0.0
+    """When clients began to work on it (again): the longest time counts from here."""
     owed: tuple[SampleRange, ...] = ()
     """Samples that the round commits without."""
 
@@ -202,6 +208,19 @@ class Farm:
             if step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
                 return run, step, lease
         return None
+
+    def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
+        """Find an assignment whose client went away and may come back, under that fencing token."""
+        for run in self.tasks.values():
+            step = run.step
+            if step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
+                return run, step, record
+        return None
+
+    def is_delivered(self, assignment_id: str) -> bool:
+        """Whether an open step has the assignment's result already."""
+        steps = (run.step for run in self.tasks.values() if run.step)
+        return any(record.assignment_id == assignment_id for step in steps for record in step.delivered)
 
     def next_fence(self, now: float) -> int:
         """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""

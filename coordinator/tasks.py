@@ -8,7 +8,7 @@ from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
-from coordinator.state import TaskRun
+from coordinator.state import StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.errors import Conflict
 from protocol.messages import Pause, Resume
@@ -98,8 +98,9 @@ def complete(turn: Turn, run: TaskRun) -> None:
 
 
 def back_to_waiting(turn: Turn, run: TaskRun, why: str) -> None:
-    """All clients of a task are gone: it waits for new ones and resumes from its last commit."""
-    abandon(turn, run, why)
+    """All clients of a task are gone: it waits for new ones. What was delivered of an open round is kept."""
+    if run.step is not None and not (run.step.delivered or run.step.dormant or run.step.phase is StepPhase.COMMIT):
+        abandon(turn, run, why)
     if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
         turn.move(run, TaskState.PENDING, why)
 

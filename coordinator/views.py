@@ -66,6 +66,8 @@ def open_round_view(run: TaskRun, now: float) -> RoundView | None:
 def _state_line(run: TaskRun, now: float) -> str:
     task = run.record
     match task.state:
+        case TaskState.PENDING if run.why:
+            return run.why
         case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING:
             return _step_line(run.step, now) if run.step else (run.why or task.reason)
         case TaskState.PAUSED:

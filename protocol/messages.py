@@ -27,6 +27,14 @@ from protocol.tasks import BlobRef, Shard
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
 
+class HeldAssignment(Frozen):
+    """An assignment that outlived its connection. ``finished``: its result waits to be sent again."""
+
+    assignment_id: Id
+    fence: int
+    finished: bool = False
+
+
 class Hello(Frozen):
     """C: the first message. ``client_id`` outlives connections; ``client_secret`` proves it on later ones."""
 
@@ -40,6 +48,7 @@ class Hello(Frozen):
     load: Load = Load()
     tags: tuple[str, ...] = Field(default=(), max_length=32)
     cached: tuple[str, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
+    held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
 
 
 class Welcome(Frozen):
@@ -213,7 +222,7 @@ class Result(Frozen):
 
 
 class Ack(Frozen):
-    """S: the result arrived. ``counted`` is false for a repeat or a result that came too late."""
+    """S: the result is settled; forget it. ``counted``: a committed round contains it; else it was late or a repeat."""
 
     type: Literal["ack"] = "ack"
     assignment_id: Id

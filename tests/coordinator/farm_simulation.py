@@ -40,7 +40,7 @@ from coordinator.records import (
 )
 from coordinator.settings import CoordinatorSettings
 from protocol.digests import digest_bytes
-from protocol.messages import Assign, Hello, Kind, Message, Scope
+from protocol.messages import Assign, HeldAssignment, Hello, Kind, Message, Scope
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
 from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec
@@ -150,6 +150,8 @@ class Volunteer:
     incarnation: int = 0
     online: bool = False
     held: deque[Assign] = field(default_factory=deque)
+    outbox: dict[str, tuple[Assign, float, float]] = field(default_factory=dict)
+    """Finished work with its loss and seconds, until the farm has settled it."""
     messages: list[Message] = field(default_factory=list)
 
     def hello(self) -> Hello:
@@ -161,6 +163,10 @@ class Volunteer:
             tags=self.tags,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
+            held=tuple(
+                HeldAssignment(assignment_id=a.assignment_id, fence=a.fence, finished=a.assignment_id in self.outbox)
+                for a in (*self.held, *(assign for assign, _, _ in self.outbox.values()))
+            ),
         )
 
 
@@ -248,7 +254,10 @@ class Simulation:
         match message.type:
             case "assign":
                 volunteer.held.append(message)
+            case "ack":
+                volunteer.outbox.pop(message.assignment_id, None)
             case "cancel":
+                volunteer.outbox.pop(message.assignment_id, None)
                 volunteer.held = deque(a for a in volunteer.held if a.assignment_id != message.assignment_id)
                 self._ready(volunteer)
 
@@ -264,17 +273,20 @@ class Simulation:
         self.volunteers[volunteer.name] = volunteer
         self._incarnation += 1
         volunteer.incarnation, volunteer.online = self._incarnation, True
-        volunteer.held.clear()
         self.handle(ClientConnected(volunteer.hello(), "hash", volunteer.incarnation))
+        for assign, loss, seconds in list(volunteer.outbox.values()):
+            self.handle(self.result(volunteer, assign, loss, seconds))
         self._ready(volunteer)
         return volunteer
 
     def _ready(self, v: Volunteer) -> None:
         self.handle(ClientReady(f"id-{v.name}", v.incarnation, v.slots - len(v.held)))
 
-    def leave(self, v: Volunteer, reason: str = "gone") -> None:
+    def leave(self, v: Volunteer, reason: str = "gone", crashed: bool = True) -> None:
+        """The connection ends; a crash forgets what the client was working on, a cut does not."""
         v.online = False
-        v.held.clear()
+        if crashed:
+            v.held.clear()
         self.handle(ClientLost(f"id-{v.name}", v.incarnation, reason))
 
     def accept(self, v: Volunteer, assign: Assign) -> None:
@@ -296,6 +308,7 @@ class Simulation:
     def deliver(self, v: Volunteer, loss: float = 1.0, seconds: float = 1.0) -> Assign:
         """The volunteer does its oldest assignment."""
         assign = v.held.popleft()
+        v.outbox[assign.assignment_id] = (assign, loss, seconds)
         self.accept(v, assign)
         self.handle(self.result(v, assign, loss, seconds))
         if v.online:
@@ -319,7 +332,6 @@ class Simulation:
         """The server dies and starts again from what was durable; all connections are gone."""
         for volunteer in self.volunteers.values():
             volunteer.online = False
-            volunteer.held.clear()
         self.open.clear()
         self.pending_commits.clear()
         self.coordinator = self._start(self.ledger.snapshot())

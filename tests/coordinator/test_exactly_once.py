@@ -24,7 +24,10 @@ def one_fault(farm: Simulation) -> None:
         if rng.random() < 0.3:
             farm.handle(farm.result(volunteer, assign))
     elif action < 0.65:
-        farm.leave(volunteer)
+        if volunteer.held and rng.random() < 0.3:  # it finished, but its connection was down
+            assign = volunteer.held.popleft()
+            volunteer.outbox[assign.assignment_id] = (assign, 1.0, 1.0)
+        farm.leave(volunteer, crashed=rng.random() < 0.5)
     elif volunteer.held and action < 0.75:
         farm.fail(volunteer, Scope.ELSEWHERE)
     elif volunteer.held and action < 0.8:

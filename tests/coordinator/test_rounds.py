@@ -64,16 +64,19 @@ def test_updates_are_folded_in_order_of_place_whatever_the_order_of_arrival(farm
     assert [c.assignment_id for c in farm.log if isinstance(c, Fold)] == in_place
 
 
-def test_a_repeated_result_is_acknowledged_and_not_counted(farm: Simulation) -> None:
+def test_a_result_is_acknowledged_once_a_committed_round_contains_it(farm: Simulation) -> None:
     ada, bob = farm.join("ada"), farm.join("bob")
     farm.submit(spec(rounds=1))
     assign = ada.held[0]
     farm.deliver(ada)
-    farm.handle(farm.result(ada, assign))
-    acks = [m for m in ada.messages if isinstance(m, Ack)]
-    assert [a.counted for a in acks] == [True, False]
+    farm.handle(farm.result(ada, assign))  # a repeat before the commit is not answered
+    assert not any(isinstance(m, Ack) for m in ada.messages)
     farm.deliver(bob)
+    assert [m.counted for m in ada.messages if isinstance(m, Ack)] == [True]
+    farm.handle(farm.result(ada, assign))  # one after it is, and does not count
+    assert [m.counted for m in ada.messages if isinstance(m, Ack)] == [True, False]
     assert farm.task().samples_done == 20
+    assert not ada.outbox
 
 
 def test_a_stale_fence_counts_for_nothing(farm: Simulation) -> None:
