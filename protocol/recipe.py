@@ -77,8 +77,17 @@ class Recipe(Frozen):
     longest_round_seconds: float = Field(default=600.0, gt=0)
     """A round that is not complete by then commits at quorum or is given up."""
     quorum: float = Field(default=1.0, gt=0, le=1)
+    over_provision: float = Field(default=0.0, ge=0, le=4)
+    """Weights mode: hand out this fraction of samples more than the round needs, and commit as soon as it has enough."""
+    max_staleness: int = Field(default=0, ge=0, le=16)
+    """Weights mode: an update that misses its round still counts up to so many rounds later, at a lower weight."""
     max_retries: int = Field(default=3, ge=0)
     keep_checkpoints: int = Field(default=3, ge=1)
+    """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
+    keep_every: int = Field(default=0, ge=0)
+    """Every Nth round's checkpoint stays; 0 means none."""
+    keep_best: str | None = Field(default=None, max_length=100, pattern=r"^(min|max):.+$")
+    """``max:accuracy`` or ``min:loss``: the checkpoint with the best held-out metric stays."""
 
     @model_validator(mode="after")
     def _stops(self) -> Recipe:
@@ -86,6 +95,8 @@ class Recipe(Frozen):
             raise ValueError("give rounds or epochs, so that the task ends")
         if self.mode is Mode.GRADIENTS and self.quorum != 1.0:
             raise ValueError("gradients mode needs quorum 1: a global batch is all of its samples")
+        if self.mode is Mode.GRADIENTS and (self.over_provision or self.max_staleness):
+            raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
         return self
 
 

@@ -86,6 +86,19 @@ class RoundView(Frozen):
     committed_at: float | None
 
 
+class CheckpointView(Frozen):
+    """GET /v1/tasks/{id}/checkpoints, one each, oldest first. ``round`` counts the committed rounds it contains."""
+
+    task_id: str
+    round: int
+    epoch: int
+    digest: str
+    size_bytes: int
+    created_at: float
+    metrics: dict[str, float] = Field(default_factory=dict)
+    newest: bool = False
+
+
 class ClientView(Frozen):
     """GET /v1/clients, one each. ``state`` is online, draining, paused or offline."""
 
@@ -101,6 +114,8 @@ class ClientView(Frozen):
     delivered: int
     failed: int
     reliability: float
+    breaker: str = "closed"
+    """closed, open (it failed again and again: no work until the reason's time) or half-open (one probe is out)."""
     samples_per_second: dict[str, float] = Field(default_factory=dict)
     """By task id."""
     incarnation: int
