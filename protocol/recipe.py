@@ -78,7 +78,7 @@ class Recipe(Frozen):
     """A round that is not complete by then commits at quorum or is given up."""
     quorum: float = Field(default=1.0, gt=0, le=1)
     over_provision: float = Field(default=0.0, ge=0, le=4)
-    """Weights mode: hand out this fraction of samples more than the round needs, and commit as soon as it has enough."""
+    """Weights mode: hand out this fraction more samples than the round needs, and commit as soon as it has enough."""
     max_staleness: int = Field(default=0, ge=0, le=16)
     """Weights mode: an update that misses its round still counts up to so many rounds later, at a lower weight."""
     max_retries: int = Field(default=3, ge=0)
