@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ POLITE_SECONDS: Final = 4.0
 """How long a process may take to end after it was asked to."""
 SHOWN_LOG_LINES: Final = 8
 
-_SERVER: Final = ["farm_server", "up", "--json", "--host", "127.0.0.1", "--port", "0"]
+_SERVER: Final = ["farm_server", "up", "--json", "--host", "127.0.0.1"]
 
 
 class DaemonFailed(FarmError):
@@ -91,9 +91,9 @@ def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
     folder.mkdir(parents=True, exist_ok=True)
     started: list[Daemon] = []
     try:
-        server = _start("server", [*_SERVER, "--data-dir", str(folder / "server")], folder, stdout=subprocess.PIPE)
+        server = launch_server(folder)
         started.append(server)
-        urls = _read_urls(server)
+        urls = read_urls(server)
         names = (f"volunteer-{number}" for number in range(1, volunteers + 1))
         # One by one: should one fail to start, those before it are known and get ended.
         started.extend(start_volunteer(name, urls["join_url"], folder) for name in names)
@@ -106,10 +106,19 @@ def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
             end(started[:1])
 
 
-def start_volunteer(name: str, join_url: str, folder: Path) -> Daemon:
+def launch_server(folder: Path, port: int = 0, environ: Mapping[str, str] | None = None) -> Daemon:
+    """Launch a server on ``folder/server``; ``read_urls`` waits until it serves. The caller ends it (see ``end``).
+
+    Port 0 picks a free one; ``environ`` is set on top of this process's own environment.
+    """
+    arguments = [*_SERVER, "--port", str(port), "--data-dir", str(folder / "server")]
+    return _start("server", arguments, folder, stdout=subprocess.PIPE, environ=environ)
+
+
+def start_volunteer(name: str, join_url: str, folder: Path, environ: Mapping[str, str] | None = None) -> Daemon:
     """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``)."""
-    home = str(folder / name)
-    return _start(name, ["farm_client", "join", join_url, "--home", home, "--name", name, "--cpu-cores", "1"], folder)
+    arguments = ["farm_client", "join", join_url, "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
+    return _start(name, arguments, folder, environ=environ)
 
 
 def end(daemons: Sequence[Daemon]) -> None:
@@ -134,10 +143,16 @@ def require_server() -> None:
         raise DaemonFailed("a local farm needs the server too: pip install 'aifarm[all]'")
 
 
-def _start(name: str, module_arguments: Sequence[str], folder: Path, stdout: int | None = None) -> Daemon:
-    """Run ``python -m module arguments…``, its output in a log file."""
+def _start(
+    name: str,
+    module_arguments: Sequence[str],
+    folder: Path,
+    stdout: int | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Daemon:
+    """Run ``python -m module arguments…``, its output at the end of a log file."""
     log = folder / f"{name}.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             # -P: a folder of the user's that is called as one of our packages must not be imported instead.
             [sys.executable, "-P", "-m", *module_arguments],
@@ -146,11 +161,16 @@ def _start(name: str, module_arguments: Sequence[str], folder: Path, stdout: int
             stderr=output,
             # A Ctrl-C on the terminal is for us: we end our children in order. The session is also their group.
             start_new_session=True,
+            env={**os.environ, **(environ or {})},
         )
     return Daemon(name, process, log)
 
 
-def _read_urls(server: Daemon) -> dict[str, str]:
+def read_urls(server: Daemon) -> dict[str, str]:
+    """Wait until the server serves, and return its ``join_url`` and ``farm_url``.
+
+    Raises: DaemonFailed with the last log lines of a server that does not start.
+    """
     try:
         urls = json.loads(_first_line(server))
         return {name: str(urls[name]) for name in ("join_url", "farm_url")}

@@ -1,0 +1,179 @@
+"""A farm of real processes, each of which may be killed, stopped or cut off, and started again in its place.
+
+The measurements of recovery, the tests of named faults and the chaos test share it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import psutil
+
+from benchmarks.farm import BenchmarkError
+from farm_client.cli.localfarm import Daemon, DaemonFailed, end, launch_server, read_urls, start_volunteer
+from farm_client.executor.process import EXECUTOR_MODULE
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
+from farm_client.sdk.errors import FarmUnreachable
+from protocol.errors import Unavailable
+
+POLL_SECONDS: Final = 0.02
+"""Short: what is measured here lasts fractions of a second."""
+ONLINE_SECONDS: Final = 60.0
+T = TypeVar("T")
+
+
+class MortalFarm:
+    """A server on ``folder/server`` and clients by name. Whatever it started, ``close`` ends.
+
+    A server that is started again keeps its folder and port, and so the addresses that clients know.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server: Daemon
+        self.clients: dict[str, Daemon] = {}
+        self.api: FarmApi
+        self.join_url = ""
+        self.farm_url = ""
+        self._started: list[Daemon] = []
+
+    @property
+    def data_dir(self) -> Path:
+        """The server's folder."""
+        return self.folder / "server"
+
+    @property
+    def port(self) -> int:
+        """The server's port; 0 before its first start."""
+        return int(self.farm_url.rpartition(":")[2]) if self.farm_url else 0
+
+    def start_server(self, environ: Mapping[str, str] | None = None) -> float:
+        """Start the server, for the first time or again, and return the seconds until it served.
+
+        Raises: DaemonFailed with the last log lines if it does not start.
+        """
+        began = time.monotonic()
+        self.server = launch_server(self.folder, self.port, environ)
+        self._started.append(self.server)
+        urls = read_urls(self.server)
+        took = time.monotonic() - began
+        if not self.farm_url:
+            self.farm_url, self.join_url = urls["farm_url"], urls["join_url"]
+            self.api = FarmApi(parse_address(self.farm_url, "the local farm"))
+        return took
+
+    def start_client(self, name: str, environ: Mapping[str, str] | None = None, join_url: str | None = None) -> Daemon:
+        """Start a client, for the first time or again in its home; ``join_url`` may lead through a proxy."""
+        client = start_volunteer(name, join_url or self.join_url, self.folder, environ)
+        self._started.append(client)
+        self.clients[name] = client
+        return client
+
+    def kill(self, daemon: Daemon) -> None:
+        """SIGKILL a process of ours and wait until it is gone."""
+        daemon.process.kill()
+        daemon.process.wait()
+
+    def executors_of(self, name: str) -> list[psutil.Process]:
+        """Return the executors of a client, oldest first; none if the client is gone."""
+        try:
+            children = psutil.Process(self.clients[name].pid).children()
+            return sorted((c for c in children if _is_executor(c)), key=psutil.Process.create_time)
+        except psutil.NoSuchProcess:
+            return []
+
+    def is_online(self, name: str) -> bool:
+        """Tell whether the server holds a connection of this client."""
+        return any(client.name == name and client.state == "online" for client in self.api.clients())
+
+    def wait_online(self, *names: str) -> None:
+        """Wait until these clients are connected. Raises: BenchmarkError; DaemonFailed if one ended."""
+        for name in names:
+            self.wait_for(lambda name=name: self.is_online(name), f"{name} comes online")  # type: ignore[misc]
+
+    def check(self) -> None:
+        """See that the server and every client live. Raises: DaemonFailed naming one that ended, with its log."""
+        for daemon in (self.server, *self.clients.values()):
+            if daemon.process.poll() is not None:
+                raise DaemonFailed(
+                    f"{daemon.name} ended (exit code {daemon.process.returncode}): {daemon.last_words()}"
+                )
+
+    def ask(self, question: Callable[[], T]) -> T | None:
+        """Return the server's answer, or None while it is dead, starting, or without space."""
+        try:
+            return question()
+        except (FarmUnreachable, Unavailable):
+            return None
+
+    def wait_for(self, question: Callable[[], T], what: str, seconds: float = ONLINE_SECONDS) -> T:
+        """Ask until the answer is true, through deaths of the server, and return it.
+
+        Raises: BenchmarkError saying that ``what`` did not happen.
+        """
+        deadline = time.monotonic() + seconds
+        while not (answer := self.ask(question)):
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"not within {seconds:g} s: {what}")
+            time.sleep(POLL_SECONDS)
+        return answer
+
+    def close(self) -> None:
+        """End all that was started, clients first, whatever state it is in."""
+        for daemon in self._started:
+            _let_run(daemon)
+        end([daemon for daemon in self._started if daemon.name != "server"])
+        end([daemon for daemon in self._started if daemon.name == "server"])
+        if self.farm_url:
+            self.api.close()
+
+
+@contextmanager
+def mortal_farm(folder: Path, clients: int, environ: Mapping[str, str] | None = None) -> Iterator[MortalFarm]:
+    """Run a farm for the length of the block, its clients ``client-1`` and so on online at the beginning.
+
+    ``environ`` is the server's. Raises: DaemonFailed, BenchmarkError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    farm = MortalFarm(folder)
+    try:
+        farm.start_server(environ)
+        names = [f"client-{number}" for number in range(1, clients + 1)]
+        for name in names:
+            farm.start_client(name)
+        farm.wait_online(*names)
+        yield farm
+    finally:
+        farm.close()
+
+
+def _let_run(daemon: Daemon) -> None:
+    """Wake a stopped process and what it started, so that it can end politely."""
+    if daemon.process.poll() is not None:
+        return
+    for process in (daemon.pid, *_children(daemon.pid)):
+        try:
+            os.kill(process, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_executor(process: psutil.Process) -> bool:
+    try:
+        return EXECUTOR_MODULE in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
