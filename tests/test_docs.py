@@ -44,7 +44,17 @@ def test_relative_links_lead_somewhere(page):
 
 CODE = {
     str(path.relative_to(ROOT))
-    for package in ("protocol", "coordinator", "storage", "farm_server", "farm_client", "docs", "tests", "examples")
+    for package in (
+        "protocol",
+        "coordinator",
+        "storage",
+        "farm_server",
+        "farm_client",
+        "benchmarks",
+        "docs",
+        "tests",
+        "examples",
+    )
     for path in (ROOT / package).rglob("*.py")
 }
 
