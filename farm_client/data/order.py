@@ -6,17 +6,11 @@ import math
 from typing import Final
 
 import torch
-from blake3 import blake3
 
+from farm_client.data.seeds import derived_seed
 from protocol.tasks import Split
 
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
-
-
-def derived_seed(*parts: object) -> int:
-    """Return a seed from 0 to 2**63 - 1 that depends on each part: the first 8 bytes of their BLAKE3, little endian."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(blake3(text.encode()).digest()[:8], "little") & (2**63 - 1)
 
 
 def shard_order(seed: int, epoch: int, shard: int, samples: int, split: Split) -> torch.Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from farm_client.data.columns import Block, DataError
 from farm_client.data.readers import RowSource
+from farm_client.data.seeds import derived_seed
 from farm_client.data.shard_file import write_shard_file
 from farm_client.data.spill import Spill
 from protocol.digests import new_hasher
@@ -110,7 +111,9 @@ def _sizes(rows: int, row_bytes: float, at_least: int) -> list[int]:
 
 def _dealt(source: RowSource, plan: list[PlannedShard], seed: int) -> Iterator[tuple[Block, NDArray[np.int64]]]:
     """Yield blocks with a shard for each row: drawn without replacement from the places that are left."""
-    rng = np.random.default_rng(seed)
+    # The bare seed would give numpy's stream of that seed, and a researcher may have shuffled the rows by just that:
+    # dealing by the same permutation puts them back in order.
+    rng = np.random.default_rng(derived_seed("deal", seed))
     places = np.array([planned.samples for planned in plan], np.int64)
     block_rows = max(1, int(BLOCK_BYTES / max(1.0, source.size_bytes / source.rows)))
     for block in source.blocks(block_rows):

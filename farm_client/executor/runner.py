@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from farm_client.data.order import derived_seed
+from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.layout import ModelTensors, TensorMap, as_stored
 from farm_client.executor.means import reportable

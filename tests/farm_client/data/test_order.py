@@ -7,7 +7,8 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.data.order import StrideOrder, derived_seed, shard_order
+from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.seeds import derived_seed
 from protocol.tasks import Split
 
 

@@ -98,6 +98,18 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
     assert first != other
 
 
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_rows_shuffled_by_numpy_with_the_same_seed_are_not_put_back_in_order(tmp_path: Path, seed: int) -> None:
+    rows = 2000
+    shuffled = np.random.default_rng(seed).permutation(np.repeat(np.arange(4), rows // 4))
+    np.savez(tmp_path / "shuffled.npz", label=shuffled)
+    shards, files = shard_all(tmp_path / "shuffled.npz", tmp_path / "out", seed, holdout=0.25)
+    for shard in shards:
+        assert shard.blob is not None
+        labels = read_shard(files[shard.blob.digest]).take(torch.arange(shard.samples))["label"]
+        assert torch.bincount(labels, minlength=4).max() < 0.45 * shard.samples
+
+
 def test_progress_counts_to_the_last_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "BLOCK_BYTES", 4096)
     source = open_data([sorted_by_class(tmp_path)])
