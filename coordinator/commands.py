@@ -42,7 +42,10 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Add ``samples`` times the update to the accumulator. Given in the order of position, never twice."""
+    """Add ``samples * scale`` times the update to the accumulator. Given in the order of position, never twice.
+
+    ``scale`` is below 1 for an update of an earlier round.
+    """
 
     task_id: str
     round: int
@@ -50,6 +53,7 @@ class Fold:
     assignment_id: str
     update: BlobRef
     samples: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
         return Decision(False, "is leaving")
     if client.paused is not None:
         return Decision(False, f"paused by its owner{': ' + client.paused if client.paused else ''}")
+    breaker = client.breaker.allows(now, len(client.held))
+    if not breaker.value:
+        return breaker
     cooldown = client.cooldowns.get(run.task_id)
     if cooldown and cooldown.until > now:
         return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")

@@ -16,6 +16,7 @@ from coordinator.events import (
     AssignmentAccepted,
     AssignmentFailed,
     AssignmentRejected,
+    CheckpointDamaged,
     ClientBeat,
     ClientConnected,
     ClientDraining,
@@ -52,6 +53,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         ResultArrived: results.arrived,
         RoundAggregated: round_aggregated,
         AggregationFailed: results.aggregation_failed,
+        CheckpointDamaged: recovery.fall_back,
         Tick: lambda turn, _: scheduling.expire(turn),
         Restored: lambda turn, _: recovery.mend(turn),
     }
@@ -109,7 +111,7 @@ class Coordinator:
     def client_views(self, now: float) -> list[ClientView]:
         """Return all known clients, the connected ones first."""
         ordered = sorted(self._farm.clients.values(), key=lambda c: (not c.online, c.record.name, c.client_id))
-        return [views.client_view(client) for client in ordered]
+        return [views.client_view(client, now) for client in ordered]
 
     def why(self, task_id: str, now: float) -> str:
         """Say in one line what a task waits for. Raises: NotFound."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from coordinator.records import CheckpointRecord
+from coordinator.records import AssignmentRecord, CheckpointRecord
 from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec
@@ -165,6 +165,22 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointDamaged:
+    """Another answer to ``OpenRound``: the checkpoint that it names cannot be read (digest, size, missing file).
+
+    ``fallback`` is the newest older one that can, if there is one; ``undone`` are the assignments that committed
+    rounds since then had counted.
+    """
+
+    task_id: str
+    round: int
+    attempt: int
+    message: str
+    fallback: CheckpointRecord | None
+    undone: tuple[AssignmentRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed; the shell sends one at least every half second."""
 
@@ -189,6 +205,7 @@ Event = (
     | ResultArrived
     | RoundAggregated
     | AggregationFailed
+    | CheckpointDamaged
     | Tick
     | Restored
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.breaker import Breaker
 from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
+from coordinator.lateness import drop_late
 from coordinator.offers import adopt, forget, suspend
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState
@@ -42,6 +44,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         cached=set(hello.cached),
         failures=known.failures if known else {},
         cooldowns=known.cooldowns if known else {},
+        breaker=known.breaker if known else Breaker(),
     )
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
@@ -66,6 +69,9 @@ def lost(turn: Turn, event: ClientLost) -> None:
 
 def _suspend_all(turn: Turn, client: ClientState, why: str) -> None:
     for run in turn.farm.tasks.values():
+        for lease in list(run.late.values()):
+            if lease.record.client_id == client.client_id:
+                drop_late(turn, run, lease, why)
         for lease in list(run.step.leases.values()) if run.step else ():
             if lease.record.client_id == client.client_id:
                 suspend(turn, run, lease, why)

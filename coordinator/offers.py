@@ -179,6 +179,13 @@ def cancel(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
         turn.send(client, Cancel(assignment_id=lease.record.assignment_id, fence=lease.record.fence, reason=why))
 
 
+def trip(turn: Turn, client: ClientState) -> None:
+    """Count a fault of the machine in its circuit breaker."""
+    if client.breaker.failed(turn.now, turn.settings.breaker_failures, turn.settings.breaker_retry):
+        verdict = client.breaker.allows(turn.now, 0)
+        turn.note("breaker_opened", f"{client.record.name}: {verdict.reason}", client=client)
+
+
 def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:
     """Return why a lease is over, or None. ``may_replace``: another client could do the part at once."""
     record = lease.record

@@ -204,7 +204,7 @@ class Snapshot:
     """What survives a restart, as the ledger gives it back.
 
     ``tasks``: all of them. ``rounds`` and ``assignments``: only open and held ones. ``checkpoints``: each
-    task's newest.
+    task's newest up to its version (a later one was damaged, and the task fell back).
     """
 
     tasks: tuple[TaskRecord, ...] = ()

@@ -10,12 +10,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 from coordinator.commands import OpenRound
+from coordinator.events import CheckpointDamaged
+from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
-from coordinator.rounds import evaluation_is_due, next_cursor, round_ranges
+from coordinator.round_plan import plan_round
+from coordinator.rounds import abandon, evaluation_is_due
 from coordinator.state import ClientState, Farm, Part, Step, TaskRun
-from coordinator.tasks import new_run
+from coordinator.tasks import fail, new_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
 
@@ -54,15 +57,52 @@ def mend(turn: Turn) -> None:
             turn.move(run, TaskState.PENDING, RESTARTED)
 
 
+def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
+    """The newest checkpoint can't be read: go back to the last one that can, weights, books and round number together.
+
+    The rounds since then are trained again. Without any readable checkpoint the task fails.
+    """
+    run = turn.farm.tasks.get(event.task_id)
+    if run is None or run.step is None or run.step.attempt != event.attempt:
+        return
+    kept = event.fallback
+    if kept is None:
+        fail(turn, run, f"no checkpoint of it can be read: {event.message}", retryable=False)
+        return
+    abandon(turn, run, event.message)
+    drop_all_late(turn, run, event.message)
+    for record in event.undone:
+        turn.save(replace(record, counted=False))
+    lost = run.record.version - kept.round
+    run.checkpoint = kept
+    run.evaluate_next = False
+    turn.save(
+        run.update(
+            version=kept.round,
+            epoch=kept.epoch,
+            cursor=kept.cursor,
+            leftover=kept.leftover,
+            samples_done=run.record.samples_done - sum(a.samples for a in event.undone),
+            metrics=kept.metrics,
+        )
+    )
+    message = f"CHECKPOINT DAMAGED: {event.message}; back to round {kept.round}, {lost} rounds are trained again"
+    turn.note("checkpoint_damaged", message, run)
+
+
 def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[AssignmentRecord]) -> bool:
     """Open the round again under the same attempt, its parts reserved for the clients that held them."""
     run.attempt = max(run.attempt, interrupted.attempt)
     live = run.record.state in (TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING)
-    ranges = round_ranges(turn, run)
-    if not live or interrupted.number != run.record.version or count_samples(ranges) != interrupted.samples:
+    plan = plan_round(run, turn.settings.stripe_shards)
+    if not live or interrupted.number != run.record.version or plan.samples != interrupted.samples:
         return False
     opening = (run.task_id, interrupted.number, interrupted.attempt)
     mine = [a for a in held if (a.task_id, a.round, a.attempt) == opening and a.kind is Kind.TRAIN]
+    parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds)
+    pieces = {part.position: part.ranges for part in parts}
+    if any(pieces[a.position] != a.ranges for a in mine):  # late updates changed what the round consists of
+        return False
     run.step = Step(
         kind=Kind.TRAIN,
         number=interrupted.number,
@@ -72,8 +112,9 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         opened_at=turn.now,
         collect_since=turn.now,
         round=interrupted,
-        next_cursor=next_cursor(run, interrupted.samples),
-        waiting=_parts(ranges, mine, turn.now + turn.settings.return_seconds),
+        next_cursor=plan.next_cursor,
+        carried=plan.carried,
+        waiting=parts,
         dormant={a.assignment_id: a for a in mine},
     )
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))

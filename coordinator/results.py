@@ -15,9 +15,11 @@ from coordinator.events import (
     ClientBeat,
     ResultArrived,
 )
+from coordinator.lateness import arrive_late, drop_late
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import accept, adopt, bury, lose, release, renew
-from coordinator.rounds import commit, fold_in_turn
+from coordinator.offers import accept, adopt, bury, lose, renew, trip
+from coordinator.records import AssignmentRecord
+from coordinator.rounds import commit, fold_in_turn, has_enough
 from coordinator.state import ClientState, Cooldown, Lease, Step, TaskRun
 from coordinator.tasks import fail
 from coordinator.throughput import DecayingSum, MovingAverage
@@ -44,10 +46,15 @@ def beat(turn: Turn, event: ClientBeat) -> None:
         if held := turn.farm.lease(progress.assignment_id, progress.fence):
             run, _, lease = held
             renew(turn, run, lease, progress)
+        elif late := turn.farm.late(progress.assignment_id, progress.fence):
+            renew(turn, *late, progress)
 
 
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
     """A client hands an assignment back undone; it is not asked again at once."""
+    if late := turn.farm.late(event.assignment_id, event.fence):
+        drop_late(turn, *late, event.message, AssignmentState.REJECTED)
+        return
     held = turn.farm.lease(event.assignment_id, event.fence)
     if held is None:
         return
@@ -66,6 +73,9 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
 
 def failed(turn: Turn, event: AssignmentFailed) -> None:
     """An assignment went wrong: somebody else gets it, unless the researcher's code is at fault everywhere."""
+    if late := turn.farm.late(event.assignment_id, event.fence):
+        drop_late(turn, *late, event.message, AssignmentState.FAILED)
+        return
     held = turn.farm.lease(event.assignment_id, event.fence)
     if held is None:
         return
@@ -79,6 +89,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         _code_failed(turn, run, client, event)
         return
     client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+    trip(turn, client)
     if run.failures >= turn.settings.round_failures:
         fail(turn, run, f"{run.failures} assignments failed, the last one: {event.message}", retryable=True)
 
@@ -95,7 +106,10 @@ def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: Assignmen
 
 
 def arrived(turn: Turn, event: ResultArrived) -> None:
-    """A result: counted once, if its lease is still held; a repeat or a late one is acknowledged and dropped."""
+    """A result: counted once, by the first round that may contain it; a repeat is acknowledged and dropped."""
+    if late := turn.farm.late(event.assignment_id, event.fence):
+        _arrived_late(turn, *late, event)
+        return
     held = _held_or_adopted(turn, event)
     if held is None:
         _turn_down(turn, event)
@@ -106,6 +120,17 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
         failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
         return
     _deliver(turn, run, step, lease, event)
+
+
+def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
+    problem = _unusable(lease, event)
+    if problem or event.update is None or lease.record.client_id != event.client_id:
+        drop_late(turn, run, lease, problem or "it came from another client")
+        return
+    record = _done(turn, run, lease, event)
+    del run.late[record.assignment_id]
+    arrive_late(run, record, event.update)
+    turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
 
 
 def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, Lease] | None:
@@ -139,6 +164,27 @@ def _unusable(lease: Lease, event: ResultArrived) -> str | None:
 
 
 def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultArrived) -> None:
+    record = _done(turn, run, lease, event)
+    del step.leases[record.assignment_id]
+    bury(turn, step, record.position)
+    step.delivered.append(record)
+    if event.update is not None:
+        step.updates[record.assignment_id] = event.update
+    if step.kind is Kind.EVALUATE:
+        turn.send(
+            turn.farm.clients[record.client_id],
+            Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True),
+        )
+        if not step.leases and not step.waiting:
+            finish_evaluation(turn, run, step)
+        return
+    fold_in_turn(turn, run, step)
+    if has_enough(run, step):
+        commit(turn, run, step)
+
+
+def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> AssignmentRecord:
+    """Take a delivered assignment off its client's books, and learn from it."""
     accept(turn, run, lease)
     record = turn.move_lease(
         lease,
@@ -147,28 +193,19 @@ def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultAr
         update=event.update and event.update.model_copy(update={"inline": None}),
         metrics=dict(event.metrics),
     )
-    client = release(turn, run, lease)
+    client = turn.farm.clients[record.client_id]
+    client.held.discard(record.assignment_id)
+    client.freed_at = turn.now
     client.slots += 1  # it says so itself in a moment; the next round need not wait for that
     client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
     client.failures.pop(run.task_id, None)
+    if client.breaker.succeeded():
+        turn.note("breaker_closed", f"{client.record.name} works again", run, client)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
-    if step.kind is Kind.TRAIN and event.compute_seconds > 0:
+    if record.kind is Kind.TRAIN and event.compute_seconds > 0:
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / event.compute_seconds)
     _charge(turn, run, event.compute_seconds)
-    bury(turn, step, record.position)
-    step.delivered.append(record)
-    if event.update is not None:
-        step.updates[record.assignment_id] = event.update
-    if step.kind is Kind.TRAIN:
-        fold_in_turn(turn, run, step)
-    else:
-        turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True))
-    if step.leases or step.waiting:
-        return
-    if step.kind is Kind.TRAIN:
-        commit(turn, run, step)
-    else:
-        finish_evaluation(turn, run, step)
+    return record
 
 
 def _charge(turn: Turn, run: TaskRun, seconds: float) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
-from coordinator.epoch import take
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
+from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
 from coordinator.offers import bury, cancel, offer
 from coordinator.planning import count_samples, cut, shares
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
+from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Part, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
@@ -23,21 +24,14 @@ from protocol.messages import Ack, Kind
 from protocol.tasks import Split
 
 
-def round_ranges(turn: Turn, run: TaskRun) -> tuple[SampleRange, ...]:
-    """Return the next round's samples: what earlier rounds of the epoch left over, then from the cursor on."""
-    task = run.record
-    want = task.spec.recipe.round_samples
-    owed = count_samples(task.leftover)
-    if owed >= want:
-        return cut(task.leftover, [want, owed - want])[0]
-    return task.leftover + take(run.order(), task.cursor, want - owed, turn.settings.stripe_shards)
-
-
 def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
     """Open the next round with these clients: one part each, in proportion to their speed."""
     task = run.record
-    ranges = round_ranges(turn, run)
-    samples = count_samples(ranges)
+    drop_stale(turn, run)
+    plan = plan_round(run, turn.settings.stripe_shards)
+    if not plan.samples:  # all that is left of the epoch is late: somebody else does it
+        drop_all_late(turn, run, "the epoch ends")
+        plan = plan_round(run, turn.settings.stripe_shards)
     run.attempt += 1
     record = RoundRecord(
         task_id=run.task_id,
@@ -46,7 +40,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         attempt=run.attempt,
         epoch=task.epoch,
         cursor=task.cursor,
-        samples=samples,
+        samples=plan.samples,
         opened_at=turn.now,
     )
     run.step = Step(
@@ -54,23 +48,21 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         number=task.version,
         attempt=run.attempt,
         epoch=task.epoch,
-        samples=samples,
+        samples=plan.samples,
         opened_at=turn.now,
         collect_since=turn.now,
         round=record,
-        next_cursor=next_cursor(run, samples),
+        next_cursor=plan.next_cursor,
+        carried=plan.carried,
+        late_at_open=outstanding(run),
     )
     turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
-    part_out(turn, run, clients, ranges)
+    part_out(turn, run, clients, plan.ranges)
+    join_round(run, run.step)
     run.step.round = replace(record, clients=len(run.step.leases))
     turn.save(run.step.round)
     run.update(served_at=turn.now)
     turn.save(run.record)
-
-
-def next_cursor(run: TaskRun, samples: int) -> int:
-    """Return where the epoch's cursor stands after a round of so many samples; what was owed comes before it."""
-    return run.record.cursor + max(samples - count_samples(run.record.leftover), 0)
 
 
 def part_out(turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange]) -> None:
@@ -92,13 +84,24 @@ def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) 
         if record.position > step.folded_to and not skip_gaps:
             break
         update = step.updates.pop(record.assignment_id)
-        turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples))
+        scale = step.scales.get(record.assignment_id, 1.0)
+        turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples, scale))
         step.folded_to = record.position + record.samples
+
+
+def has_enough(run: TaskRun, step: Step) -> bool:
+    """Whether a round may be committed before its longest time: all parts are in, or as many samples as it needs."""
+    if not step.leases and not step.waiting:
+        return True
+    recipe = run.record.spec.recipe
+    return recipe.over_provision > 0 and step.own_samples >= recipe.round_samples
 
 
 def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     """Close the collection: fold the rest and ask for the aggregate. What is missing is owed to the next round."""
     missing: list[SampleRange] = []
+    if run.record.spec.recipe.max_staleness:
+        let_finish(run, step)
     for lease in list(step.leases.values()):
         cancel(turn, run, lease, "the round was committed at quorum without it")
     bury(turn, step)
@@ -107,15 +110,17 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     step.waiting.clear()
     fold_in_turn(turn, run, step, skip_gaps=True)
     step.phase = StepPhase.COMMIT
-    step.owed = tuple(missing) + _still_owed(run)
+    step.owed = _owed_after(run, step, missing)
     epoch, cursor = _next_place(run, step)
     turn.do(CommitRound(run.task_id, step.number, step.attempt, epoch, cursor))
 
 
-def _still_owed(run: TaskRun) -> tuple[SampleRange, ...]:
-    leftover, want = run.record.leftover, run.record.spec.recipe.round_samples
-    owed = count_samples(leftover)
-    return cut(leftover, [want, owed - want])[1] if owed > want else ()
+def _owed_after(run: TaskRun, step: Step, missing: Sequence[SampleRange]) -> tuple[SampleRange, ...]:
+    """What the next round inherits: this round's missing parts, what it had no room for, and what is still late."""
+    taken = {r for record in step.delivered for r in record.ranges}
+    known = {*missing, *step.carried}
+    late = [r for r in (*step.late_at_open, *outstanding(run)) if r not in taken and r not in known]
+    return (*missing, *step.carried, *dict.fromkeys(late))
 
 
 def _next_place(run: TaskRun, step: Step) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from coordinator.decision import Decision
 from coordinator.eligibility import eligible, qualifies
 from coordinator.evaluation import give_up_evaluation, open_evaluation
 from coordinator.horizon import is_finished
+from coordinator.lateness import drop_late
 from coordinator.lifecycle import TaskState
-from coordinator.offers import cancel, offer, overdue
+from coordinator.offers import cancel, offer, overdue, trip
 from coordinator.queue import band, fair_share, queue_order
 from coordinator.rounds import abandon, commit, open_round
 from coordinator.scoring import rank
@@ -106,6 +107,9 @@ def nobody(turn: Turn, run: TaskRun) -> str:
 def expire(turn: Turn) -> None:
     """End the leases and steps whose time is up."""
     for run in list(turn.farm.tasks.values()):
+        for lease in list(run.late.values()):
+            if why := overdue(turn, lease, may_replace=False):
+                drop_late(turn, run, lease, why)
         step = run.step
         if step is None or step.phase is not StepPhase.COLLECT:
             continue
@@ -120,7 +124,13 @@ def expire(turn: Turn) -> None:
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     cancel(turn, run, lease, why)
-    turn.farm.clients[lease.record.client_id].back_off(run.task_id, why, turn.settings.client_retry, turn.now)
+    client = turn.farm.clients[lease.record.client_id]
+    client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
+    trip(turn, client)
+
+
+def _needed_samples(run: TaskRun, step: Step) -> int:
+    return min(step.samples, run.record.spec.recipe.round_samples)
 
 
 def _expire_step(turn: Turn, run: TaskRun, step: Step) -> None:
@@ -128,8 +138,8 @@ def _expire_step(turn: Turn, run: TaskRun, step: Step) -> None:
     if step.kind is Kind.EVALUATE:
         abandon(turn, run, f"the evaluation took over {longest:.0f} s")
         give_up_evaluation(turn, run, f"it took over {longest:.0f} s")
-    elif step.delivered and step.delivered_samples >= run.record.spec.recipe.quorum * step.samples:
+    elif step.own_samples and step.own_samples >= run.record.spec.recipe.quorum * _needed_samples(run, step):
         commit(turn, run, step)
     else:
-        share = step.delivered_samples / step.samples
+        share = step.own_samples / step.samples
         fail(turn, run, f"round {step.number} had {share:.0%} of its samples after {longest:.0f} s", retryable=True)

@@ -32,7 +32,10 @@ class CoordinatorSettings:
     """A fault of the researcher's code on so many different clients fails the task."""
     round_failures: int = 12
     """Failed assignments in one round after which the round is given up."""
+    breaker_failures: int = 5
+    """A client that failed so many assignments in a row gets no work for a while."""
     does_not_fit_seconds: float = 600.0
     """A client that said a task does not fit is not asked again before this."""
     task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
     client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=2.0, cap_seconds=300.0))
+    breaker_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))

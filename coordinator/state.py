@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from coordinator.breaker import Breaker
 from coordinator.epoch import epoch_order
 from coordinator.records import AssignmentRecord, CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.retry import RetryPolicy
@@ -52,6 +53,8 @@ class ClientState:
     failures: dict[str, int] = field(default_factory=dict)
     """Consecutive failures, by task id."""
 
+    breaker: Breaker = field(default_factory=Breaker)
+
     def back_off(self, task_id: str, why: str, policy: RetryPolicy, now: float) -> None:
         """Count a failure on a task, and keep the client off it for longer after each in a row."""
         count = self.failures[task_id] = self.failures.get(task_id, 0) + 1
@@ -89,6 +92,14 @@ class Lease:
     """The latest end, from the client's measured speed, whatever progress it reports."""
 
 
+@dataclass(frozen=True, slots=True)
+class LateResult:
+    """The result of an assignment whose round was committed without it."""
+
+    record: AssignmentRecord
+    update: BlobRef
+
+
 class StepPhase(StrEnum):
     """Where a step is: its parts are out, or its aggregate is being made durable."""
 
@@ -122,13 +133,24 @@ class Step:
     folded_to: int = 0
     collect_since: float = 0.0
     """When clients began to work on it (again): the longest time counts from here."""
+    late_at_open: tuple[SampleRange, ...] = ()
+    """Samples that late assignments of earlier rounds had when this one opened."""
+    carried: tuple[SampleRange, ...] = ()
+    """Samples owed since earlier rounds that this one has no part in."""
     owed: tuple[SampleRange, ...] = ()
-    """Samples that the round commits without."""
+    """Samples that the next round inherits, known when this one commits."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """Factors of stale updates' weights, by assignment id."""
 
     @property
     def delivered_samples(self) -> int:
-        """Count the samples of the updates that arrived."""
+        """Count the samples of the updates that arrived, stale ones included."""
         return sum(a.samples for a in self.delivered)
+
+    @property
+    def own_samples(self) -> int:
+        """Count the samples of the round's own parts that arrived."""
+        return sum(a.samples for a in self.delivered if a.position < self.samples)
 
 
 @dataclass(slots=True)
@@ -149,6 +171,10 @@ class TaskRun:
     """Client id to message: where the researcher's code failed since the last commit."""
     failures: int = 0
     """Failed assignments since the last commit, over all openings of the round."""
+    late: dict[str, Lease] = field(default_factory=dict)
+    """Held assignments of committed rounds, by assignment id (recipes with ``max_staleness``)."""
+    late_results: list[LateResult] = field(default_factory=list)
+    """Their results, until a round contains them."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
     _order: tuple[int, list[Shard]] | None = None
@@ -209,6 +235,13 @@ class Farm:
                 return run, step, lease
         return None
 
+    def late(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
+        """Find a late assignment that is still held under that fencing token."""
+        for run in self.tasks.values():
+            if (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
+                return run, lease
+        return None
+
     def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
         """Find an assignment whose client went away and may come back, under that fencing token."""
         for run in self.tasks.values():
@@ -218,9 +251,12 @@ class Farm:
         return None
 
     def is_delivered(self, assignment_id: str) -> bool:
-        """Whether an open step has the assignment's result already."""
-        steps = (run.step for run in self.tasks.values() if run.step)
-        return any(record.assignment_id == assignment_id for step in steps for record in step.delivered)
+        """Whether the assignment's result is here already, and no committed round contains it yet."""
+        for run in self.tasks.values():
+            records = [*(run.step.delivered if run.step else ()), *(late.record for late in run.late_results)]
+            if any(record.assignment_id == assignment_id for record in records):
+                return True
+        return False
 
     def next_fence(self, now: float) -> int:
         """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""

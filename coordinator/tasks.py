@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coordinator.commands import ReleaseTask
 from coordinator.events import Action, TaskAction, TaskSubmitted
+from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
@@ -84,6 +85,7 @@ def _resume(turn: Turn, run: TaskRun, message: str) -> None:
 def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
     """Give up the open step and free what clients and server hold for the task."""
     abandon(turn, run, why)
+    drop_all_late(turn, run, why)
     for client_id in sorted(run.participants):
         turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))

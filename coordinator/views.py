@@ -103,10 +103,11 @@ def why(farm: Farm, run: TaskRun, now: float) -> str:
     return f"{line}; waits for {', '.join(holders)}"
 
 
-def client_view(client: ClientState) -> ClientView:
+def client_view(client: ClientState, now: float) -> ClientView:
     """Return one client as people see it."""
-    state, reason = _client_state(client)
+    state, reason = _client_state(client, now)
     record = client.record
+    breaker = client.breaker.state(now)
     return ClientView(
         client_id=record.client_id,
         name=record.name,
@@ -120,19 +121,23 @@ def client_view(client: ClientState) -> ClientView:
         delivered=record.delivered,
         failed=record.failed,
         reliability=reliability(record.delivered, record.failed),
+        breaker=breaker,
         samples_per_second={task_id: m.value for task_id, m in client.speeds.items() if m.value is not None},
         incarnation=record.incarnation,
         last_seen=client.last_beat or record.last_seen,
     )
 
 
-def _client_state(client: ClientState) -> tuple[str, str]:
+def _client_state(client: ClientState, now: float) -> tuple[str, str]:
     if not client.online:
         return "offline", client.offline_reason
     if client.draining:
         return "draining", "finishes what it holds and leaves"
     if client.paused is not None:
         return "paused", client.paused
+    verdict = client.breaker.allows(now, 0)
+    if not verdict.value:
+        return "online", verdict.reason
     return "online", f"works on {len(client.held)} assignments" if client.held else "is free"
 
 

@@ -77,7 +77,12 @@ class Reads:
     async def load(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
         tasks, rounds, held, checkpoints = TASKS.table, ROUNDS.table, ASSIGNMENTS.table, CHECKPOINTS.table
-        newest = select(checkpoints.c.task_id, func.max(checkpoints.c.round)).group_by(checkpoints.c.task_id)
+        newest = (  # a later one than the task's version was damaged, and the task fell back
+            select(checkpoints.c.task_id, func.max(checkpoints.c.round))
+            .join(tasks, tasks.c.task_id == checkpoints.c.task_id)
+            .where(checkpoints.c.round <= tasks.c.version)
+            .group_by(checkpoints.c.task_id)
+        )
         async with self._session() as session:
             return Snapshot(
                 tasks=await _all(session, _TASK_AND_SPEC.order_by(tasks.c.created_at, tasks.c.task_id), task_record),

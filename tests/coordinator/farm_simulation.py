@@ -115,8 +115,9 @@ class Ledger:
 
     def snapshot(self) -> Snapshot:
         newest: dict[str, CheckpointRecord] = {}
-        for (task_id, _), record in sorted(self.checkpoints.items()):
-            newest[task_id] = record
+        for (task_id, number), record in sorted(self.checkpoints.items()):
+            if number <= self.tasks[task_id].version:
+                newest[task_id] = record
         return Snapshot(
             tasks=tuple(self.tasks.values()),
             clients=tuple(self.clients.values()),
@@ -182,8 +183,11 @@ class Simulation:
         self.log: list[Command] = []
         self.open: dict[str, tuple[int, int]] = {}
         self.folded: dict[str, list[tuple[str, int]]] = {}
+        self.counted_in: dict[str, int] = {}
         self.hold_commits = False
         self.pending_commits: list[CommitRound] = []
+        self._queue: deque[Command] = deque()
+        self._draining = False
         self._ids = 0
         self._incarnation = 0
         self.coordinator = self._start(Snapshot())
@@ -200,15 +204,21 @@ class Simulation:
     def handle(self, event: Event) -> list[Command]:
         commands = self.coordinator.handle(event, self.now)
         assert all(not isinstance(c, Save) for c in commands[1:]), "one Save, first"
-        for command in commands:
-            self._carry_out(command)
+        self._queue += commands
+        if not self._draining:  # what follows from a command comes after the commands before it, as in the server
+            self._draining = True
+            try:
+                while self._queue:
+                    self._carry_out(self._queue.popleft())
+            finally:
+                self._draining = False
         return commands
 
     def _carry_out(self, command: Command) -> None:
         self.log.append(command)
         match command:
             case Save():
-                self.ledger.save(command)
+                self._save(command)
             case Send():
                 self._deliver(command)
             case OpenRound():
@@ -229,6 +239,13 @@ class Simulation:
                 self.open.pop(command.task_id, None)
             case DropUpdate() | ReleaseTask():
                 pass
+
+    def _save(self, command: Save) -> None:
+        self.ledger.save(command)
+        committed = [r.number for r in command.records if isinstance(r, RoundRecord) and r.committed_at]
+        for record in command.records:
+            if isinstance(record, AssignmentRecord) and record.counted:
+                self.counted_in[record.assignment_id] = committed[0]
 
     def finish_commits(self) -> None:
         while self.pending_commits:

@@ -1,0 +1,61 @@
+"""A circuit breaker per client: one that fails again and again gets no work until a probe succeeds.
+
+Source: M. Nygard, "Release It!" (2007): closed, open, half-open. Only the machine's own faults count, on whichever
+task: neither the researcher's errors nor a refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from coordinator.decision import Decision
+from coordinator.retry import RetryPolicy
+
+
+class BreakerState(StrEnum):
+    """Whether work flows to the client."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@dataclass(slots=True)
+class Breaker:
+    """One client's breaker. ``failures`` are in a row; ``trips`` lengthen the time that it stays open."""
+
+    failures: int = 0
+    trips: int = 0
+    open_until: float | None = None
+
+    def state(self, now: float) -> BreakerState:
+        """Return the state as of ``now``."""
+        if self.open_until is None:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
+
+    def failed(self, now: float, threshold: int, policy: RetryPolicy) -> bool:
+        """Count a failure; returns whether the breaker tripped: at the threshold, or because a probe failed."""
+        self.failures += 1
+        if self.open_until is None and self.failures < threshold:
+            return False
+        self.trips += 1
+        self.open_until = now + policy.longest_seconds(self.trips)
+        return True
+
+    def succeeded(self) -> bool:
+        """Close the breaker; returns whether it was open."""
+        was_open = self.open_until is not None
+        self.failures, self.trips, self.open_until = 0, 0, None
+        return was_open
+
+    def allows(self, now: float, held: int) -> Decision[bool]:
+        """Whether the client may get an assignment while it holds ``held`` others."""
+        match self.state(now):
+            case BreakerState.OPEN:
+                wait = (self.open_until or now) - now
+                return Decision(False, f"its breaker is open after {self.failures} failures in a row, for {wait:.0f} s")
+            case BreakerState.HALF_OPEN if held:
+                return Decision(False, "its breaker is half-open and a probe is out")
+        return Decision(True)

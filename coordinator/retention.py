@@ -1,0 +1,30 @@
+"""Which checkpoints of a task stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordinator.records import CheckpointRecord
+from protocol.recipe import Recipe
+
+
+def kept_rounds(checkpoints: Sequence[CheckpointRecord], recipe: Recipe) -> set[int]:
+    """Return the rounds whose checkpoints stay: the newest K, every Nth, the best by a metric, and the initial one."""
+    rounds = sorted(c.round for c in checkpoints)
+    kept = set(rounds[-recipe.keep_checkpoints :]) | (set(rounds[:1]) & {0})
+    if recipe.keep_every:
+        kept |= {r for r in rounds if r % recipe.keep_every == 0}
+    best = best_checkpoint(checkpoints, recipe.keep_best)
+    if best is not None:
+        kept.add(best.round)
+    return kept
+
+
+def best_checkpoint(checkpoints: Sequence[CheckpointRecord], rule: str | None) -> CheckpointRecord | None:
+    """Return the checkpoint that is best by ``max:METRIC`` or ``min:METRIC``, the newer of equals; None without one."""
+    if rule is None:
+        return None
+    direction, metric = rule.split(":", 1)
+    sign = 1 if direction == "max" else -1
+    rated = [c for c in checkpoints if metric in c.metrics]
+    return max(rated, key=lambda c: (sign * c.metrics[metric], c.round), default=None)

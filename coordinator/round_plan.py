@@ -1,0 +1,44 @@
+"""What the next round consists of, and what the round after it inherits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.epoch import take
+from coordinator.lateness import available_leftover
+from coordinator.planning import count_samples, cut
+from coordinator.records import SampleRange
+from coordinator.state import TaskRun
+from protocol.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """``carried`` are owed samples that this round has no room for; ``next_cursor`` is where the epoch goes on."""
+
+    ranges: tuple[SampleRange, ...]
+    carried: tuple[SampleRange, ...]
+    next_cursor: int
+
+    @property
+    def samples(self) -> int:
+        """Count the round's samples."""
+        return count_samples(self.ranges)
+
+
+def handed_out_samples(recipe: Recipe) -> int:
+    """Return how many samples a round hands out: more than it needs where the recipe over-provisions."""
+    return int(recipe.round_samples * (1 + recipe.over_provision))
+
+
+def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
+    """Plan the next round: first what earlier rounds of the epoch left over, then from the cursor on."""
+    task = run.record
+    want = handed_out_samples(task.spec.recipe)
+    owed = available_leftover(run)
+    count = count_samples(owed)
+    if count >= want:
+        taken, carried = cut(owed, [want, count - want])
+        return RoundPlan(taken, carried, task.cursor)
+    fresh = take(run.order(), task.cursor, want - count, stripe_shards)
+    return RoundPlan(owed + fresh, (), task.cursor + count_samples(fresh))
