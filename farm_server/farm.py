@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import threading
 from collections import Counter
@@ -161,7 +162,11 @@ class Farm:
             self._tick_for_ever(),
         ]
         self._background = [asyncio.create_task(job) for job in jobs]
-        threading.Thread(target=self.torch_side.warm_up, name="warm-up", daemon=True).start()
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        self.torch_side.warm_up()
+        gc.freeze()  # torch brings a million objects that live for ever: no collection should walk them again
 
     async def drain(self, reason: str) -> None:
         """Let clients leave in peace and end every wait; nothing new is taken."""

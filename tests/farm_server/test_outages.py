@@ -1,0 +1,63 @@
+"""The disk refuses: the farm goes on, says so, and recovers by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from farm_server.housekeeping import collect_blobs, lacks_space
+from protocol.digests import digest_bytes
+from protocol.errors import Unavailable
+from protocol.messages import Ack
+from tests.farm_server import model
+
+
+async def eventually(server, path: str, status: int) -> str:
+    async with asyncio.timeout(10):
+        while True:
+            answer = await server.http.get(path)
+            if answer.status_code == status:
+                return answer.text
+            await asyncio.sleep(0.02)
+
+
+async def test_a_ledger_that_cannot_be_written_stops_new_work_and_nothing_else(server, monkeypatch):
+    task_id = await model.submit(server.http)
+    ledger = server.farm.ledger
+
+    def refuses(*_: object) -> asyncio.Future[None]:
+        refused = asyncio.get_running_loop().create_future()
+        refused.set_exception(Unavailable("cannot use the ledger: no space is left on its disk"))
+        return refused
+
+    async with server.volunteer() as volunteer:
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "submit", refuses)
+            await volunteer.ready()  # its assignment can't be made durable: it isn't sent
+            assert "no space is left" in await eventually(server, "/readyz", 503)
+            refused = await server.http.post(f"/v1/tasks/{task_id}/pause")
+            assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+            assert (await server.http.get("/healthz")).status_code == 200
+            assert (await server.http.get(f"/v1/tasks/{task_id}")).status_code == 200
+        await eventually(server, "/readyz", 200)
+        assign = await volunteer.accept()
+        await volunteer.deliver(assign, model.update())
+        assert (await volunteer.next(Ack)).counted
+
+
+async def test_uploads_that_no_task_refers_to_are_collected_after_their_grace(server):
+    await model.submit(server.http)
+    await model.upload(server.http, b"forgotten", b"young")
+    blobs = server.farm.blobs
+    old = time.time() - server.farm.settings.blob_grace_seconds - 60
+    for data in (b"forgotten", model.CODE, model.SHARD):
+        os.utime(blobs.path(digest_bytes(data)), (old, old))
+    await collect_blobs(server.farm.ledger, blobs, server.farm.settings)
+    here = [blobs.has(digest_bytes(data)) for data in (b"forgotten", b"young", model.CODE, model.SHARD)]
+    assert here == [False, True, True, True]
+
+
+def test_a_nearly_full_disk_is_named(tmp_path):
+    assert lacks_space(tmp_path, 0) is None
+    assert str(tmp_path) in lacks_space(tmp_path, 2**60)
