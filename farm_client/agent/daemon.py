@@ -79,7 +79,7 @@ class Agent:
     async def _startup(self, probe: Probe) -> Verdicts:
         self._identity: Identity = load_identity(self._home.identity_file)
         self._board.show(doing="testing the devices", client_id=self._identity.client_id)
-        verdicts = await self_test(probe, self._home.self_test_file)
+        verdicts = await self_test(probe, self._settings.self_test_file or self._home.self_test_file)
         for refused in verdicts.refused:
             self._narrator.tell(f"not lending {refused.name}: {refused.reason}")
         probe.accelerators.keep_only(verdicts.gpu_indices)

@@ -8,9 +8,12 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from farm_client.agent.errors import DeviceRefused
@@ -20,6 +23,8 @@ from protocol.digests import digest_bytes
 from protocol.recipe import Frozen
 
 _LONGEST_SECONDS: Final = 180.0
+_TURN_SECONDS: Final = 0.05
+"""How often an agent looks whether another one's test has ended."""
 _COMMAND: Final = (sys.executable, "-P", "-m", "farm_client.executor.selftest")
 
 
@@ -67,16 +72,33 @@ async def self_test(probe: Probe, remembered: Path, command: tuple[str, ...] = _
     Raises: DeviceRefused if no device is left, or the test could not be run.
     """
     key = _key(probe)
-    known = _read(remembered)
-    if known is not None and known.key == key:
-        return known
-    verdicts = (await _run(probe.cpu_cores, command)).model_copy(update={"key": key})
-    if not verdicts.passed:
-        reasons = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts.refused)
-        raise DeviceRefused(f"this machine cannot join, because its results would be wrong ({reasons})")
-    if not verdicts.refused:
-        _remember(remembered, verdicts)
-    return verdicts
+    async with _turn(remembered):
+        known = _read(remembered)
+        if known is not None and known.key == key:
+            return known
+        verdicts = (await _run(probe.cpu_cores, command)).model_copy(update={"key": key})
+        if not verdicts.passed:
+            reasons = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts.refused)
+            raise DeviceRefused(f"this machine cannot join, because its results would be wrong ({reasons})")
+        if not verdicts.refused:
+            _remember(remembered, verdicts)
+        return verdicts
+
+
+@asynccontextmanager
+async def _turn(remembered: Path) -> AsyncIterator[None]:
+    """Let agents that share the file test one after the other: a pass of the first spares the others theirs."""
+    lock = FileLock(remembered.with_suffix(".lock"), timeout=0)
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            await asyncio.sleep(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def _run(cpu_cores: int, command: tuple[str, ...]) -> Verdicts:

@@ -47,6 +47,10 @@ class AgentSettings(BaseSettings):
     give_up_seconds: float | None = Field(
         default=None, gt=0, description="Exit when the farm was out of reach for so long; unset waits for ever."
     )
+    self_test_file: Path | None = Field(
+        default=None,
+        description="Where a passed self-test is remembered; unset: in the home. Agents of one machine may share it.",
+    )
     log_format: Literal["lines", "json"] = Field(
         default="lines", description="What the agent says on stderr: lines for people, or JSON for programs."
     )

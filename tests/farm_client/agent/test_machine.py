@@ -1,5 +1,6 @@
 """What the agent finds out about its machine: devices, memory, deaths."""
 
+import asyncio
 import json
 import signal
 import sys
@@ -61,6 +62,15 @@ async def test_another_machine_is_tested_anew(tmp_path):
     verdicts = await self_test(Probe(tmp_path), remembered, command_printing(output))
     assert verdicts.torch_version == "2"
     assert "another machine" not in remembered.read_text()
+
+
+async def test_agents_that_share_the_file_test_their_machine_once(tmp_path):
+    output = json.dumps({"torch_version": "2", "devices": [GOOD]})
+    counting = f"open({str(tmp_path / 'runs')!r}, 'a').write('x'); print({output!r})"
+    tests = [self_test(Probe(tmp_path), tmp_path / "shared.json", (sys.executable, "-c", counting)) for _ in range(3)]
+    first, *others = await asyncio.gather(*tests)
+    assert others == [first, first]
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 async def test_a_device_that_computes_wrongly_is_refused_and_tested_again_next_time(tmp_path):
