@@ -27,10 +27,15 @@ _TAIL_LINES = 3
 
 
 def running_server(data_dir: Path) -> ServerInfo:
-    """Return what the folder's server says of itself. Raises: NotFound if none runs there."""
-    info = read_server_info(data_dir) if is_locked(data_dir) else None
-    if info is None:
+    """Return what the folder's server says of itself.
+
+    Raises: NotFound if none runs there. Unavailable if it has only just been started.
+    """
+    if not is_locked(data_dir):
         raise NotFound(f"no server runs on {data_dir}; start one with `farm-server up` (or give --data-dir)")
+    info = read_server_info(data_dir)
+    if info is None:
+        raise Unavailable(f"the server on {data_dir} is starting or stopping; try again in a moment")
     return info
 
 

@@ -13,6 +13,9 @@ from farm_server.settings import ServerSettings
 from farm_server.tokens import Tokens, load_or_create_token
 from protocol.errors import Conflict, FarmError, Unavailable
 
+_LOCK_SECONDS = 0.5
+"""Long enough for somebody who only looks whether the folder is locked."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ServerInfo:
@@ -61,7 +64,8 @@ class DataFolder:
         Raises: Conflict naming the owner if another server has it.
         """
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_LOCK_SECONDS)
+            (self.root / "server.json").unlink(missing_ok=True)  # of a server that was killed
         except Timeout:
             owner = read_server_info(self.root)
             who = f"the server with process id {owner.pid} at {owner.url}" if owner else "another server"

@@ -15,6 +15,7 @@ import pytest
 
 from farm_server.bells import FARM, Bells
 from farm_server.clock import SteadyClock
+from farm_server.control import running_server
 from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.listener import bind, server_info
@@ -23,7 +24,7 @@ from farm_server.serial_worker import SerialWorker
 from farm_server.settings import ServerSettings
 from farm_server.tokens import Role, Tokens, load_or_create_token
 from protocol.digests import digest_bytes
-from protocol.errors import Conflict, Unauthorized
+from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Assign, Kind, TaskBrief
 from protocol.tasks import BlobRef
@@ -96,6 +97,17 @@ def test_a_folder_has_one_owner(tmp_path):
     owner.unlock()
     assert not is_locked(tmp_path)
     assert read_server_info(tmp_path) is None
+
+
+def test_what_a_killed_server_wrote_of_itself_is_not_believed(tmp_path):
+    (tmp_path / "server.json").write_text(ServerInfo(1, "http://x", "ws://x", "http://x").to_json())
+    with pytest.raises(NotFound):
+        running_server(tmp_path)
+    folder = DataFolder(tmp_path)
+    folder.lock()
+    with pytest.raises(Unavailable, match="starting"):
+        running_server(tmp_path)
+    folder.unlock()
 
 
 def test_the_clock_never_runs_backwards_and_starts_after_what_is_known():
