@@ -7,7 +7,8 @@ from dataclasses import replace
 from coordinator.breaker import Breaker
 from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
 from coordinator.lateness import drop_late
-from coordinator.offers import adopt, forget, suspend
+from coordinator.lifecycle import AssignmentState
+from coordinator.offers import accept, adopt, forget, suspend
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState
 from coordinator.turn import Turn
@@ -94,16 +95,22 @@ def _go_on_or_stop(turn: Turn, client: ClientState, held: HeldAssignment) -> Non
     if found is not None:
         run, step, record = found
         if record.client_id == client.client_id and any(p.position == record.position for p in step.waiting):
-            adopt(turn, run, record, client)
+            accept(turn, run, adopt(turn, run, record, client))
             return
     why = "somebody else has it, or its round is over"
     turn.send(client, Cancel(assignment_id=held.assignment_id, fence=held.fence, reason=why))
 
 
 def ready(turn: Turn, event: ClientReady) -> None:
-    """The client tells how many more assignments it can take."""
+    """The client tells how many more assignments it can take; it had not seen yet what it has not answered."""
     if client := turn.farm.current(event.client_id, event.incarnation):
-        client.slots = event.slots
+        client.slots = max(event.slots - _unanswered(turn, client), 0)
+
+
+def _unanswered(turn: Turn, client: ClientState) -> int:
+    steps = [run.step for run in turn.farm.tasks.values() if run.step] if client.held else []
+    leases = (step.leases.get(assignment_id) for assignment_id in client.held for step in steps)
+    return sum(1 for lease in leases if lease and lease.record.state is AssignmentState.OFFERED)
 
 
 def paused(turn: Turn, event: ClientPaused) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.events import AssignmentRejected, ClientBeat, ClientDraining, ClientLost, ClientPaused
+from coordinator.events import AssignmentRejected, ClientBeat, ClientDraining, ClientLost, ClientPaused, ClientReady
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.messages import AssignmentProgress, Cancel, Phase, RejectCode, Scope
 from protocol.resources import Load
@@ -186,3 +186,15 @@ def test_events_of_a_former_connection_change_nothing(farm: Simulation) -> None:
     farm.handle(ClientLost("id-ada", old, "the old connection closed"))
     assert ada.held
     assert farm.coordinator.client_views(farm.now)[0].state == "online"
+
+
+def test_a_client_that_tells_of_free_slots_before_it_saw_an_offer_is_not_offered_more() -> None:
+    farm = Simulation()
+    ada = farm.join(Volunteer("ada", slots=1))
+    farm.submit(spec(submitter="ada"), "t1")
+    farm.submit(spec(submitter="bob"), "t2")
+    farm.handle(ClientReady("id-ada", ada.incarnation, 1))  # it crossed the offer on the wire
+    assert len(ada.held) == 1
+    farm.accept(ada, ada.held[0])
+    farm.handle(ClientReady("id-ada", ada.incarnation, 1))
+    assert len(ada.held) == 2, "what it says after its answer is the truth"
