@@ -138,7 +138,8 @@ def _client_state(client: ClientState, now: float) -> tuple[str, str]:
     verdict = client.breaker.allows(now, 0)
     if not verdict.value:
         return "online", verdict.reason
-    return "online", f"works on {len(client.held)} assignments" if client.held else "is free"
+    held = len(client.held)
+    return "online", f"works on {held} assignment{'s' if held > 1 else ''}" if held else "is free"
 
 
 def explain(farm: Farm, run: TaskRun, now: float) -> Explanation:
