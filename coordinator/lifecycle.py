@@ -46,7 +46,7 @@ _T, _A = TaskState, AssignmentState
 
 TASK_EDGES: Final = MappingProxyType(
     {
-        _T.PENDING: frozenset({_T.ASSIGNED, _T.PAUSED, _T.CANCELLED}),
+        _T.PENDING: frozenset({_T.ASSIGNED, _T.PAUSED, _T.FAILED, _T.CANCELLED}),
         _T.ASSIGNED: frozenset({_T.RUNNING, _T.PENDING, _T.PAUSED, _T.FAILED, _T.CANCELLED}),
         _T.RUNNING: frozenset({_T.PAUSED, _T.COMPLETED, _T.FAILED, _T.PENDING, _T.CANCELLED}),
         _T.PAUSED: frozenset({_T.PENDING, _T.RUNNING, _T.FAILED, _T.CANCELLED}),

@@ -72,7 +72,11 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
 
 
 def failed(turn: Turn, event: AssignmentFailed) -> None:
-    """An assignment went wrong: somebody else gets it, unless the researcher's code is at fault everywhere."""
+    """An assignment went wrong: somebody else gets it, unless the researcher's code is at fault everywhere.
+
+    It may be the server that found so: then the client keeps the result until it hears that nobody wants it.
+    """
+    _settle_uncounted(turn, event, f"not counted: {event.message}")
     if late := turn.farm.late(event.assignment_id, event.fence):
         drop_late(turn, *late, event.message, AssignmentState.FAILED)
         return
@@ -117,6 +121,7 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
     run, step, lease = held
     if problem := _unusable(lease, event):
         here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
+        turn.farm.clients[event.client_id].slots += 1  # useless as it is, it is finished
         failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
         return
     _deliver(turn, run, step, lease, event)
@@ -142,17 +147,21 @@ def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, L
     if client is None or dormant is None or dormant[2].client_id != event.client_id:
         return None
     run, step, record = dormant
+    client.slots -= 1  # it has finished, and so has no slot to give back when it delivers
     return run, step, adopt(turn, run, record, client)
 
 
 def _turn_down(turn: Turn, event: ResultArrived) -> None:
-    """A result that nobody waits for. One that is in an open step already is settled when the round commits."""
-    client = turn.farm.current(event.client_id, event.incarnation)
-    if client is not None and not turn.farm.is_delivered(event.assignment_id):
-        late = "it came late or twice; nothing is lost"
-        turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=late))
+    _settle_uncounted(turn, event, "it came late or twice; nothing is lost")
     if event.update is not None:
         turn.do(DropUpdate(event.update))
+
+
+def _settle_uncounted(turn: Turn, event: ResultArrived | AssignmentFailed, why: str) -> None:
+    """Let the client forget it; what is in an open step already is settled when the round commits."""
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if client is not None and not turn.farm.is_delivered(event.assignment_id):
+        turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=why))
 
 
 def _unusable(lease: Lease, event: ResultArrived) -> str | None:

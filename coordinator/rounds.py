@@ -207,11 +207,12 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         cancel(turn, run, lease, why)
     bury(turn, step)
     run.step = None
+    for record in step.delivered:
+        turn.save(record)
     if step.kind is Kind.EVALUATE:
         run.evaluate_next = True
         return
     for record in step.delivered:
-        turn.save(record)
         drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
         turn.send(turn.farm.clients[record.client_id], drop)
     for update in step.updates.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator.commands import ReleaseTask
 from coordinator.events import Action, TaskAction, TaskSubmitted
 from coordinator.lateness import drop_all_late
-from coordinator.lifecycle import TaskState
+from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
@@ -58,6 +58,7 @@ def submit(turn: Turn, event: TaskSubmitted) -> None:
 def act(turn: Turn, event: TaskAction) -> None:
     """Do what a person asked of a task. Raises: NotFound, IllegalTransition."""
     run = turn.farm.task(event.task_id)
+    _check_may(run, event.action)
     by = f" by {event.by}" if event.by else ""
     match event.action:
         case Action.PAUSE:
@@ -73,6 +74,15 @@ def act(turn: Turn, event: TaskAction) -> None:
             for client in turn.farm.clients.values():
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
+
+
+def _check_may(run: TaskRun, action: Action) -> None:
+    """Some edges are there for the farm's own moves, and a person has no use for them."""
+    state = run.record.state
+    if action is Action.RESUME and state is not TaskState.PAUSED:
+        raise IllegalTransition(f"task {run.task_id} is {state} and cannot become running: only a paused task resumes")
+    if action is Action.RETRY and state is not TaskState.FAILED:
+        raise IllegalTransition(f"task {run.task_id} is {state} and cannot become pending: only a failed task retries")
 
 
 def _resume(turn: Turn, run: TaskRun, message: str) -> None:
@@ -101,7 +111,9 @@ def complete(turn: Turn, run: TaskRun) -> None:
 
 def back_to_waiting(turn: Turn, run: TaskRun, why: str) -> None:
     """All clients of a task are gone: it waits for new ones. What was delivered of an open round is kept."""
-    if run.step is not None and not (run.step.delivered or run.step.dormant or run.step.phase is StepPhase.COMMIT):
+    if run.step is not None and run.step.phase is StepPhase.COMMIT:
+        return  # it waits for nobody
+    if run.step is not None and not (run.step.delivered or run.step.dormant):
         abandon(turn, run, why)
     if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
         turn.move(run, TaskState.PENDING, why)

@@ -19,7 +19,7 @@ from coordinator.lifecycle import (
 
 # Written out a second time on purpose: a changed edge has to be changed here as well.
 LEGAL_TASK_MOVES = {
-    "pending": "assigned paused cancelled",
+    "pending": "assigned paused failed cancelled",
     "assigned": "running pending paused failed cancelled",
     "running": "paused completed failed pending cancelled",
     "paused": "pending running failed cancelled",
