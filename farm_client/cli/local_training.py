@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from farm_client.cli.localfarm import LocalFarm, local_farm
+from farm_client.cli.localfarm import LocalFarm, launched_farm
 from farm_client.cli.output import Output
 from farm_client.cli.pull import fetch
-from farm_client.cli.submit import prepare_and_send
+from farm_client.cli.submit import prepare_here, send
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
@@ -44,14 +44,17 @@ def train_locally(
     Interrupted for a Ctrl-C.
     """
     out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
-    with _ending_on_interrupt(), local_farm(folder, volunteers) as farm, FarmApi(farm.address) as api:
-        # The volunteers warm up while the task is checked and packed.
-        task_id = prepare_and_send(api, options, out).task.task_id
-        out.say(f"[dim]status page: {farm.address.url}/[/]")
-        task = watch_task(api, task_id, out, guard=farm.check)
-        if outcome_of(task) is Outcome.COMPLETED:
-            fetch(api, api.model(task_id), output, out)
-        yield Trained(farm, api, task)
+    with _ending_on_interrupt(), launched_farm(folder / "farm") as complete:
+        # The server starts while the task is tried and packed.
+        prepared = prepare_here(options, folder / "task", out)
+        farm = complete(volunteers)
+        out.say(f"[dim]the farm is at {farm.address.url}/ in a browser; its volunteers test their machine and join[/]")
+        with FarmApi(farm.address) as api:
+            task_id = send(api, prepared, out).task.task_id
+            task = watch_task(api, task_id, out, guard=farm.check)
+            if outcome_of(task) is Outcome.COMPLETED:
+                fetch(api, api.model(task_id), output, out)
+            yield Trained(farm, api, task)
 
 
 @contextmanager

@@ -11,16 +11,16 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from farm_client.sdk.config import FarmAddress, parse_address
+from farm_client.sdk.leash import leashed
 from protocol.errors import FarmError
 
 START_SECONDS: Final = 30.0
@@ -85,20 +85,33 @@ def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
     """Run a farm with ``volunteers`` clients of one core each, all of their files under ``folder``.
 
     Raises: DaemonFailed with the last log lines of a server that does not start. On leaving, for whatever reason,
-    every process is ended and waited for.
+    every process is ended and waited for; should this process be killed, the kernel ends them.
+    """
+    with launched_farm(folder) as complete:
+        yield complete(volunteers)
+
+
+@contextmanager
+def launched_farm(folder: Path) -> Iterator[Callable[[int], LocalFarm]]:
+    """Do as ``local_farm``, in two steps: the block begins while the server starts, and gets what completes the farm.
+
+    The function waits for the server, starts so many volunteers, and returns the farm.
     """
     require_server()
     folder.mkdir(parents=True, exist_ok=True)
     started: list[Daemon] = []
-    try:
-        server = launch_server(folder)
-        started.append(server)
-        urls = read_urls(server)
+
+    def complete(volunteers: int) -> LocalFarm:
+        urls = read_urls(started[0])
         names = (f"volunteer-{number}" for number in range(1, volunteers + 1))
         # One by one: should one fail to start, those before it are known and get ended.
         started.extend(start_volunteer(name, urls["join_url"], folder) for name in names)
         address = parse_address(urls["farm_url"], "the local farm")
-        yield LocalFarm(address, urls["farm_url"], urls["join_url"], server, tuple(started[1:]))
+        return LocalFarm(address, urls["farm_url"], urls["join_url"], started[0], tuple(started[1:]))
+
+    try:
+        started.append(launch_server(folder))
+        yield complete
     finally:
         # Volunteers first: they say goodbye to a server that still listens.
         with _undisturbed():
@@ -116,9 +129,13 @@ def launch_server(folder: Path, port: int = 0, environ: Mapping[str, str] | None
 
 
 def start_volunteer(name: str, join_url: str, folder: Path, environ: Mapping[str, str] | None = None) -> Daemon:
-    """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``)."""
+    """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``).
+
+    The clients of one folder share their machine, so its self-test too.
+    """
     arguments = ["farm_client", "join", join_url, "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
-    return _start(name, arguments, folder, environ=environ)
+    shared = {"FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json")}
+    return _start(name, arguments, folder, environ={**shared, **(environ or {})})
 
 
 def end(daemons: Sequence[Daemon]) -> None:
@@ -150,12 +167,11 @@ def _start(
     stdout: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Daemon:
-    """Run ``python -m module arguments…``, its output at the end of a log file."""
+    """Run ``python -m module arguments…`` on our leash, its output at the end of a log file."""
     log = folder / f"{name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            # -P: a folder of the user's that is called as one of our packages must not be imported instead.
-            [sys.executable, "-P", "-m", *module_arguments],
+            leashed(*module_arguments),
             stdin=subprocess.DEVNULL,
             stdout=output if stdout is None else stdout,
             stderr=output,

@@ -8,6 +8,14 @@ from protocol.errors import NotFound
 from protocol.rest import TaskView
 
 
+def find_round(tasks: Sequence[TaskView], reference: str) -> tuple[TaskView, int | None]:
+    """Return the task and the round that ``TASK@N`` means; the round is None without ``@N``. Raises: NotFound."""
+    task, at, number = reference.rpartition("@")
+    if at and number.isdecimal():
+        return find_task(tasks, task), int(number)
+    return find_task(tasks, reference), None
+
+
 def find_task(tasks: Sequence[TaskView], reference: str) -> TaskView:
     """Return the task meant by ``reference``: an id before a name before a beginning of an id.
 

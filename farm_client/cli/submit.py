@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,17 +15,20 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
 from farm_client.cli.ending import finish
-from farm_client.cli.formatting import format_bytes
+from farm_client.cli.formatting import format_bytes, format_value
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.cli.pull import transfer_bar
+from farm_client.cli.references import find_round
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import size_of, upload
+from farm_client.sdk.warm_start import WarmStart, find_warm_start
 from protocol.rest import SubmitReply
+from protocol.tasks import Split
 
 _STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cutting the data into shards"}
 
@@ -32,30 +36,49 @@ _STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cuttin
 def submit(
     invocation: Invocation,
     options: SubmitOptions,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TASK[@N]", help="Begin with that task's weights (after N rounds)."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on watching until it is over.")] = False,
 ) -> None:
     """Check the code and one batch here, send code and data to the farm, and queue the task."""
     with invocation.api() as api:
         api.farm()  # An unreachable farm is better told before the check than after it.
-        reply = prepare_and_send(api, options, invocation.out)
+        warm_start = _find_warm_start(api, source, invocation.out) if source else None
+        with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
+            reply = send(api, prepare_here(options, Path(folder), invocation.out, warm_start), invocation.out)
         invocation.out.emit(Kind.SUBMITTED, reply, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
         if watch:
             finish(api, watch_task(api, reply.task.task_id, invocation.out), invocation.out)
 
 
-def prepare_and_send(api: FarmApi, options: SubmitOptions, out: Output) -> SubmitReply:
-    """Check and pack the task on this machine, upload what the farm does not hold yet, and submit it.
+def prepare_here(options: SubmitOptions, folder: Path, out: Output, warm_start: WarmStart | None = None) -> Prepared:
+    """Check and pack the task on this machine; what is to be uploaded stays in ``folder``, which is made.
 
     Raises: InvalidTask and its kin, saying what is wrong with the code, the data or the settings.
     """
-    submission = describe_submission(options)
-    with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
-        prepared = _prepare(submission, Path(folder), out)
-        for note in prepared.notes:
-            out.say(f"[yellow]note[/] {escape(note)}")
-        _upload(api, prepared, out)
-        return api.submit(prepared.spec)
+    submission = replace(describe_submission(options), warm_start=warm_start)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = _prepare(submission, folder, out)
+    for note in prepared.notes:
+        out.say(f"[yellow]note[/] {escape(note)}")
+    out.say(f"[dim]{_describe(prepared)}[/]")
+    return prepared
+
+
+def send(api: FarmApi, prepared: Prepared, out: Output) -> SubmitReply:
+    """Upload what the farm does not hold yet, and submit the task."""
+    _upload(api, prepared, out)
+    return api.submit(prepared.spec)
+
+
+def _find_warm_start(api: FarmApi, source: str, out: Output) -> WarmStart:
+    task, round_number = find_round(api.tasks(), source)
+    found = find_warm_start(api, task.task_id, round_number)
+    out.say(f"[dim]it begins with the weights of {escape(task.name)}, {found.label}[/]")
+    return found
 
 
 def describe_submission(options: SubmitOptions) -> Submission:
@@ -89,6 +112,14 @@ def _prepare(submission: Submission, folder: Path, out: Output) -> Prepared:
             folder,
             lambda what, done, total: bar.update(step, description=_STEPS.get(what, what), completed=done, total=total),
         )
+
+
+def _describe(prepared: Prepared) -> str:
+    loss = prepared.report.loss
+    tried = "the code is not tried" if loss is None else f"the code works here: loss {format_value(loss)} on a batch"
+    dataset = prepared.spec.dataset
+    train, held_out = (f"{dataset.samples(split):,} samples" for split in (Split.TRAIN, Split.HOLDOUT))
+    return f"{tried}; {train} to train on, {held_out} held out, in {len(dataset.shards)} shards"
 
 
 def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:

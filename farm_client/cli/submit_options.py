@@ -40,6 +40,16 @@ class SubmitOptions:
         float | None,
         typer.Option("--holdout", min=0, max=0.9, help="Share of rows kept for evaluation.", rich_help_panel=_TASK),
     ] = None
+    row_bytes: Annotated[
+        int | None,
+        typer.Option("--row-bytes", min=1, metavar="N", help="Text data: bytes of one row.", rich_help_panel=_TASK),
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", min=1, metavar="N", help="How many samples load_shard has, in all.", rich_help_panel=_TASK
+        ),
+    ] = None
     priority: Annotated[
         int | None, typer.Option("--priority", min=0, max=9, help="9 is served first.", rich_help_panel=_TASK)
     ] = None
@@ -87,6 +97,43 @@ class SubmitOptions:
     max_clients: Annotated[
         int | None, typer.Option("--max-clients", min=1, help="No round uses more.", rich_help_panel=_RECIPE)
     ] = None
+    over_provision: Annotated[
+        float | None,
+        typer.Option(
+            "--over-provision",
+            min=0,
+            max=4,
+            help="Hand out this share more than a round needs; it ends with enough.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    max_staleness: Annotated[
+        int | None,
+        typer.Option(
+            "--max-staleness",
+            min=0,
+            max=16,
+            help="Late work still counts so many rounds later, for less.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option("--keep-checkpoints", min=1, help="Keep the newest so many.", rich_help_panel=_RECIPE),
+    ] = None
+    keep_every: Annotated[
+        int | None,
+        typer.Option("--keep-every", min=0, help="Also keep every Nth round's; 0: none.", rich_help_panel=_RECIPE),
+    ] = None
+    keep_best: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-best",
+            metavar="max:METRIC",
+            help="Also keep the best, as in max:accuracy or min:loss.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
     ] = None
@@ -111,6 +158,11 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "min_clients": options.min_clients,
             "init_min_clients": options.init_min_clients,
             "max_clients": options.max_clients,
+            "over_provision": options.over_provision,
+            "max_staleness": options.max_staleness,
+            "keep_checkpoints": options.keep_checkpoints,
+            "keep_every": options.keep_every,
+            "keep_best": options.keep_best,
         }
     )
 
@@ -135,6 +187,8 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "entry": options.entry,
             "data": tuple(options.data) if options.data else None,
             "holdout": options.holdout,
+            "row_bytes": options.row_bytes,
+            "samples": options.samples,
             "priority": options.priority,
         }
     )

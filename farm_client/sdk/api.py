@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
 from protocol.rest import (
+    CheckpointView,
     ClientView,
     EventView,
     Explanation,
@@ -100,6 +101,10 @@ class FarmApi:
         """Return which checkpoint to pull: the newest, or the one after ``round_number`` rounds."""
         query = {} if round_number is None else {"round": round_number}
         return self._get(f"/v1/tasks/{task_id}/model", ModelView, query)
+
+    def checkpoints(self, task_id: str) -> list[CheckpointView]:
+        """List the checkpoints that the task keeps, oldest first."""
+        return self._list(f"/v1/tasks/{task_id}/checkpoints", CheckpointView)
 
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from farm_client.data.sharding import write_sample
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.sdk.bundle import Bundle, make_bundle
+from farm_client.sdk.leash import leashed
 from protocol.errors import InvalidTask
 from protocol.recipe import Mode
 
@@ -104,7 +104,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
 def _run_process(request: RehearsalRequest, folder: Path) -> tuple[RehearsalReport, str]:
     asked, answer, printed = folder / "request.json", folder / "report.json", folder / "output.txt"
     asked.write_text(request.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-P", "-m", "farm_client.executor.rehearsal", str(asked), str(answer)]
+    command = leashed("farm_client.executor.rehearsal", str(asked), str(answer))
     with printed.open("wb") as file:
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
     output = "\n".join(printed.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])

@@ -15,6 +15,7 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, run_trial
+from farm_client.sdk.warm_start import WarmStart
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
@@ -36,6 +37,7 @@ class Submission:
     """What the researcher asks for. Recipe fields that were not set get this module's defaults.
 
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
+    ``warm_start`` takes the place of the weights that ``build_model`` starts with.
     """
 
     code: Path
@@ -52,6 +54,7 @@ class Submission:
     submitter: str = "anonymous"
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
+    warm_start: WarmStart | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,12 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
     report = run_trial(_trial(submission, bundle, source), folder)
     tell("checking", 1, 1)
     dataset, files = _sharded(submission, source, report, folder, tell)
-    files |= {bundle.blob.digest: bundle.data, report.weights_digest: Path(report.weights_path)}
+    files[bundle.blob.digest] = bundle.data
+    initial = BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes)
+    if submission.warm_start is None:
+        files[initial.digest] = Path(report.weights_path)
+    else:
+        initial = submission.warm_start.fitted_to(Path(report.weights_path))
     spec = TaskSpec(
         name=submission.name or submission.code.resolve().stem,
         submitter=submission.submitter,
@@ -85,7 +93,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
         entry=bundle.entry,
         config=dict(submission.config),
         dataset=dataset,
-        initial_weights=BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes),
+        initial_weights=initial,
         recipe=complete_recipe(submission.recipe, dataset, report),
         requirements=submission.requirements,
         footprint=_footprint(dataset, report),

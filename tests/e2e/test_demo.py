@@ -35,6 +35,19 @@ def farm_processes(folder: Path) -> list[int]:
     ]
 
 
+def executors(folder: Path) -> list[int]:
+    """List what the farm's own processes have started."""
+    return [child.pid for pid in farm_processes(folder) for child in psutil.Process(pid).children(recursive=True)]
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be collected by its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_the_demo_trains_digits_and_leaves_nothing_running(temporary, tmp_path):
     output = tmp_path / "out"
     began = time.monotonic()
@@ -71,6 +84,24 @@ def test_an_interrupted_demo_ends_its_farm(temporary, tmp_path):
     assert "the local farm has ended" in said
     assert farm_processes(temporary) == []
     assert list(temporary.glob("aifarm-*")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a killed process's children")
+def test_nothing_outlives_a_demo_that_is_killed(temporary, tmp_path):
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "farm_client.cli.app", "demo", "--keep", "--output", str(tmp_path / "out")],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: len(executors(temporary)) >= 3, "every volunteer has an executor", 60)
+        started = [*farm_processes(temporary), *executors(temporary)]
+    finally:
+        demo.kill()
+        demo.wait()
+    wait_until(lambda: not any(map(is_alive, started)), "all that the demo started is gone", 10)
+    assert farm_processes(temporary) == []
 
 
 def test_run_trains_a_scaffolded_task_and_fetches_the_model(temporary, tmp_path):

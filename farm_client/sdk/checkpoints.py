@@ -1,0 +1,59 @@
+"""A task's kept checkpoints, and what to say of one that is not kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from farm_client.sdk.api import FarmApi
+from protocol.errors import NotFound
+from protocol.rest import CheckpointView, ModelView
+
+
+def find_checkpoint(api: FarmApi, task_id: str, round_number: int | None = None) -> CheckpointView:
+    """Return the checkpoint after ``round_number`` rounds, or the newest.
+
+    Raises: NotFound saying which rounds are kept.
+    """
+    kept = api.checkpoints(task_id)
+    wanted = [c for c in kept if (c.newest if round_number is None else c.round == round_number)]
+    if wanted:
+        return wanted[0]
+    if not kept:
+        raise NotFound(f"task {task_id} has no checkpoint: `farm why {task_id}` says what it waits for")
+    rounds = "" if round_number is None else f" of round {round_number}"
+    raise NotFound(f"task {task_id} has no checkpoint{rounds}; it keeps {describe_rounds(c.round for c in kept)}")
+
+
+def find_model(api: FarmApi, task_id: str, round_number: int | None = None) -> ModelView:
+    """Return which model to pull. Raises: NotFound saying which rounds are kept."""
+    try:
+        return api.model(task_id, round_number)
+    except NotFound:
+        find_checkpoint(api, task_id, round_number)
+        raise
+
+
+def best_round(checkpoints: Iterable[CheckpointView], rule: str | None) -> int | None:
+    """Return the round that ``keep_best`` (such as ``max:accuracy``) keeps, the newest of equals.
+
+    None without a rule, or when none was measured.
+    """
+    direction, _, metric = (rule or "").partition(":")
+    sign = 1 if direction == "max" else -1
+    measured = [
+        (sign * c.metrics[metric], c.round) for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))
+    ]
+    return max(measured)[1] if measured else None
+
+
+def describe_rounds(rounds: Iterable[int]) -> str:
+    """Return ``0, 5, 18 to 20``."""
+    runs: list[list[int]] = []
+    for number in sorted(rounds):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = (", ".join(map(str, run)) if len(run) < 3 else f"{run[0]} to {run[-1]}" for run in runs)
+    return ", ".join(parts)

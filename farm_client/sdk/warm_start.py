@@ -1,0 +1,81 @@
+"""Beginning with the weights of another task's checkpoint: `farm submit --from TASK@N`.
+
+The farm holds the bytes already, so only the header of the weights file travels, to be compared with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.checkpoints import find_checkpoint
+from protocol.errors import InvalidTask
+from protocol.tasks import BlobRef
+from protocol.tensors import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, Layout, TensorSpec, parse_layout, read_header
+
+_SHOWN_DIFFERENCES: Final = 3
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Weights that the farm holds. ``label`` is what to call them, such as ``abcd2345@20``."""
+
+    label: str
+    blob: BlobRef
+    layout: Layout
+
+    def fitted_to(self, model_weights: Path) -> BlobRef:
+        """Return the blob to begin with, once it is sure to fit the model whose weights file this is.
+
+        Raises: InvalidTask naming the tensors that differ.
+        """
+        differing = list(_differences(parse_layout(model_weights.read_bytes()), self.layout))
+        if not differing:
+            return self.blob
+        more = len(differing) - _SHOWN_DIFFERENCES
+        shown = "; ".join(differing[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise InvalidTask(
+            f"the weights of {self.label} do not fit what build_model builds: {shown}. "
+            "Build the same model, or submit without --from"
+        )
+
+
+def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None) -> WarmStart:
+    """Look a checkpoint's weights up. Raises: NotFound saying which rounds are kept."""
+    checkpoint = find_checkpoint(api, task_id, round_number)
+    with api.get_blob(checkpoint.digest) as chunks:
+        header = read_header(_leading_bytes(chunks), checkpoint.size_bytes)
+    blob = BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)
+    return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header))
+
+
+def _leading_bytes(chunks: Iterable[bytes]) -> bytes:
+    """Return a tensor file's bytes up to the end of its header at least; the rest is not read."""
+    data = b""
+    for chunk in chunks:
+        data += chunk
+        header_bytes = int.from_bytes(data[:HEADER_LENGTH_BYTES], "little")
+        if len(data) >= HEADER_LENGTH_BYTES + min(header_bytes, MAX_HEADER_BYTES):
+            break
+    return data
+
+
+def _differences(model: Layout, start: Layout) -> Iterator[str]:
+    """Say what of the checkpoint differs from the model, tensor by tensor."""
+    built, kept = ({spec.name: spec for spec in layout.tensors} for layout in (model, start))
+    for name in sorted(built.keys() | kept.keys()):
+        if name not in kept:
+            yield f"{name} is only in the model"
+        elif name not in built:
+            yield f"{name} is only in the checkpoint"
+        elif built[name] != kept[name]:
+            yield f"{name} is {_describe(built[name])} in the model and {_describe(kept[name])} in the checkpoint"
+    for name in sorted(model.tied.keys() ^ start.tied.keys()):
+        yield f"{name} shares another tensor only in the {'model' if name in model.tied else 'checkpoint'}"
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"a {spec.role} {spec.dtype} {list(spec.shape)}"
