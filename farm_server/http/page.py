@@ -10,8 +10,12 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from farm_server.http.access import FarmDep
+from farm_server.http.rounds import newest_rounds
 
 router = APIRouter()
+
+_TASKS_WITH_ROUNDS = 3
+_ROUNDS_SHOWN = 8
 
 _pages = Environment(loader=PackageLoader("farm_server", "pages"), autoescape=select_autoescape(), trim_blocks=True)
 
@@ -37,14 +41,18 @@ _pages.filters |= {"size": size, "ago": ago}
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def status_page(farm: FarmDep) -> str:
-    """Return tasks and clients as they are now."""
+    """Return tasks, the newest rounds of the newest of them, and clients, as they are now."""
     now = farm.clock.now()
+    tasks = farm.coordinator.task_views(now)
+    trained = [task for task in tasks if task.started_at is not None][:_TASKS_WITH_ROUNDS]
+    rounds = [(task, await newest_rounds(farm, task.task_id, _ROUNDS_SHOWN)) for task in trained]
     return _pages.get_template("status.html").render(
         name=farm.settings.name,
         version=version("aifarm"),
         up_seconds=now - farm.started_at,
         problem=farm.not_ready(),
-        tasks=farm.coordinator.task_views(now),
+        tasks=tasks,
+        rounds=rounds,
         clients=farm.coordinator.client_views(now),
         now=now,
         rendered_at=time.strftime("%H:%M:%S"),

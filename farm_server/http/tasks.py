@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Response
 
 from coordinator.books import shard_books
 from coordinator.events import Action, TaskAction
-from coordinator.records import RoundRecord
 from farm_server.farm import Farm
 from farm_server.http.access import FARM_TOKEN, FarmDep
+from farm_server.http.rounds import newest_rounds
 from protocol.errors import NotFound
-from protocol.rest import Explanation, ModelView, RoundView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
+from protocol.rest import Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
 from protocol.tasks import TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
@@ -43,11 +43,7 @@ async def show(task_id: str, farm: FarmDep) -> TaskDetail:
     record = await farm.ledger.task(task_id)
     if record is None:
         raise NotFound(f"task {task_id} is not in the ledger yet; try again in a moment")
-    opened = farm.coordinator.open_round_view(task_id, farm.clock.now())
-    rounds = [_round_view(r) for r in await farm.ledger.rounds(task_id, _ROUNDS_SHOWN)]
-    if opened is not None:
-        rounds = [opened, *(r for r in rounds if r.number != opened.number)]
-    return TaskDetail(task=view, spec=record.spec, rounds=tuple(rounds[:_ROUNDS_SHOWN]))
+    return TaskDetail(task=view, spec=record.spec, rounds=tuple(await newest_rounds(farm, task_id, _ROUNDS_SHOWN)))
 
 
 @router.post("/{task_id}/{action}", summary="Pause, resume, cancel or retry a task")
@@ -103,17 +99,3 @@ async def model(
 
 def _view(farm: Farm, task_id: str) -> TaskView:
     return farm.coordinator.task_view(task_id, farm.clock.now())
-
-
-def _round_view(record: RoundRecord) -> RoundView:
-    return RoundView(
-        number=record.number,
-        state=record.state,
-        epoch=record.epoch,
-        samples=record.samples,
-        clients=record.clients,
-        seconds=None if record.committed_at is None else record.committed_at - record.opened_at,
-        loss=record.loss,
-        metrics=dict(record.metrics),
-        committed_at=record.committed_at,
-    )

@@ -60,6 +60,8 @@ async def test_three_rounds_of_two_clients_end_in_the_mean(server):
     np.testing.assert_allclose(await final_weights(server.http, task_id), np.full(8, -3.0, np.float32))
     books = (await server.http.get(f"/v1/tasks/{task_id}/shards")).json()
     assert [(b["counted_samples"], b["repeated_samples"]) for b in books] == [(64, 0)] * 3
+    page = (await server.http.get("/")).text
+    assert page.count('<td class="state committed">committed</td>') == 3
 
 
 async def test_an_update_over_the_inline_limit_goes_through_the_blob_store(server):
