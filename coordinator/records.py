@@ -212,3 +212,5 @@ class Snapshot:
     rounds: tuple[RoundRecord, ...] = ()
     assignments: tuple[AssignmentRecord, ...] = ()
     checkpoints: tuple[CheckpointRecord, ...] = ()
+    last_fence: int = 0
+    """The highest of all assignments ever, held or not."""

@@ -29,7 +29,7 @@ def restore(snapshot: Snapshot) -> Farm:
     """Build the farm in memory. Nothing is decided here; ``mend`` does that in its turn."""
     farm = Farm(
         clients={c.client_id: ClientState(record=c) for c in snapshot.clients},
-        last_fence=max((a.fence for a in snapshot.assignments), default=0),
+        last_fence=max([snapshot.last_fence, *(a.fence for a in snapshot.assignments)]),
         interrupted_rounds=list(snapshot.rounds),
         interrupted_assignments=list(snapshot.assignments),
     )

@@ -98,6 +98,7 @@ class Reads:
                     select(checkpoints).where(tuple_(checkpoints.c.task_id, checkpoints.c.round).in_(newest)),
                     CHECKPOINTS.record,
                 ),
+                last_fence=(await session.execute(select(func.max(held.c.fence)))).scalar() or 0,
             )
 
     async def task(self, task_id: str) -> TaskRecord | None:

@@ -124,6 +124,7 @@ class Ledger:
             rounds=tuple(r for r in self.rounds.values() if r.state is RoundState.OPEN),
             assignments=tuple(a for a in self.assignments.values() if a.state in HELD),
             checkpoints=tuple(newest.values()),
+            last_fence=max((a.fence for a in self.assignments.values()), default=0),
         )
 
     def counted(self, task_id: str, epoch: int) -> dict[tuple[int, int], int]:

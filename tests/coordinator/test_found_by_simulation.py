@@ -77,3 +77,11 @@ def test_what_was_delivered_to_an_evaluation_that_is_given_up_is_settled_in_the_
     done = farm.deliver(ada)
     farm.handle(TaskAction("t1", Action.PAUSE))
     assert farm.ledger.assignments[done.assignment_id].state is AssignmentState.DELIVERED
+
+
+def test_fences_grow_across_a_restart_with_a_clock_that_was_set_back(farm: Simulation) -> None:
+    before = farm.fail(farm.volunteers["ada"]).fence
+    farm.now -= 3600
+    farm.restart()
+    ada = farm.join("ada")
+    assert ada.held[0].fence > before
