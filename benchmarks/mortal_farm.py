@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,6 +30,14 @@ ONLINE_SECONDS: Final = 60.0
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How a client is started."""
+
+    environ: Mapping[str, str]
+    join_url: str
+
+
 class MortalFarm:
     """A server on ``folder/server`` and clients by name. Whatever it started, ``close`` ends.
 
@@ -42,6 +51,8 @@ class MortalFarm:
         self.api: FarmApi
         self.join_url = ""
         self.farm_url = ""
+        self._server_environ: Mapping[str, str] = {}
+        self._manners: dict[str, _Manner] = {}
         self._started: list[Daemon] = []
 
     @property
@@ -57,10 +68,12 @@ class MortalFarm:
     def start_server(self, environ: Mapping[str, str] | None = None) -> float:
         """Start the server, for the first time or again, and return the seconds until it served.
 
-        Raises: DaemonFailed with the last log lines if it does not start.
+        Without ``environ`` it gets the same as the last time. Raises: DaemonFailed with the last log lines if it
+        does not start.
         """
+        self._server_environ = self._server_environ if environ is None else environ
         began = time.monotonic()
-        self.server = launch_server(self.folder, self.port, environ)
+        self.server = launch_server(self.folder, self.port, self._server_environ)
         self._started.append(self.server)
         urls = read_urls(self.server)
         took = time.monotonic() - began
@@ -69,12 +82,35 @@ class MortalFarm:
             self.api = FarmApi(parse_address(self.farm_url, "the local farm"))
         return took
 
-    def start_client(self, name: str, environ: Mapping[str, str] | None = None, join_url: str | None = None) -> Daemon:
-        """Start a client, for the first time or again in its home; ``join_url`` may lead through a proxy."""
-        client = start_volunteer(name, join_url or self.join_url, self.folder, environ)
+    def start_client(self, name: str, environ: Mapping[str, str] | None = None, join_url: str = "") -> Daemon:
+        """Start a client, for the first time or again in its home; ``join_url`` may lead through a proxy.
+
+        What is not given is as the last time.
+        """
+        known = self._manners.get(name, _Manner({}, self.join_url))
+        self._manners[name] = _Manner(known.environ if environ is None else environ, join_url or known.join_url)
+        client = start_volunteer(name, self._manners[name].join_url, self.folder, self._manners[name].environ)
         self._started.append(client)
         self.clients[name] = client
         return client
+
+    def revive(self) -> list[str]:
+        """Start every process again that ended, as a supervisor does, and return the names of those."""
+        ended = []
+        if self.server.process.poll() is not None:
+            ended.append(self.server.name)
+            self.start_server()
+        for name, client in tuple(self.clients.items()):
+            if client.process.poll() is not None:
+                ended.append(name)
+                self.start_client(name)
+        return ended
+
+    def dismiss(self, name: str) -> None:
+        """End a client for good."""
+        client = self.clients.pop(name)
+        _let_run(client)
+        end([client])
 
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL a process of ours and wait until it is gone."""

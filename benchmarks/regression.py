@@ -14,7 +14,7 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.download import pull_model
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
-from protocol.recipe import Mode, Recipe
+from protocol.recipe import Mode, Recipe, Requirements
 from protocol.rest import ShardBook
 
 TASK: Final = Path(__file__).parent / "regression_task" / "train.py"
@@ -59,10 +59,29 @@ def prepare_regression(what: Regression, folder: Path) -> Prepared:
     return prepare(Submission(code=TASK, recipe=recipe, config=config), folder)
 
 
-def submit_prepared(api: FarmApi, prepared: Prepared, name: str = "regression") -> str:
-    """Upload what the farm lacks, submit, and return the task's id."""
+def submit_prepared(
+    api: FarmApi,
+    prepared: Prepared,
+    name: str = "regression",
+    batch_seconds: float | None = None,
+    requirements: Requirements | None = None,
+    **recipe: object,
+) -> str:
+    """Upload what the farm lacks, submit, and return the task's id; a name submitted before is the same task.
+
+    ``batch_seconds`` changes how long it takes and no digit of what it computes; ``recipe`` replaces recipe fields.
+    """
     upload(api, prepared.blobs)
-    return api.submit(prepared.spec.model_copy(update={"name": name})).task.task_id
+    spec = prepared.spec
+    config = spec.config if batch_seconds is None else {**spec.config, "batch_seconds": batch_seconds}
+    changes = {
+        "name": name,
+        "submit_token": name,
+        "config": config,
+        "requirements": requirements or spec.requirements,
+        "recipe": spec.recipe.model_copy(update=recipe),
+    }
+    return api.submit(spec.model_copy(update=changes)).task.task_id
 
 
 def unbalanced(books: Sequence[ShardBook], rounds: int, round_samples: int) -> list[str]:

@@ -1,0 +1,140 @@
+"""The researcher who notices nothing: submits task after task, whatever dies, and judges each by its end."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.mortal_farm import MortalFarm
+from benchmarks.regression import (
+    Regression,
+    prepare_regression,
+    pull_weights,
+    relative_difference,
+    submit_prepared,
+    unbalanced,
+)
+from farm_client.sdk.outcome import is_over
+from farm_client.sdk.submission import Prepared
+from protocol.recipe import Mode
+
+IN_FLIGHT: Final = 2
+PAUSE_SECONDS: Final = 0.2
+TOLERANCE: Final = 1e-9
+UNDISTURBED_SECONDS: Final = 60.0
+
+_ROUND = {"rounds": 8, "round_samples": 32, "batch_samples": 4, "rounds_per_epoch": 4}
+SMALL: Final = Regression(batch_seconds=0.05, **_ROUND)
+LARGE: Final = Regression(batch_seconds=0.05, features=20_000, **_ROUND)
+"""Its updates do not fit into a message: they are spooled on both sides."""
+WEIGHTS: Final = Regression(batch_seconds=0.05, mode=Mode.WEIGHTS, **_ROUND)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of task, and the weights of its undisturbed run (None: they differ from run to run)."""
+
+    name: str
+    what: Regression
+    prepared: Prepared
+    expected: dict[str, np.ndarray] | None
+
+
+@dataclass
+class Verdict:
+    """What all tasks came to."""
+
+    completed: int = 0
+    exact: int = 0
+    largest_difference: float = 0.0
+    complaints: list[str] = field(default_factory=list)
+
+
+class Researcher:
+    """Keeps some tasks in flight, in a thread of its own: a frozen server must not keep chaos from waking it."""
+
+    def __init__(self, farm: MortalFarm, folder: Path, say: Callable[[str], None]) -> None:
+        self._farm = farm
+        self._folder = folder
+        self._say = say
+        self._kinds = [self._kind("gradients", SMALL), self._kind("large", LARGE), self._kind("weights", WEIGHTS)]
+        self._tasks: dict[str, Kind] = {}
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="researcher")
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to submit."""
+        self._thread.start()
+
+    def finish(self, seconds: float) -> Verdict:
+        """Submit no more, wait so long for what is in flight, and judge all. Raises: what broke the submitting."""
+        self._enough.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        verdict = Verdict()
+        self._farm.wait_for(lambda: not self._running(), "every task ends", seconds)
+        for task_id, kind in self._tasks.items():
+            self._judge(task_id, kind, verdict)
+        return verdict
+
+    def _work(self) -> None:
+        try:
+            for number in itertools.count():
+                while not self._has_room():
+                    if self._enough.wait(PAUSE_SECONDS):
+                        return
+                self._submit(self._kinds[number % len(self._kinds)], number)
+        except BaseException as error:
+            self._failure = error
+
+    def _submit(self, kind: Kind, number: int) -> None:
+        """Ask again until it is answered: the name is the submit token too, so that there is one task in the end."""
+        name = f"{kind.name}-{number}"
+        while (task_id := self._farm.ask(lambda: submit_prepared(self._farm.api, kind.prepared, name))) is None:
+            if self._enough.wait(PAUSE_SECONDS):
+                return
+        self._say(f"submitted {name} as {task_id}")
+        self._tasks[task_id] = kind
+
+    def _has_room(self) -> bool:
+        running = self._farm.ask(self._running)
+        return running is not None and len(running) < IN_FLIGHT
+
+    def _running(self) -> list[str]:
+        return [task.task_id for task in self._farm.api.tasks() if not is_over(task)]
+
+    def _kind(self, name: str, what: Regression) -> Kind:
+        """Prepare a kind of task, and let it run undisturbed once where its weights can be compared."""
+        prepared = prepare_regression(what, self._folder / name)
+        if what.mode is Mode.WEIGHTS:
+            return Kind(name, what, prepared, None)
+        task_id = submit_prepared(self._farm.api, prepared, f"undisturbed-{name}", batch_seconds=0.0)
+        self._farm.wait_for(
+            lambda: self._farm.api.task(task_id).task.state == "completed", f"{name} undisturbed", UNDISTURBED_SECONDS
+        )
+        return Kind(name, what, prepared, pull_weights(self._farm.api, task_id, self._folder))
+
+    def _judge(self, task_id: str, kind: Kind, verdict: Verdict) -> None:
+        api = self._farm.api
+        task = api.task(task_id).task
+        if task.state != "completed":
+            verdict.complaints.append(f"{task.name} ({task_id}) {task.state}: {task.error or task.why}")
+            return
+        verdict.completed += 1
+        wrong = unbalanced(api.shards(task_id), kind.what.rounds, kind.what.round_samples)
+        verdict.complaints += [f"{task.name} ({task_id}): {complaint}" for complaint in wrong]
+        if kind.expected is None:
+            return
+        difference = relative_difference(pull_weights(api, task_id, self._folder), kind.expected)
+        verdict.largest_difference = max(verdict.largest_difference, difference)
+        verdict.exact += difference <= TOLERANCE
+        if not difference <= TOLERANCE:
+            verdict.complaints.append(f"{task.name} ({task_id}): its weights differ by {difference:.1e}")
