@@ -1,0 +1,1 @@
+"""The whole farm under a simulated clock and network, with seeded faults (docs/simulation.md)."""

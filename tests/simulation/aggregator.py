@@ -1,0 +1,131 @@
+"""The tensor side of the server with exact weights: one serial worker a task, in memory that a crash forgets."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask
+from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.records import CheckpointRecord
+from protocol.digests import digest_bytes
+from protocol.tasks import BlobRef
+from tests.simulation.violation import check
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Job = OpenRound | Fold | CommitRound | DropRound | ReleaseTask
+
+
+@dataclass(slots=True)
+class _Task:
+    """One task's jobs, and the accumulator of the attempt that is open."""
+
+    jobs: deque[Job] = field(default_factory=deque)
+    attempt: int | None = None
+    weights: int = 0
+    folded: list[Fold] = field(default_factory=list)
+
+
+class Aggregator:
+    """Does what the real one does, in simulated time. ``post`` takes its outcomes to the coordinator."""
+
+    def __init__(self, world: World, post: Callable[[Event], None]) -> None:
+        self._world = world
+        self._post = post
+        self._tasks: dict[str, _Task] = {}
+        self._spooled: Counter[str] = Counter()
+        self.crashed = False
+
+    def hold(self, update: BlobRef) -> None:
+        """Note that a result brought this update."""
+        self._spooled[update.digest] += 1
+
+    def drop(self, command: DropUpdate) -> None:
+        """Delete a spooled update, unless another result brought the same one."""
+        self._release(command.update)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job behind the others of its task."""
+        task = self._tasks.setdefault(job.task_id, _Task())
+        task.jobs.append(job)
+        if len(task.jobs) == 1:
+            self._begin(task)
+
+    def _begin(self, task: _Task) -> None:
+        self._world.agenda.after(self._world.weather.job_seconds(task.jobs[0]), lambda: self._end(task))
+
+    def _end(self, task: _Task) -> None:
+        if self.crashed:
+            return
+        self._do(task, task.jobs[0])
+        task.jobs.popleft()
+        if task.jobs:
+            self._begin(task)
+
+    def _do(self, task: _Task, job: Job) -> None:
+        match job:
+            case DropRound() | ReleaseTask():
+                self._forget(task)
+            case OpenRound() if not self._fails(task, job):
+                self._open(task, job)
+            case Fold() if task.attempt != job.attempt:
+                self._release(job.update)
+            case CommitRound() if task.attempt != job.attempt:
+                pass  # that attempt failed or was dropped, and the coordinator knows
+            case Fold() if not self._fails(task, job):
+                self._fold(task, job)
+            case CommitRound() if not self._fails(task, job):
+                self._commit(task, job)
+
+    def _fails(self, task: _Task, job: OpenRound | Fold | CommitRound) -> bool:
+        if not self._world.weather.aggregation_fails():
+            return False
+        if isinstance(job, Fold):
+            self._release(job.update)
+        self._forget(task)
+        self._post(AggregationFailed(job.task_id, job.round, job.attempt, "the disk is full"))
+        return True
+
+    def _open(self, task: _Task, job: OpenRound) -> None:
+        self._forget(task)
+        task.attempt = job.attempt
+        task.weights = self._world.blobs[job.checkpoint.weights.digest]
+
+    def _fold(self, task: _Task, job: Fold) -> None:
+        check(self._spooled[job.update.digest] > 0, f"the update of {job.assignment_id} was deleted before its fold")
+        update = self._world.updates[job.update.digest]
+        check(update.assignment_id == job.assignment_id, f"{job.assignment_id} is folded with another's update")
+        check(job.assignment_id not in [f.assignment_id for f in task.folded], f"{job.assignment_id} is folded twice")
+        task.folded.append(job)
+
+    def _commit(self, task: _Task, job: CommitRound) -> None:
+        updates = [self._world.updates[f.update.digest] for f in task.folded]
+        weights = task.weights + sum(update.value for update in updates)
+        name = f"{job.task_id}/{job.round + 1}/{weights}"
+        digest = digest_bytes(name.encode())
+        self._world.blobs[digest] = weights
+        checkpoint = CheckpointRecord(
+            task_id=job.task_id,
+            round=job.round + 1,
+            epoch=job.epoch,
+            cursor=job.cursor,
+            weights=BlobRef.model_construct(digest=digest, size_bytes=8, inline=None),
+            optimizer=None,
+            manifest=None,
+            created_at=self._world.server_now(),
+        )
+        self._forget(task)
+        self._post(RoundAggregated(job.task_id, job.round, job.attempt, checkpoint))
+
+    def _forget(self, task: _Task) -> None:
+        for job in task.folded:
+            self._release(job.update)
+        task.attempt, task.folded = None, []
+
+    def _release(self, update: BlobRef) -> None:
+        self._spooled[update.digest] -= 1
+        check(self._spooled[update.digest] >= 0, "an update is released more often than it was held")

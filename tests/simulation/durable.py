@@ -1,0 +1,156 @@
+"""What is on the server's disk: the ledger, each change of it audited, and the journal that takes its time."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from coordinator.commands import Save
+from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
+from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
+from protocol.messages import Kind
+from tests.coordinator.farm_simulation import Ledger
+from tests.simulation.exact_weights import value_of
+from tests.simulation.violation import check
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_S = TypeVar("_S", bound=StrEnum)
+
+
+def _reachable(edges: Mapping[_S, frozenset[_S]]) -> dict[_S, frozenset[_S]]:
+    """Return where each state may get in any number of moves: of several in one turn only the last is written."""
+    reached = {state: {state, *to} for state, to in edges.items()}
+    for _ in edges:
+        reached = {state: {far for near in to for far in reached[near]} for state, to in reached.items()}
+    return {state: frozenset(to) for state, to in reached.items()}
+
+
+_TASK_MAY_BECOME = _reachable(TASK_EDGES)
+_ASSIGNMENT_MAY_BECOME = _reachable(ASSIGNMENT_EDGES)
+
+
+class AuditedLedger(Ledger):
+    """The durable facts. Each transaction is checked against those before it."""
+
+    def __init__(self, blobs: Mapping[str, int]) -> None:
+        super().__init__()
+        self._blobs = blobs
+        self._seen: dict[tuple[str, int, int], int] = defaultdict(int)
+        """Rows that committed rounds contain, as bits, by task, epoch and shard."""
+        self.last_fence = 0
+        self.folded: dict[str, int] = defaultdict(int)
+        """What the counted assignments add up to, by task."""
+
+    def save(self, command: Save) -> None:
+        """Take in one transaction. Raises: Violation."""
+        for record in command.records:
+            match record:
+                case AssignmentRecord():
+                    self._audit_assignment(record)
+                case RoundRecord():
+                    self._audit_round(record)
+                case TaskRecord():
+                    self._audit_task(record)
+                case CheckpointRecord():
+                    check(record.weights.digest in self._blobs, f"checkpoint {record.round} is on disk before its row")
+        before = {r.task_id: self.tasks.get(r.task_id) for r in command.records if isinstance(r, TaskRecord)}
+        super().save(command)
+        for task_id, old in before.items():
+            if old is None or old.version != self.tasks[task_id].version:
+                self._audit_model(self.tasks[task_id])
+
+    def _audit_task(self, record: TaskRecord) -> None:
+        if old := self.tasks.get(record.task_id):
+            check(record.state in _TASK_MAY_BECOME[old.state], f"task {old.task_id}: {old.state} to {record.state}")
+            check(record.version >= old.version, f"task {old.task_id} goes back from version {old.version}")
+            check(record.version <= old.version + 1, f"task {old.task_id} skips a version after {old.version}")
+            check(record.samples_done >= old.samples_done, f"task {old.task_id} forgets samples")
+
+    def _audit_round(self, record: RoundRecord) -> None:
+        if old := self.rounds.get((record.task_id, record.number)):
+            kept = old.state is not RoundState.COMMITTED or record.state is RoundState.COMMITTED
+            check(kept, f"round {record.number} of {record.task_id} is committed and becomes {record.state}")
+
+    def _audit_assignment(self, record: AssignmentRecord) -> None:
+        name = record.assignment_id
+        old = self.assignments.get(name)
+        if old is None:
+            check(record.fence > self.last_fence, f"the fence of {name} is not the highest")
+            self.last_fence = record.fence
+        else:
+            check(record.state in _ASSIGNMENT_MAY_BECOME[old.state], f"{name}: {old.state} to {record.state}")
+            check(record.counted or not old.counted, f"{name} was counted and no longer is")
+            check((record.fence, record.ranges) == (old.fence, old.ranges), f"{name} is another assignment now")
+        if record.counted and record.kind is Kind.TRAIN and not (old and old.counted):
+            self._count(record)
+
+    def _count(self, record: AssignmentRecord) -> None:
+        for part in record.ranges:
+            rows = ((1 << part.samples) - 1) << part.start
+            key = (record.task_id, record.epoch, part.shard)
+            check(not self._seen[key] & rows, f"{record.assignment_id} counts samples of {key} a second time")
+            self._seen[key] |= rows
+        self.folded[record.task_id] += value_of(record.epoch, record.ranges)
+
+    def _audit_model(self, task: TaskRecord) -> None:
+        found = self.checkpoints.get((task.task_id, task.version))
+        check(found is not None, f"version {task.version} of {task.task_id} has no checkpoint")
+        if found is not None:
+            exact = self._blobs[found.weights.digest] == self.folded[task.task_id]
+            check(exact, f"version {task.version} of {task.task_id} is not the sum of its counted assignments")
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One transaction on its way to the disk."""
+
+    save: Save
+    durable: bool = False
+
+
+class Journal:
+    """Writes what waits as one group, after the disk's delay; tries again while the disk refuses."""
+
+    def __init__(self, world: World, on_durable: Callable[[], None]) -> None:
+        self._world = world
+        self._on_durable = on_durable
+        self._waiting: deque[Ticket] = deque()
+        self._writing: list[Ticket] = []
+        self._crashed = False
+
+    def submit(self, save: Save) -> Ticket:
+        """Queue a transaction."""
+        ticket = Ticket(save)
+        self._waiting.append(ticket)
+        if not self._writing:
+            self._begin()
+        return ticket
+
+    def crash(self) -> None:
+        """Lose what waits; of the group that is being written any first part is durable."""
+        self._crashed = True
+        for ticket in self._writing[: self._world.rng.randint(0, len(self._writing))]:
+            self._world.ledger.save(ticket.save)
+
+    def _begin(self) -> None:
+        self._writing, self._waiting = list(self._waiting), deque()
+        self._world.agenda.after(self._world.weather.disk_seconds(), self._end)
+
+    def _end(self) -> None:
+        if self._crashed:
+            return
+        if self._world.weather.disk_refuses():
+            self._world.agenda.after(1.0, self._end)
+            return
+        written, self._writing = self._writing, []
+        for ticket in written:
+            self._world.ledger.save(ticket.save)
+            ticket.durable = True
+        if self._waiting:
+            self._begin()
+        self._on_durable()

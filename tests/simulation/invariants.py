@@ -1,0 +1,94 @@
+"""What holds of the coordinator's memory after each event, and of each command as it is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
+from coordinator.lifecycle import ENDED, HELD, TaskState
+from coordinator.state import Farm, Step, StepPhase, TaskRun
+from protocol.messages import Assign
+from tests.simulation.violation import check
+
+if TYPE_CHECKING:
+    from tests.simulation.server import Server
+
+_LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
+
+
+def check_farm(server: Server, is_tick: bool) -> None:
+    """Check all that must hold between two events. Raises: Violation."""
+    farm: Farm = server.coordinator._farm  # the simulation looks inside
+    held: dict[str, set[str]] = {}
+    for run in farm.tasks.values():
+        if run.step is not None:
+            check(run.record.state in _LIVE, f"task {run.task_id} is {run.record.state} and has an open step")
+            _check_step(run, run.step)
+            for name, lease in run.step.leases.items():
+                held.setdefault(lease.record.client_id, set()).add(name)
+                check(lease.record.state in HELD, f"lease of {name}, which is {lease.record.state}")
+        for name, lease in run.late.items():
+            held.setdefault(lease.record.client_id, set()).add(name)
+        if is_tick and run.record.state not in ENDED:
+            why = server.coordinator.why(run.task_id, server.world.server_now())
+            check(bool(why.strip()), f"task {run.task_id} is {run.record.state} and does not say why")
+    for client in farm.clients.values():
+        check(client.held == held.get(client.client_id, set()), f"{client.client_id} holds {client.held}")
+        check(client.slots >= 0, f"{client.client_id} has {client.slots} slots")
+        if client.held:
+            check(client.online, f"{client.client_id} is gone and holds {client.held}")
+            room = server.world.by_id[client.client_id].slots + server.peers[client.client_id].overtaken
+            check(len(client.held) <= room, f"{client.client_id} has room for {room} and holds {client.held}")
+
+
+def _check_step(run: TaskRun, step: Step) -> None:
+    """Each sample of the step is delivered, leased to one client, or waits: exactly one of the three."""
+    if step.phase is StepPhase.COMMIT:
+        check(not step.leases and not step.waiting, f"round {step.number} is being committed and parts are out")
+        return
+    parts = [(r.position, r.samples) for r in step.delivered if r.position < step.samples]
+    parts += [(x.record.position, x.record.samples) for x in step.leases.values()]
+    parts += [(p.position, p.samples) for p in step.waiting]
+    end = 0
+    for position, samples in sorted(parts):
+        check(
+            position == end,
+            f"samples at {min(position, end)} of round {step.number} of {run.task_id}: held twice or by nobody",
+        )
+        end = position + samples
+    check(end == step.samples, f"samples from {end} of round {step.number} of {run.task_id} are nobody's")
+    waiting = {p.position for p in step.waiting} | {x.record.position for x in step.leases.values()}
+    check(all(d.position in waiting for d in step.dormant.values()), "a dormant assignment's part is settled already")
+
+
+def check_command(server: Server, command: Command) -> None:
+    """Check a command at the moment it is given. Raises: Violation."""
+    audit = server.world.audit
+    match command:
+        case Send():
+            peer = server.peers.get(command.client_id)
+            current = peer is not None and peer.incarnation == command.incarnation
+            check(current, f"{type(command.message).__name__} goes to a former {command.client_id}")
+            if isinstance(command.message, Assign):
+                check(command.message.assignment_id not in audit.assigned, "an assignment is sent twice")
+                audit.assigned.add(command.message.assignment_id)
+        case OpenRound():
+            key = (server, command.task_id)
+            check(command.checkpoint.round == command.round, "a round opens from another round's checkpoint")
+            audit.folds[key] = (command.attempt, -1)
+        case Fold():
+            _check_fold(server, command)
+        case CommitRound():
+            check(audit.folds[server, command.task_id][0] == command.attempt, "a round is committed that is not open")
+
+
+def _check_fold(server: Server, command: Fold) -> None:
+    audit, key = server.world.audit, (server, command.task_id)
+    attempt, last = audit.folds[key]
+    run = server.coordinator._farm.tasks[command.task_id]
+    check(attempt == command.attempt, f"{command.assignment_id} is folded into a round that is not open")
+    position = (
+        next(r.position for r in run.step.delivered if r.assignment_id == command.assignment_id) if run.step else 0
+    )
+    check(position > last, f"{command.assignment_id} is folded at {position}, after {last}")
+    audit.folds[key] = (attempt, position)

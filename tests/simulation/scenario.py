@@ -1,0 +1,136 @@
+"""What a seed stands for: tasks, clients, settings, and which faults there will be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from coordinator.retry import RetryPolicy
+from coordinator.settings import CoordinatorSettings
+from protocol.recipe import Requirements
+from protocol.tasks import TaskSpec
+from tests.coordinator.farm_simulation import spec
+
+FAULTS = (
+    "cut",
+    "silence",
+    "partition",
+    "client_crash",
+    "client_loss",
+    "bye",
+    "drain",
+    "slow_client",
+    "stuck",
+    "executor_fails",
+    "code_fails",
+    "passing_fault",
+    "counts_wrong",
+    "rejects",
+    "repeat",
+    "owner_pauses",
+    "owner_resumes",
+    "server_crash",
+    "clock_jump",
+    "disk_slow",
+    "disk_full",
+    "aggregation_fails",
+    "bad_update",
+    "pause_task",
+    "resume_task",
+    "cancel_task",
+    "retry_task",
+    "submit",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One client as it is when it joins."""
+
+    name: str
+    slots: int
+    samples_per_second: float
+    keeps_jobs: bool
+    joins_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """All that is drawn before the first event. ``weights``: how often each fault comes, relative to the others."""
+
+    seed: int
+    settings: CoordinatorSettings
+    tasks: tuple[tuple[float, TaskSpec], ...]
+    machines: tuple[Machine, ...]
+    weights: dict[str, float]
+    stormy_seconds: float
+    fault_every_seconds: float
+
+
+def draw_scenario(seed: int) -> Scenario:
+    """Draw it. A seed has some kinds of faults and lacks others, so that common ones do not drown rare ones."""
+    rng = Random(seed)
+    machines = rng.randint(1, 6)
+    kinds = rng.sample(FAULTS, rng.randint(0, len(FAULTS)))
+    return Scenario(
+        seed=seed,
+        settings=_settings(),
+        tasks=tuple(
+            (rng.uniform(0, 20) * (number > 0), draw_task(rng, machines)) for number in range(rng.choice((1, 1, 2, 3)))
+        ),
+        machines=tuple(_machine(rng, number) for number in range(machines)),
+        weights={kind: rng.choice((1.0, 1.0, 3.0, 10.0)) for kind in sorted(kinds)},
+        stormy_seconds=rng.uniform(10, 60),
+        fault_every_seconds=rng.choice((0.5, 1.5, 4.0, 10.0)),
+    )
+
+
+def _settings() -> CoordinatorSettings:
+    """The defaults with shorter waits, so that more happens in less simulated time."""
+    return CoordinatorSettings(
+        offer_seconds=4.0,
+        stall_seconds=12.0,
+        return_seconds=6.0,
+        deadline_grace_seconds=5.0,
+        does_not_fit_seconds=10.0,
+        task_retry=RetryPolicy(base_seconds=0.5, cap_seconds=4.0),
+        client_retry=RetryPolicy(base_seconds=1.0, cap_seconds=8.0),
+    )
+
+
+def _machine(rng: Random, number: int) -> Machine:
+    return Machine(
+        name=f"c{number}",
+        slots=rng.choice((1, 1, 1, 2, 3)),
+        samples_per_second=rng.choice((10.0, 30.0, 100.0)),
+        keeps_jobs=rng.random() < 0.6,
+        joins_at=rng.choice((0.0, rng.uniform(0, 10))),
+    )
+
+
+def draw_task(rng: Random, machines: int) -> TaskSpec:
+    """Draw a task of a few small rounds."""
+    shards = tuple(rng.randint(1, 40) for _ in range(rng.randint(1, 10)))
+    round_samples = rng.randint(1, 80)
+    rounds = min(-(-sum(shards) // round_samples), 12)
+    by_epochs = rng.random() < 0.6 and rounds < 12
+    spare = rng.choice((0.0, 0.0, 0.3, 1.0))
+    return spec(
+        shards=shards,
+        holdout=(7, 5) if rng.random() < 0.4 else (),
+        requirements=Requirements(clients=("c0", "c1")) if rng.random() < 0.1 else None,
+        submitter=rng.choice(("ada", "bob", "eve")),
+        priority=rng.choice((1, 5, 5, 9)),
+        mode="weights",
+        rounds=None if by_epochs else rng.randint(1, 12),
+        epochs=rng.choice((1, 1, 2)) if by_epochs else None,
+        round_samples=round_samples,
+        min_clients=min(rng.choice((1, 1, 1, 2)), machines),
+        max_clients=rng.choice((None, None, 2)),
+        gather_seconds=rng.choice((0.0, 1.0)),
+        longest_round_seconds=rng.choice((0.0, 20.0, 60.0)) + 8.0 + 0.3 * round_samples * (1 + spare),
+        quorum=rng.choice((1.0, 1.0, 0.5, 0.8)),
+        over_provision=spare,
+        max_staleness=rng.choice((0, 0, 1, 3)),
+        max_retries=rng.choice((1, 1_000, 1_000)),
+    )

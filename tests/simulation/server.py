@@ -1,0 +1,207 @@
+"""The server's shell around the real coordinator: what ``farm_server`` does, in simulated time, and checked.
+
+Commands are carried out in order and none before an earlier ``Save`` is durable, as in ``farm_server/runtime.py``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from coordinator.commands import Command, CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask, Save, Send
+from coordinator.engine import Coordinator
+from coordinator.events import (
+    AssignmentFailed,
+    ClientConnected,
+    ClientLost,
+    ClientReady,
+    Event,
+    Restored,
+    ResultArrived,
+    Tick,
+)
+from coordinator.records import Snapshot
+from farm_server.translate import event_of, failure_of
+from protocol.errors import FarmError
+from protocol.messages import Ack, Assign, Bye, Error, Hello, Kind, Message, Ready, Result, Scope, Welcome
+from tests.simulation.aggregator import Aggregator
+from tests.simulation.durable import Journal, Ticket
+from tests.simulation.invariants import check_command, check_farm
+from tests.simulation.network import Connection
+from tests.simulation.violation import Violation, check
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+TICK_SECONDS = 1.0
+LOST_AFTER_SECONDS = 8.0
+
+
+class Server:
+    """One life of the server: from a start on what was durable to the crash that ends it."""
+
+    def __init__(self, world: World, snapshot: Snapshot) -> None:
+        self.world = world
+        self.coordinator = Coordinator(snapshot, world.scenario.settings, world.new_id, world.rng.random)
+        self.peers: dict[str, Connection] = {}
+        self.crashed = False
+        self._incarnations = {c.client_id: c.incarnation for c in snapshot.clients}
+        self._queue: deque[Command | Ticket] = deque()
+        self._advancing = False
+        self._journal = Journal(world, self._advance)
+        self._aggregator = Aggregator(world, self.post)
+        self._restored = bool(snapshot.tasks)
+
+    def start(self) -> None:
+        """Mend what the stop interrupted, and tick."""
+        if self._restored:
+            self.post(Restored())
+        self._tick()
+
+    def crash(self) -> None:
+        """Lose all that is in memory; every connection breaks."""
+        self.crashed = self._aggregator.crashed = True
+        self._journal.crash()
+        for connection in self.peers.values():
+            connection.cut()
+            connection.client.notice_later(connection)
+
+    def receive(self, connection: Connection, message: Message) -> None:
+        """Take one message of a client."""
+        if self.crashed:
+            return
+        connection.last_heard = self.world.agenda.now
+        self.world.tell("%s says %s", connection.client_id, message)
+        if isinstance(message, Hello):
+            self._admit(connection, message)
+        elif self.peers.get(connection.client_id) is not connection:
+            return  # that wire has ended
+        elif isinstance(message, Result):
+            connection.in_check += 1
+            self.world.agenda.after(self.world.weather.check_seconds(), lambda: self._result(connection, message))
+        elif isinstance(message, Bye):
+            self.lose(connection, "it left")
+        elif isinstance(message, Error):
+            failure = failure_of(connection, message)  # type: ignore[arg-type]  # a peer, for what it needs
+            check(failure is not None, "clients of the simulation speak of assignments")
+            self.post(failure)  # type: ignore[arg-type]
+        elif isinstance(message, Ready):
+            connection.overtaken = connection.in_check
+            self.post(ClientReady(connection.client_id, connection.incarnation, message.slots))
+        elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
+            self.post(event)
+
+    def lose(self, connection: Connection, reason: str) -> None:
+        """End a connection from this side."""
+        if self.crashed or self.peers.get(connection.client_id) is not connection:
+            return
+        del self.peers[connection.client_id]
+        connection.cut()
+        connection.client.notice_later(connection)
+        self.post(ClientLost(connection.client_id, connection.incarnation, reason))
+
+    def _admit(self, connection: Connection, hello: Hello) -> None:
+        if (old := self.peers.get(hello.client_id)) is not None:
+            self.lose(old, "replaced by a newer connection of the same client")
+        connection.incarnation = self._incarnations.get(hello.client_id, 0) + 1
+        self._incarnations[hello.client_id] = connection.incarnation
+        self.peers[hello.client_id] = connection
+        connection.down(Welcome(version=1, incarnation=connection.incarnation))
+        self.post(ClientConnected(hello, "hash", connection.incarnation))
+
+    def _result(self, connection: Connection, result: Result) -> None:
+        """Results are checked apart, and may be done only after the connection that brought them has ended."""
+        connection.in_check -= 1
+        if self.crashed:
+            return
+        if self.world.weather.result_is_refused():
+            here = (connection.client_id, connection.incarnation, result.assignment_id, result.fence)
+            self.post(AssignmentFailed(*here, "bad_update", "it has another layout", Scope.ELSEWHERE))
+            return
+        if result.update is not None:
+            self._aggregator.hold(result.update)
+        self.post(
+            ResultArrived(
+                connection.client_id,
+                connection.incarnation,
+                result.assignment_id,
+                result.fence,
+                result.samples,
+                result.metrics,
+                result.update,
+                result.compute_seconds,
+            )
+        )
+
+    def ask(self, event: Event) -> str | None:
+        """Do what a person wants, or return why not."""
+        try:
+            self._handle(event)
+        except FarmError as error:
+            return error.message
+        return None
+
+    def post(self, event: Event) -> None:
+        """Tell the coordinator of a fact, which it has no reason to refuse."""
+        if self.crashed:
+            return
+        try:
+            self._handle(event)
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"{type(event).__name__} is not handled: {error!r}") from error
+
+    def _handle(self, event: Event) -> None:
+        commands = self.coordinator.handle(event, self.world.server_now())
+        self.world.events += 1
+        for number, command in enumerate(commands):
+            check(not isinstance(command, Save) or number == 0, "one Save comes first")
+            check_command(self, command)
+            self._queue.append(self._journal.submit(command) if isinstance(command, Save) else command)
+        check_farm(self, isinstance(event, Tick))
+        self._advance()
+
+    def _advance(self) -> None:
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._queue and not self.crashed:
+            head = self._queue[0]
+            if isinstance(head, Ticket) and not head.durable:
+                break
+            self._queue.popleft()
+            if not isinstance(head, Ticket):
+                self._carry_out(head)
+        self._advancing = False
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Send():
+                self._send(command)
+            case DropUpdate():
+                self._aggregator.drop(command)
+            case OpenRound() | Fold() | CommitRound() | DropRound() | ReleaseTask():
+                self.world.tell("does %s", command)
+                self._aggregator.submit(command)
+
+    def _send(self, command: Send) -> None:
+        message, ledger = command.message, self.world.ledger
+        if isinstance(message, Assign):
+            check(message.assignment_id in ledger.assignments, f"{message.assignment_id} is sent before it is saved")
+        if isinstance(message, Ack) and message.counted:
+            record = ledger.assignments[message.assignment_id]
+            check(record.counted or record.kind is Kind.EVALUATE, f"{message.assignment_id}: ack before it is durable")
+        connection = self.peers.get(command.client_id)
+        if connection is not None and connection.incarnation == command.incarnation:
+            self.world.tell("to %s: %s", command.client_id, message)
+            connection.down(message)
+
+    def _tick(self) -> None:
+        if self.crashed:
+            return
+        for connection in list(self.peers.values()):
+            if self.world.agenda.now - connection.last_heard > LOST_AFTER_SECONDS:
+                self.lose(connection, f"silent for more than {LOST_AFTER_SECONDS:g} s")
+        self.post(Tick())
+        self.world.agenda.after(TICK_SECONDS, self._tick)

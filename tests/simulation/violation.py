@@ -1,0 +1,11 @@
+"""What the simulation looks for."""
+
+
+class Violation(AssertionError):
+    """A promise of the farm was broken."""
+
+
+def check(holds: bool, promise: str) -> None:
+    """Raise Violation with the promise, unless it holds."""
+    if not holds:
+        raise Violation(promise)

@@ -1,0 +1,178 @@
+"""One seed, from the first event to the end of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from coordinator.books import shard_books
+from coordinator.events import Event, TaskSubmitted
+from coordinator.lifecycle import ENDED, HELD, TaskState
+from coordinator.records import RoundState, Snapshot
+from protocol.tasks import TaskSpec
+from tests.simulation.agenda import Agenda
+from tests.simulation.client import Client
+from tests.simulation.durable import AuditedLedger
+from tests.simulation.exact_weights import Update
+from tests.simulation.network import Connection
+from tests.simulation.scenario import Scenario, draw_scenario
+from tests.simulation.server import Server
+from tests.simulation.violation import Violation, check
+from tests.simulation.weather import Weather
+
+EPOCH_SECONDS = 1_000_000.0
+LONGEST_CALM_SECONDS = 2_000.0
+
+
+@dataclass(slots=True)
+class Audit:
+    """What the invariants remember between events."""
+
+    assigned: set[str] = field(default_factory=set)
+    folds: dict[tuple[Server, str], tuple[int, int]] = field(default_factory=dict)
+    """By server life and task: the attempt that is open, and the position of its last fold."""
+
+
+class World:
+    """Everything there is. ``trace`` is called with a line for each thing that happens."""
+
+    def __init__(self, scenario: Scenario, trace: Callable[[str], None] | None = None) -> None:
+        self.scenario = scenario
+        self.rng = Random(scenario.seed + 1)
+        self.agenda = Agenda()
+        self.blobs: dict[str, int] = {}
+        self.updates: dict[str, Update] = {}
+        self.ledger = AuditedLedger(self.blobs)
+        self.audit = Audit()
+        self.weather = Weather(self)
+        self.clients: list[Client] = [
+            Client(self, m.name, m.slots, m.samples_per_second, m.keeps_jobs) for m in scenario.machines
+        ]
+        self.by_id = {c.client_id: c for c in self.clients}
+        self.server: Server | None = None
+        self.task_ids: list[str] = []
+        self.wall_clock_offset = 0.0
+        self.events = 0
+        self._clock_offset = EPOCH_SECONDS
+        self._ids = 0
+        self._trace = trace
+
+    def tell(self, text: str, *values: object) -> None:
+        """Trace what happens."""
+        if self._trace is not None:
+            self._trace(f"{self.agenda.now:9.3f}  {text % values}")
+
+    def server_now(self) -> float:
+        """Read the server's clock: it takes the wall clock's time when it starts, and never jumps."""
+        return self.agenda.now + self._clock_offset
+
+    def new_id(self) -> str:
+        """Number the assignments."""
+        self._ids += 1
+        return f"a{self._ids}"
+
+    def start_server(self) -> None:
+        """Start the server on what is durable."""
+        if self.server is not None:
+            return
+        snapshot = self.ledger.snapshot()
+        wall = self.agenda.now + EPOCH_SECONDS + self.wall_clock_offset
+        self._clock_offset = max(wall, newest_time(snapshot)) - self.agenda.now
+        self.tell("the server starts")
+        self.server = Server(self, snapshot)
+        self.server.start()
+
+    def crash_server(self) -> None:
+        """End the server without a word."""
+        if self.server is not None:
+            server, self.server = self.server, None
+            server.crash()
+
+    def server_notices_later(self, connection: Connection) -> None:
+        """Let the server hear of the end of a connection after a while, or only by the silence."""
+        if self.rng.random() < 0.7:
+            reason = "the connection closed"
+            self.agenda.after(self.weather.notice_seconds(), lambda: self._server_notices(connection, reason))
+
+    def _server_notices(self, connection: Connection, reason: str) -> None:
+        if self.server is not None:
+            self.server.lose(connection, reason)
+
+    def submit(self, spec: TaskSpec) -> None:
+        """A researcher submits; if the server is down, they try again."""
+        self.blobs.setdefault(spec.initial_weights.digest, 0)
+        task_id = f"t{len(self.task_ids) + 1}"
+        self.task_ids.append(task_id)
+        self._submit(TaskSubmitted(task_id, spec))
+
+    def _submit(self, event: TaskSubmitted) -> None:
+        """A submission is told to have succeeded when it is durable; one that was lost before is repeated."""
+        if event.task_id in self.ledger.tasks:
+            return
+        self.ask(event)
+        self.agenda.after(5.0, lambda: self._submit(event))
+
+    def ask(self, event: Event) -> None:
+        """A person asks for something; a refusal changes nothing."""
+        if self.server is not None:
+            refusal = self.server.ask(event)
+            self.tell("a person asks for %s: %s", event, refusal or "done")
+
+    def run(self) -> World:
+        """Live until all tasks have ended. Raises: Violation."""
+        self.start_server()
+        for machine, client in zip(self.scenario.machines, self.clients, strict=True):
+            self.agenda.after(machine.joins_at, client.start)
+        for when, spec in self.scenario.tasks:
+            self.agenda.after(when, lambda spec=spec: self.submit(spec))  # type: ignore[misc]
+        self.weather.begin()
+        limit = self.scenario.stormy_seconds + LONGEST_CALM_SECONDS
+        while not self._is_over():
+            self.agenda.step()
+            if self.agenda.now > limit:
+                raise Violation(f"the farm does not come to rest: {self._unfinished()}")
+        self._check_end()
+        return self
+
+    def _is_over(self) -> bool:
+        if self.agenda.now < self.scenario.stormy_seconds or len(self.ledger.tasks) < len(self.task_ids):
+            return False
+        if any(task.state not in ENDED for task in self.ledger.tasks.values()):
+            return False
+        return not any(client.outbox or client.jobs for client in self.clients)
+
+    def _unfinished(self) -> str:
+        tasks = [f"{t.task_id} is {t.state} ({t.reason})" for t in self.ledger.tasks.values() if t.state not in ENDED]
+        clients = [f"{c.client_id} keeps {[*c.outbox, *c.jobs]}" for c in self.clients if c.outbox or c.jobs]
+        return "; ".join(tasks + clients)
+
+    def _check_end(self) -> None:
+        for task in self.ledger.tasks.values():
+            if task.state is TaskState.COMPLETED:
+                self._check_books(task.task_id)
+        held = [a.assignment_id for a in self.ledger.assignments.values() if a.state in HELD]
+        check(not held, f"nobody will ever settle {held}")
+        rounds = [key for key, r in self.ledger.rounds.items() if r.state is RoundState.OPEN]
+        check(not rounds, f"rounds {rounds} stay open for ever")
+
+    def _check_books(self, task_id: str) -> None:
+        task = self.ledger.tasks[task_id]
+        counted = [a for a in self.ledger.assignments.values() if a.task_id == task_id]
+        for book in shard_books(task.spec.dataset.shards, counted):
+            whole = book.counted_samples == book.samples
+            check(whole or book.epoch == task.epoch, f"epoch {book.epoch} of {task_id} is over without its samples")
+            check(not book.repeated_samples, f"epoch {book.epoch} of {task_id} counted samples twice")
+
+
+def newest_time(snapshot: Snapshot) -> float:
+    """Return the latest moment that the ledger knows of, as ``farm_server.farm`` does."""
+    times = [t.created_at for t in snapshot.tasks]
+    times += [c.last_seen for c in snapshot.clients]
+    times += [c.created_at for c in snapshot.checkpoints]
+    return max(times, default=0.0)
+
+
+def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> World:
+    """Run one seed. Raises: Violation."""
+    return World(draw_scenario(seed), trace).run()
