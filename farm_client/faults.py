@@ -1,6 +1,6 @@
 """Faults on purpose, in the agent and its executors: ``reach`` is called at each place and carries out what is planned.
 
-A process plans nothing unless ``AIFARM_FAULTS`` is set (``protocol.faults`` has its form), and ``reach`` is then a single
+A process plans nothing unless ``AIFARM_FAULTS`` is set (``protocol.faults`` has its form); ``reach`` is then a single
 check. For tests and rehearsals only; nothing that comes over the wire can plan a fault.
 """
 
@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.faults import SPENT_VARIABLE, Action, Fault, FaultPlan, InjectedFault, Injection, planned_faults
+from protocol.faults import (
+    FAULTS_VARIABLE,
+    SPENT_VARIABLE,
+    Action,
+    Fault,
+    FaultPlan,
+    InjectedFault,
+    Injection,
+    planned_faults,
+)
 
 _EXIT_CODE: Final = 1
 _HANG_SECONDS: Final = 3600.0
@@ -47,6 +56,14 @@ def arm(environment: Mapping[str, str] = os.environ) -> None:
     global _armed  # noqa: PLW0603  one plan for the process: so that a place without faults costs one check
     plan, spent = planned_faults(environment), environment.get(SPENT_VARIABLE)
     _armed = _Armed(plan, Path(spent) if spent else None) if plan is not None else None
+
+
+def for_executors(scratch_root: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables that take the agent's plan to its executors, none of which does what another one did."""
+    if FAULTS_VARIABLE not in environment:
+        return {}
+    spent = environment.get(SPENT_VARIABLE) or str(scratch_root / "faults")
+    return {FAULTS_VARIABLE: environment[FAULTS_VARIABLE], SPENT_VARIABLE: spent}
 
 
 def armed() -> bool:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 import uvloop
 
+from farm_client import faults
 from farm_client.agent.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, BadSettings
@@ -80,6 +81,7 @@ def join(
         cache_bytes=cache_bytes,
         slots=slots,
     )
+    faults.arm()
     uvloop.run(Agent(parse_address(url), settings).run())
 
 

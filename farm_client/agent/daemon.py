@@ -1,7 +1,7 @@
 """The agent's life: start up, serve, drain, shut down.
 
 startup    hold the home, test the devices, start a spare executor
-serve      connect, work until the connection ends, connect again
+serve      connect, work until the connection ends, connect again; what runs goes on meanwhile
 drain      after the first Ctrl-C: finish or hand back, say goodbye
 shutdown   end every executor, let the home go; a second Ctrl-C comes here at once
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.backoff import RECONNECT
 from farm_client.agent.cache import BlobCache
+from farm_client.agent.display import Display
 from farm_client.agent.errors import OutOfReach
 from farm_client.agent.executor_pool import ExecutorPool
 from farm_client.agent.fetcher import Fetcher
@@ -26,6 +28,7 @@ from farm_client.agent.identity import Identity, load_identity
 from farm_client.agent.job import Tools
 from farm_client.agent.link import Link, open_link
 from farm_client.agent.narrator import Narrator
+from farm_client.agent.outbox import Outbox
 from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.selftest import Verdicts, self_test
 from farm_client.agent.settings import AgentSettings
@@ -53,6 +56,8 @@ class Agent:
         self._narrator = Narrator(settings.log_format)
         self._board = StatusBoard(self._home.status_file)
         self._leaving = asyncio.Event()
+        self._leave_by = 0.0
+        """When the leaving agent gives up what still runs; set with ``_leaving``."""
         self._failures = 0
         self._unreached_since = 0.0
 
@@ -71,7 +76,7 @@ class Agent:
                 verdicts = await self._startup(probe)
                 pool = self._open_pool(probe)
                 cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes)
-                tools = Tools(pool, Fetcher(cache, transfers), transfers)
+                tools = Tools(pool, Fetcher(cache, transfers), transfers, self._open_outbox())
                 await self._serve(tools, probe, verdicts)
             finally:
                 await self._shutdown(pool, transfers, probe)
@@ -97,26 +102,37 @@ class Agent:
         pool.prestart()
         return pool
 
-    async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
-        around = Surroundings(probe, self._board, self._narrator, self._settings.slots)
-        self._unreached_since = time.monotonic()
-        while not self._leaving.is_set():
-            link = await self._connect(tools, probe, verdicts)
-            if link is None:
-                return
-            connected_at = time.monotonic()
-            await self._work(link, tools, around)
-            self._unreached_since = time.monotonic()
-            if self._unreached_since - connected_at > _STEADY_SECONDS:
-                self._failures = 0
-            if not self._leaving.is_set():
-                await self._wait_to_retry(link.farewell or "the connection ended")
+    def _open_outbox(self) -> Outbox:
+        return Outbox(
+            root=self._home.outbox_dir,
+            farm=self._address.shown,
+            client_id=self._identity.client_id,
+            max_bytes=self._settings.outbox_bytes,
+            note=self._narrator.tell,
+        )
 
-    async def _connect(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> Link | None:
+    async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
+        worker = Worker(tools, Surroundings(probe, Display(self._board, self._narrator), self._settings.slots))
+        self._unreached_since = time.monotonic()
+        try:
+            while (link := await self._connect(lambda: self._hello(tools, worker, probe, verdicts))) is not None:
+                connected_at = time.monotonic()
+                await self._work(link, worker)
+                self._unreached_since = time.monotonic()
+                if self._unreached_since - connected_at > _STEADY_SECONDS:
+                    self._failures = 0
+                if not self._leaving.is_set():
+                    await self._wait_to_retry(link.farewell or "the connection ended")
+            if worker.busy:  # the connection went before the work was done
+                await self._leave_work(worker)
+        finally:
+            await worker.close()
+
+    async def _connect(self, hello: Callable[[], Hello]) -> Link | None:
         """Return an open link, however long it takes; None if told to leave before there is one."""
         while not self._leaving.is_set():
             try:
-                link = await open_link(self._address, self._hello(tools, probe, verdicts))
+                link = await open_link(self._address, hello())
             except OutOfReach as error:
                 await self._wait_to_retry(error.message)
             else:
@@ -143,32 +159,36 @@ class Agent:
             async with asyncio.timeout(delay_seconds):
                 await self._leaving.wait()
 
-    async def _work(self, link: Link, tools: Tools, around: Surroundings) -> None:
+    async def _work(self, link: Link, worker: Worker) -> None:
         """Serve one connection to its end. A mistake of the agent's own is told to the farm before it ends us."""
         bye: Bye | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                worker = Worker(tools, around, link, group)
-                worker.start()
-                chores = [group.create_task(worker.beat()), group.create_task(self._drain(worker, link))]
+                worker.attach(link)
+                beat = worker.beat(link.welcome.heartbeat_seconds)
+                chores = [group.create_task(chore) for chore in (beat, worker.watch(), self._drain(worker, link))]
                 async for message in link.messages():
                     worker.handle(message)
                 for chore in chores:
                     chore.cancel()
-                worker.abandon()
         except BaseExceptionGroup as errors:
             bye = Bye(reason=f"the agent failed: {errors.exceptions[0]!r}"[:500], crashed=True)
             raise errors.exceptions[0] from None
         finally:
+            worker.detach()
             await link.close(bye)
 
     async def _drain(self, worker: Worker, link: Link) -> None:
         await self._leaving.wait()
-        seconds = self._settings.drain_seconds
-        self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
-        await worker.drain("the volunteer leaves", seconds)
+        await self._leave_work(worker)
         self._narrator.tell("left the farm; thank you")
         await link.close(Bye(reason="the volunteer left"))
+
+    async def _leave_work(self, worker: Worker) -> None:
+        """Finish what computes; when the connection breaks meanwhile, the time that is left is left."""
+        seconds = max(0.0, self._leave_by - time.monotonic())
+        self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
+        await worker.drain("the volunteer leaves", seconds)
 
     async def _shutdown(self, pool: ExecutorPool | None, transfers: Transfers, probe: Probe) -> None:
         if pool is not None:
@@ -179,7 +199,7 @@ class Agent:
             asyncio.get_running_loop().remove_signal_handler(number)
         self._board.show(doing="stopped", task="", round=None)
 
-    def _hello(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> Hello:
+    def _hello(self, tools: Tools, worker: Worker, probe: Probe, verdicts: Verdicts) -> Hello:
         return Hello(
             versions=SUPPORTED,
             client_id=self._identity.client_id,
@@ -190,6 +210,7 @@ class Agent:
             load=probe.load(),
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
+            held=worker.held(),
         )
 
     def _listen_to_signals(self, life: asyncio.Task[None] | None) -> None:
@@ -200,4 +221,5 @@ class Agent:
         """Drain at the first signal, stop at the second."""
         if self._leaving.is_set() and life is not None:
             life.cancel()
+        self._leave_by = time.monotonic() + self._settings.drain_seconds
         self._leaving.set()

@@ -93,9 +93,10 @@ class Executor:
         """Wait until its process is gone and its scratch folder with it."""
         await self._process.closed()
 
-    def owns(self, path: Path) -> bool:
-        """Tell whether a file lies in its scratch folder, wherever its name or a link leads."""
-        return path.resolve().is_relative_to(self.scratch_dir.resolve())
+    def own_file(self, name: str) -> Path | None:
+        """Return a file of its scratch folder, wherever its name or a link leads; None if that is outside."""
+        path = Path(name).resolve()
+        return path if path.is_relative_to(self.scratch_dir.resolve()) else None
 
     def forget_hearers(self) -> None:
         """Let nobody hear it until the next assignment."""

@@ -39,6 +39,8 @@ class Held:
     assign: Assign
     phase: Phase = Phase.FETCHING
     samples_done: int = 0
+    sent_bytes: int = 0
+    """Of its update, while that is uploaded."""
     output: PendingOutput = field(default_factory=PendingOutput)
 
     def blobs(self, held_weights: str | None) -> list[BlobRef]:
@@ -49,14 +51,18 @@ class Held:
             shards[weights.digest] = weights
         return list(shards.values())
 
+    def sent(self, count: int) -> None:
+        """Hear how many bytes of the update have left."""
+        self.sent_bytes = count
+
     def progress(self, arrived_bytes: int = 0) -> AssignmentProgress:
-        """Say how far it is."""
+        """Say how far it is: the more bytes have come, or left, the longer the farm waits for the rest."""
         return AssignmentProgress(
             assignment_id=self.assign.assignment_id,
             fence=self.assign.fence,
             phase=self.phase,
             samples_done=self.samples_done,
-            fetched_bytes=arrived_bytes,
+            fetched_bytes=self.sent_bytes if self.phase is Phase.UPLOADING else arrived_bytes,
         )
 
     def run_order(self, cache: BlobCache, held_weights: str | None) -> Run:

@@ -1,4 +1,4 @@
-"""The agent's folder: who it is, what it fetched, and the lock that keeps a second agent out."""
+"""The agent's folder: who it is, what it fetched, what it finished, and the lock that keeps a second agent out."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ class Home:
     def cache_dir(self) -> Path:
         """Blobs by digest."""
         return self.root / "cache"
+
+    @property
+    def outbox_dir(self) -> Path:
+        """Finished results that the farm has not acknowledged."""
+        return self.root / "outbox"
 
     @property
     def scratch_dir(self) -> Path:
@@ -80,3 +85,4 @@ class Home:
         shutil.rmtree(self.scratch_dir, ignore_errors=True)
         self.scratch_dir.mkdir(mode=0o700, exist_ok=True)
         self.cache_dir.mkdir(mode=0o700, exist_ok=True)
+        self.outbox_dir.mkdir(mode=0o700, exist_ok=True)

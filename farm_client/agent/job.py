@@ -1,24 +1,31 @@
-"""The life of one assignment on this machine: fetch, hand to an executor, bring the update to the farm."""
+"""The life of one assignment on this machine: fetch, hand to an executor, put what it made into the outbox."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
+from farm_client import faults
+from farm_client.agent.errors import ExecutorDied
 from farm_client.agent.executor import Executor
 from farm_client.agent.executor_pool import ExecutorPool
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.held import Held, inline_update
+from farm_client.agent.outbox import Outbox, Parcel
 from farm_client.agent.transfers import Transfers
 from farm_client.executor.messages import Advance, Done
 from farm_client.executor.process import Stream
 from protocol.errors import FarmError
-from protocol.messages import Error, Phase, Reject, Result
+from protocol.faults import Fault
+from protocol.messages import Error, Kind, Phase, Reject
 from protocol.tasks import BlobRef
+
+_WORTH_ANOTHER_TRY: Final = frozenset({"out_of_memory", "killed", "exited"})
+"""How an executor may die for once: of the machine, not of what it said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Tools:
     pool: ExecutorPool
     fetcher: Fetcher
     transfers: Transfers
+    outbox: Outbox
 
 
 class Job:
@@ -35,15 +43,32 @@ class Job:
 
     def __init__(self, held: Held, tools: Tools, inline_bytes: int) -> None:
         self.held = held
-        self.let_finish = False
-        """When cancelled in mid-step: leave the executor to its step, which nobody waits for, instead of killing it."""
-        self.update_file: Path | None = None
-        """The update that was uploaded; delete it when the farm has acknowledged the result."""
         self._tools = tools
         self._inline_bytes = inline_bytes
 
-    async def do(self) -> Result | Error | Reject:
-        """Do the assignment and return what to tell the farm of its outcome."""
+    async def do(self) -> Parcel | Error | Reject:
+        """Do the assignment; its result is in the outbox when this returns it. Else say why there is none.
+
+        An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
+        """
+        try:
+            try:
+                return await self._attempt()
+            except ExecutorDied as died:
+                if died.death.code not in _WORTH_ANOTHER_TRY:
+                    raise
+                self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
+                return await self._attempt()
+        except (FarmError, OSError, ValidationError) as error:
+            return self.held.failure(error)
+
+    def arrived_bytes(self) -> int:
+        """Count the bytes of its running downloads that are here."""
+        arrived = self._tools.fetcher.arrived_bytes
+        return sum(arrived.get(ref.digest, 0) for ref in self.held.blobs(None)) if arrived else 0
+
+    async def _attempt(self) -> Parcel:
+        self.held.phase, self.held.samples_done = Phase.FETCHING, 0
         executor = self._tools.pool.take(self.held.assign.task.task_id)
         try:
             needed = self.held.blobs(executor.held_weights if executor else None)
@@ -52,17 +77,10 @@ class Job:
                 if executor is None:
                     executor = await self._load()
                 done = await self._compute(executor)
-            return self.held.result(done, await self._bring(done, executor))
-        except (FarmError, OSError, ValidationError) as error:
-            return self.held.failure(error)
+            return await self._keep(done, executor)
         finally:
             if executor is not None:
                 self._release(executor)
-
-    def arrived_bytes(self) -> int:
-        """Count the bytes of its running downloads that are here."""
-        arrived = self._tools.fetcher.arrived_bytes
-        return sum(arrived.get(ref.digest, 0) for ref in self.held.blobs(None)) if arrived else 0
 
     async def _fetch(self, refs: Iterable[BlobRef]) -> None:
         missing = [ref for ref in refs if self._tools.fetcher.cache.ready(ref.digest) is None]
@@ -86,18 +104,18 @@ class Job:
         executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
         return await executor.run(self.held.run_order(self._tools.fetcher.cache, executor.held_weights))
 
-    async def _bring(self, done: Done, executor: Executor) -> BlobRef | None:
-        """Return the update as the result will name it; a file is brought to the farm first."""
+    async def _keep(self, done: Done, executor: Executor) -> Parcel:
+        """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
+        assign = self.held.assign
+        if assign.kind is Kind.TRAIN:
+            await faults.reach_async(Fault.CLIENT_BEFORE_SEND, assign.round)
         if done.update_path is None:
-            return inline_update(done)
-        path = Path(done.update_path)
-        if not executor.owns(path) or done.update_digest is None:
+            return self._tools.outbox.put(Parcel(self.held.result(done, inline_update(done)), assign.round))
+        path = executor.own_file(done.update_path)
+        if path is None or done.update_digest is None:
             raise FarmError("the executor named an update that is not in its scratch folder")
-        self.held.phase = Phase.UPLOADING
-        self.update_file = path
         ref = BlobRef(digest=done.update_digest, size_bytes=done.update_bytes)
-        await self._tools.transfers.upload(ref.digest, path)
-        return ref
+        return self._tools.outbox.put(Parcel(self.held.result(done, ref), assign.round, path))
 
     def _hear_line(self, stream: Stream, line: str) -> None:
         self.held.output.add_line(stream, line)
@@ -107,8 +125,7 @@ class Job:
         self.held.output.add_metrics(advance.metrics)
 
     def _release(self, executor: Executor) -> None:
-        in_mid_step = executor.running is not None
-        if in_mid_step and not self.let_finish:
+        if executor.running is not None:  # stopped in mid-step
             self._tools.pool.kill(executor)
         else:
             self._tools.pool.give_back(executor)

@@ -55,6 +55,15 @@ class Link:
             self._outbox.append(self._session.send(message))
             self._wake.set()
 
+    async def flushed(self) -> None:
+        """Wait until all that was posted is with the operating system, or the connection is gone."""
+        with suppress(ConnectionClosed):
+            await self._flush()
+
+    def cut(self) -> None:
+        """Break the connection without a word, as a network does."""
+        self._websocket.transport.abort()
+
     async def messages(self) -> AsyncIterator[Message]:
         """Yield the farm's messages until either side ends the conversation."""
         try:

@@ -37,6 +37,9 @@ class AgentSettings(BaseSettings):
     cache_bytes: ByteSize = Field(
         default=ByteSize(20 * 1024**3), gt=0, description="Largest size of the cache of shards and weights."
     )
+    outbox_bytes: ByteSize = Field(
+        default=ByteSize(10 * 1024**3), gt=0, description="Largest size of the finished updates that wait for the farm."
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."

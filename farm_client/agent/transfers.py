@@ -19,7 +19,12 @@ _TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
 """Of one read or write, not of a transfer."""
 
 Meter = Callable[[int], None]
-"""Hears the bytes that are there so far."""
+"""Hears the bytes that have come, or left, so far."""
+Midway = Callable[[], Awaitable[bool]]
+
+
+def ignore_bytes(_count: int) -> None:
+    """Nobody waits for the bytes of this transfer."""
 
 
 class _Interrupted(Exception):
@@ -53,12 +58,16 @@ class Transfers:
             sink.close()
         return sink.size_bytes
 
-    async def upload(self, digest: str, path: Path) -> None:
-        """Store a file at the farm under its digest; one that is there already is not sent again.
+    async def upload(
+        self, digest: str, source: Path | bytes, meter: Meter = ignore_bytes, midway: Midway | None = None
+    ) -> None:
+        """Store a file, or bytes, at the farm under their digest; what is there already is not sent again.
 
-        Raises: Unauthorized, Unavailable when the tries are used up, FarmError if the farm refuses the bytes.
+        ``midway`` is asked when a part has left whether the connection is to be cut there.
+
+        Raises: Unauthorized, Unavailable when the tries are used up, FarmError if the farm refuses the bytes; OSError.
         """
-        await self._persist(lambda: self._upload_once(digest, path), f"cannot send blob {digest[:12]}")
+        await self._persist(lambda: self._upload_once(digest, source, meter, midway), f"cannot send blob {digest[:12]}")
 
     async def _persist(self, attempt: Callable[[], Awaitable[None]], failed: str) -> None:
         failures = 0
@@ -93,15 +102,17 @@ class Transfers:
                 raise DigestMismatch(f"blob {digest[:12]} arrived damaged twice; the farm's copy must be bad")
             raise _Interrupted("it arrived damaged")
 
-    async def _upload_once(self, digest: str, path: Path) -> None:
+    async def _upload_once(self, digest: str, source: Path | bytes, meter: Meter, midway: Midway | None) -> None:
         known = await self._client.head(f"/v1/blobs/{digest}")
         if known.status_code == httpx.codes.OK:
             return
         if known.status_code != httpx.codes.NOT_FOUND:
             _check(known, digest)
-        size_bytes = (await asyncio.to_thread(path.stat)).st_size
+        size_bytes = len(source) if isinstance(source, bytes) else (await asyncio.to_thread(source.stat)).st_size
         response = await self._client.put(
-            f"/v1/blobs/{digest}", content=_chunks(path), headers={"Content-Length": str(size_bytes)}
+            f"/v1/blobs/{digest}",
+            content=_metered(_chunks(source), meter, midway),
+            headers={"Content-Length": str(size_bytes)},
         )
         _check(response, digest)
 
@@ -149,10 +160,23 @@ class _Sink:
         self._file.close()
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
+async def _chunks(source: Path | bytes) -> AsyncIterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    with source.open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
             yield chunk
+
+
+async def _metered(chunks: AsyncIterator[bytes], meter: Meter, midway: Midway | None) -> AsyncIterator[bytes]:
+    sent_bytes = 0
+    async for chunk in chunks:
+        yield chunk
+        sent_bytes += len(chunk)
+        meter(sent_bytes)
+        if midway is not None and await midway():
+            raise _Interrupted("the connection was cut on purpose")
 
 
 def _check(response: httpx.Response, digest: str) -> None:

@@ -1,25 +1,29 @@
-"""One connection's work: take assignments, tell how they go, and answer the farm's orders.
+"""The agent's work: take assignments, tell how they go, answer the farm's orders; over one connection after another.
 
-When the connection ends its assignments are dropped, because their leases belong to it; the executors stay for the
-next one. A delivered result frees its slot at the farm by itself; ``ready`` tells of every other change.
+Jobs do not notice a connection's end. The next hello names what runs and what waits in the outbox; a lease then goes
+on, or the farm cancels it. A delivered result frees its slot at the farm by itself; ``ready`` tells of other changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final, Never
 
+from farm_client.agent.deliveries import Deliveries
+from farm_client.agent.display import Display
 from farm_client.agent.held import Held
 from farm_client.agent.job import Job, Tools
 from farm_client.agent.link import Link
-from farm_client.agent.narrator import Narrator
+from farm_client.agent.outbox import Parcel
 from farm_client.agent.output import FLUSH_SECONDS
 from farm_client.agent.preflight import Standing, refusal
 from farm_client.agent.probe import Probe
-from farm_client.agent.status import StatusBoard
+from protocol.errors import FarmError
+from protocol.limits import INLINE_BYTES
 from protocol.messages import (
     Accept,
     Ack,
@@ -28,49 +32,93 @@ from protocol.messages import (
     Drain,
     Error,
     Heartbeat,
+    HeldAssignment,
     Message,
     Pause,
     Phase,
     Ready,
+    Reject,
     RejectCode,
-    Result,
 )
 
-_IDLE_AFTER_SECONDS: Final = 3.0
-"""Between two rounds a client has nothing to do for a moment; that is no news."""
+_MAX_HELD: Final = 64
+"""As many assignments as a hello may name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a worker sees and speaks through; it outlives connections."""
+    """What a worker sees and speaks through."""
 
     probe: Probe
-    board: StatusBoard
-    narrator: Narrator
+    display: Display
     slots: int
 
 
 class Worker:
-    """The assignments of one connection. They run in ``group``: a mistake of the agent's own ends the group."""
+    """The assignments of this client. A mistake of the agent's own ends ``watch``, which somebody must await."""
 
-    def __init__(self, tools: Tools, surroundings: Surroundings, link: Link, group: asyncio.TaskGroup) -> None:
+    def __init__(self, tools: Tools, surroundings: Surroundings) -> None:
         self._tools = tools
         self._around = surroundings
-        self._link = link
-        self._group = group
+        self._deliveries = Deliveries(tools.outbox, tools.transfers, surroundings.display.note)
+        self._link: Link | None = None
+        self._inline_bytes = INLINE_BYTES
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
-        self._undelivered: dict[str, Path | None] = {}
-        """Results that the farm has not acknowledged, with the update's file if it has one."""
+        self._resending: dict[str, asyncio.Task[None]] = {}
+        self._unsaid: list[Error | Reject] = []
+        """How assignments ended that ended without a connection."""
         self._draining = False
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._mistake: asyncio.Future[Never] = asyncio.get_running_loop().create_future()
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
-        self._idle_since = time.monotonic()
 
-    def start(self) -> None:
-        """Tell the farm that this client can work."""
+    def held(self) -> tuple[HeldAssignment, ...]:
+        """Name what outlived the last connection, for the next hello."""
+        running = [
+            HeldAssignment(assignment_id=i, fence=job.held.assign.fence)
+            for i, (job, _) in self._jobs.items()
+            if i not in self._tools.outbox
+        ]
+        failed = [
+            HeldAssignment(assignment_id=m.assignment_id, fence=m.fence)
+            for m in self._unsaid
+            if m.assignment_id is not None and m.fence is not None
+        ]
+        return (*running, *failed, *self._tools.outbox.held())[:_MAX_HELD]
+
+    @property
+    def busy(self) -> bool:
+        """Whether an assignment is being done."""
+        return bool(self._jobs)
+
+    def attach(self, link: Link) -> None:
+        """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
+        self._link, self._inline_bytes = link, link.welcome.inline_bytes
+        for ending in self._unsaid:
+            link.post(ending)
+        self._unsaid.clear()
+        for assignment_id in self._deliveries.attach(link):
+            self._resend(assignment_id)
         self._tell_ready()
+
+    def detach(self) -> None:
+        """The connection is over; work goes on."""
+        self._link = None
+        self._deliveries.detach()
+
+    async def watch(self) -> Never:
+        """Wait for a mistake of the agent's own, and raise it."""
+        await asyncio.shield(self._mistake)
+        raise AssertionError
+
+    async def close(self) -> None:
+        """Stop everything at once, and wait until it has stopped."""
+        tasks = [*(doing for _, doing in self._jobs.values()), *self._resending.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def handle(self, message: Message) -> None:
         """Act on one message of the farm; never waits."""
@@ -78,66 +126,63 @@ class Worker:
             case Assign():
                 self._consider(message)
             case Ack():
-                self._acknowledged(message)
+                self._deliveries.settle(message.assignment_id)
+                if message.counted:
+                    self._around.display.delivered()
             case Cancel():
                 self._drop(message.assignment_id)
                 self._tell_ready()
             case Pause():
                 self._free(message)
             case Drain():
-                self._around.narrator.tell(f"the farm is going down: {message.reason or 'no reason given'}")
+                self._around.display.note(f"the farm is going down: {message.reason or 'no reason given'}")
             case Error():
                 self._hear_error(message)
 
-    async def beat(self) -> None:
+    async def beat(self, heartbeat_seconds: float) -> None:
         """Send heartbeats, and what the tasks' code printed, until cancelled."""
         next_beat = time.monotonic()
         while True:
             for job, _ in self._jobs.values():
                 self._flush_output(job.held)
             if (now := time.monotonic()) >= next_beat:
-                next_beat = now + self._link.welcome.heartbeat_seconds
+                next_beat = now + heartbeat_seconds
                 self._beat_once()
-            await asyncio.sleep(min(FLUSH_SECONDS, self._link.welcome.heartbeat_seconds))
+            await asyncio.sleep(min(FLUSH_SECONDS, heartbeat_seconds))
 
     async def drain(self, reason: str, longest_seconds: float) -> None:
-        """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back."""
+        """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back.
+
+        Without a connection it is the same: what finishes waits in the outbox for the next join.
+        """
         self._draining = True
         self._tools.pool.retire()
-        self._link.post(Drain(reason=reason))
+        self._post(Drain(reason=reason))
         for assignment_id, (job, _) in tuple(self._jobs.items()):
             if job.held.phase in (Phase.FETCHING, Phase.STARTING):
                 self._hand_back(assignment_id, "this client is leaving")
-        self._settle()
-        try:
-            async with asyncio.timeout(longest_seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            for assignment_id in tuple(self._jobs):
-                self._hand_back(assignment_id, "this client is leaving and could not finish in time")
-
-    def abandon(self) -> None:
-        """The connection is over. An executor in mid-step finishes for itself, and is warm for the next one."""
-        for job, doing in self._jobs.values():
-            job.let_finish = True
-            doing.cancel()
-        self._jobs.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, longest_seconds)):
+                await self._idle.wait()
+        for assignment_id in tuple(self._jobs):
+            self._hand_back(assignment_id, "this client is leaving and could not finish in time")
+        await self._deliveries.last_acks()
 
     def _consider(self, assign: Assign) -> None:
         held = Held(assign)
         refused = refusal(assign, self._standing(assign))
         if refused is not None:
-            self._link.post(held.reject(refused.code, refused.message))
-            self._around.narrator.tell(f"handed back work on {assign.task.name}: {refused.message}", **_ids(assign))
+            self._post(held.reject(refused.code, refused.message))
+            self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
             if refused.code is RejectCode.DOES_NOT_FIT:
                 self._tools.pool.stop_idle()  # with their memory free the next offer may fit
             self._tell_ready()
             return
-        self._link.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
-        job = Job(held, self._tools, self._link.welcome.inline_bytes)
-        self._settled.clear()
+        self._post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        job = Job(held, self._tools, self._inline_bytes)
+        self._idle.clear()
         self._latest = assign
-        self._jobs[assign.assignment_id] = (job, self._group.create_task(self._do(job)))
+        self._jobs[assign.assignment_id] = (job, self._spawn(self._do(job)))
 
     def _standing(self, assign: Assign) -> Standing:
         """Memory is read only where it matters: a task that has its executor has its memory already."""
@@ -150,31 +195,40 @@ class Worker:
 
     async def _do(self, job: Job) -> None:
         outcome = await job.do()
-        assignment_id = job.held.assign.assignment_id
-        self._jobs.pop(assignment_id)
         self._flush_output(job.held)
-        self._link.post(outcome)
-        if isinstance(outcome, Result):
-            self._undelivered[assignment_id] = job.update_file
-        else:
-            self._around.narrator.tell(f"{job.held.assign.task.name}: {outcome.message}", **_ids(job.held.assign))
-            self._tell_ready()
-            self._settle()
-
-    def _acknowledged(self, ack: Ack) -> None:
-        update_file = self._undelivered.pop(ack.assignment_id, None)
-        if update_file is not None:
-            update_file.unlink(missing_ok=True)
-        if ack.counted:
-            self._around.board.delivered += 1
+        problem = await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
+        assign = job.held.assign
+        self._jobs.pop(assign.assignment_id)
         self._settle()
+        if problem is not None:
+            self._say(problem)
+            self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
+            self._tell_ready()
+
+    async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
+        job.held.phase = Phase.UPLOADING
+        try:
+            await self._deliveries.deliver(parcel, job.held.sent)
+        except (FarmError, OSError) as error:
+            return job.held.failure(error)
+        return None
+
+    def _resend(self, assignment_id: str) -> None:
+        task = self._resending[assignment_id] = self._spawn(self._deliveries.deliver_again(assignment_id))
+        task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
+
+    def _say(self, ending: Error | Reject) -> None:
+        """Tell how an assignment ended, now or after the next welcome."""
+        if self._link is not None:
+            self._link.post(ending)
+        else:
+            self._unsaid.append(ending)
 
     def _hear_error(self, error: Error) -> None:
         if error.assignment_id is not None:
             self._drop(error.assignment_id)
-            self._undelivered.pop(error.assignment_id, None)
             self._tell_ready()
-        self._around.narrator.tell(f"the farm reports: {error.message}")
+        self._around.display.note(f"the farm reports: {error.message}")
 
     def _free(self, pause: Pause) -> None:
         """Free what a task holds here, at once; the farm has taken its assignments back."""
@@ -185,58 +239,56 @@ class Worker:
         self._tell_ready()
 
     def _drop(self, assignment_id: str) -> None:
-        """Stop doing an assignment, in mid-step if need be."""
+        """Stop doing an assignment, in mid-step if need be, and forget its result."""
         found = self._jobs.pop(assignment_id, None)
         if found is not None:
             found[1].cancel()
             self._settle()
+        if (resending := self._resending.get(assignment_id)) is not None:
+            resending.cancel()
+        self._tools.outbox.remove(assignment_id)
 
     def _hand_back(self, assignment_id: str, why: str) -> None:
-        job, _ = self._jobs[assignment_id]
-        self._link.post(job.held.reject(RejectCode.DRAINING, why))
-        self._drop(assignment_id)
+        """A finished one stays in the outbox: it is sent at the next join."""
+        job, doing = self._jobs.pop(assignment_id)
+        if assignment_id not in self._tools.outbox:
+            self._post(job.held.reject(RejectCode.DRAINING, why))
+        doing.cancel()
+        self._settle()
 
     def _settle(self) -> None:
-        if not self._jobs and not self._undelivered:
-            self._settled.set()
+        if not self._jobs:
+            self._idle.set()
 
     def _tell_ready(self) -> None:
         if not self._draining:
-            self._link.post(Ready(slots=max(0, self._around.slots - len(self._jobs))))
+            self._post(Ready(slots=max(0, self._around.slots - len(self._jobs))))
 
     def _flush_output(self, held: Held) -> None:
-        message = held.output.take(held.progress)
-        if message is not None:
+        if self._link is not None and (message := held.output.take(held.progress)) is not None:
+            self._link.post(message)
+
+    def _post(self, message: Message) -> None:
+        """Say something that only matters to the connection there is."""
+        if self._link is not None:
             self._link.post(message)
 
     def _beat_once(self) -> None:
-        if not self._link.congested:
+        if self._link is not None and not self._link.congested:
             assignments = tuple(job.held.progress(job.arrived_bytes()) for job, _ in self._jobs.values())
-            self._link.post(Heartbeat(load=self._around.probe.load(), assignments=assignments))
+            self._post(Heartbeat(load=self._around.probe.load(), assignments=assignments))
         if not self._jobs and self._latest is None:
             self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
         self._tools.pool.sweep()
-        self._show()
-
-    def _show(self) -> None:
-        """Say what this client does, with the reason where it is nothing."""
         newest = next((job.held.assign for job, _ in self._jobs.values()), self._latest)
         self._latest = None
-        if newest is not None:
-            self._idle_since = time.monotonic()
-            self._show_work(newest)
-        elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
-            doing = "leaving" if self._draining else "waiting: the farm has no work for this machine now"
-            self._around.narrator.tell(doing)
-            self._around.board.show(doing=doing, task="", round=None)
+        self._around.display.show(newest, self._draining)
 
-    def _show_work(self, assign: Assign) -> None:
-        delivered = self._around.board.delivered
-        doing = f"working on {assign.task.name}"
-        progress = f"{doing}, round {assign.round} ({delivered} results delivered so far)"
-        self._around.narrator.keep_telling(doing, progress, **_ids(assign))
-        self._around.board.show(doing=doing, task=assign.task.task_id, round=assign.round)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._look_for_mistake)
+        return task
 
-
-def _ids(assign: Assign) -> dict[str, str | int]:
-    return {"task": assign.task.task_id, "round": assign.round, "assignment": assign.assignment_id}
+    def _look_for_mistake(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._mistake.done():
+            self._mistake.set_exception(error)

@@ -53,6 +53,18 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
         case "hang":
             Path(load.config["pid_file"]).write_text(str(os.getpid()))
             time.sleep(600)
+        case "wait":
+            Path(load.config["gate"]).read_bytes()  # a FIFO: until the test writes to it
+        case "wait_and_fail":
+            Path(load.config["gate"]).read_bytes()
+            return Failed(
+                assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY, traceback="tb"
+            )
+        case "die_once":
+            marker = Path(load.config["marker"])
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), getattr(signal, load.config["signal"]))
         case "die":
             print("about to die", file=sys.stderr)
             os.kill(os.getpid(), getattr(signal, load.config["signal"]))

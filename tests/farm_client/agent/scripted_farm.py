@@ -81,6 +81,7 @@ class ScriptedFarm:
         """Downloads wait for it."""
         self.gate.set()
         self.refuse_status = None
+        self.host = "127.0.0.1"
         self.port = 0
         self._peers = asyncio.Queue()
         self._ids = itertools.count(1)
@@ -93,7 +94,7 @@ class ScriptedFarm:
 
     @property
     def url(self):
-        return f"ws://{TOKEN}@127.0.0.1:{self.port}"
+        return f"ws://{TOKEN}@{self.host}:{self.port}"
 
     async def next_client(self, timeout_seconds=20):
         async with asyncio.timeout(timeout_seconds):

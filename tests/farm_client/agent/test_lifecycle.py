@@ -14,7 +14,7 @@ from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
 from protocol.errors import Unauthorized, VersionMismatch
-from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Progress, Reject, Result
+from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 
@@ -98,18 +98,6 @@ async def test_a_second_ctrl_c_stops_at_once(farm, start_agent, tmp_path):
             async with asyncio.timeout(4):
                 await life
         await gone(int((tmp_path / "pid").read_text()))
-
-
-async def test_a_lost_connection_is_made_again_and_its_assignment_dropped(farm, start_agent, tmp_path):
-    async with start_agent():
-        peer = await joined(farm)
-        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
-        await peer.expect(Progress)
-        await peer.close(1012)
-        peer = await joined(farm, incarnation=2)
-        assert (await peer.expect(Heartbeat)).assignments == ()
-        await peer.send(farm.assign(farm.task("task1")))  # the same task: the executor that hangs is replaced
-        assert (await peer.expect(Result)).update.inline == b"weights-shard"
 
 
 async def test_a_goodbye_of_the_farm_is_followed_by_a_new_connection(farm, start_agent):

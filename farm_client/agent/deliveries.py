@@ -1,0 +1,121 @@
+"""From the outbox to the farm: upload what is large, send the result; again after each welcome until it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from farm_client import faults
+from farm_client.agent.link import Link
+from farm_client.agent.outbox import Outbox, Parcel
+from farm_client.agent.transfers import Meter, Transfers, ignore_bytes
+from protocol.errors import FarmError, Unavailable
+from protocol.faults import Fault
+from protocol.limits import INLINE_BYTES
+from protocol.messages import Result
+from protocol.tasks import BlobRef
+
+_LAST_ACKS_SECONDS: Final = 1.0
+"""How long a leaving client waits for acknowledgements; what comes later is said at its next join."""
+
+
+class Deliveries:
+    """Sends results over whatever connection there is; without one they wait in the outbox for the next ``attach``."""
+
+    def __init__(self, outbox: Outbox, transfers: Transfers, note: Callable[[str], None]) -> None:
+        self._outbox = outbox
+        self._transfers = transfers
+        self._note = note
+        self._link: Link | None = None
+        self._inline_bytes = INLINE_BYTES
+        self._under_way: set[str] = set()
+
+    def attach(self, link: Link) -> tuple[str, ...]:
+        """Use this connection from now on; returns the assignments whose results are to be sent again."""
+        self._link = link
+        self._inline_bytes = link.welcome.inline_bytes
+        return tuple(i for i in self._outbox.assignment_ids() if i not in self._under_way)
+
+    def detach(self) -> None:
+        """The connection is over. Uploads that run go on."""
+        self._link = None
+
+    async def deliver_again(self, assignment_id: str) -> None:
+        """Send what waits for an assignment; a result that cannot be sent is dropped, with a note."""
+        parcel = self._outbox.read(assignment_id)
+        if parcel is None:
+            return
+        try:
+            await self.deliver(parcel)
+        except (FarmError, OSError) as error:
+            self._note(f"dropped a finished result: {error}")
+
+    async def deliver(self, parcel: Parcel, meter: Meter = ignore_bytes) -> None:
+        """Bring a result that is in the outbox to the farm; ``meter`` hears the bytes of its update that have left.
+
+        When the connection is gone it returns all the same: the outbox has the result for the next one.
+
+        Raises: FarmError and OSError if the farm refuses the update or its file is gone; it has left the outbox then.
+        """
+        assignment_id = parcel.result.assignment_id
+        self._under_way.add(assignment_id)
+        try:
+            await _reach(Fault.CLIENT_SLOW, parcel)
+            update = parcel.result.update
+            if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes):
+                if not await _reach(Fault.CLIENT_WHILE_SENDING, parcel):
+                    await self._send(parcel.result, parcel)
+            elif await self._upload(update, parcel, meter):
+                slim = update.model_copy(update={"inline": None})
+                await self._send(parcel.result.model_copy(update={"update": slim}), parcel)
+        except (FarmError, OSError):
+            self._outbox.remove(assignment_id)
+            raise
+        finally:
+            self._under_way.discard(assignment_id)
+
+    def settle(self, assignment_id: str) -> None:
+        """Forget a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
+        round_number = self._outbox.round_of(assignment_id)
+        if round_number is None or not faults.reach(Fault.CLIENT_REPLY_LOST, round_number):
+            self._outbox.remove(assignment_id)
+
+    async def last_acks(self) -> None:
+        """Wait for acknowledgements of what was sent, but not for long."""
+        try:
+            async with asyncio.timeout(_LAST_ACKS_SECONDS if self._link is not None else 0):
+                await self._outbox.emptied.wait()
+        except TimeoutError:
+            self._note("finished results wait in the outbox for the farm's answer; the next join sends them again")
+
+    async def _upload(self, update: BlobRef, parcel: Parcel, meter: Meter) -> bool:
+        """Store the update at the farm, for as long as there is a connection; return whether it is there."""
+        source = parcel.path if update.inline is None else update.inline
+        if source is None:
+            raise FarmError(f"the update of {parcel.result.assignment_id} is neither in its result nor in a file")
+        while self._link is not None:
+            try:
+                await self._transfers.upload(
+                    update.digest, source, meter, lambda: _reach(Fault.CLIENT_WHILE_SENDING, parcel)
+                )
+            except Unavailable as error:
+                self._note(f"{error.message}; trying again")
+            else:
+                return True
+        return False
+
+    async def _send(self, result: Result, parcel: Parcel) -> None:
+        link = self._link
+        if link is None:
+            return
+        link.post(result)
+        if faults.armed():
+            await link.flushed()
+            if await _reach(Fault.CLIENT_AFTER_SEND, parcel):
+                link.cut()
+
+
+async def _reach(place: Fault, parcel: Parcel) -> bool:
+    """Come to a place with an update; evaluations have none, and pass."""
+    return parcel.result.update is not None and await faults.reach_async(place, parcel.round)

@@ -1,0 +1,56 @@
+"""What the agent's person sees of its work: the current task while there is one, and why not while there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from farm_client.agent.narrator import Narrator
+from farm_client.agent.status import StatusBoard
+from protocol.messages import Assign
+
+_IDLE_AFTER_SECONDS: Final = 3.0
+"""Between two rounds a client has nothing to do for a moment; that is no news."""
+
+
+class Display:
+    """Writes lines and the status file; told of the newest assignment at each heartbeat."""
+
+    def __init__(self, board: StatusBoard, narrator: Narrator) -> None:
+        self._board = board
+        self._narrator = narrator
+        self._idle_since = time.monotonic()
+
+    def delivered(self) -> None:
+        """Count a result that the farm counted."""
+        self._board.delivered += 1
+
+    def note(self, text: str) -> None:
+        """Say something that belongs to no assignment."""
+        self._narrator.tell(text)
+
+    def note_on(self, assign: Assign, text: str) -> None:
+        """Say something about an assignment."""
+        self._narrator.tell(text, **_ids(assign))
+
+    def show(self, newest: Assign | None, leaving: bool) -> None:
+        """Say what this client does, with the reason where it is nothing."""
+        if newest is not None:
+            self._idle_since = time.monotonic()
+            self._show_work(newest)
+        elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
+            doing = "leaving" if leaving else "waiting: the farm has no work for this machine now"
+            self._narrator.tell(doing)
+            self._board.show(doing=doing, task="", round=None)
+        elif self._board.delivered != self._board.status.delivered:
+            self._board.show()
+
+    def _show_work(self, assign: Assign) -> None:
+        doing = f"working on {assign.task.name}"
+        progress = f"{doing}, round {assign.round} ({self._board.delivered} results delivered so far)"
+        self._narrator.keep_telling(doing, progress, **_ids(assign))
+        self._board.show(doing=doing, task=assign.task.task_id, round=assign.round)
+
+
+def _ids(assign: Assign) -> dict[str, str | int]:
+    return {"task": assign.task.task_id, "round": assign.round, "assignment": assign.assignment_id}

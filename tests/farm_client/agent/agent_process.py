@@ -1,0 +1,21 @@
+"""An agent in a process of its own, with fake executors: for tests that kill it. Arguments: address, home."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from farm_client import faults
+from farm_client.agent.address import parse_address
+from farm_client.agent.daemon import Agent
+from farm_client.agent.settings import load_settings
+
+
+def main():
+    address, home = sys.argv[1:]
+    faults.arm()
+    settings = load_settings(home=Path(home), name="tester", drain_seconds=1.0)
+    asyncio.run(Agent(parse_address(address), settings, "tests.farm_client.agent.fake_executor").run())
+
+
+if __name__ == "__main__":
+    main()
