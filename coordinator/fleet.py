@@ -108,8 +108,9 @@ def ready(turn: Turn, event: ClientReady) -> None:
 
 
 def _unanswered(turn: Turn, client: ClientState) -> int:
-    steps = [run.step for run in turn.farm.tasks.values() if run.step] if client.held else []
-    leases = (step.leases.get(assignment_id) for assignment_id in client.held for step in steps)
+    runs = turn.farm.tasks.values() if client.held else ()
+    books = [book for run in runs for book in (run.late, run.step.leases if run.step else {})]
+    leases = (book.get(assignment_id) for assignment_id in client.held for book in books)
     return sum(1 for lease in leases if lease and lease.record.state is AssignmentState.OFFERED)
 
 

@@ -251,10 +251,10 @@ class Farm:
         return None
 
     def is_delivered(self, assignment_id: str) -> bool:
-        """Whether the assignment's result is here already, and no committed round contains it yet."""
+        """Whether the assignment's update is here already, and no committed round contains it yet."""
         for run in self.tasks.values():
             records = [*(run.step.delivered if run.step else ()), *(late.record for late in run.late_results)]
-            if any(record.assignment_id == assignment_id for record in records):
+            if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
                 return True
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.events import Action, AggregationFailed, AssignmentFailed, TaskAction
+from coordinator.events import Action, AggregationFailed, AssignmentFailed, ClientReady, TaskAction
 from coordinator.lifecycle import AssignmentState, IllegalTransition, TaskState
 from protocol.messages import Ack, Kind, Scope
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
@@ -85,3 +85,27 @@ def test_fences_grow_across_a_restart_with_a_clock_that_was_set_back(farm: Simul
     farm.restart()
     ada = farm.join("ada")
     assert ada.held[0].fence > before
+
+
+def test_a_repeated_evaluation_is_settled_although_others_still_evaluate() -> None:
+    farm = Simulation()
+    ada, bob = farm.join("ada"), farm.join("bob")
+    farm.submit(spec(holdout=(10,), rounds=1))
+    farm.deliver(ada)
+    farm.deliver(bob)
+    done = farm.deliver(ada)
+    ada.messages.clear()
+    farm.handle(farm.result(ada, done))  # the first acknowledgement was lost with its connection
+    assert [m.assignment_id for m in ada.messages if isinstance(m, Ack)] == [done.assignment_id]
+
+
+def test_a_late_offer_that_was_not_seen_yet_takes_its_slot_too() -> None:
+    farm = Simulation()
+    ada, bob = farm.join(Volunteer("ada")), farm.join(Volunteer("bob"))
+    farm.submit(spec(shards=(100,), over_provision=1.0, max_staleness=2, submitter="ada"), "t1")
+    unseen = ada.held[0]
+    farm.deliver(bob)
+    assert farm.task().version == 1
+    farm.submit(spec(submitter="bob"), "t2")
+    farm.handle(ClientReady("id-ada", ada.incarnation, 1))  # it crossed the offer, whose round is over, on the wire
+    assert list(ada.held) == [unseen]
