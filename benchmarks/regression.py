@@ -34,9 +34,9 @@ class Regression:
     min_clients: int = 1
 
     @property
-    def compute_seconds(self) -> float:
-        """How long all rounds take on one client, the farm's own share apart."""
-        return self.rounds * self.round_samples / self.batch_samples * self.batch_seconds
+    def samples(self) -> int:
+        """What all rounds consume."""
+        return self.rounds * self.round_samples
 
 
 def prepare_regression(what: Regression, folder: Path) -> Prepared:
@@ -84,10 +84,10 @@ def submit_prepared(
     return api.submit(spec.model_copy(update=changes)).task.task_id
 
 
-def unbalanced(books: Sequence[ShardBook], rounds: int, round_samples: int) -> list[str]:
-    """Say what is wrong with a completed task's books: nothing, where each sample was counted exactly once.
+def unbalanced(books: Sequence[ShardBook], samples: int) -> list[str]:
+    """Say what is wrong with a task's books: nothing, where each sample was counted exactly once.
 
-    Every epoch but the last is whole; in all, the rounds' samples were counted, none of them twice in an epoch.
+    Every epoch but the last is whole, no sample counted twice in it, and in all rounds ``samples`` were counted.
     """
     complaints = [
         f"epoch {b.epoch}, shard {b.shard}: {b.repeated_samples} samples counted again"
@@ -101,8 +101,8 @@ def unbalanced(books: Sequence[ShardBook], rounds: int, round_samples: int) -> l
         if b.epoch < last and b.counted_samples != b.samples
     ]
     counted = sum(b.counted_samples for b in books)
-    if counted != rounds * round_samples:
-        complaints.append(f"{counted} samples counted in all instead of {rounds * round_samples}")
+    if counted != samples:
+        complaints.append(f"{counted} samples counted in all instead of {samples}")
     return complaints
 
 

@@ -31,8 +31,10 @@ class Rows:
 
     def __init__(self, samples: int, features: int) -> None:
         generator = torch.Generator().manual_seed(7)
-        self.x = torch.randn(samples, features, dtype=torch.float64, generator=generator)
-        self.y = self.x.sin().sum(dim=1)
+        rows = torch.randn(samples, features, dtype=torch.float64, generator=generator)
+        # Rows of length one or so, however many features: a network that saturates would magnify the last digit.
+        self.x = rows / features**0.5
+        self.y = rows.sin().sum(dim=1) / features**0.5
 
     def __len__(self) -> int:
         """Count the rows."""

@@ -1,4 +1,4 @@
-"""Chaos on real processes: for a while everything breaks, and then every task must have the model that it would have had."""
+"""Chaos on real processes: for a while everything breaks, and then every task must have the model it would have had."""
 
 from __future__ import annotations
 

@@ -130,6 +130,8 @@ class FaultProxy:
                 group.create_task(self._pump(pair, to_target[0], writer, is_download=True))
         except* OSError:
             pair.close()
+        except* asyncio.CancelledError:
+            pair.close()  # the proxy ends; asyncio's own callback of this coroutine takes no cancelled task
         finally:
             self._pairs.discard(pair)
             pair.close()
@@ -190,9 +192,9 @@ class _Pair:
         self._client, self._target = client, target
 
     def reset(self) -> None:
+        """Cut both ends; the pumps end by themselves, at the errors that this makes."""
         _abort(self._client)
         _abort(self._target)
-        self.task.cancel()
 
     def forget_target(self) -> None:
         self.half_open = True

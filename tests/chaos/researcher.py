@@ -129,7 +129,7 @@ class Researcher:
             verdict.complaints.append(f"{task.name} ({task_id}) {task.state}: {task.error or task.why}")
             return
         verdict.completed += 1
-        wrong = unbalanced(api.shards(task_id), kind.what.rounds, kind.what.round_samples)
+        wrong = unbalanced(api.shards(task_id), kind.what.samples)
         verdict.complaints += [f"{task.name} ({task_id}): {complaint}" for complaint in wrong]
         if kind.expected is None:
             return

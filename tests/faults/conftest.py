@@ -112,7 +112,7 @@ class Scene:
         self.wait(lambda: is_over(self.view(task_id)), f"{task_id} ends ({self.farm.ask(lambda: self.why(task_id))})")
         view = self.view(task_id)
         assert view.state == "completed", view.error
-        assert unbalanced(self.farm.api.shards(task_id), rounds, TASK.round_samples) == []
+        assert unbalanced(self.farm.api.shards(task_id), rounds * TASK.round_samples) == []
         weights = pull_weights(self.farm.api, task_id, self.folder)
         assert all(np.isfinite(tensor).all() for tensor in weights.values())
         if is_exact:
@@ -149,7 +149,7 @@ def undisturbed(mortal: MortalFarm, prepared: Prepared, tmp_path_factory: pytest
     """Give the weights of the run that nobody disturbed."""
     task_id = submit_prepared(mortal.api, prepared, "undisturbed")
     mortal.wait_for(lambda: mortal.api.task(task_id).task.state == "completed", "the undisturbed run completes")
-    assert unbalanced(mortal.api.shards(task_id), TASK.rounds, TASK.round_samples) == []
+    assert unbalanced(mortal.api.shards(task_id), TASK.samples) == []
     return pull_weights(mortal.api, task_id, tmp_path_factory.mktemp("undisturbed"))
 
 

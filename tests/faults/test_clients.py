@@ -119,5 +119,5 @@ def test_a_download_whose_source_dies_half_way_goes_on(scene: Scene, large: Prep
         scene.wait(lambda: proxy.resets == 1, "the download is cut")
         scene.wait_state(task_id, "completed")
         assert scene.view(task_id).retries == 0
-        assert unbalanced(scene.farm.api.shards(task_id), LARGE.rounds, LARGE.round_samples) == []
+        assert unbalanced(scene.farm.api.shards(task_id), LARGE.samples) == []
         scene.farm.dismiss(name)
