@@ -5,21 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from coordinator.records import SampleRange
+from protocol.recipe import Mode, Recipe
 
 
-def shares(samples: int, speeds: Mapping[str, float]) -> dict[str, int]:
+def shares(samples: int, speeds: Mapping[str, float], quantum: int = 1) -> dict[str, int]:
     """Part ``samples`` among clients in proportion to their speed, by largest remainder.
 
-    ``speeds``: samples per second by client, each over 0. Clients whose share would be 0 are left out. The result
-    is in the order of ``speeds`` and adds up to ``samples``.
+    ``speeds``: samples per second by client, each over 0. Shares are multiples of ``quantum``, but for the last one,
+    which takes what is left over. Clients whose share would be 0 are left out. The result is in the order of
+    ``speeds`` and adds up to ``samples``.
     """
+    units = max(samples // quantum, 1)
     total = sum(speeds.values())
-    exact = {client: samples * speed / total for client, speed in speeds.items()}
+    exact = {client: units * speed / total for client, speed in speeds.items()}
     parts = {client: int(x) for client, x in exact.items()}
     by_remainder = sorted(exact, key=lambda c: parts[c] - exact[c])
-    for client in by_remainder[: samples - sum(parts.values())]:
+    for client in by_remainder[: units - sum(parts.values())]:
         parts[client] += 1
-    return {client: n for client, n in parts.items() if n > 0}
+    sizes = {client: n * quantum for client, n in parts.items() if n > 0}
+    last = next(reversed(sizes))
+    sizes[last] += samples - units * quantum
+    return sizes
+
+
+def share_quantum(recipe: Recipe) -> int:
+    """Return what a client's share of a round is a multiple of.
+
+    In weights mode a whole batch, so that every local step has its full size; in gradients mode two samples, because
+    BatchNorm cannot train on one.
+    """
+    return recipe.batch_samples if recipe.mode is Mode.WEIGHTS else min(2, recipe.batch_samples)
 
 
 def cut(ranges: Sequence[SampleRange], sizes: Sequence[int]) -> list[tuple[SampleRange, ...]]:

@@ -108,7 +108,8 @@ class AssignmentRecord:
     """One client's part of one round. Key: ``assignment_id``.
 
     ``position`` is the place of its first sample in the round: updates are folded in this order. ``counted`` is
-    true once a committed round contains it. ``fence`` is the lease's token: higher for each later lease.
+    true once a committed round contains it, and ``counted_in`` is that round: a late update's is higher than its own.
+    ``fence`` is the lease's token: higher for each later lease.
     """
 
     assignment_id: str
@@ -128,6 +129,7 @@ class AssignmentRecord:
     expires_at: float
     delivered_at: float | None = None
     counted: bool = False
+    counted_in: int | None = None
     update: BlobRef | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None

@@ -72,7 +72,7 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
     abandon(turn, run, event.message)
     drop_all_late(turn, run, event.message)
     for record in event.undone:
-        turn.save(replace(record, counted=False))
+        turn.save(replace(record, counted=False, counted_in=None))
     lost = run.record.version - kept.round
     run.checkpoint = kept
     run.evaluate_next = False

@@ -14,7 +14,7 @@ from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
 from coordinator.offers import bury, cancel, offer
-from coordinator.planning import count_samples, cut, shares
+from coordinator.planning import count_samples, cut, share_quantum, shares
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
@@ -69,7 +69,8 @@ def part_out(turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: S
     """Offer consecutive parts of ``ranges`` to the clients, in proportion to their expected speed."""
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
     speeds = expected_speeds(run, list(by_id.values()))
-    sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id})
+    quantum = share_quantum(run.record.spec.recipe)
+    sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id}, quantum)
     position = 0
     for client_id, piece in zip(sizes, cut(ranges, list(sizes.values())), strict=True):
         offer(turn, run, by_id[client_id], Part(position, piece, sizes[client_id]))
@@ -153,7 +154,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         )
     )
     for assignment in step.delivered:
-        turn.save(replace(assignment, counted=True))
+        turn.save(replace(assignment, counted=True, counted_in=step.number))
         client = turn.farm.clients[assignment.client_id]
         turn.save(client.record)
         turn.send(client, Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True))

@@ -54,24 +54,33 @@ class Batches:
             yield batch
 
     def sized(self) -> Iterator[tuple[int, Batch]]:
-        """Yield (samples, batch); the last batch may be short."""
+        """Yield (samples, batch), in as few batches as fit the size, which differ by one sample at most.
+
+        A last batch of a stray sample would weigh as much as a whole step, and BatchNorm cannot train on one.
+        """
+        sizes = iter(even_sizes(self.samples, self._size))
         pending: list[tuple[Rows, torch.Tensor]] = []
-        room = self._size
+        size = room = next(sizes, 0)
         for rows, index in self._parts:
             rest = index
-            while len(rest) >= room:
-                yield self._size, self._batch([*pending, (rows, rest[:room])])
-                rest, pending, room = rest[room:], [], self._size
+            while len(rest) >= room > 0:
+                yield size, self._batch([*pending, (rows, rest[:room])])
+                rest, pending = rest[room:], []
+                size = room = next(sizes, 0)
             if len(rest):
                 pending.append((rows, rest))
                 room -= len(rest)
-        if pending:
-            yield self._size - room, self._batch(pending)
 
     def _batch(self, parts: Sequence[tuple[Rows, torch.Tensor]]) -> Batch:
         with calling("the data set's items", self._code_dir):
             batch = parts[0][0].join([rows.take(index) for rows, index in parts])
         return batch if self._device.type == "cpu" else moved(batch, self._device)
+
+
+def even_sizes(samples: int, largest: int) -> list[int]:
+    """Part ``samples`` into the fewest batches of at most ``largest``, as even as can be, larger ones first."""
+    count = math.ceil(samples / largest)
+    return [samples // count + (i < samples % count) for i in range(count)]
 
 
 class SampleSource:

@@ -63,6 +63,7 @@ def spec(
 ) -> TaskSpec:
     recipe.setdefault("rounds", 4)
     recipe.setdefault("round_samples", 20)
+    recipe.setdefault("batch_samples", 1)
     recipe.setdefault("gather_seconds", 0.0)
     parts = [(n, Split.TRAIN) for n in shards] + [(n, Split.HOLDOUT) for n in holdout]
     return TaskSpec(

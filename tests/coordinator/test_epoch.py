@@ -65,6 +65,14 @@ def test_shares_add_up_and_follow_speed(samples: int, speeds: list[float]) -> No
         assert abs(n - samples * by_client[client] / sum(speeds)) < 1 + 1e-6
 
 
+@given(st.integers(1, 500), st.lists(st.floats(0.01, 1e6), min_size=1, max_size=12), st.integers(1, 64))
+def test_shares_are_whole_batches_but_for_the_last(samples: int, speeds: list[float], quantum: int) -> None:
+    parts = list(shares(samples, {f"c{i}": s for i, s in enumerate(speeds)}, quantum).values())
+    assert sum(parts) == samples
+    assert all(n % quantum == 0 for n in parts[:-1])
+    assert parts[-1] >= min(quantum, samples)
+
+
 @given(sizes, st.data())
 def test_cutting_loses_and_doubles_nothing(counts: list[int], data: st.DataObject) -> None:
     ranges = take(shards(counts), 0, sum(counts), 4)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from farm_client.data.shards import read_shard
 from farm_client.executor.failures import CodeError, LossNotFinite
+from farm_client.executor.samples import even_sizes
 from protocol.digests import digest_bytes
 from protocol.recipe import Mode
 from protocol.tasks import Split
@@ -75,14 +79,14 @@ def all_samples(bench: Bench) -> dict[str, torch.Tensor]:
 
 
 def test_weights_mode_is_plain_local_training(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, NET, batch_samples=10)
+    bench = Bench(tmp_path, NET, batch_samples=9)
     reference = bench.runner._contract.build_model()
     reference.load_state_dict(safetensors.torch.load(bench.weights))
     before = {n: t.detach().clone() for n, t in reference.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in reference.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     data, losses = all_samples(bench), []
-    for start in range(0, len(data["y"]), 10):
-        x, y = data["x"][start : start + 10], data["y"][start : start + 10]
+    for start in range(0, len(data["y"]), 9):
+        x, y = data["x"][start : start + 9], data["y"][start : start + 9]
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(reference(x), y)
         loss.backward()
@@ -101,6 +105,58 @@ def test_weights_mode_is_plain_local_training(tmp_path: Path) -> None:
     assert update["calls"].item() == 8
     assert update["calls"].dtype is torch.int64
     check_update(parse_layout(bench.weights), read_header(done.update or b""))
+
+
+MOMENTUM = (
+    LINEAR
+    + """
+    calls = 0
+
+    def build_optimizer(model, config):
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def fragile(model, batch, plain=loss):
+        global calls
+        calls += 1
+        if calls == 12:
+            raise ValueError("the third batch of the second round")
+        return plain(model, batch)
+
+    loss = fragile
+"""
+)
+
+
+def test_the_inner_optimizer_is_new_in_each_round(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MOMENTUM.replace("== 12", "== 0"))
+    assert bench.train(round=0).update == bench.train(round=1).update
+
+
+def test_a_kept_inner_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MOMENTUM.replace("== 12", "== 0"), keep_inner_optimizer=True)
+    reference = bench.runner._contract.build_model()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    base = safetensors.torch.load(bench.weights)
+    data = all_samples(bench)
+    for number in range(3):
+        reference.load_state_dict(base)  # the weights are the round's, the momentum is the client's
+        for start in range(0, len(data["y"]), bench.batch_samples):
+            rows = slice(start, start + bench.batch_samples)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(reference(data["x"][rows]), data["y"][rows]).backward()
+            optimizer.step()
+        update = update_of(bench.train(round=number))
+        bench.evaluate(round=number)
+        for name, tensor in reference.state_dict().items():
+            torch.testing.assert_close(update[name], base[name] - tensor)
+
+
+def test_a_round_that_failed_half_way_leaves_no_inner_optimizer(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MOMENTUM, keep_inner_optimizer=True)
+    first = bench.train()
+    with pytest.raises(CodeError, match="third batch"):
+        bench.train()
+    assert bench.train().update == first.update
 
 
 def test_the_layout_names_roles_as_the_wire_wants_them(tmp_path: Path) -> None:
@@ -184,10 +240,19 @@ def test_pieces_of_several_shards_fill_the_batches(tmp_path: Path) -> None:
     )
     bench = Bench(tmp_path, source, batch_samples=10)
     sizes = [samples for samples, _ in bench.runner._source.batches(bench.run_order().pieces, 0).sized()]
-    assert sizes == [10] * 7 + [2]
+    assert sizes == [9] * 8
     done = bench.evaluate()
     assert done.metrics == {"batches": 3.0, "samples": 24.0}
     assert done.update is None
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_batches_are_few_and_even(samples: int, largest: int) -> None:
+    sizes = even_sizes(samples, largest)
+    assert sum(sizes) == samples
+    assert len(sizes) == math.ceil(samples / largest)
+    assert max(sizes) <= largest
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_default_evaluation_is_the_mean_loss_and_leaves_the_buffers(tmp_path: Path) -> None:
