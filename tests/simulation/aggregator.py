@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask
-from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.events import AggregationFailed, CheckpointDamaged, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
 from protocol.tasks import BlobRef
@@ -92,8 +92,23 @@ class Aggregator:
 
     def _open(self, task: _Task, job: OpenRound) -> None:
         self._forget(task)
+        digest = job.checkpoint.weights.digest
+        if self._world.weather.damages_checkpoint(job.round):
+            self._world.damaged.add(digest)
+        if digest in self._world.damaged:
+            self._fall_back(job)
+            return
         task.attempt = job.attempt
-        task.weights = self._world.blobs[job.checkpoint.weights.digest]
+        task.weights = self._world.blobs[digest]
+
+    def _fall_back(self, job: OpenRound) -> None:
+        """Find the newest older checkpoint that can be read, and what was counted since."""
+        ledger = self._world.ledger
+        older = [c for (task_id, n), c in ledger.checkpoints.items() if task_id == job.task_id and n < job.round]
+        readable = [c for c in older if c.weights.digest not in self._world.damaged]
+        kept = max(readable, key=lambda c: c.round, default=None)
+        undone = () if kept is None else ledger.undo(job.task_id, kept.round)
+        self._post(CheckpointDamaged(job.task_id, job.round, job.attempt, "its digest differs", kept, undone))
 
     def _fold(self, task: _Task, job: Fold) -> None:
         check(self._spooled[job.update.digest] > 0, f"the update of {job.assignment_id} was deleted before its fold")
@@ -108,6 +123,7 @@ class Aggregator:
         name = f"{job.task_id}/{job.round + 1}/{weights}"
         digest = digest_bytes(name.encode())
         self._world.blobs[digest] = weights
+        self._world.damaged.discard(digest)
         checkpoint = CheckpointRecord(
             task_id=job.task_id,
             round=job.round + 1,

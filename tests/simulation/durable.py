@@ -45,20 +45,30 @@ class AuditedLedger(Ledger):
         self.last_fence = 0
         self.folded: dict[str, int] = defaultdict(int)
         """What the counted assignments add up to, by task."""
+        self._fallbacks: dict[str, int] = {}
+        """The version that a task may go back to, because all later checkpoints are damaged."""
+
+    def undo(self, task_id: str, version: int) -> tuple[AssignmentRecord, ...]:
+        """Return what was counted since a version, and let the task go back to it."""
+        self._fallbacks[task_id] = version
+        mine = [a for a in self.assignments.values() if a.task_id == task_id and a.kind is Kind.TRAIN]
+        return tuple(a for a in mine if a.counted_in is not None and a.counted_in >= version)
 
     def save(self, command: Save) -> None:
         """Take in one transaction. Raises: Violation."""
+        versions = {r.task_id: r.version for r in command.records if isinstance(r, TaskRecord)}
         for record in command.records:
             match record:
                 case AssignmentRecord():
                     self._audit_assignment(record)
                 case RoundRecord():
-                    self._audit_round(record)
+                    task_id = record.task_id
+                    self._audit_round(record, versions[task_id] if task_id in versions else self.tasks[task_id].version)
                 case TaskRecord():
                     self._audit_task(record)
                 case CheckpointRecord():
                     check(record.weights.digest in self._blobs, f"checkpoint {record.round} is on disk before its row")
-        before = {r.task_id: self.tasks.get(r.task_id) for r in command.records if isinstance(r, TaskRecord)}
+        before = {task_id: self.tasks.get(task_id) for task_id in versions}
         super().save(command)
         for task_id, old in before.items():
             if old is None or old.version != self.tasks[task_id].version:
@@ -67,13 +77,15 @@ class AuditedLedger(Ledger):
     def _audit_task(self, record: TaskRecord) -> None:
         if old := self.tasks.get(record.task_id):
             check(record.state in _TASK_MAY_BECOME[old.state], f"task {old.task_id}: {old.state} to {record.state}")
-            check(record.version >= old.version, f"task {old.task_id} goes back from version {old.version}")
+            if record.version < old.version:
+                allowed = self._fallbacks.pop(old.task_id, None)
+                check(record.version == allowed, f"task {old.task_id} goes back from version {old.version}")
             check(record.version <= old.version + 1, f"task {old.task_id} skips a version after {old.version}")
-            check(record.samples_done >= old.samples_done, f"task {old.task_id} forgets samples")
 
-    def _audit_round(self, record: RoundRecord) -> None:
+    def _audit_round(self, record: RoundRecord, version: int) -> None:
         if old := self.rounds.get((record.task_id, record.number)):
-            kept = old.state is not RoundState.COMMITTED or record.state is RoundState.COMMITTED
+            again = version <= record.number  # the task fell back to before it
+            kept = again or old.state is not RoundState.COMMITTED or record.state is RoundState.COMMITTED
             check(kept, f"round {record.number} of {record.task_id} is committed and becomes {record.state}")
 
     def _audit_assignment(self, record: AssignmentRecord) -> None:
@@ -84,7 +96,8 @@ class AuditedLedger(Ledger):
             self.last_fence = record.fence
         else:
             check(record.state in _ASSIGNMENT_MAY_BECOME[old.state], f"{name}: {old.state} to {record.state}")
-            check(record.counted or not old.counted, f"{name} was counted and no longer is")
+            if old.counted and not record.counted:
+                self._uncount(old)
             check((record.fence, record.ranges) == (old.fence, old.ranges), f"{name} is another assignment now")
         if record.counted and record.kind is Kind.TRAIN and not (old and old.counted):
             self._count(record)
@@ -96,6 +109,14 @@ class AuditedLedger(Ledger):
             check(not self._seen[key] & rows, f"{record.assignment_id} counts samples of {key} a second time")
             self._seen[key] |= rows
         self.folded[record.task_id] += value_of(record.epoch, record.ranges)
+
+    def _uncount(self, record: AssignmentRecord) -> None:
+        allowed = self._fallbacks.get(record.task_id)
+        undone = allowed is not None and record.counted_in is not None and record.counted_in >= allowed
+        check(undone, f"{record.assignment_id} was counted and no longer is")
+        for part in record.ranges:
+            self._seen[record.task_id, record.epoch, part.shard] &= ~(((1 << part.samples) - 1) << part.start)
+        self.folded[record.task_id] -= value_of(record.epoch, record.ranges)
 
     def _audit_model(self, task: TaskRecord) -> None:
         found = self.checkpoints.get((task.task_id, task.version))

@@ -8,7 +8,7 @@ from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.state import Farm, Step, StepPhase, TaskRun
 from protocol.messages import Assign
-from tests.simulation.violation import check
+from tests.simulation.violation import Violation, check
 
 if TYPE_CHECKING:
     from tests.simulation.server import Server
@@ -33,8 +33,8 @@ def check_farm(server: Server, is_tick: bool) -> None:
             why = server.coordinator.why(run.task_id, server.world.server_now())
             check(bool(why.strip()), f"task {run.task_id} is {run.record.state} and does not say why")
     for client in farm.clients.values():
-        check(client.held == held.get(client.client_id, set()), f"{client.client_id} holds {client.held}")
-        check(client.slots >= 0, f"{client.client_id} has {client.slots} slots")
+        if client.slots < 0 or client.held != held.get(client.client_id, set()):
+            raise Violation(f"{client.client_id} has {client.slots} slots and holds {client.held}, not {held}")
         if client.held:
             check(client.online, f"{client.client_id} is gone and holds {client.held}")
             room = server.world.by_id[client.client_id].slots + server.peers[client.client_id].overtaken

@@ -25,7 +25,7 @@ class Connection:
         self.in_check = 0
         """Results that the server has and is still checking."""
         self.overtaken = 0
-        """How many of them the last ``Ready`` overtook: their slots are in its number already, and come once more."""
+        """How many of them a ``Ready`` overtook: their slots are in its number already, and come once more."""
         self._world = world
         self._last_arrival = {"up": 0.0, "down": 0.0}
 

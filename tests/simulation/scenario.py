@@ -35,6 +35,7 @@ FAULTS = (
     "disk_full",
     "aggregation_fails",
     "bad_update",
+    "damage",
     "pause_task",
     "resume_task",
     "cancel_task",
@@ -80,7 +81,7 @@ def draw_scenario(seed: int) -> Scenario:
         ),
         machines=tuple(_machine(rng, number) for number in range(machines)),
         weights={kind: rng.choice((1.0, 1.0, 3.0, 10.0)) for kind in sorted(kinds)},
-        stormy_seconds=rng.uniform(10, 60),
+        stormy_seconds=rng.choice((10.0, 40.0, 90.0)),
         fault_every_seconds=rng.choice((0.5, 1.5, 4.0, 10.0)),
     )
 

@@ -86,7 +86,7 @@ class Server:
             check(failure is not None, "clients of the simulation speak of assignments")
             self.post(failure)  # type: ignore[arg-type]
         elif isinstance(message, Ready):
-            connection.overtaken = connection.in_check
+            connection.overtaken += connection.in_check
             self.post(ClientReady(connection.client_id, connection.incarnation, message.slots))
         elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
             self.post(event)

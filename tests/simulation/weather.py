@@ -29,6 +29,7 @@ class Weather:
         self._disk_full_until = 0.0
         self._failing_jobs = 0
         self._bad_updates = 0
+        self._damages = 0
         self._kinds = list(world.scenario.weights)
         self._shares = list(world.scenario.weights.values())
         self._faults: dict[str, Callable[[], None]] = {kind: getattr(self, f"_{kind}") for kind in self._kinds}
@@ -43,7 +44,7 @@ class Weather:
         """End every fault: all machines come back and work, and people let their tasks run."""
         self._stormy = False
         self._disk_full_until = self._disk_slow_until = 0.0
-        self._failing_jobs = self._bad_updates = 0
+        self._failing_jobs = self._bad_updates = self._damages = 0
         self._world.tell("the faults end")
         for client in self._world.clients:
             client.slowness, client.partitioned_until, client.next = 1.0, 0.0, type(client.next)()
@@ -84,6 +85,12 @@ class Weather:
     def aggregation_fails(self) -> bool:
         self._failing_jobs -= 1
         return self._failing_jobs >= 0
+
+    def damages_checkpoint(self, version: int) -> bool:
+        if not self._damages or (version == 0 and self._rng.random() < 0.9):
+            return False
+        self._damages -= 1
+        return True
 
     def result_is_refused(self) -> bool:
         self._bad_updates -= 1
@@ -196,6 +203,10 @@ class Weather:
 
     def _bad_update(self) -> None:
         self._bad_updates = 1
+
+    def _damage(self) -> None:
+        """The newest checkpoints of the tasks that open a round next can't be read."""
+        self._damages = self._rng.randint(1, 2)
 
     def _act(self, action: Action) -> None:
         if self._world.task_ids:

@@ -42,6 +42,8 @@ class World:
         self.rng = Random(scenario.seed + 1)
         self.agenda = Agenda()
         self.blobs: dict[str, int] = {}
+        self.damaged: set[str] = set()
+        """Digests of checkpoints that can't be read."""
         self.updates: dict[str, Update] = {}
         self.ledger = AuditedLedger(self.blobs)
         self.audit = Audit()

@@ -1,0 +1,197 @@
+"""Defects that somebody could make. The simulation must find each of them, or it proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pytest import MonkeyPatch
+
+from coordinator import offers, recovery, results, rounds, scheduling, tasks
+from coordinator.commands import Fold, Save
+from coordinator.records import AssignmentRecord, CheckpointRecord, TaskRecord
+from coordinator.turn import Turn
+from tests.simulation import server
+
+Mutant = Callable[[MonkeyPatch], None]
+
+
+def fold_twice(patch: MonkeyPatch) -> None:
+    """Every tenth update is folded a second time."""
+    do, folds = Turn.do, [0]
+
+    def twice(turn: Turn, command: Any) -> None:
+        do(turn, command)
+        folds[0] += isinstance(command, Fold)
+        if isinstance(command, Fold) and folds[0] % 10 == 0:
+            do(turn, command)
+
+    patch.setattr(Turn, "do", twice)
+
+
+def fold_in_order_of_arrival(patch: MonkeyPatch) -> None:
+    """Updates do not wait for their turn."""
+    in_turn = rounds.fold_in_turn
+    patch.setattr(results, "fold_in_turn", lambda turn, run, step: in_turn(turn, run, step, skip_gaps=True))
+
+
+def lose_parts(patch: MonkeyPatch) -> None:
+    """The part of a lost lease is not returned."""
+    patch.setattr(offers, "insort", lambda *_args, **_more: None)
+
+
+def forget_the_leftover(patch: MonkeyPatch) -> None:
+    """A round that commits at quorum owes nothing."""
+    patch.setattr(rounds, "_owed_after", lambda *_args: ())
+
+
+def skip_the_journal(patch: MonkeyPatch) -> None:
+    """Commands do not wait for the save before them, and a crash comes in between."""
+
+    def at_once(shell: Any) -> None:
+        while shell._queue and not shell.crashed:
+            head = shell._queue.popleft()
+            if not isinstance(head, server.Ticket):
+                shell._carry_out(head)
+
+    patch.setattr(server.Server, "_advance", at_once)
+
+
+def count_before_the_commit(patch: MonkeyPatch) -> None:
+    """A delivered assignment is saved as counted at once, and may be abandoned later."""
+    deliver = results._deliver
+
+    def early(turn: Turn, run: Any, step: Any, lease: Any, event: Any) -> None:
+        deliver(turn, run, step, lease, event)
+        turn.save(replace(lease.record, counted=True))
+
+    patch.setattr(results, "_deliver", early)
+
+
+def save_half_a_commit(patch: MonkeyPatch) -> None:
+    """The task's new version is saved apart from its assignments."""
+    answer = Turn.answer
+
+    def halves(turn: Turn) -> list[Any]:
+        commands = answer(turn)
+        if not commands or not isinstance(commands[0], Save):
+            return commands
+        kept = tuple(r for r in commands[0].records if not (isinstance(r, AssignmentRecord) and r.counted))
+        return [Save(kept, commands[0].entries), *commands[1:]]
+
+    patch.setattr(Turn, "answer", halves)
+
+
+def restart_from_an_older_version(patch: MonkeyPatch) -> None:
+    """After a restart a task forgets its last round."""
+    restore = recovery.restore
+
+    def older(snapshot: Any) -> Any:
+        return restore(replace(snapshot, tasks=tuple(_one_back(t, snapshot.checkpoints) for t in snapshot.tasks)))
+
+    patch.setattr(recovery, "restore", older)
+
+
+def _one_back(task: TaskRecord, checkpoints: tuple[CheckpointRecord, ...]) -> TaskRecord:
+    return replace(task, version=max(task.version - 1, 0))
+
+
+def keep_leases_of_the_gone(patch: MonkeyPatch) -> None:
+    """A client that is gone keeps what it held."""
+    from coordinator import fleet
+
+    patch.setattr(fleet, "_suspend_all", lambda *_args: None)
+
+
+def never_expire(patch: MonkeyPatch) -> None:
+    """A client that makes no progress keeps its lease, and no round is ever given up."""
+    patch.setattr(scheduling, "expire", lambda *_args: None)
+
+
+def offer_the_same_part_twice(patch: MonkeyPatch) -> None:
+    """A part that waits is offered and goes on waiting."""
+
+    def leaky(turn: Turn, run: Any, step: Any, idle: Any) -> None:
+        for client, part in zip(idle, list(step.waiting), strict=False):
+            offers.offer(turn, run, client, part)
+
+    patch.setattr(scheduling, "_offer_again", leaky)
+
+
+def count_repeats(patch: MonkeyPatch) -> None:
+    """A result that comes a second time is delivered a second time."""
+    arrived, seen = results.arrived, {}
+
+    def again(turn: Turn, event: Any) -> None:
+        held = turn.farm.lease(event.assignment_id, event.fence)
+        if held is not None:
+            seen[event.assignment_id] = held
+        elif event.assignment_id in seen and turn.farm.is_delivered(event.assignment_id):
+            run, step, lease = seen[event.assignment_id]
+            if run.step is step:
+                step.delivered.append(lease.record)
+        arrived(turn, event)
+
+    _replace_rule(patch, results.arrived, again)
+
+
+def reuse_fences(patch: MonkeyPatch) -> None:
+    """Fences start anew with each server."""
+    from coordinator.state import Farm
+
+    def short(farm: Any, now: float) -> int:
+        farm.last_fence = len(farm.clients) + farm.last_fence % 1000
+        return int(farm.last_fence)
+
+    patch.setattr(Farm, "next_fence", short)
+
+
+def free_a_slot_too_many(patch: MonkeyPatch) -> None:
+    """What a client has not answered yet is not counted."""
+    from coordinator import fleet
+
+    patch.setattr(fleet, "_unanswered", lambda *_args: 0)
+
+
+def never_settle_the_refused(patch: MonkeyPatch) -> None:
+    """A client is not told that nobody wants its result."""
+    patch.setattr(results, "_settle_uncounted", lambda *_args: None)
+
+
+def wait_for_the_gone(patch: MonkeyPatch) -> None:
+    """A task whose clients are gone says nothing of it."""
+    patch.setattr(scheduling, "nobody", lambda *_args: "")
+
+
+def resume_what_is_over(patch: MonkeyPatch) -> None:
+    """People may move tasks along edges that are the farm's own."""
+    patch.setattr(tasks, "_check_may", lambda *_args: None)
+
+
+def _replace_rule(patch: MonkeyPatch, old: Callable[..., None], new: Callable[..., None]) -> None:
+    from coordinator import engine
+
+    rules = {event: (new if rule is old else rule) for event, rule in engine.RULES.items()}
+    patch.setattr(engine, "RULES", rules)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    fold_twice,
+    fold_in_order_of_arrival,
+    lose_parts,
+    forget_the_leftover,
+    skip_the_journal,
+    count_before_the_commit,
+    save_half_a_commit,
+    restart_from_an_older_version,
+    keep_leases_of_the_gone,
+    never_expire,
+    offer_the_same_part_twice,
+    count_repeats,
+    reuse_fences,
+    free_a_slot_too_many,
+    never_settle_the_refused,
+    wait_for_the_gone,
+    resume_what_is_over,
+)

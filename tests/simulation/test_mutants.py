@@ -1,0 +1,16 @@
+"""The simulation finds what it is there to find."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.__main__ import find_violation
+from tests.simulation.mutants import MUTANTS, Mutant
+
+WITHIN_SEEDS = 150
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    assert any(find_violation(seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__

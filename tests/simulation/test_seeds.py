@@ -1,0 +1,49 @@
+"""Thousands of seeded schedules of faults; each must keep every promise and come to its end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
+
+import pytest
+
+from tests.simulation.__main__ import find_violation, replay_command
+from tests.simulation.world import run_seed
+
+SEEDS = 2000
+CHUNK = 100
+
+Outcome = tuple[int, str | None, int]
+
+
+@pytest.fixture(scope="module")
+def chunks() -> Iterator[dict[int, AsyncResult[list[Outcome]]]]:
+    """All seeds at once on two processes, so that each test waits only for its own."""
+    with get_context("spawn").Pool(2) as pool:
+        firsts = range(0, SEEDS, CHUNK)
+        yield {first: pool.map_async(find_violation, range(first, first + CHUNK)) for first in firsts}
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_promises_hold_under_faults(chunks: dict[int, AsyncResult[list[Outcome]]], first: int) -> None:
+    broken = [f"seed {seed}: {what}; {replay_command(seed)}" for seed, what, _ in chunks[first].get() if what]
+    assert not broken, "\n".join(broken)
+
+
+def test_a_seed_is_the_same_in_every_process() -> None:
+    lines: list[str] = []
+    run_seed(7, lines.append)
+    told = "\n".join(lines)
+    for hash_seed in ("1", "2"):
+        again = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "--seed", "7", "--trace"],
+            capture_output=True,
+            check=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )
+        assert again.stdout.rpartition("\nseed 7 holds")[0] == told
