@@ -55,31 +55,35 @@ class Accumulator:
         self._sums = {spec.name: torch.zeros(spec.elements, dtype=_sum_dtype(spec)) for spec in self._specs}
         self._scratch = torch.empty(CHUNK_ELEMENTS, dtype=torch.float32)
         self._samples = 0
+        self._weight = 0.0
 
     @property
     def samples(self) -> int:
         """Count the samples folded since the last reset."""
         return self._samples
 
-    def fold(self, update: Mapping[str, Tensor], samples: int) -> None:
-        """Add ``samples`` times the update. The update has passed ``protocol.tensors.check_update``.
+    def fold(self, update: Mapping[str, Tensor], samples: int, scale: float = 1.0) -> None:
+        """Add ``samples * scale`` times the update. The update has passed ``protocol.tensors.check_update``.
 
-        Raises: EmptyRound if ``samples`` is not positive: such an update would weigh nothing.
+        ``scale`` is below 1 for a stale update. Raises: EmptyRound if the product is not positive: such an update
+        would weigh nothing.
         """
-        if samples <= 0:
-            raise EmptyRound(f"an update of {samples} samples cannot be folded")
+        weight = samples * scale
+        if not weight > 0:
+            raise EmptyRound(f"an update of {samples} samples, scaled by {scale}, cannot be folded")
         for spec in self._specs:
             flat, total = update[spec.name].reshape(-1), self._sums[spec.name]
             if not spec.is_float:
                 _fold_maximum(total, flat, first=self._samples == 0)
             elif flat.dtype == total.dtype:
-                total.add_(flat, alpha=samples)
+                total.add_(flat, alpha=weight)
             else:
-                self._fold_chunked(total, flat, samples)
+                self._fold_chunked(total, flat, weight)
         self._samples += samples
+        self._weight += weight
 
     def mean(self) -> dict[str, Tensor]:
-        """Return the mean over all samples, in the layout's shapes, as new tensors.
+        """Return the weighted mean of what was folded, in the layout's shapes, as new tensors.
 
         Floats stay in the dtype of their sum (float32 for f16 and bf16), so that the outer optimizer gets them
         unrounded; integers and bools are in the layout's dtype.
@@ -92,21 +96,22 @@ class Accumulator:
     def reset(self) -> None:
         """Forget all updates and keep the memory, for the next round."""
         self._samples = 0
+        self._weight = 0.0
         for total in self._sums.values():
             total.zero_()
 
     def _mean_of(self, spec: TensorSpec) -> Tensor:
         total = self._sums[spec.name]
-        value = total / self._samples if spec.is_float else total.clone()
+        value = total / self._weight if spec.is_float else total.clone()
         return value.reshape(spec.shape)
 
-    def _fold_chunked(self, total: Tensor, flat: Tensor, samples: int) -> None:
+    def _fold_chunked(self, total: Tensor, flat: Tensor, weight: float) -> None:
         # A mixed-dtype add_ is 6 times slower: convert into scratch that stays in the cache.
         for start in range(0, total.numel(), CHUNK_ELEMENTS):
             source = flat[start : start + CHUNK_ELEMENTS]
             scratch = self._scratch[: source.numel()]
             scratch.copy_(source)
-            total[start : start + CHUNK_ELEMENTS].add_(scratch, alpha=samples)
+            total[start : start + CHUNK_ELEMENTS].add_(scratch, alpha=weight)
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> str | None:

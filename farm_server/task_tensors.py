@@ -38,9 +38,9 @@ class TaskTensors:
         """Start a round: forget what was folded."""
         self._accumulator.reset()
 
-    def fold(self, source: bytes | Path, samples: int) -> None:
-        """Add ``samples`` times an update, given as a file's bytes or its path. It was checked before."""
-        self._accumulator.fold(_load(source), samples)
+    def fold(self, source: bytes | Path, samples: int, scale: float = 1.0) -> None:
+        """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before."""
+        self._accumulator.fold(_load(source), samples, scale)
 
     def step(self) -> tuple[bytes, bytes | None]:
         """Apply the mean of what was folded; return the new weights file and optimizer state file.

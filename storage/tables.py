@@ -132,6 +132,7 @@ class AssignmentRow(SQLModel, table=True):
     expires_at: float
     delivered_at: float | None
     counted: bool
+    counted_in: int | None = Field(sa_type=WHOLE)
     update_digest: str | None
     update_bytes: int | None = Field(sa_type=WHOLE)
     metrics: dict[str, float] = Field(sa_type=JSON)

@@ -134,6 +134,7 @@ def _create_assignments() -> None:
         _real("expires_at"),
         _real("delivered_at", null=True),
         sa.Column("counted", sa.Boolean(), nullable=False),
+        _whole("counted_in", null=True),
         _text("update_digest", null=True),
         _whole("update_bytes", null=True),
         _json("metrics"),
