@@ -9,11 +9,12 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format states picture clean
+.PHONY: help install demo test chaos lint format states picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
 	@echo "make test     run the whole test suite"
+	@echo "make chaos    break a farm of real processes for two minutes, and see that no work is lost (ARGS=--seed 1)"
 	@echo "make lint     ruff, mypy and the import contract"
 	@echo "make format   let ruff rewrite the code in the house style"
 	@echo "make states   redraw docs/reference/states.md from the state tables"
@@ -28,6 +29,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest --durations=10 $(ARGS)
+
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos --seconds 120 $(ARGS)
 
 lint: $(STAMP)
 	@echo "==> ruff check"

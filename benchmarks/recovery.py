@@ -8,8 +8,10 @@ import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from benchmarks.farm import BenchmarkError
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
@@ -17,7 +19,13 @@ from benchmarks.regression import Regression, prepare_regression, submit_prepare
 from farm_client.sdk.outcome import is_over
 from protocol.rest import RoundView
 
-Victim = Literal["server", "client"]
+
+class Victim(StrEnum):
+    """Who is killed."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
 
 TASK: Final = Regression(
     rounds=1_000_000, round_samples=32, batch_samples=4, batch_seconds=0.1, rounds_per_epoch=64, min_clients=2
@@ -75,7 +83,7 @@ def measure(victim: Victim, kills: int, seed: int = 0) -> Recovery:
 def _kill_once(farm: MortalFarm, task_id: str, victim: Victim) -> float:
     """Return the seconds until a round was committed, by the server's clock, which is this machine's."""
     killed_at = time.time()
-    farm.kill(farm.server if victim == "server" else farm.clients["client-1"])
+    farm.kill(farm.server if victim is Victim.SERVER else farm.clients["client-1"])
     farm.revive()
     farm.wait_for(lambda: _newest_commit(farm, task_id) > killed_at, "a round is committed", LONGEST_SECONDS)
     after = [r.committed_at for r in _rounds(farm, task_id) if r.committed_at and r.committed_at > killed_at]
@@ -109,4 +117,4 @@ def _newest_commit(farm: MortalFarm, task_id: str) -> float:
 def _median_round_seconds(farm: MortalFarm, task_id: str) -> float:
     """Return the median time from one commit to the next, the first round apart."""
     commits = sorted(r.committed_at for r in _rounds(farm, task_id) if r.committed_at)
-    return statistics.median(later - earlier for earlier, later in zip(commits[1:], commits[2:], strict=False))
+    return statistics.median(later - earlier for earlier, later in pairwise(commits[1:]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -14,10 +15,12 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.download import pull_model
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
-from protocol.recipe import Mode, Recipe, Requirements
+from protocol.recipe import Mode, OuterOptimizer, Recipe, Requirements
 from protocol.rest import ShardBook
 
 TASK: Final = Path(__file__).parent / "regression_task" / "train.py"
+AVERAGING: Final[Mapping[str, Any]] = MappingProxyType({"mode": Mode.WEIGHTS, "outer": OuterOptimizer()})
+"""The recipe fields that make a weights-mode task of one that was prepared for gradients."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def submit_prepared(
     name: str = "regression",
     batch_seconds: float | None = None,
     requirements: Requirements | None = None,
-    **recipe: object,
+    **recipe: Any,
 ) -> str:
     """Upload what the farm lacks, submit, and return the task's id; a name submitted before is the same task.
 

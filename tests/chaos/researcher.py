@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.mortal_farm import MortalFarm
 from benchmarks.regression import (
+    AVERAGING,
     Regression,
     prepare_regression,
     pull_weights,
@@ -22,7 +23,6 @@ from benchmarks.regression import (
 )
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared
-from protocol.recipe import Mode
 
 IN_FLIGHT: Final = 2
 PAUSE_SECONDS: Final = 0.2
@@ -33,7 +33,6 @@ _ROUND = {"rounds": 8, "round_samples": 32, "batch_samples": 4, "rounds_per_epoc
 SMALL: Final = Regression(batch_seconds=0.05, **_ROUND)
 LARGE: Final = Regression(batch_seconds=0.05, features=20_000, **_ROUND)
 """Its updates do not fit into a message: they are spooled on both sides."""
-WEIGHTS: Final = Regression(batch_seconds=0.05, mode=Mode.WEIGHTS, **_ROUND)
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,10 @@ class Kind:
     """One kind of task, and the weights of its undisturbed run (None: they differ from run to run)."""
 
     name: str
-    what: Regression
     prepared: Prepared
+    samples: int
     expected: dict[str, np.ndarray] | None
+    recipe: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,7 +63,9 @@ class Researcher:
         self._farm = farm
         self._folder = folder
         self._say = say
-        self._kinds = [self._kind("gradients", SMALL), self._kind("large", LARGE), self._kind("weights", WEIGHTS)]
+        small, large = self._kind("gradients", SMALL), self._kind("large", LARGE)
+        weights = Kind("weights", small.prepared, small.samples, None, dict(AVERAGING))
+        self._kinds = [small, large, weights]
         self._tasks: dict[str, Kind] = {}
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._work, name="researcher")
@@ -98,7 +100,9 @@ class Researcher:
     def _submit(self, kind: Kind, number: int) -> None:
         """Ask again until it is answered: the name is the submit token too, so that there is one task in the end."""
         name = f"{kind.name}-{number}"
-        while (task_id := self._farm.ask(lambda: submit_prepared(self._farm.api, kind.prepared, name))) is None:
+        while (
+            task_id := self._farm.ask(lambda: submit_prepared(self._farm.api, kind.prepared, name, **kind.recipe))
+        ) is None:
             if self._enough.wait(PAUSE_SECONDS):
                 return
         self._say(f"submitted {name} as {task_id}")
@@ -112,15 +116,13 @@ class Researcher:
         return [task.task_id for task in self._farm.api.tasks() if not is_over(task)]
 
     def _kind(self, name: str, what: Regression) -> Kind:
-        """Prepare a kind of task, and let it run undisturbed once where its weights can be compared."""
+        """Prepare a kind of task, and let it run undisturbed once."""
         prepared = prepare_regression(what, self._folder / name)
-        if what.mode is Mode.WEIGHTS:
-            return Kind(name, what, prepared, None)
         task_id = submit_prepared(self._farm.api, prepared, f"undisturbed-{name}", batch_seconds=0.0)
         self._farm.wait_for(
             lambda: self._farm.api.task(task_id).task.state == "completed", f"{name} undisturbed", UNDISTURBED_SECONDS
         )
-        return Kind(name, what, prepared, pull_weights(self._farm.api, task_id, self._folder))
+        return Kind(name, prepared, what.samples, pull_weights(self._farm.api, task_id, self._folder))
 
     def _judge(self, task_id: str, kind: Kind, verdict: Verdict) -> None:
         api = self._farm.api
@@ -129,7 +131,7 @@ class Researcher:
             verdict.complaints.append(f"{task.name} ({task_id}) {task.state}: {task.error or task.why}")
             return
         verdict.completed += 1
-        wrong = unbalanced(api.shards(task_id), kind.what.samples)
+        wrong = unbalanced(api.shards(task_id), kind.samples)
         verdict.complaints += [f"{task.name} ({task_id}): {complaint}" for complaint in wrong]
         if kind.expected is None:
             return

@@ -27,14 +27,12 @@ from benchmarks.regression import (
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared
 from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE
-from protocol.recipe import Mode, OuterOptimizer
 from protocol.rest import TaskView
 
 Weights = dict[str, np.ndarray]
 STEADY: Final = "client-1"
 TASK: Final = Regression(rounds=6, round_samples=32, batch_samples=4, batch_seconds=0.04, rounds_per_epoch=3)
 """Eight batches a round, a third of a second on one client."""
-WEIGHTS_MODE: Final = {"mode": Mode.WEIGHTS, "outer": OuterOptimizer()}
 TOLERANCE: Final = 1e-9
 FINISH_SECONDS: Final = 45.0
 """For a loaded machine; a quiet one takes a tenth."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.regression import AVERAGING
 from protocol.faults import Action, Fault, parse_faults
-from tests.faults.conftest import WEIGHTS_MODE, Scene
+from tests.faults.conftest import Scene
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_a_fault_in_a_client_that_trains_weights(scene: Scene, place: Fault) -> 
     """Who trained what differs from run to run in this mode, and so do the weights; the books must balance."""
     fault = f"{place}@2:kill"
     scene.join(fault)
-    task_id = scene.submit(min_clients=2, **WEIGHTS_MODE)
+    task_id = scene.submit(min_clients=2, **AVERAGING)
     scene.keep_alive(task_id)
     assert scene.happened() == {spent_name(fault)}
     scene.check_finished(task_id, is_exact=False)
@@ -73,7 +74,7 @@ def test_a_fault_in_the_server_of_a_task_that_trains_weights(scene: Scene, place
     fault = f"{place}@2:kill"
     scene.restart_server(fault)
     scene.join()
-    task_id = scene.submit(min_clients=2, **WEIGHTS_MODE)
+    task_id = scene.submit(min_clients=2, **AVERAGING)
     scene.keep_alive(task_id)
     assert scene.happened() == {spent_name(fault)}
     scene.check_finished(task_id, is_exact=False)
