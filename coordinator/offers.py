@@ -27,6 +27,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         batch_samples=spec.recipe.batch_samples,
         dataset_kind=spec.dataset.kind,
         needed_ram_bytes=needed_ram_bytes(spec),
+        keep_inner_optimizer=spec.recipe.keep_inner_optimizer,
     )
 
 

@@ -26,12 +26,12 @@ SPENT_VARIABLE: Final = "AIFARM_FAULTS_SPENT"
 
 
 class Fault(StrEnum):
-    """The places at which a fault can happen, in the order in which an assignment comes by."""
+    """The places at which a fault can happen, in the order in which a training assignment comes by."""
 
     EXECUTOR_BEFORE = "executor_before"
     """It has the order, and has not begun."""
     EXECUTOR_DURING = "executor_during"
-    """The first batch is done."""
+    """A batch is done: the first one, unless the fault happens every time."""
     EXECUTOR_SLOW = "executor_slow"
     """After each batch."""
     EXECUTOR_AFTER = "executor_after"

@@ -118,6 +118,7 @@ class TaskBrief(Frozen):
     batch_samples: int
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: int = 0
+    keep_inner_optimizer: bool = False
 
 
 class Slice(Frozen):

@@ -64,6 +64,8 @@ class Recipe(Frozen):
     batch_samples: int = Field(default=32, ge=1)
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
     outer: OuterOptimizer = OuterOptimizer()
+    keep_inner_optimizer: bool = False
+    """Weights mode: a client's optimizer keeps its state (momentum, second moments) from round to round."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     min_clients: int = Field(default=1, ge=1)
     """A round opens only with at least this many clients."""
@@ -97,6 +99,8 @@ class Recipe(Frozen):
             raise ValueError("gradients mode needs quorum 1: a global batch is all of its samples")
         if self.mode is Mode.GRADIENTS and (self.over_provision or self.max_staleness):
             raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
+        if self.mode is Mode.GRADIENTS and self.keep_inner_optimizer:
+            raise ValueError("keep_inner_optimizer is for weights mode: in gradients mode the server has the optimizer")
         return self
 
 

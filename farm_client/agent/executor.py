@@ -156,6 +156,7 @@ def _load_order(task: TaskBrief, code_dir: Path, own_dir: Path, inline_bytes: in
         dataset_kind=task.dataset_kind,
         scratch_dir=str(own_dir),
         inline_bytes=inline_bytes,
+        keep_inner_optimizer=task.keep_inner_optimizer,
     )
 
 

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from farm_client import task
+from farm_client import faults, task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
 from farm_client.executor.messages import Load, Loaded, Run, Stop, Warm
@@ -90,6 +90,7 @@ def main() -> int:
     """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand."""
     try:
         channel = Channel.from_environment()
+        faults.arm()
     except FarmError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2

@@ -29,6 +29,7 @@ class Load(Frozen):
     dataset_kind: Literal["files", "code"]
     scratch_dir: str
     inline_bytes: int
+    keep_inner_optimizer: bool = False
 
 
 class Piece(Frozen):

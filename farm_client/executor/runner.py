@@ -11,16 +11,18 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from farm_client import faults
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.layout import ModelTensors, TensorMap, as_stored
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
 from farm_client.executor.progress import ProgressReporter
-from farm_client.executor.samples import SampleSource
-from farm_client.executor.training import evaluate, sum_gradients, train_locally
+from farm_client.executor.samples import Batches, SampleSource
+from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from protocol.digests import digest_bytes, new_hasher
 from protocol.errors import NotFound
+from protocol.faults import Fault
 from protocol.messages import Kind
 from protocol.recipe import Mode
 from protocol.tensors import UPDATE_METADATA
@@ -44,6 +46,7 @@ class TaskRunner:
         self._source = SampleSource(self._contract, order, device)
         self._base: TensorMap = {}
         self._base_digest = ""
+        self._kept_optimizer: torch.optim.Optimizer | None = None
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -60,11 +63,11 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             metrics = evaluate(self._contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, None, started)
-        if self._order.mode is Mode.GRADIENTS:
-            trained = sum_gradients(self._contract, self.tensors, data, progress.advance)
-        else:
-            trained = train_locally(self._contract, self.tensors, self._base, data, progress.advance)
-        return self._done(order, data.samples, trained.metrics, trained.update, started)
+        faults.reach(Fault.EXECUTOR_BEFORE, order.round)
+        trained = self._train(data, _with_faults(progress.advance, order.round))
+        done = self._done(order, data.samples, trained.metrics, trained.update, started)
+        faults.reach(Fault.EXECUTOR_AFTER, order.round)
+        return done
 
     def weights_file(self) -> bytes:
         """Return the model as it is now: right after loading, the task's initial weights."""
@@ -77,6 +80,16 @@ class TaskRunner:
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
         return self._source.count_rows()
+
+    def _train(self, data: Batches, advance: Advance) -> Trained:
+        if self._order.mode is Mode.GRADIENTS:
+            return sum_gradients(self._contract, self.tensors, data, advance)
+        optimizer = self._kept_optimizer or self.build_optimizer()
+        self._kept_optimizer = None  # a round that fails half-way leaves none
+        trained = train_locally(self._contract, self.tensors, data, advance, optimizer=optimizer, base=self._base)
+        if self._order.keep_inner_optimizer:
+            self._kept_optimizer = optimizer
+        return trained
 
     def _take_weights(self, order: Run) -> None:
         """Put the round's global weights into the model, from the order or from memory."""
@@ -111,6 +124,19 @@ class TaskRunner:
         safetensors.torch.save_file(update, path, metadata=dict(UPDATE_METADATA))
         digest = new_hasher().update_mmap(path).hexdigest()
         return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
+
+
+def _with_faults(advance: Advance, round_number: int) -> Advance:
+    """Reach the places after a batch, in a process where faults are planned."""
+    if not faults.armed():
+        return advance
+
+    def advance_and_reach(samples: int) -> None:
+        advance(samples)
+        faults.reach(Fault.EXECUTOR_DURING, round_number)
+        faults.reach(Fault.EXECUTOR_SLOW, round_number)
+
+    return advance_and_reach
 
 
 def seed_everything(seed: int, device: torch.device) -> None:

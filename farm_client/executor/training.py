@@ -33,14 +33,19 @@ class Trained:
 
 
 def train_locally(
-    contract: Contract, tensors: ModelTensors, base: Mapping[str, torch.Tensor], data: Batches, advance: Advance
+    contract: Contract,
+    tensors: ModelTensors,
+    data: Batches,
+    advance: Advance,
+    *,
+    optimizer: torch.optim.Optimizer,
+    base: Mapping[str, torch.Tensor],
 ) -> Trained:
-    """Take one optimizer step a batch from ``base``, which the model holds, and return base minus local.
+    """Take one step of the inner optimizer a batch from ``base``, which the model holds; return base minus local.
 
-    The inner optimizer is new each time. Raises: CodeError, LossNotFinite.
+    Raises: CodeError, LossNotFinite.
     """
     model = tensors.model.train()
-    optimizer = contract.build_optimizer(model)
     means = WeightedMeans()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         optimizer.zero_grad(set_to_none=True)

@@ -69,6 +69,7 @@ class Bench:
     config: dict[str, Any] = field(default_factory=dict)
     batch_samples: int = 8
     inline_bytes: int = 1 << 20
+    keep_inner_optimizer: bool = False
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Bench:
             dataset_kind="files",
             scratch_dir=str(self.folder),
             inline_bytes=self.inline_bytes,
+            keep_inner_optimizer=self.keep_inner_optimizer,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

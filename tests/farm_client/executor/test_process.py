@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from farm_client.executor.messages import (
     Warm,
 )
 from protocol.digests import digest_bytes
+from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE
 from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind, Scope
 from protocol.recipe import Mode
@@ -88,11 +91,17 @@ class Agent:
 
 @pytest.fixture
 def agent() -> Iterator[Agent]:
+    with started() as agent:
+        yield agent
+
+
+@contextmanager
+def started(**variables: str) -> Iterator[Agent]:
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "farm_client.executor"],
-        env={**os.environ, FD_VARIABLE: str(theirs.fileno())},
+        env={**os.environ, **variables, FD_VARIABLE: str(theirs.fileno())},
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -213,6 +222,44 @@ def test_failures_are_reported_and_the_executor_stays(agent: Agent, tmp_path: Pa
     assert (missing.assignment_id, missing.code, missing.scope) == ("a1", "missing_file", Scope.HERE)
     agent.send(run_order(shards, files))
     assert isinstance(agent.hear_end()[1], Done)
+
+
+def loaded_with(agent: Agent, folder: Path) -> Run:
+    """Load the task; return an order for it."""
+    shards, files = write_data(folder)  # makes the folder
+    assert isinstance(agent.hear(), Warm)
+    agent.send(load_order(folder, TRAIN))
+    assert agent.hear() == Loaded()
+    return run_order(shards, files)
+
+
+@pytest.mark.parametrize("place", ["executor_before", "executor_during", "executor_after"])
+def test_a_planned_death_happens_in_its_round_and_once(tmp_path: Path, place: str) -> None:
+    plan = {FAULTS_VARIABLE: f"{place}@1:segfault", SPENT_VARIABLE: str(tmp_path / "spent")}
+    with started(**plan) as agent:
+        order = loaded_with(agent, tmp_path)
+        agent.send(order)
+        assert isinstance(agent.hear_end()[1], Done)
+        agent.send(order.model_copy(update={"round": 1, "kind": Kind.EVALUATE}))
+        assert isinstance(agent.hear_end()[1], Done)
+        agent.send(order.model_copy(update={"round": 1}))
+        assert agent.process.wait(timeout=30) == -signal.SIGSEGV
+    with started(**plan) as agent:
+        agent.send(loaded_with(agent, tmp_path / "again").model_copy(update={"round": 1}))
+        assert isinstance(agent.hear_end()[1], Done)
+
+
+def test_planned_errors_are_reported_as_what_they_are(tmp_path: Path) -> None:
+    plan = {FAULTS_VARIABLE: "executor_before@0:raise,executor_during@1:oom,executor_slow@*:0.01"}
+    with started(**plan) as agent:
+        order = loaded_with(agent, tmp_path)
+        for number, code in enumerate(("injected_fault", "out_of_memory")):
+            agent.send(order.model_copy(update={"round": number}))
+            failed = agent.hear_end()[1]
+            assert isinstance(failed, Failed)
+            assert (failed.code, failed.scope) == (code, Scope.ELSEWHERE)
+        agent.send(order)
+        assert isinstance(agent.hear_end()[1], Done)
 
 
 def test_the_executor_ends_with_its_agent(agent: Agent) -> None:
