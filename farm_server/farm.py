@@ -77,7 +77,10 @@ class Farm:
         self.journal = Journal(ledger, self._ring)
         self.entries = EntryBuffer(ledger, self._ring)
         self.coordinator = Coordinator(
-            snapshot, CoordinatorSettings(), lambda: secrets.token_hex(8), secrets.SystemRandom().random
+            snapshot,
+            CoordinatorSettings(stall_seconds=settings.stall_seconds),
+            lambda: secrets.token_hex(8),
+            secrets.SystemRandom().random,
         )
         self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
         self._loop = asyncio.get_running_loop()

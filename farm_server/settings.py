@@ -54,6 +54,8 @@ class ServerSettings(BaseSettings):
     """How often clients report."""
     lost_after_seconds: float = Field(default=LOST_AFTER_SECONDS, gt=0)
     """A client that was silent for so long is lost."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """A client that beats without getting on with its work for so long loses it to another."""
     hello_seconds: float = Field(default=10.0, gt=0)
     """A connection that has not introduced itself by then is closed."""
     tick_seconds: float = Field(default=0.25, gt=0, le=0.5)
