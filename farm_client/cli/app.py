@@ -21,7 +21,7 @@ from farm_client.cli.pull import pull
 from farm_client.cli.run import run
 from farm_client.cli.scaffold import init
 from farm_client.cli.submit import submit
-from farm_client.cli.tasks import ls, show, why
+from farm_client.cli.tasks import checkpoints, ls, show, why
 from farm_client.cli.verbs import verb
 from farm_client.cli.wait import wait
 from farm_client.cli.watch import watch
@@ -29,7 +29,7 @@ from protocol.versions import SUPPORTED
 
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
-    "Look": (ls, show, why, watch, wait, logs, metrics, clients, explain),
+    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, clients, explain),
     "Act": (pull, pause, resume, cancel, retry),
 }
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
-from farm_client.cli.pictures import clients_table, plain_table
+from farm_client.cli.pictures import clients_table
+from farm_client.cli.tables import FittingTable
 from protocol.rest import ClientScore, Explanation
 
 
@@ -38,19 +38,22 @@ def _draw(explanation: Explanation) -> RenderableType:
         parts.append(_scores(eligible))
     filtered = [client for client in explanation.clients if not client.eligible]
     if filtered:
-        table = plain_table("filtered out", "reason")
+        table = FittingTable("filtered out", "reason")
         for client in filtered:
-            table.add_row(escape(client.name or client.client_id), escape(client.reason))
+            table.add_row(client.name or client.client_id, client.reason)
         parts.append(table)
     return Group(*parts)
 
 
 def _scores(eligible: list[ClientScore]) -> RenderableType:
+    """Draw the terms' values, from 0 to 1, under the weights that they are multiplied with."""
     weights = {term.name: term.weight for client in eligible for term in client.terms}
-    headers = [f"{weight:g} x {name.replace('_', ' ')}" for name, weight in weights.items()]
-    table = plain_table("client", "score", *headers)
+    headers = {name: name.replace("_", " ") for name in weights}
+    lightest_first = sorted(weights, key=weights.__getitem__)
+    table = FittingTable("client", "score", *headers.values(), spare=[headers[name] for name in lightest_first])
+    table.add_row(Text("weight", style="dim"), "", *(Text(f"x {weight:g}", style="dim") for weight in weights.values()))
     for client in eligible:
         values = {term.name: f"{term.value:.2f}" for term in client.terms}
         cells = [values.get(name, NOTHING) for name in weights]
-        table.add_row(escape(client.name or client.client_id), f"{client.score:.3f}", *cells)
+        table.add_row(client.name or client.client_id, f"{client.score:.3f}", *cells)
     return table

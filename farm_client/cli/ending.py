@@ -42,7 +42,7 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
 def _summary(task: TaskView) -> str:
     took = (task.finished_at or 0.0) - (task.started_at or task.finished_at or 0.0)
     quality = format_metrics(task.metrics)
-    return f"{task.round} rounds in {format_seconds(took)}" + (f": {escape(quality)}" if quality else "")
+    return f"{task.round} rounds in {format_seconds(took)}" + (f"; held out: {escape(quality)}" if quality else "")
 
 
 def _tell_failure(api: FarmApi, task: TaskView, out: Output) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_AGE_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
 
@@ -40,6 +41,15 @@ def format_age(at: float | None, now: float | None = None) -> str:
     if not at:
         return NOTHING
     return f"{format_seconds(max(0.0, (time.time() if now is None else now) - at))} ago"
+
+
+def format_short_age(at: float | None, now: float) -> str:
+    """Return for a table how long ago the Unix time ``at`` was, in its largest unit: ``12 s``, ``3 min``, ``2 d``."""
+    if not at:
+        return NOTHING
+    seconds = max(0.0, now - at)
+    unit, name = next((unit, name) for unit, name in _AGE_UNITS if seconds >= unit or unit == 1)
+    return f"{int(seconds // unit)} {name}"
 
 
 def format_clock(at: float) -> str:

@@ -7,7 +7,7 @@ import time
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,8 +21,9 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
-from farm_client.cli.pictures import hardware, plain_table, state_text
+from farm_client.cli.pictures import hardware, state_text
 from farm_client.cli.scene import Scene
+from farm_client.cli.tables import FittingTable
 from protocol.rest import ClientView, TaskView
 
 SHOWN_EVENTS = 6
@@ -83,19 +84,19 @@ def _clients(scene: Scene) -> RenderableType:
     present = [client for client in scene.clients if client.state != "offline"]
     if not present:
         return Text("\nno client is online", style="yellow")
-    table = plain_table("\nclient", "\ndoes", "\nload", "\nspeed", "\nhas")
+    table = FittingTable("client", "does", "load", "speed", "has", spare=("has", "load"))
     for client in sorted(present, key=lambda client: (-client.assignments, client.name))[:SHOWN_CLIENTS]:
         speed = client.samples_per_second.get(scene.detail.task.task_id, 0.0)
         table.add_row(
-            escape(client.name or client.client_id),
+            client.name or client.client_id,
             _doing(client),
             _load_bar(client.load.cpu),
             format_rate(speed),
             Text(hardware(client.resources), style="dim"),
         )
     if len(present) > SHOWN_CLIENTS:
-        table.add_row(Text(f"and {len(present) - SHOWN_CLIENTS} more", style="dim"))
-    return table
+        table.add_row(Text(f"and {len(present) - SHOWN_CLIENTS} more", style="dim"), *[""] * 4)
+    return Padding(table, (1, 0, 0, 0))
 
 
 def _doing(client: ClientView) -> Text:

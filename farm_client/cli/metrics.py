@@ -13,7 +13,7 @@ from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.formatting import format_value, sparkline
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
-from farm_client.cli.pictures import plain_table
+from farm_client.cli.tables import FittingTable
 from farm_client.sdk.feeds import read_all
 from protocol.rest import MetricView
 
@@ -39,14 +39,14 @@ def metrics(
     elif not values:
         invocation.out.say("No metric yet: the first comes with the first committed round.")
     else:
-        invocation.out.results.print(_plots(values, invocation.out) if plot else draw_table(_by_name(values)))
+        invocation.out.draw(_plots(values, invocation.out) if plot else draw_table(_by_name(values)))
 
 
 def _plots(values: Sequence[MetricView], out: Output) -> RenderableType:
     # The plotting package is the largest that any verb loads: as much as all the others together.
     from farm_client.cli.plots import draw_plots  # noqa: PLC0415
 
-    return draw_plots(_by_name(values), out.results.width)
+    return draw_plots(_by_name(values), out.columns)
 
 
 def _by_name(values: Sequence[MetricView]) -> Series:
@@ -58,11 +58,12 @@ def _by_name(values: Sequence[MetricView]) -> Series:
 
 def draw_table(series: Series) -> RenderableType:
     """Draw one row a metric and source: first, best and last value, and the curve in little."""
-    table = plain_table("metric", "source", "values", "first", "lowest", "highest", "last", "curve")
+    headers = ("metric", "source", "curve", "values", "first", "lowest", "highest", "last")
+    table = FittingTable(*headers, spare=("values", "first", "lowest", "highest"))
     for name, by_source in sorted(series.items()):
         for source, views in sorted(by_source.items()):
             numbers = [view.value for view in views]
             shown = (numbers[0], min(numbers), max(numbers), numbers[-1])
             curve = sparkline(numbers, SPARK_COLUMNS)
-            table.add_row(name, source, str(len(numbers)), *(format_value(number) for number in shown), curve)
+            table.add_row(name, source, curve, str(len(numbers)), *(format_value(number) for number in shown))
     return table

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -15,6 +16,8 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 SCHEMA_VERSION: Final = 1
+PIPE_COLUMNS: Final = 10_000
+PLOT_COLUMNS: Final = 120
 
 Data = BaseModel | Mapping[str, Any] | Sequence[BaseModel]
 
@@ -36,6 +39,7 @@ class Kind(StrEnum):
     EVENT = "event"
     LOG = "log"
     METRIC = "metric"
+    CHECKPOINTS = "checkpoints"
     MODEL = "model"
     RUN = "run"
     DEMO = "demo"
@@ -50,7 +54,14 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.results = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        is_fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+        self.results = Console(
+            file=sys.stdout,
+            highlight=False,
+            soft_wrap=not sys.stdout.isatty(),
+            # What reads a pipe wants a line for each record, however long.
+            width=None if is_fixed else PIPE_COLUMNS,
+        )
         self.chatter = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     @property
@@ -58,13 +69,27 @@ class Output:
         """Tell whether stdout is a terminal on which a picture can be redrawn."""
         return not self.as_json and self.results.is_terminal
 
+    @property
+    def columns(self) -> int:
+        """How wide a plot may be."""
+        return min(self.results.width, PLOT_COLUMNS)
+
     def emit(self, kind: Kind, data: Data, picture: Callable[[], RenderableType] | None = None) -> None:
         """Give one result: an envelope with --json, else what ``picture`` draws (nothing without one)."""
         if self.as_json:
             sys.stdout.write(envelope(kind, data) + "\n")
             sys.stdout.flush()
         elif picture is not None:
-            self.results.print(picture())
+            self.draw(picture())
+
+    def draw(self, drawn: RenderableType) -> None:
+        """Print a picture on stdout."""
+        with self.results.capture() as captured:
+            self.results.print(drawn)
+        # Tables fill their last column up with spaces.
+        lines = (line.rstrip(" ") for line in captured.get().split("\n"))
+        self.results.file.write("\n".join(lines))
+        self.results.file.flush()
 
     def say(self, text: str) -> None:
         """Tell a person something that is not the result; ``text`` may hold rich markup."""

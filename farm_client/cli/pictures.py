@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -18,10 +17,14 @@ from farm_client.cli.formatting import (
     format_metrics,
     format_rate,
     format_seconds,
+    format_short_age,
     format_value,
 )
+from farm_client.cli.tables import FittingTable
+from farm_client.sdk.checkpoints import best_round
+from farm_client.sdk.outcome import is_over
 from protocol.resources import Resources
-from protocol.rest import ClientView, RoundView, ShardBook, TaskDetail, TaskView
+from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
 
 _STATE_STYLES = {
@@ -38,43 +41,41 @@ _STATE_STYLES = {
 }
 
 
-def plain_table(*headers: str) -> Table:
-    """Return an empty table in the look that all verbs share; only the last column's text may wrap."""
-    table = Table(box=None, header_style="bold dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers[:-1]:
-        table.add_column(header, no_wrap=True)
-    table.add_column(headers[-1], overflow="fold", min_width=12)
-    return table
-
-
 def state_text(state: str) -> Text:
     """Return a state's word in its colour."""
     return Text(state, style=_STATE_STYLES.get(state, ""))
 
 
-def tasks_table(tasks: Sequence[TaskView]) -> RenderableType:
+def tasks_table(tasks: Sequence[TaskView], now: float) -> RenderableType:
     """Draw `farm ls`."""
     if not tasks:
         return Text("No tasks yet: `farm init` makes one to begin with, `farm submit` sends it.")
-    table = plain_table("id", "name", "state", "round", "loss", "metrics", "clients", "submitted", "why")
+    headers = ("id", "name", "state", "round", "loss", "held out", "clients", "age", "why")
+    table = FittingTable(*headers, spare=("clients", "age", "loss", "held out"))
     for task in sorted(tasks, key=lambda task: -task.submitted_at):
         table.add_row(
             task.task_id,
-            escape(task.name),
+            task.name,
             state_text(task.state),
             f"{task.round}/{task.rounds_total}",
             format_value(task.loss),
-            format_metrics(task.metrics) or NOTHING,
-            str(task.clients),
-            format_age(task.submitted_at),
-            escape(task.why),
+            _headline(task),
+            str(task.clients or NOTHING),
+            format_short_age(task.submitted_at, now),
+            task.why,
         )
     return table
 
 
+def _headline(task: TaskView) -> str:
+    """Return the metric to show where there is room for one; the loss, which every task has, only if alone."""
+    names = sorted(task.metrics, key=lambda name: (name == "loss", name))
+    return format_metrics({name: task.metrics[name] for name in names[:1]}) or NOTHING
+
+
 def task_detail(detail: TaskDetail, now: float) -> RenderableType:
     """Draw `farm show`."""
-    task, spec = detail.task, detail.spec
+    task = detail.task
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim")
     facts.add_column()
@@ -82,8 +83,6 @@ def task_detail(detail: TaskDetail, now: float) -> RenderableType:
         facts.add_row(name, value)
     title = Text.assemble((task.name, "bold"), "  ", state_text(task.state), f"  {task.task_id}")
     parts: list[RenderableType] = [title, Padding(facts, (0, 0, 1, 2))]
-    if spec.config:
-        parts.append(Text("config  " + "  ".join(f"{key}={value}" for key, value in spec.config.items()), style="dim"))
     if detail.rounds:
         parts.append(rounds_table(detail.rounds))
     return Group(*parts)
@@ -102,18 +101,30 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
             f"out, {len(spec.dataset.shards)} shards",
         ),
         ("progress", f"round {task.round} of {task.rounds_total}, epoch {task.epoch}, {task.samples_done:,} samples"),
-        ("speed", f"{format_rate(task.samples_per_second)}, {task.clients} clients, {format_seconds(took)}"),
-        ("result", format_metrics(task.metrics | ({} if task.loss is None else {"loss": task.loss})) or NOTHING),
+        ("speed", f"{format_rate(task.samples_per_second)}, {task.clients} clients at work, {format_seconds(took)}"),
+        ("train loss", format_value(task.loss)),
+        ("held out", format_metrics(task.metrics) or NOTHING),
     ]
+    if spec.config:
+        facts.append(("config", Text("  ".join(f"{key}={value}" for key, value in spec.config.items()))))
+    if task.retries:
+        facts.append(("retries", f"{task.retries} of {spec.recipe.max_retries}"))
     if task.error:
-        facts.append(("error", Text(task.error, style="red")))
+        facts.append(("error" if is_over(task) else "last error", Text(task.error, style="red")))
     return facts
 
 
-def rounds_table(rounds: Sequence[RoundView], limit: int = 10) -> Table:
-    """Draw the newest rounds, newest first."""
-    table = plain_table("round", "state", "epoch", "samples", "clients", "took", "loss", "metrics")
-    for view in rounds[:limit]:
+def rounds_table(rounds: Sequence[RoundView], limit: int = 10) -> RenderableType:
+    """Draw the newest rounds, newest first, with what was measured in training."""
+    shown = rounds[:limit]
+    measured = sorted({name for view in shown for name in view.metrics} - {"loss"})
+    headers = [f"train {name}" for name in measured]
+    table = FittingTable(
+        *("round", "state", "epoch", "samples", "clients", "took", "train loss"),
+        *headers,
+        spare=("epoch", "clients", *reversed(headers[1:]), "samples"),
+    )
+    for view in shown:
         table.add_row(
             str(view.number),
             view.state,
@@ -122,14 +133,14 @@ def rounds_table(rounds: Sequence[RoundView], limit: int = 10) -> Table:
             str(view.clients),
             NOTHING if view.seconds is None else format_seconds(view.seconds),
             format_value(view.loss),
-            format_metrics(view.metrics) or NOTHING,
+            *(format_value(view.metrics.get(name)) for name in measured),
         )
     return table
 
 
 def shards_table(books: Sequence[ShardBook]) -> RenderableType:
     """Draw the books of `farm show --shards`: one row an epoch, and each shard whose account is not even."""
-    table = plain_table("epoch", "shards", "samples", "counted", "repeated", "balance")
+    table = FittingTable("epoch", "shards", "samples", "counted", "repeated", "balance")
     by_epoch: dict[int, list[ShardBook]] = defaultdict(list)
     for book in books:
         by_epoch[book.epoch].append(book)
@@ -146,23 +157,49 @@ def shards_table(books: Sequence[ShardBook]) -> RenderableType:
     return table if books else Text("No sample has been counted yet.")
 
 
-def clients_table(clients: Sequence[ClientView], now: float) -> Table:
-    """Draw volunteers: what they have, what they do, how well; the speed is that of their fastest task."""
-    table = plain_table("client", "state", "has", "cpu", "holds", "done", "failed", "speed", "note")
-    for client in clients:
-        seen = f"seen {format_age(client.last_seen, now)}" if client.state == "offline" else ""
+def checkpoints_table(checkpoints: Sequence[CheckpointView], keep_best: str | None, now: float) -> RenderableType:
+    """Draw `farm checkpoints`; the mark says which one is the newest, and which is best by the recipe's rule."""
+    if not checkpoints:
+        return Text("No checkpoint yet: the first comes with the first committed round.")
+    best = best_round(checkpoints, keep_best)
+    table = FittingTable("round", "epoch", "size", "age", "", "metrics", spare=("epoch",))
+    for checkpoint in checkpoints:
+        marks = ("newest" if checkpoint.newest else "", "best" if checkpoint.round == best else "")
         table.add_row(
-            escape(client.name or client.client_id),
+            str(checkpoint.round),
+            str(checkpoint.epoch),
+            format_bytes(checkpoint.size_bytes),
+            format_short_age(checkpoint.created_at, now),
+            Text(", ".join(filter(None, marks)), style="bold green"),
+            format_metrics(checkpoint.metrics) or NOTHING,
+        )
+    return table
+
+
+def clients_table(clients: Sequence[ClientView], now: float) -> RenderableType:
+    """Draw volunteers: what they have, what they do, how well; the speed is that of their fastest task."""
+    headers = ("client", "state", "has", "cpu", "holds", "done", "failed", "speed", "note")
+    table = FittingTable(*headers, spare=("cpu", "holds", "speed", "has"))
+    for client in clients:
+        table.add_row(
+            client.name or client.client_id,
             state_text(client.state),
             hardware(client.resources),
             f"{client.load.cpu:.0%}",
-            str(client.assignments),
+            str(client.assignments or NOTHING),
             str(client.delivered),
-            str(client.failed),
+            Text(str(client.failed), style="red" if client.failed else ""),
             format_rate(max(client.samples_per_second.values(), default=0.0)),
-            escape("; ".join(part for part in (client.reason, seen) if part)),
+            _note(client, now),
         )
     return table
+
+
+def _note(client: ClientView, now: float) -> Text:
+    breaker = "" if client.breaker == "closed" else f"breaker {client.breaker}"
+    seen = f"seen {format_short_age(client.last_seen, now)} ago" if client.state == "offline" else ""
+    reason = "" if breaker and client.reason.startswith(breaker) else breaker
+    return Text("; ".join(filter(None, (reason, client.reason, seen))), style="yellow" if breaker else "")
 
 
 def hardware(resources: Resources) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from string import digits
+import re
+import time
 from typing import Final
 
 from farm_client.cli.formatting import format_metrics, format_rate, format_value
@@ -10,7 +11,9 @@ from farm_client.cli.output import Output
 from farm_client.cli.scene import Scene
 from protocol.rest import TaskView
 
-_NO_DIGITS: Final = str.maketrans("", "", digits)
+REMINDER_SECONDS: Final = 30.0
+"""A task that waits for the same reason says so again after this long: a log that stands still looks dead."""
+_NUMBERS: Final = re.compile(r"(\d[\d.,:]*\s*((s|min|h|d)\b\s*)?)+")
 
 
 class ProgressLines:
@@ -18,19 +21,26 @@ class ProgressLines:
 
     def __init__(self) -> None:
         self._shown: tuple[object, ...] = ()
+        self._shown_at = 0.0
 
     def show(self, scene: Scene, out: Output) -> None:
         """Print the scene's line on stdout, if it says something new; an absent farm is chatter."""
         task = scene.detail.task
+        content = (scene.absent,) if scene.absent else _content(task)
+        now = time.monotonic()
+        if content == self._shown and now - self._shown_at < REMINDER_SECONDS:
+            return
+        self._shown, self._shown_at = content, now
         if scene.absent:
             out.say(scene.absent)
-            return
-        # Without its digits a reason that counts down ("again in 3 s") stays the same reason.
-        reason = task.why.translate(_NO_DIGITS) if task.state != "running" else ""
-        content = (task.round, task.state, reason, tuple(task.metrics.items()))
-        if content != self._shown:
+        else:
             out.results.print(progress_line(task), markup=False)
-        self._shown = content
+
+
+def _content(task: TaskView) -> tuple[object, ...]:
+    """Return what makes a line new. A reason that counts down ("again in 1 min 03 s") stays the same reason."""
+    reason = _NUMBERS.sub("#", task.why) if task.state != "running" else ""
+    return (task.round, task.state, reason, tuple(task.metrics.items()))
 
 
 def progress_line(task: TaskView) -> str:

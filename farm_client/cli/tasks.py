@@ -11,14 +11,14 @@ from rich.text import Text
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
-from farm_client.cli.pictures import shards_table, task_detail, tasks_table
+from farm_client.cli.pictures import checkpoints_table, shards_table, task_detail, tasks_table
 
 
 def ls(invocation: Invocation) -> None:
     """List the farm's tasks, newest first."""
     with invocation.api() as api:
         tasks = api.tasks()
-    invocation.out.emit(Kind.TASKS, tasks, lambda: tasks_table(tasks))
+    invocation.out.emit(Kind.TASKS, tasks, lambda: tasks_table(tasks, time.time()))
 
 
 def show(
@@ -35,6 +35,15 @@ def show(
         else:
             detail = api.task(task_id)
             invocation.out.emit(Kind.DETAIL, detail, lambda: task_detail(detail, time.time()))
+
+
+def checkpoints(invocation: Invocation, task: TaskArgument) -> None:
+    """List the checkpoints that a task keeps; `farm pull --round N` and `farm submit --from TASK@N` take one."""
+    with invocation.api() as api:
+        task_id = invocation.task(api, task).task_id
+        kept = api.checkpoints(task_id)
+        keep_best = api.task(task_id).spec.recipe.keep_best
+    invocation.out.emit(Kind.CHECKPOINTS, kept, lambda: checkpoints_table(kept, keep_best, time.time()))
 
 
 def why(invocation: Invocation, task: TaskArgument) -> None:

@@ -13,6 +13,7 @@ from protocol.digests import digest_bytes
 from protocol.recipe import Recipe
 from protocol.resources import Load, Resources
 from protocol.rest import (
+    CheckpointView,
     ClientScore,
     ClientView,
     EventView,
@@ -59,14 +60,32 @@ def make_task(task_id: str = "abcd2345", **changes: object) -> TaskView:
     return view.model_copy(update=changes)
 
 
-def make_spec() -> TaskSpec:
+def make_spec(recipe: Recipe | None = None) -> TaskSpec:
     """Return the spec of every task of the fake farm."""
     shards = (Shard(index=0, samples=100, blob=A_BLOB),)
     dataset = Dataset(kind="files", shards=shards)
-    recipe = Recipe(rounds=20)
     return TaskSpec(
-        name="digits", code=A_BLOB, config={"lr": 0.1}, dataset=dataset, initial_weights=A_BLOB, recipe=recipe
+        name="digits",
+        code=A_BLOB,
+        config={"lr": 0.1},
+        dataset=dataset,
+        initial_weights=A_BLOB,
+        recipe=recipe or Recipe(rounds=20),
     )
+
+
+def make_checkpoint(round_number: int, **changes: object) -> CheckpointView:
+    """Return a checkpoint of the task that ``make_task`` makes."""
+    view = CheckpointView(
+        task_id="abcd2345",
+        round=round_number,
+        epoch=round_number // 2,
+        digest="f" * 64,
+        size_bytes=2048,
+        created_at=1_700_000_000.0,
+        metrics={"accuracy": 0.9},
+    )
+    return view.model_copy(update=changes)
 
 
 def make_client(name: str = "laptop", **changes: object) -> ClientView:
@@ -100,8 +119,11 @@ class FakeFarm:
     logs: list[LogView] = field(default_factory=list)
     metrics: list[MetricView] = field(default_factory=list)
     shards: list[ShardBook] = field(default_factory=list)
+    recipe: Recipe | None = None
+    checkpoints: list[CheckpointView] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     model_digest: str = "f" * 64
+    submitted: list[TaskSpec] = field(default_factory=list)
     requests: list[httpx.Request] = field(default_factory=list)
     overrides: dict[tuple[str, str], Callable[[], httpx.Response]] = field(default_factory=dict)
 
@@ -130,7 +152,7 @@ class FakeFarm:
             case ["v1", "clients"]:
                 return answer(self.clients)
             case ["v1", "tasks"] if request.method == "POST":
-                TaskSpec.model_validate_json(request.content)
+                self.submitted.append(TaskSpec.model_validate_json(request.content))
                 return answer(SubmitReply(task=self.tasks[0], created=True))
             case ["v1", "tasks"]:
                 return answer(self.tasks)
@@ -152,27 +174,30 @@ class FakeFarm:
                         metrics={"accuracy": 0.93}, committed_at=1.0,
                     ),
                 )  # fmt: skip
-                return answer(TaskDetail(task=task, spec=make_spec(), rounds=rounds))
+                return answer(TaskDetail(task=task, spec=make_spec(self.recipe), rounds=rounds))
             case ["pause" | "resume" | "cancel" | "retry" as action]:
                 return answer(task.model_copy(update={"state": f"{action}d"}))
             case ["why"]:
                 return httpx.Response(200, json={"why": task.why})
             case ["explain"]:
                 return answer(make_explanation(task_id))
-            case ["shards"]:
-                return answer(self.shards)
+            case ["shards" | "checkpoints" as records]:
+                return answer({"shards": self.shards, "checkpoints": self.checkpoints}[records])
             case ["model"]:
-                size = len(self.blobs.get(self.model_digest, b""))
-                number = int(request.url.params.get("round", task.round))
-                view = ModelView(
-                    task_id=task_id, round=number, digest=self.model_digest, size_bytes=size, state=task.state
-                )
-                return answer(view)
+                return self._model_answer(task, int(request.url.params.get("round", task.round)))
             case ["events" | "logs" | "metrics" as feed]:
                 after, limit = int(request.url.params["after"]), int(request.url.params["limit"])
                 entries = {"events": self.events, "logs": self.logs, "metrics": self.metrics}[feed]
                 return answer([entry for entry in entries if entry.seq > after][:limit])
         return problem(404, "not_found", "no such question")
+
+    def _model_answer(self, task: TaskView, number: int) -> httpx.Response:
+        if self.checkpoints and number not in {checkpoint.round for checkpoint in self.checkpoints}:
+            return problem(404, "not_found", "there is no such checkpoint")
+        size = len(self.blobs.get(self.model_digest, b""))
+        return answer(
+            ModelView(task_id=task.task_id, round=number, digest=self.model_digest, size_bytes=size, state=task.state)
+        )
 
     def _blob_answer(self, request: httpx.Request, digest: str) -> httpx.Response:
         if request.method == "PUT":

@@ -87,6 +87,18 @@ def test_recipe_fields_that_nobody_gave_are_left_to_the_submission(folder):
     assert not given & {"round_samples", "evaluate_every", "outer"}
 
 
+def test_checkpoints_and_late_work_by_file_and_by_option(folder):
+    (folder / "task.toml").write_text(
+        "[recipe]\nrounds = 3\nkeep_every = 10\nmax_staleness = 2\nkeep_best = 'min:loss'"
+    )
+    options = SubmitOptions(folder, keep_best="max:accuracy", over_provision=0.5, row_bytes=64, samples=1000)
+    described = describe_task(options)
+    recipe = described.recipe
+    assert (recipe.keep_every, recipe.max_staleness, recipe.over_provision) == (10, 2, 0.5)
+    assert recipe.keep_best == "max:accuracy"
+    assert (described.task.row_bytes, described.task.samples) == (64, 1000)
+
+
 def test_the_submission_says_who(folder):
     submission = describe_submission(SubmitOptions(folder, submit_token="once", no_check=True))
     assert "@" in submission.submitter
@@ -104,6 +116,8 @@ def test_the_submission_says_who(folder):
         ("[recipe]\nrounds = 0", "recipe.rounds"),
         ("[recipe]\nmode = 'gradients'\nquorum = 0.5\nrounds = 1", "gradients mode needs quorum 1"),
         ("[task]\nholdout = 2", "task.holdout"),
+        ("[recipe]\nrounds = 1\nkeep_best = 'accuracy'", "recipe.keep_best"),
+        ("[recipe]\nrounds = 1\nmode = 'gradients'\nmax_staleness = 1", "are for weights mode"),
         ("[requirements]\nram_bytes = 'much'", "'much' is no size"),
         ("[task", "is not TOML"),
     ],

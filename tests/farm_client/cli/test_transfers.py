@@ -16,8 +16,9 @@ from farm_client.sdk.config import parse_address
 from farm_client.sdk.upload import upload
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, NotFound
+from protocol.recipe import Recipe
 from protocol.tensors import Role, weights_metadata
-from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm
+from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, make_checkpoint
 
 
 class Tied(nn.Module):
@@ -78,6 +79,24 @@ def test_damaged_bytes_leave_the_old_model_in_place(farm, fake, tmp_path):
     assert outcome.envelope("error")["code"] == "digest_mismatch"
     assert output.read_text() == "old"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("wanted", ["3", "99"])
+def test_a_round_that_is_not_kept_is_told_with_those_that_are(farm, fake, tmp_path, wanted):
+    fake.checkpoints = [make_checkpoint(number) for number in (0, 5, 18, 19, 20)]
+    outcome = farm("pull", "digits", "--round", wanted, "-o", str(tmp_path / "m.safetensors"))
+    assert outcome.exit_code == 1
+    assert f"has no checkpoint of round {wanted}; it keeps 0, 5, 18 to 20" in outcome.stderr
+
+
+def test_checkpoints_are_listed_with_the_newest_and_the_best(farm, fake):
+    fake.recipe = Recipe(rounds=3, keep_best="max:accuracy")
+    best = make_checkpoint(2, metrics={"accuracy": 0.95})
+    fake.checkpoints = [make_checkpoint(1), best, make_checkpoint(3, newest=True)]
+    lines = farm("checkpoints", "digits").stdout.splitlines()
+    assert [("best" in line, "newest" in line) for line in lines[1:]] == [(False, False), (True, False), (False, True)]
+    assert "accuracy 0.95" in lines[2]
+    assert [c["round"] for c in farm("checkpoints", "digits", "--json").envelope("checkpoints")] == [1, 2, 3]
 
 
 def test_a_dropped_checkpoint_is_said_to_be_gone(farm, tmp_path):

@@ -41,6 +41,14 @@ def test_show_gives_recipe_progress_and_rounds(farm):
         assert part in text
 
 
+def test_show_tells_of_retries_and_the_last_error(farm, fake):
+    fake.tasks = [make_task(state="pending", retries=2, error="ValueError: shapes differ")]
+    text = farm("show", "digits").stdout
+    assert "2 of 3" in text
+    assert "last error" in text
+    assert "ValueError: shapes differ" in text
+
+
 @pytest.mark.parametrize(
     ("counted", "repeated", "balance"),
     [(100, 0, "each sample once"), (60, 0, "40 to go"), (100, 4, "4 counted twice")],
@@ -88,8 +96,8 @@ def test_no_client_says_what_to_do(farm, fake):
 
 def test_explain_gives_terms_and_who_was_filtered_out(farm):
     text = farm("explain", "digits").stdout
-    assert "0.5 x throughput" in text
-    assert "0.2 x free memory" in text
+    assert "throughput  free memory" in text
+    assert "x 0.5" in text
     assert "0.80" in text
     assert "needs 8.0 GiB of memory" in text
 
