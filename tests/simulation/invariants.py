@@ -24,6 +24,8 @@ def check_farm(server: Server, is_tick: bool) -> None:
         if run.step is not None:
             check(run.record.state in _LIVE, f"task {run.task_id} is {run.record.state} and has an open step")
             _check_step(run, run.step)
+            idle = run.record.state is not TaskState.PENDING or not run.step.leases
+            check(idle, f"task {run.task_id} is pending, and clients work on it")
             for name, lease in run.step.leases.items():
                 held.setdefault(lease.record.client_id, set()).add(name)
                 check(lease.record.state in HELD, f"lease of {name}, which is {lease.record.state}")

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 
-from coordinator import offers, recovery, results, rounds, scheduling, tasks
+from coordinator import engine, fleet, offers, recovery, results, rounds, scheduling, tasks, views
 from coordinator.commands import Fold, Save
-from coordinator.records import AssignmentRecord, CheckpointRecord, TaskRecord
+from coordinator.records import AssignmentRecord
+from coordinator.state import Farm
 from coordinator.turn import Turn
+from protocol.messages import Ack
 from tests.simulation import server
 
-Mutant = Callable[[MonkeyPatch], None]
+Mutant = Callable[[pytest.MonkeyPatch], None]
 
 
-def fold_twice(patch: MonkeyPatch) -> None:
+def fold_twice(patch: pytest.MonkeyPatch) -> None:
     """Every tenth update is folded a second time."""
     do, folds = Turn.do, [0]
 
@@ -30,23 +32,23 @@ def fold_twice(patch: MonkeyPatch) -> None:
     patch.setattr(Turn, "do", twice)
 
 
-def fold_in_order_of_arrival(patch: MonkeyPatch) -> None:
+def fold_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     """Updates do not wait for their turn."""
     in_turn = rounds.fold_in_turn
     patch.setattr(results, "fold_in_turn", lambda turn, run, step: in_turn(turn, run, step, skip_gaps=True))
 
 
-def lose_parts(patch: MonkeyPatch) -> None:
+def lose_parts(patch: pytest.MonkeyPatch) -> None:
     """The part of a lost lease is not returned."""
     patch.setattr(offers, "insort", lambda *_args, **_more: None)
 
 
-def forget_the_leftover(patch: MonkeyPatch) -> None:
+def forget_the_leftover(patch: pytest.MonkeyPatch) -> None:
     """A round that commits at quorum owes nothing."""
     patch.setattr(rounds, "_owed_after", lambda *_args: ())
 
 
-def skip_the_journal(patch: MonkeyPatch) -> None:
+def skip_the_journal(patch: pytest.MonkeyPatch) -> None:
     """Commands do not wait for the save before them, and a crash comes in between."""
 
     def at_once(shell: Any) -> None:
@@ -58,7 +60,7 @@ def skip_the_journal(patch: MonkeyPatch) -> None:
     patch.setattr(server.Server, "_advance", at_once)
 
 
-def count_before_the_commit(patch: MonkeyPatch) -> None:
+def count_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """A delivered assignment is saved as counted at once, and may be abandoned later."""
     deliver = results._deliver
 
@@ -69,7 +71,7 @@ def count_before_the_commit(patch: MonkeyPatch) -> None:
     patch.setattr(results, "_deliver", early)
 
 
-def save_half_a_commit(patch: MonkeyPatch) -> None:
+def save_half_a_commit(patch: pytest.MonkeyPatch) -> None:
     """The task's new version is saved apart from its assignments."""
     answer = Turn.answer
 
@@ -83,33 +85,28 @@ def save_half_a_commit(patch: MonkeyPatch) -> None:
     patch.setattr(Turn, "answer", halves)
 
 
-def restart_from_an_older_version(patch: MonkeyPatch) -> None:
+def restart_from_an_older_version(patch: pytest.MonkeyPatch) -> None:
     """After a restart a task forgets its last round."""
     restore = recovery.restore
 
     def older(snapshot: Any) -> Any:
-        return restore(replace(snapshot, tasks=tuple(_one_back(t, snapshot.checkpoints) for t in snapshot.tasks)))
+        tasks_before = tuple(replace(task, version=max(task.version - 1, 0)) for task in snapshot.tasks)
+        return restore(replace(snapshot, tasks=tasks_before))
 
     patch.setattr(recovery, "restore", older)
 
 
-def _one_back(task: TaskRecord, checkpoints: tuple[CheckpointRecord, ...]) -> TaskRecord:
-    return replace(task, version=max(task.version - 1, 0))
-
-
-def keep_leases_of_the_gone(patch: MonkeyPatch) -> None:
+def keep_leases_of_the_gone(patch: pytest.MonkeyPatch) -> None:
     """A client that is gone keeps what it held."""
-    from coordinator import fleet
-
     patch.setattr(fleet, "_suspend_all", lambda *_args: None)
 
 
-def never_expire(patch: MonkeyPatch) -> None:
+def never_expire(patch: pytest.MonkeyPatch) -> None:
     """A client that makes no progress keeps its lease, and no round is ever given up."""
     patch.setattr(scheduling, "expire", lambda *_args: None)
 
 
-def offer_the_same_part_twice(patch: MonkeyPatch) -> None:
+def offer_the_same_part_twice(patch: pytest.MonkeyPatch) -> None:
     """A part that waits is offered and goes on waiting."""
 
     def leaky(turn: Turn, run: Any, step: Any, idle: Any) -> None:
@@ -119,7 +116,7 @@ def offer_the_same_part_twice(patch: MonkeyPatch) -> None:
     patch.setattr(scheduling, "_offer_again", leaky)
 
 
-def count_repeats(patch: MonkeyPatch) -> None:
+def count_repeats(patch: pytest.MonkeyPatch) -> None:
     """A result that comes a second time is delivered a second time."""
     arrived, seen = results.arrived, {}
 
@@ -136,9 +133,8 @@ def count_repeats(patch: MonkeyPatch) -> None:
     _replace_rule(patch, results.arrived, again)
 
 
-def reuse_fences(patch: MonkeyPatch) -> None:
+def reuse_fences(patch: pytest.MonkeyPatch) -> None:
     """Fences start anew with each server."""
-    from coordinator.state import Farm
 
     def short(farm: Any, now: float) -> int:
         farm.last_fence = len(farm.clients) + farm.last_fence % 1000
@@ -147,31 +143,45 @@ def reuse_fences(patch: MonkeyPatch) -> None:
     patch.setattr(Farm, "next_fence", short)
 
 
-def free_a_slot_too_many(patch: MonkeyPatch) -> None:
+def free_a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
     """What a client has not answered yet is not counted."""
-    from coordinator import fleet
-
     patch.setattr(fleet, "_unanswered", lambda *_args: 0)
 
 
-def never_settle_the_refused(patch: MonkeyPatch) -> None:
+def never_settle_the_refused(patch: pytest.MonkeyPatch) -> None:
     """A client is not told that nobody wants its result."""
     patch.setattr(results, "_settle_uncounted", lambda *_args: None)
 
 
-def wait_for_the_gone(patch: MonkeyPatch) -> None:
-    """A task whose clients are gone says nothing of it."""
-    patch.setattr(scheduling, "nobody", lambda *_args: "")
+def say_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A task with an open round does not say what it waits for."""
+    patch.setattr(views, "_step_line", lambda *_args: "")
 
 
-def resume_what_is_over(patch: MonkeyPatch) -> None:
+def acknowledge_on_arrival(patch: pytest.MonkeyPatch) -> None:
+    """A client forgets its update before a committed round contains it."""
+    deliver = results._deliver
+
+    def early(turn: Turn, run: Any, step: Any, lease: Any, event: Any) -> None:
+        deliver(turn, run, step, lease, event)
+        ack = Ack(assignment_id=event.assignment_id, fence=event.fence, counted=True)
+        turn.send(turn.farm.clients[event.client_id], ack)
+
+    patch.setattr(results, "_deliver", early)
+
+
+def undo_too_little(patch: pytest.MonkeyPatch) -> None:
+    """A task that falls back to an older checkpoint leaves the books as they are."""
+    fall_back = recovery.fall_back
+    _replace_rule(patch, fall_back, lambda turn, event: fall_back(turn, replace(event, undone=())))
+
+
+def resume_what_is_over(patch: pytest.MonkeyPatch) -> None:
     """People may move tasks along edges that are the farm's own."""
     patch.setattr(tasks, "_check_may", lambda *_args: None)
 
 
-def _replace_rule(patch: MonkeyPatch, old: Callable[..., None], new: Callable[..., None]) -> None:
-    from coordinator import engine
-
+def _replace_rule(patch: pytest.MonkeyPatch, old: Callable[..., None], new: Callable[..., None]) -> None:
     rules = {event: (new if rule is old else rule) for event, rule in engine.RULES.items()}
     patch.setattr(engine, "RULES", rules)
 
@@ -192,6 +202,8 @@ MUTANTS: tuple[Mutant, ...] = (
     reuse_fences,
     free_a_slot_too_many,
     never_settle_the_refused,
-    wait_for_the_gone,
+    say_nothing,
+    acknowledge_on_arrival,
+    undo_too_little,
     resume_what_is_over,
 )
