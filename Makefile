@@ -9,11 +9,12 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos lint format states picture clean
+.PHONY: simulate help install demo test chaos lint format states picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
 	@echo "make test     run the whole test suite"
+	@echo "make simulate run 20,000 seeded schedules of faults against the coordinator (SEEDS=0-20000 JOBS=2)"
 	@echo "make chaos    break a farm of real processes for two minutes, and see that no work is lost (ARGS=--seed 1)"
 	@echo "make lint     ruff, mypy and the import contract"
 	@echo "make format   let ruff rewrite the code in the house style"
@@ -32,6 +33,11 @@ test: $(STAMP)
 
 chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos --seconds 120 $(ARGS)
+
+simulate: SEEDS ?= 0-20000
+simulate: JOBS ?= 2
+simulate: $(STAMP)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
 lint: $(STAMP)
 	@echo "==> ruff check"
