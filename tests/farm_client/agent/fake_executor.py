@@ -49,6 +49,8 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
         assignment_id=order.assignment_id, samples_done=1, metrics=(MetricPoint(name="fake", value=1.0, step=0),)
     )
     connection.sendall(pack_frame(progress.model_dump()))
+    if doing == "hang_later":
+        doing = "hang" if order.round else "train"
     match doing:
         case "hang":
             Path(load.config["pid_file"]).write_text(str(os.getpid()))
