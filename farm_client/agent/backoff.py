@@ -11,16 +11,22 @@ from dataclasses import dataclass
 from typing import Final
 
 
+MOST_GROWTHS: Final = 200
+"""Beyond it every bound is the longest; no power overflows."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Waits drawn evenly from 0 to ``first_seconds * 2**n``, that bound never above ``longest_seconds``.
+    """Waits drawn evenly from 0 to ``first_seconds * growth**n``, that bound never above ``longest_seconds``.
 
+    After an outage the next wait is at most about ``2 * (growth - 1)`` of what was waited so far.
     ``tries`` counts the first one; None tries for ever.
     """
 
     first_seconds: float
     longest_seconds: float
     tries: int | None = None
+    growth: float = 2.0
 
     def allows(self, failures: int) -> bool:
         """Tell whether another try is due after so many failures in a row."""
@@ -28,9 +34,11 @@ class RetryPolicy:
 
     def delay_seconds(self, failures: int) -> float:
         """Draw the wait before the next try; ``failures`` in a row is at least 1."""
-        bound = self.first_seconds * 2 ** min(failures - 1, 30)
+        bound = self.first_seconds * self.growth ** min(failures - 1, MOST_GROWTHS)
         return random.uniform(0, min(bound, self.longest_seconds))  # noqa: S311  jitter is no secret
 
 
-RECONNECT: Final = RetryPolicy(first_seconds=0.25, longest_seconds=30.0)
+RECONNECT: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0, growth=1.1)
+"""Slow to grow: a server that restarts is back in seconds, and work must go on within five of its start. A wait stays
+under a second and a half for the first five seconds of an outage, and reaches half a minute after some minutes."""
 TRANSFER: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)
