@@ -10,7 +10,6 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-
 MOST_GROWTHS: Final = 200
 """Beyond it every bound is the longest; no power overflows."""
 
@@ -40,5 +39,5 @@ class RetryPolicy:
 
 RECONNECT: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0, growth=1.1)
 """Slow to grow: a server that restarts is back in seconds, and work must go on within five of its start. A wait stays
-under a second and a half for the first five seconds of an outage, and reaches half a minute after some minutes."""
+about two seconds at most for the first five of an outage, and reaches half a minute after some minutes."""
 TRANSFER: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)
