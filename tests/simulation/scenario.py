@@ -44,6 +44,10 @@ FAULTS = (
 )
 
 
+_TWO = Requirements(clients=("c0", "c1"))
+_NOBODY = Requirements(tags=("quantum",))
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """One client as it is when it joins."""
@@ -93,9 +97,11 @@ def _settings() -> CoordinatorSettings:
         stall_seconds=12.0,
         return_seconds=6.0,
         deadline_grace_seconds=5.0,
+        breaker_failures=3,
         does_not_fit_seconds=10.0,
         task_retry=RetryPolicy(base_seconds=0.5, cap_seconds=4.0),
         client_retry=RetryPolicy(base_seconds=1.0, cap_seconds=8.0),
+        breaker_retry=RetryPolicy(base_seconds=2.0, cap_seconds=15.0),
     )
 
 
@@ -119,7 +125,7 @@ def draw_task(rng: Random, machines: int) -> TaskSpec:
     return spec(
         shards=shards,
         holdout=(7, 5) if rng.random() < 0.4 else (),
-        requirements=Requirements(clients=("c0", "c1")) if rng.random() < 0.1 else None,
+        requirements=rng.choice((*[None] * 16, _TWO, _TWO, _NOBODY)),
         submitter=rng.choice(("ada", "bob", "eve")),
         priority=rng.choice((1, 5, 5, 9)),
         mode="weights",

@@ -9,7 +9,7 @@ from random import Random
 from coordinator.books import shard_books
 from coordinator.events import Event, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
-from coordinator.records import RoundState, Snapshot
+from coordinator.records import RoundState, Snapshot, TaskRecord
 from protocol.tasks import TaskSpec
 from tests.simulation.agenda import Agenda
 from tests.simulation.client import Client
@@ -140,9 +140,16 @@ class World:
     def _is_over(self) -> bool:
         if self.agenda.now < self.scenario.stormy_seconds or len(self.ledger.tasks) < len(self.task_ids):
             return False
-        if any(task.state not in ENDED for task in self.ledger.tasks.values()):
+        if any(task.state not in ENDED and not self._waits_for_ever(task) for task in self.ledger.tasks.values()):
             return False
         return not any(client.outbox or client.jobs for client in self.clients)
+
+    def _waits_for_ever(self, task: TaskRecord) -> bool:
+        """Whether the task needs what no machine has, and says so."""
+        if not task.spec.requirements.tags or self.server is None:
+            return False
+        why = self.server.coordinator.why(task.task_id, self.server_now())
+        return "lacks the tag" in why or task.state is TaskState.PAUSED
 
     def _unfinished(self) -> str:
         tasks = [f"{t.task_id} is {t.state} ({t.reason})" for t in self.ledger.tasks.values() if t.state not in ENDED]
