@@ -180,7 +180,7 @@ async def test_no_executor_outlives_the_agent_process(farm, home, number):
         executors = await until(lambda: psutil.Process(agent.pid).children(recursive=True), 20)
         agent.send_signal(number)
         exit_code = await agent.wait()
-        await asyncio.gather(*(gone(process.pid) for process in executors))
+        await asyncio.gather(*(gone(process.pid, 10.0) for process in executors))
         assert exit_code == (0 if number == signal.SIGINT else -signal.SIGKILL)
         if number == signal.SIGINT:
             assert not any((home / "scratch").iterdir())
