@@ -24,6 +24,7 @@ from farm_client.cli.formatting import (
 from farm_client.cli.pictures import hardware, state_text
 from farm_client.cli.scene import Scene
 from farm_client.cli.tables import FittingTable
+from farm_client.sdk.outcome import is_over
 from protocol.rest import ClientView, TaskView
 
 SHOWN_EVENTS = 6
@@ -59,7 +60,7 @@ def _numbers(scene: Scene, now: float) -> RenderableType:
     grid.add_row("held out", Text(format_metrics(quality) or "not evaluated yet", style="bold" if quality else "dim"))
     speed = f"{format_rate(task.samples_per_second)}, {task.samples_done:,} samples, epoch {task.epoch}"
     grid.add_row("speed", speed)
-    reason = scene.absent or task.error or task.why
+    reason = scene.absent or task.error or ("" if is_over(task) else task.why)
     if reason:
         grid.add_row("why", Text(reason, style="red" if scene.absent or task.error else ""))
     return grid

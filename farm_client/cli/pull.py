@@ -14,7 +14,6 @@ from farm_client.cli.formatting import format_bytes, format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.checkpoints import find_model
 from farm_client.sdk.download import pull_model
 from protocol.rest import ModelView
 
@@ -29,7 +28,7 @@ def pull(
 ) -> None:
     """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
     with invocation.api() as api:
-        model = find_model(api, invocation.task(api, task).task_id, round_number)
+        model = api.model(invocation.task(api, task).task_id, round_number)
         fetch(api, model, output, invocation.out)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {model.round} rounds, {format_bytes(model.size_bytes)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from farm_client.sdk.api import FarmApi
 from protocol.errors import NotFound
-from protocol.rest import CheckpointView, ModelView
+from protocol.rest import CheckpointView
 
 
 def find_checkpoint(api: FarmApi, task_id: str, round_number: int | None = None) -> CheckpointView:
@@ -22,16 +22,7 @@ def find_checkpoint(api: FarmApi, task_id: str, round_number: int | None = None)
     if not kept:
         raise NotFound(f"task {task_id} has no checkpoint: `farm why {task_id}` says what it waits for")
     rounds = "" if round_number is None else f" of round {round_number}"
-    raise NotFound(f"task {task_id} has no checkpoint{rounds}; it keeps {describe_rounds(c.round for c in kept)}")
-
-
-def find_model(api: FarmApi, task_id: str, round_number: int | None = None) -> ModelView:
-    """Return which model to pull. Raises: NotFound saying which rounds are kept."""
-    try:
-        return api.model(task_id, round_number)
-    except NotFound:
-        find_checkpoint(api, task_id, round_number)
-        raise
+    raise NotFound(f"task {task_id} has no checkpoint{rounds}; kept are: {_describe(c.round for c in kept)}")
 
 
 def best_round(checkpoints: Iterable[CheckpointView], rule: str | None) -> int | None:
@@ -47,7 +38,7 @@ def best_round(checkpoints: Iterable[CheckpointView], rule: str | None) -> int |
     return max(measured)[1] if measured else None
 
 
-def describe_rounds(rounds: Iterable[int]) -> str:
+def _describe(rounds: Iterable[int]) -> str:
     """Return ``0, 5, 18 to 20``."""
     runs: list[list[int]] = []
     for number in sorted(rounds):

@@ -24,11 +24,12 @@ def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[
     output.parent.mkdir(parents=True, exist_ok=True)
     notes = {"task": model.task_id, "round": str(model.round), "weights_digest": model.digest}
     with _replacing(output) as partial, _vanishing(output) as weights:
-        _download(api, model.digest, weights, advance)
+        download_weights(api, model.digest, weights, advance)
         write_model_file(weights, partial, notes)
 
 
-def _download(api: FarmApi, digest: str, to: Path, advance: Callable[[int], None]) -> None:
+def download_weights(api: FarmApi, digest: str, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Write a checkpoint's weights file to ``to``. Raises: DigestMismatch, NotFound."""
     hasher = new_hasher()
     with api.get_blob(digest) as chunks, to.open("wb") as file:
         for chunk in chunks:
@@ -36,7 +37,7 @@ def _download(api: FarmApi, digest: str, to: Path, advance: Callable[[int], None
             file.write(chunk)
             advance(len(chunk))
     if hasher.hexdigest() != digest:
-        raise DigestMismatch(f"the model arrived damaged (wanted {digest[:12]}…): pull it again")
+        raise DigestMismatch(f"the model arrived damaged (wanted {digest[:12]}…): try again")
 
 
 @contextmanager

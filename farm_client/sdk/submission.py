@@ -1,4 +1,4 @@
-"""From a researcher's files to a task specification and the blobs that it names. No network: uploading is `api`'s."""
+"""From a researcher's files to a task specification and the blobs that it names; uploading them is `upload`'s."""
 
 from __future__ import annotations
 
@@ -81,11 +81,9 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
     tell("checking", 1, 1)
     dataset, files = _sharded(submission, source, report, folder, tell)
     files[bundle.blob.digest] = bundle.data
-    initial = BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes)
-    if submission.warm_start is None:
-        files[initial.digest] = Path(report.weights_path)
-    else:
-        initial = submission.warm_start.fitted_to(Path(report.weights_path))
+    initial, weights = _initial_weights(submission, report, folder)
+    if weights is not None:
+        files[initial.digest] = weights
     spec = TaskSpec(
         name=submission.name or submission.code.resolve().stem,
         submitter=submission.submitter,
@@ -130,6 +128,14 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         rows=submission.samples,
         tries_batch=submission.check,
     )
+
+
+def _initial_weights(submission: Submission, report: RehearsalReport, folder: Path) -> tuple[BlobRef, Path | None]:
+    """Return the weights that training begins with, and their file unless the farm holds them."""
+    built = Path(report.weights_path)
+    if submission.warm_start is not None:
+        return submission.warm_start.fitted_to(built, folder)
+    return BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes), built
 
 
 def _sharded(

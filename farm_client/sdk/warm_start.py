@@ -5,13 +5,17 @@ The farm holds the bytes already, so only the header of the weights file travels
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from farm_client.data.sharding import blob_of
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import find_checkpoint
+from farm_client.sdk.download import download_weights
+from farm_client.sdk.weights_file import write_with_roles
 from protocol.errors import InvalidTask
 from protocol.tasks import BlobRef
 from protocol.tensors import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, Layout, TensorSpec, parse_layout, read_header
@@ -26,30 +30,37 @@ class WarmStart:
     label: str
     blob: BlobRef
     layout: Layout
+    fetch: Callable[[Path], None]
+    """Writes the whole weights file to a path."""
 
-    def fitted_to(self, model_weights: Path) -> BlobRef:
-        """Return the blob to begin with, once it is sure to fit the model whose weights file this is.
+    def fitted_to(self, model_weights: Path, folder: Path) -> tuple[BlobRef, Path | None]:
+        """Return the weights to begin with, and their file if the farm does not hold them in this form.
 
-        Raises: InvalidTask naming the tensors that differ.
+        It does, unless other layers are frozen now: then the same tensors get the model's roles, in ``folder``.
+        Raises: InvalidTask naming the tensors that are not those of the model whose weights file this is.
         """
-        differing = list(_differences(parse_layout(model_weights.read_bytes()), self.layout))
-        if not differing:
-            return self.blob
-        more = len(differing) - _SHOWN_DIFFERENCES
-        shown = "; ".join(differing[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise InvalidTask(
-            f"the weights of {self.label} do not fit what build_model builds: {shown}. "
-            "Build the same model, or submit without --from"
-        )
+        model = parse_layout(model_weights.read_bytes())
+        if differing := list(_differences(model, self.layout)):
+            raise InvalidTask(
+                f"the weights of {self.label} do not fit what build_model builds: {_first(differing)}. "
+                "Build the same model, or submit without --from"
+            )
+        if model == self.layout:
+            return self.blob, None
+        fetched, fitted = folder / "warm-start.weights", folder / "fitted.weights"
+        self.fetch(fetched)
+        write_with_roles(fetched, fitted, model)
+        return blob_of(fitted), fitted
 
 
 def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None) -> WarmStart:
-    """Look a checkpoint's weights up. Raises: NotFound saying which rounds are kept."""
+    """Look a checkpoint's weights up; ``api`` must stay open. Raises: NotFound saying which rounds are kept."""
     checkpoint = find_checkpoint(api, task_id, round_number)
     with api.get_blob(checkpoint.digest) as chunks:
         header = read_header(_leading_bytes(chunks), checkpoint.size_bytes)
     blob = BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)
-    return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header))
+    fetch = partial(download_weights, api, checkpoint.digest)
+    return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header), fetch)
 
 
 def _leading_bytes(chunks: Iterable[bytes]) -> bytes:
@@ -71,11 +82,16 @@ def _differences(model: Layout, start: Layout) -> Iterator[str]:
             yield f"{name} is only in the model"
         elif name not in built:
             yield f"{name} is only in the checkpoint"
-        elif built[name] != kept[name]:
-            yield f"{name} is {_describe(built[name])} in the model and {_describe(kept[name])} in the checkpoint"
-    for name in sorted(model.tied.keys() ^ start.tied.keys()):
+        elif _shape(built[name]) != _shape(kept[name]):
+            yield f"{name} is {_shape(built[name])} in the model and {_shape(kept[name])} in the checkpoint"
+    for name, _ in sorted(model.tied.items() ^ start.tied.items()):
         yield f"{name} shares another tensor only in the {'model' if name in model.tied else 'checkpoint'}"
 
 
-def _describe(spec: TensorSpec) -> str:
-    return f"a {spec.role} {spec.dtype} {list(spec.shape)}"
+def _shape(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {list(spec.shape)}"
+
+
+def _first(differing: Sequence[str]) -> str:
+    more = len(differing) - _SHOWN_DIFFERENCES
+    return "; ".join(differing[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from protocol.tensors import DTYPE_BYTES, TensorBytes, parse_layout, read_header
+from protocol.tensors import DTYPE_BYTES, Layout, TensorBytes, parse_layout, read_header, weights_metadata
 
 MODEL_FORMAT: Final = "pt"
 """What libraries that load safetensors into PyTorch models expect to find as the ``format``."""
@@ -25,25 +26,45 @@ def write_model_file(weights: Path, model: Path, notes: Mapping[str, str]) -> No
     ``notes`` go into the file's metadata, beside the ``format``.
     Raises: MalformedTensors if ``weights`` is no weights file.
     """
-    with (
-        weights.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as data,
-    ):
+    with _mapped(weights) as data:
         header = read_header(data)
         sources = dict(header.tensors)
         for alias, name in parse_layout(header).tied.items():
             sources[alias] = header.tensors[name]
-        # Wide types first keeps every tensor aligned to its element's size, which readers rely on.
-        names = sorted(sources, key=lambda name: (-DTYPE_BYTES[sources[name].dtype], name))
-        with model.open("wb") as output:
-            output.write(_header({name: sources[name] for name in names}, notes))
-            for name in names:
-                output.write(data[sources[name].start : sources[name].stop])
+        _write(model, data, sources, {**notes, "format": MODEL_FORMAT})
 
 
-def _header(tensors: Mapping[str, TensorBytes], notes: Mapping[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {**notes, "format": MODEL_FORMAT}}
+def write_with_roles(weights: Path, output: Path, layout: Layout) -> None:
+    """Write the tensors of a weights file with the roles that ``layout``, which is otherwise equal, gives them.
+
+    Raises: MalformedTensors if ``weights`` is no weights file.
+    """
+    roles = {spec.name: spec.role for spec in layout.tensors}
+    with _mapped(weights) as data:
+        _write(output, data, read_header(data).tensors, weights_metadata(roles, layout.tied))
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        yield data
+
+
+def _write(output: Path, data: memoryview, sources: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> None:
+    # Wide types first keeps every tensor aligned to its element's size, which readers rely on.
+    names = sorted(sources, key=lambda name: (-DTYPE_BYTES[sources[name].dtype], name))
+    with output.open("wb") as file:
+        file.write(_header({name: sources[name] for name in names}, metadata))
+        for name in names:
+            file.write(data[sources[name].start : sources[name].stop])
+
+
+def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.stop - tensor.start

@@ -88,14 +88,21 @@ def test_an_interrupted_demo_ends_its_farm(temporary, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a killed process's children")
 def test_nothing_outlives_a_demo_that_is_killed(temporary, tmp_path):
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "farm_client.cli.app", "demo", "--keep", "--output", str(tmp_path / "out")],
-        env={**os.environ, "TMPDIR": str(temporary)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "farm_client.cli.app", "demo", "--keep", "--output", str(tmp_path / "out")],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdout=file,
+            stderr=file,
+        )
+
+    def has_executors() -> bool:
+        assert demo.poll() is None, said.read_text()
+        return len(executors(temporary)) >= 3
+
     try:
-        wait_until(lambda: len(executors(temporary)) >= 3, "every volunteer has an executor", 60)
+        wait_until(has_executors, "every volunteer has an executor", 120)
         started = [*farm_processes(temporary), *executors(temporary)]
     finally:
         demo.kill()

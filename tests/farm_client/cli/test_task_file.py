@@ -89,13 +89,14 @@ def test_recipe_fields_that_nobody_gave_are_left_to_the_submission(folder):
 
 def test_checkpoints_and_late_work_by_file_and_by_option(folder):
     (folder / "task.toml").write_text(
-        "[recipe]\nrounds = 3\nkeep_every = 10\nmax_staleness = 2\nkeep_best = 'min:loss'"
+        "[recipe]\nrounds = 3\nkeep_every = 10\nmax_staleness = 2\nkeep_best = 'min:loss'\nkeep_inner_optimizer = true"
     )
     options = SubmitOptions(folder, keep_best="max:accuracy", over_provision=0.5, row_bytes=64, samples=1000)
     described = describe_task(options)
     recipe = described.recipe
     assert (recipe.keep_every, recipe.max_staleness, recipe.over_provision) == (10, 2, 0.5)
     assert recipe.keep_best == "max:accuracy"
+    assert recipe.keep_inner_optimizer
     assert (described.task.row_bytes, described.task.samples) == (64, 1000)
 
 

@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import nn
 
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.rehearsal import rehearse
 from farm_client.sdk import check
 from protocol.digests import digest_bytes
+from protocol.tensors import Role, parse_layout
 from tests.farm_client.cli.fake_farm import FakeFarm, make_checkpoint
 
 CODE = """
@@ -70,11 +72,10 @@ def test_the_checkpoint_becomes_the_initial_weights_and_is_not_sent_again(farm, 
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (make_model(width=5), "0.bias is a parameter F32 [4] in the model and a parameter F32 [5] in the checkpoint"),
+        (make_model(width=5), "0.bias is F32 [4] in the model and F32 [5] in the checkpoint"),
         (make_model(bias=True), "1.bias is only in the checkpoint"),
-        (make_model(dtype=torch.float64), "0.bias is a parameter F32 [4] in the model and a parameter F64 [4]"),
+        (make_model(dtype=torch.float64), "0.bias is F32 [4] in the model and F64 [4]"),
         (nn.Sequential(nn.Linear(3, 4)), "1.weight is only in the model"),
-        (nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2, bias=False)), "a frozen F32 [4] in the"),
     ],
 )
 def test_weights_of_another_model_are_refused_by_name(farm, fake, task, model, said):
@@ -90,11 +91,26 @@ def test_many_differences_are_counted(farm, fake, task):
     assert "and 15 more. Build the same model" in farm("submit", task, "--from", "digits").stderr
 
 
+def test_layers_that_are_frozen_now_keep_their_values_and_get_their_role(farm, fake, task):
+    model = make_model()
+    keep(fake, model)
+    code = Path(task) / "train.py"
+    code.write_text(code.read_text().replace("torch.nn.Linear(3, 4)", "torch.nn.Linear(3, 4).requires_grad_(False)"))
+    outcome = farm("submit", task, "--from", "digits")
+    assert outcome.exit_code == 0, outcome.stderr
+    weights = fake.blobs[fake.submitted[0].initial_weights.digest]
+    roles = {spec.name: spec.role for spec in parse_layout(weights).tensors}
+    assert roles == {"0.weight": Role.FROZEN, "0.bias": Role.FROZEN, "1.weight": Role.PARAMETER}
+    for name, tensor in load(weights).items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
 def test_a_round_that_is_not_kept(farm, fake, task):
-    keep(fake, make_model())
+    for number in (0, 5, 6, 7):
+        keep(fake, make_model(), number)
     outcome = farm("submit", task, "--from", "digits@2")
     assert outcome.exit_code == 1
-    assert "no checkpoint of round 2; it keeps 7" in outcome.stderr
+    assert "no checkpoint of round 2; kept are: 0, 5 to 7" in outcome.stderr
 
 
 def test_only_the_header_of_large_weights_is_read(farm, fake, task):
