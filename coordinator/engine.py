@@ -28,6 +28,7 @@ from coordinator.events import (
     ResultArrived,
     RoundAggregated,
     TaskAction,
+    TaskBroken,
     TaskSubmitted,
     Tick,
 )
@@ -54,6 +55,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         RoundAggregated: round_aggregated,
         AggregationFailed: results.aggregation_failed,
         CheckpointDamaged: recovery.fall_back,
+        TaskBroken: results.broken,
         Tick: lambda turn, _: scheduling.expire(turn),
         Restored: lambda turn, _: recovery.mend(turn),
     }

@@ -165,6 +165,14 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskBroken:
+    """Something about this task could not be handled, by a defect of the server: its attempt must not go on."""
+
+    task_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointDamaged:
     """Another answer to ``OpenRound``: the checkpoint that it names cannot be read (digest, size, missing file).
 
@@ -206,6 +214,7 @@ Event = (
     | RoundAggregated
     | AggregationFailed
     | CheckpointDamaged
+    | TaskBroken
     | Tick
     | Restored
 )

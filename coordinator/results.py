@@ -14,9 +14,10 @@ from coordinator.events import (
     AssignmentRejected,
     ClientBeat,
     ResultArrived,
+    TaskBroken,
 )
 from coordinator.lateness import arrive_late, drop_late
-from coordinator.lifecycle import AssignmentState
+from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import accept, adopt, bury, lose, renew, trip
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
@@ -227,4 +228,11 @@ def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:
     """The server could not load, fold or commit: the round is given up and the task retried after a backoff."""
     run = turn.farm.tasks.get(event.task_id)
     if run is not None and run.step is not None and run.step.attempt == event.attempt:
+        fail(turn, run, event.message, retryable=True)
+
+
+def broken(turn: Turn, event: TaskBroken) -> None:
+    """A defect of the server: the attempt is given up and the task retried, as for any failure of the server."""
+    run = turn.farm.tasks.get(event.task_id)
+    if run is not None and run.step is not None and run.record.state is not TaskState.PAUSED:
         fail(turn, run, event.message, retryable=True)

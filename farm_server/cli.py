@@ -1,4 +1,7 @@
-"""``farm-server``: up, status, down, doctor. Results on stdout, chatter on stderr; exit codes 0, 1 and 2 (usage)."""
+"""``farm-server``: up, status, down, doctor, backup, restore.
+
+Results on stdout, chatter on stderr; exit codes 0, 1 and 2 (usage).
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,8 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         _print_json({**asdict(info), "farm": view.model_dump()})
         return
     typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
+    if view.problem:
+        typer.echo(f"NOT READY: {view.problem}")
     _announce(info, as_json=False)
 
 
@@ -108,12 +113,13 @@ def doctor(
     data_dir: DataDir = None,
     host: Annotated[str | None, typer.Option(help="Address that `up` would listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port that `up` would listen on.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what nothing needs (no server may run).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check folder, free space, ledger, port and versions; exit code 1 if something is wrong."""
+    """Check folder, permissions, space, ledger, checkpoints, leftovers, port; exit code 1 if something is wrong."""
     from farm_server.doctor import examine  # noqa: PLC0415  # it needs torch and the database driver
 
-    findings = list(examine(_settings(data_dir=data_dir, host=host, port=port)))
+    findings = list(examine(_settings(data_dir=data_dir, host=host, port=port), repair=repair))
     if as_json:
         _print_json({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]})
     else:
@@ -121,6 +127,44 @@ def doctor(
             typer.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is empty or not there yet.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy ledger, blobs and tokens into DIR, consistent as of one moment; the server may run meanwhile."""
+    from farm_server.backup import back_up  # noqa: PLC0415  # it needs the database driver
+
+    manifest = back_up(_settings(data_dir=data_dir), target)
+    if as_json:
+        _print_json({"backup": str(target), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
+        return
+    typer.echo(f"{len(manifest.files)} files, {manifest.size_bytes} bytes are in {target}")
+    for digest in manifest.missing:
+        typer.echo(f"MISSING: blob {digest} was lost or damaged before the backup", err=True)
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `farm-server backup` made.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="The new server's folder, empty or not there yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a backup's digests and load it into a new data folder; then start `farm-server up` on that."""
+    from farm_server.backup import restore as load  # noqa: PLC0415  # it needs the database driver
+
+    manifest = load(source, data_dir)
+    if as_json:
+        _print_json({"data_dir": str(data_dir), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
+        return
+    typer.echo(f"{len(manifest.files)} files, {manifest.size_bytes} bytes are in {data_dir}")
+
+
+def _counts(size_bytes: int, files: int, missing: tuple[str, ...]) -> dict[str, Any]:
+    return {"bytes": size_bytes, "files": files, "missing": list(missing)}
 
 
 def _settings(**given: Any) -> ServerSettings:

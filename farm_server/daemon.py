@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import structlog
 import uvloop
 
+from farm_server import faults
 from farm_server.datafolder import DataFolder, ServerInfo
 from farm_server.farm import Farm
 from farm_server.http.app import create_app
-from farm_server.listener import bind, server_info
+from farm_server.listener import bind_kept, server_info
 from farm_server.serving import Serving
 from farm_server.settings import ServerSettings
 
@@ -23,10 +24,12 @@ _log = structlog.get_logger(__name__)
 
 def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None]) -> None:
     """Run a server until it is told to stop. Raises: FarmError if it can't start."""
+    faults.arm()
     folder = DataFolder(settings.data_dir)
     folder.lock()
+    _log.info("recovery: the data folder is ours", data_dir=str(folder.root))
     try:
-        listener = bind(settings.host, settings.port)
+        listener = bind_kept(settings.host, settings.port, folder.kept_port)
         try:
             uvloop.run(Daemon(settings, folder, listener, on_ready).live())
         finally:
@@ -69,6 +72,7 @@ class Daemon:
         await serving.ready()
         info = server_info(self._settings, self._listener, farm.tokens)
         self._folder.publish(info)
+        self._folder.keep_port(self._listener.getsockname()[1])
         _log.info("serving", url=info.url, data_dir=str(self._folder.root), tasks=len(farm.coordinator.task_views(0.0)))
         self._on_ready(info)
         return serving

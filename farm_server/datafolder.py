@@ -7,12 +7,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import structlog
 from filelock import FileLock, Timeout
 
 from farm_server.settings import ServerSettings
 from farm_server.tokens import Tokens, load_or_create_token
 from protocol.errors import Conflict, FarmError, Unavailable
 
+_log = structlog.get_logger(__name__)
 _LOCK_SECONDS = 0.5
 """Long enough for somebody who only looks whether the folder is locked."""
 
@@ -57,6 +59,22 @@ class DataFolder:
     def log_file(self) -> Path:
         """Where a detached server writes its log."""
         return self.root / "server.log"
+
+    @property
+    def kept_port(self) -> int | None:
+        """The port of the folder's last server, or None if it had none yet."""
+        try:
+            port = int((self.root / "port").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+        return port if 0 < port < 2**16 else None
+
+    def keep_port(self, port: int) -> None:
+        """Remember the port for the next start with ``--port 0``. A folder that refuses costs only that."""
+        try:
+            (self.root / "port").write_text(f"{port}\n", encoding="ascii")
+        except OSError as error:
+            _log.warning("the port can't be remembered", error=str(error))
 
     def lock(self) -> None:
         """Take the folder for this process, until ``unlock``.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from coordinator.commands import Send
+from farm_server.faults import armed, reach
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.placements import Placements
 from farm_server.registry import Registry
 from protocol.errors import FarmError, OutOfOrder
-from protocol.messages import Assign
+from protocol.faults import Fault
+from protocol.messages import Ack, Assign, Kind
 
 
 class Dispatch:
@@ -27,9 +29,20 @@ class Dispatch:
         if isinstance(message, Assign):
             self._placements.add(peer.client_id, message)
             message = self._inline.filled(message)
+        elif isinstance(message, Ack) and self._is_lost(message):
+            peer.wire.end("an acknowledgement was lost on purpose")
+            return
         try:
             peer.wire.send(message)
         except OutOfOrder:
             return  # it said goodbye a moment ago
         except FarmError as error:
             peer.wire.end(f"a message for it can't be sent: {error.message}")
+
+    def _is_lost(self, ack: Ack) -> bool:
+        """Come to the places of faults around an acknowledgement; true if it is lost there."""
+        placement = self._placements.find_any(ack.assignment_id) if armed() else None
+        if placement is None or placement.kind is not Kind.TRAIN:
+            return False
+        after_commit = ack.counted and reach(Fault.SERVER_AFTER_COMMIT, placement.round)
+        return after_commit or reach(Fault.SERVER_REPLY_LOST, placement.round)

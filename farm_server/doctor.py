@@ -1,23 +1,34 @@
-"""Looks at everything that a server needs, without changing anything, and says what is wrong."""
+"""Looks at everything that a server needs and says what is wrong; with ``repair`` it removes what is left over.
+
+Blobs are looked at only while no server runs on the folder: it changes them.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import sqlite3
+import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from farm_server.datafolder import DataFolder, is_locked, read_server_info
 from farm_server.listener import bind
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
+from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
+from storage.inspection import Inspection, inspect_blobs
 
 _PACKAGES = ("aifarm", "torch", "fastapi", "uvicorn", "websockets", "sqlmodel", "safetensors")
+_NAMED_AT_MOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +40,22 @@ class Finding:
     detail: str
 
 
-def examine(settings: ServerSettings) -> Iterator[Finding]:
+def examine(settings: ServerSettings, *, repair: bool = False) -> Iterator[Finding]:
     """Yield one finding after the other; never raises."""
     checks: tuple[tuple[str, Callable[[ServerSettings], str]], ...] = (
         ("folder", _folder),
+        ("permissions", _permissions),
         ("free space", _space),
         ("ledger", _ledger),
+        ("checkpoints", _checkpoints),
+        ("leftovers", _repaired if repair else _leftovers),
         ("port", _port),
         ("versions", _versions),
     )
     for name, check in checks:
         try:
             yield Finding(name, ok=True, detail=check(settings))
-        except (FarmError, OSError, sqlite3.Error, ImportError, PackageNotFoundError) as error:
+        except (FarmError, OSError, sqlite3.Error, SQLAlchemyError, ImportError, PackageNotFoundError) as error:
             yield Finding(name, ok=False, detail=str(error))
 
 
@@ -54,6 +68,18 @@ def _folder(settings: ServerSettings) -> str:
         info = read_server_info(root)
         return f"{root}, in use by " + (f"the server with process id {info.pid} at {info.url}" if info else "a server")
     return f"{root}, writable, no server runs on it"
+
+
+def _permissions(settings: ServerSettings) -> str:
+    """See that files can be written and that nobody else reads the tokens."""
+    root = settings.data_dir
+    for path in (root / "farm.db", root / "blobs"):
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise OSError(f"{path} can't be written by this user; change its owner or permissions")
+    for path in (root / "join.token", root / "farm.token"):
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise OSError(f"others can read {path}; run chmod 600 on it")
+    return "the ledger, the blobs and the tokens are as they should be"
 
 
 def _space(settings: ServerSettings) -> str:
@@ -69,13 +95,58 @@ def _ledger(settings: ServerSettings) -> str:
         return "none yet"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
     try:
-        verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
+        verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
         tasks = connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
     finally:
         connection.close()
     if verdict != "ok":
         raise OSError(f"{path} is damaged: {verdict}; restore it from a backup")
     return f"{path}, intact, {tasks} tasks, {path.stat().st_size} bytes"
+
+
+def _checkpoints(settings: ServerSettings) -> str:
+    found = _inspected(settings)
+    if found is None:
+        return "not looked at: a server runs, or has not run yet"
+    if found.unreadable:
+        shown = ", ".join(found.unreadable[:_NAMED_AT_MOST])
+        raise OSError(
+            f"{len(found.unreadable)} of {found.needed} needed blobs are missing or damaged ({shown}); "
+            "a task falls back to an older checkpoint by itself, the rest comes from a backup"
+        )
+    return f"{found.needed} blobs are needed, all are intact"
+
+
+def _leftovers(settings: ServerSettings) -> str:
+    found = _inspected(settings)
+    if found is None:
+        return "not looked at: a server runs, or has not run yet"
+    return (
+        f"{found.half_written} half-written files and {found.orphans} blobs that nothing needs; --repair removes them"
+    )
+
+
+def _repaired(settings: ServerSettings) -> str:
+    """Remove leftovers; a young upload may still be waited for by its submission and stays."""
+    if (found := _inspected(settings)) is None:
+        return "nothing is repaired: a server runs, or has not run yet"
+    folder = DataFolder(settings.data_dir)
+    folder.lock()
+    try:
+        blobs = FolderBlobStore(folder.blobs)
+        gone = blobs.collect(found.references, settings.blob_grace_seconds, time.time())
+    finally:
+        folder.unlock()
+    return (
+        f"removed {blobs.leftovers} half-written files and {gone.count} blobs that nothing needs ({gone.bytes} bytes)"
+    )
+
+
+def _inspected(settings: ServerSettings) -> Inspection | None:
+    ledger = ledger_path(settings.ledger_url)
+    if not ledger.exists() or is_locked(settings.data_dir):
+        return None
+    return inspect_blobs(ledger, settings.data_dir / "blobs")
 
 
 def _port(settings: ServerSettings) -> str:

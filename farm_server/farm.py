@@ -27,13 +27,14 @@ from coordinator.events import Event, Restored, Tick
 from coordinator.records import CheckpointRecord, Entry, Snapshot
 from coordinator.settings import CoordinatorSettings
 from farm_server.aggregator import Aggregator
+from farm_server.alarms import Alarms
 from farm_server.bells import FARM, Bells
 from farm_server.clock import Clock, SteadyClock
 from farm_server.datafolder import DataFolder
 from farm_server.dispatch import Dispatch
 from farm_server.entry_buffer import EntryBuffer
 from farm_server.gateway import Gateway
-from farm_server.housekeeping import Retention, collect_blobs, every, lacks_space
+from farm_server.housekeeping import collect_blobs, every
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.intake import Intake
 from farm_server.journal import Journal
@@ -41,6 +42,9 @@ from farm_server.layouts import Layouts
 from farm_server.placements import Placements
 from farm_server.reception import Reception
 from farm_server.registry import Registry
+from farm_server.rescue import Rescue
+from farm_server.retention import Retention
+from farm_server.room import Room
 from farm_server.runtime import Runtime
 from farm_server.settings import ServerSettings
 from farm_server.spooled_updates import SpooledUpdates
@@ -73,6 +77,8 @@ class Farm:
         self.torch_side = TorchSide(settings.torch_threads)
         self.inline = InlineBlobs(settings.inline_cache_bytes)
         self.registry = Registry(snapshot.clients, settings.max_clients)
+        self.alarms = Alarms()
+        self.room = Room(settings.data_dir, settings.min_free_bytes)
         self.retention = Retention(ledger, blobs, settings.superseded_grace_seconds)
         self.journal = Journal(ledger, self._ring)
         self.entries = EntryBuffer(ledger, self._ring)
@@ -82,7 +88,9 @@ class Farm:
             lambda: secrets.token_hex(8),
             secrets.SystemRandom().random,
         )
-        self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
+        self._placements = Placements()
+        self._placements.restore(snapshot.assignments)
+        self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out, self._task_of)
         self._loop = asyncio.get_running_loop()
         self._restored = bool(snapshot.tasks)
         self._background: list[asyncio.Task[None]] = []
@@ -94,8 +102,17 @@ class Farm:
         """Open the ledger and the blob store in a locked folder and take up what is there. Raises: FarmError."""
         tokens = folder.tokens(settings)
         blobs = FolderBlobStore(folder.blobs)
+        _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers)
         ledger = await Ledger.open(settings.ledger_url)
-        return cls(settings, tokens, ledger, blobs, await ledger.load())
+        _log.info("recovery: the ledger is open")
+        snapshot = await ledger.load()
+        _log.info(
+            "recovery: facts are loaded",
+            tasks=len(snapshot.tasks),
+            open_rounds=len(snapshot.rounds),
+            held_assignments=len(snapshot.assignments),
+        )
+        return cls(settings, tokens, ledger, blobs, snapshot)
 
     def _assemble(self, snapshot: Snapshot) -> None:
         """Connect the parts that talk to each other."""
@@ -103,13 +120,13 @@ class Farm:
         for task in snapshot.tasks:
             layouts.add(task.task_id, task.spec.initial_weights.digest)
         spooled = SpooledUpdates(self.blobs)
-        placements = Placements()
-        dispatch = Dispatch(self.registry, placements, self.inline)
+        checkpoints = CheckpointStore(self.blobs)
+        dispatch = Dispatch(self.registry, self._placements, self.inline)
         reception = Reception(
             post=self.runtime.post,
             intake=Intake(layouts, self.blobs, self.torch_side),
             spooled=spooled,
-            placements=placements,
+            placements=self._placements,
             entries=self.entries,
             telemetry=self.telemetry,
             clock=self.clock,
@@ -122,6 +139,7 @@ class Farm:
             post=self.runtime.post,
             telemetry=self.telemetry,
             clock=self.clock,
+            refuses=self.short_of,
         )
         self.submissions = Submissions(
             ledger=self.ledger,
@@ -130,14 +148,19 @@ class Farm:
             inline=self.inline,
             torch_side=self.torch_side,
             ask=self.runtime.ask,
+            refuses=self.not_ready,
+        )
+        self._rescue = Rescue(
+            ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=self.runtime.ask
         )
         self._aggregator = Aggregator(
             blobs=self.blobs,
-            checkpoints=CheckpointStore(self.blobs),
+            checkpoints=checkpoints,
             spooled=spooled,
             torch_side=self.torch_side,
             outcomes=self,
             clock=self.clock,
+            claim=self.room.claim,
             threads=self.settings.aggregator_threads,
         )
         self._doers: Mapping[type[Command], Callable[[Any], None]] = {
@@ -156,6 +179,7 @@ class Farm:
         self.journal.start()
         if self._restored:
             self.runtime.post(Restored())
+            _log.info("recovery: interrupted rounds are settled", reopened=self._open_rounds())
         settings = self.settings
         jobs = [
             every(settings.retention_seconds, lambda: self.retention.drop_superseded(self.clock.now()), "retention"),
@@ -166,6 +190,12 @@ class Farm:
         ]
         self._background = [asyncio.create_task(job) for job in jobs]
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _open_rounds(self) -> list[str]:
+        now = self.clock.now()
+        ids = [task.task_id for task in self.coordinator.task_views(now)]
+        views = ((task_id, self.coordinator.open_round_view(task_id, now)) for task_id in ids)
+        return [f"{task_id}@{view.number}" for task_id, view in views if view is not None]
 
     def _warm_up(self) -> None:
         self.torch_side.warm_up()
@@ -182,6 +212,7 @@ class Farm:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._rescue.close()
         await asyncio.to_thread(self._aggregator.close)
         await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already
         self.entries.flush()
@@ -192,11 +223,19 @@ class Farm:
         """Say why the server can take no new work now, or return None."""
         if self._draining:
             return "the server is shutting down"
-        return self.journal.failure or lacks_space(self.settings.data_dir, self.settings.min_free_bytes)
+        return self.short_of()
+
+    def short_of(self) -> str | None:
+        """Say what the data folder's disk refuses now, or return None."""
+        return self.journal.failure or self._aggregator.stalled or self.room.lacks()
 
     def event(self, event: Event) -> None:
         """Take an outcome from a worker thread to the coordinator."""
         self._loop.call_soon_threadsafe(self.runtime.post, event)
+
+    def damaged(self, command: OpenRound, message: str) -> None:
+        """Take the news of an unreadable checkpoint from a worker thread to those who find another one."""
+        self._loop.call_soon_threadsafe(self._rescue.begin, command, message)
 
     def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
         """Take a durable checkpoint from a worker thread to those who serve it."""
@@ -204,14 +243,21 @@ class Farm:
 
     def _committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
         self.inline.keep(weights, checkpoint.weights.digest)
-        self.retention.note(checkpoint.task_id, spec.recipe.keep_checkpoints)
+        self.retention.note(checkpoint.task_id, spec.recipe)
         self.telemetry.rounds.inc()
         self.telemetry.commit_seconds.observe(seconds)
 
     def _carry_out(self, command: Command) -> None:
         self._doers[type(command)](command)
 
+    def _task_of(self, event: Event) -> str | None:
+        """Name the task that an event is about, as far as the event says."""
+        task_id: str | None = getattr(event, "task_id", None)
+        placement = self._placements.find_any(getattr(event, "assignment_id", ""))
+        return task_id or (placement.task_id if placement else None)
+
     def _ring(self, entries: Sequence[Entry]) -> None:
+        self.alarms.hear(entries)
         self.bells.ring({FARM, *(e.task_id or FARM for e in entries)})
 
     async def _tick_for_ever(self) -> None:

@@ -17,7 +17,7 @@ from farm_server.settings import ServerSettings
 from farm_server.telemetry import Telemetry
 from farm_server.tokens import Tokens
 from farm_server.wire import Wire
-from protocol.errors import FarmError, OutOfOrder, Unauthorized
+from protocol.errors import FarmError, OutOfOrder, Unauthorized, Unavailable
 from protocol.messages import Bye, Drain, Hello, Welcome
 from protocol.rest import ErrorBody
 from protocol.session import Session, Side
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """One coroutine for each connection."""
+    """One coroutine for each connection. While ``refuses`` gives a reason, nobody new is let in."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Gateway:
         post: Callable[[Event], None],
         telemetry: Telemetry,
         clock: Clock,
+        refuses: Callable[[], str | None],
     ) -> None:
         self._settings = settings
         self._tokens = tokens
@@ -46,6 +47,7 @@ class Gateway:
         self._post = post
         self._telemetry = telemetry
         self._clock = clock
+        self._refuses = refuses
         self._draining: str | None = None
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -55,6 +57,10 @@ class Gateway:
         except Unauthorized as error:
             body = ErrorBody(code=error.code, message=error.message)
             await websocket.send_denial_response(JSONResponse(body.model_dump(), status_code=401))
+            return
+        if (reason := self._refuses()) is not None:
+            body = ErrorBody(code=Unavailable.code, message=f"no client is let in: {reason}")
+            await websocket.send_denial_response(JSONResponse(body.model_dump(), status_code=503))
             return
         await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)

@@ -33,6 +33,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def bind_kept(host: str, port: int, kept_port: int | None) -> socket.socket:
+    """Return a bound socket; where any port will do (0) it is the one of the last time, if that is still free.
+
+    So clients find a server again that was killed. Raises: Conflict; Unavailable.
+    """
+    if port == 0 and kept_port is not None:
+        try:
+            return bind(host, kept_port)
+        except Conflict:
+            pass  # somebody else has it now: any port will do
+    return bind(host, port)
+
+
 def server_info(settings: ServerSettings, listener: socket.socket, tokens: Tokens) -> ServerInfo:
     """Return the addresses, with tokens, that a server with this socket is reached by."""
     url = (settings.public_url or _local_url(settings.host, listener.getsockname()[1])).rstrip("/")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from coordinator.records import AssignmentRecord
 from protocol.messages import Assign, Kind
 
 _REMEMBERED = 65_536
@@ -32,7 +34,16 @@ class Placements:
         if len(self._by_id) > _REMEMBERED:
             self._by_id.popitem(last=False)
 
+    def restore(self, held: Iterable[AssignmentRecord]) -> None:
+        """Remember what an earlier life of the server had sent: its clients may have finished it meanwhile."""
+        for record in held:
+            self._by_id[record.assignment_id] = Placement(record.client_id, record.task_id, record.round, record.kind)
+
     def find(self, client_id: str, assignment_id: str) -> Placement | None:
         """Return where the assignment belongs, if it was sent to this client."""
-        placement = self._by_id.get(assignment_id)
+        placement = self.find_any(assignment_id)
         return placement if placement and placement.client_id == client_id else None
+
+    def find_any(self, assignment_id: str) -> Placement | None:
+        """Return where the assignment belongs, whoever has it."""
+        return self._by_id.get(assignment_id)

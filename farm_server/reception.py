@@ -10,6 +10,7 @@ import structlog
 from coordinator.events import Event, ResultArrived
 from farm_server.clock import Clock
 from farm_server.entry_buffer import EntryBuffer
+from farm_server.faults import armed, reach
 from farm_server.intake import Intake
 from farm_server.placements import Placement, Placements
 from farm_server.registry import Peer
@@ -17,6 +18,7 @@ from farm_server.spooled_updates import SpooledUpdates
 from farm_server.telemetry import Telemetry
 from farm_server.translate import event_of, failure_of, unusable
 from protocol.errors import FarmError
+from protocol.faults import Fault
 from protocol.messages import Bye, Error, Message, Progress, Result
 
 _CHECKS_AT_ONCE = 16
@@ -76,8 +78,10 @@ class Reception:
 
     async def _result(self, peer: Peer, result: Result) -> None:
         placement = self._placements.find(peer.client_id, result.assignment_id)
+        if placement is not None and armed():
+            await asyncio.to_thread(reach, Fault.SERVER_SLOW, placement.round)
         if placement is None:
-            # not sent by this server's life: the coordinator holds no lease for it and will say that it came late
+            # nobody holds it any more, or it is another client's: the coordinator will say that it came late
             self._arrived(peer, result.model_copy(update={"update": None}))
         elif self._intake.is_quick(result):
             self._check_now(peer, placement, result)

@@ -14,7 +14,8 @@ from typing import Protocol
 import structlog
 
 from coordinator.commands import Command, Save
-from coordinator.events import Event
+from coordinator.events import Event, TaskBroken
+from coordinator.records import EventRecord
 from farm_server.clock import Clock
 from farm_server.journal import Journal
 from protocol.errors import FarmError, Unavailable
@@ -33,14 +34,24 @@ class Mind(Protocol):
 class Runtime:
     """Feeds one coordinator. Use it from the event loop only; threads come in by ``call_soon_threadsafe``.
 
-    ``carry_out`` does every command except ``Save`` and must not block.
+    ``carry_out`` does every command except ``Save`` and must not block. ``task_of`` names the task that an event
+    is about, if it can: a defect met there fails that task's attempt and nothing else.
     """
 
-    def __init__(self, mind: Mind, clock: Clock, journal: Journal, carry_out: Callable[[Command], None]) -> None:
+    def __init__(
+        self,
+        mind: Mind,
+        clock: Clock,
+        journal: Journal,
+        carry_out: Callable[[Command], None],
+        task_of: Callable[[Event], str | None] = lambda _: None,
+    ) -> None:
         self._mind = mind
         self._clock = clock
         self._journal = journal
         self._carry_out = carry_out
+        self._task_of = task_of
+        self._known_defects: set[str] = set()
         self._queue: deque[Command | asyncio.Future[None]] = deque()
         self._advancing = False
 
@@ -50,9 +61,10 @@ class Runtime:
             self._handle(event)
         except FarmError as error:
             _log.warning("event refused", event_type=type(event).__name__, code=error.code, error=error.message)
-        except Exception:
+        except Exception as error:
             # one event that trips over a defect must not take the farm down with it
             _log.exception("event not handled", event_type=type(event).__name__)
+            self._contain(event, error)
 
     async def ask(self, event: Event) -> None:
         """Tell the coordinator what a person wants; return once all that it decided is durable.
@@ -68,6 +80,16 @@ class Runtime:
             await asyncio.wait_for(asyncio.shield(saved), _DURABLE_WITHIN_SECONDS)
         except TimeoutError:
             raise Unavailable("the request is kept in memory only: the ledger can't be written now") from None
+
+    def _contain(self, event: Event, error: Exception) -> None:
+        """Make a defect visible, and end the attempt of the task that met it: it is retried, then FAILED."""
+        task_id = self._task_of(event)
+        message = f"the server has a defect: {type(error).__name__}: {error} (at {type(event).__name__}); see its log"
+        if message not in self._known_defects:
+            self._known_defects.add(message)
+            self._journal.submit((), (EventRecord(self._clock.now(), "server_defect", message, task_id),))
+        if task_id is not None and not isinstance(event, TaskBroken):
+            self.post(TaskBroken(task_id, message))
 
     def _handle(self, event: Event) -> asyncio.Future[None] | None:
         """Handle one event and queue its commands; return the last save's future."""

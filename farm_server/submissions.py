@@ -11,7 +11,7 @@ from coordinator.records import TaskRecord
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.layouts import Layouts, layout_of_file
 from farm_server.torch_side import TorchSide
-from protocol.errors import InvalidTask, TensorError
+from protocol.errors import InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
@@ -40,6 +40,7 @@ class Submissions:
         inline: InlineBlobs,
         torch_side: TorchSide,
         ask: Callable[[Event], Awaitable[None]],
+        refuses: Callable[[], str | None],
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
@@ -47,6 +48,7 @@ class Submissions:
         self._inline = inline
         self._torch_side = torch_side
         self._ask = ask
+        self._refuses = refuses
         self._turn = asyncio.Lock()
 
     async def submit(self, spec: TaskSpec) -> tuple[str, bool]:
@@ -57,6 +59,8 @@ class Submissions:
         async with self._turn:
             if (known := await self._known(spec)) is not None:
                 return known.task_id, False
+            if (reason := self._refuses()) is not None:
+                raise Unavailable(f"no task is taken in: {reason}")
             await asyncio.to_thread(self._check, spec)
             task_id = new_task_id()
             self._layouts.add(task_id, spec.initial_weights.digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -38,9 +39,15 @@ class TaskTensors:
         """Start a round: forget what was folded."""
         self._accumulator.reset()
 
-    def fold(self, source: bytes | Path, samples: int, scale: float = 1.0) -> None:
-        """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before."""
-        self._accumulator.fold(_load(source), samples, scale)
+    def fold(
+        self, source: bytes | Path, samples: int, scale: float = 1.0, midway: Callable[[], object] | None = None
+    ) -> None:
+        """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
+
+        ``midway`` is called when one tensor is folded already (for faults on purpose).
+        """
+        update = _load(source)
+        self._accumulator.fold(update if midway is None else _Watched(update, midway), samples, scale)
 
     def step(self) -> tuple[bytes, bytes | None]:
         """Apply the mean of what was folded; return the new weights file and optimizer state file.
@@ -51,6 +58,22 @@ class TaskTensors:
         state = self._outer.state()
         weights = b"".join([self._head, *(_raw(self._weights[name]) for name in self._order)])
         return weights, safetensors.torch.save(state) if state else None
+
+
+class _Watched(dict[str, torch.Tensor]):
+    """An update that calls ``midway`` whenever it is asked for a tensor after the first (or for the only one)."""
+
+    def __init__(self, update: dict[str, torch.Tensor], midway: Callable[[], object]) -> None:
+        super().__init__(update)
+        self._midway = midway
+        self._asked = len(update) == 1
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return the tensor."""
+        if self._asked:
+            self._midway()
+        self._asked = True
+        return super().__getitem__(name)
 
 
 def non_finite_tensor(source: bytes | Path) -> str | None:

@@ -27,6 +27,8 @@ class FarmView(Frozen):
     tasks_active: int
     inline_bytes: int
     started_at: float
+    problem: str | None = None
+    """Why it can take no new work now (a full disk, a ledger that can't be written, a shutdown), if so."""
 
 
 class TaskView(Frozen):

@@ -52,8 +52,11 @@ class FolderBlobStore:
             self._incoming.mkdir(parents=True, exist_ok=True)
             _sync_folder(root.parent)
             _sync_folder(root)
-            for leftover in self._incoming.iterdir():
+            leftovers = list(self._incoming.iterdir())
+            for leftover in leftovers:
                 leftover.unlink()
+        self.leftovers = len(leftovers)
+        """Files that a crash left half-written, removed now."""
 
     def put_bytes(self, data: bytes | bytearray | memoryview) -> BlobRef:
         """Store ``data``; it is durable on return. Bytes that are stored already are not written again."""
@@ -125,6 +128,22 @@ class FolderBlobStore:
         if is_digest(digest):
             with disk_errors(self._root):
                 self._place(digest).unlink(missing_ok=True)
+
+    def drop_if_damaged(self, digest: str) -> bool:
+        """Remove the blob if its bytes don't hash to its name, so that it can be stored again; true if so."""
+        try:
+            path = self.path(digest)
+            with disk_errors(self._root), path.open("rb") as file:
+                if digest_bytes(file.read()) == digest:
+                    return False
+                read = os.fstat(file.fileno()).st_ino
+            with disk_errors(self._root), self._naming:
+                if path.stat().st_ino != read:  # it was stored again meanwhile
+                    return False
+                path.unlink()
+        except NotFound:
+            return False
+        return True
 
     def collect(
         self,

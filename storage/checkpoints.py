@@ -12,7 +12,7 @@ from typing import Final, Literal
 from pydantic import ConfigDict
 
 from coordinator.records import CheckpointRecord
-from protocol.errors import NotFound
+from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.recipe import Frozen
 from protocol.tasks import BlobRef
 from storage.blobs import FolderBlobStore
@@ -89,6 +89,16 @@ class CheckpointStore:
         """
         weights = self._blobs.read(record.weights.digest)
         return weights, None if record.optimizer is None else self._blobs.read(record.optimizer.digest)
+
+    def damage(self, record: CheckpointRecord) -> str | None:
+        """Say what of the checkpoint can't be read, its manifest included, or return None: it is intact."""
+        try:
+            self.load(record)
+            if record.manifest is not None:
+                self._blobs.read(record.manifest.digest)
+        except (NotFound, DigestMismatch, Unavailable) as error:
+            return error.message
+        return None
 
     def manifest(self, record: CheckpointRecord) -> Manifest:
         """Return the checkpoint's manifest. Raises: NotFound if it has none (the initial weights); DigestMismatch."""

@@ -123,16 +123,13 @@ class Reads:
 
     async def checkpoints(self, task_id: str) -> list[CheckpointRecord]:
         """Return the task's kept checkpoints, oldest first."""
-        table = CHECKPOINTS.table
-        return await self._list(
-            select(table).where(table.c.task_id == task_id).order_by(table.c.round), CHECKPOINTS.record
-        )
+        return await self._list(_checkpoints_of(task_id).order_by(CHECKPOINTS.table.c.round), CHECKPOINTS.record)
 
     async def checkpoint(self, task_id: str, round: int | None = None) -> CheckpointRecord | None:  # noqa: A002  # the field's name
         """Return the task's checkpoint of that round, or its newest one; None if it is not kept."""
-        table = CHECKPOINTS.table
-        query = select(table).where(table.c.task_id == task_id).order_by(table.c.round.desc()).limit(1)
-        return await self._first(query if round is None else query.where(table.c.round == round), CHECKPOINTS.record)
+        number = CHECKPOINTS.table.c.round
+        query = _checkpoints_of(task_id).order_by(number.desc()).limit(1)
+        return await self._first(query if round is None else query.where(number == round), CHECKPOINTS.record)
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT
@@ -175,6 +172,13 @@ class Reads:
                 yield session
         except DBAPIError as error:
             raise ledger_error(self._path, error) from error
+
+
+def _checkpoints_of(task_id: str) -> Select[Any]:
+    """Select the task's checkpoints, without those beyond its version: they were damaged, and the task fell back."""
+    table, tasks = CHECKPOINTS.table, TASKS.table
+    version = select(tasks.c.version).where(tasks.c.task_id == task_id).scalar_subquery()
+    return select(table).where(table.c.task_id == task_id, table.c.round <= func.coalesce(version, table.c.round))
 
 
 async def _all(session: AsyncSession, query: _Query, make: _Make[T]) -> tuple[T, ...]:

@@ -29,6 +29,7 @@ async def farm_view(farm: FarmDep) -> FarmView:
         tasks_active=sum(t.state in ACTIVE for t in tasks),
         inline_bytes=INLINE_BYTES,
         started_at=farm.started_at,
+        problem=farm.not_ready(),
     )
 
 

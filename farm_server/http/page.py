@@ -51,6 +51,7 @@ async def status_page(farm: FarmDep) -> str:
         version=version("aifarm"),
         up_seconds=now - farm.started_at,
         problem=farm.not_ready(),
+        alarms=farm.alarms.newest_first(),
         tasks=tasks,
         rounds=rounds,
         clients=farm.coordinator.client_views(now),

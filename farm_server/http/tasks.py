@@ -13,7 +13,7 @@ from farm_server.farm import Farm
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.rounds import newest_rounds
 from protocol.errors import NotFound
-from protocol.rest import Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
+from protocol.rest import CheckpointView, Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
 from protocol.tasks import TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
@@ -73,6 +73,26 @@ async def shards(task_id: str, farm: FarmDep) -> list[ShardBook]:
         raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks")
     counted = await farm.ledger.assignments(task_id, counted_only=True)
     return shard_books(record.spec.dataset.shards, counted)
+
+
+@router.get("/{task_id}/checkpoints", summary="The checkpoints that are kept, oldest first")
+async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
+    """Return them; the last one is what `model` gives without a round. 404 for an unknown task."""
+    _view(farm, task_id)
+    kept = await farm.ledger.checkpoints(task_id)
+    return [
+        CheckpointView(
+            task_id=task_id,
+            round=c.round,
+            epoch=c.epoch,
+            digest=c.weights.digest,
+            size_bytes=c.weights.size_bytes,
+            created_at=c.created_at,
+            metrics=dict(c.metrics),
+            newest=c is kept[-1],
+        )
+        for c in kept
+    ]
 
 
 @router.get("/{task_id}/model", summary="The checkpoint to pull")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import queue
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
-from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.events import AggregationFailed, CheckpointDamaged, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.aggregator import Aggregator
 from farm_server.spooled_updates import SpooledUpdates
@@ -30,6 +32,7 @@ class Bench:
         self.checkpoints = CheckpointStore(self.blobs)
         self.outcomes: queue.Queue[Event] = queue.Queue()
         self.weights: list[bytes] = []
+        self.full: str | None = None
         self.aggregator = Aggregator(
             blobs=self.blobs,
             checkpoints=self.checkpoints,
@@ -37,7 +40,9 @@ class Bench:
             torch_side=TorchSide(1),
             outcomes=self,
             clock=StillClock(),
+            claim=self.claim,
             threads=2,
+            retry_seconds=0.01,
         )
         self.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(**{"options": {"lr": 1.0}} | outer)))
         weights = self.blobs.put_bytes(model.weights())
@@ -45,6 +50,13 @@ class Bench:
 
     def event(self, event: Event) -> None:
         self.outcomes.put(event)
+
+    def damaged(self, command: OpenRound, message: str) -> None:
+        self.outcomes.put(CheckpointDamaged(command.task_id, command.round, command.attempt, message, None))
+
+    def claim(self, size_bytes: int) -> None:
+        if self.full is not None:
+            raise Unavailable(self.full)
 
     def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
         self.weights.append(weights)
@@ -55,11 +67,20 @@ class Bench:
     def open(self, number: int = 0, attempt: int = 1) -> None:
         self.aggregator.open_round(OpenRound("t", number, attempt, self.spec, self.checkpoint))
 
-    def fold(self, data: bytes, samples: int = 1, *, number: int = 0, attempt: int = 1, spool: bool = False) -> BlobRef:
+    def fold(
+        self,
+        data: bytes,
+        samples: int = 1,
+        *,
+        number: int = 0,
+        attempt: int = 1,
+        spool: bool = False,
+        scale: float = 1.0,
+    ) -> BlobRef:
         bare = self.blobs.put_bytes(data) if spool else model.ref(data)
         update = bare if spool else BlobRef(digest=bare.digest, size_bytes=bare.size_bytes, inline=data)
         self.spooled.hold(update)
-        self.aggregator.fold(Fold("t", number, attempt, "a", update, samples))
+        self.aggregator.fold(Fold("t", number, attempt, "a", update, samples, scale))
         return update
 
     def commit(self, number: int = 0, attempt: int = 1) -> Event:
@@ -74,6 +95,13 @@ class Bench:
         assert isinstance(event, RoundAggregated), event
         self.checkpoint = event.checkpoint
         return event
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -130,28 +158,76 @@ def test_spooled_updates_are_deleted_once_their_last_user_is_done(bench):
     assert not bench.blobs.has(update.digest)
 
 
-def test_a_disk_that_refuses_the_checkpoint_fails_the_round_and_the_next_attempt_starts_clean(bench, monkeypatch):
-    def full(*_: object) -> CheckpointRecord:
-        raise Unavailable("no space is left")
+def test_a_disk_that_refuses_the_checkpoint_makes_the_round_wait_and_then_it_goes_on(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled == "no space is left")
+    assert bench.outcomes.empty()
+    bench.full = None
+    assert isinstance(bench.outcome(), RoundAggregated)
+    assert bench.aggregator.stalled is None
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+@pytest.mark.parametrize("end", [DropRound("t", 0, 1), ReleaseTask("t")])
+def test_a_round_that_waits_for_the_disk_can_be_given_up(bench, end):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled)
+    give_up = bench.aggregator.drop_round if isinstance(end, DropRound) else bench.aggregator.release_task
+    give_up(end)
+    assert bench.outcome() == AggregationFailed("t", 0, 1, "no space is left")
+    bench.full = None
+    bench.open(attempt=2)
+    bench.fold(model.update(3.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -3.0)
+
+
+def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatch):
+    def exhausted(*_: object) -> CheckpointRecord:
+        raise MemoryError
 
     bench.open()
     bench.fold(model.update(1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(bench.checkpoints, "write", full)
+        patch.setattr(bench.checkpoints, "write", exhausted)
         event = bench.commit()
-    assert event == AggregationFailed("t", 0, 1, "no space is left")
+    assert isinstance(event, AggregationFailed)
+    assert "out of memory" in event.message
     bench.open(attempt=2)
     bench.fold(model.update(1.0), attempt=2)
     assert isinstance(bench.commit(attempt=2), RoundAggregated)
     np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
 
 
-def test_a_damaged_checkpoint_fails_the_round_once(bench):
-    bench.blobs.path(bench.checkpoint.weights.digest).write_bytes(b"damaged")
+def test_a_stale_update_weighs_less(bench):
+    bench.open()
+    bench.fold(model.update(1.0), 2)
+    bench.fold(model.update(4.0), 4, scale=0.5)
+    bench.commit()
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -(1.0 * 2 + 4.0 * 2) / 4)
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_told_once(bench, damage):
+    path = bench.blobs.path(bench.checkpoint.weights.digest)
+    data = path.read_bytes()
+    match damage:
+        case "changed":
+            path.write_bytes(b"?" + data[1:])
+        case "truncated":
+            path.write_bytes(data[:-1])
+        case _:
+            path.unlink()
     bench.open()
     event = bench.outcome()
-    assert isinstance(event, AggregationFailed)
-    assert "damaged" in event.message
+    assert isinstance(event, CheckpointDamaged)
+    assert bench.checkpoint.weights.digest in event.message
     update = bench.fold(model.update(), spool=True)
     bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
     bench.open(attempt=2)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 
-from farm_server.housekeeping import collect_blobs, lacks_space
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from farm_server.housekeeping import collect_blobs
+from farm_server.room import Room
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from protocol.messages import Ack
@@ -59,5 +64,43 @@ async def test_uploads_that_no_task_refers_to_are_collected_after_their_grace(se
 
 
 def test_a_nearly_full_disk_is_named(tmp_path):
-    assert lacks_space(tmp_path, 0) is None
-    assert str(tmp_path) in lacks_space(tmp_path, 2**60)
+    assert Room(tmp_path, 0).lacks() is None
+    assert str(tmp_path) in Room(tmp_path, 2**60).lacks()
+
+
+def test_a_checkpoint_may_take_what_an_upload_may_not_but_never_the_ledger_s_reserve(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    room = Room(tmp_path, free * 2)
+    assert room.lacks()
+    room.claim(1)
+    with pytest.raises(Unavailable, match="free some space"):
+        room.claim(free)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    assert "can't be used" in Room(tmp_path / "gone", 0).lacks()
+
+
+async def test_while_the_disk_lacks_room_nothing_new_is_taken_and_what_runs_goes_on(server, monkeypatch):
+    await model.submit(server.http)
+    async with server.volunteer() as volunteer:
+        await volunteer.ready()
+        assign = await volunteer.accept()
+        with monkeypatch.context() as patch:
+            patch.setattr(server.farm.room, "lacks", lambda: "only 5 bytes are free")
+            body = model.spec(name="another").model_dump(mode="json")
+            refusals = [
+                await server.http.post("/v1/tasks", json=body),
+                await server.http.put(f"/v1/blobs/{digest_bytes(b'new')}", content=b"new"),
+                await server.http.get("/v1/farm"),
+            ]
+            assert [r.status_code for r in refusals] == [503, 503, 200]
+            assert refusals[2].json()["problem"] == "only 5 bytes are free"
+            with pytest.raises(InvalidStatus) as refused:
+                await server.volunteer("c2").__aenter__()
+            assert refused.value.response.status_code == 503
+            assert b"only 5 bytes" in refused.value.response.body
+            await volunteer.deliver(assign, model.update())
+            assert (await volunteer.next(Ack)).counted
+        async with server.volunteer("c2"):
+            pass

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from coordinator.commands import Command, ReleaseTask, Save
-from coordinator.events import Action, Event, TaskAction, Tick
+from coordinator.events import Action, AggregationFailed, Event, TaskAction, TaskBroken, Tick
+from coordinator.records import Entry
 from farm_server.journal import Journal
 from farm_server.runtime import Runtime
 from protocol.errors import NotFound, Unavailable
@@ -22,8 +23,10 @@ class SlowLedger:
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+        self.entries: list[Entry] = []
 
     def submit(self, records, entries=()) -> asyncio.Future[None]:
+        self.entries += entries
         save = asyncio.get_running_loop().create_future()
         self.asked.put_nowait(save)
         return save
@@ -35,9 +38,11 @@ class Script:
     def __init__(self, *answers: list[Command] | Exception) -> None:
         self.answers = list(answers)
         self.times: list[float] = []
+        self.events: list[Event] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
         self.times.append(now)
+        self.events.append(event)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -54,7 +59,9 @@ class Stage:
         self.ledger = SlowLedger()
         self.journal = Journal(self.ledger, lambda entries: None)
         self.mind = Script(*answers)
-        self.runtime = Runtime(self.mind, StillClock(), self.journal, self._carry_out)
+        self.runtime = Runtime(
+            self.mind, StillClock(), self.journal, self._carry_out, lambda event: getattr(event, "task_id", None)
+        )
         self.journal.start()
 
     def _carry_out(self, command: Command) -> None:
@@ -83,12 +90,35 @@ async def test_a_command_that_fails_does_not_stop_the_others():
     await stage.journal.close()
 
 
-@pytest.mark.parametrize("error", [NotFound("no such task"), RuntimeError("a defect")])
-async def test_an_event_that_is_refused_does_not_stop_the_loop(error):
-    stage = Stage(error, [release("next")])
+async def test_an_event_that_is_refused_does_not_stop_the_loop():
+    stage = Stage(NotFound("no such task"), [release("next")])
     stage.runtime.post(Tick())
     stage.runtime.post(Tick())
     assert stage.done == ["next"]
+    await stage.journal.close()
+
+
+async def test_a_defect_is_one_event_and_fails_the_attempt_of_the_task_that_met_it():
+    failed = AggregationFailed("t", 3, 1, "why")
+    stage = Stage(RuntimeError("a defect"), [release("broken")], RuntimeError("a defect"), [release("again")])
+    stage.runtime.post(failed)
+    stage.runtime.post(failed)
+    assert stage.done == ["broken", "again"]
+    assert [type(e) for e in stage.mind.events] == [AggregationFailed, TaskBroken] * 2
+    assert "RuntimeError: a defect" in stage.mind.events[1].message
+    save = await stage.ledger.asked.get()
+    assert [(e.kind, e.task_id) for e in stage.ledger.entries] == [("server_defect", "t")], "once, however often"
+    save.set_result(None)
+    await stage.journal.close()
+
+
+async def test_a_defect_in_ending_an_attempt_does_not_go_round_in_circles():
+    stage = Stage(RuntimeError("a defect"), RuntimeError("another"), [release("next")])
+    stage.runtime.post(AggregationFailed("t", 3, 1, "why"))
+    stage.runtime.post(Tick())
+    assert stage.done == ["next"]
+    (await stage.ledger.asked.get()).set_result(None)
+    (await stage.ledger.asked.get()).set_result(None)
     await stage.journal.close()
 
 

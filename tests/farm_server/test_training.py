@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from farm_server.housekeeping import superseded_checkpoints
+from farm_server.retention import superseded
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
@@ -214,8 +214,10 @@ async def test_only_the_newest_checkpoints_are_kept(start):
             assert (await ended(server.http, task_id))["state"] == "completed"
         await server.farm.retention.drop_superseded(server.farm.clock.now())
         kept = await server.farm.ledger.checkpoints(task_id)
-        assert [c.round for c in kept] == [5, 6]
-        assert superseded_checkpoints(kept, 1) == [kept[0]]
+        assert [c.round for c in kept] == [0, 5, 6]
+        assert superseded(kept, Recipe(rounds=6, keep_checkpoints=1)) == [kept[1]]
+        listed = (await server.http.get(f"/v1/tasks/{task_id}/checkpoints")).json()
+        assert [(c["round"], c["newest"]) for c in listed] == [(0, False), (5, False), (6, True)]
         gone = await server.http.get(f"/v1/tasks/{task_id}/model", params={"round": 3})
         assert (gone.status_code, gone.json()["code"]) == (404, "not_found")
-        assert "5, 6" in gone.json()["message"]
+        assert "0, 5, 6" in gone.json()["message"]
