@@ -29,7 +29,7 @@ class Executor:
         self.task_id: str | None = None
         self.leased = False
         self.running: str | None = None
-        """The assignment that its process works on, even when nobody waits for it any more."""
+        """The assignment that its process works on."""
         self.held_weights: str | None = None
         self.idle_since = 0.0
         self.death: Death | None = None
@@ -73,7 +73,7 @@ class Executor:
         await self._answered()
 
     async def run(self, order: Run) -> Done:
-        """Have it do one assignment. If this is cancelled the process works on: kill it, or let it finish.
+        """Have it do one assignment. If this is cancelled the process works on: kill it.
 
         Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
         """

@@ -114,7 +114,7 @@ class ExecutorPool:
         await self.settled()
 
     def _make_room(self, task_id: str) -> None:
-        """Keep within the limit. An executor of the same task that still works for nobody is of no use."""
+        """Keep within the limit. An executor of the same task that could not be taken is dead."""
         for executor in [e for e in self._serving if e.task_id == task_id and not e.leased]:
             self._end(executor)
         while len(self._serving) >= self._limit:

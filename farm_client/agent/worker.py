@@ -11,7 +11,7 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Never
+from typing import Any, Final
 
 from farm_client.agent.deliveries import Deliveries
 from farm_client.agent.display import Display
@@ -70,7 +70,7 @@ class Worker:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._mistake: asyncio.Future[Never] = asyncio.get_running_loop().create_future()
+        self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
 
@@ -108,10 +108,9 @@ class Worker:
         self._link = None
         self._deliveries.detach()
 
-    async def watch(self) -> Never:
-        """Wait for a mistake of the agent's own, and raise it."""
+    async def watch(self) -> None:
+        """Wait for a mistake of the agent's own, and raise it; otherwise for ever."""
         await asyncio.shield(self._mistake)
-        raise AssertionError
 
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""

@@ -130,6 +130,19 @@ async def test_an_error_of_the_agent_itself_is_told_before_it_dies(farm, start_a
             await life
 
 
+async def test_an_error_of_the_agent_in_the_midst_of_a_job_is_told_too(farm, start_agent, monkeypatch):
+    async def broken(_job):
+        raise RuntimeError("a mistake")
+
+    async with start_agent() as life:
+        peer = await joined(farm)
+        monkeypatch.setattr(worker.Job, "do", broken)
+        await peer.send(farm.assign(farm.task()))
+        assert (await peer.expect(Bye)).crashed
+        with pytest.raises(RuntimeError, match="a mistake"):
+            await life
+
+
 async def run_once(url, home, **options):
     async with asyncio.timeout(10):
         await Agent(parse_address(url), load_settings(home=home, **options), "nothing").run()
