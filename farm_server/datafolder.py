@@ -48,7 +48,9 @@ class DataFolder:
         except OSError as error:
             raise unusable(root, error) from error
         if not os.access(root, os.W_OK | os.X_OK):
-            raise unusable(root, PermissionError("no permission to write"))
+            is_read_only = os.statvfs(root).f_flag & os.ST_RDONLY
+            why = "it is on a read-only file system" if is_read_only else "this user may not write there"
+            raise unusable(root, PermissionError(why))
 
     @property
     def blobs(self) -> Path:

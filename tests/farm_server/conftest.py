@@ -41,7 +41,8 @@ class Running:
 
 @asynccontextmanager
 async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
-    chosen = ServerSettings(data_dir=root, port=0, drain_seconds=0.2, min_free_bytes=0, **settings)
+    defaults: dict[str, Any] = {"port": 0, "drain_seconds": 0.2, "min_free_bytes": 0}
+    chosen = ServerSettings(data_dir=root, **defaults | settings)
     folder = DataFolder(root)
     folder.lock()
     listener = bind(chosen.host, 0)
