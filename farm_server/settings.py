@@ -76,7 +76,7 @@ class ServerSettings(BaseSettings):
     inline_cache_bytes: int = Field(default=64 * MEBIBYTE, ge=0)
     """Memory for small blobs that ride inside messages."""
     min_free_bytes: int = Field(default=256 * MEBIBYTE, ge=0)
-    """Below this much free space no upload is taken and the server is not ready."""
+    """Below this much free space no upload, task or client is taken in; below a quarter of it no checkpoint either."""
 
     aggregator_threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
     """Tasks that can be aggregated at the same time."""

@@ -13,11 +13,12 @@ import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from protocol.digests import digest_bytes, is_digest
 from protocol.errors import DigestMismatch, NotFound
@@ -26,6 +27,8 @@ from storage.errors import disk_errors
 from storage.spool import spool
 
 _TEMPORARY: Final = "tmp"
+_SYNCS_AT_ONCE: Final = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class FolderBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / _TEMPORARY
+        self._syncing = ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="blob-sync")
         self._naming = threading.Lock()
         """Held while a file gets its name or loses it, so that no collection removes what was just stored again."""
         with disk_errors(self._root):
@@ -60,15 +64,29 @@ class FolderBlobStore:
 
     def put_bytes(self, data: bytes | bytearray | memoryview) -> BlobRef:
         """Store ``data``; it is durable on return. Bytes that are stored already are not written again."""
-        ref = BlobRef(digest=digest_bytes(data), size_bytes=memoryview(data).nbytes)
-        if not self._renew(ref):
-            with self._temporary() as temporary:
-                with disk_errors(self._root), temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                self._name(temporary, ref.digest)
-        return ref
+        return self.put_all([data])[0]
+
+    def put_all(self, parts: Sequence[bytes | bytearray | memoryview]) -> list[BlobRef]:
+        """Store several blobs at the price of one: the disk syncs them together. All are durable on return.
+
+        They get their names in the order given; which of the names a crash leaves is not said.
+        """
+        refs = [ref_of(data) for data in parts]
+        missing = [(data, ref) for data, ref in zip(parts, refs, strict=True) if not self._renew(ref)]
+        with ExitStack() as stack, disk_errors(self._root):
+            files = [(stack.enter_context(self._temporary()), data) for data, _ in missing]
+            self._at_once(lambda pair: _write_synced(*pair), files)
+            for (temporary, _), (_, ref) in zip(files, missing, strict=True):
+                self._rename(temporary, ref.digest)
+            self._at_once(_sync_folder, sorted({self._place(ref.digest).parent for _, ref in missing}))
+        return refs
+
+    def _at_once(self, work: Callable[[T], None], items: Sequence[T]) -> None:
+        """Do it to all, in threads where there are several: each waits for the disk, and for the same disk."""
+        if len(items) == 1:
+            work(items[0])
+        else:
+            list(self._syncing.map(work, items))
 
     async def put_bytes_async(self, data: bytes | bytearray | memoryview) -> BlobRef:
         """Do ``put_bytes`` in a worker thread."""
@@ -195,14 +213,17 @@ class FolderBlobStore:
 
     def _name(self, temporary: Path, digest: str) -> None:
         """Give a synced file its name, durably. A blob of that name holds the same bytes: replacing it is harmless."""
-        path = self._place(digest)
         with disk_errors(self._root):
-            if not path.parent.is_dir():
-                path.parent.mkdir(exist_ok=True)
-                _sync_folder(self._root)
-            with self._naming:
-                temporary.replace(path)
-            _sync_folder(path.parent)
+            self._rename(temporary, digest)
+            _sync_folder(self._place(digest).parent)
+
+    def _rename(self, temporary: Path, digest: str) -> None:
+        path = self._place(digest)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            _sync_folder(self._root)
+        with self._naming:
+            temporary.replace(path)
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -214,6 +235,18 @@ class FolderBlobStore:
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def ref_of(data: bytes | bytearray | memoryview) -> BlobRef:
+    """Return the name and size that the bytes have as a blob."""
+    return BlobRef(digest=digest_bytes(data), size_bytes=memoryview(data).nbytes)
+
+
+def _write_synced(path: Path, data: bytes | bytearray | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

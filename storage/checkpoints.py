@@ -1,7 +1,7 @@
 """Checkpoints: the blobs that together resume a task, and the manifest that describes them.
 
-Durable before anybody names them: weights, then the outer optimizer's state, then the manifest, then (by the ledger)
-the record. So a manifest's blobs are always there, and a crash between leaves only blobs that nothing refers to.
+Weights, the outer optimizer's state and the manifest are durable, all of them, before (by the ledger) the record names
+them. A crash between leaves only blobs that nothing refers to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.recipe import Frozen
 from protocol.tasks import BlobRef
-from storage.blobs import FolderBlobStore
+from storage.blobs import FolderBlobStore, ref_of
 
 MANIFEST_FORMAT: Final = "aifarm-checkpoint-1"
 
@@ -64,12 +64,13 @@ class CheckpointStore:
             round=round,
             epoch=epoch,
             cursor=cursor,
-            weights=self._blobs.put_bytes(weights),
-            optimizer=None if optimizer is None else self._blobs.put_bytes(optimizer),
+            weights=ref_of(weights),
+            optimizer=None if optimizer is None else ref_of(optimizer),
             created_at=created_at,
             metrics=dict(metrics),
         )
         text = manifest.model_dump_json(exclude={"weights": {"inline"}, "optimizer": {"inline"}})
+        *_, described = self._blobs.put_all([part for part in (weights, optimizer, text.encode()) if part is not None])
         return CheckpointRecord(
             task_id=task_id,
             round=round,
@@ -77,7 +78,7 @@ class CheckpointStore:
             cursor=cursor,
             weights=manifest.weights,
             optimizer=manifest.optimizer,
-            manifest=self._blobs.put_bytes(text.encode()),
+            manifest=described,
             created_at=created_at,
             metrics=manifest.metrics,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,19 +86,21 @@ def test_submitted_weights_have_no_manifest(store: CheckpointStore) -> None:
         store.manifest(replace(_write(store), round=0, manifest=None))
 
 
-def test_parts_are_written_in_order_and_the_manifest_last(
-    store: CheckpointStore, blobs: FolderBlobStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refused", range(3))
+def test_a_disk_that_refuses_any_part_leaves_no_record_and_no_half_written_file(
+    store: CheckpointStore, blobs: FolderBlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:
-    written: list[bytes] = []
-    put = blobs.put_bytes
+    calls = iter(range(100))
+    fsync = os.fsync
 
-    def full_after_two(data: bytes) -> Any:
-        if len(written) == 2:
-            raise Unavailable("the disk is full")
-        written.append(data)
-        return put(data)
+    def full(descriptor: int) -> None:
+        if next(calls) == refused:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
 
-    monkeypatch.setattr(blobs, "put_bytes", full_after_two)
-    with pytest.raises(Unavailable):
-        _write(store)
-    assert written == [b"weights", b"momentum"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(Unavailable, match="no space"):
+            _write(store)
+    assert not list((tmp_path / "blobs" / "tmp").iterdir())
+    assert store.load(_write(store)) == (b"weights", b"momentum")
