@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import time
 
 import pytest
@@ -15,7 +16,9 @@ from farm_server.room import Room
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from protocol.messages import Ack
+from protocol.recipe import Recipe
 from tests.farm_server import model
+from tests.farm_server.test_training import ended
 
 
 async def eventually(server, path: str, status: int) -> str:
@@ -49,6 +52,45 @@ async def test_a_ledger_that_cannot_be_written_stops_new_work_and_nothing_else(s
         assign = await volunteer.accept()
         await volunteer.deliver(assign, model.update())
         assert (await volunteer.next(Ack)).counted
+
+
+@pytest.mark.timeout(60)
+async def test_a_ledger_that_another_program_locks_is_waited_for(server):
+    await model.submit(server.http)
+    async with server.volunteer() as volunteer:
+        lock = sqlite3.connect(server.farm.settings.data_dir / "farm.db", isolation_level=None, check_same_thread=False)
+        lock.execute("BEGIN IMMEDIATE")
+        await volunteer.ready()
+        assert "another program keeps it locked" in await eventually(server, "/readyz", 503)
+        lock.close()
+        await volunteer.deliver(await volunteer.accept(), model.update())
+        assert (await volunteer.next(Ack)).counted
+        await eventually(server, "/readyz", 200)
+
+
+async def test_a_defect_fails_the_attempt_of_its_task_and_no_other(server, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    recipe = Recipe(rounds=1, round_samples=64, max_retries=0)
+    task_id = await model.submit(server.http, model.spec(recipe=recipe))
+    async with server.volunteer() as volunteer:
+        await volunteer.ready()
+        assign = await volunteer.accept()
+        with monkeypatch.context() as patch:
+            patch.setattr("coordinator.results.commit", broken)
+            await volunteer.deliver(assign, model.update())
+            view = await ended(server.http, task_id)
+        assert view["state"] == "failed"
+        assert "the server has a defect: RuntimeError: a defect" in view["error"]
+        assert "a defect" in (await server.http.get(f"/v1/tasks/{task_id}/why")).json()["why"]
+        events = (await server.http.get(f"/v1/tasks/{task_id}/events")).json()
+        assert sum(e["kind"] == "server_defect" for e in events) == 1
+        assert "a defect" in (await server.http.get("/")).text
+        other = await model.submit(server.http, model.spec(name="other", recipe=recipe))
+        await volunteer.ready()
+        await volunteer.deliver(await volunteer.accept(), model.update())
+        assert (await ended(server.http, other))["state"] == "completed"
 
 
 async def test_uploads_that_no_task_refers_to_are_collected_after_their_grace(server):
