@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final
 import psutil
 
 from benchmarks.farm import BenchmarkError
-from benchmarks.mortal_farm import MortalFarm, mortal_farm
+from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared, unbalanced
 from farm_client.sdk.outcome import is_over
 from protocol.recipe import Mode
@@ -84,9 +83,9 @@ def measure(mode: Mode, clients: int, seconds: float, seed: int = 0) -> Goodput:
         with mortal_farm(folder / "farm", clients) as farm:
             task_id = submit_prepared(farm.api, prepared)
             farm.wait_for(lambda: _samples_done(farm, task_id) >= WARM_UP_ROUNDS * task.round_samples, "warm-up")
-            calm = _window(farm, task_id, seconds / 2)
-            with _killing(farm, seed) as kills:
-                disturbed = _window(farm, task_id, seconds)
+            calm = _window(farm, task_id, seconds / 2, _nothing)
+            killer = Killer(farm, seed)
+            disturbed = _window(farm, task_id, seconds, killer)
             _check_books(farm, task_id)
     return Goodput(
         benchmark="goodput",
@@ -96,24 +95,35 @@ def measure(mode: Mode, clients: int, seconds: float, seed: int = 0) -> Goodput:
         calm_samples_per_s=calm.samples_per_s,
         seconds=disturbed.seconds,
         samples_per_s=disturbed.samples_per_s,
-        kills=dict(kills),
+        kills=dict(killer.kills),
         goodput=disturbed.samples_per_s / calm.samples_per_s,
     )
 
 
-def _window(farm: MortalFarm, task_id: str, seconds: float) -> Window:
+def _nothing() -> None:
+    """Nobody is killed."""
+
+
+def _window(farm: MortalFarm, task_id: str, seconds: float, meanwhile: Callable[[], None]) -> Window:
     """Measure from a commit to the first one after ``seconds``: no half round is counted or forgotten."""
-    first, began = _next_commit(farm, task_id)
-    time.sleep(seconds)
-    last, ended = _next_commit(farm, task_id)
+    first, began = _next_commit(farm, task_id, meanwhile)
+    while time.monotonic() < began + seconds:
+        meanwhile()
+        time.sleep(POLL_SECONDS)
+    last, ended = _next_commit(farm, task_id, meanwhile)
     return Window(last - first, ended - began)
 
 
-def _next_commit(farm: MortalFarm, task_id: str) -> tuple[int, float]:
+def _next_commit(farm: MortalFarm, task_id: str, meanwhile: Callable[[], None]) -> tuple[int, float]:
     """Wait for a round to be committed; return the samples done by then, and when it was."""
-    before = farm.wait_for(lambda: (_samples_done(farm, task_id),), "the server answers", LONGEST_SECONDS)[0]
-    farm.wait_for(lambda: _samples_done(farm, task_id) > before, "a round is committed", LONGEST_SECONDS)
-    return _samples_done(farm, task_id), time.monotonic()
+
+    def samples_done() -> tuple[int]:
+        meanwhile()
+        return (_samples_done(farm, task_id),)
+
+    before = farm.wait_for(samples_done, "the server answers", LONGEST_SECONDS)
+    farm.wait_for(lambda: samples_done() > before, "a round is committed", LONGEST_SECONDS)
+    return farm.wait_for(samples_done, "the server answers", LONGEST_SECONDS)[0], time.monotonic()
 
 
 def _samples_done(farm: MortalFarm, task_id: str) -> int:
@@ -124,43 +134,42 @@ def _samples_done(farm: MortalFarm, task_id: str) -> int:
     return task.samples_done
 
 
-@contextmanager
-def _killing(farm: MortalFarm, seed: int) -> Iterator[Counter[str]]:
-    """Kill something every 15 s during the block, and start again what ended; give the number of kills by victim."""
-    kills: Counter[str] = Counter()
-    over = threading.Event()
-    chance = random.Random(seed)
+class Killer:
+    """Kills something every 15 s and starts again what ended, whenever it is given the chance.
 
-    def kill_for_ever() -> None:
+    In the thread that started the farm: a child process ends with the thread that started it.
+    """
+
+    def __init__(self, farm: MortalFarm, seed: int) -> None:
+        self.kills: Counter[str] = Counter()
+        self._farm = farm
+        self._chance = random.Random(seed)
+        self._victims = cycle(VICTIMS)
+        self._revive_at = 0.0
         # The first one half an interval in, so that a window of N intervals holds N kills.
-        next_at = time.monotonic() + KILL_EVERY_SECONDS / 2
-        victims = cycle(VICTIMS)
-        while not over.wait(REVIVE_SECONDS):
-            farm.revive()
-            if time.monotonic() >= next_at:
-                next_at += KILL_EVERY_SECONDS
-                kills[_kill(farm, next(victims), chance)] += 1
+        self._kill_at = time.monotonic() + KILL_EVERY_SECONDS / 2
 
-    killer = threading.Thread(target=kill_for_ever, name="killer")
-    killer.start()
-    try:
-        yield kills
-    finally:
-        over.set()
-        killer.join()
+    def __call__(self) -> None:
+        """Do what is due."""
+        if time.monotonic() >= self._revive_at:
+            self._revive_at = time.monotonic() + REVIVE_SECONDS
+            self._farm.revive()
+        if time.monotonic() >= self._kill_at:
+            self._kill_at += KILL_EVERY_SECONDS
+            self._kill(next(self._victims))
+            self._revive_at = time.monotonic() + REVIVE_SECONDS
 
-
-def _kill(farm: MortalFarm, victim: str, chance: random.Random) -> str:
-    name = chance.choice(sorted(farm.clients))
-    if victim == "server":
-        farm.kill(farm.server)
-    elif victim == "client":
-        farm.kill(farm.clients[name])
-    else:
-        for executor in farm.executors_of(name):
-            with suppress(psutil.NoSuchProcess):
-                executor.kill()
-    return victim
+    def _kill(self, victim: str) -> None:
+        self.kills[victim] += 1
+        name = self._chance.choice(sorted(self._farm.clients))
+        if victim == "server":
+            self._farm.kill(self._farm.server)
+        elif victim == "client":
+            self._farm.kill(self._farm.clients[name])
+        else:
+            for executor in self._farm.executors_of(name):
+                with suppress(psutil.NoSuchProcess):
+                    executor.kill()
 
 
 def _check_books(farm: MortalFarm, task_id: str) -> None:

@@ -41,7 +41,8 @@ class _Manner:
 class MortalFarm:
     """A server on ``folder/server`` and clients by name. Whatever it started, ``close`` ends.
 
-    A server that is started again keeps its folder and port, and so the addresses that clients know.
+    A server that is started again keeps its folder and port, and so the addresses that clients know. Start processes
+    from one thread that lives as long as they shall: the system ends them with the thread that started them.
     """
 
     def __init__(self, folder: Path) -> None:
