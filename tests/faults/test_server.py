@@ -98,8 +98,6 @@ def test_work_that_was_finished_while_the_server_was_down_counts_once(scene: Sce
     time.sleep(3)  # the outage itself: the assignment takes two seconds
     scene.farm.start_server()
     scene.wait(lambda: scene.view(task_id).round > number, "the round that was open is committed")
-    spent = scene.wait(lambda: _seconds_of(scene, task_id, number), "the round's length is known")
-    assert spent < 3 + 2 + RESUME_SECONDS
     scene.check_finished(task_id)
     assert _times_assigned(scene, task_id, number) == 1
 
@@ -121,10 +119,6 @@ def test_a_second_server_on_the_folder_is_refused_and_disturbs_nobody(scene: Sce
     assert str(scene.farm.server.pid) in second.stderr
     assert scene.farm.server.process.poll() is None
     scene.check_finished(task_id)
-
-
-def _seconds_of(scene: Scene, task_id: str, number: int) -> float | None:
-    return next((r.seconds for r in scene.farm.api.task(task_id).rounds if r.number == number), None)
 
 
 def _times_assigned(scene: Scene, task_id: str, number: int) -> int:
