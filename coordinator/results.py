@@ -123,6 +123,7 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
     if problem := _unusable(lease, event):
         here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
         turn.farm.clients[event.client_id].slots += 1  # useless as it is, it is finished
+        _drop_update(turn, event)
         failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
         return
     _deliver(turn, run, step, lease, event)
@@ -132,6 +133,7 @@ def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) 
     problem = _unusable(lease, event)
     if problem or event.update is None or lease.record.client_id != event.client_id:
         drop_late(turn, run, lease, problem or "it came from another client")
+        _drop_update(turn, event)
         return
     record = _done(turn, run, lease, event)
     del run.late[record.assignment_id]
@@ -154,6 +156,10 @@ def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, L
 
 def _turn_down(turn: Turn, event: ResultArrived) -> None:
     _settle_uncounted(turn, event, "it came late or twice; nothing is lost")
+    _drop_update(turn, event)
+
+
+def _drop_update(turn: Turn, event: ResultArrived) -> None:
     if event.update is not None:
         turn.do(DropUpdate(event.update))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.commands import CommitRound, Fold, ReleaseTask
+from coordinator.commands import CommitRound, DropUpdate, Fold, ReleaseTask
 from coordinator.events import Action, ResultArrived, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import RoundState
@@ -95,6 +95,7 @@ def test_a_result_of_the_wrong_number_of_samples_is_a_failure(farm: Simulation) 
     values = {name: getattr(good, name) for name in ResultArrived.__dataclass_fields__}
     farm.handle(ResultArrived(**{**values, "samples": good.samples - 1}))
     assert farm.ledger.assignments[good.assignment_id].state is AssignmentState.FAILED
+    assert any(isinstance(c, DropUpdate) and c.update == good.update for c in farm.log)
 
 
 def test_a_lost_clients_part_goes_to_somebody_else_in_the_same_round(farm: Simulation) -> None:
