@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -70,13 +70,8 @@ def back_up(settings: ServerSettings, target: Path) -> Manifest:
     if not ledger.exists():
         raise NotFound(f"there is no ledger {ledger} to back up; give the server's folder by --data-dir")
     _make_empty(target)
-    with disk_errors(target):
-        for attempt in range(_TRIES):
-            _copy_ledger(ledger, target / _LEDGER)
-            digests = referenced_by(target / _LEDGER)
-            missing = _copy_blobs(settings.data_dir / "blobs", target / "blobs", digests)
-            if not missing or attempt == _TRIES - 1:
-                break  # else: dropped between the two copies, so a newer ledger does not refer to it
+    with _whole_or_nothing(target):
+        digests, missing = _copy_facts(ledger, settings.data_dir / "blobs", target)
         tokens = [name for name in _TOKENS if (settings.data_dir / name).exists()]
         for name in tokens:
             _copy_file(settings.data_dir / name, target / name)
@@ -104,7 +99,7 @@ def restore(source: Path, data_dir: Path) -> Manifest:
             )
     _make_empty(data_dir)
     folder = DataFolder(data_dir)
-    with disk_errors(data_dir):
+    with _whole_or_nothing(data_dir):
         for file in manifest.files:
             _copy_file(source / file.name, folder.root / file.name)
         _sync_folders(folder.root)
@@ -127,6 +122,31 @@ def _make_empty(folder: Path) -> None:
             raise Conflict(f"{folder} is not empty; give a folder that is, or does not exist yet")
     except OSError as error:
         raise Unavailable(f"{folder} can't be used: {error.strerror or error}; give another folder") from error
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Leave nothing in a folder that could not be filled, so that the next try finds it empty."""
+    try:
+        with disk_errors(folder):
+            yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _copy_facts(ledger: Path, blobs: Path, target: Path) -> tuple[frozenset[str], list[str]]:
+    """Copy the ledger, then what it refers to; return those digests, and which of them are missing.
+
+    A blob that was dropped between the two is not missed by a newer ledger: then the ledger is copied again.
+    """
+    for _ in range(_TRIES):
+        _copy_ledger(ledger, target / _LEDGER)
+        digests = referenced_by(target / _LEDGER)
+        missing = _copy_blobs(blobs, target / "blobs", digests)
+        if not missing:
+            break
+    return digests, missing
 
 
 def _copy_ledger(source: Path, target: Path) -> None:

@@ -27,7 +27,6 @@ def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None]) -> Non
     faults.arm()
     folder = DataFolder(settings.data_dir)
     folder.lock()
-    _log.info("recovery: the data folder is ours", data_dir=str(folder.root))
     try:
         listener = bind_kept(settings.host, settings.port, folder.kept_port)
         try:

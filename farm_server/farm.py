@@ -102,10 +102,12 @@ class Farm:
         """Open the ledger and the blob store in a locked folder and take up what is there. Raises: FarmError."""
         tokens = folder.tokens(settings)
         blobs = FolderBlobStore(folder.blobs)
-        _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers)
         ledger = await Ledger.open(settings.ledger_url)
-        _log.info("recovery: the ledger is open")
         snapshot = await ledger.load()
+        # only now: where a start fails, its one line of error should be all that is said
+        _log.info("recovery: the data folder is ours", data_dir=str(folder.root))
+        _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers)
+        _log.info("recovery: the ledger is open")
         _log.info(
             "recovery: facts are loaded",
             tasks=len(snapshot.tasks),

@@ -30,9 +30,8 @@ class Inspection:
 
 def referenced_by(ledger: Path) -> frozenset[str]:
     """Return the names of all blobs that a ledger's file refers to, without changing it. Raises: SQLAlchemyError."""
-    engine = create_engine(
-        URL.create("sqlite", database=f"file:{ledger.absolute()}", query={"mode": "ro", "uri": "true"})
-    )
+    url = URL.create("sqlite", database=ledger.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+    engine = create_engine(url)
     try:
         with engine.connect() as connection:
             return frozenset(str(row.digest) for row in connection.execute(NEEDED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from farm_server.backup import Manifest, back_up, restore
 from farm_server.cli import app
 from farm_server.settings import ServerSettings
-from protocol.errors import Conflict, DigestMismatch, FarmError, NotFound
+from protocol.errors import Conflict, DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
 from storage.blobs import FolderBlobStore
 from tests.farm_server import model
@@ -140,3 +141,17 @@ async def test_doctor_leaves_a_running_server_s_blobs_alone(tmp_path: Path) -> N
         found = await asyncio.to_thread(findings, tmp_path, "--repair")
     assert "a server runs" in found["leftovers"]["detail"]
     assert all(f["ok"] for f in found.values()), found
+
+
+async def test_a_backup_that_finds_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(tmp_path / "a # folder") as server:
+        await model.submit(server.http)
+        with monkeypatch.context() as patch:
+            patch.setattr("farm_server.backup._copy_file", full)
+            with pytest.raises(Unavailable, match="no space is left"):
+                await asyncio.to_thread(back_up, server.farm.settings, tmp_path / "backup")
+        assert not (tmp_path / "backup").exists()
+        assert not (await asyncio.to_thread(back_up, server.farm.settings, tmp_path / "backup")).missing

@@ -74,6 +74,8 @@ def test_a_killed_server_leaves_a_folder_that_starts_again(tmp_path):
         process.kill()
         process.wait()
         assert run("status", "--data-dir", str(tmp_path)).returncode == 1
+        doctor = json.loads(run("doctor", "--data-dir", str(tmp_path), "--port", "0", "--json").stdout)
+        assert doctor["ok"], doctor
     with server(tmp_path) as (_, info):
         assert info["pid"]
 
