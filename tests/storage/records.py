@@ -177,7 +177,7 @@ ROUNDS = st.builds(
 ASSIGNMENTS = st.builds(
     AssignmentRecord, _task_ids, _task_ids, _whole, _whole, st.sampled_from(Kind), _whole, _texts, _whole, _whole,
     st.sampled_from(AssignmentState), _ranges, _whole, _whole, _floats, _floats, st.none() | _floats, st.booleans(),
-    st.none() | _refs, _metrics, st.none() | _texts,
+    st.none() | _whole, st.none() | _refs, _metrics, st.none() | _texts,
 )  # fmt: skip
 CHECKPOINTS = st.builds(
     CheckpointRecord, _task_ids, _whole, _whole, _whole, _refs, st.none() | _refs, st.none() | _refs, _floats,
