@@ -6,8 +6,6 @@ and the weights are those of the undisturbed run.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from benchmarks.regression import AVERAGING
@@ -35,10 +33,6 @@ SERVER_FAULTS = [
 ]
 
 
-# The server reaches its places through farm_server.faults; until that module is there, nothing would happen.
-server_has_places = pytest.mark.skipif(find_spec("farm_server.faults") is None, reason="the server has no places yet")
-
-
 def spent_name(fault: str) -> str:
     return parse_faults(fault).pending[0].name
 
@@ -53,7 +47,6 @@ def test_a_fault_in_a_client_or_its_executor(scene: Scene, place: Fault, action:
     scene.check_finished(task_id)
 
 
-@server_has_places
 @pytest.mark.parametrize(("place", "action"), SERVER_FAULTS)
 def test_a_fault_in_the_server(scene: Scene, place: Fault, action: str) -> None:
     fault = f"{place}@2:{action}"
@@ -76,7 +69,6 @@ def test_a_fault_in_a_client_that_trains_weights(scene: Scene, place: Fault) -> 
     scene.check_finished(task_id, is_exact=False)
 
 
-@server_has_places
 @pytest.mark.parametrize("place", [Fault.SERVER_WHILE_FOLDING, Fault.SERVER_WHILE_COMMITTING])
 def test_a_fault_in_the_server_of_a_task_that_trains_weights(scene: Scene, place: Fault) -> None:
     fault = f"{place}@2:kill"
