@@ -76,7 +76,7 @@ async def self_test(probe: Probe, remembered: Path, command: tuple[str, ...] = _
         known = _read(remembered)
         if known is not None and known.key == key:
             return known
-        verdicts = (await _run(probe.cpu_cores, command)).model_copy(update={"key": key})
+        verdicts = (await _run(probe.cpu_cores, command, remembered.parent)).model_copy(update={"key": key})
         if not verdicts.passed:
             reasons = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts.refused)
             raise DeviceRefused(f"this machine cannot join, because its results would be wrong ({reasons})")
@@ -101,8 +101,9 @@ async def _turn(remembered: Path) -> AsyncIterator[None]:
         lock.release()
 
 
-async def _run(cpu_cores: int, command: tuple[str, ...]) -> Verdicts:
-    with tempfile.TemporaryDirectory(prefix="aifarm-self-test-") as scratch:
+async def _run(cpu_cores: int, command: tuple[str, ...], folder: Path) -> Verdicts:
+    # inside the client's own folder: an agent that is killed meanwhile leaves nothing elsewhere
+    with tempfile.TemporaryDirectory(prefix="self-test-", dir=folder) as scratch:
         child = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
