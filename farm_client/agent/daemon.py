@@ -52,7 +52,8 @@ class Agent:
         self._address = address
         self._settings = settings
         self._executor_module = executor_module
-        self._home = Home(settings.home)
+        # absolute: executors work in folders of their own, where a relative path leads nowhere
+        self._home = Home(settings.home.absolute())
         self._narrator = Narrator(settings.log_format)
         self._board = StatusBoard(self._home.status_file)
         self._leaving = asyncio.Event()

@@ -2,9 +2,12 @@ import stat
 
 import pytest
 
+from farm_client.agent.address import parse_address
+from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadHome, HomeInUse
 from farm_client.agent.home import Home
 from farm_client.agent.identity import load_identity
+from farm_client.agent.settings import load_settings
 
 
 def test_one_agent_at_a_time(tmp_path):
@@ -43,3 +46,9 @@ def test_a_damaged_identity_says_what_to_do(tmp_path):
     path.write_text("{")
     with pytest.raises(BadHome, match="delete it"):
         load_identity(path)
+
+
+def test_executors_find_their_files_though_home_was_given_as_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    agent = Agent(parse_address("ws://token@127.0.0.1:1"), load_settings(home="h"))
+    assert agent._home.root == tmp_path / "h"
