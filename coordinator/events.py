@@ -9,7 +9,7 @@ from enum import StrEnum
 from coordinator.records import AssignmentRecord, CheckpointRecord
 from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
 from protocol.resources import Load
-from protocol.tasks import BlobRef, TaskSpec
+from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,16 @@ class ResultArrived:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The answer to ``CommitRound``: the new checkpoint is durable on disk."""
+    """The answer to ``CommitRound``: the new checkpoint is durable on disk.
+
+    ``delta``: how its weights follow from those before, stored as a blob, where the recipe has a ``weights_codec``.
+    """
 
     task_id: str
     round: int
     attempt: int
     checkpoint: CheckpointRecord
+    delta: WeightsDelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

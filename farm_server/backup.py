@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from farm_server.datafolder import DataFolder
 from farm_server.settings import ServerSettings
 from protocol.errors import Conflict, DigestMismatch, NotFound, Unavailable
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 from storage.engine import ledger_path
 from storage.errors import disk_errors
 from storage.inspection import digest_of_file, referenced_by

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.compression import CodecSpec
+from protocol.frozen import Frozen
 from protocol.limits import (
     HEARTBEAT_SECONDS,
     INLINE_BYTES,
@@ -20,9 +22,9 @@ from protocol.limits import (
     MAX_LOG_LINE_CHARS,
     MAX_LOG_LINES_PER_MESSAGE,
 )
-from protocol.recipe import Frozen, Mode
+from protocol.recipe import Mode
 from protocol.resources import Load, Resources
-from protocol.tasks import BlobRef, Shard
+from protocol.tasks import BlobRef, Shard, WeightsDelta
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -48,6 +50,8 @@ class Hello(Frozen):
     load: Load = Load()
     tags: tuple[str, ...] = Field(default=(), max_length=32)
     cached: tuple[str, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
+    codecs: tuple[str, ...] = Field(default=(), max_length=64)
+    """The codecs that it knows besides ``none``."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
 
 
@@ -119,6 +123,11 @@ class TaskBrief(Frozen):
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: int = 0
     keep_inner_optimizer: bool = False
+    update_codec: CodecSpec = CodecSpec()
+    weights_codec: CodecSpec = CodecSpec()
+    """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""
+    pipeline: bool = False
+    """The slot is free again when the update is computed, not when it is delivered."""
 
 
 class Slice(Frozen):
@@ -145,8 +154,12 @@ class Assign(Frozen):
     round: int
     epoch: int
     weights: BlobRef
+    deltas: tuple[WeightsDelta, ...] = Field(default=(), max_length=256)
+    """A chain that ends at ``weights``: whoever holds the base of one of its links may take the rest instead."""
     slices: tuple[Slice, ...]
     lease_seconds: float
+    prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
+    """Shards that this client is likely to need next; fetched while it computes, if there is room."""
 
     @property
     def samples(self) -> int:

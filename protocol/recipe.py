@@ -5,7 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from protocol.compression import CodecSpec
+from protocol.frozen import Frozen
 
 
 class Mode(StrEnum):
@@ -15,12 +18,6 @@ class Mode(StrEnum):
     """A pseudo-gradient (base weights minus local weights) after local steps: FedAvg and its kin."""
     GRADIENTS = "gradients"
     """The gradient of the mean loss over the assignment's samples: synchronous SGD."""
-
-
-class Frozen(BaseModel):
-    """Base of all wire records: immutable, and unknown fields are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 OptionValue = float | int | bool | tuple[float, float] | None
@@ -66,6 +63,15 @@ class Recipe(Frozen):
     outer: OuterOptimizer = OuterOptimizer()
     keep_inner_optimizer: bool = False
     """Weights mode: a client's optimizer keeps its state (momentum, second moments) from round to round."""
+    update_codec: CodecSpec = CodecSpec()
+    """How clients make their updates small."""
+    weights_codec: CodecSpec = CodecSpec()
+    """How the server makes a new version small for clients that hold an older one: its difference to that, by this
+    codec; ``none`` sends whole versions. What the codec loses is kept back and comes with a later version."""
+    refresh_every: int = Field(default=16, ge=1, le=256)
+    """The longest chain of differences: a client that holds no version since then gets a whole one."""
+    pipeline: bool = False
+    """Weights mode: a client goes on to the next round while its update is on its way. Needs ``max_staleness``."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     min_clients: int = Field(default=1, ge=1)
     """A round opens only with at least this many clients."""
@@ -101,6 +107,8 @@ class Recipe(Frozen):
             raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
         if self.mode is Mode.GRADIENTS and self.keep_inner_optimizer:
             raise ValueError("keep_inner_optimizer is for weights mode: in gradients mode the server has the optimizer")
+        if self.pipeline and (self.mode is Mode.GRADIENTS or not self.max_staleness):
+            raise ValueError("pipeline is for weights mode with a max_staleness of 1 or more: its updates come late")
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 
 
 class Gpu(Frozen):

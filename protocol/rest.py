@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 from protocol.resources import Load, Resources
 from protocol.tasks import TaskSpec
 

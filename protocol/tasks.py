@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from protocol.compression import CodecSpec
 from protocol.digests import Digest
-from protocol.recipe import Frozen, Recipe, Requirements
+from protocol.frozen import Frozen
+from protocol.recipe import Recipe, Requirements
 
 
 class BlobRef(Frozen):
@@ -17,6 +19,18 @@ class BlobRef(Frozen):
     digest: Digest
     size_bytes: int = Field(ge=0)
     inline: bytes | None = None
+
+
+class WeightsDelta(Frozen):
+    """How one version of the weights follows from another: decoded by ``codec`` and added, the files are equal.
+
+    ``base`` and ``digest`` name the weights files before and after it.
+    """
+
+    base: Digest
+    digest: Digest
+    codec: CodecSpec
+    blob: BlobRef
 
 
 class Split(StrEnum):

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 from protocol.tasks import BlobRef
 from storage.blobs import FolderBlobStore, ref_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from farm_client.agent.errors import BadHome
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 
 
 class Identity(Frozen):

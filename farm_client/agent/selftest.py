@@ -20,7 +20,7 @@ from farm_client.agent.errors import DeviceRefused
 from farm_client.agent.probe import Probe
 from farm_client.executor.environment import executor_environment
 from protocol.digests import digest_bytes
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 
 _LONGEST_SECONDS: Final = 180.0
 _TURN_SECONDS: Final = 0.05

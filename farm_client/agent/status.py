@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from protocol.recipe import Frozen
+from protocol.frozen import Frozen
 
 
 class Status(Frozen):

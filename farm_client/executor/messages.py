@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.frozen import Frozen
 from protocol.messages import Kind, MetricPoint, Scope
-from protocol.recipe import Frozen, Mode
+from protocol.recipe import Mode
 from protocol.tasks import Split
 
 

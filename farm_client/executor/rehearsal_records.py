@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from farm_client.executor.messages import Failed
-from protocol.recipe import Frozen, Mode, OuterOptimizer
+from protocol.frozen import Frozen
+from protocol.recipe import Mode, OuterOptimizer
 
 
 class RehearsalRequest(Frozen):

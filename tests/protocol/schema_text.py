@@ -44,7 +44,12 @@ def type_text(field: dict[str, Any]) -> str:
         values = field["additionalProperties"]
         inner = "any value" if values is True else type_text(values)
         return f"map of {inner}" + _bound(field, "maxProperties", ", at most {}")
-    return _PLAIN[str(kind)] + _bound(field, "minimum", ", ≥ {}") + _bound(field, "maximum", ", ≤ {}")
+    return (
+        _PLAIN[str(kind)]
+        + _bound(field, "minimum", ", ≥ {}")
+        + _bound(field, "exclusiveMinimum", ", > {}")
+        + _bound(field, "maximum", ", ≤ {}")
+    )
 
 
 def default_text(name: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -53,7 +58,9 @@ def default_text(name: str, field: dict[str, Any], schema: dict[str, Any]) -> st
     default = field.get("default")
     if default is None and "anyOf" in field:
         return "absent"
-    if default in ("", [], {}, None) or isinstance(default, dict):
+    if isinstance(default, dict) and default:
+        return "its defaults"
+    if default in ("", [], {}, None):
         return "empty"
     return f"`{str(default).lower()}`" if isinstance(default, bool | str) else str(default)
 

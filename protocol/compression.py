@@ -1,0 +1,40 @@
+"""How tensors are made small for the wire, in words and numbers; ``protocol.codecs`` does it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from protocol.frozen import Frozen
+
+
+class CodecName(StrEnum):
+    """Every codec, by the name that recipes and file headers use."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+    SIGN = "sign"
+    TOPK = "topk"
+    SPARSELOCO = "sparseloco"
+    DEMO = "demo"
+    POWERSGD = "powersgd"
+
+
+class CodecSpec(Frozen):
+    """A codec with its settings; each codec reads those that concern it."""
+
+    name: CodecName = CodecName.NONE
+    error_feedback: bool = True
+    """Lossy codecs: what one update loses is added to the next one before it is encoded."""
+    block: int = Field(default=256, ge=16, le=65536)
+    """int8, int4, sign: elements that share a scale."""
+    density: float = Field(default=1 / 64, gt=0, le=1)
+    """topk, sparseloco, demo: the fraction of the elements (or of the coefficients) that is sent."""
+    rank: int = Field(default=4, ge=1, le=1024)
+    """powersgd: the rank of the approximation."""
+    zstd: bool = True
+    """Compress the file as well, where that makes it at least a twentieth smaller."""
