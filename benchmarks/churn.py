@@ -6,13 +6,12 @@ The clients speak the protocol and nothing else: their updates are made up, so t
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import secrets
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.farm import BenchmarkError
+from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
 from protocol.digests import digest_bytes
@@ -63,10 +63,9 @@ AVERAGED_SAMPLES: Final = 5
 
 
 @dataclass(frozen=True)
-class Churn:
+class Churn(Measurement):
     """What five minutes of it came to; ``growth`` is the last RSS over the settled one, less 1."""
 
-    benchmark: str
     clients: int
     seconds: float
     joins: int
@@ -77,10 +76,6 @@ class Churn:
     rss_settled_bytes: int
     rss_end_bytes: int
     growth: float
-
-    def to_json(self) -> str:
-        """Return one line of JSON, numbers to four digits."""
-        return json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(self).items()})
 
 
 @dataclass

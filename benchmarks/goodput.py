@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from typing import Final
 import psutil
 
 from benchmarks.farm import BenchmarkError
+from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared, unbalanced
 from farm_client.sdk.outcome import is_over
@@ -32,10 +32,9 @@ MOST_ROUNDS: Final = 1_000_000
 
 
 @dataclass(frozen=True)
-class Goodput:
+class Goodput(Measurement):
     """One mode: committed samples per second without and with kills, and their fraction."""
 
-    benchmark: str
     mode: str
     clients: int
     calm_seconds: float
@@ -44,10 +43,6 @@ class Goodput:
     samples_per_s: float
     kills: dict[str, int]
     goodput: float
-
-    def to_json(self) -> str:
-        """Return one line of JSON, numbers to four digits."""
-        return json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(self).items()})
 
 
 @dataclass(frozen=True)

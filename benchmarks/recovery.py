@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from benchmarks.farm import BenchmarkError
+from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
 from farm_client.sdk.outcome import is_over
@@ -39,10 +39,9 @@ LONGEST_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True)
-class Recovery:
+class Recovery(Measurement):
     """One victim's kills. ``round_s`` is the median undisturbed round of the same run, ``ratio`` how many that cost."""
 
-    benchmark: str
     victim: Victim
     kills: int
     recovery_s: float
@@ -51,10 +50,6 @@ class Recovery:
     slowest_s: float
     round_s: float
     ratio: float
-
-    def to_json(self) -> str:
-        """Return one line of JSON, numbers to four digits."""
-        return json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(self).items()})
 
 
 def measure(victim: Victim, kills: int, seed: int = 0) -> Recovery:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from benchmarks import limit
 from benchmarks.farm import POLL_SECONDS, BenchmarkError, RunningFarm, running_farm, submit, wait_until
+from benchmarks.measurement import Measurement
 from benchmarks.meters import loopback_bytes, peak_rss_bytes
 from farm_client.sdk.outcome import is_over
 from protocol.rest import RoundView
@@ -39,13 +39,12 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Measurement):
     """What one case gave. ``wire_bytes`` is all that crossed the loopback device during the window.
 
     ``limit_rounds_per_s`` is ``benchmarks.limit`` at the same size, just after; ``ratio`` is the farm's share of it.
     """
 
-    benchmark: str
     clients: int
     params: int
     mode: str
@@ -57,10 +56,6 @@ class Measured:
     wire_bytes_per_round: int
     limit_rounds_per_s: float
     ratio: float
-
-    def to_json(self) -> str:
-        """Return one line of JSON, numbers to four digits."""
-        return json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(self).items()})
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ before the caller hears of it.
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from typing import Final
 import numpy as np
 import uvloop
 
+from benchmarks.measurement import Measurement
 from coordinator.lifecycle import TaskState, move_task
 from coordinator.records import EventRecord, TaskRecord
 from protocol.digests import digest_bytes
@@ -34,10 +34,9 @@ ROUND_TRIP: Final = (TaskState.ASSIGNED, TaskState.RUNNING, TaskState.PENDING)
 
 
 @dataclass(frozen=True)
-class Transitions:
+class Transitions(Measurement):
     """One measurement. ``plain_per_s`` is the reference of the same run; ``ratio`` how many times faster it is."""
 
-    benchmark: str
     writers: int
     transitions: int
     seconds: float
@@ -46,10 +45,6 @@ class Transitions:
     p99_ms: float
     plain_per_s: float
     ratio: float
-
-    def to_json(self) -> str:
-        """Return one line of JSON, numbers to four digits."""
-        return json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(self).items()})
 
 
 def measure(writers: int, seconds: float, folder: Path | None = None) -> Transitions:

@@ -12,9 +12,9 @@ import torch
 import typer
 
 from benchmarks import rounds
-from benchmarks.__main__ import whole_numbers
 from benchmarks.farm import BenchmarkError, RunningFarm
 from benchmarks.noop_task import train
+from benchmarks.report import whole_numbers
 from protocol.rest import RoundView, TaskDetail, TaskView
 
 VIEW = TaskView(

@@ -1,0 +1,50 @@
+"""Measurements of the farm's own speed, where nothing is trained and nothing fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.measurement import Measurement
+from benchmarks.report import report, say, whole_numbers
+from benchmarks.rounds import Case
+from benchmarks.rounds import measure as measure_rounds
+from benchmarks.transitions import measure as measure_transitions
+from protocol.recipe import Mode
+
+app = typer.Typer()
+
+
+@app.command()
+def rounds(
+    clients: Annotated[str, typer.Option(help="Numbers of clients, such as 2,8.")] = "2,8",
+    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e5,1e7.")] = "1e5,1e7",
+    mode: Annotated[Mode, typer.Option(help="What clients return.")] = Mode.GRADIENTS,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 10.0,
+) -> None:
+    """Rounds per second of a task that trains nothing, for each pair of clients and parameters."""
+
+    def measured(case: Case) -> Callable[[], Measurement]:
+        def tell_and_measure() -> Measurement:
+            say(f"{case.clients} clients, {case.params:.0e} parameters, {mode} …")
+            return measure_rounds(case)
+
+        return tell_and_measure
+
+    sizes = product(whole_numbers(params), whole_numbers(clients))
+    report([measured(Case(count, size, mode.value, seconds)) for size, count in sizes])
+
+
+@app.command()
+def transitions(
+    writers: Annotated[str, typer.Option(help="Numbers of concurrent writers.")] = "1,64,1000",
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each window.")] = 5.0,
+    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to measure.")] = None,
+) -> None:
+    """Durable task-state transitions per second, beside plain sqlite3 with one transaction for each."""
+    report([partial(measure_transitions, count, seconds, folder) for count in whole_numbers(writers)])
