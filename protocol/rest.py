@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from pydantic import ConfigDict, Field
 
 from protocol.frozen import Frozen
+from protocol.ranges import ByteRange
 from protocol.resources import Load, Resources
 from protocol.tasks import TaskSpec
 
@@ -29,6 +31,10 @@ class FarmView(Frozen):
     started_at: float
     problem: str | None = None
     """Why it can take no new work now (a full disk, a ledger that can't be written, a shutdown), if so."""
+    uploads_open: int = 0
+    """Uploads that hold one of the credits now."""
+    uploads_waiting: int = 0
+    """Uploads that wait for one."""
 
 
 class TaskView(Frozen):
@@ -225,6 +231,64 @@ class ModelView(Frozen):
     size_bytes: int
     metrics: dict[str, float] = Field(default_factory=dict)
     state: str
+
+
+class UploadState(StrEnum):
+    """What the farm says to who wants to upload a blob."""
+
+    STORED = "stored"
+    """The farm has it: nothing is to be sent."""
+    WAIT = "wait"
+    """Not now: ask again after ``retry_seconds``."""
+    GO = "go"
+    """Send the ``missing`` ranges."""
+
+
+class UploadRequest(Frozen):
+    """POST /v1/blobs/{digest}/upload: the first word of an upload, and the word after any cut.
+
+    ``wait_seconds`` is how long the answer may be held back while it would be ``wait``; it comes as soon as it is not.
+    """
+
+    size_bytes: int = Field(ge=0)
+    wait_seconds: float = Field(default=0.0, ge=0, le=30)
+
+
+class UploadReply(Frozen):
+    """What to do about an upload: nothing, wait, or send parts by PATCH.
+
+    ``missing`` are half-open ranges ``[start, end)``, at most the first 256: who has sent them all and was not told
+    that the blob is stored asks again. A part has at most ``part_bytes``, and at most ``parallel`` are sent at once.
+    """
+
+    state: UploadState
+    missing: tuple[ByteRange, ...] = ()
+    part_bytes: int = 0
+    parallel: int = 0
+    ahead: int = 0
+    """While waiting: uploads that are before this one, those under way included."""
+    reason: str = ""
+    """While waiting: why, in a line for people."""
+    retry_seconds: float = 0.0
+
+
+class UploadView(Frozen):
+    """GET /v1/uploads, one each: a blob that is on its way in.
+
+    ``state`` is receiving, checking (all is here and is being verified), waiting (for its turn), or interrupted (a part
+    is here, nobody sends the rest now).
+    """
+
+    digest: str
+    size_bytes: int
+    received_bytes: int
+    state: str
+    clients: tuple[str, ...] = ()
+    """Who sends it, or wants to, by their own word."""
+    idle_seconds: float = 0.0
+    """Since the last byte came, or since it was asked for."""
+    ahead: int = 0
+    reason: str = ""
 
 
 TaskDetail.model_rebuild()
