@@ -42,7 +42,7 @@ class Regression:
         return self.rounds * self.round_samples
 
 
-def prepare_regression(what: Regression, folder: Path) -> Prepared:
+def prepare_regression(what: Regression, folder: Path, code: Path = TASK) -> Prepared:
     """Check and describe the task as `farm submit` does; ``folder`` keeps its blobs until they are submitted."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -59,7 +59,7 @@ def prepare_regression(what: Regression, folder: Path) -> Prepared:
         min_clients=what.min_clients,
         evaluate_every=0,
     )
-    return prepare(Submission(code=TASK, recipe=recipe, config=config), folder)
+    return prepare(Submission(code=code, recipe=recipe, config=config), folder)
 
 
 def submit_prepared(

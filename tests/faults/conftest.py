@@ -51,11 +51,11 @@ class Scene:
     server_is_changed: bool = False
     """Whether the server was started with what no other test wants."""
 
-    def join(self, faults: str = "", join_url: str = "", *, wait: bool = True) -> str:
+    def join(self, faults: str = "", join_url: str = "", tags: str = "", *, wait: bool = True) -> str:
         """Start a client of the test's own, with a plan of faults that happen once in all its lives."""
         name = f"mortal-{next(_numbers)}"
         self.own_clients.append(name)
-        self.farm.start_client(name, self.planned(faults), join_url)
+        self.farm.start_client(name, {**self.planned(faults), "FARM_CLIENT_TAGS": tags}, join_url)
         if wait:
             self.farm.wait_online(name)
         return name
