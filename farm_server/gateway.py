@@ -64,14 +64,12 @@ class Gateway:
             return
         await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)
-        wire = Wire(websocket, session, self._settings.max_outbox_bytes)
+        wire = Wire(websocket, session, self._settings.max_outbox_bytes, self._telemetry.wire_bytes)
         try:
             if (hello := await self._hello(wire)) is not None and (peer := self._admit(hello, wire)) is not None:
                 await self._converse(peer)
         finally:
             await wire.close()
-            self._telemetry.wire_bytes.labels("in").inc(wire.received_bytes)
-            self._telemetry.wire_bytes.labels("out").inc(wire.sent_bytes)
 
     def sweep(self) -> None:
         """Lose the clients that were silent for too long."""

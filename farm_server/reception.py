@@ -129,6 +129,7 @@ class Reception:
     def _arrived(self, peer: Peer, result: Result) -> None:
         self._spooled.hold(result.update)
         self._telemetry.updates.labels("usable").inc()
+        self._telemetry.compute_seconds.inc(result.compute_seconds)
         self._post(
             ResultArrived(
                 peer.client_id,

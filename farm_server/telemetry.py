@@ -23,6 +23,9 @@ class Telemetry:
         self.updates = Counter("farm_updates", "Results that arrived, by outcome", ["outcome"], registry=registry)
         self.wire_bytes = Counter("farm_wire_bytes", "WebSocket bytes, by direction", ["direction"], registry=registry)
         self.blob_bytes = Counter("farm_blob_bytes", "Blob bytes, by direction", ["direction"], registry=registry)
+        self.compute_seconds = Counter(
+            "farm_compute_seconds", "Seconds that clients computed for usable results", registry=registry
+        )
         self.commit_seconds = Histogram(
             "farm_commit_seconds", "Optimizer step and checkpoint of a round", buckets=_SECONDS, registry=registry
         )

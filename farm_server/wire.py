@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
+from prometheus_client import Counter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from protocol.messages import Message
@@ -22,10 +23,11 @@ class Wire:
     ``over`` is done, with the reason, once the conversation must end.
     """
 
-    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int) -> None:
+    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int, wire_bytes: Counter) -> None:
         self.session = session
-        self.received_bytes = 0
-        self.sent_bytes = 0
+        # Counted as they come and go, not at the end: a connection lasts for days.
+        self._received_bytes = wire_bytes.labels("in")
+        self._sent_bytes = wire_bytes.labels("out")
         self._websocket = websocket
         self._max_outbox_bytes = max_outbox_bytes
         self._outbox: deque[bytes] = deque()
@@ -58,7 +60,7 @@ class Wire:
         frame: bytes | str | None = event.get("bytes")
         if frame is None:
             frame = str(event.get("text") or "")
-        self.received_bytes += len(frame)
+        self._received_bytes.inc(len(frame))
         messages = self.session.receive(frame)
         for answer in self.session.outgoing():
             self._queue(answer)
@@ -88,7 +90,7 @@ class Wire:
             frame = self._outbox.popleft()
             await self._websocket.send_bytes(frame)
             self._outbox_bytes = max(self._outbox_bytes - len(frame), 0)
-            self.sent_bytes += len(frame)
+            self._sent_bytes.inc(len(frame))
 
     async def close(self) -> None:
         """Write what is queued, if the peer takes it at once, and close."""

@@ -232,7 +232,7 @@ class Result(Frozen):
     samples: int = Field(ge=1)
     metrics: dict[str, float] = Field(default_factory=dict, max_length=100)
     update: BlobRef | None = None
-    compute_seconds: float = Field(default=0.0, ge=0)
+    compute_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class Ack(Frozen):

@@ -203,6 +203,16 @@ async def test_what_watches_needs_no_token(server):
             assert name in counters
 
 
+async def test_bytes_are_counted_while_a_connection_lasts(server):
+    async with server.volunteer("c1"), server.client() as http:
+        counters = (await http.get("/metrics")).text
+    counted = dict(line.rsplit(" ", 1) for line in counters.splitlines() if line.startswith("farm_wire_bytes_total{"))
+    assert {name: float(value) > 0 for name, value in counted.items()} == {
+        'farm_wire_bytes_total{direction="in"}': True,
+        'farm_wire_bytes_total{direction="out"}': True,
+    }
+
+
 async def test_the_status_page_shows_tasks_and_clients_and_escapes_their_names(server):
     await model.submit(server.http, model.spec(name="<b>bold</b>"))
     async with server.volunteer("c1", name="a laptop"), server.client() as http:
