@@ -41,3 +41,34 @@ RECONNECT: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0, growth=1
 """Slow to grow: a server that restarts is back in seconds, and work must go on within five of its start. A wait stays
 about two seconds at most for the first five of an outage, and reaches half a minute after some minutes."""
 TRANSFER: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)
+
+STEADY_SECONDS: Final = 3.0
+"""A connection that held for so long was a success, whatever ended it: at this pace nobody is stormed."""
+BRIEF: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0)
+"""Quick to grow: each of these tries cost the farm a whole join."""
+
+
+class Reconnecting:
+    """How long to wait before the next connection: by what went wrong since the farm last let this client in.
+
+    A welcome ends an outage: the wait that had grown is forgotten. Only connections that end soon after their
+    welcome, one after another, keep counting, so that a farm that welcomes and drops at once is not stormed.
+    """
+
+    def __init__(self) -> None:
+        self._unreached = 0
+        self._brief = 0
+
+    def failed(self) -> None:
+        """Count a try that led to no welcome."""
+        self._unreached += 1
+
+    def ended(self, held_seconds: float) -> None:
+        """Count a connection that was welcomed and held for so long."""
+        self._unreached = 0
+        self._brief = 0 if held_seconds >= STEADY_SECONDS else self._brief + 1
+
+    def delay_seconds(self) -> float:
+        """Draw the wait before the next try."""
+        outage = RECONNECT.delay_seconds(max(1, self._unreached))
+        return max(outage, BRIEF.delay_seconds(self._brief)) if self._brief else outage

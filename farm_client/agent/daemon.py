@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Final
 
 from farm_client.agent.address import FarmAddress
-from farm_client.agent.backoff import RECONNECT
+from farm_client.agent.backoff import Reconnecting
 from farm_client.agent.cache import BlobCache
 from farm_client.agent.display import Display
 from farm_client.agent.errors import OutOfReach
@@ -41,8 +41,6 @@ from protocol.messages import Bye, Hello
 from protocol.versions import SUPPORTED
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STEADY_SECONDS: Final = 10.0
-"""A connection that held for so long was a success: the next reconnect starts with a short wait."""
 
 
 class Agent:
@@ -59,7 +57,7 @@ class Agent:
         self._leaving = asyncio.Event()
         self._leave_by = 0.0
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
-        self._failures = 0
+        self._reconnecting = Reconnecting()
         self._unreached_since = 0.0
 
     async def run(self) -> None:
@@ -120,8 +118,7 @@ class Agent:
                 connected_at = time.monotonic()
                 await self._work(link, worker)
                 self._unreached_since = time.monotonic()
-                if self._unreached_since - connected_at > _STEADY_SECONDS:
-                    self._failures = 0
+                self._reconnecting.ended(self._unreached_since - connected_at)
                 if not self._leaving.is_set():
                     await self._wait_to_retry(link.farewell or "the connection ended")
             if worker.busy:  # the connection went before the work was done
@@ -135,6 +132,7 @@ class Agent:
             try:
                 link = await open_link(self._address, hello())
             except OutOfReach as error:
+                self._reconnecting.failed()
                 await self._wait_to_retry(error.message)
             else:
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
@@ -147,17 +145,15 @@ class Agent:
 
         Raises: OutOfReach if the owner set a limit to this and it is reached.
         """
-        self._failures += 1
         out_of_reach_seconds = time.monotonic() - self._unreached_since
         limit_seconds = self._settings.give_up_seconds
         if limit_seconds is not None and out_of_reach_seconds > limit_seconds:
             raise OutOfReach(f"{why}; gave up after {out_of_reach_seconds:.0f} s; check the address and the network")
-        delay_seconds = RECONNECT.delay_seconds(self._failures)
         doing = f"waiting: {why}; trying again until it answers"
         self._narrator.keep_telling(doing, doing)
         self._board.show(doing=doing)
         with suppress(TimeoutError):
-            async with asyncio.timeout(delay_seconds):
+            async with asyncio.timeout(self._reconnecting.delay_seconds()):
                 await self._leaving.wait()
 
     async def _work(self, link: Link, worker: Worker) -> None:

@@ -7,6 +7,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.errors import BadAddress, OutOfReach
+from farm_client.agent.untold import Telling, Untold
 from protocol.errors import FarmError, ProtocolError, Unauthorized, VersionMismatch
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
@@ -38,6 +40,7 @@ class Link:
         self._websocket = websocket
         self._session = session
         self._outbox: deque[bytes] = deque()
+        self._untold = Untold()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
 
@@ -54,6 +57,18 @@ class Link:
         if not self._session.closed:
             self._outbox.append(self._session.send(message))
             self._wake.set()
+
+    def tell(self, message: Telling) -> None:
+        """Post a message that must not go down with the connection: see ``untold``."""
+        self._untold.add(message)
+        self.post(message)
+
+    def untold(self) -> list[Telling]:
+        """Return what was told and not proven to have arrived: a pong after it proves that the farm has read it.
+
+        Being with the operating system proves nothing: a connection that dies takes along what is under way.
+        """
+        return self._untold.messages()
 
     async def flushed(self) -> None:
         """Wait until all that was posted is with the operating system, or the connection is gone."""
@@ -99,6 +114,13 @@ class Link:
     async def _flush(self) -> None:
         while self._outbox:
             await self._websocket.send(self._outbox.popleft())
+        if (number := self._untold.ask()) is not None:
+            pong = asyncio.ensure_future(await self._websocket.ping())
+            pong.add_done_callback(partial(self._hear_pong, number))
+
+    def _hear_pong(self, number: int, pong: asyncio.Future[float]) -> None:
+        if not pong.cancelled() and pong.exception() is None:
+            self._untold.proven(number)
 
 
 async def open_link(address: FarmAddress, hello: Hello) -> Link:

@@ -22,6 +22,7 @@ from farm_client.agent.outbox import Parcel
 from farm_client.agent.output import FLUSH_SECONDS
 from farm_client.agent.preflight import Standing, refusal
 from farm_client.agent.probe import Probe
+from farm_client.agent.untold import Telling, Untold
 from protocol.errors import FarmError
 from protocol.limits import INLINE_BYTES
 from protocol.messages import (
@@ -65,8 +66,8 @@ class Worker:
         self._inline_bytes = INLINE_BYTES
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._resending: dict[str, asyncio.Task[None]] = {}
-        self._unsaid: list[Error | Reject] = []
-        """How assignments ended that ended without a connection."""
+        self._untold = Untold()
+        """What was said without a connection, or into one that broke before it arrived."""
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,7 +84,7 @@ class Worker:
         ]
         failed = [
             HeldAssignment(assignment_id=m.assignment_id, fence=m.fence)
-            for m in self._unsaid
+            for m in self._untold.endings()
             if m.assignment_id is not None and m.fence is not None
         ]
         return (*running, *failed, *self._tools.outbox.held())[:_MAX_HELD]
@@ -96,15 +97,18 @@ class Worker:
     def attach(self, link: Link) -> None:
         """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
         self._link, self._inline_bytes = link, link.welcome.inline_bytes
-        for ending in self._unsaid:
-            link.post(ending)
-        self._unsaid.clear()
+        for message in self._untold.messages():
+            link.tell(message)
+        self._untold.clear()
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
         self._tell_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
+        if self._link is not None:
+            for message in self._link.untold():
+                self._untold.add(message)
         self._link = None
         self._deliveries.detach()
 
@@ -143,7 +147,7 @@ class Worker:
         next_beat = time.monotonic()
         while True:
             for job, _ in self._jobs.values():
-                self._flush_output(job.held)
+                self._tell_output(job.held)
             if (now := time.monotonic()) >= next_beat:
                 next_beat = now + heartbeat_seconds
                 self._beat_once()
@@ -194,13 +198,13 @@ class Worker:
 
     async def _do(self, job: Job) -> None:
         outcome = await job.do()
-        self._flush_output(job.held)
+        self._tell_output(job.held)
         problem = await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
         assign = job.held.assign
         self._jobs.pop(assign.assignment_id)
         self._settle()
         if problem is not None:
-            self._say(problem)
+            self._tell(problem)
             self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
             self._tell_ready()
 
@@ -216,12 +220,12 @@ class Worker:
         task = self._resending[assignment_id] = self._spawn(self._deliveries.deliver_again(assignment_id))
         task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
 
-    def _say(self, ending: Error | Reject) -> None:
-        """Tell how an assignment ended, now or after the next welcome."""
+    def _tell(self, message: Telling) -> None:
+        """Say something of an assignment, now or after the next welcome."""
         if self._link is not None:
-            self._link.post(ending)
+            self._link.tell(message)
         else:
-            self._unsaid.append(ending)
+            self._untold.add(message)
 
     def _hear_error(self, error: Error) -> None:
         if error.assignment_id is not None:
@@ -263,9 +267,9 @@ class Worker:
         if not self._draining:
             self._post(Ready(slots=max(0, self._around.slots - len(self._jobs))))
 
-    def _flush_output(self, held: Held) -> None:
-        if self._link is not None and (message := held.output.take(held.progress)) is not None:
-            self._link.post(message)
+    def _tell_output(self, held: Held) -> None:
+        if (message := held.output.take(held.progress)) is not None:
+            self._tell(message)
 
     def _post(self, message: Message) -> None:
         """Say something that only matters to the connection there is."""

@@ -62,6 +62,11 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             return Failed(
                 assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY, traceback="tb"
             )
+        case "print_and_train" | "print_and_fail":
+            Path(load.config["gate"]).read_bytes()
+            print("the last words")
+            if doing == "print_and_fail":
+                return Failed(assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY)
         case "die_once":
             marker = Path(load.config["marker"])
             if not marker.exists():

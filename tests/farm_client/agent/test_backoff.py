@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from farm_client.agent.backoff import RECONNECT, TRANSFER, RetryPolicy
+from farm_client.agent.backoff import BRIEF, RECONNECT, STEADY_SECONDS, TRANSFER, Reconnecting, RetryPolicy
 
 
 def test_waits_are_drawn_from_a_bound_that_grows_up_to_the_longest():
@@ -34,3 +35,44 @@ def test_only_a_limit_ends_the_tries():
     assert RECONNECT.allows(10**6)
     assert TRANSFER.allows(TRANSFER.tries - 1)
     assert not TRANSFER.allows(TRANSFER.tries)
+
+
+def longest(reconnecting):
+    """Return about the longest wait that may be drawn now."""
+    return max(reconnecting.delay_seconds() for _ in range(200))
+
+
+def test_a_welcome_ends_an_outage_however_long_it_was():
+    reconnecting = Reconnecting()
+    for _ in range(100):
+        reconnecting.failed()
+    assert longest(reconnecting) > 20
+    reconnecting.ended(STEADY_SECONDS)
+    assert longest(reconnecting) <= RECONNECT.first_seconds
+
+
+def test_a_restart_soon_after_a_welcome_is_not_paid_for_with_the_outage_before():
+    reconnecting = Reconnecting()
+    for _ in range(100):
+        reconnecting.failed()
+    reconnecting.ended(0.1)
+    assert longest(reconnecting) <= BRIEF.first_seconds
+
+
+def test_a_farm_that_welcomes_and_drops_at_once_is_tried_less_and_less():
+    reconnecting, waits = Reconnecting(), []
+    for _ in range(8):
+        reconnecting.ended(0.0)
+        waits.append(longest(reconnecting))
+    assert all(later > 1.5 * earlier for earlier, later in pairwise(waits[:6]))
+    assert waits[-1] > 0.8 * BRIEF.longest_seconds
+
+
+def test_an_outage_between_brief_connections_does_not_excuse_them():
+    reconnecting = Reconnecting()
+    for _ in range(8):
+        reconnecting.ended(0.0)
+        reconnecting.failed()
+    assert longest(reconnecting) > 0.8 * BRIEF.longest_seconds
+    reconnecting.ended(STEADY_SECONDS)
+    assert longest(reconnecting) <= RECONNECT.first_seconds

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from farm_client.agent.link import Link
 from protocol.messages import Accept, Cancel, Error, Heartbeat, HeldAssignment, Kind, Progress, Ready, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
@@ -110,6 +111,65 @@ async def test_what_failed_meanwhile_is_told(farm, start_agent, gate, capsys):
         assert [(x.assignment_id, x.finished) for x in hello_of(peer).held] == [(assign.assignment_id, False)]
         error = await peer.expect(Error)
         assert (error.assignment_id, error.message) == (assign.assignment_id, "boom")
+
+
+@pytest.fixture
+def slow_to_notice(monkeypatch):
+    """Let the agent notice a connection's end only when the test says so."""
+    may_notice, messages = asyncio.Event(), Link.messages
+
+    async def late(link):
+        async for message in messages(link):
+            yield message
+        await may_notice.wait()
+
+    monkeypatch.setattr(Link, "messages", late)
+    return may_notice
+
+
+async def test_what_was_said_into_a_dying_connection_is_said_again(farm, start_agent, gate, capsys, slow_to_notice):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(doing="print_and_fail", gate=str(gate)))
+        await peer.send(assign)
+        await peer.expect(Progress)
+        await peer.close(1012)
+        await open_gate(gate)
+        await until(lambda: "boom" in capsys.readouterr().err)
+        slow_to_notice.set()
+        peer = await joined(farm, incarnation=2)
+        assert [x.assignment_id for x in hello_of(peer).held] == [assign.assignment_id]
+        assert (await peer.expect(Error)).message == "boom"
+        said = [m for m in peer.log if isinstance(m, Progress | Error)]
+        assert [line.text for message in said[:-1] for line in message.logs] == ["the last words"]
+
+
+async def test_the_last_words_of_what_ended_offline_are_told(farm, start_agent, gate, home):
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="print_and_train", gate=str(gate))))
+        await peer.expect(Progress)
+        async with unreachable(farm, peer):
+            await open_gate(gate)
+            await until(lambda: waiting(home))
+        peer = await joined(farm, incarnation=2)
+        await peer.expect(Result)
+        said = [m for m in peer.log if isinstance(m, Progress | Result)]
+        assert [line.text for message in said[:-1] for line in message.logs] == ["the last words"]
+
+
+async def test_what_was_heard_is_not_said_again(farm, start_agent):
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="fail")))
+        await peer.expect(Error)
+        peer.unread.clear()
+        await peer.expect(Heartbeat)  # it was sent after the question whether the error arrived
+        await peer.close(1012)
+        peer = await joined(farm, incarnation=2)
+        assert hello_of(peer).held == ()
+        await peer.expect(Heartbeat)
+        assert not [m for m in peer.log if isinstance(m, Progress | Error)]
 
 
 @pytest.mark.parametrize("kind", Kind)

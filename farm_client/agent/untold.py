@@ -1,0 +1,64 @@
+"""What was said of an assignment and nobody is known to have heard: it is said again over the next connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain
+from typing import Final
+
+from protocol.messages import Error, Progress, Reject
+
+_MAX_OUTPUTS: Final = 64
+"""Of what the tasks' code printed, only the newest messages outlive a connection."""
+
+Telling = Error | Reject | Progress
+"""How an assignment ended, or what its code printed."""
+
+
+class Untold:
+    """Messages in the order in which they were said, until proof that they arrived.
+
+    Every message said has a number; ``proven`` takes the number up to which all have arrived. Endings are never
+    dropped: there is one for each assignment that ended since the last proof.
+    """
+
+    def __init__(self) -> None:
+        self._said = 0
+        self._asked = 0
+        self._endings: deque[tuple[int, Error | Reject]] = deque()
+        self._outputs: deque[tuple[int, Progress]] = deque(maxlen=_MAX_OUTPUTS)
+
+    def add(self, message: Telling) -> None:
+        """Keep a message that is being said."""
+        self._said += 1
+        if isinstance(message, Progress):
+            self._outputs.append((self._said, message))
+        else:
+            self._endings.append((self._said, message))
+
+    def ask(self) -> int | None:
+        """Return the number of the last message, if proof of it was not asked for yet."""
+        if self._asked == self._said:
+            return None
+        self._asked = self._said
+        return self._said
+
+    def proven(self, number: int) -> None:
+        """All messages up to this one have arrived: forget them."""
+        for kept in (self._endings, self._outputs):
+            while kept and kept[0][0] <= number:
+                kept.popleft()
+
+    def messages(self) -> list[Telling]:
+        """Return what is not known to have arrived, the oldest first."""
+        kept: list[tuple[int, Telling]] = sorted(chain(self._endings, self._outputs), key=lambda pair: pair[0])
+        return [message for _, message in kept]
+
+    def endings(self) -> list[Error | Reject]:
+        """Return how assignments ended, as far as nobody is known to have heard of it."""
+        return [ending for _, ending in self._endings]
+
+    def clear(self) -> None:
+        """Forget all: it is being said over another connection, which keeps it."""
+        self._endings.clear()
+        self._outputs.clear()

@@ -1,0 +1,114 @@
+"""One connection by itself, with a farm's end that reads, or does not."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from farm_client.agent.address import parse_address
+from farm_client.agent.link import open_link
+from protocol.messages import Error, Hello, Reject, RejectCode, Welcome
+from protocol.session import Session, Side
+from tests.farm_client.agent.waiting import until
+
+HELLO = Hello(versions=(1,), client_id="c", client_secret="s" * 16)
+ERROR = Error(code="x", message="boom", assignment_id="a1", fence=1)
+REJECT = Reject(assignment_id="a2", fence=2, code=RejectCode.BLOB_UNAVAILABLE)
+
+
+class FarEnd:
+    """The farm's end of one connection: it has welcomed the client and reads what comes, unless ``deaf``."""
+
+    def __init__(self, websocket):
+        self.heard = []
+        self.websocket = websocket
+        self.session = Session(Side.SERVER)
+
+    async def greet(self):
+        self.session.receive(await self.websocket.recv())
+        await self.websocket.send(self.session.send(Welcome(version=1, incarnation=1)))
+
+    async def listen(self):
+        try:
+            while True:
+                self.heard += self.session.receive(await self.websocket.recv())
+        except ConnectionClosed:
+            return
+
+    def be_deaf(self):
+        self.websocket.transport.pause_reading()
+
+    def send_close(self, code):
+        self.websocket.protocol.send_close(code)
+        self.websocket.send_data()
+
+    def die(self):
+        self.websocket.transport.abort()
+
+
+@asynccontextmanager
+async def linked():
+    """Return both ends of a connection."""
+    ends = asyncio.Queue()
+
+    async def converse(websocket):
+        end = FarEnd(websocket)
+        await end.greet()
+        ends.put_nowait(end)
+        await end.listen()
+
+    async with serve(converse, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = await open_link(parse_address(f"ws://token@127.0.0.1:{port}"), HELLO)
+        far = await ends.get()
+        try:
+            yield link, far
+        finally:
+            far.die()
+            await link.close()
+
+
+async def ended(link):
+    async for _ in link.messages():
+        pass
+
+
+async def test_what_was_heard_is_forgotten():
+    async with linked() as (link, far):
+        listening = asyncio.create_task(ended(link))
+        link.tell(ERROR)
+        link.tell(REJECT)
+        await until(lambda: not link.untold())
+        assert far.heard == [ERROR, REJECT]
+        listening.cancel()
+
+
+async def test_what_was_sent_and_not_read_before_the_end_is_named():
+    async with linked() as (link, far):
+        far.be_deaf()
+        link.tell(ERROR)
+        await link.flushed()
+        link.tell(REJECT)
+        await link.flushed()
+        far.die()
+        await ended(link)
+        assert link.untold() == [ERROR, REJECT]
+
+
+async def test_what_was_told_to_a_dead_connection_is_named():
+    async with linked() as (link, far):
+        far.die()
+        await ended(link)
+        link.tell(ERROR)
+        assert link.untold() == [ERROR]
+
+
+@pytest.mark.parametrize("code", [1000, 1012])
+async def test_what_crosses_the_farms_close_is_named(code):
+    async with linked() as (link, far):
+        far.send_close(code)  # nobody has read it here yet
+        link.tell(ERROR)
+        await ended(link)
+        assert link.untold() == [ERROR]
