@@ -43,6 +43,9 @@ class BlobCache:
         self.used_bytes = 0
         self._scan()
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._entries
+
     def digests(self, limit: int) -> tuple[str, ...]:
         """Return the digests held, the most recently used first."""
         return tuple(digest for digest, _ in zip(reversed(self._entries), range(limit), strict=False))
@@ -88,13 +91,18 @@ class BlobCache:
 
     def adopt(self, digest: str, size_bytes: int) -> Path:
         """Take in the finished partial file, whose digest the writer has checked."""
-        path = self.path(digest)
-        path.parent.mkdir(exist_ok=True)
-        self.partial_path(digest).replace(path)
-        self._forget(digest)
-        self._entries[digest] = _Entry(size_bytes, verified=True, touched_at=time.monotonic())
-        self.used_bytes += size_bytes
-        return path
+        return self._take_in(self.partial_path(digest), digest, size_bytes)
+
+    async def adopt_file(self, digest: str, file: Path) -> Path:
+        """Move in a file that another process of this machine made, if it is what its name says.
+
+        Raises: DigestMismatch, CacheFull, OSError; the file then stays where it is.
+        """
+        if not await asyncio.to_thread(_hashes_to, file, digest):
+            raise DigestMismatch(f"the file that was made for blob {digest[:12]} has another digest")
+        size_bytes = (await asyncio.to_thread(file.stat)).st_size
+        self.make_room(size_bytes)
+        return self._take_in(file, digest, size_bytes)
 
     def make_room(self, size_bytes: int) -> None:
         """Evict until a blob of this size fits.
@@ -123,6 +131,15 @@ class BlobCache:
             for digest in held:
                 if self._pins[digest] <= 0:
                     del self._pins[digest]
+
+    def _take_in(self, file: Path, digest: str, size_bytes: int) -> Path:
+        path = self.path(digest)
+        path.parent.mkdir(exist_ok=True)
+        file.replace(path)
+        self._forget(digest)
+        self._entries[digest] = _Entry(size_bytes, verified=True, touched_at=time.monotonic())
+        self.used_bytes += size_bytes
+        return path
 
     def _pinned_bytes(self) -> int:
         return sum(self._entries[digest].size_bytes for digest in self._pins if digest in self._entries)

@@ -10,9 +10,22 @@ from typing import Final
 
 from farm_client.agent.bundle import unpack_bundle
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
-from farm_client.executor.messages import Advance, Done, Failed, Load, Report, Run
+from farm_client.executor.messages import (
+    Advance,
+    Difference,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Rebase,
+    Rebased,
+    Report,
+    Run,
+    Warm,
+)
 from farm_client.executor.postmortem import Death
 from farm_client.executor.process import ExecutorProcess, Launch, Listener, Stream, start_executor
+from protocol.errors import FarmError
 from protocol.messages import TaskBrief
 
 LAST_LINES: Final = 20
@@ -38,7 +51,8 @@ class Executor:
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process: ExecutorProcess
         self._answer: asyncio.Future[Report | Death]
-        self._ask()  # it reports Warm without being asked
+        self._expected: type[Report]
+        self._ask(Warm)  # which comes without being asked
 
     @classmethod
     async def start(cls, launch: Launch) -> Executor:
@@ -68,7 +82,7 @@ class Executor:
         await asyncio.to_thread(unpack_bundle, bundle, code_dir)
         own_dir.mkdir()
         await self._answered()
-        self._ask()
+        self._ask(Loaded)
         self._process.send(_load_order(task, code_dir, own_dir, inline_bytes))
         await self._answered()
 
@@ -78,11 +92,28 @@ class Executor:
         Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
         """
         self.running, self.held_weights = order.assignment_id, order.weights_digest
-        self._ask()
+        self._ask(Done)
         self._process.send(order)
         report = await self._answered()
-        assert isinstance(report, Done)  # noqa: S101  while it runs, only Done and Failed are taken for an answer
+        assert isinstance(report, Done)  # noqa: S101  nothing else is taken for an answer
         return report
+
+    async def rebase(self, assignment_id: str, base: Path, differences: tuple[Difference, ...]) -> Path:
+        """Have it write the weights file that follows from ``base``, for an assignment; return where it is.
+
+        The file is only what a stranger's process says it is: check its digest, then move it away or delete it. If this
+        is cancelled the process works on: kill it. Raises: ExecutorFailed, ExecutorDied, FarmError.
+        """
+        made = self.scratch_dir / "rebased.weights"
+        self.running = assignment_id
+        self._ask(Rebased)
+        self._process.send(
+            Rebase(assignment_id=assignment_id, base_path=str(base), differences=differences, made_path=str(made))
+        )
+        await self._answered()
+        if (path := self.own_file(str(made))) is None:
+            raise FarmError("the executor left a link to elsewhere in place of the weights that it was to write")
+        return path
 
     def kill(self) -> None:
         """End it at once, in mid-step."""
@@ -102,7 +133,8 @@ class Executor:
         """Let nobody hear it until the next assignment."""
         self.hear_line, self.hear_advance = _ignore_line, _ignore_advance
 
-    def _ask(self) -> None:
+    def _ask(self, expected: type[Report]) -> None:
+        self._expected = expected
         self._answer = asyncio.get_running_loop().create_future()
         if self.death is not None:
             self._answer.set_result(self.death)
@@ -121,7 +153,9 @@ class Executor:
             if report.assignment_id == self.running:
                 self.hear_advance(report)
             return
-        answers = report.assignment_id if isinstance(report, Done | Failed) else None
+        if not isinstance(report, self._expected | Failed):
+            return
+        answers = report.assignment_id if isinstance(report, Done | Rebased | Failed) else None
         if answers != self.running:
             return
         self.running = None
@@ -157,6 +191,7 @@ def _load_order(task: TaskBrief, code_dir: Path, own_dir: Path, inline_bytes: in
         scratch_dir=str(own_dir),
         inline_bytes=inline_bytes,
         keep_inner_optimizer=task.keep_inner_optimizer,
+        update_codec=task.update_codec,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -43,13 +44,10 @@ class Held:
     """Of its update, while that is uploaded."""
     output: PendingOutput = field(default_factory=PendingOutput)
 
-    def blobs(self, held_weights: str | None) -> list[BlobRef]:
-        """List what must be in the cache: the shards, and weights that neither came inside the message nor are held."""
-        weights = self.assign.weights
-        shards = {part.shard.blob.digest: part.shard.blob for part in self.assign.slices if part.shard.blob is not None}
-        if weights.inline is None and weights.digest != held_weights:
-            shards[weights.digest] = weights
-        return list(shards.values())
+    def shards(self) -> list[BlobRef]:
+        """List the shards' files, which must be in the cache."""
+        refs = (part.shard.blob for part in self.assign.slices if part.shard.blob is not None)
+        return list({ref.digest: ref for ref in refs}.values())
 
     def sent(self, count: int) -> None:
         """Hear how many bytes of the update have left."""
@@ -65,19 +63,17 @@ class Held:
             fetched_bytes=self.sent_bytes if self.phase is Phase.UPLOADING else arrived_bytes,
         )
 
-    def run_order(self, cache: BlobCache, held_weights: str | None) -> Run:
-        """Turn the assignment into an executor's order; weights that it holds already are left out."""
-        assign, weights = self.assign, self.assign.weights
-        must_send = weights.digest != held_weights
-        by_path = must_send and weights.inline is None
+    def run_order(self, cache: BlobCache, weights: bytes | None, weights_file: Path | None) -> Run:
+        """Turn the assignment into an executor's order; without weights it takes those that it holds."""
+        assign = self.assign
         return Run(
             assignment_id=assign.assignment_id,
             kind=assign.kind,
             round=assign.round,
             epoch=assign.epoch,
-            weights_digest=weights.digest,
-            weights=weights.inline if must_send else None,
-            weights_path=str(cache.path(weights.digest)) if by_path else None,
+            weights_digest=assign.weights.digest,
+            weights=weights,
+            weights_path=None if weights_file is None else str(weights_file),
             pieces=_pieces(assign, cache),
         )
 

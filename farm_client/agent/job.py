@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.held import Held, inline_update
 from farm_client.agent.outbox import Outbox, Parcel
 from farm_client.agent.transfers import Transfers
+from farm_client.agent.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import Advance, Done
 from farm_client.executor.process import Stream
 from protocol.errors import FarmError
@@ -36,6 +37,7 @@ class Tools:
     fetcher: Fetcher
     transfers: Transfers
     outbox: Outbox
+    making: Locks = field(default_factory=Locks)
 
 
 class Job:
@@ -45,17 +47,19 @@ class Job:
         self.held = held
         self._tools = tools
         self._inline_bytes = inline_bytes
+        self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
 
     async def do(self) -> Parcel | Error | Reject:
         """Do the assignment; its result is in the outbox when this returns it. Else say why there is none.
 
+        Then the executor is free, and its next assignment touches nothing of the result: the outbox owns the file.
         An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
         """
         try:
             try:
                 return await self._attempt()
             except ExecutorDied as died:
-                if died.death.code not in _WORTH_ANOTHER_TRY:
+                if died.death.code not in _WORTH_ANOTHER_TRY and not self._weights.shuns_links:
                     raise
                 self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
                 return await self._attempt()
@@ -65,29 +69,34 @@ class Job:
     def arrived_bytes(self) -> int:
         """Count the bytes of its running downloads that are here."""
         arrived = self._tools.fetcher.arrived_bytes
-        return sum(arrived.get(ref.digest, 0) for ref in self.held.blobs(None)) if arrived else 0
+        if not arrived:
+            return 0
+        return sum(arrived.get(ref.digest, 0) for ref in (*self.held.shards(), *self._weights.blobs))
 
     async def _attempt(self) -> Parcel:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
         executor = self._tools.pool.take(self.held.assign.task.task_id)
         try:
-            needed = self.held.blobs(executor.held_weights if executor else None)
-            with self._tools.fetcher.cache.pinned([ref.digest for ref in (*needed, self.held.assign.task.code)]):
-                await self._fetch(needed)
+            shards = self.held.shards()
+            route = self._weights.route(executor.held_weights if executor else None)
+            pins = (*(ref.digest for ref in shards), self.held.assign.task.code.digest, *self._weights.pins(route))
+            with self._tools.fetcher.cache.pinned(pins):
+                await self._fetch(shards, route)
                 if executor is None:
                     executor = await self._load()
-                done = await self._compute(executor)
+                done = await self._compute(executor, route)
             return await self._keep(done, executor)
         finally:
             if executor is not None:
                 self._release(executor)
 
-    async def _fetch(self, refs: Iterable[BlobRef]) -> None:
-        missing = [ref for ref in refs if self._tools.fetcher.cache.ready(ref.digest) is None]
-        if not missing:
+    async def _fetch(self, shards: Iterable[BlobRef], route: Route) -> None:
+        missing = [ref for ref in shards if self._tools.fetcher.cache.ready(ref.digest) is None]
+        if not missing and not route.by_file:
             return
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._weights.fetch(route))
                 for ref in missing:
                     group.create_task(self._tools.fetcher.fetch(ref))
         except* (FarmError, OSError) as errors:
@@ -99,10 +108,11 @@ class Job:
         self.held.phase = Phase.STARTING
         return await self._tools.pool.take_new(task, bundle, self._inline_bytes, self._hear_line)
 
-    async def _compute(self, executor: Executor) -> Done:
-        self.held.phase = Phase.COMPUTING
+    async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
-        return await executor.run(self.held.run_order(self._tools.fetcher.cache, executor.held_weights))
+        file = await self._weights.file(route, executor) if route.by_file else None
+        self.held.phase = Phase.COMPUTING
+        return await executor.run(self.held.run_order(self._tools.fetcher.cache, route.data, file))
 
     async def _keep(self, done: Done, executor: Executor) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""

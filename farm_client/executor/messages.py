@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.messages import Kind, MetricPoint, Scope
 from protocol.recipe import Mode
@@ -31,6 +32,7 @@ class Load(Frozen):
     scratch_dir: str
     inline_bytes: int
     keep_inner_optimizer: bool = False
+    update_codec: CodecSpec = CodecSpec()
 
 
 class Piece(Frozen):
@@ -57,6 +59,27 @@ class Run(Frozen):
     weights: bytes | None = None
     weights_path: str | None = None
     pieces: tuple[Piece, ...]
+
+
+class Difference(Frozen):
+    """What turns one version of the weights into the next: a file in this codec, as bytes or where it is."""
+
+    codec: CodecSpec
+    data: bytes | None = None
+    path: str | None = None
+
+
+class Rebase(Frozen):
+    """Order: write the weights file that follows from another one by differences, one after the other.
+
+    It asks for no task's code: an executor can do it before its load as well.
+    """
+
+    type: Literal["rebase"] = "rebase"
+    assignment_id: str
+    base_path: str
+    differences: tuple[Difference, ...]
+    made_path: str
 
 
 class Stop(Frozen):
@@ -102,8 +125,15 @@ class Done(Frozen):
     compute_seconds: float = 0.0
 
 
+class Rebased(Frozen):
+    """Report: the weights file is written. Whether it is the right one, the agent sees by its digest."""
+
+    type: Literal["rebased"] = "rebased"
+    assignment_id: str
+
+
 class Failed(Frozen):
-    """Report: loading (no ``assignment_id``) or the assignment failed; the executor stays up unless it exits."""
+    """Report: loading (no ``assignment_id``), a rebase or the assignment failed; it stays up unless it exits."""
 
     type: Literal["failed"] = "failed"
     assignment_id: str | None = None
@@ -113,7 +143,7 @@ class Failed(Frozen):
     traceback: str | None = None
 
 
-Order = Annotated[Load | Run | Stop, Field(discriminator="type")]
-Report = Annotated[Warm | Loaded | Advance | Done | Failed, Field(discriminator="type")]
+Order = Annotated[Load | Run | Rebase | Stop, Field(discriminator="type")]
+Report = Annotated[Warm | Loaded | Advance | Done | Rebased | Failed, Field(discriminator="type")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)
