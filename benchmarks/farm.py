@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,13 @@ class RunningFarm:
 
 
 @contextmanager
-def running_farm(clients: int, folder: Path) -> Iterator[RunningFarm]:
+def running_farm(clients: int, folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[RunningFarm]:
     """Start a farm in ``folder``, wait until every client is online, and stop it all at the end.
 
+    ``environ`` are settings of the clients.
     Raises: DaemonFailed with the log of a process that ended early; BenchmarkError if clients do not come.
     """
-    with local_farm(folder, clients) as processes, FarmApi(processes.address) as api:
+    with local_farm(folder, clients, environ) as processes, FarmApi(processes.address) as api:
 
         def all_are_online() -> bool:
             processes.check()

@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ import uvloop
 
 REPOSITORY: Final = Path(__file__).parents[1]
 WARM_UP_ROUNDS: Final = 3
+WRITES: Final = 3
 
 
 class AveragingServer:
@@ -50,11 +52,27 @@ class AveragingServer:
 
     def _write(self) -> None:
         temporary = self._folder / "weights.tmp"
-        with temporary.open("wb") as file:
-            file.write(self._weights.data.cast("B"))
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(temporary, self._weights.data.cast("B"))
         temporary.replace(self._folder / "weights")
+
+
+def _write_durably(path: Path, data: memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def durable_write_s(size_bytes: int, folder: Path) -> float:
+    """Return the median seconds of writing so many bytes to a file of ``folder``, and an fsync."""
+    data, path = memoryview(bytes(size_bytes)), folder / "written"
+    seconds = []
+    for _ in range(WRITES):
+        began = time.perf_counter()
+        _write_durably(path, data)
+        seconds.append(time.perf_counter() - began)
+        path.unlink()
+    return statistics.median(seconds)
 
 
 def serve(params: int, clients: int, seconds: float, folder: Path) -> dict[str, float]:

@@ -1,13 +1,19 @@
-"""What the operating system counts: a process's peak memory, and the bytes on the loopback device."""
+"""What is counted anyway: a process's memory and the loopback device's bytes by the kernel, the rest by the server."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from farm_client.sdk.config import FarmAddress
 
 
 def peak_rss_bytes(pid: int) -> int:
@@ -36,3 +42,40 @@ def describe_machine() -> dict[str, str | int | float]:
         "platform": platform.platform(),
         "python": sys.version.split()[0],
     }
+
+
+@dataclass(frozen=True)
+class ServerCount:
+    """What a server counted since its start: payload bytes of messages and blobs from and to clients, and their work.
+
+    ``compute_seconds`` is the sum over usable results; ``rounds`` are committed ones.
+    """
+
+    up_bytes: int
+    down_bytes: int
+    compute_seconds: float
+    rounds: int
+
+    def __sub__(self, earlier: ServerCount) -> ServerCount:
+        """Return what was added since ``earlier``."""
+        return ServerCount(
+            self.up_bytes - earlier.up_bytes,
+            self.down_bytes - earlier.down_bytes,
+            self.compute_seconds - earlier.compute_seconds,
+            self.rounds - earlier.rounds,
+        )
+
+
+def server_count(address: FarmAddress) -> ServerCount:
+    """Read a server's counters from ``/metrics``. Raises: httpx.HTTPError if it does not answer."""
+    page = httpx.get(f"{address.url}/metrics", trust_env=not address.is_loopback).raise_for_status().text
+    values: dict[tuple[str, str], float] = defaultdict(float)
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            values[sample.name, sample.labels.get("direction", "")] += sample.value
+    return ServerCount(
+        up_bytes=int(values["farm_wire_bytes_total", "in"] + values["farm_blob_bytes_total", "in"]),
+        down_bytes=int(values["farm_wire_bytes_total", "out"] + values["farm_blob_bytes_total", "out"]),
+        compute_seconds=values["farm_compute_seconds_total", ""],
+        rounds=int(values["farm_rounds_committed_total", ""]),
+    )

@@ -3,13 +3,21 @@
 import torch
 from torch import nn
 
+TENSOR_PARAMS = 10_000_000
+"""The largest tensor: a model of billions is no single one."""
+
+
+def tensor_sizes(params: int) -> list[int]:
+    """Part a number of parameters into tensors of at most ``TENSOR_PARAMS``."""
+    return [min(TENSOR_PARAMS, params - start) for start in range(0, params, TENSOR_PARAMS)]
+
 
 class Flat(nn.Module):
-    """One vector of ``params`` float32 numbers."""
+    """Vectors of ``params`` float32 numbers in all."""
 
     def __init__(self, params: int) -> None:
         super().__init__()
-        self.flat = nn.Parameter(torch.zeros(params))
+        self.parts = nn.ParameterList(torch.zeros(size) for size in tensor_sizes(params))
 
 
 class Numbers:
@@ -41,8 +49,9 @@ def build_optimizer(model: Flat, config: dict[str, float]) -> torch.optim.Optimi
 
 
 def loss(model: Flat, batch: torch.Tensor) -> torch.Tensor:
-    """Touch one parameter; the gradient still has the size of the model."""
-    return model.flat[0] * batch.mean()
+    """Touch one parameter; the update still has the size of the model."""
+    first: torch.Tensor = model.parts[0][0]
+    return first * batch.mean()
 
 
 def make_dataset(config: dict[str, float]) -> Numbers:

@@ -81,18 +81,19 @@ class LocalFarm:
 
 
 @contextmanager
-def local_farm(folder: Path, volunteers: int) -> Iterator[LocalFarm]:
+def local_farm(folder: Path, volunteers: int, environ: Mapping[str, str] | None = None) -> Iterator[LocalFarm]:
     """Run a farm with ``volunteers`` clients of one core each, all of their files under ``folder``.
 
+    ``environ`` is set on top of this process's own environment, for the volunteers only.
     Raises: DaemonFailed with the last log lines of a server that does not start. On leaving, for whatever reason,
     every process is ended and waited for; should this process be killed, the kernel ends them.
     """
-    with launched_farm(folder) as complete:
+    with launched_farm(folder, environ) as complete:
         yield complete(volunteers)
 
 
 @contextmanager
-def launched_farm(folder: Path) -> Iterator[Callable[[int], LocalFarm]]:
+def launched_farm(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Callable[[int], LocalFarm]]:
     """Do as ``local_farm``, in two steps: the block begins while the server starts, and gets what completes the farm.
 
     The function waits for the server, starts so many volunteers, and returns the farm.
@@ -105,7 +106,7 @@ def launched_farm(folder: Path) -> Iterator[Callable[[int], LocalFarm]]:
         urls = read_urls(started[0])
         names = (f"volunteer-{number}" for number in range(1, volunteers + 1))
         # One by one: should one fail to start, those before it are known and get ended.
-        started.extend(start_volunteer(name, urls["join_url"], folder) for name in names)
+        started.extend(start_volunteer(name, urls["join_url"], folder, environ) for name in names)
         address = parse_address(urls["farm_url"], "the local farm")
         return LocalFarm(address, urls["farm_url"], urls["join_url"], started[0], tuple(started[1:]))
 

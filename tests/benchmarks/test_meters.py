@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 
 from benchmarks import meters
+from farm_client.sdk.config import FarmAddress
 
 
 def test_peak_memory_is_at_least_the_present_one():
@@ -27,3 +30,33 @@ def test_the_machine_is_described():
     machine = meters.describe_machine()
     assert machine["cpus"] == os.cpu_count()
     assert machine["ram_bytes"] > 0
+
+
+PAGE = """\
+# TYPE farm_wire_bytes_total counter
+farm_wire_bytes_total{direction="in"} 100.0
+farm_wire_bytes_total{direction="out"} 20.0
+farm_blob_bytes_total{direction="in"} 3e+06
+farm_blob_bytes_total{direction="out"} 5.0
+farm_compute_seconds_total 1.5
+farm_rounds_committed_total 7.0
+"""
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/metrics" else 404)
+        self.end_headers()
+        self.wfile.write(PAGE.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_servers_counters_are_read_and_compared():
+    with HTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = FarmAddress(f"http://127.0.0.1:{server.server_port}", None, "a test")
+        count = meters.server_count(address)
+    assert count == meters.ServerCount(up_bytes=3_000_100, down_bytes=25, compute_seconds=1.5, rounds=7)
+    assert count - count == meters.ServerCount(0, 0, 0.0, 0)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 import typer
 
 from benchmarks import rounds
+from benchmarks.ddp import Ddp
 from benchmarks.farm import BenchmarkError, RunningFarm
+from benchmarks.meters import ServerCount
 from benchmarks.noop_task import train
+from benchmarks.references import References
 from benchmarks.report import whole_numbers
+from farm_client.sdk.config import FarmAddress
 from protocol.rest import RoundView, TaskDetail, TaskView
 
+CASE = rounds.Case(clients=2, params=100, mode="weights", seconds=0.01)
 VIEW = TaskView(
     task_id="t",
     name="noop",
@@ -43,6 +48,8 @@ def committed(number: int, at: float) -> RoundView:
 class FakeApi:
     """Answers ``task`` from a script; the last answer repeats."""
 
+    address = FarmAddress("http://127.0.0.1:1", None, "a test")
+
     def __init__(self, *answers: tuple[str, tuple[RoundView, ...]]) -> None:
         self.answers = list(answers)
 
@@ -59,12 +66,21 @@ def farm_with(api: FakeApi) -> RunningFarm:
     return RunningFarm(processes=None, api=api)
 
 
-def test_the_window_lies_between_two_commits(monkeypatch):
+@pytest.fixture(autouse=True)
+def counts(monkeypatch):
+    """A server that counted 100 bytes up and 300 down, and 10 rounds, since the last look."""
     monkeypatch.setattr(rounds, "POLL_SECONDS", 0)
+    looks = (ServerCount(100 * n, 300 * n, 1.5 * n, 10 * n) for n in itertools.count())
+    monkeypatch.setattr(rounds, "server_count", lambda _: next(looks))
+
+
+def test_the_window_lies_between_two_commits():
     warm = (committed(5, 100.0), committed(4, 99.0))
     later = (committed(25, 110.0), committed(24, 109.5))
-    window = rounds._observe(farm_with(FakeApi(("running", warm), ("running", warm), ("running", later))), "t", 0.01)
+    api = FakeApi(("running", warm), ("running", warm), ("running", later))
+    window = rounds._observe(farm_with(api), "t", CASE)
     assert (window.rounds, window.seconds) == (20, 10.0)
+    assert (window.counted.up_bytes, window.counted.down_bytes, window.counted.rounds) == (100, 300, 10)
 
 
 def test_an_open_round_is_not_counted():
@@ -78,25 +94,47 @@ def test_a_task_that_ended_stops_the_measurement():
         rounds._newest(farm_with(FakeApi(("failed", ()))), "t")
 
 
-def test_a_stalled_task_stops_the_measurement(monkeypatch):
-    monkeypatch.setattr(rounds, "POLL_SECONDS", 0)
+def test_a_stalled_task_stops_the_measurement():
     stalled = FakeApi(("running", (committed(5, 100.0),)))
     with pytest.raises(BenchmarkError, match="waiting for luck"):
-        rounds._observe(farm_with(stalled), "t", 0.01)
+        rounds._observe(farm_with(stalled), "t", CASE)
 
 
-def test_a_result_is_one_line_of_rounded_json():
-    measured = rounds.Measured("rounds", 2, 100, "weights", 10, 1.23456, 8.1, 1, 2, 0, 81.0, 0.1)
-    line = replace(measured, ratio=1 / 3).to_json()
+def test_a_result_is_compared_with_the_references_in_one_line_of_rounded_json():
+    counted = ServerCount(up_bytes=80, down_bytes=90, compute_seconds=1.0, rounds=10)
+    window = rounds.Window(rounds=10, seconds=1.23456, wire_bytes=1000, counted=counted)
+    references = References(limit_rounds_per_s=81.0, durable_write_s=0.01, ddp=Ddp(100.0, 0.002))
+    line = rounds._compared(CASE, window, 10**8, references).to_json()
     assert "\n" not in line
-    assert json.loads(line)["seconds"] == 1.235
-    assert json.loads(line)["ratio"] == 0.3333
+    found = json.loads(line)
+    assert (found["benchmark"], found["seconds"], found["ratio"], found["ddp_ratio"]) == ("rounds", 1.235, 0.1, 0.081)
+    assert (found["up_bytes_per_round"], found["down_bytes_per_round"], found["wire_bytes_per_round"]) == (8, 9, 100)
+    assert found["budget_ratio"] == pytest.approx(0.123456 / (5 * 0.002 + 2 * 0.01), rel=1e-3)
+
+
+def test_a_disk_without_room_is_told_before_anything_starts(tmp_path):
+    huge = rounds.Case(clients=8, params=10**15, mode="weights", seconds=1)
+    with pytest.raises(BenchmarkError, match="set TMPDIR to a folder on a larger disk"):
+        rounds._check_disk(huge, tmp_path)
+    rounds._check_disk(CASE, tmp_path)
+
+
+def test_few_rounds_of_a_large_model_must_do():
+    large = rounds.Case(clients=8, params=250_000_000, mode="weights", seconds=10)
+    assert (large.warm_up_rounds, large.fewest_rounds) == (1, 2)
+    assert int(large.client_environ["FARM_CLIENT_CACHE_BYTES"]) > 2 * 10**9
+    assert CASE.client_environ == {}
 
 
 def test_the_task_gives_a_gradient_of_the_models_size():
     model = train.build_model({"params": 1000})
     train.loss(model, torch.ones(64, 1)).backward()
-    assert model.flat.grad.shape == (1000,)
+    assert model.parts[0].grad.shape == (1000,)
+
+
+def test_a_large_model_is_no_single_tensor():
+    assert train.tensor_sizes(250_000_000) == [10_000_000] * 25
+    assert train.tensor_sizes(10_000_001) == [10_000_000, 1]
 
 
 def test_no_two_parts_of_the_data_give_the_same_update():
@@ -128,4 +166,7 @@ def test_a_real_farm_is_measured():
     assert measured["rounds_per_s"] > 1
     assert measured["server_peak_rss_bytes"] > 10e6
     assert measured["wire_bytes"] > 4 * 1000 * 2 * 2 * measured["rounds"]
+    assert 4 * 1000 * 2 < measured["up_bytes_per_round"] < 20_000
+    assert 4 * 1000 * 2 < measured["down_bytes_per_round"] < 20_000
     assert 0 < measured["ratio"] < 1
+    assert measured["ddp_steps_per_s"] > 1

@@ -1,0 +1,41 @@
+"""What one machine does without a farm, at the size of a measurement: the simplest programs that move as many bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from benchmarks import limit
+from benchmarks.ddp import Ddp
+from benchmarks.ddp import measure as measure_ddp
+
+ALL_REDUCES: Final = 5.0
+DURABLE_WRITES: Final = 2.0
+"""What a round may take: so many all-reduces of the same floats, and so many durable writes of the same bytes."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Rounds/s of ``benchmarks.limit``, seconds of a write of the model with fsync, and PyTorch DDP over gloo."""
+
+    limit_rounds_per_s: float
+    durable_write_s: float
+    ddp: Ddp
+
+    @property
+    def budget_s(self) -> float:
+        """How long a round may take."""
+        return ALL_REDUCES * self.ddp.all_reduce_s + DURABLE_WRITES * self.durable_write_s
+
+    @classmethod
+    def measure(cls, params: int, clients: int, seconds: float, folder: Path) -> Self:
+        """Measure all, with as many processes as the farm had clients, ``seconds`` each; files go to ``folder``.
+
+        Raises: BenchmarkError if a process fails.
+        """
+        return cls(
+            limit_rounds_per_s=limit.measure(params, clients, seconds, folder),
+            durable_write_s=limit.durable_write_s(4 * params, folder),
+            ddp=measure_ddp(params, clients, seconds),
+        )
