@@ -7,32 +7,16 @@ assignments' positions, whatever the order of arrival, and the aggregate is then
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from protocol.codecs import TORCH_DTYPES, Reader, Scratch, TensorReader, decoder
+from protocol.codecs.decoder import PlainDecoder
+from protocol.compression import CodecSpec
 from protocol.errors import FarmError
 from protocol.tensors import Layout, TensorSpec
-
-CHUNK_ELEMENTS: Final = 2**18
-"""Elements folded at once: a chunk of float32 scratch (1 MiB) stays in the cache between its two uses."""
-TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-)
-"""torch's name of each dtype of ``protocol.tensors``."""
 
 
 class EmptyRound(FarmError):
@@ -42,28 +26,30 @@ class EmptyRound(FarmError):
 
 
 class Accumulator:
-    """The running sum of one round's updates.
+    """The running sum of one round's updates, each decoded and added chunk by chunk.
 
     Float tensors (parameters and buffers) are summed, weighted by samples: float64 in float64, all others in
     float32. Integer and bool buffers (counters, flags) keep the element-wise maximum. Memory: the layout's tensors
-    in those dtypes, plus one chunk.
+    in those dtypes, plus some chunks of scratch, all of it kept from round to round.
     Source: McMahan et al., arXiv:1602.05629, algorithm 1 (weighted average).
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, codec: CodecSpec | None = None) -> None:
         self._specs = layout.returned
-        self._sums = {spec.name: torch.zeros(spec.elements, dtype=_sum_dtype(spec)) for spec in self._specs}
-        self._scratch = torch.empty(CHUNK_ELEMENTS, dtype=torch.float32)
+        self._codec = codec or CodecSpec()
+        self._sums = {spec.name: torch.empty(spec.elements, dtype=_sum_dtype(spec)) for spec in self._specs}
+        self._scratch = Scratch()
         self._samples = 0
         self._weight = 0.0
+        self._divided = False
 
     @property
     def samples(self) -> int:
         """Count the samples folded since the last reset."""
         return self._samples
 
-    def fold(self, update: Mapping[str, Tensor], samples: int, scale: float = 1.0) -> None:
-        """Add ``samples * scale`` times the update. The update has passed ``protocol.tensors.check_update``.
+    def fold(self, update: Reader | Mapping[str, Tensor], samples: int, scale: float = 1.0) -> None:
+        """Add ``samples * scale`` times the update, whose header has passed ``protocol.encoded.check_encoded``.
 
         ``scale`` is below 1 for a stale update. Raises: EmptyRound if the product is not positive: such an update
         would weigh nothing.
@@ -71,47 +57,41 @@ class Accumulator:
         weight = samples * scale
         if not weight > 0:
             raise EmptyRound(f"an update of {samples} samples, scaled by {scale}, cannot be folded")
+        if self._divided:
+            raise RuntimeError("the sum has become the mean: reset() begins the next round")
+        reader = TensorReader(update) if isinstance(update, Mapping) else update
+        first = self._samples == 0
         for spec in self._specs:
-            flat, total = update[spec.name].reshape(-1), self._sums[spec.name]
-            if not spec.is_float:
-                _fold_maximum(total, flat, first=self._samples == 0)
-            elif flat.dtype == total.dtype:
-                total.add_(flat, alpha=weight)
-            else:
-                self._fold_chunked(total, flat, weight)
+            each = decoder(reader, spec, self._codec, self._scratch)
+            if spec.is_float:
+                each.add_to(self._sums[spec.name], weight, overwrite=first)
+            elif isinstance(each, PlainDecoder):
+                each.take_maximum(self._sums[spec.name], overwrite=first)
         self._samples += samples
         self._weight += weight
 
     def mean(self) -> dict[str, Tensor]:
-        """Return the weighted mean of what was folded, in the layout's shapes, as new tensors.
+        """Turn the sum into the weighted mean, in place, and return it in the layout's shapes, until ``reset``.
 
         Floats stay in the dtype of their sum (float32 for f16 and bf16), so that the outer optimizer gets them
-        unrounded; integers and bools are in the layout's dtype.
+        unrounded; integers and bools are in the layout's dtype. The tensors are the accumulator's own memory: the
+        next round overwrites them.
         Raises: EmptyRound if nothing was folded.
         """
         if self._samples == 0:
             raise EmptyRound
-        return {spec.name: self._mean_of(spec) for spec in self._specs}
+        if not self._divided:
+            for spec in self._specs:
+                if spec.is_float:
+                    self._sums[spec.name].div_(self._weight)
+            self._divided = True
+        return {spec.name: self._sums[spec.name].view(spec.shape) for spec in self._specs}
 
     def reset(self) -> None:
-        """Forget all updates and keep the memory, for the next round."""
+        """Forget all updates and keep the memory, which the first fold of the next round overwrites."""
         self._samples = 0
         self._weight = 0.0
-        for total in self._sums.values():
-            total.zero_()
-
-    def _mean_of(self, spec: TensorSpec) -> Tensor:
-        total = self._sums[spec.name]
-        value = total / self._weight if spec.is_float else total.clone()
-        return value.reshape(spec.shape)
-
-    def _fold_chunked(self, total: Tensor, flat: Tensor, weight: float) -> None:
-        # A mixed-dtype add_ is 6 times slower: convert into scratch that stays in the cache.
-        for start in range(0, total.numel(), CHUNK_ELEMENTS):
-            source = flat[start : start + CHUNK_ELEMENTS]
-            scratch = self._scratch[: source.numel()]
-            scratch.copy_(source)
-            total[start : start + CHUNK_ELEMENTS].add_(scratch, alpha=weight)
+        self._divided = False
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -130,10 +110,3 @@ def all_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def _sum_dtype(spec: TensorSpec) -> torch.dtype:
     exact = spec.dtype == "F64" or not spec.is_float
     return TORCH_DTYPES[spec.dtype] if exact else torch.float32
-
-
-def _fold_maximum(total: Tensor, flat: Tensor, *, first: bool) -> None:
-    if first:
-        total.copy_(flat)
-    else:
-        torch.maximum(total, flat, out=total)

@@ -9,7 +9,8 @@
     │   └── VersionMismatch        no protocol version in common
     ├── TensorError                a tensor payload that cannot be used
     │   ├── MalformedTensors       not a safetensors layout
-    │   └── LayoutMismatch         names, shapes or dtypes differ from the task's layout
+    │   ├── LayoutMismatch         names, shapes or dtypes differ from the task's layout
+    │   └── NotFinite              NaN, an infinity or a value too large to be encoded
     ├── DigestMismatch             bytes that do not hash to their name
     ├── InvalidTask                a submission that can never run
     ├── NotFound                   no such task, client or blob
@@ -91,6 +92,12 @@ class LayoutMismatch(TensorError):
     """The tensors' names, shapes or dtypes differ from the task's layout."""
 
     code = "layout_mismatch"
+
+
+class NotFinite(TensorError):
+    """A tensor has NaN, an infinity or a value too large to be encoded."""
+
+    code = "not_finite"
 
 
 class DigestMismatch(FarmError):

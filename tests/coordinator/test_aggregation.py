@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinator.aggregation import CHUNK_ELEMENTS, TORCH_DTYPES, Accumulator, EmptyRound, all_finite
+from coordinator.aggregation import Accumulator, EmptyRound, all_finite
 from coordinator.outer_optimizer import OuterStep
+from protocol.codecs import CHUNK_ELEMENTS, TORCH_DTYPES, TensorReader, decoder, encode
+from protocol.compression import CodecName, CodecSpec
 from protocol.recipe import OuterOptimizer
 from protocol.tensors import DTYPE_BYTES, Layout, Role, TensorSpec
 
@@ -47,7 +49,7 @@ def test_the_mean_equals_a_float64_reference(
     updates = [{s.name: values(s, generator, scale) for s in specs} for _ in samples]
     accumulator = Accumulator(layout_of(*specs))
     for update, weight in zip(updates, samples, strict=True):
-        accumulator.fold(update, weight)
+        accumulator.fold(TensorReader(update), weight)
     mean = accumulator.mean()
     for spec in specs:
         stack = torch.stack([u[spec.name].double() for u in updates])
@@ -69,7 +71,7 @@ def test_fedavg_equals_a_float64_reference(shape: list[int], samples: list[int],
     local = [values(spec, generator) for _ in samples]
     accumulator = Accumulator(layout_of(spec))
     for weights, count in zip(local, samples, strict=True):
-        accumulator.fold({"w": base - weights}, count)
+        accumulator.fold(TensorReader({"w": base - weights}), count)
     result = {"w": base.clone()}
     OuterStep(OuterOptimizer(), result, layout_of(spec)).step(accumulator.mean())
     expected = sum((w.double() * n for w, n in zip(local, samples, strict=True)), torch.zeros(())) / sum(samples)
@@ -86,7 +88,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(rng: random.Random) -> None:
     def aggregate(arrived: list[tuple[int, Tensor, int]]) -> Tensor:
         accumulator = Accumulator(layout_of(spec))
         for _, update, samples in sorted(arrived, key=lambda entry: entry[0]):
-            accumulator.fold({"w": update}, samples)
+            accumulator.fold(TensorReader({"w": update}), samples)
         return accumulator.mean()["w"]
 
     arrived = list(in_position_order)
@@ -100,7 +102,7 @@ def test_chunks_leave_no_seam(dtype: str, elements: int) -> None:
     spec = TensorSpec("w", dtype, (elements,))
     update = values(spec, torch.Generator().manual_seed(0))
     accumulator = Accumulator(layout_of(spec))
-    accumulator.fold({"w": update}, 3)
+    accumulator.fold(TensorReader({"w": update}), 3)
     assert torch.equal(accumulator.mean()["w"], update.float() * 3 / 3)
 
 
@@ -109,7 +111,7 @@ def test_integers_and_bools_keep_the_element_wise_maximum() -> None:
     specs = [TensorSpec(d, d, (3,), Role.BUFFER) for d in dtypes]
     accumulator = Accumulator(layout_of(*specs))
     for row in ([0, 5, 1], [3, 0, 1], [2, 2, 0]):
-        accumulator.fold({d: torch.tensor(row).to(TORCH_DTYPES[d]) for d in dtypes}, 1)
+        accumulator.fold(TensorReader({d: torch.tensor(row).to(TORCH_DTYPES[d]) for d in dtypes}), 1)
     mean = accumulator.mean()
     for dtype in dtypes:
         assert torch.equal(mean[dtype], torch.tensor([3, 5, 1]).to(TORCH_DTYPES[dtype]))
@@ -118,14 +120,14 @@ def test_integers_and_bools_keep_the_element_wise_maximum() -> None:
 def test_a_maximum_may_be_negative() -> None:
     accumulator = Accumulator(layout_of(TensorSpec("n", "I64", (), Role.BUFFER)))
     for value in (-5, -3):
-        accumulator.fold({"n": torch.tensor(value)}, 1)
+        accumulator.fold(TensorReader({"n": torch.tensor(value)}), 1)
     assert accumulator.mean()["n"].item() == -3
 
 
 def test_frozen_tensors_are_no_part_of_a_round() -> None:
     layout = layout_of(TensorSpec("w", "F32", (1,)), TensorSpec("table", "F32", (9,), Role.FROZEN))
     accumulator = Accumulator(layout)
-    accumulator.fold({"w": torch.ones(1)}, 1)
+    accumulator.fold(TensorReader({"w": torch.ones(1)}), 1)
     assert list(accumulator.mean()) == ["w"]
 
 
@@ -134,20 +136,49 @@ def test_an_empty_round_has_no_mean() -> None:
     with pytest.raises(EmptyRound):
         accumulator.mean()
     with pytest.raises(EmptyRound, match="0 samples"):
-        accumulator.fold({"w": torch.ones(1)}, 0)
+        accumulator.fold(TensorReader({"w": torch.ones(1)}), 0)
 
 
 def test_a_reset_starts_the_next_round_from_nothing() -> None:
     layout = layout_of(TensorSpec("w", "F32", (1,)), TensorSpec("n", "I64", (), Role.BUFFER))
     accumulator = Accumulator(layout)
-    accumulator.fold({"w": torch.full((1,), 9.0), "n": torch.tensor(9)}, 5)
-    first = accumulator.mean()
+    accumulator.fold(TensorReader({"w": torch.full((1,), 9.0), "n": torch.tensor(9)}), 5)
+    first = {name: tensor.clone() for name, tensor in accumulator.mean().items()}
     accumulator.reset()
     assert accumulator.samples == 0
-    accumulator.fold({"w": torch.full((1,), 2.0), "n": torch.tensor(4)}, 2)
+    accumulator.fold(TensorReader({"w": torch.full((1,), 2.0), "n": torch.tensor(4)}), 2)
     second = accumulator.mean()
     assert (second["w"].item(), second["n"].item()) == (2.0, 4)
     assert (first["w"].item(), first["n"].item()) == (9.0, 9)
+
+
+def test_the_mean_is_the_accumulators_own_memory_until_the_reset() -> None:
+    accumulator = Accumulator(layout_of(TensorSpec("w", "F32", (2,)), TensorSpec("n", "I64", (), Role.BUFFER)))
+    update = TensorReader({"w": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)})
+    accumulator.fold(update, 4)
+    first, again = accumulator.mean(), accumulator.mean()
+    assert first["w"].tolist() == again["w"].tolist() == [1.0, 3.0]
+    assert first["w"].data_ptr() == again["w"].data_ptr()
+    with pytest.raises(RuntimeError, match="reset"):
+        accumulator.fold(update, 1)
+    accumulator.reset()
+    accumulator.fold(update, 2)
+    assert accumulator.mean()["w"].data_ptr() == first["w"].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["F32", "F64", "BF16"])
+def test_encoded_updates_are_folded_as_their_decoded_values(name: str, dtype: str) -> None:
+    layout = layout_of(TensorSpec("w", dtype, (700, 3)), TensorSpec("n", "I32", (2,), Role.BUFFER))
+    codec, generator = CodecSpec(name=CodecName(name), block=64), torch.Generator().manual_seed(3)
+    accumulator, expected = Accumulator(layout, codec), torch.zeros(700, 3, dtype=torch.float64)
+    for samples in (3, 5):
+        tensors = {"w": values(layout.tensors[1], generator), "n": torch.tensor([samples, -samples], dtype=torch.int32)}
+        reader = TensorReader(*encode(tensors, layout, codec, None))
+        accumulator.fold(reader, samples, 0.5)
+        expected += decoder(reader, layout.tensors[1], codec).decode().double() * samples / 8
+    torch.testing.assert_close(accumulator.mean()["w"].double(), expected, rtol=1e-6, atol=1e-6)
+    assert accumulator.mean()["n"].tolist() == [5, -3]
 
 
 def test_memory_does_not_grow_with_the_clients() -> None:
@@ -155,7 +186,7 @@ def test_memory_does_not_grow_with_the_clients() -> None:
     accumulator = Accumulator(layout_of(spec))
     update = {"w": torch.ones(1000)}
     alive = weakref.ref(update["w"])
-    accumulator.fold(update, 1)
+    accumulator.fold(TensorReader(update), 1)
     del update
     gc.collect()
     assert alive() is None

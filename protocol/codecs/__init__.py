@@ -1,0 +1,28 @@
+"""Update codecs: how tensors are made small, and read again chunk by chunk. The one part of the wire that needs torch.
+
+``encode`` on the side that sends, ``decoder`` on the one that receives; docs/reference/codecs.md gives the bytes, and
+``protocol.encoded`` checks a file's header without torch.
+"""
+
+from protocol.codecs.checking import non_finite
+from protocol.codecs.decoder import CHUNK_ELEMENTS, Decoder
+from protocol.codecs.delta import apply_delta
+from protocol.codecs.encoding import LARGEST, encode
+from protocol.codecs.reading import TORCH_DTYPES, BytesReader, MappedReader, Reader, Scratch, TensorReader
+from protocol.codecs.registry import decoder
+
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "LARGEST",
+    "TORCH_DTYPES",
+    "BytesReader",
+    "Decoder",
+    "MappedReader",
+    "Reader",
+    "Scratch",
+    "TensorReader",
+    "apply_delta",
+    "decoder",
+    "encode",
+    "non_finite",
+]

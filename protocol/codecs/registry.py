@@ -1,0 +1,46 @@
+"""Which functions and classes make up each codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from torch import Tensor
+
+from protocol.codecs.decoder import Decoder, PlainDecoder
+from protocol.codecs.halves import Bf16Decoder, Fp16Decoder, encode_bf16, encode_fp16
+from protocol.codecs.int8 import Int8Decoder, encode_int8
+from protocol.codecs.reading import Reader, Scratch
+from protocol.compression import CodecName, CodecSpec
+from protocol.encoded import parts_of
+from protocol.tensors import TensorSpec
+
+
+class Codec(NamedTuple):
+    """How one codec writes a tensor's parts, and how it reads them."""
+
+    encode: Callable[[Tensor, CodecSpec], dict[str, Tensor]]
+    """From float32 values in the layout's shape to the parts by their short names."""
+    decoder: Callable[[Reader, TensorSpec, CodecSpec, Scratch], Decoder]
+
+
+CODECS: Final[Mapping[CodecName, Codec]] = MappingProxyType(
+    {
+        CodecName.FP16: Codec(encode_fp16, Fp16Decoder),
+        CodecName.BF16: Codec(encode_bf16, Bf16Decoder),
+        CodecName.INT8: Codec(encode_int8, Int8Decoder),
+    }
+)
+"""Every codec but ``none``."""
+
+
+def decoder(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch | None = None) -> Decoder:
+    """Return what decodes that tensor of the layout. The file has passed ``protocol.encoded.check_encoded``.
+
+    ``scratch`` is memory to share with other decoders of the same thread.
+    """
+    shared = scratch or Scratch()
+    if parts_of(spec, codec) is None:
+        return PlainDecoder(reader, spec, codec, shared, spec.name)
+    return CODECS[codec.name].decoder(reader, spec, codec, shared)

@@ -1,0 +1,214 @@
+"""What an encoded tensor file must look like, checked from its header alone and without a tensor library.
+
+An update in the codec ``none`` is the plain file of ``protocol.tensors`` (``aifarm-update-1``). In any other codec it
+has the format ``aifarm-update-2`` and its codec in the metadata, and each float parameter of the layout is stored as
+its *parts*, tensors called ``<name>/<part>`` whose dtypes and shapes follow from the layout and the codec. Buffers, and
+parameters that the codec would not make smaller, are stored as they are, under their own name.
+docs/reference/codecs.md says what the parts hold; ``protocol.codecs`` reads and writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from pydantic import ValidationError
+
+from protocol.compression import CodecName, CodecSpec
+from protocol.errors import LayoutMismatch
+from protocol.tensors import DTYPE_BYTES, UPDATE_METADATA, Header, Layout, Role, TensorSpec, check_update
+
+ENCODED_FORMAT: Final = "aifarm-update-2"
+CHUNK: Final = 4096
+"""sparseloco, demo: elements of a chunk."""
+SEGMENT: Final = 65536
+"""topk: elements of a segment, which sixteen bits can count."""
+_DECODED_BY: Final = ("name", "block", "density", "rank")
+"""The settings that a reader needs; the others only concern the writer."""
+_ENTRY_BYTES: Final = 256
+"""More than one entry of a header takes besides its name: dtype, shape, offsets."""
+_SPARE_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored tensor: a safetensors dtype and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Count the elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Count the bytes of its data."""
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+
+def encoded_metadata(codec: CodecSpec) -> dict[str, str]:
+    """Return the ``__metadata__`` of a file in that codec."""
+    if codec.name is CodecName.NONE:
+        return dict(UPDATE_METADATA)
+    return {"format": ENCODED_FORMAT, "codec": codec.model_dump_json()}
+
+
+def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, Part] | None:
+    """Return the parts that the tensor is stored as, by their short names, or None if it is stored as it is."""
+    if spec.role is not Role.PARAMETER or codec.name not in _PARTS or not spec.elements:
+        return None
+    parts = _PARTS[codec.name](spec, codec)
+    return parts if parts and sum(part.size_bytes for part in parts.values()) < spec.size_bytes else None
+
+
+def stored_tensors(layout: Layout, codec: CodecSpec) -> dict[str, Part]:
+    """Return every tensor of an update file in that codec, by its name in the file.
+
+    Raises: LayoutMismatch if a tensor of the layout has the name of another one's part.
+    """
+    stored: dict[str, Part] = {}
+    for spec in layout.returned:
+        parts = parts_of(spec, codec)
+        named = (
+            {spec.name: Part(spec.dtype, spec.shape)}
+            if parts is None
+            else {f"{spec.name}/{short}": part for short, part in parts.items()}
+        )
+        if clash := sorted(named.keys() & stored.keys()):
+            raise LayoutMismatch(f"tensor {clash[0]!r} has the name of an encoded part: rename it, or use codec none")
+        stored |= named
+    return stored
+
+
+def check_encoded(layout: Layout, codec: CodecSpec, header: Header) -> None:
+    """Check that an update in that codec has exactly the stored tensors that the layout needs.
+
+    Raises: LayoutMismatch naming the codecs, the tensor and both shapes or dtypes, or the missing or extra names.
+    """
+    if codec.name is CodecName.NONE:
+        check_update(layout, header)
+        return
+    _check_codec(codec, header)
+    expected = stored_tensors(layout, codec)
+    if missing := sorted(expected.keys() - header.tensors.keys()):
+        raise LayoutMismatch(f"the update lacks {missing[0]!r}, which codec {codec.name} needs for this layout")
+    if extra := sorted(header.tensors.keys() - expected.keys()):
+        raise LayoutMismatch(f"the update has {extra[0]!r}, which codec {codec.name} does not need for this layout")
+    for name, part in expected.items():
+        got = header.tensors[name]
+        if (got.dtype, got.shape) != (part.dtype, part.shape):
+            raise LayoutMismatch(
+                f"tensor {name!r} is {got.dtype} {list(got.shape)} in the update, and codec {codec.name} makes it "
+                f"{part.dtype} {list(part.shape)} for this layout"
+            )
+
+
+def largest_bytes(layout: Layout, codec: CodecSpec) -> int:
+    """Return the most bytes that an update in that codec may have (before zstd), header and all."""
+    stored = stored_tensors(layout, codec)
+    entries = sum(len(json.dumps(name)) + _ENTRY_BYTES + 24 * len(part.shape) for name, part in stored.items())
+    return entries + _SPARE_BYTES + sum(part.size_bytes for part in stored.values())
+
+
+def kept(elements: int, density: float) -> int:
+    """Return how many of so many elements a sparse codec keeps: at least one, and never all but by density 1."""
+    return min(elements, max(1, math.floor(elements * density + 0.5)))
+
+
+def count_chunks(elements: int, size: int) -> int:
+    """Return into how many chunks of that size the elements go; the last one may be shorter."""
+    return -(-elements // size)
+
+
+def _check_codec(codec: CodecSpec, header: Header) -> None:
+    if header.metadata.get("format") != ENCODED_FORMAT:
+        raise LayoutMismatch(f"the update's format is not {ENCODED_FORMAT!r}: the task asks for codec {codec.name}")
+    try:
+        used = CodecSpec.model_validate_json(header.metadata.get("codec", ""))
+    except ValidationError as error:
+        raise LayoutMismatch(f"the update does not say its codec; the task asks for {codec.name}") from error
+    if any(getattr(used, setting) != getattr(codec, setting) for setting in _DECODED_BY):
+        raise LayoutMismatch(f"the update is in codec {_described(used)}, and the task asks for {_described(codec)}")
+
+
+def _described(codec: CodecSpec) -> str:
+    return f"{codec.name} (block {codec.block}, density {codec.density:g}, rank {codec.rank})"
+
+
+def _sixteen_bits(dtype: str) -> Callable[[TensorSpec, CodecSpec], dict[str, Part]]:
+    return lambda spec, _codec: {dtype.lower(): Part(dtype, (spec.elements,))}
+
+
+def _int8(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    return {"q": Part("I8", (spec.elements,)), "scale": _scales(spec, codec)}
+
+
+def _int4(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    return {"q": packed(spec.elements, 4), "scale": _scales(spec, codec)}
+
+
+def _sign(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    return {"sign": packed(spec.elements, 1), "scale": _scales(spec, codec)}
+
+
+def _topk(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    count = kept(spec.elements, codec.density)
+    segments = Part("I32", (count_chunks(spec.elements, SEGMENT),))
+    return {"value": Part("F32", (count,)), "index": Part("I16", (count,)), "count": segments}
+
+
+def _sparseloco(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    chunks, count = count_chunks(spec.elements, CHUNK), kept(CHUNK, codec.density)
+    return {
+        **_chunk_indices(chunks * count),
+        "level": packed(chunks * count, 2),
+        "scale": Part("BF16", (chunks, 2)),
+    }
+
+
+def _demo(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    chunks, count = count_chunks(spec.elements, CHUNK), kept(CHUNK, codec.density)
+    return {**_chunk_indices(chunks * count), "value": Part("BF16", (chunks, count))}
+
+
+def _powersgd(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+    if len(spec.shape) < 2:
+        return {}
+    rows, columns = spec.shape[0], spec.elements // spec.shape[0]
+    rank = min(codec.rank, rows, columns)
+    return {"p": Part("F32", (rows, rank)), "q": Part("F32", (columns, rank))}
+
+
+def packed(fields: int, bits: int) -> Part:
+    """Return the part that so many fields of 1, 2 or 4 bits are packed into."""
+    return Part("U8", (count_chunks(fields * bits, 8),))
+
+
+def _scales(spec: TensorSpec, codec: CodecSpec) -> Part:
+    return Part("F32", (count_chunks(spec.elements, codec.block),))
+
+
+def _chunk_indices(count: int) -> dict[str, Part]:
+    """Twelve bits each: the low eight as bytes, the high four packed."""
+    return {"index": Part("U8", (count,)), "high": packed(count, 4)}
+
+
+_PARTS: Final[Mapping[CodecName, Callable[[TensorSpec, CodecSpec], dict[str, Part]]]] = MappingProxyType(
+    {
+        CodecName.FP16: _sixteen_bits("F16"),
+        CodecName.BF16: _sixteen_bits("BF16"),
+        CodecName.INT8: _int8,
+        CodecName.INT4: _int4,
+        CodecName.SIGN: _sign,
+        CodecName.TOPK: _topk,
+        CodecName.SPARSELOCO: _sparseloco,
+        CodecName.DEMO: _demo,
+        CodecName.POWERSGD: _powersgd,
+    }
+)
