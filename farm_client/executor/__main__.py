@@ -1,6 +1,6 @@
 """The executor process: warms up, then carries out its agent's orders until told to stop.
 
-    Warm -> Load -> Loaded -> (Run -> Advance ... -> Done | Failed) ...
+    Warm -> Load -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
 
 One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
 """
@@ -8,14 +8,16 @@ One process serves one task. Its stdout and stderr are the researcher's and are 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
 from farm_client import faults, task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Load, Loaded, Run, Stop, Warm
+from farm_client.executor.messages import Load, Loaded, Rebase, Rebased, Run, Stop, Warm
 from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner, choose_device
 from protocol.errors import FarmError, OutOfOrder
 
@@ -46,6 +48,8 @@ class Executor:
                     self._load(order)
                 case Run():
                     self._run(order)
+                case Rebase():
+                    self._rebase(order)
                 case Stop():
                     return
 
@@ -71,6 +75,15 @@ class Executor:
         else:
             _flush()
             self._channel.send(done)
+            self._runner.confirm()
+
+    def _rebase(self, order: Rebase) -> None:
+        try:
+            rebase(Path(order.base_path), order.differences, Path(order.made_path))
+        except Exception as error:
+            self._fail(error, order.assignment_id)
+        else:
+            self._channel.send(Rebased(assignment_id=order.assignment_id))
 
     def _fail(self, error: BaseException, assignment_id: str | None) -> None:
         if isinstance(error, ConnectionError):  # the agent is gone: nobody to tell

@@ -71,6 +71,7 @@ def _load_order(request: RehearsalRequest) -> Load:
         dataset_kind="files" if request.sample_path else "code",
         scratch_dir=request.folder,
         inline_bytes=INLINE_BYTES,
+        update_codec=request.update_codec,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from farm_client.executor.messages import Failed
+from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.recipe import Mode, OuterOptimizer
 
@@ -24,6 +25,7 @@ class RehearsalRequest(Frozen):
     mode: Mode
     seed: int
     batch_samples: int
+    update_codec: CodecSpec = CodecSpec()
     folder: str
     """Where the weights and scratch files are written."""
     sample_path: str | None = None

@@ -14,18 +14,17 @@ import torch
 from farm_client import faults
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
-from farm_client.executor.layout import ModelTensors, TensorMap, as_stored
+from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
-from protocol.digests import digest_bytes, new_hasher
+from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
 from protocol.faults import Fault
 from protocol.messages import Kind
 from protocol.recipe import Mode
-from protocol.tensors import UPDATE_METADATA
 
 
 def choose_device() -> torch.device:
@@ -44,6 +43,7 @@ class TaskRunner:
         self._contract = load_contract(Path(order.code_dir), order.entry, order.config)
         self.tensors = ModelTensors.of(self._contract.build_model().to(device))
         self._source = SampleSource(self._contract, order, device)
+        self._updates = UpdateWriter(order, self.tensors.layout())
         self._base: TensorMap = {}
         self._base_digest = ""
         self._kept_optimizer: torch.optim.Optimizer | None = None
@@ -68,6 +68,10 @@ class TaskRunner:
         done = self._done(order, data.samples, trained.metrics, trained.update, started)
         faults.reach(Fault.EXECUTOR_AFTER, order.round)
         return done
+
+    def confirm(self) -> None:
+        """Hear that the last result was reported: what its update lost now belongs to the next one."""
+        self._updates.confirm()
 
     def weights_file(self) -> bytes:
         """Return the model as it is now: right after loading, the task's initial weights."""
@@ -102,6 +106,7 @@ class TaskRunner:
         self.tensors.load(self._base)
 
     def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keep a version. On the CPU that of a file stays the mapped file, whose pages all executors share."""
         self._base = {name: tensor.to(self._device) for name, tensor in weights.items()}
         self._base_digest = digest
 
@@ -111,19 +116,8 @@ class TaskRunner:
         known = reportable(metrics, "the metric")
         done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
         if update is not None:
-            done = done.model_copy(update=self._stored(order.assignment_id, as_stored(update)))
+            done = done.model_copy(update=self._updates.write(order.assignment_id, update))
         return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
-
-    def _stored(self, assignment_id: str, update: TensorMap) -> dict[str, object]:
-        """Return the update as fields of ``Done``: inline bytes, or a file in the scratch folder."""
-        if sum(tensor.nbytes for tensor in update.values()) <= self._order.inline_bytes:
-            data = safetensors.torch.save(update, metadata=dict(UPDATE_METADATA))
-            if len(data) <= self._order.inline_bytes:
-                return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
-        path = Path(self._order.scratch_dir) / f"{assignment_id}.update"
-        safetensors.torch.save_file(update, path, metadata=dict(UPDATE_METADATA))
-        digest = new_hasher().update_mmap(path).hexdigest()
-        return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
 
 
 def _with_faults(advance: Advance, round_number: int) -> Advance:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.leash import leashed
+from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
 from protocol.recipe import Mode
 
@@ -49,6 +50,7 @@ class Trial:
     source: RowSource | None = None
     rows: int | None = None
     tries_batch: bool = True
+    update_codec: CodecSpec = field(default_factory=CodecSpec)
 
 
 def check_task(
@@ -94,6 +96,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         sample_rows=sample_rows,
         rows=trial.rows,
         tries_batch=trial.tries_batch,
+        update_codec=trial.update_codec,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

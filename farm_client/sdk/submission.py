@@ -127,6 +127,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         source=source,
         rows=submission.samples,
         tries_batch=submission.check,
+        update_codec=submission.recipe.update_codec,
     )
 
 

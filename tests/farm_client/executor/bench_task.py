@@ -17,6 +17,7 @@ from farm_client.data.sharding import plan_shards, write_shards
 from farm_client.executor.messages import Advance, Done, Load, Piece, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.runner import TaskRunner
+from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
 from protocol.recipe import Mode
@@ -70,6 +71,7 @@ class Bench:
     batch_samples: int = 8
     inline_bytes: int = 1 << 20
     keep_inner_optimizer: bool = False
+    update_codec: CodecSpec = field(default_factory=CodecSpec)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Bench:
             scratch_dir=str(self.folder),
             inline_bytes=self.inline_bytes,
             keep_inner_optimizer=self.keep_inner_optimizer,
+            update_codec=self.update_codec,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

@@ -1,0 +1,68 @@
+"""A task's updates on their way out: small by its codec, and what one of them loses goes into the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+
+from farm_client.executor.failures import CodeError, LossNotFinite
+from farm_client.executor.layout import TensorMap, as_stored
+from farm_client.executor.messages import Load
+from protocol.codecs import encode
+from protocol.compression import CodecName
+from protocol.digests import digest_bytes, new_hasher
+from protocol.encoded import stored_tensors
+from protocol.errors import LayoutMismatch, NotFinite
+from protocol.tensors import Layout
+
+
+class UpdateWriter:
+    """Encodes the updates of a loaded task, and keeps what they lost: a float32 number for each one of the model's.
+
+    What an update lost counts from the moment that it was reported (``confirm``). Until then the former state stays,
+    so that an assignment that fails, or is begun again, neither repeats what was carried over nor forgets it.
+    """
+
+    def __init__(self, order: Load, layout: Layout) -> None:
+        """Raises: CodeError if a tensor of the model has a name that the codec needs."""
+        try:
+            stored_tensors(layout, order.update_codec)
+        except LayoutMismatch as error:
+            raise CodeError(error.message) from error
+        self._codec = order.update_codec
+        self._layout = layout
+        self._scratch_dir = Path(order.scratch_dir)
+        self._inline_bytes = order.inline_bytes
+        self._feeds_back = self._codec.error_feedback and self._codec.name is not CodecName.NONE
+        self._residual: TensorMap = {}
+        self._unconfirmed: TensorMap | None = None
+
+    def write(self, assignment_id: str, update: TensorMap) -> dict[str, object]:
+        """Return an update as fields of ``Done``: inline bytes, or a file in the scratch folder.
+
+        Raises: LossNotFinite if its numbers are too large for the codec; OSError.
+        """
+        residual = dict(self._residual) if self._feeds_back else None
+        try:
+            stored, metadata = encode(as_stored(update), self._layout, self._codec, residual)
+        except NotFinite as error:
+            raise LossNotFinite(f"{error.message}: lower the learning rate or clip gradients") from error
+        fields = self._saved(assignment_id, stored, metadata)
+        self._unconfirmed = residual
+        return fields
+
+    def confirm(self) -> None:
+        """Hear that the last update was reported."""
+        if self._unconfirmed is not None:
+            self._residual, self._unconfirmed = self._unconfirmed, None
+
+    def _saved(self, assignment_id: str, stored: TensorMap, metadata: dict[str, str]) -> dict[str, object]:
+        if sum(tensor.nbytes for tensor in stored.values()) <= self._inline_bytes:
+            data = safetensors.torch.save(stored, metadata=metadata)
+            if len(data) <= self._inline_bytes:
+                return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
+        path = self._scratch_dir / f"{assignment_id}.update"
+        safetensors.torch.save_file(stored, path, metadata=metadata)
+        digest = new_hasher().update_mmap(path).hexdigest()
+        return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
