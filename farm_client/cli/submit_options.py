@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from protocol.compression import CodecName
 from protocol.recipe import Mode
 
 _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
@@ -117,6 +118,22 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    update_codec: Annotated[
+        CodecName | None,
+        typer.Option("--update-codec", help="How clients make their updates small.", rich_help_panel=_RECIPE),
+    ] = None
+    weights_codec: Annotated[
+        CodecName | None,
+        typer.Option(
+            "--weights-codec", help="Send new weights as differences, made small by this.", rich_help_panel=_RECIPE
+        ),
+    ] = None
+    pipeline: Annotated[
+        bool | None,
+        typer.Option(
+            "--pipeline", help="Compute on while an update is sent; needs --max-staleness.", rich_help_panel=_RECIPE
+        ),
+    ] = None
     keep_checkpoints: Annotated[
         int | None,
         typer.Option("--keep-checkpoints", min=1, help="Keep the newest so many.", rich_help_panel=_RECIPE),
@@ -160,6 +177,9 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "max_clients": options.max_clients,
             "over_provision": options.over_provision,
             "max_staleness": options.max_staleness,
+            "update_codec": options.update_codec,
+            "weights_codec": options.weights_codec,
+            "pipeline": options.pipeline,
             "keep_checkpoints": options.keep_checkpoints,
             "keep_every": options.keep_every,
             "keep_best": options.keep_best,

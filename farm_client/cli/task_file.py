@@ -20,6 +20,7 @@ from protocol.recipe import Recipe, Requirements
 DEFAULT_ROUNDS: Final = 20
 USUAL_FILE: Final = "task.toml"
 """Read by itself from a submitted folder, unless --config names another."""
+_CODECS: Final = ("update_codec", "weights_codec")
 _SIZE: Final = TypeAdapter(ByteSize)
 
 
@@ -27,11 +28,21 @@ def _without_typos(model: type[BaseModel]) -> BeforeValidator:
     """Refuse fields that the record does not have: over the wire they are ignored, in a file they are typing errors."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, dict) and (unknown := sorted(value.keys() - model.model_fields.keys())):
-            raise ValueError(f"there is no {unknown[0]!r}; known are {', '.join(model.model_fields)}")
+        if isinstance(value, dict):
+            _refuse_unknown(value, model)
         return value
 
     return BeforeValidator(check)
+
+
+def _refuse_unknown(table: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
+    fields = model.model_fields
+    if unknown := sorted(table.keys() - fields.keys()):
+        raise ValueError(f"there is no {where + unknown[0]!r}; known are {', '.join(fields)}")
+    for name, value in table.items():
+        kind = fields[name].annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            _refuse_unknown(value, kind, f"{where}{name}.")
 
 
 class TaskTable(BaseModel):
@@ -83,7 +94,7 @@ def describe_task(options: SubmitOptions) -> TaskFile:
     merged = {
         **tables,
         "task": {**tables.get("task", {}), **task_of(options)},
-        "recipe": {**recipe, **recipe_of(options)},
+        "recipe": _with_codec_tables({**recipe, **recipe_of(options)}),
         "requirements": requirements,
         "config": config,
     }
@@ -99,6 +110,12 @@ def first_problem(error: ValidationError, path: Path | None) -> str:
     where = ".".join(str(step) for step in problem["loc"])
     source = f"{path}: " if path else ""
     return f"{source}{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Write a codec that is only named as a table: ``update_codec = "int8"`` is ``{ name = "int8" }``."""
+    named = {key: value for key in _CODECS if isinstance(value := recipe.get(key), str)}
+    return {**recipe, **{key: {"name": name} for key, name in named.items()}}
 
 
 def _usual_file(submitted: Path) -> Path | None:

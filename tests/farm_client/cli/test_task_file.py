@@ -9,6 +9,7 @@ import pytest
 from farm_client.cli.submit import describe_submission
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
+from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
 from protocol.recipe import Mode
 
@@ -100,6 +101,27 @@ def test_checkpoints_and_late_work_by_file_and_by_option(folder):
     assert (described.task.row_bytes, described.task.samples) == (64, 1000)
 
 
+def test_a_codec_is_named_or_described(folder):
+    (folder / "task.toml").write_text(
+        """
+        [recipe]
+        rounds = 3
+        update_codec = { name = "topk", density = 0.01 }
+        weights_codec = "int8"
+        max_staleness = 1
+        """
+    )
+    recipe = describe_task(SubmitOptions(folder)).recipe
+    assert recipe.update_codec == CodecSpec(name=CodecName.TOPK, density=0.01)
+    assert recipe.weights_codec == CodecSpec(name=CodecName.INT8)
+    assert not recipe.pipeline
+    options = SubmitOptions(folder, update_codec=CodecName.INT4, weights_codec=CodecName.NONE, pipeline=True)
+    recipe = describe_task(options).recipe
+    assert recipe.update_codec == CodecSpec(name=CodecName.INT4)
+    assert recipe.weights_codec == CodecSpec()
+    assert recipe.pipeline
+
+
 def test_the_submission_says_who(folder):
     submission = describe_submission(SubmitOptions(folder, submit_token="once", no_check=True))
     assert "@" in submission.submitter
@@ -116,6 +138,12 @@ def test_the_submission_says_who(folder):
         ("[recipe]\nround = 3", "there is no 'round'; known are mode, rounds"),
         ("[recipe]\nrounds = 0", "recipe.rounds"),
         ("[recipe]\nmode = 'gradients'\nquorum = 0.5\nrounds = 1", "gradients mode needs quorum 1"),
+        ("[recipe]\nrounds = 1\nupdate_codec = 'int9'", "update_codec.name: Input should be 'none', 'fp16'"),
+        ("[recipe]\nrounds = 1\nupdate_codec = 8", "recipe.update_codec"),
+        ("[recipe]\nrounds = 1\nweights_codec = {name = 'topk', density = 2}", "weights_codec.density"),
+        ("[recipe]\nrounds = 1\nupdate_codec = {name = 'topk', dense = 1}", "there is no 'update_codec.dense'"),
+        ("[recipe]\nrounds = 1\nouter = {name = 'sgd', lr = 1}", "there is no 'outer.lr'; known are name, options"),
+        ("[recipe]\nrounds = 1\npipeline = true", "max_staleness of 1 or more"),
         ("[task]\nholdout = 2", "task.holdout"),
         ("[recipe]\nrounds = 1\nkeep_best = 'accuracy'", "recipe.keep_best"),
         ("[recipe]\nrounds = 1\nmode = 'gradients'\nmax_staleness = 1", "are for weights mode"),
