@@ -44,19 +44,24 @@ class OuterStep:
     ``weights`` has every tensor of the layout in its shape and dtype, writable; they are updated in place.
     Parameters of 16 bits get a float32 *master copy*: the optimizer works on it and each step's result is rounded
     into the weights, because a step smaller than half a unit in the last place would otherwise be lost for ever.
+    With ``publishes`` false every parameter gets one, and a step leaves the parameters in ``weights`` as they are: what
+    they get of it is the caller's to decide (``unpublished``), and what they don't get stays in the masters.
     Parameters in no group of ``spec`` are left as they are, as a local optimizer would leave them.
     """
 
-    def __init__(self, spec: OuterOptimizer, weights: dict[str, Tensor], layout: Layout) -> None:
+    def __init__(
+        self, spec: OuterOptimizer, weights: dict[str, Tensor], layout: Layout, *, publishes: bool = True
+    ) -> None:
         """Build the optimizer.
 
         Raises: InvalidTask naming the unknown option, the bad value or the unknown parameter.
         """
         self._weights = weights
+        self._publishes = publishes
         self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
         groups = list(_groups(spec, layout))
         self._trained = {
-            name: weights[name].float() if weights[name].dtype in _SIXTEEN_BITS else weights[name]
+            name: weights[name] if publishes and weights[name].dtype not in _SIXTEEN_BITS else _master(weights[name])
             for group in groups
             for name in group["params"]
         }
@@ -68,17 +73,30 @@ class OuterStep:
             raise InvalidTask(f"the outer optimizer {spec.name} refuses its options: {error}") from error
 
     def step(self, mean: Mapping[str, Tensor]) -> None:
-        """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it."""
+        """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it.
+
+        ``mean`` is left as it is. Memory: what torch.optim takes for one parameter at a time.
+        """
         with torch.no_grad():
             for name, tensor in self._trained.items():
                 tensor.grad = mean[name].to(tensor.dtype)
             self._optimizer.step()
             for name, tensor in self._trained.items():
                 tensor.grad = None
-                if tensor is not self._weights[name]:
+                if self._publishes and tensor is not self._weights[name]:
                     self._weights[name].copy_(tensor)
             for name in self._buffers:
                 self._weights[name].copy_(mean[name])
+
+    def unpublished(self, into: Mapping[str, Tensor]) -> None:
+        """Write what each trained parameter's master has beyond the weights into ``into``; zero for the others.
+
+        ``into`` has a tensor of every parameter, in its shape and in the dtype of its master.
+        """
+        with torch.no_grad():
+            for name, difference in into.items():
+                difference.copy_(self._weights[name])  # in two passes: arithmetic between dtypes is 6 times slower
+                torch.sub(self._trained.get(name, difference), difference, out=difference)
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a resume needs besides the weights, by ``<what>.<parameter>``, for a safetensors file.
@@ -96,15 +114,17 @@ class OuterStep:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned earlier; the next step is then the one that it would have been.
 
-        Raises: LayoutMismatch if it has a tensor of an unknown parameter or of another shape; nothing is changed.
+        The tensors are taken over, not copied.
+        Raises: LayoutMismatch if it has a tensor of an unknown parameter, or of another shape or dtype; nothing is
+            changed then.
         """
         placed = [(*self._place(key, value), value) for key, value in state.items()]
         self._optimizer.state.clear()
         for what, parameter, value in placed:
             if what == _MASTER:
-                parameter.copy_(value)
+                parameter.data = value
             else:
-                self._optimizer.state[parameter][what] = value.clone()
+                self._optimizer.state[parameter][what] = value
 
     def _place(self, key: str, value: Tensor) -> tuple[str, Tensor]:
         what, _, name = key.partition(".")
@@ -115,6 +135,8 @@ class OuterStep:
             raise LayoutMismatch(
                 f"{key!r} of the optimizer state is {list(value.shape)}, its parameter {list(parameter.shape)}"
             )
+        if what == _MASTER and value.dtype != parameter.dtype:
+            raise LayoutMismatch(f"{key!r} of the optimizer state is {value.dtype}, the optimizer's {parameter.dtype}")
         return what, parameter
 
 
@@ -124,6 +146,10 @@ def check_outer_optimizer(spec: OuterOptimizer, layout: Layout) -> None:
     Raises: InvalidTask as ``OuterStep`` does.
     """
     OuterStep(spec, {tensor.name: torch.empty(0) for tensor in layout.tensors}, layout)
+
+
+def _master(weight: Tensor) -> Tensor:
+    return weight.to(torch.float32 if weight.dtype in _SIXTEEN_BITS else weight.dtype, copy=True)
 
 
 def _groups(spec: OuterOptimizer, layout: Layout) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
@@ -17,22 +17,22 @@ import structlog
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
 from coordinator.events import AggregationFailed, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
-from farm_server.clock import Clock
+from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.faults import armed, reach
-from farm_server.room import Claim
 from farm_server.serial_worker import SerialWorker
 from farm_server.spooled_updates import SpooledUpdates
 from farm_server.torch_side import TorchSide
-from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
+from protocol.compression import CodecSpec
+from protocol.errors import DigestMismatch, FarmError, NotFound
 from protocol.faults import Fault
-from protocol.tasks import BlobRef, TaskSpec
-from storage.blobs import FolderBlobStore
-from storage.checkpoints import CheckpointStore
+from protocol.limits import INLINE_BYTES
+from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
+from storage.blob_batch import Chunk, size_of
+from storage.checkpoints import CheckpointStore, WrittenCheckpoint
 
 if TYPE_CHECKING:
-    from farm_server.task_tensors import TaskTensors
+    from farm_server.task_tensors import NewVersion, TaskTensors
 
-_RETRY_SECONDS = 1.0
 _DAMAGE = (NotFound, DigestMismatch)
 """What an unreadable checkpoint raises: a file that is gone, truncated or changed."""
 _log = structlog.get_logger(__name__)
@@ -47,8 +47,10 @@ class Outcomes(Protocol):
     def damaged(self, command: OpenRound, message: str) -> None:
         """Hear that the checkpoint a round should start from can't be read."""
 
-    def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
-        """Hear of a durable checkpoint before the coordinator does."""
+    def committed(
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+    ) -> None:
+        """Hear of a durable checkpoint before the coordinator does. ``small``: its blobs that can ride inline."""
 
 
 @dataclass(slots=True)
@@ -88,24 +90,18 @@ class Aggregator:
     def __init__(
         self,
         *,
-        blobs: FolderBlobStore,
         checkpoints: CheckpointStore,
+        writer: CheckpointWriter,
         spooled: SpooledUpdates,
         torch_side: TorchSide,
         outcomes: Outcomes,
-        clock: Clock,
-        claim: Claim,
         threads: int,
-        retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
-        self._blobs = blobs
         self._checkpoints = checkpoints
+        self._writer = writer
         self._spooled = spooled
         self._torch_side = torch_side
         self._outcomes = outcomes
-        self._clock = clock
-        self._claim = claim
-        self._retry_seconds = retry_seconds
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregator")
         self._tasks: dict[str, _Task] = {}
 
@@ -192,11 +188,11 @@ class Aggregator:
         if task.tensors is None or task.holds != wanted:
             task.forget()
             try:
-                weights, optimizer = self._checkpoints.load(command.checkpoint)
+                files = self._checkpoints.open(command.checkpoint)
             except _DAMAGE as error:
                 self._outcomes.damaged(command, str(error))
                 return
-            task.tensors = self._torch_side.open_task(command.spec.recipe.outer, weights, optimizer)
+            task.tensors = self._torch_side.open_task(command.spec.recipe, files)
             task.holds = wanted
         task.tensors.begin()
         task.attempt = command.attempt
@@ -205,40 +201,31 @@ class Aggregator:
         update = command.update
         reach(Fault.SERVER_BEFORE_FOLD, command.round)
         midway = (lambda: reach(Fault.SERVER_WHILE_FOLDING, command.round)) if armed() else None
-        source = self._blobs.path(update.digest) if update.inline is None else update.inline
-        tensors.fold(source, command.samples, command.scale, midway)
+        tensors.fold(self._spooled.source(update), command.samples, command.scale, midway)
         task.folded.append(update)
 
     def _commit(self, task: _Task, tensors: TaskTensors, command: CommitRound) -> None:
         started = time.perf_counter()
         reach(Fault.SERVER_BEFORE_COMMIT, command.round)
-        task.holds = None
-        weights, optimizer = tensors.step()
-        checkpoint = self._write_patiently(task, command, weights, optimizer)
+        before, task.holds = task.holds, None
+        version = _with_small_parts_joined(tensors.step())
+        written = self._write(task, command, version)
         reach(Fault.SERVER_WHILE_COMMITTING, command.round)
-        task.holds = _digests(checkpoint)
+        task.holds = _digests(written.record)
         self._end_round(task)
-        self._outcomes.committed(task.spec, checkpoint, weights, time.perf_counter() - started)
-        self._outcomes.event(RoundAggregated(command.task_id, command.round, command.attempt, checkpoint))
+        small = _small_blobs(version, written)
+        self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
+        delta = _delta(task.spec.recipe.weights_codec, before, written)
+        self._outcomes.event(RoundAggregated(command.task_id, command.round, command.attempt, written.record, delta))
 
-    def _write_patiently(
-        self, task: _Task, command: CommitRound, weights: bytes, optimizer: bytes | None
-    ) -> CheckpointRecord:
-        """Write the checkpoint; while the disk refuses, wait for it. Raises: Unavailable if the round is given up."""
-        needed_bytes = len(weights) + len(optimizer or b"")
-        where = (command.task_id, command.round + 1, command.epoch, command.cursor)
+    def _write(self, task: _Task, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
+        def waits_for(reason: str) -> None:
+            if task.waits_for is None:
+                _log.error("a round waits for the disk", task=command.task_id, error=reason)
+            task.waits_for = reason
+
         try:
-            while True:
-                try:
-                    self._claim(needed_bytes)
-                    return self._checkpoints.write(*where, weights, optimizer, self._clock.now(), {})
-                except Unavailable as error:
-                    if task.waits_for is None:
-                        _log.error("a round waits for the disk", task=command.task_id, error=error.message)
-                    task.waits_for = error.message
-                    if task.given_up >= command.attempt:
-                        raise
-                    time.sleep(self._retry_seconds)
+            return self._writer.write(command, version, waits_for, lambda: task.given_up >= command.attempt)
         finally:
             task.waits_for = None
 
@@ -269,3 +256,28 @@ def _explained(error: Exception) -> str:
 
 def _digests(checkpoint: CheckpointRecord) -> tuple[str, str | None]:
     return checkpoint.weights.digest, checkpoint.optimizer.digest if checkpoint.optimizer else None
+
+
+def _with_small_parts_joined(version: NewVersion) -> NewVersion:
+    """Make one piece of what can ride inline: it is written, and kept in memory, as that piece."""
+    return replace(version, weights=_joined(version.weights), delta=version.delta and _joined(version.delta))
+
+
+def _joined(chunks: list[Chunk]) -> list[Chunk]:
+    return [b"".join(chunks)] if size_of(chunks) <= INLINE_BYTES else chunks
+
+
+def _small_blobs(version: NewVersion, written: WrittenCheckpoint) -> dict[str, bytes]:
+    stored = [(written.record.weights, version.weights), (written.delta, version.delta)]
+    return {
+        ref.digest: chunks[0]
+        for ref, chunks in stored
+        if ref is not None and chunks is not None and len(chunks) == 1 and isinstance(chunks[0], bytes)
+    }
+
+
+def _delta(codec: CodecSpec, before: tuple[str, str | None] | None, written: WrittenCheckpoint) -> WeightsDelta | None:
+    digest = written.record.weights.digest
+    if written.delta is None or before is None or before[0] == digest:
+        return None
+    return WeightsDelta(base=before[0], digest=digest, codec=codec, blob=written.delta)

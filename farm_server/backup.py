@@ -25,7 +25,8 @@ from protocol.errors import Conflict, DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from storage.engine import ledger_path
 from storage.errors import disk_errors
-from storage.inspection import digest_of_file, referenced_by
+from storage.file_digest import digest_of_file
+from storage.inspection import referenced_by
 
 _MANIFEST: Final = "backup.json"
 _LEDGER: Final = "farm.db"

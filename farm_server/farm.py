@@ -28,7 +28,9 @@ from coordinator.records import CheckpointRecord, Entry, Snapshot
 from coordinator.settings import CoordinatorSettings
 from farm_server.aggregator import Aggregator
 from farm_server.alarms import Alarms
+from farm_server.bandwidth import Bandwidth
 from farm_server.bells import FARM, Bells
+from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.clock import Clock, SteadyClock
 from farm_server.datafolder import DataFolder
 from farm_server.dispatch import Dispatch
@@ -52,10 +54,12 @@ from farm_server.submissions import Submissions
 from farm_server.telemetry import Telemetry
 from farm_server.tokens import Tokens
 from farm_server.torch_side import TorchSide
+from farm_server.uploads import UploadPlaces, Uploads
 from protocol.tasks import TaskSpec
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
 from storage.ledger import Ledger
+from storage.uploads import UPLOADS, UploadFolder
 
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +68,14 @@ class Farm:
     """The server without its sockets. ``open`` it, ``start`` it, and at the end ``close`` it, on one event loop."""
 
     def __init__(
-        self, settings: ServerSettings, tokens: Tokens, ledger: Ledger, blobs: FolderBlobStore, snapshot: Snapshot
+        self,
+        settings: ServerSettings,
+        tokens: Tokens,
+        ledger: Ledger,
+        blobs: FolderBlobStore,
+        snapshot: Snapshot,
+        *,
+        partials: UploadFolder,
     ) -> None:
         self.settings = settings
         self.tokens = tokens
@@ -95,6 +106,10 @@ class Farm:
         self._restored = bool(snapshot.tasks)
         self._background: list[asyncio.Task[None]] = []
         self._draining = False
+        self.upload_bandwidth = Bandwidth(settings.upload_rate, settings.client_upload_rate)
+        self.download_bandwidth = Bandwidth(settings.download_rate, settings.client_download_rate)
+        places = UploadPlaces(partials, blobs, self.room, self.not_ready)
+        self.uploads = Uploads(places, settings, self.clock, self.bells, self.telemetry)
         self._assemble(snapshot)
 
     @classmethod
@@ -102,11 +117,12 @@ class Farm:
         """Open the ledger and the blob store in a locked folder and take up what is there. Raises: FarmError."""
         tokens = folder.tokens(settings)
         blobs = FolderBlobStore(folder.blobs)
+        partials = UploadFolder(folder.blobs / UPLOADS, blobs)
         ledger = await Ledger.open(settings.ledger_url)
         snapshot = await ledger.load()
         # only now: where a start fails, its one line of error should be all that is said
         _log.info("recovery: the data folder is ours", data_dir=str(folder.root))
-        _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers)
+        _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers, unfinished_uploads=len(partials))
         _log.info("recovery: the ledger is open")
         _log.info(
             "recovery: facts are loaded",
@@ -114,7 +130,7 @@ class Farm:
             open_rounds=len(snapshot.rounds),
             held_assignments=len(snapshot.assignments),
         )
-        return cls(settings, tokens, ledger, blobs, snapshot)
+        return cls(settings, tokens, ledger, blobs, snapshot, partials=partials)
 
     def _assemble(self, snapshot: Snapshot) -> None:
         """Connect the parts that talk to each other."""
@@ -156,13 +172,11 @@ class Farm:
             ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=self.runtime.ask
         )
         self._aggregator = Aggregator(
-            blobs=self.blobs,
             checkpoints=checkpoints,
+            writer=CheckpointWriter(checkpoints, self.clock, self.room.claim),
             spooled=spooled,
             torch_side=self.torch_side,
             outcomes=self,
-            clock=self.clock,
-            claim=self.room.claim,
             threads=self.settings.aggregator_threads,
         )
         self._doers: Mapping[type[Command], Callable[[Any], None]] = {
@@ -188,6 +202,7 @@ class Farm:
             every(
                 settings.collect_seconds, lambda: collect_blobs(self.ledger, self.blobs, settings), "blob collection"
             ),
+            every(settings.collect_seconds, self.uploads.collect, "collection of uploads"),
             self._tick_for_ever(),
         ]
         self._background = [asyncio.create_task(job) for job in jobs]
@@ -216,6 +231,7 @@ class Farm:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._rescue.close()
         await asyncio.to_thread(self._aggregator.close)
+        await asyncio.to_thread(self.uploads.close)
         await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already
         self.entries.flush()
         await self.journal.close()
@@ -239,12 +255,17 @@ class Farm:
         """Take the news of an unreadable checkpoint from a worker thread to those who find another one."""
         self._loop.call_soon_threadsafe(self._rescue.begin, command, message)
 
-    def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
+    def committed(
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+    ) -> None:
         """Take a durable checkpoint from a worker thread to those who serve it."""
-        self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, weights, seconds)
+        self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, small, seconds)
 
-    def _committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
-        self.inline.keep(weights, checkpoint.weights.digest)
+    def _committed(
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+    ) -> None:
+        for digest, data in small.items():
+            self.inline.keep(data, digest)
         self.retention.note(checkpoint.task_id, spec.recipe)
         self.telemetry.rounds.inc()
         self.telemetry.commit_seconds.observe(seconds)

@@ -6,13 +6,16 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
-from farm_server.layouts import Layouts, header_of_file
+from farm_server.layouts import Layouts
+from farm_server.tensor_reader import header_of_file
 from farm_server.torch_side import TorchSide
+from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
+from protocol.encoded import check_encoded
 from protocol.errors import DigestMismatch, FarmError
 from protocol.messages import Kind, Result
 from protocol.tasks import BlobRef
-from protocol.tensors import check_update, read_header
+from protocol.tensors import read_header
 from storage.blobs import FolderBlobStore
 
 
@@ -59,8 +62,9 @@ class Intake:
         else:
             source = self._blobs.path(update.digest)
             header = header_of_file(source)
-        check_update(self._layouts.of(task_id), header)
-        if (name := self._torch_side.non_finite_tensor(source)) is not None:
+        layout = self._layouts.of(task_id)
+        check_encoded(layout, CodecSpec(), header)
+        if (name := self._torch_side.non_finite_tensor(source, layout, CodecSpec())) is not None:
             raise NonFiniteUpdate(f"the update of {name} holds NaN or infinity: {_NAN_ADVICE}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from protocol.errors import MalformedTensors, NotFound
-from protocol.tensors import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, Header, Layout, parse_layout, read_header
+from farm_server.tensor_reader import header_of_file
+from protocol.errors import NotFound
+from protocol.tensors import Layout, parse_layout
 
 
 class BlobPaths(Protocol):
@@ -45,13 +46,3 @@ class Layouts:
 def layout_of_file(path: Path) -> Layout:
     """Return the layout that a weights file defines. Raises: MalformedTensors."""
     return parse_layout(header_of_file(path))
-
-
-def header_of_file(path: Path) -> Header:
-    """Read a tensor file's header without its data. Raises: MalformedTensors."""
-    with path.open("rb") as file:
-        lead = file.read(HEADER_LENGTH_BYTES)
-        length = int.from_bytes(lead, "little")
-        if length > MAX_HEADER_BYTES:
-            raise MalformedTensors(f"the tensor file's header claims {length} bytes; the limit is {MAX_HEADER_BYTES}")
-        return read_header(lead + file.read(length), total_bytes=path.stat().st_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -14,8 +15,11 @@ from protocol.tasks import BlobRef
 _log = structlog.get_logger(__name__)
 
 
-class Deleting(Protocol):
-    """The part of the blob store that deletes."""
+class Spool(Protocol):
+    """The part of the blob store that finds and deletes."""
+
+    def path(self, digest: str) -> Path:
+        """Return the blob's file. Raises: NotFound."""
 
     def delete(self, digest: str) -> object:
         """Delete a blob, if it is there."""
@@ -24,7 +28,7 @@ class Deleting(Protocol):
 class SpooledUpdates:
     """Counts who still needs each spooled update. Safe on any thread. Inline updates pass through untouched."""
 
-    def __init__(self, blobs: Deleting) -> None:
+    def __init__(self, blobs: Spool) -> None:
         self._blobs = blobs
         self._lock = threading.Lock()
         self._users: Counter[str] = Counter()
@@ -34,6 +38,10 @@ class SpooledUpdates:
         if update is not None and update.inline is None:
             with self._lock:
                 self._users[update.digest] += 1
+
+    def source(self, update: BlobRef) -> bytes | Path:
+        """Return the update's bytes, or the file that has them. Raises: NotFound."""
+        return self._blobs.path(update.digest) if update.inline is None else update.inline
 
     def release(self, update: BlobRef) -> None:
         """Note that one result's update is done with."""

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from protocol.recipe import OuterOptimizer
+from protocol.compression import CodecSpec
+from protocol.recipe import OuterOptimizer, Recipe
 from protocol.tensors import Layout
+from storage.checkpoints import CheckpointFiles
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,12 +44,15 @@ class TorchSide:
         except ImportError as error:
             _log.error("torch can't be imported; no task will train", error=str(error))
 
-    def non_finite_tensor(self, source: bytes | Path) -> str | None:
-        """Return the name of a tensor of the file with NaN or infinity in it, or None."""
+    def non_finite_tensor(self, update: bytes | Path, layout: Layout, codec: CodecSpec) -> str | None:
+        """Return the name of a stored tensor of an update with NaN or infinity in it, or None.
+
+        Raises: MalformedTensors if what is stored can't be decoded.
+        """
         self._ready()
         from farm_server.task_tensors import non_finite_tensor  # noqa: PLC0415
 
-        return non_finite_tensor(source)
+        return non_finite_tensor(update, layout, codec)
 
     def check_outer_optimizer(self, spec: OuterOptimizer, layout: Layout) -> None:
         """Check that the optimizer can be built for the layout. Raises: InvalidTask."""
@@ -56,12 +61,12 @@ class TorchSide:
 
         check_outer_optimizer(spec, layout)
 
-    def open_task(self, outer: OuterOptimizer, weights: bytes, optimizer: bytes | None) -> TaskTensors:
+    def open_task(self, recipe: Recipe, files: CheckpointFiles) -> TaskTensors:
         """Return a task's tensors, ready for a round. Raises: MalformedTensors, InvalidTask, LayoutMismatch."""
         self._ready()
         from farm_server.task_tensors import TaskTensors  # noqa: PLC0415
 
-        return TaskTensors(outer, weights, optimizer)
+        return TaskTensors(recipe, files)
 
     def _ready(self) -> None:
         if self._warm.is_set():

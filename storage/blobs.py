@@ -23,7 +23,9 @@ from typing import Final, TypeVar
 from protocol.digests import digest_bytes, is_digest
 from protocol.errors import DigestMismatch, NotFound
 from protocol.tasks import BlobRef
+from storage.blob_batch import BlobBatch, Chunk
 from storage.errors import disk_errors
+from storage.file_digest import digest_of_file
 from storage.spool import spool
 
 _TEMPORARY: Final = "tmp"
@@ -64,22 +66,30 @@ class FolderBlobStore:
 
     def put_bytes(self, data: bytes | bytearray | memoryview) -> BlobRef:
         """Store ``data``; it is durable on return. Bytes that are stored already are not written again."""
-        return self.put_all([data])[0]
+        ref = ref_of(data)
+        return ref if self._renew(ref) else self.put_chunks([data])
 
-    def put_all(self, parts: Sequence[bytes | bytearray | memoryview]) -> list[BlobRef]:
-        """Store several blobs at the price of one: the disk syncs them together. All are durable on return.
+    def put_chunks(self, chunks: Iterable[Chunk]) -> BlobRef:
+        """Store what the chunks are together; it is durable on return. Memory: no more than the chunks'."""
+        with self.batch() as batch:
+            return batch.add(chunks)
 
-        They get their names in the order given; which of the names a crash leaves is not said.
+    @contextmanager
+    def batch(self) -> Iterator[BlobBatch]:
+        """Store several blobs at the price of one: the disk syncs them together. All are durable at the end.
+
+        They get their names in the order in which they were added; which of the names a crash leaves is not said.
+        If the block raises, none is stored.
         """
-        refs = [ref_of(data) for data in parts]
-        missing = [(data, ref) for data, ref in zip(parts, refs, strict=True) if not self._renew(ref)]
         with ExitStack() as stack, disk_errors(self._root):
-            files = [(stack.enter_context(self._temporary()), data) for data, _ in missing]
-            self._at_once(lambda pair: _write_synced(*pair), files)
-            for (temporary, _), (_, ref) in zip(files, missing, strict=True):
+            batch = BlobBatch(lambda: stack.enter_context(self._temporary()), self._renew, self._syncing)
+            try:
+                yield batch
+            finally:
+                files = batch.synced()
+            for temporary, ref in files.items():
                 self._rename(temporary, ref.digest)
-            self._at_once(_sync_folder, sorted({self._place(ref.digest).parent for _, ref in missing}))
-        return refs
+            self._at_once(_sync_folder, sorted({self._place(ref.digest).parent for ref in files.values()}))
 
     def _at_once(self, work: Callable[[T], None], items: Sequence[T]) -> None:
         """Do it to all, in threads where there are several: each waits for the disk, and for the same disk."""
@@ -105,6 +115,12 @@ class FolderBlobStore:
                 raise DigestMismatch(f"the bytes hash to {spooled.digest}, not to {digest}; upload them again")
             await asyncio.to_thread(self._name, temporary, digest)
         return spooled
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Give a file on the store's disk, durably, the name that its bytes, which are synced, hash to."""
+        with disk_errors(self._root):
+            os.utime(path)  # it counts as just stored
+        self._name(path, digest)
 
     def path(self, digest: str) -> Path:
         """Return the file of a stored blob, to be read only. Raises: NotFound."""
@@ -134,12 +150,24 @@ class FolderBlobStore:
         with disk_errors(self._root):
             data = path.read_bytes()
         if digest_bytes(data) != digest:
-            raise DigestMismatch(f"the stored blob {path} is damaged; delete the file and upload the blob again")
+            raise _damaged(path)
         return data
 
     async def read_async(self, digest: str) -> bytes:
         """Do ``read`` in a worker thread."""
         return await asyncio.to_thread(self.read, digest)
+
+    def verified(self, digest: str) -> Path:
+        """Return the blob's file, once its bytes were found to hash to its name. Memory: one block, not the blob.
+
+        Raises: NotFound; DigestMismatch if they were damaged on the disk.
+        """
+        path = self.path(digest)
+        with disk_errors(self._root):
+            intact = digest_of_file(path) == digest
+        if not intact:
+            raise _damaged(path)
+        return path
 
     def delete(self, digest: str) -> None:
         """Remove the blob; one that is not stored is no error."""
@@ -151,10 +179,10 @@ class FolderBlobStore:
         """Remove the blob if its bytes don't hash to its name, so that it can be stored again; true if so."""
         try:
             path = self.path(digest)
-            with disk_errors(self._root), path.open("rb") as file:
-                if digest_bytes(file.read()) == digest:
+            with disk_errors(self._root):
+                read = path.stat().st_ino
+                if digest_of_file(path) == digest:
                     return False
-                read = os.fstat(file.fileno()).st_ino
             with disk_errors(self._root), self._naming:
                 if path.stat().st_ino != read:  # it was stored again meanwhile
                     return False
@@ -242,11 +270,8 @@ def ref_of(data: bytes | bytearray | memoryview) -> BlobRef:
     return BlobRef(digest=digest_bytes(data), size_bytes=memoryview(data).nbytes)
 
 
-def _write_synced(path: Path, data: bytes | bytearray | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _damaged(path: Path) -> DigestMismatch:
+    return DigestMismatch(f"the stored blob {path} is damaged; delete the file and upload the blob again")
 
 
 def _sync_folder(folder: Path) -> None:

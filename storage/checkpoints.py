@@ -6,7 +6,9 @@ them. A crash between leaves only blobs that nothing refers to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import ConfigDict
@@ -15,7 +17,8 @@ from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from protocol.tasks import BlobRef
-from storage.blobs import FolderBlobStore, ref_of
+from storage.blob_batch import Chunk
+from storage.blobs import FolderBlobStore
 
 MANIFEST_FORMAT: Final = "aifarm-checkpoint-1"
 
@@ -36,65 +39,82 @@ class Manifest(Frozen):
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class NewCheckpoint:
+    """A checkpoint that is to be written.
+
+    ``round``, ``epoch`` and ``cursor`` say where the next round begins; ``created_at`` is in seconds. ``weights`` and
+    ``optimizer`` are safetensors files in chunks: views of live tensors will do. ``delta`` is a blob that belongs to
+    it without being part of it: how its weights follow from those before.
+    """
+
+    task_id: str
+    round: int
+    epoch: int
+    cursor: int
+    created_at: float
+    weights: Sequence[Chunk]
+    optimizer: Sequence[Chunk] | None = None
+    delta: Sequence[Chunk] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCheckpoint:
+    """What became durable: the record for the ledger, and the delta's name if there was one."""
+
+    record: CheckpointRecord
+    delta: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """A checkpoint's files, found intact."""
+
+    weights: Path
+    optimizer: Path | None
+
+
 class CheckpointStore:
     """Writes and reads checkpoints. Its methods block: call them in worker threads."""
 
     def __init__(self, blobs: FolderBlobStore) -> None:
         self._blobs = blobs
 
-    def write(  # noqa: PLR0917  # the record's fields, in their order
-        self,
-        task_id: str,
-        round: int,  # noqa: A002  # the record's field
-        epoch: int,
-        cursor: int,
-        weights: bytes,
-        optimizer: bytes | None,
-        created_at: float,
-        metrics: Mapping[str, float],
-    ) -> CheckpointRecord:
+    def write(self, new: NewCheckpoint) -> WrittenCheckpoint:
         """Store a checkpoint; it is durable on return, and kept once the record is saved in the ledger.
 
-        ``weights`` and ``optimizer`` are safetensors files; ``round``, ``epoch`` and ``cursor`` say where the next
-        round begins; ``created_at`` is in seconds.
-        Raises: Unavailable if the disk is full or failing.
+        Memory: no copy of what is written. Raises: Unavailable if the disk is full or failing; nothing is stored then.
         """
-        manifest = Manifest(
-            task_id=task_id,
-            round=round,
-            epoch=epoch,
-            cursor=cursor,
-            weights=ref_of(weights),
-            optimizer=None if optimizer is None else ref_of(optimizer),
-            created_at=created_at,
-            metrics=dict(metrics),
-        )
-        text = manifest.model_dump_json(exclude={"weights": {"inline"}, "optimizer": {"inline"}})
-        *_, described = self._blobs.put_all([part for part in (weights, optimizer, text.encode()) if part is not None])
-        return CheckpointRecord(
-            task_id=task_id,
-            round=round,
-            epoch=epoch,
-            cursor=cursor,
-            weights=manifest.weights,
-            optimizer=manifest.optimizer,
-            manifest=described,
-            created_at=created_at,
-            metrics=manifest.metrics,
-        )
+        with self._blobs.batch() as batch:
+            manifest = Manifest(
+                task_id=new.task_id,
+                round=new.round,
+                epoch=new.epoch,
+                cursor=new.cursor,
+                weights=batch.add(new.weights),
+                optimizer=None if new.optimizer is None else batch.add(new.optimizer),
+                created_at=new.created_at,
+                metrics=dict(new.metrics),
+            )
+            delta = None if new.delta is None else batch.add(new.delta)
+            text = manifest.model_dump_json(exclude={"weights": {"inline"}, "optimizer": {"inline"}})
+            described = batch.add([text.encode()])
+        return WrittenCheckpoint(_record(manifest, described), delta)
 
-    def load(self, record: CheckpointRecord) -> tuple[bytes, bytes | None]:
-        """Return the checkpoint's weights and outer optimizer state, each checked against its digest.
+    def open(self, record: CheckpointRecord) -> CheckpointFiles:
+        """Return the checkpoint's files, each checked against its digest. Memory: a block of a file.
 
         Raises: NotFound if a blob is gone; DigestMismatch if one is damaged.
         """
-        weights = self._blobs.read(record.weights.digest)
-        return weights, None if record.optimizer is None else self._blobs.read(record.optimizer.digest)
+        weights = self._blobs.verified(record.weights.digest)
+        optimizer = None if record.optimizer is None else self._blobs.verified(record.optimizer.digest)
+        return CheckpointFiles(weights, optimizer)
 
     def damage(self, record: CheckpointRecord) -> str | None:
         """Say what of the checkpoint can't be read, its manifest included, or return None: it is intact."""
         try:
-            self.load(record)
+            self.open(record)
             if record.manifest is not None:
                 self._blobs.read(record.manifest.digest)
         except (NotFound, DigestMismatch, Unavailable) as error:
@@ -106,3 +126,17 @@ class CheckpointStore:
         if record.manifest is None:
             raise NotFound(f"checkpoint {record.round} of task {record.task_id} has no manifest: it was submitted")
         return Manifest.model_validate_json(self._blobs.read(record.manifest.digest))
+
+
+def _record(manifest: Manifest, described: BlobRef) -> CheckpointRecord:
+    return CheckpointRecord(
+        task_id=manifest.task_id,
+        round=manifest.round,
+        epoch=manifest.epoch,
+        cursor=manifest.cursor,
+        weights=manifest.weights,
+        optimizer=manifest.optimizer,
+        manifest=described,
+        created_at=manifest.created_at,
+        metrics=manifest.metrics,
+    )

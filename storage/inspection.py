@@ -7,10 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import URL, create_engine
 
-from protocol.digests import new_hasher
+from storage.file_digest import digest_of_file
 from storage.references import NEEDED
-
-_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +47,3 @@ def inspect_blobs(ledger: Path, blobs: Path) -> Inspection:
         orphans=len(here.keys() - needed),
         half_written=sum(1 for _ in (blobs / "tmp").glob("*")),
     )
-
-
-def digest_of_file(path: Path) -> str:
-    """Return the digest of a file's bytes, read block by block."""
-    hasher = new_hasher()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()

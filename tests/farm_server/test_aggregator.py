@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, Releas
 from coordinator.events import AggregationFailed, CheckpointDamaged, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.aggregator import Aggregator
+from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.spooled_updates import SpooledUpdates
 from farm_server.torch_side import TorchSide
 from protocol.errors import Unavailable
@@ -32,17 +33,15 @@ class Bench:
         self.checkpoints = CheckpointStore(self.blobs)
         self.outcomes: queue.Queue[Event] = queue.Queue()
         self.weights: list[bytes] = []
+        self.small: list[dict[str, bytes]] = []
         self.full: str | None = None
         self.aggregator = Aggregator(
-            blobs=self.blobs,
             checkpoints=self.checkpoints,
+            writer=CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry_seconds=0.01),
             spooled=self.spooled,
             torch_side=TorchSide(1),
             outcomes=self,
-            clock=StillClock(),
-            claim=self.claim,
             threads=2,
-            retry_seconds=0.01,
         )
         self.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(**{"options": {"lr": 1.0}} | outer)))
         weights = self.blobs.put_bytes(model.weights())
@@ -58,8 +57,11 @@ class Bench:
         if self.full is not None:
             raise Unavailable(self.full)
 
-    def committed(self, spec: TaskSpec, checkpoint: CheckpointRecord, weights: bytes, seconds: float) -> None:
-        self.weights.append(weights)
+    def committed(
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+    ) -> None:
+        self.small.append(dict(small))
+        self.weights.append(self.blobs.read(checkpoint.weights.digest))
 
     def outcome(self) -> Event:
         return self.outcomes.get(timeout=60)
@@ -114,10 +116,12 @@ def bench(tmp_path):
 def test_a_round_is_the_weighted_mean_and_its_checkpoint_is_durable(bench):
     event = bench.round(0, (1.0, 3), (5.0, 1))
     assert (event.checkpoint.round, event.checkpoint.cursor, event.checkpoint.created_at) == (1, 64, 5.0)
-    weights, optimizer = bench.checkpoints.load(event.checkpoint)
+    files = bench.checkpoints.open(event.checkpoint)
+    weights = files.weights.read_bytes()
     np.testing.assert_allclose(model.values(weights), -2.0)
-    assert optimizer is None
+    assert files.optimizer is None
     assert bench.weights == [weights]
+    assert bench.small == [{event.checkpoint.weights.digest: weights}]
 
 
 def test_weights_keep_their_header_so_that_equal_weights_are_equal_files(bench):

@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 
 from storage.blobs import FolderBlobStore
-from storage.checkpoints import CheckpointStore
+from storage.checkpoints import CheckpointStore, NewCheckpoint
 from storage.ledger import Ledger
 from tests.storage import records as a
 
@@ -24,10 +24,9 @@ async def _save_for_ever(folder: Path) -> None:
     while True:
         number += 1
         weights, optimizer = f"weights {number} ".encode() * 100, f"optimizer {number}".encode()
-        checkpoint = await asyncio.to_thread(
-            checkpoints.write, "t1", number, 0, number, weights, optimizer, 1.0, {"loss": 1 / (number + 1)}
-        )
-        saved = ledger.submit([a.task(version=number), checkpoint], [a.event(str(number))])
+        new = NewCheckpoint("t1", number, 0, number, 1.0, [weights], [optimizer], metrics={"loss": 1 / (number + 1)})
+        written = await asyncio.to_thread(checkpoints.write, new)
+        saved = ledger.submit([a.task(version=number), written.record], [a.event(str(number))])
         waiting.append((number, saved))
         if len(waiting) == PIPELINED:
             acknowledged, future = waiting.popleft()

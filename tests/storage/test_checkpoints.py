@@ -15,7 +15,7 @@ import pytest
 from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from storage.blobs import FolderBlobStore
-from storage.checkpoints import CheckpointStore
+from storage.checkpoints import CheckpointStore, NewCheckpoint
 
 
 @pytest.fixture
@@ -28,16 +28,27 @@ def store(blobs: FolderBlobStore) -> CheckpointStore:
     return CheckpointStore(blobs)
 
 
-def _write(store: CheckpointStore, optimizer: bytes | None = b"momentum", **changes: Any) -> CheckpointRecord:
+def _new(optimizer: bytes | None = b"momentum", **changes: Any) -> NewCheckpoint:
     values = {"round": 3, "epoch": 1, "cursor": 40, "created_at": 12.5, "metrics": {"loss": 0.5}} | changes
-    return store.write("t1", weights=b"weights", optimizer=optimizer, **values)
+    return NewCheckpoint(
+        "t1", weights=[b"wei", memoryview(b"ghts")], optimizer=None if optimizer is None else [optimizer], **values
+    )
+
+
+def _write(store: CheckpointStore, optimizer: bytes | None = b"momentum", **changes: Any) -> CheckpointRecord:
+    return store.write(_new(optimizer, **changes)).record
+
+
+def _load(store: CheckpointStore, record: CheckpointRecord) -> tuple[bytes, bytes | None]:
+    files = store.open(record)
+    return files.weights.read_bytes(), files.optimizer and files.optimizer.read_bytes()
 
 
 @pytest.mark.parametrize("optimizer", [b"momentum", b"", None])
 def test_a_checkpoint_comes_back(store: CheckpointStore, optimizer: bytes | None) -> None:
     record = _write(store, optimizer)
     assert (record.task_id, record.round, record.epoch, record.cursor) == ("t1", 3, 1, 40)
-    assert store.load(record) == (b"weights", optimizer)
+    assert _load(store, record) == (b"weights", optimizer)
 
 
 def test_the_manifest_describes_the_checkpoint(store: CheckpointStore, blobs: FolderBlobStore) -> None:
@@ -71,14 +82,14 @@ def test_a_damaged_part_is_noticed(store: CheckpointStore, blobs: FolderBlobStor
     path = blobs.path(getattr(record, part).digest)
     path.write_bytes(b"W" + path.read_bytes()[1:])
     with pytest.raises(DigestMismatch, match=path.name):
-        store.manifest(record) if part == "manifest" else store.load(record)
+        store.manifest(record) if part == "manifest" else store.open(record)
 
 
 def test_a_missing_part_is_named(store: CheckpointStore, blobs: FolderBlobStore) -> None:
     record = _write(store)
     blobs.delete(record.weights.digest)
     with pytest.raises(NotFound, match=record.weights.digest):
-        store.load(record)
+        store.open(record)
 
 
 def test_submitted_weights_have_no_manifest(store: CheckpointStore) -> None:
@@ -103,4 +114,15 @@ def test_a_disk_that_refuses_any_part_leaves_no_record_and_no_half_written_file(
         with pytest.raises(Unavailable, match="no space"):
             _write(store)
     assert not list((tmp_path / "blobs" / "tmp").iterdir())
-    assert store.load(_write(store)) == (b"weights", b"momentum")
+    assert _load(store, _write(store)) == (b"weights", b"momentum")
+
+
+def test_a_delta_is_stored_beside_the_checkpoint_and_is_no_part_of_it(
+    store: CheckpointStore, blobs: FolderBlobStore
+) -> None:
+    written = store.write(_new(delta=[b"del", b"ta"]))
+    assert written.delta is not None
+    assert blobs.read(written.delta.digest) == b"delta"
+    assert written.record == _write(store)
+    blobs.delete(written.delta.digest)
+    assert store.damage(written.record) is None

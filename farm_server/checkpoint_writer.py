@@ -1,0 +1,57 @@
+"""Makes a task's new version durable, and waits for the disk where it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from coordinator.commands import CommitRound
+from farm_server.clock import Clock
+from farm_server.patience import RETRY_SECONDS, insist
+from farm_server.room import Claim
+from storage.blob_batch import size_of
+from storage.checkpoints import CheckpointStore, NewCheckpoint, WrittenCheckpoint
+
+if TYPE_CHECKING:
+    from farm_server.task_tensors import NewVersion
+
+
+class CheckpointWriter:
+    """``write`` blocks: call it in worker threads."""
+
+    def __init__(
+        self, store: CheckpointStore, clock: Clock, claim: Claim, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._claim = claim
+        self._retry_seconds = retry_seconds
+
+    def write(
+        self,
+        command: CommitRound,
+        version: NewVersion,
+        waits_for: Callable[[str], None],
+        given_up: Callable[[], bool],
+    ) -> WrittenCheckpoint:
+        """Write the version that the command asks for; while the disk refuses, tell ``waits_for`` why and try again.
+
+        Raises: Unavailable if the round is given up meanwhile.
+        """
+        new = NewCheckpoint(
+            task_id=command.task_id,
+            round=command.round + 1,
+            epoch=command.epoch,
+            cursor=command.cursor,
+            created_at=self._clock.now(),
+            weights=version.weights,
+            optimizer=version.optimizer,
+            delta=version.delta,
+        )
+        needed_bytes = sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None)
+
+        def attempt() -> WrittenCheckpoint:
+            self._claim(needed_bytes)
+            return self._store.write(new)
+
+        return insist(attempt, waits_for, given_up, self._retry_seconds)

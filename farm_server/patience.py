@@ -1,0 +1,29 @@
+"""Waiting for a disk that refuses: an operator makes room, and nothing that was computed is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from protocol.errors import Unavailable
+
+RETRY_SECONDS: Final = 1.0
+T = TypeVar("T")
+
+
+def insist(
+    work: Callable[[], T], waits_for: Callable[[str], None], given_up: Callable[[], bool], retry_seconds: float
+) -> T:
+    """Do ``work`` again and again while it says Unavailable; ``waits_for`` hears each time why. Blocks its thread.
+
+    Raises: Unavailable once ``given_up`` says so; whatever else ``work`` raises.
+    """
+    while True:
+        try:
+            return work()
+        except Unavailable as error:
+            waits_for(error.message)
+            if given_up():
+                raise
+            time.sleep(retry_seconds)

@@ -1,0 +1,86 @@
+"""New blobs on their way to the disk together: written one after the other, synced at the same time."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from protocol.digests import new_hasher
+from protocol.tasks import BlobRef
+
+Chunk = bytes | bytearray | memoryview
+"""A contiguous piece of a blob; a memoryview has one dimension and bytes as its items."""
+_BLOCK_BYTES: Final = 4 * 1024 * 1024
+"""Written and hashed at once: still in the cache when it is hashed."""
+
+
+class BlobBatch:
+    """What ``FolderBlobStore.batch`` hands out. Used by one thread.
+
+    ``new_file`` makes an empty temporary file; ``is_stored`` tells of a blob that need not be stored again.
+    """
+
+    def __init__(self, new_file: Callable[[], Path], is_stored: Callable[[BlobRef], bool], syncing: Executor) -> None:
+        self._new_file = new_file
+        self._is_stored = is_stored
+        self._syncing = syncing
+        self._files: dict[Path, BlobRef] = {}
+        self._syncs: list[Future[None]] = []
+
+    def add(self, chunks: Iterable[Chunk]) -> BlobRef:
+        """Write one blob and return its name; it is stored, durably, when the batch ends.
+
+        The chunks are read once, and no copy is made of them. Raises: OSError if the disk refuses; whatever
+        ``chunks`` raises.
+        """
+        path, hasher, size_bytes = self._new_file(), new_hasher(), 0
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("wb", buffering=0))
+            for block in _blocks(chunks):
+                _write_all(file, block)
+                hasher.update(block)
+                size_bytes += block.nbytes
+            ref = BlobRef(digest=hasher.hexdigest(), size_bytes=size_bytes)
+            if not self._is_stored(ref):
+                stack.pop_all()
+                self._files[path] = ref
+                self._syncs.append(self._syncing.submit(_sync, file))  # while the next blob is written
+        return ref
+
+    def synced(self) -> dict[Path, BlobRef]:
+        """Wait until no thread touches the files any more; return those that now can be given their names.
+
+        Raises: OSError if the disk refuses.
+        """
+        errors = [sync.exception() for sync in self._syncs]
+        if (error := next(filter(None, errors), None)) is not None:
+            raise error
+        return self._files
+
+
+def size_of(chunks: Iterable[Chunk]) -> int:
+    """Count the bytes."""
+    return sum(memoryview(chunk).nbytes for chunk in chunks)
+
+
+def _blocks(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, view.nbytes, _BLOCK_BYTES):
+            yield view[start : start + _BLOCK_BYTES]
+
+
+def _write_all(file: io.FileIO, block: memoryview) -> None:
+    rest = block
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _sync(file: io.FileIO) -> None:
+    with file:  # the descriptor that wrote is the one that hears of the disk's errors
+        os.fsync(file.fileno())
