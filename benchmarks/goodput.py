@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 import psutil
 
+from benchmarks.commits import Commits
 from benchmarks.farm import BenchmarkError
 from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
@@ -26,6 +27,7 @@ KILL_EVERY_SECONDS: Final = 15.0
 VICTIMS: Final = ("client", "executor", "server")
 """Killed in turn."""
 REVIVE_SECONDS: Final = 0.2
+LOOK_SECONDS: Final = 1.0
 WARM_UP_ROUNDS: Final = 3
 LONGEST_SECONDS: Final = 120.0
 MOST_ROUNDS: Final = 1_000_000
@@ -33,7 +35,10 @@ MOST_ROUNDS: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Goodput(Measurement):
-    """One mode: committed samples per second without and with kills, and their fraction."""
+    """One mode: committed samples per second without and with kills, and their fraction.
+
+    ``lost_s`` tells for each kind of victim what the 15 s after a kill lacked, in seconds of calm work.
+    """
 
     mode: str
     clients: int
@@ -42,20 +47,16 @@ class Goodput(Measurement):
     seconds: float
     samples_per_s: float
     kills: dict[str, int]
+    lost_s: dict[str, float]
     goodput: float
 
 
 @dataclass(frozen=True)
-class Window:
-    """From one committed round to a later one."""
+class Kill:
+    """Who was killed, and when."""
 
-    samples: int
-    seconds: float
-
-    @property
-    def samples_per_s(self) -> float:
-        """The rate."""
-        return self.samples / self.seconds
+    victim: str
+    at: float
 
 
 def measure(mode: Mode, clients: int, seconds: float, seed: int = 0) -> Goodput:
@@ -76,93 +77,121 @@ def measure(mode: Mode, clients: int, seconds: float, seed: int = 0) -> Goodput:
         folder = Path(name)
         prepared = prepare_regression(task, folder / "task")
         with mortal_farm(folder / "farm", clients) as farm:
-            task_id = submit_prepared(farm.api, prepared)
-            farm.wait_for(lambda: _samples_done(farm, task_id) >= WARM_UP_ROUNDS * task.round_samples, "warm-up")
-            calm = _window(farm, task_id, seconds / 2, _nothing)
-            killer = Killer(farm, seed)
-            disturbed = _window(farm, task_id, seconds, killer)
-            _check_books(farm, task_id)
+            watch = Watch(farm, submit_prepared(farm.api, prepared))
+            farm.wait_for(lambda: watch.rounds_known() >= WARM_UP_ROUNDS, "warm-up", LONGEST_SECONDS)
+            calm_from = time.time()
+            watch.until(calm_from + seconds / 2)
+            killer = watch.killer = Killer(farm, seed)
+            killed_from = time.time()
+            watch.until(killed_from + seconds)
+            killer.spare_all()
+            watch.until(max((kill.at for kill in killer.kills), default=0.0) + KILL_EVERY_SECONDS)
+            _check_books(farm, watch.task_id)
+    calm_per_s = watch.commits.samples(calm_from, killed_from) / (killed_from - calm_from)
+    samples_per_s = watch.commits.samples(killed_from, killed_from + seconds) / seconds
     return Goodput(
         benchmark="goodput",
         mode=mode.value,
         clients=clients,
-        calm_seconds=calm.seconds,
-        calm_samples_per_s=calm.samples_per_s,
-        seconds=disturbed.seconds,
-        samples_per_s=disturbed.samples_per_s,
-        kills=dict(killer.kills),
-        goodput=disturbed.samples_per_s / calm.samples_per_s,
+        calm_seconds=killed_from - calm_from,
+        calm_samples_per_s=calm_per_s,
+        seconds=seconds,
+        samples_per_s=samples_per_s,
+        kills={victim: len(kills) for victim, kills in killer.by_victim().items()},
+        lost_s=_lost_seconds(killer, watch.commits, calm_per_s),
+        goodput=samples_per_s / calm_per_s,
     )
 
 
-def _nothing() -> None:
-    """Nobody is killed."""
+def _lost_seconds(killer: Killer, commits: Commits, calm_per_s: float) -> dict[str, float]:
+    """Return the mean of each kind of victim. It may be a little below 0: a calm second is an average too."""
+    return {
+        victim: fmean(
+            KILL_EVERY_SECONDS - commits.samples(kill.at, kill.at + KILL_EVERY_SECONDS) / calm_per_s for kill in kills
+        )
+        for victim, kills in killer.by_victim().items()
+    }
 
 
-def _window(farm: MortalFarm, task_id: str, seconds: float, meanwhile: Callable[[], None]) -> Window:
-    """Measure from a commit to the first one after ``seconds``: no half round is counted or forgotten."""
-    first, began = _next_commit(farm, task_id, meanwhile)
-    while time.monotonic() < began + seconds:
-        meanwhile()
-        time.sleep(POLL_SECONDS)
-    last, ended = _next_commit(farm, task_id, meanwhile)
-    return Window(last - first, ended - began)
+class Watch:
+    """Looks at a task once a second, and gives the killer its chances meanwhile."""
+
+    def __init__(self, farm: MortalFarm, task_id: str) -> None:
+        self.task_id = task_id
+        self.commits = Commits()
+        self.killer: Killer | None = None
+        self._farm = farm
+
+    def rounds_known(self) -> int:
+        """Look at the newest rounds, and return how many are known. Raises: BenchmarkError if the task ended."""
+        detail = self._farm.api.task(self.task_id)
+        if is_over(detail.task):
+            raise BenchmarkError(f"the task {detail.task.state}: {detail.task.error or detail.task.why}")
+        self.commits.note(detail.rounds)
+        return len(self.commits)
+
+    def until(self, moment: float) -> None:
+        """Watch until a commit after that moment (on the wall clock, which is the server's too) is known.
+
+        Raises: BenchmarkError if there is none for two minutes.
+        """
+        look_at = 0.0
+        while self.commits.newest <= moment:
+            if time.time() > moment + LONGEST_SECONDS:
+                raise BenchmarkError(f"no round was committed for {LONGEST_SECONDS:g} s")
+            if self.killer is not None:
+                self.killer.do_what_is_due()
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                self._farm.ask(self.rounds_known)
+            time.sleep(POLL_SECONDS)
 
 
-def _next_commit(farm: MortalFarm, task_id: str, meanwhile: Callable[[], None]) -> tuple[int, float]:
-    """Wait for a round to be committed; return the samples done by then, and when it was."""
-
-    def samples_done() -> tuple[int]:
-        meanwhile()
-        return (_samples_done(farm, task_id),)
-
-    before = farm.wait_for(samples_done, "the server answers", LONGEST_SECONDS)
-    farm.wait_for(lambda: samples_done() > before, "a round is committed", LONGEST_SECONDS)
-    return farm.wait_for(samples_done, "the server answers", LONGEST_SECONDS)[0], time.monotonic()
-
-
-def _samples_done(farm: MortalFarm, task_id: str) -> int:
-    """Return the committed samples. Raises: BenchmarkError if the task ended."""
-    task = farm.api.task(task_id).task
-    if is_over(task):
-        raise BenchmarkError(f"the task {task.state}: {task.error or task.why}")
-    return task.samples_done
-
-
+@dataclass
 class Killer:
     """Kills something every 15 s and starts again what ended, whenever it is given the chance.
 
     In the thread that started the farm: a child process ends with the thread that started it.
     """
 
-    def __init__(self, farm: MortalFarm, seed: int) -> None:
-        self.kills: Counter[str] = Counter()
-        self._farm = farm
-        self._chance = random.Random(seed)
+    farm: MortalFarm
+    seed: int
+    kills: list[Kill] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
         self._victims = cycle(VICTIMS)
         self._revive_at = 0.0
         # The first one half an interval in, so that a window of N intervals holds N kills.
         self._kill_at = time.monotonic() + KILL_EVERY_SECONDS / 2
 
-    def __call__(self) -> None:
-        """Do what is due."""
+    def do_what_is_due(self) -> None:
+        """Kill or revive, if it is time to."""
         if time.monotonic() >= self._revive_at:
             self._revive_at = time.monotonic() + REVIVE_SECONDS
-            self._farm.revive()
+            self.farm.revive()
         if time.monotonic() >= self._kill_at:
             self._kill_at += KILL_EVERY_SECONDS
             self._kill(next(self._victims))
             self._revive_at = time.monotonic() + REVIVE_SECONDS
 
+    def spare_all(self) -> None:
+        """Kill nobody any more."""
+        self._kill_at = math.inf
+
+    def by_victim(self) -> dict[str, list[Kill]]:
+        """Return the kills by kind of victim."""
+        return {victim: kills for victim in VICTIMS if (kills := [k for k in self.kills if k.victim == victim])}
+
     def _kill(self, victim: str) -> None:
-        self.kills[victim] += 1
-        name = self._chance.choice(sorted(self._farm.clients))
+        self.kills.append(Kill(victim, time.time()))
+        name = self._chance.choice(sorted(self.farm.clients))
         if victim == "server":
-            self._farm.kill(self._farm.server)
+            self.farm.kill(self.farm.server)
         elif victim == "client":
-            self._farm.kill(self._farm.clients[name])
+            self.farm.kill(self.farm.clients[name])
         else:
-            for executor in self._farm.executors_of(name):
+            for executor in self.farm.executors_of(name):
                 with suppress(psutil.NoSuchProcess):
                     executor.kill()
 
