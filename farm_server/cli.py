@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from farm_server import control
 from farm_server.datafolder import ServerInfo
+from farm_server.setting_options import with_settings
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
 
@@ -57,6 +58,7 @@ def root(
 
 
 @app.command()
+@with_settings("upload_rate", "download_rate", "client_upload_rate", "client_download_rate")
 def up(
     *,
     data_dir: DataDir = None,
@@ -66,9 +68,11 @@ def up(
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background, log to the data folder.")] = False,
     as_json: AsJson = False,
+    **rates: str | None,
 ) -> None:
     """Start the server and print the line that a volunteer pastes to join."""
     given = {"data_dir": data_dir, "host": host, "port": port, "public_url": public_url, "log_format": log_format}
+    given |= rates
     settings = _settings(**given)
     if detach:
         _announce(control.start_detached(settings, list(_as_arguments(given))), as_json=as_json)
@@ -89,6 +93,8 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         _print_json({**asdict(info), "farm": view.model_dump()})
         return
     typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
+    if view.uploads_open or view.uploads_waiting:
+        typer.echo(f"uploads: {view.uploads_open} under way, {view.uploads_waiting} wait for their turn")
     if view.problem:
         typer.echo(f"NOT READY: {view.problem}")
     _announce(info, as_json=False)

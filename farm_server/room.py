@@ -23,9 +23,9 @@ class Room:
         self._folder = folder
         self._min_free_bytes = min_free_bytes
 
-    def lacks(self) -> str | None:
-        """Say that no bulk is taken from outside now, or return None."""
-        return self._short_of(self._min_free_bytes)
+    def lacks(self, size_bytes: int = 0) -> str | None:
+        """Say that no bulk (of this size) is taken from outside now, or return None."""
+        return self._short_of(self._min_free_bytes + size_bytes)
 
     def claim(self, size_bytes: int) -> None:
         """Check that a checkpoint of this size may be written. Raises: Unavailable."""

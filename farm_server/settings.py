@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from protocol.limits import HEARTBEAT_SECONDS, LOST_AFTER_SECONDS, MAX_FRAME_BYTES
@@ -90,6 +90,25 @@ class ServerSettings(BaseSettings):
     """How often superseded checkpoints are dropped."""
     superseded_grace_seconds: float = Field(default=20.0, ge=0)
     """A superseded checkpoint too large to ride inline stays downloadable for so long."""
+
+    upload_credits: int = Field(default_factory=lambda data: max(2, 2 * data.get("aggregator_threads", 1)), ge=1)
+    """Uploads over 1 MiB that may be under way at once; others wait their turn."""
+    upload_idle_seconds: float = Field(default=10.0, gt=0)
+    """An upload that brings no byte for so long gives its turn to others; what is here stays."""
+    upload_part_bytes: int = Field(default=16 * MEBIBYTE, ge=MEBIBYTE)
+    """The largest part of an upload."""
+    upload_parallel: int = Field(default=4, ge=1, le=16)
+    """Parts of one upload that a client may send at the same time."""
+    upload_grace_seconds: float = Field(default=86400.0, gt=0)
+    """An unfinished upload that nobody continues is kept for so long, unless the disk is short."""
+    upload_rate: ByteSize = ByteSize(0)
+    """Blob bytes per second that the server takes in, such as 50MB; 0: no limit."""
+    download_rate: ByteSize = ByteSize(0)
+    """Blob bytes per second that the server gives out; 0: no limit."""
+    client_upload_rate: ByteSize = ByteSize(0)
+    """Blob bytes per second that it takes from one client; 0: no limit."""
+    client_download_rate: ByteSize = ByteSize(0)
+    """Blob bytes per second that it gives to one client; 0: no limit."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important line that is logged."""

@@ -28,6 +28,9 @@ class Telemetry:
         )
         self.commit_seconds = Histogram(
             "farm_commit_seconds", "Optimizer step and checkpoint of a round", buckets=_SECONDS, registry=registry
+        self.saved_bytes = Counter(
+            "farm_blob_saved_bytes", "Upload bytes that did not have to be sent, by reason", ["why"], registry=registry
+        )
         )
         self.loop_lag_seconds = Histogram(
             "farm_loop_lag_seconds", "How late the event loop runs its timer", buckets=_SECONDS, registry=registry
@@ -40,6 +43,13 @@ class Telemetry:
 
     def page(self) -> bytes:
         """Return the text that Prometheus expects."""
+    def watch_uploads(self, credits_in_use: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Ask for both numbers whenever the page is read."""
+        held = Gauge("farm_upload_credits_in_use", "Uploads that hold a credit", registry=self._registry)
+        queue = Gauge("farm_uploads_waiting", "Uploads that wait for a credit", registry=self._registry)
+        held.set_function(credits_in_use)
+        queue.set_function(waiting)
+
         return generate_latest(self._registry)
 
 

@@ -7,6 +7,7 @@ FarmError
 │   ├── BadRecord        a record that the ledger cannot hold
 │   └── BlobTooLarge     more bytes than the receiver allowed
 ├── Conflict             two tasks with one submit token
+│   └── NoUpload         a part of an upload that is not open
 └── Unavailable          a locked, full, unwritable or failing disk; nothing acknowledged is lost
 """
 
@@ -51,6 +52,12 @@ class BlobTooLarge(StorageError):
     """The blob is larger than the server accepts."""
 
     code: ClassVar[str] = "blob_too_large"
+
+
+class NoUpload(Conflict):
+    """No such upload is open; ask the farm for its turn, and what is missing, by POST first."""
+
+    code: ClassVar[str] = "no_upload"
 
 
 _DISK_SAYS = {

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, WebSocket
 
 from farm_server.farm import Farm
-from farm_server.http import blobs, errors, feeds, overview, page, tasks
+from farm_server.http import blobs, errors, feeds, overview, page, tasks, uploads
 from farm_server.http.body_limit import BodyLimit
 
 
@@ -23,7 +23,9 @@ def create_app(farm: Farm) -> FastAPI:
     app.state.farm = farm
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=farm.settings.max_body_bytes)
-    for router in (tasks.router, feeds.router, blobs.router, overview.router, overview.watch_router, page.router):
+    for module in (tasks, feeds, blobs, uploads, overview, page):
+        app.include_router(module.router)
+    for router in (uploads.people_router, overview.watch_router):
         app.include_router(router)
 
     @app.websocket("/v1/farm")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm_server.http.errors import TOO_LARGE, answer
 
+_BULK: Final = frozenset({"PUT", "PATCH"})
+
 
 class BodyLimit:
-    """ASGI middleware for every HTTP request but those under ``/v1/blobs``."""
+    """ASGI middleware for every HTTP request but those that bring a blob's bytes."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -17,7 +21,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, unless it announces or brings too much."""
-        if scope["type"] != "http" or scope["path"].startswith("/v1/blobs/"):
+        if scope["type"] != "http" or (scope["method"] in _BULK and scope["path"].startswith("/v1/blobs/")):
             await self._app(scope, receive, send)
             return
         announced = int(dict(scope["headers"]).get(b"content-length", b"0"))

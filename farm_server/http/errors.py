@@ -23,6 +23,7 @@ from protocol.errors import (
     Unauthorized,
     Unavailable,
 )
+from protocol.ranges import BadContentRange
 from protocol.rest import ErrorBody
 from storage.errors import BlobTooLarge
 
@@ -38,6 +39,7 @@ STATUS: Final[tuple[tuple[type[FarmError], HTTPStatus], ...]] = (
     (TensorError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
     (BlobTooLarge, TOO_LARGE),
+    (BadContentRange, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE),
     (ProtocolError, HTTPStatus.BAD_REQUEST),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (FarmError, HTTPStatus.INTERNAL_SERVER_ERROR),

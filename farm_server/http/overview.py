@@ -30,6 +30,8 @@ async def farm_view(farm: FarmDep) -> FarmView:
         inline_bytes=INLINE_BYTES,
         started_at=farm.started_at,
         problem=farm.not_ready(),
+        uploads_open=farm.uploads.open_count,
+        uploads_waiting=farm.uploads.waiting_count,
     )
 
 

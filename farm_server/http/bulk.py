@@ -1,0 +1,89 @@
+"""Bulk bytes between a request and the farm: counted, within the bandwidth limits, and never waited for in vain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from fastapi import Request
+from fastapi.responses import FileResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from farm_server.farm import Farm
+from protocol.errors import Unavailable
+
+CLIENT_HEADER: Final = "x-farm-client"
+_MAX_CLIENT_CHARS: Final = 64
+_SILENCE_SECONDS: Final = 60.0
+"""A body that does not go on for so long is given up."""
+_READ_BYTES: Final = 1024 * 1024
+_PATHSEND: Final = "http.response.pathsend"
+
+
+def client_of(request: Request) -> str:
+    """Return whom turns and limits count this request for: what it says of itself, else where it comes from."""
+    said = request.headers.get(CLIENT_HEADER, "")[:_MAX_CLIENT_CHARS]
+    if said.isascii() and said.isprintable() and said:
+        return said
+    return request.client.host if request.client is not None else "unknown"
+
+
+async def incoming(request: Request, farm: Farm) -> AsyncIterator[bytes]:
+    """Give the body in chunks as it comes. Raises: Unavailable if it is cut, or does not go on."""
+    received_bytes = farm.telemetry.blob_bytes.labels("in")
+    client, body = client_of(request), request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            raise Unavailable(f"no byte came for {_SILENCE_SECONDS:g} seconds; ask what is missing and go on") from None
+        except ClientDisconnect:
+            raise Unavailable("the connection was cut; ask what is missing and go on") from None
+        if chunk is None:
+            return
+        received_bytes.inc(len(chunk))
+        async for piece in farm.upload_bandwidth.pace(client, chunk):
+            yield piece
+
+
+class BulkFile(FileResponse):
+    """A file response that counts what it sends, ranges as ranges, and keeps to the limits.
+
+    Where the server can send files by itself (``http.response.pathsend``) and nothing limits it, it does.
+    """
+
+    chunk_size = _READ_BYTES
+
+    def __init__(self, path: str, farm: Farm, client: str, headers: dict[str, str]) -> None:
+        super().__init__(path, headers=headers, media_type="application/octet-stream")
+        self._bandwidth = farm.download_bandwidth
+        self._client = client
+        self._sent_bytes = farm.telemetry.blob_bytes.labels("out")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as any file response."""
+
+        async def counting(message: Message) -> None:
+            if message["type"] == _PATHSEND:
+                self._sent_bytes.inc(int(self.headers["content-length"]))
+                await send(message)
+            elif message["type"] == "http.response.body" and message.get("body"):
+                await self._send_paced(message, send)
+            else:
+                await send(message)
+
+        if self._bandwidth.is_limited:
+            others = {name: value for name, value in scope.get("extensions", {}).items() if name != _PATHSEND}
+            scope = {**scope, "extensions": others}
+        await super().__call__(scope, receive, counting)
+
+    async def _send_paced(self, message: Message, send: Send) -> None:
+        """Send a body in the pieces that the limits allow; the last one is the message's own end."""
+        left_bytes = len(message["body"])
+        async for piece in self._bandwidth.pace(self._client, message["body"]):
+            left_bytes -= len(piece)
+            await send({**message, "body": piece, "more_body": left_bytes > 0 or message.get("more_body", False)})
+            self._sent_bytes.inc(len(piece))
