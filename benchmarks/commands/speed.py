@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.measurement import Measurement
+from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
+from benchmarks.memory import measure as measure_memory
 from benchmarks.report import report, say, whole_numbers
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
@@ -38,6 +40,18 @@ def rounds(
 
     sizes = product(whole_numbers(params), whole_numbers(clients))
     report([measured(Case(count, size, mode.value, seconds)) for size, count in sizes])
+
+
+@app.command()
+def memory(
+    clients: Annotated[str, typer.Option(help="Numbers of clients, such as 2,8,32.")] = "2,8,32",
+    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e7.")] = "1e7",
+    mode: Annotated[Mode, typer.Option(help="What clients return.")] = Mode.GRADIENTS,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds with each number of clients.")] = MEMORY_ROUNDS,
+) -> None:
+    """The server's peak memory with more and more clients, each of which uploads an update of the model's size."""
+    counts = whole_numbers(clients)
+    report([partial(measure_memory, size, counts, mode.value, rounds) for size in whole_numbers(params)])
 
 
 @app.command()

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-import typer
 
 from benchmarks import rounds
 from benchmarks.ddp import Ddp
@@ -17,7 +16,6 @@ from benchmarks.farm import BenchmarkError, RunningFarm
 from benchmarks.meters import ServerCount
 from benchmarks.noop_task import train
 from benchmarks.references import References
-from benchmarks.report import whole_numbers
 from farm_client.sdk.config import FarmAddress
 from protocol.rest import RoundView, TaskDetail, TaskView
 
@@ -142,17 +140,6 @@ def test_no_two_parts_of_the_data_give_the_same_update():
     assert len(dataset) == 512
     halves = [torch.stack([dataset[i] for i in half]).mean() for half in (range(0, 512, 2), range(1, 512, 2))]
     assert halves[0] != halves[1]
-
-
-@pytest.mark.parametrize(("text", "numbers"), [("2,8", [2, 8]), ("1e5,1e7", [100_000, 10_000_000])])
-def test_lists_of_numbers(text, numbers):
-    assert whole_numbers(text) == numbers
-
-
-@pytest.mark.parametrize("text", ["", "two", "0", "1.5", "-3"])
-def test_other_lists_are_refused(text):
-    with pytest.raises(typer.BadParameter):
-        whole_numbers(text)
 
 
 @pytest.mark.slow
