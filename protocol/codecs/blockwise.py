@@ -66,14 +66,17 @@ class BlockwiseDecoder(Decoder):
         block = self._codec.block
         first = start // block
         scales = self._scales.read(first, count_chunks(start + numbers.numel(), block)).unsqueeze(1)
-        for offset, rows, width in _pieces(start, numbers.numel(), block):
+        for offset, rows, width in pieces(start, numbers.numel(), block):
             row = (start + offset) // block - first
             piece = slice(offset, offset + rows * width)
             yield numbers[piece].view(rows, width), scales[row : row + rows], totals[piece].view(rows, width)
 
 
-def _pieces(start: int, elements: int, block: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset, rows, width): the rest of a block begun before ``start``, whole blocks, the begin of the last."""
+def pieces(start: int, elements: int, block: int) -> Iterator[tuple[int, int, int]]:
+    """Cut elements from ``start`` on at the borders of blocks: the end of one, whole ones, the begin of the last.
+
+    Yields: (offset, rows, width) of each piece that is not empty.
+    """
     head = min(-start % block, elements)
     rows = (elements - head) // block
     tail = elements - head - rows * block

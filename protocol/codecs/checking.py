@@ -2,29 +2,86 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Final
+
 import torch
 from torch import Tensor
 
-from protocol.codecs.decoder import chunks_of
+from protocol.codecs.chunk_indices import ChunkIndices
+from protocol.codecs.decoder import CHUNK_ELEMENTS, chunks_of
 from protocol.codecs.reading import Elements, Reader, Scratch
-from protocol.compression import CodecSpec
-from protocol.encoded import stored_tensors
-from protocol.tensors import Layout
+from protocol.codecs.topk import SegmentIndices
+from protocol.compression import CodecName, CodecSpec
+from protocol.encoded import CHUNK, SEGMENT, count_chunks, kept, parts_of
+from protocol.errors import MalformedTensors
+from protocol.tensors import Layout, TensorSpec
+
+_LARGEST_PART: Final = 2.0**112
+"""No encoder writes more than this, and no sum or product in a decoder makes an infinity of it."""
+_LARGEST_ORTHONORMAL: Final = 2.0
+"""powersgd's p has columns of length 1."""
+_LARGEST_FINITE: Final = sys.float_info.max
 
 
 def non_finite(reader: Reader, layout: Layout, codec: CodecSpec) -> str | None:
-    """Return the name of the first stored tensor with NaN or an infinity, or None. The header has been checked."""
+    """Return the name of the first stored tensor with NaN, an infinity or a number no encoder writes, or None.
+
+    The header has passed ``protocol.encoded.check_encoded``. One pass over what is stored, in chunks.
+    Raises: MalformedTensors naming the tensor whose indices are out of range, out of order, or twice the same.
+    """
     scratch = Scratch()
-    for name, part in stored_tensors(layout, codec).items():
-        stored = Elements(reader, name, scratch)
-        if stored.dtype.is_floating_point and not all(
-            _is_finite(stored.read(start, stop)) for start, stop in chunks_of(part.elements)
-        ):
-            return name
+    for spec in layout.returned:
+        parts = parts_of(spec, codec)
+        limits = {spec.name: _LARGEST_FINITE} if parts is None else {f"{spec.name}/{s}": _limit(s) for s in parts}
+        for name, limit in limits.items():
+            if not _is_within(reader, name, limit, scratch):
+                return name
+        if parts is not None and codec.name in _CHECKS:
+            _CHECKS[codec.name](reader, spec, codec, scratch)
     return None
 
 
-def _is_finite(values: Tensor) -> bool:
-    # Minimum and maximum are finite exactly when all elements are; NaN is passed on.
-    low, high = torch.aminmax(values)
-    return bool(low.isfinite() and high.isfinite())
+def _limit(part: str) -> float:
+    return _LARGEST_ORTHONORMAL if part == "p" else _LARGEST_PART
+
+
+def _is_within(reader: Reader, name: str, limit: float, scratch: Scratch) -> bool:
+    """Whether no magnitude is over ``limit``."""
+    stored = Elements(reader, name, scratch)
+    if not stored.dtype.is_floating_point:
+        return True
+    for start, stop in chunks_of(stored.count):
+        low, high = torch.aminmax(stored.read(start, stop))  # NaN where any element is
+        if not (low.item() >= -limit and high.item() <= limit):
+            return False
+    return True
+
+
+def _check_topk(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+    indices = SegmentIndices(reader, spec, scratch)
+    low, high = torch.aminmax(indices.counts)
+    if low < 0 or high > SEGMENT or indices.total != kept(spec.elements, codec.density):
+        raise MalformedTensors(f"the counts of {spec.name!r} do not add up to its number of values")
+    for first, last in chunks_of(indices.counts.numel(), CHUNK_ELEMENTS // SEGMENT):
+        _, positions = indices.read(first, last)
+        _check_ascending(spec, positions, min(spec.elements, last * SEGMENT))
+
+
+def _check_chunks(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+    indices = ChunkIndices(reader, spec, codec, scratch)
+    for first, last in chunks_of(count_chunks(spec.elements, CHUNK), CHUNK_ELEMENTS // CHUNK):
+        starts = torch.arange(0, (last - first) * CHUNK, CHUNK).unsqueeze(1)
+        _check_ascending(spec, (indices.read(first, last) + starts).view(-1), (last - first) * CHUNK)
+
+
+def _check_ascending(spec: TensorSpec, positions: Tensor, elements: int) -> None:
+    if positions.numel() and not (bool((positions.diff() > 0).all()) and int(positions[-1]) < elements):
+        raise MalformedTensors(f"the indices of {spec.name!r} are not in ascending order, or one is out of range")
+
+
+_CHECKS: Final = {
+    CodecName.TOPK: _check_topk,
+    CodecName.SPARSELOCO: _check_chunks,
+    CodecName.DEMO: _check_chunks,
+}

@@ -27,6 +27,8 @@ class Decoder(ABC):
 
     dtype = torch.float32
     """The dtype of decoded values."""
+    chunk_elements = CHUNK_ELEMENTS
+    """Elements added at once."""
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         self.spec = spec
@@ -50,7 +52,7 @@ class Decoder(ABC):
 
         With ``overwrite`` the sum starts here, whatever ``total`` holds.
         """
-        for start, stop in chunks_of(self.spec.elements):
+        for start, stop in chunks_of(self.spec.elements, self.chunk_elements):
             chunk = total[start:stop]
             if overwrite:
                 chunk.zero_()

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from protocol.codecs.reading import TORCH_DTYPES, TensorReader
 from protocol.codecs.registry import CODECS, decoder
-from protocol.compression import CodecName, CodecSpec
-from protocol.encoded import encoded_metadata, parts_of
+from protocol.compression import CodecSpec
+from protocol.encoded import encoded_metadata, parts_of, stored_tensors
 from protocol.errors import LayoutMismatch, NotFinite
 from protocol.tensors import Layout, TensorSpec
 
-LARGEST: Final = 2.0**120
+LARGEST: Final = 2.0**96
 """The largest magnitude that a lossy codec takes: scales and sums of it are still finite."""
 
 
@@ -28,32 +28,31 @@ def encode(
     calls lost ([shape] float32 by parameter; empty at first): it is added before encoding and then holds what this
     call lost, so that decoded + new residual = tensor + old residual. None forgets what is lost.
     Parameters of 64 bits go through float32 in every codec but ``none``.
-    Raises: LayoutMismatch if a tensor is missing or has another shape; NotFinite naming the first tensor with NaN,
-        an infinity, or (in a lossy codec) a magnitude over ``LARGEST``. Then ``residual`` is as it was.
+    Raises: LayoutMismatch if a tensor is missing, has another shape, or has the name of another one's part; NotFinite
+        naming the first one with NaN, an infinity or a magnitude over ``LARGEST`` that a lossy codec should take.
+        Then ``residual`` is as it was.
     Source: error feedback, Seide et al. 2014 (1-bit SGD); Karimireddy et al., arXiv:1901.09847.
     """
-    if spec.name is not CodecName.NONE:
-        for parameter in layout.parameters:
-            _check_finite(parameter, _given(tensors, parameter))
+    stored_tensors(layout, spec)  # which refuses names that clash
+    for each in layout.returned:
+        _check(tensors, each, lossy=parts_of(each, spec) is not None)
     stored: dict[str, Tensor] = {}
     for each in layout.returned:
-        given = _given(tensors, each)
-        encoded = None if parts_of(each, spec) is None else _encoded(given, each, spec, residual)
-        stored |= encoded or {each.name: given.to(TORCH_DTYPES[each.dtype]).contiguous()}
+        given = tensors[each.name].detach()
+        if parts_of(each, spec) is None:
+            stored[each.name] = given.to(TORCH_DTYPES[each.dtype]).contiguous()
+        else:
+            stored |= _encoded(given, each, spec, residual)
     return stored, encoded_metadata(spec)
 
 
-def _given(tensors: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
+def _check(tensors: Mapping[str, Tensor], spec: TensorSpec, *, lossy: bool) -> None:
     tensor = tensors.get(spec.name)
     if tensor is None:
         raise LayoutMismatch(f"the update lacks {spec.name!r}: return every parameter and buffer")
     if tuple(tensor.shape) != spec.shape:
         raise LayoutMismatch(f"tensor {spec.name!r} is {list(tensor.shape)}; the layout says {list(spec.shape)}")
-    return tensor.detach()
-
-
-def _check_finite(spec: TensorSpec, tensor: Tensor) -> None:
-    if tensor.numel():
+    if lossy:
         low, high = torch.aminmax(tensor)
         if not (low.item() >= -LARGEST and high.item() <= LARGEST):
             raise NotFinite(f"parameter {spec.name!r} has NaN, an infinity or a magnitude over {LARGEST:.0e}")

@@ -1,4 +1,4 @@
-"""int8: each element in 8 bits, with a scale for each block. Dettmers et al., arXiv:2110.02861 (linear, absmax)."""
+"""int8: each element in 8 bits, with a scale for each block. Dettmers et al., arXiv:2110.02861."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -114,6 +115,7 @@ class Elements:
         self._scratch = scratch
         entry = reader.header.tensors[name]
         self.dtype = TORCH_DTYPES[entry.dtype]
+        self.count = math.prod(entry.shape)
         self._mapped = _mapped(reader, name, self.dtype) if entry.stop > entry.start else None
 
     def read(self, start: int, stop: int) -> Tensor:

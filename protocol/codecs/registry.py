@@ -9,9 +9,15 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from protocol.codecs.decoder import Decoder, PlainDecoder
+from protocol.codecs.demo import DemoDecoder, encode_demo
 from protocol.codecs.halves import Bf16Decoder, Fp16Decoder, encode_bf16, encode_fp16
+from protocol.codecs.int4 import Int4Decoder, encode_int4
 from protocol.codecs.int8 import Int8Decoder, encode_int8
+from protocol.codecs.powersgd import PowerSgdDecoder, encode_powersgd
 from protocol.codecs.reading import Reader, Scratch
+from protocol.codecs.sign import SignDecoder, encode_sign
+from protocol.codecs.sparseloco import SparseLocoDecoder, encode_sparseloco
+from protocol.codecs.topk import TopkDecoder, encode_topk
 from protocol.compression import CodecName, CodecSpec
 from protocol.encoded import parts_of
 from protocol.tensors import TensorSpec
@@ -30,6 +36,12 @@ CODECS: Final[Mapping[CodecName, Codec]] = MappingProxyType(
         CodecName.FP16: Codec(encode_fp16, Fp16Decoder),
         CodecName.BF16: Codec(encode_bf16, Bf16Decoder),
         CodecName.INT8: Codec(encode_int8, Int8Decoder),
+        CodecName.INT4: Codec(encode_int4, Int4Decoder),
+        CodecName.SIGN: Codec(encode_sign, SignDecoder),
+        CodecName.TOPK: Codec(encode_topk, TopkDecoder),
+        CodecName.SPARSELOCO: Codec(encode_sparseloco, SparseLocoDecoder),
+        CodecName.DEMO: Codec(encode_demo, DemoDecoder),
+        CodecName.POWERSGD: Codec(encode_powersgd, PowerSgdDecoder),
     }
 )
 """Every codec but ``none``."""
