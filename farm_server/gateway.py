@@ -64,7 +64,7 @@ class Gateway:
             return
         await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)
-        wire = Wire(websocket, session, self._settings.max_outbox_bytes, self._telemetry.wire_bytes)
+        wire = Wire(websocket, session, self._settings.max_outbox_bytes, self._telemetry.wire)
         try:
             if (hello := await self._hello(wire)) is not None and (peer := self._admit(hello, wire)) is not None:
                 await self._converse(peer)

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from coordinator.lifecycle import TaskState
+from farm_server.wire_counters import WireCounters
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -21,16 +22,17 @@ class Telemetry:
         registry = self._registry
         self.rounds = Counter("farm_rounds_committed", "Rounds committed", registry=registry)
         self.updates = Counter("farm_updates", "Results that arrived, by outcome", ["outcome"], registry=registry)
-        self.wire_bytes = Counter("farm_wire_bytes", "WebSocket bytes, by direction", ["direction"], registry=registry)
+        self.wire = WireCounters()
+        registry.register(self.wire)
         self.blob_bytes = Counter("farm_blob_bytes", "Blob bytes, by direction", ["direction"], registry=registry)
         self.compute_seconds = Counter(
             "farm_compute_seconds", "Seconds that clients computed for usable results", registry=registry
         )
-        self.commit_seconds = Histogram(
-            "farm_commit_seconds", "Optimizer step and checkpoint of a round", buckets=_SECONDS, registry=registry
         self.saved_bytes = Counter(
             "farm_blob_saved_bytes", "Upload bytes that did not have to be sent, by reason", ["why"], registry=registry
         )
+        self.commit_seconds = Histogram(
+            "farm_commit_seconds", "Optimizer step and checkpoint of a round", buckets=_SECONDS, registry=registry
         )
         self.loop_lag_seconds = Histogram(
             "farm_loop_lag_seconds", "How late the event loop runs its timer", buckets=_SECONDS, registry=registry
@@ -41,8 +43,6 @@ class Telemetry:
         """Ask for the number of tasks in each state whenever the page is read."""
         self._registry.register(_TasksByState(count_by_state))
 
-    def page(self) -> bytes:
-        """Return the text that Prometheus expects."""
     def watch_uploads(self, credits_in_use: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Ask for both numbers whenever the page is read."""
         held = Gauge("farm_upload_credits_in_use", "Uploads that hold a credit", registry=self._registry)
@@ -50,6 +50,8 @@ class Telemetry:
         held.set_function(credits_in_use)
         queue.set_function(waiting)
 
+    def page(self) -> bytes:
+        """Return the text that Prometheus expects."""
         return generate_latest(self._registry)
 
 

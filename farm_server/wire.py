@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
-from prometheus_client import Counter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from farm_server.wire_counters import WireCounters
 from protocol.messages import Message
+from protocol.sendqueue import SendQueue
 from protocol.session import Session
 
 _FLUSH_SECONDS = 1.0
@@ -23,15 +23,13 @@ class Wire:
     ``over`` is done, with the reason, once the conversation must end.
     """
 
-    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int, wire_bytes: Counter) -> None:
+    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int, counters: WireCounters) -> None:
         self.session = session
-        # Counted as they come and go, not at the end: a connection lasts for days.
-        self._received_bytes = wire_bytes.labels("in")
-        self._sent_bytes = wire_bytes.labels("out")
+        self._counters = counters
         self._websocket = websocket
         self._max_outbox_bytes = max_outbox_bytes
-        self._outbox: deque[bytes] = deque()
-        self._outbox_bytes = 0
+        self._queue = SendQueue()
+        self._writing_bytes = 0
         self._unsent = asyncio.Event()
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -42,7 +40,8 @@ class Wire:
 
     def send(self, message: Message) -> None:
         """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""
-        self._queue(self.session.send(message))
+        self._queue.put(message, self.session.send(message))
+        self._look_after_queue()
 
     def end(self, reason: str) -> None:
         """End the conversation for this reason; the first one counts."""
@@ -60,10 +59,9 @@ class Wire:
         frame: bytes | str | None = event.get("bytes")
         if frame is None:
             frame = str(event.get("text") or "")
-        self._received_bytes.inc(len(frame))
         messages = self.session.receive(frame)
-        for answer in self.session.outgoing():
-            self._queue(answer)
+        self._counters.received(len(frame), len(messages))
+        self._take_answers()
         return messages
 
     async def converse(self, reader: Coroutine[None, None, None]) -> str:
@@ -86,16 +84,17 @@ class Wire:
 
     async def flush(self) -> None:
         """Write what is queued; waits as long as the peer does not read."""
-        while self._outbox:
-            frame = self._outbox.popleft()
-            await self._websocket.send_bytes(frame)
-            self._outbox_bytes = max(self._outbox_bytes - len(frame), 0)
-            self._sent_bytes.inc(len(frame))
+        while (packed := self._queue.next_frame(self.session.batch_bytes)) is not None:
+            self._writing_bytes = len(packed.frame)
+            try:
+                await self._websocket.send_bytes(packed.frame)
+            finally:
+                self._writing_bytes = 0
+            self._counters.sent(len(packed.frame), packed.messages)
 
     async def close(self) -> None:
         """Write what is queued, if the peer takes it at once, and close."""
-        for frame in self.session.outgoing():
-            self._queue(frame)
+        self._take_answers()
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self.flush()
@@ -104,14 +103,16 @@ class Wire:
         except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
             return  # the peer is gone or does not read: there is nobody to say goodbye to
 
-    def _queue(self, frame: bytes) -> None:
-        if self._outbox_bytes + len(frame) > self._max_outbox_bytes:
-            self._outbox.clear()
-            self._outbox_bytes = 0
+    def _take_answers(self) -> None:
+        for answer in self.session.outgoing():
+            self._queue.answer(answer, last=self.session.closed)
+            self._look_after_queue()
+
+    def _look_after_queue(self) -> None:
+        """Wake the writer, or give the peer up for whom too much waits."""
+        if self._queue.waiting_bytes + self._writing_bytes > self._max_outbox_bytes:
+            self._queue.clear()
             self.end(f"it reads too slowly: more than {self._max_outbox_bytes} bytes were unsent")
-            return
-        self._outbox.append(frame)
-        self._outbox_bytes += len(frame)
         self._unsent.set()
 
     async def _write(self) -> None:

@@ -6,11 +6,19 @@ from typing import Final
 
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """The largest WebSocket message; bulk bytes go over HTTP."""
+MAX_BATCH_MESSAGES: Final = 64
+MAX_BATCH_BYTES: Final = 64 * 1024
+"""So many messages, of so many bytes together, may share a frame; a longer message has its frame alone."""
 INLINE_BYTES: Final = 1024 * 1024
 """A blob up to this size may ride inside a message."""
 HEARTBEAT_SECONDS: Final = 2.0
 LOST_AFTER_SECONDS: Final = 8.0
 """A client that was silent for so long is lost."""
+PROGRESS_SECONDS: Final = 0.5
+"""How often at most a running assignment sends what its code printed and measured."""
+MIN_PACE_SECONDS: Final = 0.05
+MAX_PACE_SECONDS: Final = 60.0
+"""No client beats or reports at other intervals than between these, whatever a server asks for."""
 MAX_STRIKES: Final = 3
 """Protocol errors after which the connection is closed."""
 MAX_LOG_LINE_CHARS: Final = 2000

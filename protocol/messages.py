@@ -21,6 +21,7 @@ from protocol.limits import (
     MAX_FRAME_BYTES,
     MAX_LOG_LINE_CHARS,
     MAX_LOG_LINES_PER_MESSAGE,
+    PROGRESS_SECONDS,
 )
 from protocol.recipe import Mode
 from protocol.resources import Load, Resources
@@ -66,6 +67,16 @@ class Welcome(Frozen):
     lost_after_seconds: float = LOST_AFTER_SECONDS
     max_frame_bytes: int = MAX_FRAME_BYTES
     inline_bytes: int = INLINE_BYTES
+    progress_seconds: float = PROGRESS_SECONDS
+
+
+class Pace(Frozen):
+    """S: from now on beat and report at these intervals: slower while the farm is busy. Replaces the welcome's."""
+
+    type: Literal["pace"] = "pace"
+    heartbeat_seconds: float = Field(gt=0)
+    progress_seconds: float = Field(gt=0)
+    lost_after_seconds: float = Field(gt=0)
 
 
 class Phase(StrEnum):
@@ -85,6 +96,7 @@ class AssignmentProgress(Frozen):
     phase: Phase
     samples_done: int = Field(default=0, ge=0)
     fetched_bytes: int = Field(default=0, ge=0)
+    waits: int = Field(default=0, ge=0)
 
 
 class Heartbeat(Frozen):
@@ -312,6 +324,7 @@ class Bye(Frozen):
 Message = Annotated[
     Hello
     | Welcome
+    | Pace
     | Heartbeat
     | Ready
     | Assign

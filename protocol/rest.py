@@ -20,6 +20,27 @@ class ErrorBody(Frozen):
     message: str
 
 
+class WireTraffic(Frozen):
+    """What went over the WebSockets of all clients in one direction, since the server's start.
+
+    A message that shared its frame with others counts as batched, one that had a frame of its own as solo.
+    """
+
+    bytes: int = 0
+    frames: int = 0
+    solo_messages: int = 0
+    batched_messages: int = 0
+
+
+class PaceView(Frozen):
+    """How often clients beat and report now, after how long a silent one is lost, and why."""
+
+    heartbeat_seconds: float
+    progress_seconds: float
+    lost_after_seconds: float
+    reason: str
+
+
 class FarmView(Frozen):
     """GET /v1/farm."""
 
@@ -35,6 +56,9 @@ class FarmView(Frozen):
     """Uploads that hold one of the credits now."""
     uploads_waiting: int = 0
     """Uploads that wait for one."""
+    pace: PaceView | None = None
+    received: WireTraffic = WireTraffic()
+    sent: WireTraffic = WireTraffic()
 
 
 class TaskView(Frozen):

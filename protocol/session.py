@@ -7,8 +7,9 @@ synchronised, so an ``assign`` may cross a ``drain`` on the wire and must stay l
 
 The shell around it is a loop:
 
-    for message in session.receive(frame): ...act on it, answering with write(session.send(reply))
-    for frame in session.outgoing(): write(frame)
+    for message in session.receive(frame): ...act on it, answering with queue.put(reply, session.send(reply))
+    for answer in session.outgoing(): queue.answer(answer)
+    while packed := queue.next_frame(session.batch_bytes): write(packed.frame)
     if session.closed: close the WebSocket with session.close_code and session.close_reason
 """
 
@@ -19,7 +20,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from protocol.codec import decode, encode
+from protocol.codec import decode_entry, encode, split
 from protocol.errors import (
     FarmError,
     MalformedFrame,
@@ -29,9 +30,9 @@ from protocol.errors import (
     UnknownMessage,
     VersionMismatch,
 )
-from protocol.limits import MAX_FRAME_BYTES, MAX_STRIKES
+from protocol.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_STRIKES
 from protocol.messages import Bye, Error, Hello, Message, Scope, Welcome
-from protocol.versions import SUPPORTED, negotiate
+from protocol.versions import BATCHES_SINCE, SUPPORTED, negotiate
 
 MAX_ERROR_CHARS: Final = 1000
 """An error answer's message is cut here: it may quote what the peer sent."""
@@ -61,7 +62,7 @@ class State(StrEnum):
 _CLIENT_OPEN: Final = frozenset(
     {"heartbeat", "ready", "accept", "reject", "progress", "result", "error", "pause", "resume", "drain", "bye"}
 )
-_SERVER_OPEN: Final = frozenset({"assign", "ack", "cancel", "error", "pause", "resume", "drain", "bye"})
+_SERVER_OPEN: Final = frozenset({"assign", "ack", "cancel", "pace", "error", "pause", "resume", "drain", "bye"})
 
 SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     {
@@ -72,6 +73,8 @@ SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     }
 )
 """Which message types each side may send in each state."""
+SINCE: Final[Mapping[str, int]] = MappingProxyType({"pace": BATCHES_SINCE})
+"""Message types that older versions do not know, and the version that brought them."""
 
 
 class Session:
@@ -108,9 +111,18 @@ class Session:
         """The WebSocket close reason to use: the error's code, or nothing."""
         return self.error.code if self.error else ""
 
+    @property
+    def batch_bytes(self) -> int:
+        """How long a frame with several messages may be; 0 where the peer knows none."""
+        return min(MAX_BATCH_BYTES, self.max_frame_bytes) if self._knows_batches else 0
+
+    @property
+    def _knows_batches(self) -> bool:
+        return self.version is not None and self.version >= BATCHES_SINCE
+
     def may_send(self, message_type: str) -> bool:
         """Whether ``send`` would take a message of this type now."""
-        return message_type in SENDS[self.state][self.side]
+        return message_type in SENDS[self.state][self.side] and (self.version or 0) >= SINCE.get(message_type, 0)
 
     def send(self, message: Message) -> bytes:
         """Return the frame to write for ``message``.
@@ -130,7 +142,9 @@ class Session:
         return frame
 
     def receive(self, frame: bytes | str) -> list[Message]:
-        """Take one WebSocket message and return the messages for the shell: one, or none.
+        """Take one WebSocket message and return the messages for the shell; several where the frame is a batch.
+
+        A batch means what its messages mean in frames of their own: each bad one is answered, the others count.
 
         Never raises for what the peer did: a bad frame queues a typed error answer (see ``outgoing``); after
         ``MAX_STRIKES`` of them, or without a common version, the answer is fatal and the session closed. An unknown
@@ -140,12 +154,11 @@ class Session:
         if self.closed:
             return []
         try:
-            message = self._read(frame)
-            self._advance(message)
+            entries = self._entries(frame)
         except ProtocolError as error:
             self._answer(error)
             return []
-        return [message]
+        return [message for entry in entries if (message := self._take(entry)) is not None]
 
     def outgoing(self) -> list[bytes]:
         """Return and forget the frames that the session itself wants written."""
@@ -156,12 +169,23 @@ class Session:
         """Queue ``error`` as a fatal answer and close: for refusals that the shell decides (a wrong secret)."""
         self._queue_error(error, fatal=True)
 
-    def _read(self, frame: bytes | str) -> Message:
+    def _entries(self, frame: bytes | str) -> list[object]:
         if isinstance(frame, str):
             raise MalformedFrame("this is a text frame; send binary frames of msgpack")
-        message = decode(frame, self.max_frame_bytes)
-        if message.type not in SENDS[self.state][self.side.other]:
-            raise OutOfOrder(self._complaint(message, self.side.other))
+        return split(frame, self.max_frame_bytes, batches=self._knows_batches)
+
+    def _take(self, entry: object) -> Message | None:
+        """Return the message of one entry, if it is good and the conversation is not over."""
+        if self.closed:
+            return None
+        try:
+            message = decode_entry(entry)
+            if message.type not in SENDS[self.state][self.side.other]:
+                raise OutOfOrder(self._complaint(message, self.side.other))
+            self._advance(message)
+        except ProtocolError as error:
+            self._answer(error)
+            return None
         return message
 
     def _advance(self, message: Message) -> None:

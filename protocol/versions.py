@@ -7,7 +7,9 @@ from typing import Final
 
 from protocol.errors import VersionMismatch
 
-SUPPORTED: Final[tuple[int, ...]] = (1,)
+SUPPORTED: Final[tuple[int, ...]] = (1, 2)
+BATCHES_SINCE: Final = 2
+"""From this version on a frame may hold several messages, and the server may set the pace."""
 
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:

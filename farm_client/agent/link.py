@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -19,6 +18,7 @@ from farm_client.agent.untold import Telling, Untold
 from protocol.errors import FarmError, ProtocolError, Unauthorized, VersionMismatch
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
+from protocol.sendqueue import SendQueue
 from protocol.session import Session, Side
 
 _OPEN_SECONDS: Final = 10.0
@@ -39,7 +39,7 @@ class Link:
         """Why the farm ended the conversation, if it said so."""
         self._websocket = websocket
         self._session = session
-        self._outbox: deque[bytes] = deque()
+        self._queue = SendQueue()
         self._untold = Untold()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
@@ -47,15 +47,15 @@ class Link:
     @property
     def congested(self) -> bool:
         """Whether so much waits to be written that what can be left out should be."""
-        return len(self._outbox) > _MAX_BACKLOG
+        return len(self._queue) > _MAX_BACKLOG
 
     def post(self, message: Message) -> None:
-        """Queue a message, in order and without waiting; on a link that has ended it is dropped.
+        """Queue a message without waiting; on a link that has ended it is dropped.
 
         Raises: ProtocolError if the message breaks the protocol: a mistake of this side.
         """
         if not self._session.closed:
-            self._outbox.append(self._session.send(message))
+            self._queue.put(message, self._session.send(message))
             self._wake.set()
 
     def tell(self, message: Telling) -> None:
@@ -87,22 +87,27 @@ class Link:
                     if isinstance(message, Bye) or (isinstance(message, Error) and message.fatal):
                         self.farewell = message.reason if isinstance(message, Bye) else message.message
                     yield message
-                self._outbox.extend(self._session.outgoing())
-                self._wake.set()
+                for answer in self._session.outgoing():
+                    self._queue.answer(answer, last=self._session.closed)
+                    self._wake.set()
                 if self._session.closed:
                     return
         except ConnectionClosed as closed:
             self.farewell = self.farewell or f"the connection broke: {closed}"
 
     async def close(self, bye: Bye | None = None) -> None:
-        """End the conversation, with a last word if one is given; takes at most about two seconds."""
+        """End the conversation, with a last word if one is given; takes at most about three seconds."""
+        await self._flush_briefly()  # what waits now goes before the last word, after which nothing counts
         if bye is not None:
             self.post(bye)
+            await self._flush_briefly()
+        self._writer.cancel()
+        await self._websocket.close(self._session.close_code, self._session.close_reason)
+
+    async def _flush_briefly(self) -> None:
         with suppress(TimeoutError, ConnectionClosed):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._flush()
-        self._writer.cancel()
-        await self._websocket.close(self._session.close_code, self._session.close_reason)
 
     async def _write(self) -> None:
         with suppress(ConnectionClosed):  # the reader tells; nobody waits for what is left
@@ -112,8 +117,8 @@ class Link:
                 await self._flush()
 
     async def _flush(self) -> None:
-        while self._outbox:
-            await self._websocket.send(self._outbox.popleft())
+        while (packed := self._queue.next_frame(self._session.batch_bytes)) is not None:
+            await self._websocket.send(packed.frame)
         if (number := self._untold.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
             pong.add_done_callback(partial(self._hear_pong, number))

@@ -12,6 +12,7 @@ from protocol.messages import Accept, Assign, Hello, Kind, Message, Ready, Resul
 from protocol.resources import Resources
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef
+from protocol.versions import SUPPORTED
 from tests.farm_server import model
 
 M = TypeVar("M")
@@ -27,7 +28,7 @@ class Volunteer:
         self.session = Session(Side.CLIENT)
         self.hello = Hello(
             **{
-                "versions": (1,),
+                "versions": SUPPORTED,
                 "client_id": client_id,
                 "client_secret": SECRET,
                 "name": client_id,

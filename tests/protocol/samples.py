@@ -20,6 +20,7 @@ from protocol.messages import (
     LogLine,
     Message,
     MetricPoint,
+    Pace,
     Pause,
     Phase,
     Progress,
@@ -54,8 +55,9 @@ BRIEF = TaskBrief(
     dataset_kind="files",
 )
 SAMPLES: tuple[Message, ...] = (
-    Hello(versions=(1,), client_id="c1", client_secret="s" * 16, name="lab", resources=Resources(gpus=(GPU,))),
-    Welcome(version=1, incarnation=4),
+    Hello(versions=(1, 2), client_id="c1", client_secret="s" * 16, name="lab", resources=Resources(gpus=(GPU,))),
+    Welcome(version=2, incarnation=4),
+    Pace(heartbeat_seconds=4.0, progress_seconds=1.0, lost_after_seconds=16.0),
     Heartbeat(load=Load(cpu=0.25, gpus=(GPU,)), assignments=(DOING,)),
     Ready(slots=1),
     Assign(

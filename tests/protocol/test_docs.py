@@ -14,11 +14,12 @@ from blake3 import blake3
 from safetensors import deserialize
 
 from protocol import errors, limits
-from protocol.codec import decode
+from protocol.codec import decode, decode_entry, split
 from protocol.digests import digest_bytes
 from protocol.messages import MESSAGE, Result
 from protocol.packing import MAX_ITEMS
-from protocol.session import SENDS, Side, State
+from protocol.sendqueue import URGENT, Packed, SendQueue
+from protocol.session import SENDS, SINCE, Side, State
 from protocol.tensors import DTYPE_BYTES, MAX_HEADER_BYTES, check_update, parse_layout, read_header
 from protocol.versions import SUPPORTED
 from tests.protocol.schema_text import DEFINITIONS, ENUMS, MESSAGES, RECORDS, fields_of
@@ -126,11 +127,35 @@ def test_the_version_and_the_dtypes_are_the_codes() -> None:
     assert f"{', '.join(most)} and {last}" in section("Tensor files")
 
 
-@pytest.mark.parametrize(("shown", "frame"), EXAMPLES, ids=[json.loads(shown)["type"] for shown, _ in EXAMPLES])
+def name_of(shown: str) -> str:
+    fields = json.loads(shown)
+    return "batch" if isinstance(fields, list) else str(fields["type"])
+
+
+@pytest.mark.parametrize(("shown", "frame"), EXAMPLES, ids=[name_of(shown) for shown, _ in EXAMPLES])
 def test_each_example_gives_its_bytes(shown: str, frame: str) -> None:
     fields = with_bytes(json.loads(shown))
     assert msgpack.packb(fields) == bytes.fromhex(frame)
-    assert decode(bytes.fromhex(frame)) == MESSAGE.validate_python(fields)
+    messages = [decode_entry(entry) for entry in split(bytes.fromhex(frame))]
+    assert messages == [MESSAGE.validate_python(f) for f in (fields if isinstance(fields, list) else [fields])]
+
+
+def test_the_example_of_a_batch_is_what_a_queue_packs() -> None:
+    (frame,) = (bytes.fromhex(frame) for shown, frame in EXAMPLES if name_of(shown) == "batch")
+    queue = SendQueue()
+    for body in msgpack.unpackb(frame):
+        queue.put(MESSAGE.validate_python(body), msgpack.packb(body))
+    assert queue.next_frame(limits.MAX_BATCH_BYTES) == Packed(frame, 2)
+
+
+def test_the_urgent_messages_are_the_queues() -> None:
+    overtaking = section("Frames").partition("cannot be interrupted; but ")[2].partition(" may overtake")[0]
+    assert set(re.findall(r"`(\w+)`", overtaking)) == URGENT
+
+
+def test_the_versions_table_is_complete() -> None:
+    assert [int(row[0]) for row in rows(section("Versions"))] == list(SUPPORTED)
+    assert all(f"`{name}`" in rows(section("Versions"))[since - 1][1] for name, since in SINCE.items())
 
 
 def test_there_are_examples_and_no_other_hex() -> None:
@@ -156,7 +181,7 @@ def test_the_tensor_files_are_as_described() -> None:
 
 
 def test_the_result_example_carries_the_update_file() -> None:
-    frame = next(frame for shown, frame in EXAMPLES if json.loads(shown)["type"] == "result")
+    frame = next(frame for shown, frame in EXAMPLES if name_of(shown) == "result")
     result = decode(bytes.fromhex(frame))
     assert isinstance(result, Result)
     assert result.update

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec import decode, encode
-from protocol.errors import OutOfOrder, OversizedFrame, Unauthorized, VersionMismatch
-from protocol.limits import MAX_FRAME_BYTES, MAX_STRIKES
+from protocol.codec import decode, encode, join, split
+from protocol.errors import OutOfOrder, OversizedFrame, ProtocolError, Unauthorized, VersionMismatch
+from protocol.limits import MAX_BATCH_MESSAGES, MAX_FRAME_BYTES, MAX_STRIKES
 from protocol.messages import Bye, Error, Message, Ready, Welcome
 from protocol.packing import pack_map
 from protocol.session import SENDS, Session, Side, State
@@ -44,10 +45,10 @@ def test_a_whole_conversation() -> None:
     client, server = Session(Side.CLIENT), Session(Side.SERVER)
     assert server.receive(client.send(HELLO)) == [HELLO]
     assert client.receive(server.send(WELCOME)) == [WELCOME]
-    assert (client.version, server.version) == (1, 1)
+    assert (client.version, server.version) == (2, 2)
     for name in ("ready", "accept", "progress", "heartbeat", "result", "error", "pause", "resume", "drain"):
         assert server.receive(client.send(BY_TYPE[name])) == [BY_TYPE[name]]
-    for name in ("assign", "ack", "cancel", "error", "pause", "resume", "drain"):
+    for name in ("assign", "ack", "cancel", "pace", "error", "pause", "resume", "drain"):
         assert client.receive(server.send(BY_TYPE[name])) == [BY_TYPE[name]]
     assert server.receive(client.send(BY_TYPE["bye"])) == [BY_TYPE["bye"]]
     assert client.closed
@@ -140,6 +141,87 @@ def test_the_best_of_several_versions_is_taken() -> None:
     assert server.version == 1
 
 
+@pytest.fixture
+def old_pair() -> tuple[Session, Session]:
+    """A client and a server of which one speaks version 1 only."""
+    client, server = Session(Side.CLIENT), Session(Side.SERVER)
+    server.receive(client.send(HELLO.model_copy(update={"versions": (1,)})))
+    client.receive(server.send(Welcome(version=1, incarnation=1)))
+    return client, server
+
+
+def test_an_older_peer_gets_no_batch_and_no_pace(old_pair: tuple[Session, Session]) -> None:
+    client, server = old_pair
+    assert client.batch_bytes == server.batch_bytes == 0
+    assert not server.may_send("pace")
+    with pytest.raises(OutOfOrder, match="pace"):
+        server.send(BY_TYPE["pace"])
+    assert client.receive(server.send(BY_TYPE["ack"])) == [BY_TYPE["ack"]]
+
+
+def test_an_older_peer_may_send_no_batch(old_pair: tuple[Session, Session]) -> None:
+    _, server = old_pair
+    assert server.receive(join([encode(Ready(slots=1))] * 2)) == []
+    (answer,) = errors(server)
+    assert answer.code == "malformed_frame"
+    assert "list" in answer.message
+
+
+def test_no_batch_before_the_versions_are_agreed() -> None:
+    server = Session(Side.SERVER)
+    assert server.receive(join([encode(HELLO), encode(Ready(slots=1))])) == []
+    assert [e.code for e in errors(server)] == ["malformed_frame"]
+    assert server.state is State.CONNECTING
+
+
+def test_a_batch_is_its_messages_one_after_the_other() -> None:
+    server = session(Side.SERVER, State.OPEN)
+    said = [Ready(slots=1), BY_TYPE["heartbeat"], BY_TYPE["progress"]]
+    assert server.receive(join([encode(m) for m in said])) == said
+    assert server.outgoing() == []
+
+
+def test_each_bad_message_of_a_batch_is_answered_and_the_others_count() -> None:
+    server = session(Side.SERVER, State.OPEN)
+    good, other = Ready(slots=1), Ready(slots=2)
+    bad = [pack_map({"type": "teleport"}), pack_map({"type": "ready"}), encode(BY_TYPE["ack"])]
+    assert server.receive(join([encode(good), *bad, encode(other)])) == [good, other]
+    assert [e.code for e in errors(server)] == ["unknown_message", "malformed_frame", "out_of_order"]
+    assert server.strikes == 2
+
+
+def test_nothing_counts_after_the_last_strike_of_a_batch() -> None:
+    server = session(Side.SERVER, State.OPEN)
+    frame = join([*[pack_map({"type": "ready"})] * MAX_STRIKES, encode(Ready(slots=1))])
+    assert server.receive(frame) == []
+    assert [e.fatal for e in errors(server)] == [False] * (MAX_STRIKES - 1) + [True]
+
+
+def test_nothing_counts_after_a_bye_in_a_batch() -> None:
+    server = session(Side.SERVER, State.OPEN)
+    assert server.receive(join([encode(Bye()), encode(Ready(slots=1))])) == [Bye()]
+    assert server.closed
+    assert server.outgoing() == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (msgpack.packb([]), "has 0 messages"),
+        (join([encode(Ready(slots=1))] * (MAX_BATCH_MESSAGES + 1)), f"at most {MAX_BATCH_MESSAGES}"),
+        (msgpack.packb([7]), "is a int and must be a map"),
+        (msgpack.packb([[{"type": "ready", "slots": 1}]]), "is a list and must be a map"),
+    ],
+)
+def test_what_is_no_batch_is_one_strike(frame: bytes, says: str) -> None:
+    server = session(Side.SERVER, State.OPEN)
+    assert server.receive(frame) == []
+    (answer,) = errors(server)
+    assert answer.code == "malformed_frame"
+    assert says in answer.message
+    assert server.strikes == 1
+
+
 def test_a_welcome_to_a_version_that_was_not_offered_is_fatal() -> None:
     client = session(Side.CLIENT, State.GREETING)
     assert client.receive(encode(Welcome(version=99, incarnation=1))) == []
@@ -200,7 +282,21 @@ def test_an_error_answer_stays_small() -> None:
     assert all(len(frame) < 2000 for frame in server.outgoing())
 
 
-_frames = st.binary(max_size=60) | st.sampled_from(SAMPLES).map(encode) | st.text(max_size=5)
+_entries = st.sampled_from(
+    [*map(encode, SAMPLES), b"\x01", pack_map({"type": "teleport"}), pack_map({"type": "ready"})]
+)
+_batches = st.lists(_entries, min_size=2, max_size=6).map(join)
+_frames = st.binary(max_size=60) | st.sampled_from(SAMPLES).map(encode) | st.text(max_size=5) | _batches
+
+
+def _messages_in(frame: bytes | str) -> int:
+    """Count what a frame may be answered with: once for each of a batch, else once."""
+    try:
+        return len(split(frame)) if isinstance(frame, bytes) else 1
+    except ProtocolError:
+        return 1
+
+
 _damaged = st.tuples(
     st.sampled_from(SAMPLES).map(encode), st.integers(0, 10**6), st.binary(min_size=1, max_size=3)
 ).map(lambda t: t[0][: t[1] % len(t[0])] + t[2] + t[0][t[1] % len(t[0]) + len(t[2]) :])
@@ -212,7 +308,7 @@ def test_whatever_arrives_the_session_answers_or_closes(side: Side, state: State
     for frame in frames:
         got = hearer.receive(frame)
         answers = hearer.outgoing()
-        assert len(got) + len(answers) == (1 if got or answers else 0)
+        assert len(got) + len(answers) <= _messages_in(frame)
         assert hearer.strikes <= MAX_STRIKES
         if not got and not answers:
             assert hearer.closed

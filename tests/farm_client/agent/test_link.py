@@ -9,13 +9,17 @@ from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.address import parse_address
 from farm_client.agent.link import open_link
-from protocol.messages import Error, Hello, Reject, RejectCode, Welcome
+from protocol.codec import encode, join
+from protocol.messages import Bye, Cancel, Error, Heartbeat, Hello, Ready, Reject, RejectCode, Welcome
 from protocol.session import Session, Side
 from tests.farm_client.agent.waiting import until
 
-HELLO = Hello(versions=(1,), client_id="c", client_secret="s" * 16)
 ERROR = Error(code="x", message="boom", assignment_id="a1", fence=1)
 REJECT = Reject(assignment_id="a2", fence=2, code=RejectCode.BLOB_UNAVAILABLE)
+
+
+def hello(version):
+    return Hello(versions=(version,), client_id="c", client_secret="s" * 16)
 
 
 class FarEnd:
@@ -23,17 +27,19 @@ class FarEnd:
 
     def __init__(self, websocket):
         self.heard = []
+        self.frames = 0
         self.websocket = websocket
         self.session = Session(Side.SERVER)
 
-    async def greet(self):
+    async def greet(self, version):
         self.session.receive(await self.websocket.recv())
-        await self.websocket.send(self.session.send(Welcome(version=1, incarnation=1)))
+        await self.websocket.send(self.session.send(Welcome(version=version, incarnation=1)))
 
     async def listen(self):
         try:
             while True:
                 self.heard += self.session.receive(await self.websocket.recv())
+                self.frames += 1
         except ConnectionClosed:
             return
 
@@ -49,19 +55,19 @@ class FarEnd:
 
 
 @asynccontextmanager
-async def linked():
+async def linked(version=2):
     """Return both ends of a connection."""
     ends = asyncio.Queue()
 
     async def converse(websocket):
         end = FarEnd(websocket)
-        await end.greet()
+        await end.greet(version)
         ends.put_nowait(end)
         await end.listen()
 
     async with serve(converse, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
         port = server.sockets[0].getsockname()[1]
-        link = await open_link(parse_address(f"ws://token@127.0.0.1:{port}"), HELLO)
+        link = await open_link(parse_address(f"ws://token@127.0.0.1:{port}"), hello(version))
         far = await ends.get()
         try:
             yield link, far
@@ -83,6 +89,40 @@ async def test_what_was_heard_is_forgotten():
         await until(lambda: not link.untold())
         assert far.heard == [ERROR, REJECT]
         listening.cancel()
+
+
+async def test_what_is_posted_together_shares_a_frame():
+    async with linked() as (link, far):
+        beat, ready = Heartbeat(), Ready(slots=1)
+        link.post(ready)
+        link.post(beat)
+        await until(lambda: len(far.heard) == 2)
+        assert far.frames == 1
+        assert far.heard == [beat, ready]  # a heartbeat overtakes
+
+
+async def test_an_older_farm_gets_each_message_in_a_frame_of_its_own():
+    async with linked(version=1) as (link, far):
+        link.post(Ready(slots=1))
+        link.post(Ready(slots=2))
+        await until(lambda: len(far.heard) == 2)
+        assert far.frames == 2
+
+
+async def test_a_batch_of_the_farms_is_read_message_by_message():
+    async with linked() as (link, far):
+        said = [Cancel(assignment_id="a1", fence=1), Bye(reason="enough")]
+        await far.websocket.send(join([encode(m) for m in said]))
+        assert [m async for m in link.messages()] == said
+        assert link.farewell == "enough"
+
+
+async def test_what_waits_goes_out_before_the_last_word():
+    async with linked() as (link, far):
+        link.tell(ERROR)
+        await link.close(Bye(reason="done"))
+        await until(lambda: len(far.heard) == 2)
+        assert far.heard == [ERROR, Bye(reason="done")]
 
 
 async def test_what_was_sent_and_not_read_before_the_end_is_named():
