@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from farm_client.executor.channel import FD_VARIABLE
-from farm_client.executor.layout import ModelTensors
 from farm_client.executor.messages import (
-    REPORT,
-    Advance,
     Done,
     Failed,
-    Load,
     Loaded,
-    Order,
-    Piece,
-    Report,
     Run,
     Stop,
     Warm,
 )
 from protocol.digests import digest_bytes
 from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE
-from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind, Scope
-from protocol.recipe import Mode
-from protocol.tasks import Shard, Split
+from tests.farm_client.executor.agent_side import Agent, load_order, run_order, started
 from tests.farm_client.executor.bench_task import write_data
 
 TRAIN = """
@@ -62,101 +47,10 @@ TRAIN = """
 """
 
 
-@dataclass
-class Agent:
-    """The agent's side: sends orders and hears reports."""
-
-    process: subprocess.Popen[bytes]
-    connection: socket.socket
-    decoder: FrameDecoder = field(default_factory=FrameDecoder)
-    reports: list[Report] = field(default_factory=list)
-
-    def send(self, order: Order) -> None:
-        self.connection.sendall(pack_frame(order.model_dump()))
-
-    def hear(self) -> Report:
-        while not self.reports:
-            data = self.connection.recv(1 << 16)
-            assert data, "the executor closed its socket"
-            self.reports += [REPORT.validate_python(frame) for frame in self.decoder.feed(data)]
-        return self.reports.pop(0)
-
-    def hear_end(self) -> tuple[list[Advance], Report]:
-        """Hear the progress of an assignment and its outcome."""
-        advances = []
-        while isinstance(report := self.hear(), Advance):
-            advances.append(report)
-        return advances, report
-
-
 @pytest.fixture
 def agent() -> Iterator[Agent]:
     with started() as agent:
         yield agent
-
-
-@contextmanager
-def started(**variables: str) -> Iterator[Agent]:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(60)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "farm_client.executor"],
-        env={**os.environ, **variables, FD_VARIABLE: str(theirs.fileno())},
-        pass_fds=[theirs.fileno()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    theirs.close()
-    yield Agent(process, ours)
-    ours.close()
-    process.kill()
-    process.communicate()
-
-
-def load_order(folder: Path, source: str, **changes: Any) -> Load:
-    code = folder / "code"
-    code.mkdir(exist_ok=True)
-    (code / "train.py").write_text(textwrap.dedent(source))
-    order = Load(
-        task_id="t",
-        code_dir=str(code),
-        entry="train.py",
-        config={},
-        mode=Mode.WEIGHTS,
-        seed=1,
-        batch_samples=8,
-        dataset_kind="files",
-        scratch_dir=str(folder),
-        inline_bytes=1 << 20,
-    )
-    return order.model_copy(update=changes)
-
-
-def run_order(shards: list[Shard], files: dict[str, Path], **changes: Any) -> Run:
-    weights = ModelTensors.of(nn.Linear(3, 2)).weights_file()
-    pieces = tuple(
-        Piece(
-            shard=s.index,
-            split=s.split,
-            shard_samples=s.samples,
-            first_row=0,
-            path=str(files[s.blob.digest]),
-            start=0,
-            stop=s.samples,
-        )
-        for s in shards
-        if s.split is Split.TRAIN and s.blob
-    )
-    order = Run(
-        assignment_id="a1",
-        kind=Kind.TRAIN,
-        round=0,
-        epoch=0,
-        weights_digest=digest_bytes(weights),
-        weights=weights,
-        pieces=pieces,
-    )
-    return order.model_copy(update=changes)
 
 
 def test_a_task_from_warm_to_stop(agent: Agent, tmp_path: Path) -> None:
