@@ -1,6 +1,7 @@
 """A TCP proxy that spoils connections on purpose: reset, stall, half-open, delay, jitter, bandwidth.
 
-It runs in a thread of its own. Everything random comes from its seed.
+It runs in a thread of its own and needs no privileges. Everything random comes from its seed. All connections of a
+proxy share its line, as those of one home do. What it does not imitate: TCP's own slow start and losses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final, Self
 
 CHUNK_BYTES: Final = 64 * 1024
 CHUNKS_ON_THE_WAY: Final = 256
-"""The most that one direction of a connection holds back; beyond it the sender feels the link."""
+"""The most that one direction of a connection holds back; beyond it the sender feels the delay."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with no time to linger: closing sends a reset instead of a goodbye."""
 
@@ -31,6 +32,29 @@ class Line:
     jitter_seconds: float = 0.0
     """Up to so much is added to the delay of each chunk; order is kept."""
     bytes_per_second: float | None = None
+    """Of all connections together."""
+    buffer_seconds: float = 0.1
+    """How much a sender may be ahead of the line: the buffer of the router, in seconds of the line's speed."""
+
+
+class Lane:
+    """One direction of a line: a token bucket that all connections share, in the order in which they come to it.
+
+    Pure: ``now`` is any clock's.
+    """
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+
+    def wait_seconds(self, line: Line, now: float) -> float:
+        """Return how long the buffer has no room; 0 if it has."""
+        return max(0.0, self._free_at - now - line.buffer_seconds) if line.bytes_per_second else 0.0
+
+    def carry(self, line: Line, size_bytes: int, jitter_seconds: float, now: float) -> float:
+        """Put bytes on the lane, and return when the last of them arrives."""
+        taken = size_bytes / line.bytes_per_second if line.bytes_per_second else 0.0
+        self._free_at = max(self._free_at, now) + taken
+        return self._free_at + line.delay_seconds + jitter_seconds
 
 
 class FaultProxy:
@@ -41,8 +65,9 @@ class FaultProxy:
 
     def __init__(self, target: tuple[str, int], seed: int = 0, line: Line | None = None) -> None:
         self._target = target
-        self._random = random.Random(seed)
+        self._seed = seed
         self._line = line or Line()
+        self._up, self._down = Lane(), Lane()
         self._pairs: set[_Pair] = set()
         self._reset_after_bytes: int | None = None
         self._loop = asyncio.new_event_loop()
@@ -51,6 +76,7 @@ class FaultProxy:
         self.port = 0
         self.resets = 0
         """How many connections were reset."""
+        self._accepted = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -75,7 +101,7 @@ class FaultProxy:
 
     def reset(self) -> None:
         """Cut every connection with a reset at both ends: a router that lost its table."""
-        self._call(lambda: [pair.reset() for pair in tuple(self._pairs)])
+        self._call(lambda: self._each(_Pair.reset))
 
     def reset_after(self, received_bytes: int) -> None:
         """Reset the first connection that has brought its client so many bytes from now on, and only that one."""
@@ -91,10 +117,14 @@ class FaultProxy:
 
     def half_open(self) -> None:
         """Close towards the target, and keep the clients' ends open and silent: a client that was not told."""
-        self._call(lambda: [pair.forget_target() for pair in tuple(self._pairs)])
+        self._call(lambda: self._each(_Pair.forget_target))
 
     def _call(self, action: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(action)
+
+    def _each(self, act: Callable[[_Pair], None]) -> None:
+        for pair in tuple(self._pairs):
+            act(pair)
 
     def _plan_reset(self, received_bytes: int) -> None:
         self._reset_after_bytes = received_bytes
@@ -122,7 +152,8 @@ class FaultProxy:
             return
         task = asyncio.current_task()
         assert task is not None
-        pair = _Pair(task, writer, to_target[1])
+        pair = _Pair(task, writer, to_target[1], f"{self._seed}/{self._accepted}")
+        self._accepted += 1
         self._pairs.add(pair)
         try:
             async with asyncio.TaskGroup() as group:
@@ -142,7 +173,8 @@ class FaultProxy:
         """Carry one direction: read at once, write when the line has brought it."""
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_ON_THE_WAY)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._take_in(reader, on_the_way))
+            lane, chance = (self._down, pair.chance_down) if is_download else (self._up, pair.chance_up)
+            group.create_task(self._take_in(reader, on_the_way, lane, chance))
             while True:
                 due, chunk = await on_the_way.get()
                 await asyncio.sleep(max(0.0, due - self._loop.time()))
@@ -160,15 +192,19 @@ class FaultProxy:
         if writer.can_write_eof() and not writer.is_closing():
             writer.write_eof()
 
-    async def _take_in(self, reader: asyncio.StreamReader, on_the_way: asyncio.Queue[tuple[float, bytes]]) -> None:
-        free_at = due = 0.0
+    async def _take_in(
+        self,
+        reader: asyncio.StreamReader,
+        on_the_way: asyncio.Queue[tuple[float, bytes]],
+        lane: Lane,
+        chance: random.Random,
+    ) -> None:
+        due = 0.0
         while True:
             chunk = await reader.read(CHUNK_BYTES)
+            await asyncio.sleep(lane.wait_seconds(self._line, self._loop.time()))
             line, now = self._line, self._loop.time()
-            taken = len(chunk) / line.bytes_per_second if line.bytes_per_second else 0.0
-            free_at = max(free_at, now) + taken
-            jitter = self._random.uniform(0, line.jitter_seconds)
-            due = max(due, free_at + line.delay_seconds + jitter)
+            due = max(due, lane.carry(line, len(chunk), chance.uniform(0, line.jitter_seconds), now))
             await on_the_way.put((due, chunk))
             if not chunk:
                 return
@@ -182,10 +218,13 @@ class FaultProxy:
 
 
 class _Pair:
-    """The two ends of one forwarded connection."""
+    """The two ends of one forwarded connection, each direction with its own chance: threads must not change it."""
 
-    def __init__(self, task: asyncio.Task[object], client: asyncio.StreamWriter, target: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, task: asyncio.Task[object], client: asyncio.StreamWriter, target: asyncio.StreamWriter, seed: str
+    ) -> None:
         self.task = task
+        self.chance_up, self.chance_down = random.Random(f"{seed}/up"), random.Random(f"{seed}/down")
         self.half_open = False
         self.received_bytes = 0
         """What its client got from the target."""
