@@ -9,6 +9,7 @@ from __future__ import annotations
 from coordinator.decision import Decision
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
+from protocol.compression import CodecName
 from protocol.tasks import TaskSpec
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -82,4 +83,15 @@ def fits_now(client: ClientState, run: TaskRun) -> Decision[bool]:
 def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether the client may be offered parts of this task, as soon as it has a free slot."""
     fit = qualifies(client.record, run.record.spec)
+    if fit.value and client.online:
+        fit = knows_codecs(client, run)
     return available(client, run, now) if fit.value else fit
+
+
+def knows_codecs(client: ClientState, run: TaskRun) -> Decision[bool]:
+    """Whether the client can encode its updates, and decode new versions, as the recipe wants it."""
+    recipe = run.record.spec.recipe
+    needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
+    if unknown := sorted(needed - client.codecs):
+        return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
+    return Decision(True)

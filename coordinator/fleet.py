@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
 from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
 from coordinator.lateness import drop_late
@@ -43,6 +44,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         freed_at=turn.now,
         speeds=known.speeds if known else {},
         cached=set(hello.cached),
+        codecs=frozenset(hello.codecs),
         failures=known.failures if known else {},
         cooldowns=known.cooldowns if known else {},
         breaker=known.breaker if known else Breaker(),
@@ -73,6 +75,9 @@ def _suspend_all(turn: Turn, client: ClientState, why: str) -> None:
         for lease in list(run.late.values()):
             if lease.record.client_id == client.client_id:
                 drop_late(turn, run, lease, why)
+        for lease in list(run.ahead.values()):
+            if lease.record.client_id == client.client_id:
+                drop_ahead(turn, run, lease, why)
         for lease in list(run.step.leases.values()) if run.step else ():
             if lease.record.client_id == client.client_id:
                 suspend(turn, run, lease, why)
@@ -109,7 +114,7 @@ def ready(turn: Turn, event: ClientReady) -> None:
 
 def _unanswered(turn: Turn, client: ClientState) -> int:
     runs = turn.farm.tasks.values() if client.held else ()
-    books = [book for run in runs for book in (run.late, run.step.leases if run.step else {})]
+    books = [book for run in runs for book in (run.late, run.ahead, run.step.leases if run.step else {})]
     leases = (book.get(assignment_id) for assignment_id in client.held for book in books)
     return sum(1 for lease in leases if lease and lease.record.state is AssignmentState.OFFERED)
 

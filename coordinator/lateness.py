@@ -24,8 +24,9 @@ def discount(staleness: int) -> float:
 
 
 def outstanding(run: TaskRun) -> tuple[SampleRange, ...]:
-    """Return the samples that late assignments may still deliver, or have delivered and no round contains yet."""
+    """Return the samples that assignments of other rounds may still deliver, or have, and no round contains yet."""
     records = [lease.record for lease in run.late.values()] + [late.record for late in run.late_results]
+    records += sorted(run.ahead_records(), key=lambda record: record.position)
     return tuple(r for record in records for r in record.ranges)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import replace
 
+from coordinator.deltas import cheapest_chain
 from coordinator.eligibility import needed_ram_bytes
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
+from coordinator.prefetch import likely_next
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Lease, Part, Step, TaskRun
 from coordinator.turn import Turn
@@ -34,8 +36,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
     )
 
 
-def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part) -> None:
-    """Lease a part of the task's open step to a client that has a free slot."""
+def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[str, Lease] | None = None) -> None:
+    """Lease a part of the task's open step, or of the round to come (``book``), to a client that has a free slot."""
     step = _step(run)
     if run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, f"offered to {client.record.name}")
@@ -57,12 +59,13 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part) -> None:
         offered_at=turn.now,
         expires_at=turn.now + turn.settings.offer_seconds,
     )
-    step.leases[record.assignment_id] = Lease(record, deadline=turn.now + _patience(turn, run, client, part.samples))
+    lease = Lease(record, deadline=turn.now + _patience(turn, run, client, part.samples))
+    (step.leases if book is None else book)[record.assignment_id] = lease
     client.held.add(record.assignment_id)
     client.slots -= 1
     run.participants.add(client.client_id)
     turn.save(record)
-    turn.send(client, _assign(turn, run, record))
+    turn.send(client, _assign(turn, run, client, record))
 
 
 def _patience(turn: Turn, run: TaskRun, client: ClientState, samples: int) -> float:
@@ -74,7 +77,7 @@ def _patience(turn: Turn, run: TaskRun, client: ClientState, samples: int) -> fl
     return min(settings.deadline_grace_seconds + settings.deadline_factor * samples / average.value, longest)
 
 
-def _assign(turn: Turn, run: TaskRun, record: AssignmentRecord) -> Assign:
+def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Assign:
     shards = run.record.spec.dataset.shards
     return Assign(
         assignment_id=record.assignment_id,
@@ -84,8 +87,10 @@ def _assign(turn: Turn, run: TaskRun, record: AssignmentRecord) -> Assign:
         round=record.round,
         epoch=record.epoch,
         weights=run.checkpoint.weights,
+        deltas=cheapest_chain(run, client),
         slices=tuple(Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges),
         lease_seconds=turn.settings.stall_seconds,
+        prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
     )
 
 

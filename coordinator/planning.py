@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from coordinator.records import SampleRange
 from protocol.recipe import Mode, Recipe
@@ -37,8 +37,36 @@ def share_quantum(recipe: Recipe) -> int:
     return recipe.batch_samples if recipe.mode is Mode.WEIGHTS else min(2, recipe.batch_samples)
 
 
+def by_affinity(
+    ranges: Sequence[SampleRange], sizes: Mapping[str, int], shards: Mapping[str, Collection[int]]
+) -> list[str]:
+    """Order the clients along ``ranges`` so that each part goes to one that holds its shards, as far as possible.
+
+    Greedy, from the first part on: of the clients that are left, the one with the most samples of its part at hand,
+    and of equals the first. ``sizes`` are the parts' samples and ``shards`` the held shards' indices, by client.
+    """
+    order: list[str] = []
+    rest, left = list(ranges), dict(sizes)
+    while left:
+        chosen = max(left, key=lambda c: samples_at_hand(head_of(rest, left[c]), shards[c]))
+        order.append(chosen)
+        size = left.pop(chosen)
+        rest = list(cut(rest, [size, count_samples(rest) - size])[1]) if left else []
+    return order
+
+
+def samples_at_hand(ranges: Sequence[SampleRange], shards: Collection[int]) -> int:
+    """Count the samples of the ranges that lie in these shards."""
+    return sum(r.samples for r in ranges if r.shard in shards)
+
+
+def head_of(ranges: Sequence[SampleRange], samples: int) -> tuple[SampleRange, ...]:
+    """Return the first so many samples of the ranges."""
+    return cut(ranges, [samples])[0]
+
+
 def cut(ranges: Sequence[SampleRange], sizes: Sequence[int]) -> list[tuple[SampleRange, ...]]:
-    """Cut a sequence of ranges into consecutive pieces of ``sizes`` samples; the sizes add up to the whole."""
+    """Cut a sequence of ranges into consecutive pieces of ``sizes`` samples, at most the whole together."""
     pieces: list[tuple[SampleRange, ...]] = []
     queue = list(reversed(ranges))
     for size in sizes:

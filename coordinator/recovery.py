@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+from coordinator.ahead import drop_all_ahead
 from coordinator.commands import OpenRound
+from coordinator.deltas import forget_deltas
 from coordinator.events import CheckpointDamaged
-from coordinator.lateness import drop_all_late
+from coordinator.lateness import discount, drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
@@ -70,7 +72,9 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
         fail(turn, run, f"no checkpoint of it can be read: {event.message}", retryable=False)
         return
     abandon(turn, run, event.message)
+    drop_all_ahead(turn, run, event.message)
     drop_all_late(turn, run, event.message)
+    forget_deltas(turn, run)
     for record in event.undone:
         turn.save(replace(record, counted=False, counted_in=None))
     lost = run.record.version - kept.round
@@ -97,8 +101,9 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     plan = plan_round(run, turn.settings.stripe_shards)
     if not live or interrupted.number != run.record.version or plan.samples != interrupted.samples:
         return False
-    opening = (run.task_id, interrupted.number, interrupted.attempt)
-    mine = [a for a in held if (a.task_id, a.round, a.attempt) == opening and a.kind is Kind.TRAIN]
+    opening = (run.task_id, interrupted.attempt, Kind.TRAIN)
+    # a part that was begun ahead of its round has the round before it; one that still is has no place in this round
+    mine = [a for a in held if (a.task_id, a.attempt, a.kind) == opening and a.position < interrupted.samples]
     parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds)
     pieces = {part.position: part.ranges for part in parts}
     if any(pieces[a.position] != a.ranges for a in mine):  # late updates changed what the round consists of
@@ -116,6 +121,7 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         carried=plan.carried,
         waiting=parts,
         dormant={a.assignment_id: a for a in mine},
+        scales={a.assignment_id: discount(interrupted.number - a.round) for a in mine if a.round < interrupted.number},
     )
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))
     turn.note("round_reopened", f"round {interrupted.number} waits for {len(mine)} parts that clients held", run)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.ahead import arrive_ahead, drop_ahead
 from coordinator.commands import DropUpdate
+from coordinator.deltas import version_digest
 from coordinator.eligibility import qualifies
 from coordinator.evaluation import finish_evaluation
 from coordinator.events import (
@@ -25,6 +27,7 @@ from coordinator.state import ClientState, Cooldown, Lease, Step, TaskRun
 from coordinator.tasks import fail
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
+from protocol.compression import CodecName
 from protocol.messages import Ack, Kind, RejectCode, Scope
 
 
@@ -33,6 +36,13 @@ def accepted(turn: Turn, event: AssignmentAccepted) -> None:
     if held := turn.farm.lease(event.assignment_id, event.fence):
         run, _, lease = held
         accept(turn, run, lease)
+    elif ahead := turn.farm.ahead(event.assignment_id, event.fence):
+        accept(turn, *ahead)
+
+
+def _other_round(turn: Turn, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
+    """Find what a client does for another round than the open one."""
+    return turn.farm.late(assignment_id, fence) or turn.farm.ahead(assignment_id, fence)
 
 
 def beat(turn: Turn, event: ClientBeat) -> None:
@@ -47,8 +57,8 @@ def beat(turn: Turn, event: ClientBeat) -> None:
         if held := turn.farm.lease(progress.assignment_id, progress.fence):
             run, _, lease = held
             renew(turn, run, lease, progress)
-        elif late := turn.farm.late(progress.assignment_id, progress.fence):
-            renew(turn, *late, progress)
+        elif other := _other_round(turn, progress.assignment_id, progress.fence):
+            renew(turn, *other, progress)
 
 
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
@@ -56,12 +66,15 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     if late := turn.farm.late(event.assignment_id, event.fence):
         drop_late(turn, *late, event.message, AssignmentState.REJECTED)
         return
-    held = turn.farm.lease(event.assignment_id, event.fence)
-    if held is None:
+    why, to = f"{event.code.replace('_', ' ')}: {event.message}", AssignmentState.REJECTED
+    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
+        run, lease = ahead
+        client = drop_ahead(turn, run, lease, why, to)
+    elif held := turn.farm.lease(event.assignment_id, event.fence):
+        run, _, lease = held
+        client = lose(turn, run, lease, to, why)
+    else:
         return
-    run, _, lease = held
-    to = AssignmentState.REJECTED
-    client = lose(turn, run, lease, to, f"{event.code.replace('_', ' ')}: {event.message}")
     if event.code is RejectCode.DOES_NOT_FIT:
         wait = turn.settings.does_not_fit_seconds
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
@@ -81,11 +94,15 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     if late := turn.farm.late(event.assignment_id, event.fence):
         drop_late(turn, *late, event.message, AssignmentState.FAILED)
         return
-    held = turn.farm.lease(event.assignment_id, event.fence)
-    if held is None:
+    why, to = f"{event.code}: {event.message}", AssignmentState.FAILED
+    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
+        run, lease = ahead
+        client = drop_ahead(turn, run, lease, why, to)
+    elif held := turn.farm.lease(event.assignment_id, event.fence):
+        run, _, lease = held
+        client = lose(turn, run, lease, to, why)
+    else:
         return
-    run, _, lease = held
-    client = lose(turn, run, lease, AssignmentState.FAILED, f"{event.code}: {event.message}")
     turn.log(run, client, event.traceback or event.message)
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
@@ -115,6 +132,9 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
     if late := turn.farm.late(event.assignment_id, event.fence):
         _arrived_late(turn, *late, event)
         return
+    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
+        _arrived_ahead(turn, *ahead, event)
+        return
     held = _held_or_adopted(turn, event)
     if held is None:
         _turn_down(turn, event)
@@ -122,7 +142,7 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
     run, step, lease = held
     if problem := _unusable(lease, event):
         here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
-        turn.farm.clients[event.client_id].slots += 1  # useless as it is, it is finished
+        _free_slot(turn, run, lease)  # useless as it is, it is finished
         _drop_update(turn, event)
         failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
         return
@@ -141,6 +161,25 @@ def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) 
     turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
 
 
+def _arrived_ahead(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
+    problem = _unusable(lease, event)
+    if problem or event.update is None or lease.record.client_id != event.client_id:
+        drop_ahead(turn, run, lease, problem or "it came from another client")
+        _drop_update(turn, event)
+        return
+    arrive_ahead(run, _done(turn, run, lease, event), event.update)
+
+
+def _free_slot(turn: Turn, run: TaskRun, lease: Lease) -> None:
+    """A client that delivers has a free slot. With pipelining it had it, and said so, when it began to deliver."""
+    if not _is_pipelined(run, lease.record):
+        turn.farm.clients[lease.record.client_id].slots += 1
+
+
+def _is_pipelined(run: TaskRun, record: AssignmentRecord) -> bool:
+    return run.brief.pipeline and record.kind is Kind.TRAIN
+
+
 def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, Lease] | None:
     held = turn.farm.lease(event.assignment_id, event.fence)
     if held is not None:
@@ -150,7 +189,8 @@ def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, L
     if client is None or dormant is None or dormant[2].client_id != event.client_id:
         return None
     run, step, record = dormant
-    client.slots -= 1  # it has finished, and so has no slot to give back when it delivers
+    if not _is_pipelined(run, record):
+        client.slots -= 1  # it has finished, and so has no slot to give back when it delivers
     return run, step, adopt(turn, run, record, client)
 
 
@@ -212,11 +252,13 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     client = turn.farm.clients[record.client_id]
     client.held.discard(record.assignment_id)
     client.freed_at = turn.now
-    client.slots += 1  # it says so itself in a moment; the next round need not wait for that
+    _free_slot(turn, run, lease)  # it says so itself in a moment; the next round need not wait for that
     client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
     client.failures.pop(run.task_id, None)
     if client.breaker.succeeded():
         turn.note("breaker_closed", f"{client.record.name} works again", run, client)
+    if record.kind is Kind.TRAIN and run.brief.weights_codec.name is not CodecName.NONE:
+        client.versions[run.task_id] = version_digest(run, record)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
     if record.kind is Kind.TRAIN and event.compute_seconds > 0:
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / event.compute_seconds)

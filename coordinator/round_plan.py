@@ -32,11 +32,16 @@ def handed_out_samples(recipe: Recipe) -> int:
 
 
 def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
-    """Plan the next round: first what earlier rounds of the epoch left over, then from the cursor on."""
+    """Plan what is still to be handed out of the next round, besides what clients do ahead of it already.
+
+    First what earlier rounds of the epoch left over, then from the cursor on.
+    """
     task = run.record
-    want = handed_out_samples(task.spec.recipe)
+    want = max(handed_out_samples(task.spec.recipe) - run.ahead_samples, 0)
     owed = available_leftover(run)
     count = count_samples(owed)
+    if not want:
+        return RoundPlan((), owed, task.cursor)
     if count >= want:
         taken, carried = cut(owed, [want, count - want])
         return RoundPlan(taken, carried, task.cursor)

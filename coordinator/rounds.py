@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from coordinator.ahead import drop_all_ahead, take_up
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
+from coordinator.deltas import keep_delta
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
 from coordinator.offers import bury, cancel, offer
-from coordinator.planning import count_samples, cut, share_quantum, shares
+from coordinator.planning import by_affinity, count_samples, cut, share_quantum, shares
+from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
@@ -29,7 +32,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     task = run.record
     drop_stale(turn, run)
     plan = plan_round(run, turn.settings.stripe_shards)
-    if not plan.samples:  # all that is left of the epoch is late: somebody else does it
+    if not plan.samples and not run.ahead_samples:  # all that is left of the epoch is late: somebody else does it
         drop_all_late(turn, run, "the epoch ends")
         plan = plan_round(run, turn.settings.stripe_shards)
     run.attempt += 1
@@ -40,39 +43,52 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         attempt=run.attempt,
         epoch=task.epoch,
         cursor=task.cursor,
-        samples=plan.samples,
+        samples=run.ahead_samples + plan.samples,
         opened_at=turn.now,
     )
+    first = run.ahead_samples
     run.step = Step(
         kind=Kind.TRAIN,
         number=task.version,
         attempt=run.attempt,
         epoch=task.epoch,
-        samples=plan.samples,
+        samples=record.samples,
         opened_at=turn.now,
         collect_since=turn.now,
         round=record,
         next_cursor=plan.next_cursor,
         carried=plan.carried,
-        late_at_open=outstanding(run),
     )
+    take_up(turn, run, run.step)
+    run.step.late_at_open = outstanding(run)
     turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
-    part_out(turn, run, clients, plan.ranges)
+    if clients and plan.samples:
+        part_out(turn, run, clients, plan.ranges, first)
+    elif plan.samples:
+        run.step.waiting.append(Part(first, plan.ranges, plan.samples))
     join_round(run, run.step)
-    run.step.round = replace(record, clients=len(run.step.leases))
+    run.step.round = replace(record, clients=len({r.client_id for r in run.step.own_records()}))
     turn.save(run.step.round)
     run.update(served_at=turn.now)
     turn.save(run.record)
+    fold_in_turn(turn, run, run.step)
+    if first and has_enough(run, run.step):  # all of it was done ahead
+        commit(turn, run, run.step)
 
 
-def part_out(turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange]) -> None:
-    """Offer consecutive parts of ``ranges`` to the clients, in proportion to their expected speed."""
+def part_out(
+    turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange], position: int = 0
+) -> None:
+    """Offer consecutive parts of ``ranges`` to the clients, in proportion to their expected speed.
+
+    ``position`` is the place of the first one. Who has the shards of a part already gets it, as far as that goes.
+    """
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
     speeds = expected_speeds(run, list(by_id.values()))
     quantum = share_quantum(run.record.spec.recipe)
     sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id}, quantum)
-    position = 0
-    for client_id, piece in zip(sizes, cut(ranges, list(sizes.values())), strict=True):
+    order = by_affinity(ranges, sizes, {client_id: held_shards(run, by_id[client_id]) for client_id in sizes})
+    for client_id, piece in zip(order, cut(ranges, [sizes[c] for c in order]), strict=True):
         offer(turn, run, by_id[client_id], Part(position, piece, sizes[client_id]))
         position += sizes[client_id]
 
@@ -143,6 +159,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     run.speed.add(samples / seconds)
     run.checkpoint = replace(event.checkpoint, leftover=step.owed)
     turn.save(run.checkpoint)
+    keep_delta(turn, run, event.delta)
     turn.save(
         replace(
             step.round,
@@ -206,6 +223,8 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         return
     for lease in list(step.leases.values()):
         cancel(turn, run, lease, why)
+    if step.kind is Kind.TRAIN:
+        drop_all_ahead(turn, run, why)
     bury(turn, step)
     run.step = None
     for record in step.delivered:

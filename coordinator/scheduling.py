@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from coordinator.ahead import drop_ahead, offer_ahead, wants_ahead
 from coordinator.decision import Decision
 from coordinator.eligibility import eligible, qualifies
 from coordinator.evaluation import give_up_evaluation, open_evaluation
@@ -11,6 +12,8 @@ from coordinator.horizon import is_finished
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import TaskState
 from coordinator.offers import cancel, offer, overdue, trip
+from coordinator.planning import samples_at_hand
+from coordinator.prefetch import held_shards
 from coordinator.queue import band, fair_share, queue_order
 from coordinator.rounds import abandon, commit, open_round
 from coordinator.scoring import rank
@@ -28,6 +31,14 @@ def schedule(turn: Turn) -> None:
     waiting = [run.record for run in live.values() if _wants_clients(run)]
     for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds):
         _serve(turn, live[task.task_id], waiting_peers(turn, live[task.task_id], list(live.values())))
+    for run in live.values():
+        if wants_ahead(run) and not any(_waits_to_open(turn, other) for other in live.values()):
+            offer_ahead(turn, run, [c for c in turn.farm.online() if c.slots > 0 and eligible(c, run, turn.now).value])
+
+
+def _waits_to_open(turn: Turn, run: TaskRun) -> bool:
+    """Whether a task has no step and would take free clients: nobody may keep them for a round to come then."""
+    return run.record.state in LIVE and run.step is None and run.record.not_before <= turn.now
 
 
 def _wants_clients(run: TaskRun) -> bool:
@@ -45,7 +56,8 @@ def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
         complete(turn, run)
         return
     candidates = [c for c in turn.farm.online() if eligible(c, run, turn.now).value]
-    if not candidates and not (run.step and run.step.leases):
+    works = bool(run.step.leases if run.step else run.ahead_records())  # a round may open with what was done ahead
+    if not candidates and not works:
         run.why = nobody(turn, run)
         back_to_waiting(turn, run, f"no client is left: {run.why}")
         return
@@ -55,13 +67,16 @@ def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
         return
     choice = choose(turn, run, candidates, idle, peers)
     run.why = choice.reason
-    if choice.value:
+    if choice.value or not choice.reason:
         (open_evaluation if run.evaluate_next else open_round)(turn, run, choice.value)
 
 
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
     open_parts = [part for part in step.waiting if part.reserved_until <= turn.now]
-    for client, part in zip(idle, open_parts, strict=False):
+    free = list(idle)
+    for part in open_parts[: len(free)]:
+        client = max(free, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
+        free.remove(client)
         step.waiting.remove(part)
         offer(turn, run, client, part)
 
@@ -73,7 +88,7 @@ def choose(
     recipe, task = run.record.spec.recipe, run.record
     if task.not_before > turn.now:
         return Decision((), f"retries in {task.not_before - turn.now:.0f} s ({task.reason})")
-    needed = recipe.min_clients
+    needed = recipe.min_clients - len({record.client_id for record in run.ahead_records()})
     if task.version == 0 and recipe.init_min_clients is not None:
         needed = recipe.init_min_clients
     if run.evaluate_next:
@@ -84,7 +99,7 @@ def choose(
     coming = [c for c in candidates if c.slots == 0 and not c.held and turn.now - c.freed_at < recipe.gather_seconds]
     if coming:
         return Decision((), f"waits a moment for {', '.join(c.record.name for c in coming)} to be ready")
-    limit = fair_share(len(idle), peers, needed)
+    limit = fair_share(len(idle), peers, max(needed, 0))
     if recipe.max_clients is not None:
         limit = min(limit, max(recipe.max_clients, needed))
     if limit >= len(idle):
@@ -110,6 +125,9 @@ def expire(turn: Turn) -> None:
         for lease in list(run.late.values()):
             if why := overdue(turn, lease, may_replace=False):
                 drop_late(turn, run, lease, why)
+        for lease in list(run.ahead.values()):
+            if why := overdue(turn, lease, may_replace=False):
+                _blame(turn, run, drop_ahead(turn, run, lease, why), why)
         step = run.step
         if step is None or step.phase is not StepPhase.COLLECT:
             continue
@@ -124,7 +142,10 @@ def expire(turn: Turn) -> None:
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     cancel(turn, run, lease, why)
-    client = turn.farm.clients[lease.record.client_id]
+    _blame(turn, run, turn.farm.clients[lease.record.client_id], why)
+
+
+def _blame(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
     client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
     trip(turn, client)
 

@@ -17,7 +17,7 @@ from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.errors import NotFound
 from protocol.messages import AssignmentProgress, Kind, TaskBrief
 from protocol.resources import Load
-from protocol.tasks import BlobRef, Shard, Split
+from protocol.tasks import BlobRef, Shard, Split, WeightsDelta
 
 
 @dataclass(slots=True)
@@ -48,6 +48,10 @@ class ClientState:
     """Measured samples per second, by task id."""
     cached: set[str] = field(default_factory=set)
     """Digests that the client is known to hold."""
+    codecs: frozenset[str] = frozenset()
+    """What it can encode and decode besides ``none``."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Digest of the newest weights that it is known to hold, by task id."""
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     """By task id."""
     failures: dict[str, int] = field(default_factory=dict)
@@ -142,6 +146,11 @@ class Step:
     scales: dict[str, float] = field(default_factory=dict)
     """Factors of stale updates' weights, by assignment id."""
 
+    def own_records(self) -> Iterator[AssignmentRecord]:
+        """Iterate over the held and the delivered assignments of the round's own parts."""
+        yield from (lease.record for lease in self.leases.values())
+        yield from (record for record in self.delivered if record.position < self.samples)
+
     @property
     def delivered_samples(self) -> int:
         """Count the samples of the updates that arrived, stale ones included."""
@@ -175,6 +184,12 @@ class TaskRun:
     """Held assignments of committed rounds, by assignment id (recipes with ``max_staleness``)."""
     late_results: list[LateResult] = field(default_factory=list)
     """Their results, until a round contains them."""
+    ahead: dict[str, Lease] = field(default_factory=dict)
+    """Parts of the next round that clients work on already, by assignment id (recipes with ``pipeline``)."""
+    ahead_results: dict[str, LateResult] = field(default_factory=dict)
+    """Their results, until that round opens."""
+    deltas: list[WeightsDelta] = field(default_factory=list)
+    """How the newest versions follow from each other, the last one being the present version's."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
     _order: tuple[int, list[Shard]] | None = None
@@ -183,6 +198,15 @@ class TaskRun:
     def task_id(self) -> str:
         """The task's id."""
         return self.record.task_id
+
+    def ahead_records(self) -> list[AssignmentRecord]:
+        """Return what is done ahead of the next round, delivered or not."""
+        return [*(x.record for x in self.ahead.values()), *(x.record for x in self.ahead_results.values())]
+
+    @property
+    def ahead_samples(self) -> int:
+        """Count the samples of the next round that are given out already."""
+        return sum(record.samples for record in self.ahead_records())
 
     def order(self) -> Sequence[Shard]:
         """Return the training shards in the order of the task's present epoch."""
@@ -242,6 +266,13 @@ class Farm:
                 return run, lease
         return None
 
+    def ahead(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
+        """Find a part of a round to come that is held under that fencing token."""
+        for run in self.tasks.values():
+            if (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
+                return run, lease
+        return None
+
     def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
         """Find an assignment whose client went away and may come back, under that fencing token."""
         for run in self.tasks.values():
@@ -253,7 +284,8 @@ class Farm:
     def is_delivered(self, assignment_id: str) -> bool:
         """Whether the assignment's update is here already, and no committed round contains it yet."""
         for run in self.tasks.values():
-            records = [*(run.step.delivered if run.step else ()), *(late.record for late in run.late_results)]
+            waiting = (*run.late_results, *run.ahead_results.values())
+            records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
             if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
                 return True
         return False

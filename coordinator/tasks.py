@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
+from coordinator.deltas import forget_deltas
 from coordinator.events import Action, TaskAction, TaskSubmitted
 from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState
@@ -95,7 +97,9 @@ def _resume(turn: Turn, run: TaskRun, message: str) -> None:
 def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
     """Give up the open step and free what clients and server hold for the task."""
     abandon(turn, run, why)
+    drop_all_ahead(turn, run, why)
     drop_all_late(turn, run, why)
+    forget_deltas(turn, run)
     for client_id in sorted(run.participants):
         turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))

@@ -43,7 +43,7 @@ from protocol.digests import digest_bytes
 from protocol.messages import Assign, HeldAssignment, Hello, Kind, Message, Scope
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
-from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec
+from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec, WeightsDelta
 
 GIGABYTE = 10**9
 
@@ -150,6 +150,8 @@ class Volunteer:
     free_bytes: int = 8 * GIGABYTE
     cpu_cores: int = 4
     tags: tuple[str, ...] = ()
+    cached: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ("int8",)
     incarnation: int = 0
     online: bool = False
     held: deque[Assign] = field(default_factory=deque)
@@ -164,6 +166,8 @@ class Volunteer:
             client_secret="s" * 16,
             name=self.name,
             tags=self.tags,
+            cached=self.cached,
+            codecs=self.codecs,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
             held=tuple(
@@ -187,6 +191,8 @@ class Simulation:
         self.folded: dict[str, list[tuple[str, int]]] = {}
         self.counted_in: dict[str, int] = {}
         self.hold_commits = False
+        self.delta_bytes = 0
+        """The size of what leads from a version to the next; 0 where there are only whole versions."""
         self.pending_commits: list[CommitRound] = []
         self._queue: deque[Command] = deque()
         self._draining = False
@@ -262,7 +268,15 @@ class Simulation:
                 manifest=blob(f"manifest {c.task_id}/{c.round + 1}"),
                 created_at=self.now,
             )
-            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint))
+            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, self._delta(c, checkpoint)))
+
+    def _delta(self, c: CommitRound, after: CheckpointRecord) -> WeightsDelta | None:
+        if not self.delta_bytes:
+            return None
+        before = self.ledger.checkpoints[c.task_id, c.round].weights
+        encoded = BlobRef(digest=blob(f"delta {c.task_id}/{c.round + 1}").digest, size_bytes=self.delta_bytes)
+        codec = self.ledger.tasks[c.task_id].spec.recipe.weights_codec
+        return WeightsDelta(base=before.digest, digest=after.weights.digest, codec=codec, blob=encoded)
 
     def _deliver(self, command: Send) -> None:
         volunteer = next(v for v in self.volunteers.values() if f"id-{v.name}" == command.client_id)
@@ -333,6 +347,18 @@ class Simulation:
         if v.online:
             self._ready(v)
         return assign
+
+    def compute(self, v: Volunteer, loss: float = 1.0, seconds: float = 1.0) -> Assign:
+        """The volunteer of a pipelined task computes its oldest assignment and wants another; ``upload`` delivers."""
+        assign = v.held.popleft()
+        v.outbox[assign.assignment_id] = (assign, loss, seconds)
+        self.accept(v, assign)
+        self._ready(v)
+        return assign
+
+    def upload(self, v: Volunteer, assign: Assign) -> None:
+        """The result of ``compute`` arrives."""
+        self.handle(self.result(v, assign))
 
     def fail(
         self, v: Volunteer, scope: Scope = Scope.ELSEWHERE, message: str = "boom", traceback: str | None = None

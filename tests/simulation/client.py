@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 HEARTBEAT_SECONDS = 3.0
+LAST_ACKS_SECONDS = 1.0
 GIGABYTE = 10**9
 _RESOURCES = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE)
 _LOAD = Load(ram_free_bytes=8 * GIGABYTE)
@@ -95,6 +96,8 @@ class Client:
     next: Mishap = field(default_factory=Mishap)
     jobs: dict[str, Job] = field(default_factory=dict)
     outbox: dict[str, Result] = field(default_factory=dict)
+    uploading: set[str] = field(default_factory=set)
+    """Results of pipelined tasks that are on their way, while their slots are free again."""
     comes_back: bool = False
     """Whether it starts again whenever it has left."""
     life: int = 0
@@ -119,6 +122,7 @@ class Client:
         """End the agent without a word."""
         self.running, self.life = False, self.life + 1
         self.jobs.clear()
+        self.uploading.clear()
         if not keeps_outbox:
             self.outbox.clear()
         if self.connection is not None:
@@ -148,6 +152,7 @@ class Client:
 
     def repeat_results(self) -> None:
         """Send all that is not settled once more."""
+        self.uploading.clear()
         for result in list(self.outbox.values()):
             self._say(result)
 
@@ -249,8 +254,21 @@ class Client:
             self._tell_ready()
         else:
             self.outbox[assign.assignment_id] = self._result(job, mishap.counts_wrong)
-            self._say(self.outbox[assign.assignment_id])
+            if assign.task.pipeline and assign.kind is Kind.TRAIN:
+                self.uploading.add(assign.assignment_id)
+                self._tell_ready()
+                seconds = self.world.rng.choice((0.0, 0.3, 2.0)) * self.slowness
+                self._in_this_life(seconds, lambda: self._deliver(assign.assignment_id))
+            else:
+                self._say(self.outbox[assign.assignment_id])
         self._leave_when_done()
+
+    def _deliver(self, assignment_id: str) -> None:
+        """Send a result whose update has arrived, unless that was done by a new connection meanwhile."""
+        if assignment_id in self.uploading:
+            self.uploading.discard(assignment_id)
+            if (result := self.outbox.get(assignment_id)) is not None:
+                self._say(result)
 
     def _result(self, job: Job, counts_wrong: bool) -> Result:
         assign = job.assign
@@ -281,12 +299,17 @@ class Client:
     def _drop(self, assignment_id: str) -> None:
         self.jobs.pop(assignment_id, None)
         self.outbox.pop(assignment_id, None)
+        self.uploading.discard(assignment_id)
         self._tell_ready()
         self._leave_when_done()
 
     def _leave_when_done(self) -> None:
-        if self.running and self.draining and self.welcomed and not self.jobs and not self.outbox:
+        if not (self.running and self.draining and self.welcomed and not self.jobs):
+            return
+        if not self.outbox:
             self.leave()
+        elif not self.uploading:  # what is not settled by then waits on the disk for the next time
+            self._in_this_life(LAST_ACKS_SECONDS, lambda: None if self.jobs else self.leave())
 
     def _beat(self) -> None:
         now = self.world.agenda.now

@@ -20,6 +20,8 @@ def check_farm(server: Server, is_tick: bool) -> None:
     """Check all that must hold between two events. Raises: Violation."""
     farm: Farm = server.coordinator._farm  # the simulation looks inside
     held: dict[str, set[str]] = {}
+    pipelined: set[str] = set()
+    """Assignments of tasks whose clients free their slots before they deliver."""
     for run in farm.tasks.values():
         if run.step is not None:
             check(run.record.state in _LIVE, f"task {run.task_id} is {run.record.state} and has an open step")
@@ -29,8 +31,15 @@ def check_farm(server: Server, is_tick: bool) -> None:
             for name, lease in run.step.leases.items():
                 held.setdefault(lease.record.client_id, set()).add(name)
                 check(lease.record.state in HELD, f"lease of {name}, which is {lease.record.state}")
-        for name, lease in run.late.items():
+        for name, lease in (*run.late.items(), *run.ahead.items()):
             held.setdefault(lease.record.client_id, set()).add(name)
+        ahead = run.ahead_records()
+        if run.brief.pipeline:
+            pipelined |= {*run.late, *run.ahead, *(run.step.leases if run.step else ())}
+        clients_ahead = [record.client_id for record in ahead]
+        check(len(clients_ahead) == len(set(clients_ahead)), f"a client is ahead of {run.task_id} twice")
+        check(not ahead or run.record.spec.recipe.pipeline, f"task {run.task_id} has parts of a round to come")
+        check(run.record.state in _LIVE or not ahead, f"task {run.task_id} is {run.record.state} and has parts ahead")
         if is_tick and run.record.state not in ENDED:
             why = server.coordinator.why(run.task_id, server.world.server_now())
             check(bool(why.strip()), f"task {run.task_id} is {run.record.state} and does not say why")
@@ -40,7 +49,8 @@ def check_farm(server: Server, is_tick: bool) -> None:
         if client.held:
             check(client.online, f"{client.client_id} is gone and holds {client.held}")
             room = server.world.by_id[client.client_id].slots + server.peers[client.client_id].overtaken
-            check(len(client.held) <= room, f"{client.client_id} has room for {room} and holds {client.held}")
+            plain = client.held - pipelined
+            check(len(plain) <= room, f"{client.client_id} has room for {room} and holds {plain}")
 
 
 def _check_step(run: TaskRun, step: Step) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import engine, fleet, offers, recovery, results, rounds, scheduling, tasks, views
+from coordinator import ahead, engine, fleet, offers, recovery, results, rounds, scheduling, tasks, views
 from coordinator.commands import Fold, Save
 from coordinator.records import AssignmentRecord
 from coordinator.state import Farm
@@ -186,6 +186,27 @@ def _replace_rule(patch: pytest.MonkeyPatch, old: Callable[..., None], new: Call
     patch.setattr(engine, "RULES", rules)
 
 
+def forget_what_is_done_ahead(patch: pytest.MonkeyPatch) -> None:
+    """A round opens without what clients began ahead of it."""
+    patch.setattr(rounds, "take_up", lambda _turn, run, _step: (run.ahead.clear(), run.ahead_results.clear()))
+
+
+def give_samples_out_ahead_and_again(patch: pytest.MonkeyPatch) -> None:
+    """Samples that are done ahead are not taken off the epoch."""
+    offer = ahead.offer
+
+    def keep_the_cursor(turn: Turn, run: Any, client: Any, part: Any, book: Any) -> None:
+        offer(turn, run, client, part, book)
+        run.step.next_cursor -= part.samples
+
+    patch.setattr(ahead, "offer", keep_the_cursor)
+
+
+def owe_nothing_that_was_lost_ahead(patch: pytest.MonkeyPatch) -> None:
+    """The samples of a part that was given up ahead of its round are nobody's."""
+    patch.setattr(ahead, "_owe", lambda *_args: None)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     fold_twice,
     fold_in_order_of_arrival,
@@ -206,4 +227,7 @@ MUTANTS: tuple[Mutant, ...] = (
     acknowledge_on_arrival,
     undo_too_little,
     resume_what_is_over,
+    forget_what_is_done_ahead,
+    give_samples_out_ahead_and_again,
+    owe_nothing_that_was_lost_ahead,
 )

@@ -122,6 +122,7 @@ def draw_task(rng: Random, machines: int) -> TaskSpec:
     rounds = min(-(-sum(shards) // round_samples), 12)
     by_epochs = rng.random() < 0.6 and rounds < 12
     spare = rng.choice((0.0, 0.0, 0.3, 1.0))
+    staleness = rng.choice((0, 0, 1, 3))
     return spec(
         shards=shards,
         holdout=(7, 5) if rng.random() < 0.4 else (),
@@ -138,6 +139,7 @@ def draw_task(rng: Random, machines: int) -> TaskSpec:
         longest_round_seconds=rng.choice((0.0, 20.0, 60.0)) + 8.0 + 0.3 * round_samples * (1 + spare),
         quorum=rng.choice((1.0, 1.0, 0.5, 0.8)),
         over_provision=spare,
-        max_staleness=rng.choice((0, 0, 1, 3)),
+        max_staleness=staleness,
+        pipeline=staleness > 0 and rng.random() < 0.6,
         max_retries=rng.choice((1, 1_000, 1_000)),
     )

@@ -1,0 +1,128 @@
+"""Pipelining: a client that has computed its part of a round goes on with the next round, from the weights it has.
+
+Its update of this round is still on its way then, or others are not done. The samples are the ones that the next round
+would have handed out; when that round opens, such a part is one of its own, one version stale and so of less weight.
+Until then it is like a late update's: nobody else gets its samples, and in the ledger they are owed, so that a
+restart loses none of them.
+Source: Douillard et al., "Streaming DiLoCo with overlapping communication", arXiv:2501.18512, section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from coordinator.commands import DropUpdate
+from coordinator.epoch import take
+from coordinator.lateness import discount
+from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.offers import offer
+from coordinator.planning import count_samples
+from coordinator.records import AssignmentRecord, SampleRange
+from coordinator.state import ClientState, LateResult, Lease, Part, Step, StepPhase, TaskRun
+from coordinator.turn import Turn
+from protocol.messages import Ack, Cancel, Kind
+from protocol.tasks import BlobRef
+
+
+def wants_ahead(run: TaskRun) -> bool:
+    """Whether clients that are done with their part of the open round may begin with the next one."""
+    step, recipe = run.step, run.record.spec.recipe
+    if not recipe.pipeline or step is None or step.kind is not Kind.TRAIN or step.phase is not StepPhase.COLLECT:
+        return False
+    is_last = recipe.rounds is not None and step.number + 1 >= recipe.rounds
+    return not step.waiting and not is_last and run.ahead_samples < recipe.round_samples
+
+
+def offer_ahead(turn: Turn, run: TaskRun, idle: Iterable[ClientState]) -> None:
+    """Give each client that has a part of the open round, and a free slot, one part of the next round."""
+    busy = {record.client_id for record in run.ahead_records()}
+    for client in idle:
+        step = run.step
+        if step is None or not wants_ahead(run):
+            return
+        part = _next_part(turn, run, step, client)
+        if part is not None and client.client_id not in busy:
+            step.next_cursor += part.samples
+            offer(turn, run, client, part, run.ahead)
+
+
+def _next_part(turn: Turn, run: TaskRun, step: Step, client: ClientState) -> Part | None:
+    """A part as large as the client's in this round; None if it has none, or the epoch has no samples left."""
+    recipe = run.record.spec.recipe
+    mine = [r for r in step.own_records() if r.client_id == client.client_id]
+    wanted = min(sum(r.samples for r in mine), recipe.round_samples - run.ahead_samples)
+    ranges = take(run.order(), step.next_cursor, wanted, turn.settings.stripe_shards) if wanted else ()
+    if not ranges or _is_beyond_the_end(run, step):
+        return None
+    return Part(step.samples + run.ahead_samples, ranges, count_samples(ranges))
+
+
+def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
+    """Whether the task will have all its epochs before these samples."""
+    epochs = run.record.spec.recipe.epochs
+    samples = sum(shard.samples for shard in run.order())
+    return epochs is not None and step.epoch * samples + step.next_cursor >= int(epochs * samples)
+
+
+def arrive_ahead(run: TaskRun, record: AssignmentRecord, update: BlobRef) -> None:
+    """Keep a result that is here before its round is open."""
+    del run.ahead[record.assignment_id]
+    run.ahead_results[record.assignment_id] = LateResult(record, update)
+
+
+def take_up(turn: Turn, run: TaskRun, step: Step) -> None:
+    """The round opens: what was done ahead of it are its first parts."""
+    place = 0
+    for record in sorted(run.ahead_records(), key=lambda r: r.position):
+        own = replace(record, attempt=step.attempt, position=place)
+        place += record.samples
+        step.scales[own.assignment_id] = discount(step.number - own.round)
+        if (lease := run.ahead.get(own.assignment_id)) is not None:
+            step.leases[own.assignment_id] = replace(lease, record=own)
+        else:
+            step.delivered.append(own)
+            step.updates[own.assignment_id] = run.ahead_results[own.assignment_id].update
+        turn.save(own)
+    run.ahead.clear()
+    run.ahead_results.clear()
+    if place and run.record.state is TaskState.PENDING:
+        turn.move(run, TaskState.ASSIGNED, "clients began this round ahead of its time")
+
+
+def drop_ahead(
+    turn: Turn, run: TaskRun, lease: Lease, why: str, to: AssignmentState = AssignmentState.EXPIRED
+) -> ClientState:
+    """Give a part up that was begun ahead; its samples are owed. Returns its client."""
+    record = turn.move_lease(lease, to, error=why)
+    del run.ahead[record.assignment_id]
+    turn.save(record)
+    _owe(run, record.ranges)
+    client = turn.farm.clients[record.client_id]
+    client.held.discard(record.assignment_id)
+    client.freed_at = turn.now
+    if client.incarnation == record.incarnation and to is AssignmentState.EXPIRED:
+        turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
+    turn.note(f"assignment_{to}", f"{client.record.name}, ahead of its round: {why}", run, client)
+    return client
+
+
+def drop_all_ahead(turn: Turn, run: TaskRun, why: str) -> None:
+    """Give up all that was begun ahead, results included."""
+    for lease in list(run.ahead.values()):
+        drop_ahead(turn, run, lease, why)
+    for done in run.ahead_results.values():
+        record = done.record
+        turn.save(record)
+        turn.do(DropUpdate(done.update))
+        _owe(run, record.ranges)
+        drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
+        turn.send(turn.farm.clients[record.client_id], drop)
+    run.ahead_results.clear()
+
+
+def _owe(run: TaskRun, ranges: tuple[SampleRange, ...]) -> None:
+    """Before its round's commit the open round must hand samples on; after it the ledger has them as owed."""
+    step = run.step
+    if step is not None and step.kind is Kind.TRAIN and step.phase is StepPhase.COLLECT:
+        step.carried = (*step.carried, *ranges)
