@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from coordinator.commands import DropUpdate
 from coordinator.events import Action, TaskAction
 from protocol.compression import CodecName, CodecSpec
@@ -53,7 +55,7 @@ def test_a_client_that_missed_some_versions_gets_the_chain() -> None:
     chain = assigned(bob).deltas
     assert chain[0].base == held_by_bob
     assert chain[-1].digest == assigned(bob).weights.digest
-    assert all(a.digest == b.base for a, b in zip(chain, chain[1:], strict=False))
+    assert all(a.digest == b.base for a, b in pairwise(chain))
 
 
 def test_a_client_that_holds_no_version_gets_the_whole() -> None:
