@@ -12,9 +12,10 @@ import torch
 from farm_client.executor.layout import TensorMap
 from farm_client.executor.messages import Difference
 from protocol.codecs import TORCH_DTYPES, BytesReader, apply_delta
-from protocol.encoded import check_encoded
+from protocol.encoded import check_encoded, largest_bytes
 from protocol.errors import MalformedTensors
 from protocol.tensors import Header, Layout, TensorBytes, parse_layout, read_header
+from protocol.zstd import unwrap_bytes
 
 
 def rebase(base: Path, differences: Sequence[Difference], made: Path) -> None:
@@ -36,7 +37,7 @@ def rebase(base: Path, differences: Sequence[Difference], made: Path) -> None:
 
 def _apply(difference: Difference, weights: TensorMap, layout: Layout) -> None:
     data = Path(difference.path).read_bytes() if difference.path is not None else difference.data or b""
-    reader = BytesReader(data)
+    reader = BytesReader(unwrap_bytes(data, largest_bytes(layout, difference.codec)))
     check_encoded(layout, difference.codec, reader.header)
     apply_delta(weights, reader, layout, difference.codec)
 

@@ -15,6 +15,7 @@ from protocol.digests import digest_bytes, new_hasher
 from protocol.encoded import stored_tensors
 from protocol.errors import LayoutMismatch, NotFinite
 from protocol.tensors import Layout
+from protocol.zstd import wrap, wrap_bytes
 
 
 class UpdateWriter:
@@ -34,7 +35,9 @@ class UpdateWriter:
         self._layout = layout
         self._scratch_dir = Path(order.scratch_dir)
         self._inline_bytes = order.inline_bytes
-        self._feeds_back = self._codec.error_feedback and self._codec.name is not CodecName.NONE
+        is_lossy = self._codec.name is not CodecName.NONE
+        self._feeds_back = is_lossy and self._codec.error_feedback
+        self._wraps = is_lossy and self._codec.zstd
         self._residual: TensorMap = {}
         self._unconfirmed: TensorMap | None = None
 
@@ -60,9 +63,24 @@ class UpdateWriter:
     def _saved(self, assignment_id: str, stored: TensorMap, metadata: dict[str, str]) -> dict[str, object]:
         if sum(tensor.nbytes for tensor in stored.values()) <= self._inline_bytes:
             data = safetensors.torch.save(stored, metadata=metadata)
+            data = wrap_bytes(data) if self._wraps else data
             if len(data) <= self._inline_bytes:
                 return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
         path = self._scratch_dir / f"{assignment_id}.update"
         safetensors.torch.save_file(stored, path, metadata=metadata)
+        if self._wraps:
+            _wrap_file(path)
         digest = new_hasher().update_mmap(path).hexdigest()
         return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
+
+
+def _wrap_file(path: Path) -> None:
+    """Put the file into a zstd frame, if that is worthwhile."""
+    wrapped = path.with_suffix(".zstd")
+    try:
+        with path.open("rb") as source, wrapped.open("wb") as target:
+            is_worthwhile = wrap(source, target)
+        if is_worthwhile:
+            wrapped.replace(path)
+    finally:
+        wrapped.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def encode_powersgd(values: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
     for _ in range(2):
         left = _orthonormal(matrix @ start)
         start = matrix.T @ left
-    return {"p": left, "q": start.contiguous()}
+    return {"p": left.contiguous(), "q": start.contiguous()}
 
 
 class PowerSgdDecoder(Decoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from protocol.codecs.registry import CODECS
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, LayoutMismatch, MalformedTensors
 from protocol.tensors import Layout, Role, parse_layout, read_header, weights_metadata
+from protocol.zstd import wrap
 from tests.farm_client.executor.awkward import AWKWARD
 from tests.farm_client.executor.bench_task import Bench
 
@@ -50,6 +52,12 @@ def _in_file_order(weights: bytes, tensors: dict[str, torch.Tensor]) -> list[byt
     return [tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in names]
 
 
+def wrapped(difference: bytes) -> bytes:
+    target = io.BytesIO()
+    wrap(io.BytesIO(difference), target)
+    return target.getvalue()
+
+
 def made_by(folder: Path, weights: bytes, *differences: Difference) -> bytes:
     base, made = folder / "base", folder / "made"
     base.write_bytes(weights)
@@ -66,7 +74,7 @@ def test_a_chain_leads_to_the_servers_file(tmp_path: Path, name: CodecName) -> N
     two, third = next_version(second, codec, 2)
     on_disk = tmp_path / "two"
     on_disk.write_bytes(two)
-    chain = (Difference(codec=codec, data=one), Difference(codec=codec, path=str(on_disk)))
+    chain = (Difference(codec=codec, data=wrapped(one)), Difference(codec=codec, path=str(on_disk)))
     assert made_by(tmp_path, first, *chain) == third
     assert made_by(tmp_path, first, chain[0]) == second
     before, after = safetensors.torch.load(first), safetensors.torch.load(third)

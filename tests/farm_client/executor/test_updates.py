@@ -13,21 +13,23 @@ from farm_client.executor.messages import Done
 from protocol.codecs import BytesReader, decoder
 from protocol.codecs.registry import CODECS
 from protocol.compression import CodecName, CodecSpec
-from protocol.encoded import check_encoded
+from protocol.digests import digest_bytes
+from protocol.encoded import check_encoded, largest_bytes
 from protocol.recipe import Mode
 from protocol.tensors import Layout, Role, check_update, parse_layout
+from protocol.zstd import is_wrapped, unwrap_bytes
 from tests.farm_client.executor.awkward import AWKWARD
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of
 
 INT8 = CodecSpec(name=CodecName.INT8, block=16)
 LOSSY = list(CODECS)
-ROUNDS = 6
+ROUNDS = 12
 
 
 def decoded(done: Done, layout: Layout, codec: CodecSpec) -> dict[str, torch.Tensor]:
     """Check an update as the server does, and decode it."""
     assert done.update is not None
-    reader = BytesReader(done.update)
+    reader = BytesReader(unwrap_bytes(done.update, largest_bytes(layout, codec)))
     check_encoded(layout, codec, reader.header)
     return {spec.name: decoder(reader, spec, codec).decode() for spec in layout.returned}
 
@@ -36,7 +38,9 @@ def stored(done: Done) -> dict[str, torch.Tensor]:
     """Return what is in an update's file. (Its header's bytes differ from time to time: the library shuffles them.)"""
     data = done.update if done.update_path is None else Path(done.update_path).read_bytes()
     assert data is not None
-    return safetensors.torch.load(data)
+    assert len(data) == done.update_bytes
+    assert digest_bytes(data) == done.update_digest
+    return safetensors.torch.load(unwrap_bytes(data, 1 << 20))
 
 
 def assert_same(one: Done, other: Done) -> None:
@@ -138,14 +142,25 @@ def test_an_update_that_cannot_be_written_leaves_what_was_carried_over(tmp_path:
     assert_same(bench.train(assignment_id="second"), undisturbed.train(assignment_id="second"))
 
 
+@pytest.mark.parametrize("zstd", [True, False])
+@pytest.mark.parametrize("inline_bytes", [0, 1 << 20])
+def test_a_file_that_zstd_makes_smaller_is_wrapped(tmp_path: Path, zstd: bool, inline_bytes: int) -> None:
+    bench = bench_with(tmp_path, INT8.model_copy(update={"zstd": zstd}), inline_bytes=inline_bytes, config={"lr": 0.0})
+    done = bench.train()
+    assert (done.update is None) == (inline_bytes == 0)
+    data = Path(done.update_path).read_bytes() if done.update_path else done.update or b""
+    assert is_wrapped(data) == zstd
+    assert not stored(done)["front.weight/q"].any()
+    assert sorted(path.name for path in tmp_path.glob("a.*")) == (["a.update"] if done.update_path else [])
+
+
 def test_a_large_update_is_a_file(tmp_path: Path) -> None:
-    bench = bench_with(tmp_path, INT8, inline_bytes=100)
+    bench = bench_with(tmp_path, CodecSpec(), inline_bytes=100)
     done = bench.train()
     assert done.update is None
     assert done.update_path is not None
-    data = Path(done.update_path).read_bytes()
-    assert len(data) == done.update_bytes
-    check_encoded(parse_layout(bench.weights), INT8, BytesReader(data).header)
+    check_update(parse_layout(bench.weights), BytesReader(Path(done.update_path).read_bytes()).header)
+    assert stored(done)
 
 
 def test_numbers_that_no_codec_takes_are_the_researchers_fault(tmp_path: Path) -> None:
