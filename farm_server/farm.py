@@ -136,7 +136,7 @@ class Farm:
         """Connect the parts that talk to each other."""
         layouts = Layouts(self.blobs)
         for task in snapshot.tasks:
-            layouts.add(task.task_id, task.spec.initial_weights.digest)
+            layouts.add(task.task_id, task.spec)
         spooled = SpooledUpdates(self.blobs)
         checkpoints = CheckpointStore(self.blobs)
         dispatch = Dispatch(self.registry, self._placements, self.inline)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Assign
-from protocol.tasks import BlobRef
+from protocol.tasks import BlobRef, WeightsDelta
 
 
 class InlineBlobs:
@@ -28,11 +28,28 @@ class InlineBlobs:
         while self._kept_bytes > self._capacity_bytes:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
-    def filled(self, assign: Assign) -> Assign:
-        """Return the message with its weights inline, if they are kept here."""
-        data = self._kept.get(assign.weights.digest)
+    def filled(self, assign: Assign, room_bytes: int = INLINE_BYTES) -> Assign:
+        """Return the message with its deltas inline, or else its weights, as far as they are kept here.
+
+        Where there are deltas the weights stay out: who can't use the deltas fetches them. No more than
+        ``room_bytes`` go in, of deltas the latest first: most clients hold a recent version.
+        """
+        if assign.deltas:
+            return assign.model_copy(update={"deltas": self._filled(assign.deltas, room_bytes)})
+        weights = self._with_bytes(assign.weights) if assign.weights.size_bytes <= room_bytes else None
+        return assign if weights is None else assign.model_copy(update={"weights": weights})
+
+    def _filled(self, deltas: tuple[WeightsDelta, ...], room_bytes: int) -> tuple[WeightsDelta, ...]:
+        filled: list[WeightsDelta] = []
+        for delta in reversed(deltas):
+            blob = self._with_bytes(delta.blob) if delta.blob.size_bytes <= room_bytes else None
+            room_bytes -= blob.size_bytes if blob is not None else 0
+            filled.append(delta if blob is None else delta.model_copy(update={"blob": blob}))
+        return tuple(reversed(filled))
+
+    def _with_bytes(self, ref: BlobRef) -> BlobRef | None:
+        data = self._kept.get(ref.digest)
         if data is None:
-            return assign
-        self._kept.move_to_end(assign.weights.digest)
-        weights = BlobRef.model_construct(digest=assign.weights.digest, size_bytes=len(data), inline=data)
-        return assign.model_copy(update={"weights": weights})
+            return None
+        self._kept.move_to_end(ref.digest)
+        return BlobRef.model_construct(digest=ref.digest, size_bytes=len(data), inline=data)

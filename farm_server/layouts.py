@@ -1,4 +1,4 @@
-"""Each task's tensor layout, read once from the header of its initial weights."""
+"""What updates of a task look like: its layout, read once from the header of its initial weights, and its codec."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from farm_server.tensor_reader import header_of_file
+from protocol.compression import CodecSpec
 from protocol.errors import NotFound
+from protocol.tasks import TaskSpec
 from protocol.tensors import Layout, parse_layout
 
 
@@ -18,16 +20,16 @@ class BlobPaths(Protocol):
 
 
 class Layouts:
-    """Knows which weights define which task, and keeps the layouts it was asked for. Safe to ask from any thread."""
+    """Knows what was submitted, and keeps the layouts it was asked for. Safe to ask from any thread."""
 
     def __init__(self, blobs: BlobPaths) -> None:
         self._blobs = blobs
-        self._weights: dict[str, str] = {}
+        self._submitted: dict[str, tuple[str, CodecSpec]] = {}
         self._layouts: dict[str, Layout] = {}
 
-    def add(self, task_id: str, weights_digest: str) -> None:
-        """Note which blob holds the task's initial weights."""
-        self._weights[task_id] = weights_digest
+    def add(self, task_id: str, spec: TaskSpec) -> None:
+        """Note which blob holds the task's initial weights, and the codec of its updates."""
+        self._submitted[task_id] = (spec.initial_weights.digest, spec.recipe.update_codec)
 
     def drop(self, task_id: str) -> None:
         """Forget the layout of a task that holds nothing in memory; it is read again when needed."""
@@ -37,10 +39,19 @@ class Layouts:
         """Return the task's layout. Raises: NotFound for an unknown task; MalformedTensors if it can't be read."""
         layout = self._layouts.get(task_id)
         if layout is None:
-            if task_id not in self._weights:
-                raise NotFound(f"there is no task {task_id}")
-            layout = self._layouts[task_id] = layout_of_file(self._blobs.path(self._weights[task_id]))
+            weights_digest, _ = self._find(task_id)
+            layout = self._layouts[task_id] = layout_of_file(self._blobs.path(weights_digest))
         return layout
+
+    def codec_of(self, task_id: str) -> CodecSpec:
+        """Return the codec of the task's updates. Raises: NotFound for an unknown task."""
+        return self._find(task_id)[1]
+
+    def _find(self, task_id: str) -> tuple[str, CodecSpec]:
+        found = self._submitted.get(task_id)
+        if found is None:
+            raise NotFound(f"there is no task {task_id}")
+        return found
 
 
 def layout_of_file(path: Path) -> Layout:

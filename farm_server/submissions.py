@@ -63,7 +63,7 @@ class Submissions:
                 raise Unavailable(f"no task is taken in: {reason}")
             await asyncio.to_thread(self._check, spec)
             task_id = new_task_id()
-            self._layouts.add(task_id, spec.initial_weights.digest)
+            self._layouts.add(task_id, spec)
             if spec.initial_weights.size_bytes <= INLINE_BYTES:
                 self._inline.keep(await self._blobs.read_async(spec.initial_weights.digest))
             await self._ask(TaskSubmitted(task_id, spec))

@@ -1,102 +1,16 @@
 from __future__ import annotations
 
-import queue
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
-from coordinator.events import AggregationFailed, CheckpointDamaged, Event, RoundAggregated
-from coordinator.records import CheckpointRecord
-from farm_server.aggregator import Aggregator
-from farm_server.checkpoint_writer import CheckpointWriter
-from farm_server.spooled_updates import SpooledUpdates
-from farm_server.torch_side import TorchSide
-from protocol.errors import Unavailable
-from protocol.recipe import OuterOptimizer, Recipe
-from protocol.tasks import BlobRef, TaskSpec
-from storage.blobs import FolderBlobStore
-from storage.checkpoints import CheckpointStore
+from coordinator.commands import CommitRound, DropRound, ReleaseTask
+from coordinator.events import AggregationFailed, CheckpointDamaged, RoundAggregated
+from storage.checkpoints import WrittenCheckpoint
 from tests.farm_server import model
-from tests.farm_server.test_runtime import StillClock
-
-
-class Bench:
-    """An aggregator whose outcomes are taken one by one."""
-
-    def __init__(self, root: Path, **outer: object) -> None:
-        self.blobs = FolderBlobStore(root / "blobs")
-        self.spooled = SpooledUpdates(self.blobs)
-        self.checkpoints = CheckpointStore(self.blobs)
-        self.outcomes: queue.Queue[Event] = queue.Queue()
-        self.weights: list[bytes] = []
-        self.small: list[dict[str, bytes]] = []
-        self.full: str | None = None
-        self.aggregator = Aggregator(
-            checkpoints=self.checkpoints,
-            writer=CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry_seconds=0.01),
-            spooled=self.spooled,
-            torch_side=TorchSide(1),
-            outcomes=self,
-            threads=2,
-        )
-        self.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(**{"options": {"lr": 1.0}} | outer)))
-        weights = self.blobs.put_bytes(model.weights())
-        self.checkpoint = CheckpointRecord("t", 0, 0, 0, weights, None, None, 0.0)
-
-    def event(self, event: Event) -> None:
-        self.outcomes.put(event)
-
-    def damaged(self, command: OpenRound, message: str) -> None:
-        self.outcomes.put(CheckpointDamaged(command.task_id, command.round, command.attempt, message, None))
-
-    def claim(self, size_bytes: int) -> None:
-        if self.full is not None:
-            raise Unavailable(self.full)
-
-    def committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
-    ) -> None:
-        self.small.append(dict(small))
-        self.weights.append(self.blobs.read(checkpoint.weights.digest))
-
-    def outcome(self) -> Event:
-        return self.outcomes.get(timeout=60)
-
-    def open(self, number: int = 0, attempt: int = 1) -> None:
-        self.aggregator.open_round(OpenRound("t", number, attempt, self.spec, self.checkpoint))
-
-    def fold(
-        self,
-        data: bytes,
-        samples: int = 1,
-        *,
-        number: int = 0,
-        attempt: int = 1,
-        spool: bool = False,
-        scale: float = 1.0,
-    ) -> BlobRef:
-        bare = self.blobs.put_bytes(data) if spool else model.ref(data)
-        update = bare if spool else BlobRef(digest=bare.digest, size_bytes=bare.size_bytes, inline=data)
-        self.spooled.hold(update)
-        self.aggregator.fold(Fold("t", number, attempt, "a", update, samples, scale))
-        return update
-
-    def commit(self, number: int = 0, attempt: int = 1) -> Event:
-        self.aggregator.commit_round(CommitRound("t", number, attempt, 0, 64))
-        return self.outcome()
-
-    def round(self, number: int, *updates: tuple[float, int]) -> RoundAggregated:
-        self.open(number)
-        for value, samples in updates:
-            self.fold(model.update(value), samples, number=number)
-        event = self.commit(number)
-        assert isinstance(event, RoundAggregated), event
-        self.checkpoint = event.checkpoint
-        return event
+from tests.farm_server.aggregator_bench import Bench
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -130,9 +44,9 @@ def test_weights_keep_their_header_so_that_equal_weights_are_equal_files(bench):
 
 
 def test_momentum_survives_that_the_task_leaves_memory(tmp_path):
-    through, apart = Bench(tmp_path / "a"), Bench(tmp_path / "b")
+    momentum = {"lr": 1.0, "momentum": 0.9}
+    through, apart = Bench(tmp_path / "a", options=momentum), Bench(tmp_path / "b", options=momentum)
     for made in (through, apart):
-        made.spec = model.spec(recipe=Recipe(rounds=3, outer=OuterOptimizer(options={"lr": 1.0, "momentum": 0.9})))
         for number in range(3):
             made.round(number, (1.0, 1))
             if made is apart:
@@ -193,7 +107,7 @@ def test_a_round_that_waits_for_the_disk_can_be_given_up(bench, end):
 
 
 def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatch):
-    def exhausted(*_: object) -> CheckpointRecord:
+    def exhausted(*_: object) -> WrittenCheckpoint:
         raise MemoryError
 
     bench.open()

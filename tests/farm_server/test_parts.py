@@ -23,14 +23,16 @@ from farm_server.placements import Placements
 from farm_server.serial_worker import SerialWorker
 from farm_server.settings import ServerSettings
 from farm_server.tokens import Role, Tokens, load_or_create_token
+from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Assign, Kind, TaskBrief
-from protocol.tasks import BlobRef
+from protocol.tasks import BlobRef, WeightsDelta
 from tests.farm_server import model
 
 TOKENS = Tokens(join="join-secret", farm="farm-secret")
+INT8 = CodecSpec(name=CodecName.INT8)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -198,6 +200,35 @@ def test_large_blobs_are_not_kept_inline():
     data = bytes(INLINE_BYTES + 1)
     kept.keep(data)
     assert kept.filled(assign(data)).weights.inline is None
+
+
+def with_deltas(*blobs: bytes) -> Assign:
+    links = [
+        WeightsDelta(
+            base=digest_bytes(b"%d" % i), digest=digest_bytes(b"%d" % (i + 1)), codec=INT8, blob=model.ref(blob)
+        )
+        for i, blob in enumerate(blobs)
+    ]
+    return assign(b"weights").model_copy(update={"deltas": tuple(links)})
+
+
+def test_small_deltas_ride_inline_instead_of_the_weights():
+    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    kept.keep(b"weights")
+    kept.keep(b"second")
+    message = kept.filled(with_deltas(b"first", b"second"))
+    assert message.weights.inline is None
+    assert [delta.blob.inline for delta in message.deltas] == [None, b"second"]
+    assert kept.filled(assign(b"weights")).weights.inline == b"weights"
+
+
+def test_the_latest_deltas_go_into_a_message_and_no_more_than_it_can_carry():
+    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    old, middle, new = (bytes([i]) * (INLINE_BYTES // 2 - i) for i in range(3))
+    for blob in (old, middle, new):
+        kept.keep(blob)
+    message = kept.filled(with_deltas(old, middle, new))
+    assert [delta.blob.inline is not None for delta in message.deltas] == [False, True, True]
 
 
 def test_an_assignment_is_found_by_its_own_client_only():
