@@ -1,26 +1,33 @@
 """Blobs that this machine fetched: content-addressed, bounded in size, the least recently used go first.
 
-A blob's digest is checked while it is written and again when an entry of an earlier run is first used, so that a
-damaged file is never trained on. Entries in use are pinned and never evicted.
+    <root>/ab/ab12...       a blob, read-only: executors map it
+    <root>/ab12....part     what came of a blob so far, and beside it which bytes that are
+
+A blob's digest is checked while it is written and again when an entry of an earlier run is first used; at every use
+the file must look as it did then. So a damaged file is never trained on: it is removed, and fetched again. Entries in
+use are pinned and never evicted; unfinished ones count with their whole size.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import shutil
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from farm_client.agent.cache_scan import scan
+from farm_client.agent.cache_stats import CacheStats
+from farm_client.agent.cached_file import Look, look_if_sound, look_of, mismatch, protect, touch
 from farm_client.agent.errors import CacheFull
-from protocol.digests import digest_bytes, new_hasher
+from farm_client.transfer.partial_file import remove_partial
+from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch
 
-_HASH_CHUNK_BYTES: Final = 4 * 1024 * 1024
 _TOUCH_EVERY_SECONDS: Final = 60.0
 """How exactly the order of use survives a restart; a write for every use would cost more than it is worth."""
 
@@ -28,46 +35,83 @@ _TOUCH_EVERY_SECONDS: Final = 60.0
 @dataclass(slots=True)
 class _Entry:
     size_bytes: int
-    verified: bool
+    used_at: float
+    """On the monotonic clock."""
+    whole: bool = True
+    look: Look | None = None
+    """What its file looked like when it was last found sound, in this run."""
     touched_at: float = 0.0
+
+
+def say_nothing(_text: str) -> None:
+    """Nobody reads along."""
 
 
 class BlobCache:
     """A folder of immutable files named by digest. One process owns it (see ``Home.held``)."""
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, note: Callable[[str], None] = say_nothing) -> None:
+        """``note`` hears, in a sentence, of what was damaged."""
         self._root = root
         self._max_bytes = max_bytes
+        self._note = note
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._pins: Counter[str] = Counter()
+        self._hits = self._misses = self._served_bytes = 0
+        self._evictions = self._evicted_bytes = self._damaged = 0
         self.used_bytes = 0
-        self._scan()
+        self._take_over()
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._entries
+        """Whether the blob is here, sound or not; it does not count as a use."""
+        entry = self._entries.get(digest)
+        return entry is not None and entry.whole
 
     def digests(self, limit: int) -> tuple[str, ...]:
         """Return the digests held, the most recently used first."""
-        return tuple(digest for digest, _ in zip(reversed(self._entries), range(limit), strict=False))
+        whole = (digest for digest, entry in reversed(self._entries.items()) if entry.whole)
+        return tuple(digest for digest, _ in zip(whole, range(limit), strict=False))
+
+    def stats(self) -> CacheStats:
+        """Return how it fares."""
+        return CacheStats(
+            entries=sum(entry.whole for entry in self._entries.values()),
+            used_bytes=self.used_bytes,
+            max_bytes=self._max_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            served_bytes=self._served_bytes,
+            evictions=self._evictions,
+            evicted_bytes=self._evicted_bytes,
+            damaged=self._damaged,
+        )
 
     def ready(self, digest: str) -> Path | None:
-        """Return the file of a blob that is here and was checked in this run; marks it as used."""
+        """Return the file of a blob that was found sound in this run and looks the same; marks it as used."""
         entry = self._entries.get(digest)
-        if entry is None or not entry.verified:
+        if entry is None or entry.look is None:
             return None
-        self._entries.move_to_end(digest)
-        self._touch(digest, entry)
+        if look_of(self.path(digest)) != entry.look:
+            entry.look = None  # ``find`` reads it again
+            return None
+        self._hits += 1
+        self._served_bytes += entry.size_bytes
+        self._mark_used(digest, entry)
         return self.path(digest)
 
     async def find(self, digest: str) -> Path | None:
-        """Return a blob's file like ``ready``, after checking one of an earlier run; a damaged one is removed."""
+        """Return a blob's file like ``ready``, after reading one that is not known to be sound; a damaged one goes."""
         entry = self._entries.get(digest)
-        if entry is not None and not entry.verified:
+        if entry is not None and entry.whole and entry.look is None:
             with self.pinned((digest,)):
-                entry.verified = await asyncio.to_thread(_hashes_to, self.path(digest), digest)
-            if not entry.verified:
-                self._remove(digest)
-        return self.ready(digest)
+                entry.look = await asyncio.to_thread(look_if_sound, self.path(digest), digest)
+            if entry.look is None:
+                self._drop_damaged(digest)
+            else:
+                protect(self.path(digest))
+        here = self.ready(digest)
+        self._misses += here is None
+        return here
 
     def path(self, digest: str) -> Path:
         """Return where a blob's file is, or would be."""
@@ -77,6 +121,51 @@ class BlobCache:
         """Return where a blob is written while it is fetched; ``adopt`` moves it into place."""
         return self._root / f"{digest}.part"
 
+    def reserve(self, digest: str, size_bytes: int, sparing_seconds: float = 0.0) -> Path:
+        """Make room for a blob that is about to be fetched, and return ``partial_path``; pin it first.
+
+        What an earlier try left there is kept. Nothing that was used within ``sparing_seconds`` is evicted for it.
+        Raises: CacheFull.
+        """
+        entry = self._entries.get(digest)
+        if entry is None or entry.whole or entry.size_bytes != size_bytes:
+            self._remove(digest)
+            self.make_room(size_bytes, sparing_seconds)
+            entry = self._add(digest, size_bytes)
+            entry.whole = False
+        self._mark_used(digest, entry)
+        return self.partial_path(digest)
+
+    def give_up(self, digest: str) -> None:
+        """The blob is not being fetched any more: keep what came for another try, or forget it if nothing did."""
+        entry = self._entries.get(digest)
+        if entry is not None and not entry.whole and not self.partial_path(digest).exists():
+            self._forget(digest)
+
+    def discard(self, digest: str) -> None:
+        """Remove what came of a blob that is not whole."""
+        if digest not in self:
+            self._remove(digest)
+
+    def adopt(self, digest: str, size_bytes: int) -> Path:
+        """Take in the finished partial file, whose digest the writer has checked."""
+        return self._take_in(self.partial_path(digest), digest, size_bytes)
+
+    async def adopt_file(self, digest: str, path: Path) -> Path:
+        """Take in a file that was made on this machine, if it hashes to ``digest``; it is moved out of its place.
+
+        Raises: DigestMismatch, and the file stays where it is; CacheFull; OSError.
+        """
+        look = await asyncio.to_thread(look_if_sound, path, digest)
+        if look is None:
+            raise mismatch(digest)
+        with self.pinned((digest,)):
+            if digest not in self:
+                self.make_room(look.size_bytes)
+            moved = self._incoming_path(digest)
+            await asyncio.to_thread(shutil.move, path, moved)
+        return self._take_in(moved, digest, look.size_bytes)
+
     def put(self, digest: str, data: bytes) -> Path:
         """Keep a small blob that rode inside a message.
 
@@ -85,73 +174,78 @@ class BlobCache:
         if digest_bytes(data) != digest:
             raise DigestMismatch(f"an inline blob does not hash to {digest}; the sender damaged it")
         self.make_room(len(data))
-        partial = self.partial_path(digest)
-        partial.write_bytes(data)
-        return self.adopt(digest, len(data))
+        incoming = self._incoming_path(digest)
+        incoming.write_bytes(data)
+        return self._take_in(incoming, digest, len(data))
 
-    def adopt(self, digest: str, size_bytes: int) -> Path:
-        """Take in the finished partial file, whose digest the writer has checked."""
-        return self._take_in(self.partial_path(digest), digest, size_bytes)
+    def make_room(self, size_bytes: int, sparing_seconds: float = 0.0) -> None:
+        """Evict until a blob of this size fits; nothing is evicted if that would not be enough.
 
-    async def adopt_file(self, digest: str, file: Path) -> Path:
-        """Move in a file that another process of this machine made, if it is what its name says.
-
-        Raises: DigestMismatch, CacheFull, OSError; the file then stays where it is.
+        Raises: CacheFull if it cannot fit beside what is in use, or was within ``sparing_seconds``.
         """
-        if not await asyncio.to_thread(_hashes_to, file, digest):
-            raise DigestMismatch(f"the file that was made for blob {digest[:12]} has another digest")
-        size_bytes = (await asyncio.to_thread(file.stat)).st_size
-        self.make_room(size_bytes)
-        return self._take_in(file, digest, size_bytes)
-
-    def make_room(self, size_bytes: int) -> None:
-        """Evict until a blob of this size fits.
-
-        Raises: CacheFull if it cannot fit beside what is in use.
-        """
-        if size_bytes > self._max_bytes - self._pinned_bytes():
+        if self.used_bytes + size_bytes <= self._max_bytes:
+            return
+        used_before = time.monotonic() - sparing_seconds
+        idle = {d: e for d, e in self._entries.items() if not self._pins[d] and e.used_at <= used_before}
+        busy_bytes = self.used_bytes - sum(entry.size_bytes for entry in idle.values())
+        if busy_bytes + size_bytes > self._max_bytes:
             raise CacheFull(
                 f"a blob of {size_bytes} bytes does not fit into the cache of {self._max_bytes} bytes"
-                f" ({self._pinned_bytes()} are in use); raise --cache-bytes"
+                f" ({busy_bytes} are in use); raise --cache-bytes"
             )
-        for digest in [d for d in self._entries if not self._pins[d]]:
+        for digest, entry in idle.items():
             if self.used_bytes + size_bytes <= self._max_bytes:
                 return
+            self._evictions += 1
+            self._evicted_bytes += entry.size_bytes
             self._remove(digest)
 
     @contextmanager
     def pinned(self, digests: Iterable[str]) -> Iterator[None]:
         """Keep these blobs, here or yet to come, from being evicted."""
-        held = tuple(digests)
-        self._pins.update(held)
+        names = list(digests)
+        self._pins.update(names)
         try:
             yield
         finally:
-            self._pins.subtract(held)
-            for digest in held:
+            self._pins.subtract(names)
+            for digest in names:
                 if self._pins[digest] <= 0:
                     del self._pins[digest]
 
-    def _take_in(self, file: Path, digest: str, size_bytes: int) -> Path:
+    def _take_in(self, incoming: Path, digest: str, size_bytes: int) -> Path:
+        protect(incoming)
         path = self.path(digest)
         path.parent.mkdir(exist_ok=True)
-        file.replace(path)
         self._forget(digest)
-        self._entries[digest] = _Entry(size_bytes, verified=True, touched_at=time.monotonic())
-        self.used_bytes += size_bytes
+        incoming.replace(path)
+        entry = self._add(digest, size_bytes)
+        entry.look, entry.touched_at = look_of(path), time.monotonic()
         return path
 
-    def _pinned_bytes(self) -> int:
-        return sum(self._entries[digest].size_bytes for digest in self._pins if digest in self._entries)
+    def _incoming_path(self, digest: str) -> Path:
+        return self._root / f"{digest}.new"
 
-    def _touch(self, digest: str, entry: _Entry) -> None:
-        now = time.monotonic()
-        if now - entry.touched_at > _TOUCH_EVERY_SECONDS:
+    def _mark_used(self, digest: str, entry: _Entry) -> None:
+        self._entries.move_to_end(digest)
+        entry.used_at = now = time.monotonic()
+        if entry.look is not None and now - entry.touched_at > _TOUCH_EVERY_SECONDS:
             entry.touched_at = now
-            os.utime(self.path(digest))
+            touch(self.path(digest), entry.look, time.time_ns())
+
+    def _drop_damaged(self, digest: str) -> None:
+        self._damaged += 1
+        self._note(f"the cached copy of blob {digest[:12]} is damaged or gone; it will be fetched again")
+        self._remove(digest)
+
+    def _add(self, digest: str, size_bytes: int) -> _Entry:
+        entry = self._entries[digest] = _Entry(size_bytes, used_at=time.monotonic())
+        self.used_bytes += size_bytes
+        return entry
 
     def _remove(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)
+        remove_partial(self.partial_path(digest))
         self._forget(digest)
 
     def _forget(self, digest: str) -> None:
@@ -159,23 +253,10 @@ class BlobCache:
         if entry is not None:
             self.used_bytes -= entry.size_bytes
 
-    def _scan(self) -> None:
-        """Read what an earlier run left, in the order of use; half-fetched files are of no use any more."""
-        for partial in self._root.glob("*.part"):
-            partial.unlink()
-        found = [(path, path.stat()) for path in self._root.glob("[0-9a-f][0-9a-f]/*")]
-        for path, stat in sorted(found, key=lambda pair: pair[1].st_mtime):
-            self._entries[path.name] = _Entry(stat.st_size, verified=False)
-            self.used_bytes += stat.st_size
+    def _take_over(self) -> None:
+        """Go on with what an earlier run left."""
+        now = time.monotonic()
+        for idle_seconds, digest, size_bytes, whole in scan(self._root):
+            self._entries[digest] = _Entry(size_bytes, used_at=now - idle_seconds, whole=whole)
+            self.used_bytes += size_bytes
         self.make_room(0)
-
-
-def _hashes_to(path: Path, digest: str) -> bool:
-    hasher = new_hasher()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                hasher.update(chunk)
-    except OSError:
-        return False
-    return hasher.hexdigest() == digest

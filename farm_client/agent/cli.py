@@ -69,6 +69,12 @@ def join(
     cpu_cores: CoresOption = None,
     max_ram: RamOption = None,
     cache_bytes: Annotated[str | None, typer.Option(help="Largest cache, like 5GiB.", show_default="20GiB")] = None,
+    upload_rate: Annotated[
+        str | None, typer.Option(help="Most bytes to send in a second, like 2MB.", show_default="no limit")
+    ] = None,
+    download_rate: Annotated[
+        str | None, typer.Option(help="Most bytes to fetch in a second, like 10MB.", show_default="no limit")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
 ) -> None:
     """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once."""
@@ -79,6 +85,8 @@ def join(
         cpu_cores=cpu_cores,
         max_ram=max_ram,
         cache_bytes=cache_bytes,
+        upload_rate=upload_rate,
+        download_rate=download_rate,
         slots=slots,
     )
     faults.arm()
@@ -139,7 +147,8 @@ def _fail(reason: str, exit_code: int) -> NoReturn:
 def _describe(home: Path, running: bool, known: Status) -> str:
     if not running:
         return f"no agent runs in {home}; start one with `farm-client join ADDRESS`"
-    return f"{known.name} at {known.farm}: {known.doing}; {known.delivered} results delivered"
+    doing = f"{known.name} at {known.farm}: {known.doing}; {known.delivered} results delivered"
+    return "\n".join((doing, known.cache.in_words(), known.moved.in_words()))
 
 
 def _print_envelope(kind: str, data: dict[str, Any]) -> None:

@@ -69,16 +69,15 @@ class Agent:
             self._listen_to_signals(asyncio.current_task())
             self._board.show(farm=self._address.shown, name=self._settings.name)
             probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
-            transfers = Transfers(self._address)
             pool: ExecutorPool | None = None
             try:
                 verdicts = await self._startup(probe)
                 pool = self._open_pool(probe)
-                cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes)
-                tools = Tools(pool, Fetcher(cache, transfers), transfers, self._open_outbox())
-                await self._serve(tools, probe, verdicts)
+                async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
+                    tools = Tools(pool, fetcher, transfers, self._open_outbox())
+                    await self._serve(tools, probe, verdicts)
             finally:
-                await self._shutdown(pool, transfers, probe)
+                await self._shutdown(pool, probe)
 
     async def _startup(self, probe: Probe) -> Verdicts:
         self._identity: Identity = load_identity(self._home.identity_file)
@@ -100,6 +99,19 @@ class Agent:
         pool = ExecutorPool(launch, limit=slots + 1, idle_seconds=self._settings.idle_executor_seconds)
         pool.prestart()
         return pool
+
+    def _open_transfers(self) -> Transfers:
+        return Transfers(
+            self._address,
+            client_id=self._identity.client_id,
+            upload_rate=self._settings.upload_rate,
+            download_rate=self._settings.download_rate,
+        )
+
+    def _open_fetcher(self, transfers: Transfers) -> Fetcher:
+        cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes, self._narrator.tell)
+        self._board.look = lambda: (cache.stats(), transfers.tally)
+        return Fetcher(cache, transfers)
 
     def _open_outbox(self) -> Outbox:
         return Outbox(
@@ -187,10 +199,12 @@ class Agent:
         self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
         await worker.drain("the volunteer leaves", seconds)
 
-    async def _shutdown(self, pool: ExecutorPool | None, transfers: Transfers, probe: Probe) -> None:
+    async def _shutdown(self, pool: ExecutorPool | None, probe: Probe) -> None:
         if pool is not None:
             await pool.close()
-        await transfers.aclose()
+            self._board.show()
+            self._narrator.tell(self._board.status.cache.in_words())
+            self._narrator.tell(self._board.status.moved.in_words())
         probe.close()
         for number in _SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from farm_client import faults
 from farm_client.agent.link import Link
 from farm_client.agent.outbox import Outbox, Parcel
-from farm_client.agent.transfers import Meter, Transfers, ignore_bytes
+from farm_client.agent.transfers import Transfers
+from farm_client.transfer.upload import Listener
 from protocol.errors import FarmError, Unavailable
 from protocol.faults import Fault
 from protocol.limits import INLINE_BYTES
@@ -23,10 +25,20 @@ _LAST_ACKS_SECONDS: Final = 1.0
 class Deliveries:
     """Sends results over whatever connection there is; without one they wait in the outbox for the next ``attach``."""
 
-    def __init__(self, outbox: Outbox, transfers: Transfers, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        transfers: Transfers,
+        note: Callable[[str], None],
+        show_wait: Callable[[str | None], None],
+    ) -> None:
+        """``note`` hears sentences; ``show_wait`` why an upload waits for its turn, and None when none does."""
         self._outbox = outbox
         self._transfers = transfers
         self._note = note
+        self._show_wait = show_wait
+        self._waiting: dict[str, str] = {}
+        """Why, by the assignments whose uploads wait for their turn."""
         self._link: Link | None = None
         self._inline_bytes = INLINE_BYTES
         self._under_way: set[str] = set()
@@ -51,8 +63,8 @@ class Deliveries:
         except (FarmError, OSError) as error:
             self._note(f"dropped a finished result: {error}")
 
-    async def deliver(self, parcel: Parcel, meter: Meter = ignore_bytes) -> None:
-        """Bring a result that is in the outbox to the farm; ``meter`` hears the bytes of its update that have left.
+    async def deliver(self, parcel: Parcel, listener: Listener | None = None) -> None:
+        """Bring a result that is in the outbox to the farm; ``listener`` hears how the upload of its update goes.
 
         When the connection is gone it returns all the same: the outbox has the result for the next one.
 
@@ -66,7 +78,7 @@ class Deliveries:
             if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes):
                 if not await _reach(Fault.CLIENT_WHILE_SENDING, parcel):
                     await self._send(parcel.result, parcel)
-            elif await self._upload(update, parcel, meter):
+            elif await self._upload(update, parcel, listener or Listener()):
                 slim = update.model_copy(update={"inline": None})
                 await self._send(parcel.result.model_copy(update={"update": slim}), parcel)
         except (FarmError, OSError):
@@ -74,6 +86,7 @@ class Deliveries:
             raise
         finally:
             self._under_way.discard(assignment_id)
+            self._hear_wait(assignment_id, None)
 
     def settle(self, assignment_id: str) -> None:
         """Forget a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
@@ -89,21 +102,32 @@ class Deliveries:
         except TimeoutError:
             self._note("finished results wait in the outbox for the farm's answer; the next join sends them again")
 
-    async def _upload(self, update: BlobRef, parcel: Parcel, meter: Meter) -> bool:
+    async def _upload(self, update: BlobRef, parcel: Parcel, listener: Listener) -> bool:
         """Store the update at the farm, for as long as there is a connection; return whether it is there."""
         source = parcel.path if update.inline is None else update.inline
         if source is None:
             raise FarmError(f"the update of {parcel.result.assignment_id} is neither in its result nor in a file")
+
+        def hear_wait(reason: str | None) -> None:
+            listener.waits(reason)
+            self._hear_wait(parcel.result.assignment_id, reason)
+
+        hearing = replace(listener, waits=hear_wait, midway=lambda: _reach(Fault.CLIENT_WHILE_SENDING, parcel))
         while self._link is not None:
             try:
-                await self._transfers.upload(
-                    update.digest, source, meter, lambda: _reach(Fault.CLIENT_WHILE_SENDING, parcel)
-                )
+                await self._transfers.upload(update.digest, source, hearing)
             except Unavailable as error:
                 self._note(f"{error.message}; trying again")
             else:
                 return True
         return False
+
+    def _hear_wait(self, assignment_id: str, reason: str | None) -> None:
+        if reason is None:
+            self._waiting.pop(assignment_id, None)
+        else:
+            self._waiting[assignment_id] = reason
+        self._show_wait(next(iter(self._waiting.values()), None))
 
     async def _send(self, result: Result, parcel: Parcel) -> None:
         link = self._link

@@ -20,10 +20,15 @@ class Display:
         self._board = board
         self._narrator = narrator
         self._idle_since = time.monotonic()
+        self._upload_waits: str | None = None
 
     def delivered(self) -> None:
         """Count a result that the farm counted."""
         self._board.delivered += 1
+
+    def upload_waits(self, reason: str | None) -> None:
+        """Hear why an update that is to be sent waits for its turn; None when none does."""
+        self._upload_waits = reason
 
     def note(self, text: str) -> None:
         """Say something that belongs to no assignment."""
@@ -39,17 +44,20 @@ class Display:
             self._idle_since = time.monotonic()
             self._show_work(newest)
         elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
-            doing = "leaving" if leaving else "waiting: the farm has no work for this machine now"
+            doing = self._also("leaving" if leaving else "waiting: the farm has no work for this machine now")
             self._narrator.tell(doing)
             self._board.show(doing=doing, task="", round=None)
         elif self._board.delivered != self._board.status.delivered:
             self._board.show()
 
     def _show_work(self, assign: Assign) -> None:
-        doing = f"working on {assign.task.name}"
+        doing = self._also(f"working on {assign.task.name}")
         progress = f"{doing}, round {assign.round} ({self._board.delivered} results delivered so far)"
         self._narrator.keep_telling(doing, progress, **_ids(assign))
         self._board.show(doing=doing, task=assign.task.task_id, round=assign.round)
+
+    def _also(self, doing: str) -> str:
+        return f"{doing}; an update waits: {self._upload_waits}" if self._upload_waits else doing
 
 
 def _ids(assign: Assign) -> dict[str, str | int]:

@@ -42,6 +42,8 @@ class Held:
     samples_done: int = 0
     sent_bytes: int = 0
     """Of its update, while that is uploaded."""
+    waits: int = 0
+    """How often the farm told that upload to wait for its turn."""
     output: PendingOutput = field(default_factory=PendingOutput)
 
     def shards(self) -> list[BlobRef]:
@@ -53,6 +55,10 @@ class Held:
         """Hear how many bytes of the update have left."""
         self.sent_bytes = count
 
+    def waited(self, reason: str | None) -> None:
+        """Hear that the upload is to wait for its turn, or (None) that the turn has come."""
+        self.waits += reason is not None
+
     def progress(self, arrived_bytes: int = 0) -> AssignmentProgress:
         """Say how far it is: the more bytes have come, or left, the longer the farm waits for the rest."""
         return AssignmentProgress(
@@ -61,6 +67,7 @@ class Held:
             phase=self.phase,
             samples_done=self.samples_done,
             fetched_bytes=self.sent_bytes if self.phase is Phase.UPLOADING else arrived_bytes,
+            waits=self.waits,
         )
 
     def run_order(self, cache: BlobCache, weights: bytes | None, weights_file: Path | None) -> Run:

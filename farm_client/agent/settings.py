@@ -40,6 +40,12 @@ class AgentSettings(BaseSettings):
     outbox_bytes: ByteSize = Field(
         default=ByteSize(10 * 1024**3), gt=0, description="Largest size of the finished updates that wait for the farm."
     )
+    upload_rate: ByteSize | None = Field(
+        default=None, gt=0, description="The most bytes to send in a second, all transfers together; unset: no limit."
+    )
+    download_rate: ByteSize | None = Field(
+        default=None, gt=0, description="The most bytes to fetch in a second, all transfers together; unset: no limit."
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from farm_client.agent.cache_stats import CacheStats
+from farm_client.transfer.tally import Tally
 from protocol.frozen import Frozen
 
 
@@ -21,7 +24,14 @@ class Status(Frozen):
     task: str = ""
     round: int | None = None
     delivered: int = 0
+    cache: CacheStats = CacheStats()
+    moved: Tally = Tally()
+    """Over the network, since the agent started."""
     updated_at: float = 0.0
+
+
+def _nothing_moved() -> tuple[CacheStats, Tally]:
+    return CacheStats(), Tally()
 
 
 @dataclass(slots=True)
@@ -31,10 +41,14 @@ class StatusBoard:
     path: Path
     status: Status = field(default_factory=Status)
     delivered: int = 0
+    look: Callable[[], tuple[CacheStats, Tally]] = _nothing_moved
+    """How the cache and the transfers fare."""
 
     def show(self, **changes: str | int | None) -> None:
         """Change some fields of the status and write it."""
-        self.status = self.status.model_copy(update={**changes, "delivered": self.delivered, "updated_at": time.time()})
+        cache, moved = self.look()
+        counts = {"delivered": self.delivered, "cache": cache, "moved": moved, "updated_at": time.time()}
+        self.status = self.status.model_copy(update={**changes, **counts})
         unfinished = self.path.with_suffix(".new")
         unfinished.write_text(self.status.model_dump_json())
         unfinished.replace(self.path)

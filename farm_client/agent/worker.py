@@ -23,6 +23,7 @@ from farm_client.agent.output import FLUSH_SECONDS
 from farm_client.agent.preflight import Standing, refusal
 from farm_client.agent.probe import Probe
 from farm_client.agent.untold import Telling, Untold
+from farm_client.transfer.upload import Listener
 from protocol.errors import FarmError
 from protocol.limits import INLINE_BYTES
 from protocol.messages import (
@@ -61,7 +62,8 @@ class Worker:
     def __init__(self, tools: Tools, surroundings: Surroundings) -> None:
         self._tools = tools
         self._around = surroundings
-        self._deliveries = Deliveries(tools.outbox, tools.transfers, surroundings.display.note)
+        display = surroundings.display
+        self._deliveries = Deliveries(tools.outbox, tools.transfers, display.note, display.upload_waits)
         self._link: Link | None = None
         self._inline_bytes = INLINE_BYTES
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
@@ -211,7 +213,7 @@ class Worker:
     async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         job.held.phase = Phase.UPLOADING
         try:
-            await self._deliveries.deliver(parcel, job.held.sent)
+            await self._deliveries.deliver(parcel, Listener(meter=job.held.sent, waits=job.held.waited))
         except (FarmError, OSError) as error:
             return job.held.failure(error)
         return None

@@ -6,17 +6,17 @@ import itertools
 import zipfile
 from contextlib import asynccontextmanager
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from protocol.digests import digest_bytes
 from protocol.messages import Ack, Assign, Hello, Kind, Ready, Slice, TaskBrief, Welcome
 from protocol.recipe import Mode
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef, Shard
+from protocol.versions import SUPPORTED
+from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
 
 TOKEN = "join-token"
 
@@ -59,7 +59,7 @@ class Peer:
 
     async def welcome(self, **changes):
         hello = await self.expect(Hello)
-        fields = {"version": 1, "incarnation": 1, "heartbeat_seconds": 0.2, "inline_bytes": 1024} | changes
+        fields = {"version": max(SUPPORTED), "incarnation": 1, "heartbeat_seconds": 0.2, "inline_bytes": 1024} | changes
         await self.send(Welcome(**fields))
         return hello
 
@@ -70,27 +70,15 @@ class Peer:
         await self._websocket.close(code)
 
 
-class ScriptedFarm:
+class ScriptedFarm(ScriptedBlobs):
     def __init__(self):
-        self.blobs = {}
-        self.requests = []
-        self.cut_after_bytes = []
-        """Each download request takes one number off and is cut after so many bytes."""
-        self.fail_uploads = 0
-        self.gate = asyncio.Event()
-        """Downloads wait for it."""
-        self.gate.set()
+        super().__init__()
         self.refuse_status = None
         self.host = "127.0.0.1"
         self.port = 0
         self._peers = asyncio.Queue()
         self._ids = itertools.count(1)
-        routes = [
-            WebSocketRoute("/v1/farm", self._converse),
-            Route("/v1/blobs/{digest}", self._get, methods=["GET", "HEAD"]),
-            Route("/v1/blobs/{digest}", self._put, methods=["PUT"]),
-        ]
-        self.app = Starlette(routes=routes)
+        self.app = Starlette(routes=[WebSocketRoute("/v1/farm", self._converse), *self.routes()])
 
     @property
     def url(self):
@@ -99,11 +87,6 @@ class ScriptedFarm:
     async def next_client(self, timeout_seconds=20):
         async with asyncio.timeout(timeout_seconds):
             return await self._peers.get()
-
-    def store(self, data):
-        digest = digest_bytes(data)
-        self.blobs[digest] = data
-        return BlobRef(digest=digest, size_bytes=len(data))
 
     def task(self, task_id="task1", needed_ram_bytes=0, **config):
         archive = io.BytesIO()
@@ -151,48 +134,12 @@ class ScriptedFarm:
         self._peers.put_nowait(peer)
         await peer.listen()
 
-    async def _get(self, request):
-        self.requests.append((request.method, request.headers.get("range")))
-        await self.gate.wait()
-        data = self.blobs.get(request.path_params["digest"])
-        if data is None:
-            return Response(status_code=404)
-        start = (
-            int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) if "range" in request.headers else 0
-        )
-        part = data[start:]
-        length = str(len(part))
-        if request.method == "GET" and self.cut_after_bytes:
-            part = part[: self.cut_after_bytes.pop(0)]
-        return Response(part, status_code=206 if start else 200, headers={"content-length": length})
-
-    async def _put(self, request):
-        self.requests.append(("PUT", None))
-        body = await request.body()
-        if self.fail_uploads:
-            self.fail_uploads -= 1
-            return Response(status_code=503)
-        self.blobs[request.path_params["digest"]] = body
-        return Response(status_code=201)
-
 
 @asynccontextmanager
 async def running_farm():
     farm = ScriptedFarm()
-    config = uvicorn.Config(
-        farm.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="websockets-sansio"
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None
-    sockets = [config.bind_socket()]
-    farm.port = sockets[0].getsockname()[1]
-    serving = asyncio.create_task(server._serve(sockets))
-    try:
+    async with serving(farm.app) as farm.port:
         yield farm
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        await serving
 
 
 async def joined(farm, **changes):

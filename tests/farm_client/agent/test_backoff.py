@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from farm_client.agent.backoff import BRIEF, RECONNECT, STEADY_SECONDS, TRANSFER, Reconnecting, RetryPolicy
+from farm_client.agent.backoff import BRIEF, RECONNECT, STEADY_SECONDS, Reconnecting
+from farm_client.retry import RetryPolicy, about
+from farm_client.transfer.carrier import RETRY
 
 
 def test_waits_are_drawn_from_a_bound_that_grows_up_to_the_longest():
@@ -15,7 +17,7 @@ def test_waits_are_drawn_from_a_bound_that_grows_up_to_the_longest():
         assert 0.8 * bound < drawn <= bound
 
 
-@pytest.mark.parametrize("policy", [RECONNECT, TRANSFER])
+@pytest.mark.parametrize("policy", [RECONNECT, RETRY])
 def test_no_number_of_failures_is_too_many(policy):
     assert 0 <= policy.delay_seconds(1_000_000) <= policy.longest_seconds
 
@@ -33,8 +35,14 @@ def test_a_client_is_back_soon_after_a_server_that_was_away_for_seconds():
 
 def test_only_a_limit_ends_the_tries():
     assert RECONNECT.allows(10**6)
-    assert TRANSFER.allows(TRANSFER.tries - 1)
-    assert not TRANSFER.allows(TRANSFER.tries)
+    assert RETRY.allows(RETRY.tries - 1)
+    assert not RETRY.allows(RETRY.tries)
+
+
+def test_those_who_were_told_to_wait_alike_do_not_come_together():
+    waits = [about(4.0) for _ in range(300)]
+    assert 3.0 <= min(waits) < 3.2
+    assert 4.8 < max(waits) <= 5.0
 
 
 def longest(reconnecting):

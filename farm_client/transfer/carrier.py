@@ -1,0 +1,123 @@
+"""What every transfer to or from one farm shares: connections, limits, counters, and how often a try is worth it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from farm_client.retry import RetryPolicy
+from farm_client.transfer.rates import RateLimit
+from farm_client.transfer.tally import Tally
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
+from protocol.rest import ErrorBody
+
+RETRY: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)
+TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+"""Of one read or write, not of a transfer."""
+CLIENT_HEADER: Final = "X-Farm-Client"
+"""Who sends, by its own word: the farm shares its bandwidth and its turns fairly between these names."""
+
+_WORTH_ANOTHER_TRY: Final = frozenset(
+    {httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT}
+)
+Meter = Callable[[int], None]
+"""Hears how many bytes are there so far; after a cut it may be fewer than before."""
+T = TypeVar("T")
+
+
+def ignore_bytes(_count: int) -> None:
+    """Nobody waits for the bytes of this transfer."""
+
+
+class Interrupted(Exception):
+    """A transfer ended early in a way that another try may mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """One way to a farm's ``/v1/blobs``. Whoever made ``http`` closes it; it knows the farm's address and token."""
+
+    http: httpx.AsyncClient
+    retry: RetryPolicy = RETRY
+    upload_rate: RateLimit = field(default_factory=RateLimit)
+    download_rate: RateLimit = field(default_factory=RateLimit)
+    tally: Tally = field(default_factory=Tally)
+
+    async def persist(self, attempt: Callable[[], Awaitable[None]], progress: Callable[[], int], failed: str) -> None:
+        """Try until it succeeds. The tries are counted anew whenever ``progress`` has grown: a thin line gets there.
+
+        Raises: Unavailable, with the last failure as its cause, when as many tries as allowed came no further.
+        """
+        failures, furthest = 0, progress()
+        while True:
+            try:
+                await attempt()
+            except (httpx.TransportError, Interrupted) as error:
+                failures = failures + 1 if progress() <= furthest else 1
+                furthest = max(furthest, progress())
+                if not self.retry.allows(failures):
+                    reason = str(error) or type(error).__name__
+                    raise Unavailable(f"{failed} after {failures} tries: {reason}") from error
+                await asyncio.sleep(self.retry.delay_seconds(failures))
+            else:
+                return
+
+
+async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:
+    """Do ``work`` for each item, ``at_once`` at a time.
+
+    When one is interrupted no other is begun, and those under way are finished first: what they move is moved.
+    Raises: the first interruption, or the first other error at once.
+    """
+    interruptions: list[httpx.TransportError | Interrupted] = []
+    waiting = iter(items)
+
+    async def take_items() -> None:
+        for item in waiting:
+            if interruptions:
+                return
+            try:
+                await work(item)
+            except (httpx.TransportError, Interrupted) as error:
+                interruptions.append(error)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(take_items())
+    except* (FarmError, OSError) as errors:
+        raise errors.exceptions[0] from None
+    if interruptions:
+        raise interruptions[0]
+
+
+async def check(response: httpx.Response, digest: str) -> None:
+    """Tell what another try may mend from what it cannot.
+
+    Raises: Interrupted, Unauthorized, NotFound, DigestMismatch; FarmError for any other refusal, in the farm's words.
+    """
+    if response.is_success:
+        return
+    status, reason = response.status_code, await _reason(response)
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise Unauthorized
+    if response.is_server_error or status in _WORTH_ANOTHER_TRY:
+        raise Interrupted(reason)
+    if status == httpx.codes.NOT_FOUND:
+        raise NotFound(f"the farm has no blob {digest[:12]}; the task may have ended")
+    if status == httpx.codes.UNPROCESSABLE_ENTITY:
+        raise DigestMismatch(reason)
+    raise FarmError(f"the farm refused blob {digest[:12]}: {reason}")
+
+
+async def _reason(response: httpx.Response) -> str:
+    body = await response.aread()
+    try:
+        return ErrorBody.model_validate_json(body).message
+    except ValidationError:
+        return f"the farm answered with status {response.status_code}"

@@ -1,0 +1,155 @@
+"""Storing a blob at the farm: in parts, several at once, from what the farm has of it, when its turn has come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx
+
+from farm_client.retry import about
+from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
+from farm_client.transfer.source import Content, Source, open_source
+from protocol.errors import DigestMismatch
+from protocol.ranges import ByteRange, ByteRanges, ContentRange
+from protocol.rest import UploadReply, UploadRequest, UploadState
+
+ONE_SHOT_BYTES: Final = 1024 * 1024
+"""A blob up to this size is one request: it needs no turn, and a cut costs little."""
+_PIECE_BYTES: Final = 1024 * 1024
+_WAIT_SECONDS: Final = 10.0
+"""How long the farm may hold its answer back while it is not this upload's turn."""
+
+Midway = Callable[[], Awaitable[bool]]
+
+
+async def no_cut() -> bool:
+    """Nothing is cut on purpose."""
+    return False
+
+
+def ignore_waiting(_reason: str | None) -> None:
+    """Nobody needs to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who hears how an upload goes.
+
+    ``meter``: how many bytes are at the farm, or on their way. ``waits``: why it waits, each time that the farm says
+    so, and None when its turn has come. ``midway``: asked when a piece has left whether the connection is to be cut.
+    """
+
+    meter: Meter = ignore_bytes
+    waits: Callable[[str | None], None] = ignore_waiting
+    midway: Midway = no_cut
+
+
+async def upload(carrier: Carrier, digest: str, content: Content, listener: Listener | None = None) -> None:
+    """Store a file, or bytes, at the farm under their digest; what is there already is not sent again.
+
+    Raises: Unauthorized, Unavailable when the tries are used up, DigestMismatch if the bytes are not what their
+        digest says, FarmError if the farm refuses them; OSError.
+    """
+    source = await asyncio.to_thread(open_source, content)
+    try:
+        work = _Upload(carrier, digest, source, listener or Listener())
+        attempt = work.send_whole if source.size_bytes <= ONE_SHOT_BYTES else work.send_parts
+        await carrier.persist(attempt, lambda: work.kept_bytes, f"cannot send blob {digest[:12]}")
+    finally:
+        source.close()
+
+
+@dataclass(slots=True)
+class _Upload:
+    carrier: Carrier
+    digest: str
+    source: Source
+    listener: Listener
+    kept_bytes: int = 0
+    """What the farm has, by its last word."""
+    left_bytes: int = 0
+    """What has left since then."""
+    is_stored: bool = False
+    refusals: int = 0
+    ever_sent: ByteRanges = field(default_factory=ByteRanges)
+
+    async def send_whole(self) -> None:
+        """Ask whether the farm has it; if not, send it in one request."""
+        known = await self.carrier.http.head(self._url)
+        if known.status_code != httpx.codes.NOT_FOUND:
+            await check(known, self.digest)
+            return
+        self.left_bytes = 0
+        await self._send("PUT", ByteRange(0, self.source.size_bytes), {})
+
+    async def send_parts(self) -> None:
+        """Ask what the farm lacks, when it is this upload's turn, and send that."""
+        reply = await self._turn()
+        if reply.state is UploadState.STORED:
+            return
+        self.kept_bytes = self.source.size_bytes - sum(gap.size_bytes for gap in reply.missing)
+        self.left_bytes = 0
+        self.listener.meter(self.kept_bytes)
+        parts = [part for gap in reply.missing for part in gap.parts(reply.part_bytes)]
+        await in_parallel(parts, reply.parallel, self._send_part)
+        if not self.is_stored:
+            raise Interrupted("the farm has all parts that it asked for, and needs others")
+
+    async def _turn(self) -> UploadReply:
+        """Ask until the answer is not to wait. The first answer comes at once: it may have a reason to show."""
+        reply, has_waited = await self._ask(wait_seconds=0.0), False
+        while reply.state is UploadState.WAIT:
+            has_waited = True
+            self.listener.waits(reply.reason or f"{reply.ahead} uploads are before it")
+            await asyncio.sleep(about(reply.retry_seconds))
+            reply = await self._ask(_WAIT_SECONDS)
+        if has_waited:
+            self.listener.waits(None)
+        return reply
+
+    async def _ask(self, wait_seconds: float) -> UploadReply:
+        request = UploadRequest(size_bytes=self.source.size_bytes, wait_seconds=wait_seconds)
+        response = await self.carrier.http.post(f"{self._url}/upload", json=request.model_dump(mode="json"))
+        await check(response, self.digest)
+        return UploadReply.model_validate_json(response.content)
+
+    async def _send_part(self, part: ByteRange) -> None:
+        place = ContentRange(part.start, part.end, self.source.size_bytes)
+        await self._send("PATCH", part, {"Content-Range": str(place)})
+
+    async def _send(self, method: str, part: ByteRange, headers: dict[str, str]) -> None:
+        headers["Content-Length"] = str(part.size_bytes)
+        response = await self.carrier.http.request(method, self._url, content=self._pieces(part), headers=headers)
+        try:
+            await check(response, self.digest)
+        except DigestMismatch as error:
+            self.refusals += 1
+            if self.refusals > 1:
+                raise
+            raise Interrupted(f"it arrived damaged: {error.message}") from error
+        self.is_stored = self.is_stored or response.status_code == httpx.codes.CREATED
+
+    async def _pieces(self, part: ByteRange) -> AsyncIterator[bytes]:
+        rate = self.carrier.upload_rate
+        for piece in part.parts(rate.portion_bytes(_PIECE_BYTES)):
+            await rate.take(piece.size_bytes)
+            yield await asyncio.to_thread(self.source.read, piece.start, piece.size_bytes)
+            self._count(piece)
+            if await self.listener.midway():
+                raise Interrupted("the connection was cut on purpose")
+
+    def _count(self, piece: ByteRange) -> None:
+        before = self.ever_sent.total_bytes
+        self.ever_sent.add(*piece)
+        tally = self.carrier.tally
+        tally.sent_bytes += piece.size_bytes
+        tally.sent_again_bytes += piece.size_bytes - (self.ever_sent.total_bytes - before)
+        self.left_bytes += piece.size_bytes
+        self.listener.meter(self.kept_bytes + self.left_bytes)
+
+    @property
+    def _url(self) -> str:
+        return f"/v1/blobs/{self.digest}"

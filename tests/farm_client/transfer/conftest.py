@@ -1,0 +1,22 @@
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from farm_client.retry import RetryPolicy
+from farm_client.transfer.carrier import Carrier
+from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
+
+AT_ONCE = RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=4)
+
+
+@pytest.fixture
+async def farm():
+    farm = ScriptedBlobs()
+    async with serving(Starlette(routes=farm.routes())) as farm.port:
+        yield farm
+
+
+@pytest.fixture
+async def carrier(farm):
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{farm.port}") as http:
+        yield Carrier(http, AT_ONCE)
