@@ -7,7 +7,19 @@ import sys
 import time
 from pathlib import Path
 
-from farm_client.executor.messages import ORDER, Advance, Done, Failed, Load, Loaded, Run, Stop, Warm
+from farm_client.executor.messages import (
+    ORDER,
+    Advance,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Rebase,
+    Rebased,
+    Run,
+    Stop,
+    Warm,
+)
 from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind, MetricPoint, Scope
@@ -30,6 +42,8 @@ def main():
                     weights = order.weights or (Path(order.weights_path).read_bytes() if order.weights_path else held)
                     held = weights
                     report = run(load, order, weights, connection)
+                case Rebase():
+                    report = rebased(load, order)
                 case Stop():
                     return
             connection.sendall(pack_frame(report.model_dump()))
@@ -40,6 +54,30 @@ def loaded(order):
     if order.config.get("fail_load"):
         return Failed(code="task_code", message="no build_model", scope=Scope.NOBODY, traceback="line 1")
     return Loaded()
+
+
+def rebased(load, order):
+    """Weights follow from others by what is appended to them, or not, as the task's config says."""
+    doing = load.config.get("rebasing", "rightly")
+    print(f"rebasing {doing}")
+    match doing:
+        case "fail":
+            return Failed(assignment_id=order.assignment_id, code="boom", message="boom", scope=Scope.ELSEWHERE)
+        case "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "link":
+            Path(order.made_path).symlink_to(load.config["target"])
+            return Rebased(assignment_id=order.assignment_id)
+        case "hang":
+            Path(load.config["pid_file"]).write_text(str(os.getpid()))
+            time.sleep(600)
+        case "lie":
+            return Done(assignment_id=order.assignment_id, samples=1, metrics={})
+    made = Path(order.base_path).read_bytes()
+    for difference in order.differences:
+        made += difference.data if difference.path is None else Path(difference.path).read_bytes()
+    Path(order.made_path).write_bytes(b"wrong" if doing == "wrongly" else made)
+    return Rebased(assignment_id=order.assignment_id)
 
 
 def run(load, order, weights, connection):  # noqa: C901  one case for each thing that an executor may do
