@@ -36,6 +36,7 @@ from farm_client.agent.status import StatusBoard
 from farm_client.agent.transfers import Transfers
 from farm_client.agent.worker import Surroundings, Worker
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
+from protocol.compression import CodecName
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.messages import Bye, Hello
 from protocol.versions import SUPPORTED
@@ -221,6 +222,7 @@ class Agent:
             load=probe.load(),
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
+            codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
             held=worker.held(),
         )
 

@@ -112,6 +112,7 @@ class Job:
         executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
+        self._tools.fetcher.prefetch(self.held.assign.prefetch)
         return await executor.run(self.held.run_order(self._tools.fetcher.cache, route.data, file))
 
     async def _keep(self, done: Done, executor: Executor) -> Parcel:

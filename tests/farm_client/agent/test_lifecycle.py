@@ -13,6 +13,7 @@ from farm_client.agent.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
+from protocol.compression import CodecName
 from protocol.errors import Unauthorized, VersionMismatch
 from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result
 from tests.farm_client.agent.scripted_farm import joined
@@ -30,6 +31,7 @@ async def test_hello_tells_the_machine_and_its_lasting_identity(farm, start_agen
         second = await (await farm.next_client()).expect(Hello)
     assert (first.name, first.tags, first.resources.cpu_cores) == ("tester", ("lab",), 1)
     assert first.resources.bench_gflops > 0
+    assert {*first.codecs, "none"} == set(CodecName)
     assert (first.client_id, first.client_secret) == (second.client_id, second.client_secret)
 
 

@@ -1,5 +1,8 @@
 """The ways of an assignment's weights to its executor, and what happens where differences are of no use."""
 
+import asyncio
+import os
+
 import pytest
 
 from farm_client.agent.weights import choose_route
@@ -223,3 +226,18 @@ async def test_a_result_instead_of_weights_is_not_heard(farm, start_agent):
         other = farm.task("task2")
         assert await result_of(peer, farm.assign(other)) == b"weights-shard"
     assert [m for m in peer.log if isinstance(m, Result) and m.assignment_id == assign.assignment_id] == []
+
+
+async def test_what_comes_next_is_fetched_while_it_computes(farm, start_agent, home, tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    wished = farm.store(b"the next shard")
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(doing="wait", gate=str(gate)))
+        await peer.send(assign.model_copy(update={"prefetch": (wished,)}))
+        here = home / "cache" / wished.digest[:2] / wished.digest
+        await until(here.exists, longest_seconds=60)
+        await asyncio.to_thread(gate.write_bytes, b"")
+        await peer.acknowledge(await peer.expect(Result, timeout_seconds=60))
+    assert here.read_bytes() == b"the next shard"
