@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Final
@@ -17,26 +18,37 @@ class Bandwidth:
     """The limits of one direction, in bytes per second; 0 is none. For one event loop."""
 
     def __init__(self, total: int, each: int) -> None:
-        self._total = _limiter(total)
         self.is_limited = bool(total or each)
-        self._of_client = lru_cache(_CLIENTS_REMEMBERED)(lambda _client: _limiter(each))
+        self._total = _limit(total)
+        self._of_client = lru_cache(_CLIENTS_REMEMBERED)(lambda _client: _limit(each))
 
     async def pace(self, client: str, data: bytes) -> AsyncIterator[bytes]:
         """Give the data back in pieces, each as soon as the limits allow it."""
-        limiters = [limiter for limiter in (self._of_client(client), self._total) if limiter is not None]
-        if not limiters:
+        limits = [limit for limit in (self._of_client(client), self._total) if limit is not None]
+        if not limits:
             yield data
             return
-        piece_bytes = int(min(limiter.max_rate for limiter in limiters))
+        piece_bytes = min(limit.at_once_bytes for limit in limits)
         for start in range(0, len(data), piece_bytes):
             piece = data[start : start + piece_bytes]
-            for limiter in limiters:
-                await limiter.acquire(len(piece))
+            for limit in limits:
+                await limit.take(len(piece))
             yield piece
 
 
-def _limiter(bytes_per_second: int) -> AsyncLimiter | None:
-    if not bytes_per_second:
-        return None
-    at_once = max(bytes_per_second * _WINDOW_SECONDS, 1.0)
-    return AsyncLimiter(at_once, at_once / bytes_per_second)
+class _Limit:
+    """A leaky bucket with a queue: the bucket by itself serves small amounts first, and large ones might never come."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        at_once = max(bytes_per_second * _WINDOW_SECONDS, 1.0)
+        self.at_once_bytes = int(at_once)
+        self._bucket = AsyncLimiter(at_once, at_once / bytes_per_second)
+        self._queue = asyncio.Lock()
+
+    async def take(self, count: int) -> None:
+        async with self._queue:
+            await self._bucket.acquire(count)
+
+
+def _limit(bytes_per_second: int) -> _Limit | None:
+    return _Limit(bytes_per_second) if bytes_per_second else None

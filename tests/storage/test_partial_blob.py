@@ -1,0 +1,344 @@
+"""A blob that comes in pieces: cut anywhere, killed at any time, sent by many at once, it is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.digests import digest_bytes
+from protocol.errors import DigestMismatch, Unavailable
+from protocol.ranges import ByteRange, ByteRanges
+from storage.blobs import FolderBlobStore
+from storage.errors import NoUpload
+from storage.partial_blob import PartialBlob, name_of, parse_name
+
+ROOT = Path(__file__).parents[2]
+BLOB = random.Random(4).randbytes(200)
+DIGEST = digest_bytes(BLOB)
+Keep = Callable[[Path], None]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return folder
+
+
+def keep_in(kept: dict[str, bytes]) -> Keep:
+    def keep(path: Path) -> None:
+        kept["blob"] = path.read_bytes()
+        path.unlink()
+
+    return keep
+
+
+def reload(folder: Path, partial: PartialBlob) -> PartialBlob:
+    """Take it up as a new process would."""
+    again = PartialBlob.load(folder, partial.digest, partial.size_bytes)
+    assert again is not None
+    return again
+
+
+def write_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count what is written into data files from now on."""
+    counts: list[int] = []
+    real = os.pwritev
+
+    def counting(handle: int, pieces: list[bytes], at: int) -> int:
+        count = real(handle, pieces, at)
+        if str(Path(f"/proc/self/fd/{handle}").readlink()).endswith(".part"):
+            counts.append(count)
+        return count
+
+    monkeypatch.setattr("os.pwritev", counting)
+    return counts
+
+
+@pytest.mark.parametrize("part_bytes", [7, 64, 200])
+def test_cut_at_every_byte_it_goes_on_from_there(
+    folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of them, and nothing here asks for durability
+    counts = write_counts(monkeypatch)
+    for cut in range(len(BLOB) + 1):
+        counts.clear()
+        partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+        for part in ByteRange(0, cut).parts(part_bytes):
+            partial.write(part.start, [BLOB[part.start : part.end]])
+        partial = reload(folder, partial)
+        assert partial.missing() == ([ByteRange(cut, len(BLOB))] if cut < len(BLOB) else [])
+        for part in ByteRange(cut, len(BLOB)).parts(part_bytes):
+            partial.write(part.start, [BLOB[part.start : part.end]])
+        assert partial.settle(keep_in(kept))
+        assert kept.pop("blob") == BLOB
+        assert sum(counts) == len(BLOB), "no byte is written twice"
+    assert not list(folder.iterdir())
+
+
+PIECES = st.lists(
+    st.tuples(st.integers(0, len(BLOB)), st.integers(0, len(BLOB)), st.integers(1, 60), st.booleans()), max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=PIECES)
+def test_parts_in_any_order_with_restarts_between_are_the_blob(
+    folder: Path, kept: dict[str, bytes], pieces: list[tuple[int, int, int, bool]]
+) -> None:
+    partial, model = PartialBlob.create(folder, DIGEST, len(BLOB)), ByteRanges()
+    for one, other, chunk_bytes, restarts in pieces:
+        start, end = sorted((one, other))
+        partial.write(start, [BLOB[part.start : part.end] for part in ByteRange(start, end).parts(chunk_bytes)])
+        model.add(start, end)
+        if restarts:
+            partial = reload(folder, partial)
+        assert partial.missing() == list(model.missing(len(BLOB)))
+        assert partial.received_bytes == model.total_bytes
+    for hole in partial.missing():
+        assert not partial.settle(keep_in(kept)), "it is not complete"
+        partial.write(hole.start, [BLOB[hole.start : hole.end]])
+    assert partial.settle(keep_in(kept))
+    assert kept.pop("blob") == BLOB
+
+
+def test_many_threads_with_overlapping_parts_write_each_byte_once(
+    folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    partial = PartialBlob.create(folder, digest_bytes(data), len(data))
+    counts = write_counts(monkeypatch)
+    order = random.Random(2)
+    starts = [order.randrange(len(data)) for _ in range(60)] + list(range(0, len(data), 200_000))
+    order.shuffle(starts)
+
+    def send(start: int) -> None:
+        part = data[start : start + 200_000]
+        partial.write(start, [part[:70_000], part[70_000:]])
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(send, starts))
+        settled = list(threads.map(lambda _: partial.settle(keep_in(kept)), range(8)))
+    assert settled.count(True) == 1
+    assert kept["blob"] == data
+    assert sum(counts) == len(data)
+
+
+def test_very_many_tiny_chunks_are_one_write(folder: Path, kept: dict[str, bytes]) -> None:
+    data = random.Random(3).randbytes(5000)
+    partial = PartialBlob.create(folder, digest_bytes(data), len(data))
+    partial.write(0, [data[n : n + 1] for n in range(len(data))])
+    assert partial.settle(keep_in(kept))
+    assert kept["blob"] == data
+
+
+def test_wrong_bytes_are_dropped_all_of_them(folder: Path, kept: dict[str, bytes]) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    partial.write(0, [BLOB[:100], b"x" * 100])
+    with pytest.raises(DigestMismatch, match="upload them again"):
+        partial.settle(keep_in(kept))
+    assert partial.is_gone
+    assert not kept
+    assert not list(folder.iterdir())
+    with pytest.raises(NoUpload):
+        partial.write(0, [BLOB])
+
+
+def test_bytes_that_rotted_on_the_disk_are_noticed_after_a_restart(folder: Path, kept: dict[str, bytes]) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    partial.write(0, [BLOB[:150]])
+    (data,) = folder.glob("*.part")
+    data.write_bytes(b"\0" * len(BLOB))  # as after a power cut: the list knows more than the disk has
+    partial = reload(folder, partial)
+    partial.write(150, [BLOB[150:]])
+    with pytest.raises(DigestMismatch):
+        partial.settle(keep_in(kept))
+
+
+def test_an_empty_blob_is_complete_from_the_start(folder: Path, kept: dict[str, bytes]) -> None:
+    partial = PartialBlob.create(folder, digest_bytes(b""), 0)
+    assert partial.is_complete
+    assert partial.settle(keep_in(kept))
+    assert kept["blob"] == b""
+
+
+def test_bytes_past_the_end_are_a_mistake(folder: Path) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    with pytest.raises(ValueError, match="200 bytes"):
+        partial.write(150, [b"x" * 51])
+    assert partial.received_bytes == 0
+
+
+class TestTheListOnDisk:
+    """What the sidecar says, and what a crash may have made of it."""
+
+    def test_is_a_line_for_each_write(self, folder: Path) -> None:
+        partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+        partial.write(10, [BLOB[10:20]])
+        partial.write(0, [BLOB[:15]])
+        (listed,) = folder.glob("*.ranges")
+        assert listed.read_text() == "10-20\n0-10\n"
+        assert (folder / f"{DIGEST}-200.part").stat().st_size == len(BLOB)
+
+    def test_a_line_without_its_end_does_not_count_and_is_written_over(self, folder: Path) -> None:
+        partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+        partial.write(0, [BLOB[:10]])
+        (listed,) = folder.glob("*.ranges")
+        listed.write_text("0-10\n10-199")
+        partial = reload(folder, partial)
+        assert partial.missing() == [ByteRange(10, 200)]
+        partial.write(10, [BLOB[10:11]])
+        assert reload(folder, partial).missing() == [ByteRange(11, 200)]
+
+    @pytest.mark.parametrize("content", ["0-5\nnonsense\n", "5-2\n", "0-201\n", "\udcff\n", "1\n"])
+    def test_one_that_cannot_be_is_of_no_use(self, folder: Path, content: str) -> None:
+        partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+        (listed,) = folder.glob("*.ranges")
+        listed.write_bytes(content.encode("utf-8", "surrogateescape"))
+        assert PartialBlob.load(folder, partial.digest, partial.size_bytes) is None
+
+    @pytest.mark.parametrize("damage", ["no data", "no list", "another size"])
+    def test_files_that_do_not_belong_together_are_of_no_use(self, folder: Path, damage: str) -> None:
+        PartialBlob.create(folder, DIGEST, len(BLOB))
+        (data,), (listed,) = folder.glob("*.part"), folder.glob("*.ranges")
+        if damage == "another size":
+            data.write_bytes(b"x")
+        else:
+            (data if damage == "no data" else listed).unlink()
+        assert PartialBlob.load(folder, DIGEST, len(BLOB)) is None
+
+
+class _FullDisk:
+    """A disk that takes ``left`` more bytes, cutting short the write that meets its end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        self._real = os.pwritev
+        monkeypatch.setattr("os.pwritev", self)
+
+    def __call__(self, handle: int, pieces: list[bytes], at: int) -> int:
+        data = b"".join(pieces)[: self.left]
+        if not data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.left -= len(data)
+        return self._real(handle, [data], at)
+
+
+@pytest.mark.parametrize("left", range(0, 230, 5))
+def test_on_a_full_disk_nothing_is_claimed_that_is_not_there(
+    folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    disk = _FullDisk(monkeypatch, left)
+
+    def write_all() -> None:
+        for part in ByteRange(0, len(BLOB)).parts(40):
+            partial.write(part.start, [BLOB[part.start : part.end]])
+
+    with pytest.raises(Unavailable, match="no space is left"):
+        write_all()
+    missing = partial.missing()
+    assert reload(folder, partial).missing() == missing
+    disk.left = 10**6
+    for hole in missing:
+        partial.write(hole.start, [BLOB[hole.start : hole.end]])
+    assert reload(folder, partial).missing() == []
+    assert partial.settle(keep_in(kept))
+    assert kept["blob"] == BLOB
+
+
+def test_a_disk_that_cannot_sync_keeps_the_upload(
+    folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    partial.write(0, [BLOB])
+
+    def refuse(_handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", refuse)
+        with pytest.raises(Unavailable):
+            partial.settle(keep_in(kept))
+    assert partial.is_complete
+    assert partial.settle(keep_in(kept))
+    assert kept["blob"] == BLOB
+
+
+def test_a_late_writer_cannot_reach_the_next_upload_of_the_same_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = PartialBlob.create(folder, DIGEST, len(BLOB))
+    begun, go_on, real = threading.Event(), threading.Event(), os.pwritev
+
+    def slow(handle: int, pieces: list[bytes], at: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return real(handle, pieces, at)
+
+    monkeypatch.setattr("os.pwritev", slow)
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(old.write, 0, [b"x" * 200])
+        assert begun.wait(30)
+        assert old.drop()
+        new = PartialBlob.create(folder, DIGEST, len(BLOB))
+        go_on.set()
+        with pytest.raises(NoUpload):
+            writing.result(30)
+    assert new.missing() == [ByteRange(0, 200)]
+    (data,) = folder.glob("*.part")
+    assert data.read_bytes() == b"\0" * 200
+    assert not old.drop(), "it is gone already"
+
+
+def test_its_name_says_digest_and_size() -> None:
+    assert parse_name(name_of(DIGEST, 7)) == (DIGEST, 7)
+    for name in ("", DIGEST, f"{DIGEST}-", f"{DIGEST}-x", f"{DIGEST[1:]}-7", f"{DIGEST}-7\n"):
+        with pytest.raises(ValueError, match="names no upload"):
+            parse_name(name)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.storage.part_writer", str(tmp_path / "blobs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("acknowledged", [1, 20, 300])
+def test_what_a_killed_process_acknowledged_is_here(
+    tmp_path: Path, writer: subprocess.Popen[str], acknowledged: int
+) -> None:
+    from tests.storage.part_writer import DATA, UploadFolder
+
+    assert writer.stdout is not None
+    said = [writer.stdout.readline() for _ in range(acknowledged)]
+    writer.kill()
+    said += writer.stdout.read().split("\n")[:-1]  # what it still said; a line cut short does not count
+    blobs = FolderBlobStore(tmp_path / "blobs")
+    (partial,) = UploadFolder(tmp_path / "blobs" / "uploads", blobs).all()
+    promised = ByteRanges(pair for line in said for pair in ByteRanges.parse(line.strip()))
+    received = ByteRanges(ByteRanges(partial.missing()).missing(len(DATA)))
+    assert all(not list(received.missing(end, start)) for start, end in promised)
+    for hole in partial.missing():
+        partial.write(hole.start, [DATA[hole.start : hole.end]])
+    assert partial.settle(lambda path: blobs.adopt(path, partial.digest))
+    assert blobs.read(partial.digest) == DATA
