@@ -70,6 +70,7 @@ class FaultProxy:
         self._up, self._down = Lane(), Lane()
         self._pairs: set[_Pair] = set()
         self._reset_after_bytes: int | None = None
+        self._mean_life_bytes: float | None = None
         self._loop = asyncio.new_event_loop()
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -106,6 +107,10 @@ class FaultProxy:
     def reset_after(self, received_bytes: int) -> None:
         """Reset the first connection that has brought its client so many bytes from now on, and only that one."""
         self._call(lambda: self._plan_reset(received_bytes))
+
+    def reset_each(self, mean_life_bytes: float | None) -> None:
+        """Reset each connection, those to come too, when it has carried a random number of bytes; None ends it."""
+        self._mean_life_bytes = mean_life_bytes
 
     def stall(self) -> None:
         """Hold all bytes back, on connections to come too, until ``flow``: a link that is up and dead."""
@@ -183,10 +188,9 @@ class FaultProxy:
                     break
                 if pair.half_open:  # nobody is there any more: swallowed
                     continue
-                writer.write(chunk)
+                writer.write(chunk[: self._life_left(pair)])
                 await writer.drain()
-                if is_download:
-                    self._count(pair, len(chunk))
+                self._count(pair, len(chunk), is_download=is_download)
         if is_download and pair.half_open:
             await self._over.wait()
         if writer.can_write_eof() and not writer.is_closing():
@@ -209,10 +213,19 @@ class FaultProxy:
             if not chunk:
                 return
 
-    def _count(self, pair: _Pair, received_bytes: int) -> None:
-        pair.received_bytes += received_bytes
-        if self._reset_after_bytes is not None and pair.received_bytes >= self._reset_after_bytes:
-            self._reset_after_bytes = None
+    def _life_left(self, pair: _Pair) -> int | None:
+        """Return how many bytes a connection carries until it is reset; None for any number."""
+        if self._mean_life_bytes is None:
+            return None
+        return max(0, int(pair.lifetime * self._mean_life_bytes) - pair.carried_bytes)
+
+    def _count(self, pair: _Pair, carried_bytes: int, *, is_download: bool) -> None:
+        life_left = self._life_left(pair)
+        pair.carried_bytes += carried_bytes
+        pair.received_bytes += carried_bytes if is_download else 0
+        due = self._reset_after_bytes is not None and pair.received_bytes >= self._reset_after_bytes
+        if due or (life_left is not None and carried_bytes >= life_left):
+            self._reset_after_bytes = None if due else self._reset_after_bytes
             self.resets += 1
             pair.reset()
 
@@ -225,7 +238,10 @@ class _Pair:
     ) -> None:
         self.task = task
         self.chance_up, self.chance_down = random.Random(f"{seed}/up"), random.Random(f"{seed}/down")
+        self.lifetime = random.Random(f"{seed}/life").uniform(0.0, 2.0)
+        """In means of ``reset_each``."""
         self.half_open = False
+        self.carried_bytes = 0
         self.received_bytes = 0
         """What its client got from the target."""
         self._client, self._target = client, target

@@ -60,6 +60,12 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
     return read(connection, len(data))
 
 
+def echo_for_ever(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(SMALL)
+        connection.recv(len(SMALL))
+
+
 def test_an_unspoiled_proxy_changes_nothing(echo):
     with FaultProxy(echo) as proxy, connect(proxy) as connection:
         assert exchange(connection, BIG) == BIG
@@ -84,6 +90,18 @@ def test_one_connection_is_reset_half_way(echo):
         with connect(proxy) as connection, pytest.raises(ConnectionResetError):
             exchange(connection, BIG + SMALL)
         assert proxy.resets == 1
+        with connect(proxy) as again:
+            assert exchange(again, BIG) == BIG
+
+
+def test_connections_that_live_for_so_many_bytes_are_reset_one_after_another(echo):
+    with FaultProxy(echo, seed=1) as proxy:
+        proxy.reset_each(100 * len(SMALL))
+        for number in range(1, 4):
+            with connect(proxy) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+                echo_for_ever(connection)
+            assert proxy.resets == number
+        proxy.reset_each(None)
         with connect(proxy) as again:
             assert exchange(again, BIG) == BIG
 
@@ -165,5 +183,6 @@ def test_no_lane_is_faster_than_its_line_nor_idle_while_bytes_wait(chunks, bytes
 def test_a_target_that_is_away_is_a_reset():
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         target = nobody.getsockname()
-    with FaultProxy(target) as proxy, connect(proxy) as connection, pytest.raises(ConnectionResetError):
+    # the reset may be there before the connection is
+    with FaultProxy(target) as proxy, pytest.raises(ConnectionResetError), connect(proxy) as connection:
         connection.recv(1)
