@@ -22,6 +22,7 @@ from farm_server.datafolder import ServerInfo
 from farm_server.setting_options import with_settings
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
+from protocol.rest import FarmView
 
 app = typer.Typer(
     help="The farm's server: it hands out work, adds up what comes back, and keeps every task safe.",
@@ -95,6 +96,8 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
     if view.uploads_open or view.uploads_waiting:
         typer.echo(f"uploads: {view.uploads_open} under way, {view.uploads_waiting} wait for their turn")
+    for line in _traffic_lines(view):
+        typer.echo(line)
     if view.problem:
         typer.echo(f"NOT READY: {view.problem}")
     _announce(info, as_json=False)
@@ -167,6 +170,15 @@ def restore(
         _print_json({"data_dir": str(data_dir), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
         return
     typer.echo(f"{len(manifest.files)} files, {manifest.size_bytes} bytes are in {data_dir}")
+
+
+def _traffic_lines(view: FarmView) -> Iterator[str]:
+    if view.pace is not None:
+        beat, lost = view.pace.heartbeat_seconds, view.pace.lost_after_seconds
+        yield f"clients report every {beat:g} s and are lost after {lost:g} s of silence: {view.pace.reason}"
+    for name, traffic in (("in", view.received), ("out", view.sent)):
+        messages = traffic.solo_messages + traffic.batched_messages
+        yield f"{name}: {messages} messages in {traffic.frames} frames, {traffic.batched_messages} of them batched"
 
 
 def _counts(size_bytes: int, files: int, missing: tuple[str, ...]) -> dict[str, Any]:

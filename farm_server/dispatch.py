@@ -6,10 +6,10 @@ from coordinator.commands import Send
 from farm_server.faults import armed, reach
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.placements import Placements
-from farm_server.registry import Registry
+from farm_server.registry import Peer, Registry
 from protocol.errors import FarmError, OutOfOrder
 from protocol.faults import Fault
-from protocol.messages import Ack, Assign, Kind
+from protocol.messages import Ack, Assign, Kind, Message
 
 
 class Dispatch:
@@ -28,16 +28,25 @@ class Dispatch:
         message = command.message
         if isinstance(message, Assign):
             self._placements.add(peer.client_id, message)
-            message = self._inline.filled(message)
+            self._say(peer, self._inline.filled(message, peer.wire.inline_bytes), message)
         elif isinstance(message, Ack) and self._is_lost(message):
             peer.wire.end("an acknowledgement was lost on purpose")
-            return
-        try:
-            peer.wire.send(message)
-        except OutOfOrder:
-            return  # it said goodbye a moment ago
-        except FarmError as error:
-            peer.wire.end(f"a message for it can't be sent: {error.message}")
+        else:
+            self._say(peer, message)
+
+    def _say(self, peer: Peer, *ways: Message) -> None:
+        """Send a message in the first of these ways that fits into a frame."""
+        problem = ""
+        for message in ways:
+            try:
+                peer.wire.send(message)
+            except OutOfOrder:
+                return  # it said goodbye a moment ago
+            except FarmError as error:
+                problem = error.message
+            else:
+                return
+        peer.wire.end(f"a message for it can't be sent: {problem}")
 
     def _is_lost(self, ack: Ack) -> bool:
         """Come to the places of faults around an acknowledgement; true if it is lost there."""

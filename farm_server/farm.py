@@ -34,6 +34,7 @@ from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.clock import Clock, SteadyClock
 from farm_server.datafolder import DataFolder
 from farm_server.dispatch import Dispatch
+from farm_server.door import Door
 from farm_server.entry_buffer import EntryBuffer
 from farm_server.gateway import Gateway
 from farm_server.housekeeping import collect_blobs, every
@@ -151,13 +152,12 @@ class Farm:
         )
         self.gateway = Gateway(
             settings=self.settings,
-            tokens=self.tokens,
+            door=Door(self.tokens, self.short_of),
             registry=self.registry,
             reception=reception,
             post=self.runtime.post,
             telemetry=self.telemetry,
             clock=self.clock,
-            refuses=self.short_of,
         )
         self.submissions = Submissions(
             ledger=self.ledger,
@@ -288,8 +288,10 @@ class Farm:
         while True:
             due = self._loop.time() + interval
             await asyncio.sleep(interval)
-            self.telemetry.loop_lag_seconds.observe(max(self._loop.time() - due, 0.0))
+            lag_seconds = max(self._loop.time() - due, 0.0)
+            self.telemetry.loop_lag_seconds.observe(lag_seconds)
             self.gateway.sweep()
+            self.gateway.keep_pace(lag_seconds, self.runtime.backlog)
             self.entries.flush()
             self.runtime.post(Tick())
 

@@ -4,67 +4,60 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
-from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from coordinator.events import ClientConnected, ClientLost, Event
 from farm_server.clock import Clock
+from farm_server.door import Door
+from farm_server.pace import Pacer, ServerLoad, Tempo
 from farm_server.reception import Reception
 from farm_server.registry import Peer, Registry
 from farm_server.settings import ServerSettings
 from farm_server.telemetry import Telemetry
-from farm_server.tokens import Tokens
-from farm_server.wire import Wire
-from protocol.errors import FarmError, OutOfOrder, Unauthorized, Unavailable
-from protocol.messages import Bye, Drain, Hello, Welcome
-from protocol.rest import ErrorBody
+from farm_server.wire import Wire, WireLimits
+from protocol.errors import FarmError, OutOfOrder
+from protocol.limits import PROGRESS_SECONDS
+from protocol.messages import Bye, Drain, Hello, Pace, Welcome
+from protocol.rest import PaceView
 from protocol.session import Session, Side
 
 _log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """One coroutine for each connection. While ``refuses`` gives a reason, nobody new is let in."""
+    """One coroutine for each connection that the door lets in."""
 
     def __init__(
         self,
         *,
         settings: ServerSettings,
-        tokens: Tokens,
+        door: Door,
         registry: Registry,
         reception: Reception,
         post: Callable[[Event], None],
         telemetry: Telemetry,
         clock: Clock,
-        refuses: Callable[[], str | None],
     ) -> None:
         self._settings = settings
-        self._tokens = tokens
+        self._door = door
         self._registry = registry
         self._reception = reception
         self._post = post
         self._telemetry = telemetry
         self._clock = clock
-        self._refuses = refuses
+        self._pacer = Pacer(Tempo(settings.heartbeat_seconds, PROGRESS_SECONDS, settings.lost_after_seconds))
         self._draining: str | None = None
 
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one connection, from its handshake to its end."""
-        try:
-            self._tokens.role_of(websocket.headers.get("authorization"))
-        except Unauthorized as error:
-            body = ErrorBody(code=error.code, message=error.message)
-            await websocket.send_denial_response(JSONResponse(body.model_dump(), status_code=401))
+        if not await self._door.lets_in(websocket):
             return
-        if (reason := self._refuses()) is not None:
-            body = ErrorBody(code=Unavailable.code, message=f"no client is let in: {reason}")
-            await websocket.send_denial_response(JSONResponse(body.model_dump(), status_code=503))
-            return
-        await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)
-        wire = Wire(websocket, session, self._settings.max_outbox_bytes, self._telemetry.wire)
+        limits = WireLimits(self._settings.max_outbox_bytes, self._settings.inline_bytes)
+        wire = Wire(websocket, session, limits, self._telemetry.wire)
         try:
             if (hello := await self._hello(wire)) is not None and (peer := self._admit(hello, wire)) is not None:
                 await self._converse(peer)
@@ -73,9 +66,25 @@ class Gateway:
 
     def sweep(self) -> None:
         """Lose the clients that were silent for too long."""
-        longest = self._settings.lost_after_seconds
-        for peer in self._registry.silent(self._clock.now() - longest):
-            peer.wire.end(f"silent for more than {longest:g} s")
+        now = self._clock.now()
+        for peer in self._registry.silent(now):
+            peer.wire.end(f"silent for more than {peer.patience.at(now):g} s")
+
+    def keep_pace(self, lag_seconds: float, backlog: int) -> None:
+        """Let clients beat as often as the server can hear them now; it is told how late it is, and what waits."""
+        now = self._clock.now()
+        if not self._pacer.look(ServerLoad(len(self._registry), lag_seconds, backlog), now):
+            return
+        tempo = self._pacer.tempo
+        _log.info("clients are told another pace", reason=self._pacer.reason, **asdict(tempo))
+        for peer in self._registry:
+            if peer.wire.session.may_send("pace") and not peer.wire.is_over:
+                peer.wire.send(Pace(**asdict(tempo)))
+                peer.patience.change(tempo.lost_after_seconds, now)
+
+    def pace_view(self) -> PaceView:
+        """Return how often clients report now, and why."""
+        return PaceView(**asdict(self._pacer.tempo), reason=self._pacer.reason)
 
     async def drain(self, reason: str) -> None:
         """Ask every client to finish or hand back, wait a while for them to leave, and close the rest."""
@@ -112,7 +121,9 @@ class Gateway:
     def _admit(self, hello: Hello, wire: Wire) -> Peer | None:
         """Welcome a client, or refuse it with a fatal error."""
         try:
-            peer, secret_hash, replaced = self._registry.admit(hello, wire, self._clock.now())
+            peer, secret_hash, replaced = self._registry.admit(
+                hello, wire, self._clock.now(), self._pacer.tempo.lost_after_seconds
+            )
         except FarmError as error:
             _log.warning("a client is refused", client=hello.client_id, code=error.code, error=error.message)
             wire.session.fail(error)
@@ -132,9 +143,9 @@ class Gateway:
             version=peer.wire.session.version or 0,
             incarnation=peer.incarnation,
             server=self._settings.name,
-            heartbeat_seconds=self._settings.heartbeat_seconds,
-            lost_after_seconds=self._settings.lost_after_seconds,
             max_frame_bytes=self._settings.max_frame_bytes,
+            inline_bytes=self._settings.inline_bytes,
+            **asdict(self._pacer.tempo),
         )
 
     async def _converse(self, peer: Peer) -> None:

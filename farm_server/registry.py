@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from coordinator.records import ClientRecord
+from farm_server.pace import Patience
 from farm_server.wire import Wire
 from protocol.digests import digest_bytes
 from protocol.errors import Unauthorized, Unavailable
@@ -15,13 +16,17 @@ from protocol.messages import Hello
 
 @dataclass(slots=True)
 class Peer:
-    """One connected client. ``last_seen`` is when its last frame came, on the server's clock."""
+    """One connected client. ``last_seen`` is when its last frame came, on the server's clock.
+
+    ``patience`` is how long it may be silent.
+    """
 
     client_id: str
     incarnation: int
     name: str
     wire: Wire
     last_seen: float
+    patience: Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Registry:
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers.values()))
 
-    def admit(self, hello: Hello, wire: Wire, now: float) -> tuple[Peer, str, Peer | None]:
+    def admit(self, hello: Hello, wire: Wire, now: float, lost_after_seconds: float) -> tuple[Peer, str, Peer | None]:
         """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
 
         Raises: Unauthorized if another secret was shown for this client id before. Unavailable if the farm is full.
@@ -62,7 +67,8 @@ class Registry:
         incarnation = known.incarnation + 1 if known else 1
         self._identities[hello.client_id] = _Identity(secret_hash, incarnation)
         name = hello.name or hello.resources.hostname or hello.client_id[:8]
-        peer = self._peers[hello.client_id] = Peer(hello.client_id, incarnation, name, wire, now)
+        peer = Peer(hello.client_id, incarnation, name, wire, now, Patience(lost_after_seconds))
+        self._peers[hello.client_id] = peer
         return peer, secret_hash, replaced
 
     def remove(self, peer: Peer) -> bool:
@@ -77,6 +83,6 @@ class Registry:
         peer = self._peers.get(client_id)
         return peer if peer and peer.incarnation == incarnation else None
 
-    def silent(self, since: float) -> list[Peer]:
-        """Return the peers of whom nothing was heard after ``since``."""
-        return [p for p in self._peers.values() if p.last_seen < since]
+    def silent(self, now: float) -> list[Peer]:
+        """Return the peers of whom nothing was heard for longer than they may be silent."""
+        return [p for p in self._peers.values() if p.last_seen < now - p.patience.at(now)]

@@ -55,6 +55,11 @@ class Runtime:
         self._queue: deque[Command | asyncio.Future[None]] = deque()
         self._advancing = False
 
+    @property
+    def backlog(self) -> int:
+        """Count the commands that wait, most of them for the ledger."""
+        return len(self._queue)
+
     def post(self, event: Event) -> None:
         """Tell the coordinator of a fact; what it refuses is logged, for there is nobody to tell."""
         try:

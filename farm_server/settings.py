@@ -15,7 +15,7 @@ import platformdirs
 from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from protocol.limits import HEARTBEAT_SECONDS, LOST_AFTER_SECONDS, MAX_FRAME_BYTES
+from protocol.limits import HEARTBEAT_SECONDS, INLINE_BYTES, LOST_AFTER_SECONDS, MAX_FRAME_BYTES
 
 GIBIBYTE = 1024**3
 MEBIBYTE = 1024**2
@@ -114,6 +114,11 @@ class ServerSettings(BaseSettings):
     """The least important line that is logged."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """JSON lines, or text for people; auto is text on a terminal."""
+
+    @property
+    def inline_bytes(self) -> int:
+        """Return the largest blob that rides inside a message: what else is in one needs room in the frame too."""
+        return min(INLINE_BYTES, self.max_frame_bytes // 2)
 
     @property
     def ledger_url(self) -> str:

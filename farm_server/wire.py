@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from farm_server.wire_counters import WireCounters
+from protocol.inline_limit import InlineLimit
 from protocol.messages import Message
 from protocol.sendqueue import SendQueue
 from protocol.session import Session
@@ -17,26 +19,42 @@ _FLUSH_SECONDS = 1.0
 _MAX_CLOSE_REASON_BYTES = 120
 
 
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What one connection may hold unsent, and the largest blob inside a message. Bytes."""
+
+    unsent_bytes: int
+    inline_bytes: int
+
+
 class Wire:
     """Sends without waiting and receives in order. A peer that reads too slowly is cut off, and nobody else waits.
 
     ``over`` is done, with the reason, once the conversation must end.
     """
 
-    def __init__(self, websocket: WebSocket, session: Session, max_outbox_bytes: int, counters: WireCounters) -> None:
+    def __init__(self, websocket: WebSocket, session: Session, limits: WireLimits, counters: WireCounters) -> None:
         self.session = session
         self._counters = counters
         self._websocket = websocket
-        self._max_outbox_bytes = max_outbox_bytes
+        self._max_outbox_bytes = limits.unsent_bytes
         self._queue = SendQueue()
+        self._inline = InlineLimit(limits.inline_bytes)
         self._writing_bytes = 0
+        self._last_frame_bytes = 0
         self._unsent = asyncio.Event()
-        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[str] = self._loop.create_future()
 
     @property
     def is_over(self) -> bool:
         """Whether the conversation has ended or is about to."""
         return self.over.done()
+
+    @property
+    def inline_bytes(self) -> int:
+        """How large a blob may be to ride inside a message now."""
+        return self._inline.at(self._loop.time())
 
     def send(self, message: Message) -> None:
         """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""
@@ -86,10 +104,15 @@ class Wire:
         """Write what is queued; waits as long as the peer does not read."""
         while (packed := self._queue.next_frame(self.session.batch_bytes)) is not None:
             self._writing_bytes = len(packed.frame)
+            began_at = self._loop.time()
             try:
                 await self._websocket.send_bytes(packed.frame)
             finally:
                 self._writing_bytes = 0
+            # uvicorn returns at once, and lets the next frame wait until this one has left
+            now = self._loop.time()
+            self._inline.written(self._last_frame_bytes, now - began_at, now)
+            self._last_frame_bytes = len(packed.frame)
             self._counters.sent(len(packed.frame), packed.messages)
 
     async def close(self) -> None:

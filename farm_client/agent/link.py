@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from farm_client.agent.address import FarmAddress
 from farm_client.agent.errors import BadAddress, OutOfReach
 from farm_client.agent.untold import Telling, Untold
 from protocol.errors import FarmError, ProtocolError, Unauthorized, VersionMismatch
+from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
 from protocol.sendqueue import SendQueue
@@ -40,6 +42,7 @@ class Link:
         self._websocket = websocket
         self._session = session
         self._queue = SendQueue()
+        self._inline = InlineLimit(welcome.inline_bytes)
         self._untold = Untold()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
@@ -48,6 +51,11 @@ class Link:
     def congested(self) -> bool:
         """Whether so much waits to be written that what can be left out should be."""
         return len(self._queue) > _MAX_BACKLOG
+
+    @property
+    def inline_bytes(self) -> int:
+        """How large an update may be to ride inside a message now."""
+        return self._inline.at(time.monotonic())
 
     def post(self, message: Message) -> None:
         """Queue a message without waiting; on a link that has ended it is dropped.
@@ -118,7 +126,9 @@ class Link:
 
     async def _flush(self) -> None:
         while (packed := self._queue.next_frame(self._session.batch_bytes)) is not None:
+            began_at = time.monotonic()
             await self._websocket.send(packed.frame)
+            self._inline.written(len(packed.frame), (now := time.monotonic()) - began_at, now)
         if (number := self._untold.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
             pong.add_done_callback(partial(self._hear_pong, number))

@@ -22,6 +22,7 @@ watch_router = APIRouter(tags=["watch"])
 async def farm_view(farm: FarmDep) -> FarmView:
     """Return name, version and counts."""
     tasks = farm.coordinator.task_views(farm.clock.now())
+    received, sent = farm.telemetry.wire.views()
     return FarmView(
         name=farm.settings.name,
         version=version("aifarm"),
@@ -30,6 +31,9 @@ async def farm_view(farm: FarmDep) -> FarmView:
         inline_bytes=INLINE_BYTES,
         started_at=farm.started_at,
         problem=farm.not_ready(),
+        pace=farm.gateway.pace_view(),
+        received=received,
+        sent=sent,
         uploads_open=farm.uploads.open_count,
         uploads_waiting=farm.uploads.waiting_count,
     )

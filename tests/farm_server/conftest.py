@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from farm_server import pace
 from farm_server.datafolder import DataFolder, ServerInfo
 from farm_server.farm import Farm
 from farm_server.http.app import create_app
@@ -63,12 +64,18 @@ async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Running]:
+def steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the load of the machine that runs the tests change nothing that clients are told."""
+    monkeypatch.setattr(pace, "LAG_SECONDS", float("inf"))
+
+
+@pytest.fixture
+async def server(tmp_path: Path, steady_pace: None) -> AsyncIterator[Running]:
     async with running(tmp_path) as up:
         yield up
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Running]]:
+def start(tmp_path: Path, steady_pace: None) -> Callable[..., AbstractAsyncContextManager[Running]]:
     """Start a server with settings of the test's own, as often as it likes, on one folder."""
     return lambda **settings: running(tmp_path, **settings)

@@ -8,8 +8,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from protocol.codec import decode, encode
-from protocol.messages import Bye, Drain, Error, Hello, Message, Ready
+from protocol.codec import decode, encode, join
+from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Message, Pace, Ready
 from protocol.recipe import Recipe
 from tests.farm_server import model
 from tests.farm_server.volunteer import SECRET, Volunteer
@@ -195,3 +195,65 @@ async def test_the_farm_is_full(start):
         await connection.send(encode(Hello(versions=(1,), client_id="b", client_secret=SECRET)))
         (error,) = await said(connection)
         assert error.code == "unavailable"
+
+
+async def test_clients_are_told_to_beat_less_often_while_the_server_has_too_much_to_do(server):
+    usual = server.farm.gateway.pace_view()
+    async with server.volunteer("a") as a:
+        server.farm.gateway.keep_pace(lag_seconds=0.0, backlog=10**6)
+        told = await a.next(Pace)
+        assert (told.heartbeat_seconds, told.lost_after_seconds) == (10.0, 24.0)
+        (peer,) = server.farm.registry
+        assert peer.patience.at(server.farm.clock.now()) == 24.0
+        view = (await server.http.get("/v1/farm")).json()
+        assert view["pace"]["heartbeat_seconds"] == 10.0 == 5 * usual.heartbeat_seconds
+        assert "wait for the ledger" in view["pace"]["reason"]
+        async with server.volunteer("b") as b:
+            assert (b.welcome.heartbeat_seconds, b.welcome.lost_after_seconds) == (10.0, 24.0)
+
+
+async def test_a_client_of_an_older_version_keeps_its_pace_and_is_lost_by_it(server):
+    async with server.volunteer("old", versions=(1,)) as old:
+        assert old.welcome.version == 1
+        server.farm.gateway.keep_pace(lag_seconds=0.0, backlog=10**6)
+        (peer,) = server.farm.registry
+        assert peer.patience.at(server.farm.clock.now()) == old.welcome.lost_after_seconds == 8.0
+        server.farm.gateway.dismiss(peer, "enough")
+        assert isinstance(await old.next(object), Bye)  # and no pace before it
+
+
+async def test_batches_are_counted(server):
+    async with server.volunteer("a") as a:
+        said = [Ready(slots=1), Heartbeat(), Heartbeat()]
+        await a.connection.send(join([a.session.send(message) for message in said]))
+        await a.connection.send(b"\xc1")
+        await a.next(Error)  # so the batch before it has been read
+        view = (await server.http.get("/v1/farm")).json()
+    assert view["received"]["batched_messages"] == 3
+    assert view["received"]["solo_messages"] == 1
+    assert view["received"]["frames"] == 3
+    assert 'farm_wire_messages_total{direction="in",packing="batched"} 3.0' in (await server.http.get("/metrics")).text
+
+
+async def test_small_frames_make_small_inline_blobs(start):
+    initial = model.weights(0.0, 20_000)
+    async with start(max_frame_bytes=64 * 1024) as server:
+        await model.submit(server.http, model.spec(initial), initial=initial)
+        async with server.volunteer("a") as a:
+            assert (a.welcome.max_frame_bytes, a.welcome.inline_bytes) == (64 * 1024, 32 * 1024)
+            await a.ready()
+            assert (await a.accept()).weights.inline is None
+
+
+async def test_an_offer_that_is_too_long_with_its_weights_goes_without_them(start):
+    """A long config leaves no room for weights that would have fitted beside a short one."""
+    initial = model.weights(0.0, 7_000)
+    async with start(max_frame_bytes=64 * 1024) as server:
+        task = model.spec(initial)
+        config = {"note": "x" * 40_000}
+        await model.submit(server.http, task.model_copy(update={"config": config}), initial=initial)
+        async with server.volunteer("a") as a:
+            await a.ready()
+            assign = await a.accept()
+            assert assign.weights.inline is None
+            assert assign.task.config == config

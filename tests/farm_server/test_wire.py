@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from farm_server.wire import Wire
+from farm_server.wire import Wire, WireLimits
 from farm_server.wire_counters import WireCounters
 from protocol.codec import decode_entry, encode, join, split
 from protocol.messages import (
@@ -98,7 +98,8 @@ def make_wire(version: int = 2, max_outbox_bytes: int = 32 * MEGABYTE) -> tuple[
     session = Session(Side.SERVER)
     session.receive(encode(Hello(versions=(version,), client_id="c", client_secret="s" * 16)))
     session.send(Welcome(version=version, incarnation=1))
-    return Wire(websocket, session, max_outbox_bytes, counters), websocket, counters  # type: ignore[arg-type]  # a part of it
+    limits = WireLimits(max_outbox_bytes, MEGABYTE)
+    return Wire(websocket, session, limits, counters), websocket, counters  # type: ignore[arg-type]  # a part of it
 
 
 async def for_ever() -> None:

@@ -1,0 +1,120 @@
+"""How often clients beat and report: as told in the settings, and less often while the server has too much to hear.
+
+The rule is pure; ``Pacer`` is told of the load a few times a second and says when the pace changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.decision import Decision
+from protocol.limits import MAX_PACE_SECONDS
+
+BEATS_PER_SECOND: Final = 1000.0
+"""So many heartbeats leave a core most of its time."""
+LAG_SECONDS: Final = 0.2
+"""An event loop that is so late, on the average of some seconds, hears more than it should."""
+BACKLOG: Final = 2000
+"""So many commands that wait for the ledger are too many."""
+MAX_SLOWDOWN: Final = 5.0
+"""Beats every 10 s instead of every 2 s, at most."""
+CALM_SECONDS: Final = 30.0
+"""The load must have been lower for so long before the pace quickens: it rises again with the pace."""
+_LAG_MEMORY_SECONDS: Final = 5.0
+_WORTH_A_MESSAGE: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """The intervals of heartbeats and of progress, and after how long a silent client is lost."""
+
+    heartbeat_seconds: float
+    progress_seconds: float
+    lost_after_seconds: float
+
+    def slowed(self, factor: float) -> Tempo:
+        """Return it with longer intervals.
+
+        A client is lost when two more beats fail to come than at the usual pace: what a network may swallow does not
+        grow with the interval.
+        """
+        heartbeat = min(self.heartbeat_seconds * factor, max(MAX_PACE_SECONDS, self.heartbeat_seconds))
+        return Tempo(
+            heartbeat,
+            self.progress_seconds * factor,
+            self.lost_after_seconds + 2 * (heartbeat - self.heartbeat_seconds),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What the server has to bear. ``backlog``: commands that wait for the ledger."""
+
+    clients: int
+    lag_seconds: float
+    backlog: int
+
+
+def slowdown(load: ServerLoad, heartbeat_seconds: float) -> Decision[float]:
+    """Return how many times longer than usual the intervals should be, from 1 to ``MAX_SLOWDOWN``, and why."""
+    factor, reason = max(
+        (load.clients / heartbeat_seconds / BEATS_PER_SECOND, f"{load.clients} clients beat"),
+        (load.lag_seconds / LAG_SECONDS, f"the event loop is {load.lag_seconds * 1000:.0f} ms late"),
+        (load.backlog / BACKLOG, f"{load.backlog} commands wait for the ledger"),
+    )
+    return Decision(1.0, "nothing is too much") if factor <= 1 else Decision(min(factor, MAX_SLOWDOWN), reason)
+
+
+class Pacer:
+    """Slows down at once, quickens by halves after a calm, and leaves small differences alone."""
+
+    def __init__(self, usual: Tempo) -> None:
+        self._usual = usual
+        self._factor = 1.0
+        self._lag_seconds = 0.0
+        self._looked_at: float | None = None
+        self._busy_at = 0.0
+        self.tempo = usual
+        self.reason = "nothing is too much"
+
+    def look(self, load: ServerLoad, now: float) -> bool:
+        """Take notice of the load; return whether ``tempo`` has changed."""
+        self._remember_lag(load.lag_seconds, now)
+        wanted = slowdown(ServerLoad(load.clients, self._lag_seconds, load.backlog), self._usual.heartbeat_seconds)
+        if wanted.value >= self._factor / _WORTH_A_MESSAGE:
+            self._busy_at = now
+        calm = now - self._busy_at >= CALM_SECONDS
+        slower = wanted.value >= self._factor * _WORTH_A_MESSAGE
+        if not slower and not calm:
+            return False
+        self._factor = wanted.value if slower else max(wanted.value, self._factor / 2)
+        self.reason, self._busy_at = wanted.reason, now
+        self.tempo = self._usual.slowed(self._factor)
+        return True
+
+    def _remember_lag(self, lag_seconds: float, now: float) -> None:
+        """Keep a moving average: one late tick is no load."""
+        passed = now - self._looked_at if self._looked_at is not None else 0.0
+        share = min(passed / _LAG_MEMORY_SECONDS, 1.0)
+        self._lag_seconds += share * (lag_seconds - self._lag_seconds)
+        self._looked_at = now
+
+
+class Patience:
+    """How long one client may be silent. A client that is told to beat more often has not heard of it at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._longer_seconds = seconds
+        self._until = 0.0
+
+    def change(self, seconds: float, now: float) -> None:
+        """Expect another pace: a slower one from now on, a quicker one once the former patience has run out."""
+        former = self.at(now)
+        self._longer_seconds, self._until = max(former, seconds), now + former
+        self._seconds = seconds
+
+    def at(self, now: float) -> float:
+        """Return the longest silence that is borne now, in seconds."""
+        return self._longer_seconds if now < self._until else self._seconds

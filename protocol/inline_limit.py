@@ -1,0 +1,39 @@
+"""How large a blob may ride inside a message on one connection: what the link carries in a moment. Sans I/O.
+
+A frame that has begun holds up every order behind it. On a link where a large one takes long, blobs go over HTTP
+instead, where they hold up nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+LEAST_BYTES: Final = 16 * 1024
+"""Never less: a request of its own costs more than so many bytes."""
+MOMENT_SECONDS: Final = 0.25
+"""An order may wait so long for a frame."""
+_TRY_AGAIN_SECONDS: Final = 60.0
+_GROWTH: Final = 4
+
+
+class InlineLimit:
+    """Falls as soon as a frame took longer than a moment, and rises step by step while none does."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = most_bytes
+        self._rises_at = 0.0
+
+    def written(self, frame_bytes: int, seconds: float, now: float) -> None:
+        """Take notice that a frame took so long to leave."""
+        if frame_bytes >= LEAST_BYTES and seconds > MOMENT_SECONDS:
+            carried = max(LEAST_BYTES, int(frame_bytes * MOMENT_SECONDS / seconds))
+            self._bytes = min(self._most_bytes, carried)
+            self._rises_at = now + _TRY_AGAIN_SECONDS
+
+    def at(self, now: float) -> int:
+        """Return the limit in bytes."""
+        if self._bytes < self._most_bytes and now >= self._rises_at:
+            self._bytes = min(self._most_bytes, self._bytes * _GROWTH)
+            self._rises_at = now + _TRY_AGAIN_SECONDS
+        return self._bytes
