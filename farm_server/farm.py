@@ -55,6 +55,7 @@ from farm_server.submissions import Submissions
 from farm_server.telemetry import Telemetry
 from farm_server.tokens import Tokens
 from farm_server.torch_side import TorchSide
+from farm_server.unwrapping import Unwrapper
 from farm_server.uploads import UploadPlaces, Uploads
 from protocol.tasks import TaskSpec
 from storage.blobs import FolderBlobStore
@@ -140,10 +141,12 @@ class Farm:
             layouts.add(task.task_id, task.spec)
         spooled = SpooledUpdates(self.blobs)
         checkpoints = CheckpointStore(self.blobs)
+        unwrapper = Unwrapper(self.blobs, self.room.claim)
+        self._intake = Intake(layouts, spooled, self.torch_side, unwrapper)
         dispatch = Dispatch(self.registry, self._placements, self.inline)
         reception = Reception(
             post=self.runtime.post,
-            intake=Intake(layouts, self.blobs, self.torch_side),
+            intake=self._intake,
             spooled=spooled,
             placements=self._placements,
             entries=self.entries,
@@ -230,6 +233,7 @@ class Farm:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._rescue.close()
+        self._intake.close()
         await asyncio.to_thread(self._aggregator.close)
         await asyncio.to_thread(self.uploads.close)
         await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import ClassVar
 
 from farm_server.layouts import Layouts
+from farm_server.spooled_updates import SpooledUpdates
 from farm_server.tensor_reader import header_of_file
 from farm_server.torch_side import TorchSide
+from farm_server.unwrapping import Unwrapper
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
-from protocol.encoded import check_encoded
+from protocol.encoded import check_encoded, largest_bytes
 from protocol.errors import DigestMismatch, FarmError
 from protocol.messages import Kind, Result
 from protocol.tasks import BlobRef
-from protocol.tensors import read_header
-from storage.blobs import FolderBlobStore
+from protocol.tensors import Layout, read_header
+from protocol.zstd import is_wrapped
 
 
 class NonFiniteUpdate(FarmError):
@@ -31,40 +32,58 @@ _NAN_ADVICE = "the training diverged; try a smaller learning rate, gradient clip
 class Intake:
     """Checks results. ``check`` may run on any thread."""
 
-    def __init__(self, layouts: Layouts, blobs: FolderBlobStore, torch_side: TorchSide) -> None:
+    def __init__(self, layouts: Layouts, spooled: SpooledUpdates, torch_side: TorchSide, unwrapper: Unwrapper) -> None:
         self._layouts = layouts
-        self._blobs = blobs
+        self._spooled = spooled
         self._torch_side = torch_side
+        self._unwrapper = unwrapper
+
+    def close(self) -> None:
+        """Let no check wait for the disk any longer."""
+        self._unwrapper.close()
 
     def is_quick(self, result: Result) -> bool:
         """Whether ``check`` takes well under a millisecond, so that a thread would only cost."""
-        return result.update is None or (result.update.inline is not None and self._torch_side.is_warm)
+        update = result.update
+        if update is None:
+            return True
+        return update.inline is not None and not is_wrapped(update.inline) and self._torch_side.is_warm
 
     def check(self, task_id: str, kind: Kind, result: Result) -> Result:
-        """Return the result with what can be used of it; its update is whole, in the task's layout, and finite.
+        """Return the result with what can be used of it.
 
+        Its update is whole, in the task's layout and in the task's codec (a client that does not know the codec gets
+        no part of the task), finite, and no longer compressed: the blob that it names may be another one than came.
         Raises: DigestMismatch, MalformedTensors, LayoutMismatch or NonFiniteUpdate; NotFound if the update was
-            never uploaded.
+            never uploaded; Unavailable if the server stops meanwhile.
         """
         if kind is Kind.EVALUATE:
             return result.model_copy(update={"metrics": _finite(result.metrics), "update": None})
         if not math.isfinite(result.metrics.get("loss", 0.0)):
             raise NonFiniteUpdate(f"the loss became {result.metrics['loss']}: {_NAN_ADVICE}")
-        if result.update is not None:
-            self._check_update(task_id, result.update)
-        return result.model_copy(update={"metrics": _finite(result.metrics)})
+        usable = None if result.update is None else self._usable(task_id, result.update)
+        return result.model_copy(update={"metrics": _finite(result.metrics), "update": usable})
 
-    def _check_update(self, task_id: str, update: BlobRef) -> None:
+    def _usable(self, task_id: str, update: BlobRef) -> BlobRef:
         if update.inline is not None:
             _check_bytes(update, update.inline)
-            header = read_header(update.inline)
-            source: bytes | Path = update.inline
-        else:
-            source = self._blobs.path(update.digest)
-            header = header_of_file(source)
-        layout = self._layouts.of(task_id)
-        check_encoded(layout, CodecSpec(), header)
-        if (name := self._torch_side.non_finite_tensor(source, layout, CodecSpec())) is not None:
+        layout, codec = self._layouts.of(task_id), self._layouts.codec_of(task_id)
+        if not self._unwrapper.is_wrapped(update):
+            self._check_plain(update, layout, codec)
+            return update
+        plain = self._unwrapper.plain(update, largest_bytes(layout, codec))
+        try:
+            self._check_plain(plain, layout, codec)
+        except FarmError:
+            self._spooled.discard(plain)
+            raise
+        self._spooled.unwrapped(update, plain)
+        return plain
+
+    def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec) -> None:
+        source = self._spooled.source(update)
+        check_encoded(layout, codec, read_header(source) if isinstance(source, bytes) else header_of_file(source))
+        if (name := self._torch_side.non_finite_tensor(source, layout, codec)) is not None:
             raise NonFiniteUpdate(f"the update of {name} holds NaN or infinity: {_NAN_ADVICE}")
 
 

@@ -1,4 +1,8 @@
-"""Updates in the blob store that wait to be folded. Two clients may send the same bytes: the last user deletes."""
+"""Updates in the blob store that wait to be folded. Two clients may send the same bytes: the last user deletes.
+
+An update that came compressed is folded from an unwrapped copy. What came stays as long as the copy: a client that lost
+the connection before it heard of its success asks for it, and need not send it again.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ class SpooledUpdates:
         self._blobs = blobs
         self._lock = threading.Lock()
         self._users: Counter[str] = Counter()
+        self._wrapped: dict[str, str] = {}
 
     def hold(self, update: BlobRef | None) -> None:
         """Note that a result brought this update."""
@@ -43,6 +48,19 @@ class SpooledUpdates:
         """Return the update's bytes, or the file that has them. Raises: NotFound."""
         return self._blobs.path(update.digest) if update.inline is None else update.inline
 
+    def unwrapped(self, wrapped: BlobRef, update: BlobRef) -> None:
+        """Note that ``update`` is a copy of what came as ``wrapped``."""
+        if wrapped.inline is None and update.inline is None:
+            with self._lock:
+                self._wrapped[update.digest] = wrapped.digest
+
+    def discard(self, update: BlobRef) -> None:
+        """Delete an unwrapped copy that is of no use, unless a result brought the same one before."""
+        with self._lock:
+            if update.inline is not None or self._users[update.digest]:
+                return
+        self._delete(update.digest)
+
     def release(self, update: BlobRef) -> None:
         """Note that one result's update is done with."""
         if update.inline is not None:
@@ -52,7 +70,13 @@ class SpooledUpdates:
             if self._users[update.digest] > 0:
                 return
             del self._users[update.digest]
+            wrapped = self._wrapped.pop(update.digest, None)
+        self._delete(update.digest)
+        if wrapped is not None:
+            self._delete(wrapped)
+
+    def _delete(self, digest: str) -> None:
         try:
-            self._blobs.delete(update.digest)
+            self._blobs.delete(digest)
         except (FarmError, OSError) as error:
-            _log.warning("a folded update could not be deleted; it is collected later", error=str(error))
+            _log.warning("an update could not be deleted; it is collected later", error=str(error))

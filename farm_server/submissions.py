@@ -11,6 +11,7 @@ from coordinator.records import TaskRecord
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.layouts import Layouts, layout_of_file
 from farm_server.torch_side import TorchSide
+from protocol.encoded import stored_tensors
 from protocol.errors import InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
@@ -81,6 +82,8 @@ class Submissions:
         self._check_blobs(spec)
         try:
             layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
+            for codec in (spec.recipe.update_codec, spec.recipe.weights_codec):
+                stored_tensors(layout, codec)
         except TensorError as error:
             raise InvalidTask(f"the initial weights can't be used: {error.message}") from error
         self._torch_side.check_outer_optimizer(spec.recipe.outer, layout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 from protocol.errors import MalformedTensors
 
@@ -28,12 +28,26 @@ _TRIAL_BYTES: Final = 16 << 20
 """What does not become smaller in so many bytes is not tried to the end."""
 
 
+class Source(Protocol):
+    """What is read from: a binary file, or anything with this much of one."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes; none at the end."""
+
+
+class Target(Protocol):
+    """What is written to: a binary file, or anything with this much of one."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of it; return how many bytes that are."""
+
+
 def is_wrapped(lead: bytes | bytearray | memoryview) -> bool:
     """Whether a file that begins with these bytes (at least four) is a zstd frame."""
     return bytes(lead[: len(MAGIC)]) == MAGIC
 
 
-def wrap(source: BinaryIO, target: BinaryIO) -> bool:
+def wrap(source: Source, target: Target) -> bool:
     """Write ``source`` as a zstd frame to ``target``; False if that is not worthwhile, and ``target`` is then useless.
 
     Raises: OSError of either.
@@ -49,7 +63,7 @@ def wrap(source: BinaryIO, target: BinaryIO) -> bool:
     return written <= WORTHWHILE * read
 
 
-def unwrap(source: BinaryIO, target: BinaryIO, limit_bytes: int) -> int:
+def unwrap(source: Source, target: Target, limit_bytes: int) -> int:
     """Write what the zstd frame in ``source`` holds to ``target``, and return how many bytes that are.
 
     Raises: MalformedTensors if it is no frame, a cut one, one with something after it, one that needs a window over

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,30 @@ Chunk = bytes | bytearray | memoryview
 """A contiguous piece of a blob; a memoryview has one dimension and bytes as its items."""
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Written and hashed at once: still in the cache when it is hashed."""
+
+
+class NewBlob:
+    """A blob that is being written, and hashed on the way."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._hasher = new_hasher()
+        self._size_bytes = 0
+
+    def write(self, data: Chunk, /) -> int:
+        """Write all of it. Raises: OSError."""
+        view = memoryview(data)
+        for start in range(0, view.nbytes, _BLOCK_BYTES):
+            block = view[start : start + _BLOCK_BYTES]
+            _write_all(self._file, block)
+            self._hasher.update(block)
+        self._size_bytes += view.nbytes
+        return view.nbytes
+
+    @property
+    def ref(self) -> BlobRef:
+        """Name what was written so far."""
+        return BlobRef(digest=self._hasher.hexdigest(), size_bytes=self._size_bytes)
 
 
 class BlobBatch:
@@ -38,19 +62,23 @@ class BlobBatch:
         The chunks are read once, and no copy is made of them. Raises: OSError if the disk refuses; whatever
         ``chunks`` raises.
         """
-        path, hasher, size_bytes = self._new_file(), new_hasher(), 0
+        with self.file() as new:
+            for chunk in chunks:
+                new.write(chunk)
+        return new.ref
+
+    @contextmanager
+    def file(self) -> Iterator[NewBlob]:
+        """Write one blob as a file; after the block its name is known. Raises: OSError if the disk refuses."""
+        path = self._new_file()
         with ExitStack() as stack:
             file = stack.enter_context(path.open("wb", buffering=0))
-            for block in _blocks(chunks):
-                _write_all(file, block)
-                hasher.update(block)
-                size_bytes += block.nbytes
-            ref = BlobRef(digest=hasher.hexdigest(), size_bytes=size_bytes)
-            if not self._is_stored(ref):
+            new = NewBlob(file)
+            yield new
+            if not self._is_stored(new.ref):
                 stack.pop_all()
-                self._files[path] = ref
+                self._files[path] = new.ref
                 self._syncs.append(self._syncing.submit(_sync, file))  # while the next blob is written
-        return ref
 
     def synced(self) -> dict[Path, BlobRef]:
         """Wait until no thread touches the files any more; return those that now can be given their names.
@@ -66,13 +94,6 @@ class BlobBatch:
 def size_of(chunks: Iterable[Chunk]) -> int:
     """Count the bytes."""
     return sum(memoryview(chunk).nbytes for chunk in chunks)
-
-
-def _blocks(chunks: Iterable[Chunk]) -> Iterator[memoryview]:
-    for chunk in chunks:
-        view = memoryview(chunk)
-        for start in range(0, view.nbytes, _BLOCK_BYTES):
-            yield view[start : start + _BLOCK_BYTES]
 
 
 def _write_all(file: io.FileIO, block: memoryview) -> None:
