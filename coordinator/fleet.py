@@ -110,6 +110,7 @@ def ready(turn: Turn, event: ClientReady) -> None:
     """The client tells how many more assignments it can take; it had not seen yet what it has not answered."""
     if client := turn.farm.current(event.client_id, event.incarnation):
         client.slots = max(event.slots - _unanswered(turn, client), 0)
+        client.warms_up = event.slots == 0 and not client.held
 
 
 def _unanswered(turn: Turn, client: ClientState) -> int:

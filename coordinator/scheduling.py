@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from coordinator.ahead import drop_ahead, offer_ahead, wants_ahead
 from coordinator.decision import Decision
@@ -96,7 +97,7 @@ def choose(
     if len(idle) < needed:
         busy = len(candidates) - len(idle)
         return Decision((), f"waits for {needed} free clients: {len(idle)} are free, {busy} are busy")
-    coming = [c for c in candidates if c.slots == 0 and not c.held and turn.now - c.freed_at < recipe.gather_seconds]
+    coming = [c for c in candidates if c.slots == 0 and not c.held and _is_worth_waiting(turn, run, c, len(idle))]
     if coming:
         return Decision((), f"waits a moment for {', '.join(c.record.name for c in coming)} to be ready")
     limit = fair_share(len(idle), peers, max(needed, 0))
@@ -105,6 +106,19 @@ def choose(
     if limit >= len(idle):
         return Decision(idle)
     return Decision([client for _, client, _ in rank(run, idle)[:limit]])
+
+
+def _is_worth_waiting(turn: Turn, run: TaskRun, client: ClientState, idle: int) -> bool:
+    """Whether a step should wait a moment for a client that has no free slot yet.
+
+    One that warms up takes seconds, and its help makes a round of T seconds on k clients shorter by T / (k + 1): it is
+    waited for no longer than that. Nobody knows T before the first round.
+    """
+    recipe, speed = run.record.spec.recipe, run.speed.value
+    if not client.warms_up or not recipe.gather_seconds:
+        return turn.now - client.freed_at < recipe.gather_seconds
+    saved_seconds = recipe.round_samples / speed / (idle + 1) if speed else inf
+    return turn.now - client.connected_at < min(saved_seconds, turn.settings.warm_up_seconds)
 
 
 def nobody(turn: Turn, run: TaskRun) -> str:

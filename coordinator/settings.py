@@ -18,6 +18,8 @@ class CoordinatorSettings:
 
     offer_seconds: float = 10.0
     stall_seconds: float = 60.0
+    warm_up_seconds: float = 10.0
+    """A client that connected and warms up is waited for no longer than this."""
     return_seconds: float = 10.0
     """After a restart of the server, how long interrupted work is kept for the clients that held it."""
     deadline_factor: float = 4.0

@@ -43,6 +43,8 @@ class ClientState:
     last_beat: float = 0.0
     freed_at: float = 0.0
     """When it connected, or when its last assignment ended."""
+    warms_up: bool = False
+    """Whether it says that it can take nothing yet, although it holds nothing."""
     held: set[str] = field(default_factory=set)
     speeds: dict[str, MovingAverage] = field(default_factory=dict)
     """Measured samples per second, by task id."""

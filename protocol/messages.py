@@ -108,7 +108,10 @@ class Heartbeat(Frozen):
 
 
 class Ready(Frozen):
-    """C: how many more assignments this client can take now. Replaces the number told before."""
+    """C: how many more assignments this client can take now. Replaces the number told before.
+
+    0 from a client that holds nothing: it warms up, and says so again once it has.
+    """
 
     type: Literal["ready"] = "ready"
     slots: int = Field(ge=0, le=64)

@@ -21,7 +21,7 @@ from farm_client.agent.backoff import Reconnecting
 from farm_client.agent.cache import BlobCache
 from farm_client.agent.display import Display
 from farm_client.agent.errors import OutOfReach
-from farm_client.agent.executor_pool import ExecutorPool
+from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.home import Home
 from farm_client.agent.identity import Identity, load_identity
@@ -97,7 +97,12 @@ class Agent:
             gpus=probe.accelerators.visible,
             module=self._executor_module,
         )
-        pool = ExecutorPool(launch, limit=slots + 1, idle_seconds=self._settings.idle_executor_seconds)
+        keeping = Keeping(
+            limit=slots + 1,
+            idle_seconds=self._settings.idle_executor_seconds,
+            may_spare=lambda: self._settings.spare_executor and probe.can_spare(SPARE_RAM_BYTES),
+        )
+        pool = ExecutorPool(launch, keeping)
         pool.prestart()
         return pool
 

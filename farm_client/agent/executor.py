@@ -44,8 +44,10 @@ class Executor:
         self.running: str | None = None
         """The assignment that its process works on."""
         self.held_weights: str | None = None
+        self.serves_since = 0.0
         self.idle_since = 0.0
         self.death: Death | None = None
+        self._warmed = asyncio.Event()
         self.hear_line: HearLine = _ignore_line
         self.hear_advance: HearAdvance = _ignore_advance
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -120,6 +122,15 @@ class Executor:
         self._process.kill()
         self._end(Death("stopped", "the agent stopped the executor"))
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether it lives and can begin at once."""
+        return self._warmed.is_set() and self.death is None
+
+    async def warmed(self) -> None:
+        """Wait until it is warm, or dead."""
+        await self._warmed.wait()
+
     async def closed(self) -> None:
         """Wait until its process is gone and its scratch folder with it."""
         await self._process.closed()
@@ -159,6 +170,7 @@ class Executor:
         if answers != self.running:
             return
         self.running = None
+        self._warmed.set()
         if isinstance(report, Failed):
             self.held_weights = None  # it may have failed before it took them
         if not self._answer.done():
@@ -174,6 +186,7 @@ class Executor:
     def _end(self, death: Death) -> None:
         self.death = self.death or death
         self.running = None
+        self._warmed.set()
         if not self._answer.done():
             self._answer.set_result(self.death)
 

@@ -4,25 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from farm_client.agent.executor import Executor, HearLine
 from farm_client.executor.process import Launch
 from protocol.messages import TaskBrief
 
+SPARE_RAM_BYTES: Final = 300 * 1024**2
+"""What an executor holds before it has a task: Python, torch and its optimizers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How many executors are kept, and for how long.
+
+    At most ``limit`` serve tasks; one that was idle for ``idle_seconds`` is stopped. Once a task was served for
+    ``settled_seconds``, a spare is kept beside it, should its executor die, for as long as ``may_spare`` says so:
+    not at once, because its start takes processor time from the task's first rounds.
+    """
+
+    limit: int
+    idle_seconds: float
+    settled_seconds: float = 10.0
+    may_spare: Callable[[], bool] = lambda: True
+
 
 class ExecutorPool:
-    """At most ``limit`` executors that serve tasks, plus one spare; the least recently used idle one goes first."""
+    """The executors that serve tasks, plus a spare; the least recently used idle one goes first."""
 
-    def __init__(self, launch: Launch, limit: int, idle_seconds: float) -> None:
+    def __init__(self, launch: Launch, keeping: Keeping) -> None:
         self._launch = launch
-        self._limit = limit
-        self._idle_seconds = idle_seconds
+        self._keeping = keeping
         self._serving: list[Executor] = []
         self._spare: Executor | None = None
         self._starting: asyncio.Task[None] | None = None
         self._retiring = False
         self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether nothing could begin at once, and something soon can: no executor is warm, and one warms up."""
+        if any(executor.is_warm for executor in self._living()):
+            return False
+        return any(executor.death is None for executor in self._living()) or self._is_starting()
+
+    async def warmed_up(self) -> None:
+        """Wait while it is cold."""
+        while self.is_cold:
+            if self._starting is not None:
+                await asyncio.wait((self._starting,))
+            for executor in self._living():
+                await executor.warmed()
 
     def find(self, task_id: str) -> Executor | None:
         """Return a free executor that has loaded this task, without taking it."""
@@ -45,6 +81,7 @@ class ExecutorPool:
         self._make_room(task.task_id)
         executor = await self._take_spare() or await Executor.start(self._launch)
         executor.leased, executor.hear_line = True, hear_line
+        executor.serves_since = time.monotonic()
         self._serving.append(executor)
         try:
             await executor.load(task, bundle, inline_bytes)
@@ -68,10 +105,7 @@ class ExecutorPool:
 
     def prestart(self) -> None:
         """Start the spare in the background, unless there is one or the agent is leaving."""
-        if self._retiring:
-            return
-        alive = self._spare is not None and self._spare.death is None
-        if not alive and (self._starting is None or self._starting.done()):
+        if not self._retiring and not self._has_spare() and not self._is_starting():
             self._starting = asyncio.get_running_loop().create_task(self._start_spare())
 
     def retire(self) -> None:
@@ -84,15 +118,19 @@ class ExecutorPool:
             self.kill(executor)
 
     def sweep(self) -> None:
-        """Forget the dead, and stop what was idle for too long."""
-        oldest = time.monotonic() - self._idle_seconds
+        """Forget the dead, stop what was idle for too long, and start a spare beside what has settled."""
+        now = time.monotonic()
         for executor in [e for e in self._serving if not e.leased]:
-            if executor.death is not None or (_is_free(executor) and executor.idle_since < oldest):
+            is_old = executor.idle_since < now - self._keeping.idle_seconds
+            if executor.death is not None or (_is_free(executor) and is_old):
                 self._end(executor)
+        settled = any(e.serves_since < now - self._keeping.settled_seconds for e in self._serving)
+        if settled and not self._has_spare() and self._keeping.may_spare():
+            self.prestart()
 
     def stop_idle(self) -> bool:
-        """Stop every idle executor, to free its memory; tell whether there was one."""
-        idle = [e for e in self._serving if _is_free(e)]
+        """Stop every idle executor and the spare, to free their memory; tell whether there was one."""
+        idle = [e for e in self._living() if _is_free(e)]
         for executor in idle:
             self._end(executor)
         return bool(idle)
@@ -108,16 +146,15 @@ class ExecutorPool:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait((self._starting,))
-        for executor in (*self._serving, *([self._spare] if self._spare else [])):
+        for executor in self._living():
             self._end(executor)
-        self._spare = None
         await self.settled()
 
     def _make_room(self, task_id: str) -> None:
         """Keep within the limit. An executor of the same task that could not be taken is dead."""
         for executor in [e for e in self._serving if e.task_id == task_id and not e.leased]:
             self._end(executor)
-        while len(self._serving) >= self._limit:
+        while len(self._serving) >= self._keeping.limit:
             unused = [e for e in self._serving if not e.leased]
             if not unused:
                 return
@@ -127,16 +164,30 @@ class ExecutorPool:
         starting, self._starting = self._starting, None
         if starting is not None:
             await starting
-        spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.death is None else None
+        spare = self._spare if self._has_spare() else None
+        self._spare = None
+        return spare
 
     async def _start_spare(self) -> None:
-        self._spare = await Executor.start(self._launch)
+        with suppress(OSError):  # whoever needs one starts it, and hears why it can't be
+            self._spare = await Executor.start(self._launch)
+
+    def _has_spare(self) -> bool:
+        return self._spare is not None and self._spare.death is None
+
+    def _is_starting(self) -> bool:
+        return self._starting is not None and not self._starting.done()
+
+    def _living(self) -> tuple[Executor, ...]:
+        """List what serves, and the spare; some of it may be dead already."""
+        return (*self._serving, *([self._spare] if self._spare is not None else []))
 
     def _end(self, executor: Executor) -> None:
         executor.kill()
         if executor in self._serving:
             self._serving.remove(executor)
+        elif executor is self._spare:
+            self._spare = None
         ending = asyncio.get_running_loop().create_task(executor.closed())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

@@ -65,6 +65,13 @@ class Probe:
             return free
         return max(0, min(free, self.lending.max_ram_bytes - own_memory_bytes()))
 
+    def can_spare(self, ram_bytes: int) -> bool:
+        """Whether memory that only might be needed is there in plenty: four times as much is free.
+
+        Never with accelerators: a process that has opened one holds some of its memory too, and that is scarce.
+        """
+        return not self.accelerators.visible and self.ram_free_bytes() > 4 * ram_bytes
+
     def close(self) -> None:
         """Let NVML go."""
         self.accelerators.close()

@@ -53,6 +53,10 @@ class AgentSettings(BaseSettings):
     idle_executor_seconds: float = Field(
         default=600.0, gt=0, description="An executor without work for so long is stopped."
     )
+    spare_executor: bool = Field(
+        default=True,
+        description="Keep a warm executor beside those at work, where memory is plenty: it replaces one that dies.",
+    )
     give_up_seconds: float | None = Field(
         default=None, gt=0, description="Exit when the farm was out of reach for so long; unset waits for ever."
     )

@@ -74,6 +74,7 @@ class Worker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._warming: asyncio.Task[None] | None = None
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
 
@@ -121,6 +122,7 @@ class Worker:
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""
         tasks = [*(doing for _, doing in self._jobs.values()), *self._resending.values()]
+        tasks += [self._warming] if self._warming is not None else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -266,8 +268,17 @@ class Worker:
             self._idle.set()
 
     def _tell_ready(self) -> None:
-        if not self._draining:
-            self._post(Ready(slots=max(0, self._around.slots - len(self._jobs))))
+        """Say how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
+        if self._draining:
+            return
+        is_cold = self._tools.pool.is_cold
+        self._post(Ready(slots=0 if is_cold else max(0, self._around.slots - len(self._jobs))))
+        if is_cold and (self._warming is None or self._warming.done()):
+            self._warming = self._spawn(self._tell_when_warm())
+
+    async def _tell_when_warm(self) -> None:
+        await self._tools.pool.warmed_up()
+        self._tell_ready()
 
     def _tell_output(self, held: Held) -> None:
         if (message := held.output.take(held.progress)) is not None:

@@ -172,6 +172,56 @@ def test_the_gathering_has_a_longest_time(farm: Simulation) -> None:
     assert bob.held
 
 
+def join_cold(farm: Simulation, name: str) -> Volunteer:
+    """Connect a client that says that it can take nothing yet."""
+    volunteer = farm.volunteers[name] = Volunteer(name, incarnation=50, online=True)
+    farm.handle(ClientConnected(volunteer.hello(), "hash", 50))
+    farm.handle(ClientReady(f"id-{name}", 50, 0))
+    return volunteer
+
+
+def test_a_first_round_waits_for_a_client_that_warms_up(farm: Simulation) -> None:
+    """Nobody knows yet how long a round takes: it may be minutes, and the client warm in seconds."""
+    ada, bob = join_cold(farm, "ada"), farm.join("bob")
+    farm.submit(spec(gather_seconds=2.0))
+    farm.tick(5.0)
+    assert not bob.held
+    assert "waits a moment for ada" in farm.view().why
+    farm.handle(ClientReady("id-ada", 50, 1))
+    assert bob.held
+    assert ada.held
+
+
+def test_a_client_that_never_gets_warm_is_not_waited_for_longer(farm: Simulation) -> None:
+    join_cold(farm, "ada")
+    bob = farm.join("bob")
+    farm.submit(spec(gather_seconds=2.0))
+    farm.tick(farm.settings.warm_up_seconds + 0.1)
+    assert bob.held
+
+
+def test_nobody_is_waited_for_where_the_recipe_says_so(farm: Simulation) -> None:
+    join_cold(farm, "ada")
+    bob = farm.join("bob")
+    farm.submit(spec(gather_seconds=0.0))
+    assert bob.held
+
+
+@pytest.mark.parametrize(("round_seconds", "is_waited_for"), [(1.0, False), (30.0, True)])
+def test_short_rounds_go_on_without_a_client_that_warms_up(
+    farm: Simulation, round_seconds: float, is_waited_for: bool
+) -> None:
+    """A second client saves half a round. This one has warmed up for two seconds when the next round could open."""
+    bob = farm.join("bob")
+    farm.submit(spec(gather_seconds=2.0))
+    farm.now += round_seconds
+    farm.deliver(bob)
+    join_cold(farm, "ada")
+    farm.now += 2.0
+    farm.deliver(bob)
+    assert not bob.held if is_waited_for else bob.held
+
+
 def facts(**changes: object) -> Facts:
     middle = Facts(
         speed=50.0,

@@ -50,9 +50,9 @@ def start_agent(farm, home):
     """Run an agent with fake executors for the length of a block."""
 
     @asynccontextmanager
-    async def start(**options):
+    async def start(executor_module=FAKE_EXECUTOR, **options):
         settings = load_settings(home=home, name="tester", drain_seconds=1.0, **options)
-        agent = Agent(parse_address(farm.url), settings, FAKE_EXECUTOR)
+        agent = Agent(parse_address(farm.url), settings, executor_module)
         life = asyncio.create_task(agent.run())
         try:
             yield life

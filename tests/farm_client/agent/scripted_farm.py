@@ -143,8 +143,10 @@ async def running_farm():
 
 
 async def joined(farm, **changes):
-    """Return the next client's connection, welcomed and ready."""
+    """Return the next client's connection, welcomed and ready, with its first executor warm."""
     peer = await farm.next_client()
-    await peer.welcome(**changes)
-    await peer.expect(Ready)
+    hello = await peer.welcome(**changes)
+    is_busy = not all(held.finished for held in hello.held)
+    while (await peer.expect(Ready)).slots == 0 and not is_busy:
+        continue
     return peer
