@@ -53,6 +53,7 @@ holdout = 0.2
 [recipe]          # the fields of protocol/recipe.py's Recipe
 rounds = 20
 batch_samples = 32
+update_codec = "int8"
 
 [recipe.outer]    # the server's optimizer; plain averaging without it
 name = "sgd"

@@ -10,7 +10,10 @@ from farm_client.cli.app import VERBS
 from farm_client.cli.demo import DemoReport
 from farm_client.cli.exit_codes import MEANING, ExitCode
 from farm_client.cli.output import Kind
+from farm_client.cli.submit_options import SubmitOptions
+from farm_client.cli.task_file import describe_task
 from protocol import rest
+from protocol.compression import CodecName
 
 DOCS = Path(__file__).parents[3] / "docs"
 NAMES = [function.__name__ for functions in VERBS.values() for function in functions]
@@ -47,6 +50,21 @@ def test_every_kind_of_envelope_is_on_its_page():
 def test_the_demos_fields_are_on_the_page():
     (fields,) = [row[1] for row in rows("json-output.md") if row[0] == "demo"]
     assert fields.split(", ") == list(DemoReport.model_fields)
+
+
+def test_the_page_of_slow_links_shows_recipes_that_are_valid(tmp_path):
+    page = (DOCS / "reference" / "slow-links.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"```toml\n(.+?)```", page, re.DOTALL)
+    for number, recipe in enumerate(recipes):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(recipe, encoding="utf-8")
+        assert describe_task(SubmitOptions(tmp_path, config=path)).recipe.update_codec.name != "none"
+    example = (DOCS.parent / "examples" / "charlm" / "diloco.toml").read_text(encoding="utf-8")
+    assert recipes[-1] in example
+
+
+def test_every_codec_is_on_the_page_of_slow_links():
+    assert {name for row in rows("slow-links.md") for name in re.findall(r"`(\w+)`", row[0])} >= set(CodecName)
 
 
 def test_the_issues_verbs_are_all_there():
