@@ -29,7 +29,8 @@ demo: $(STAMP)
 	@$(BIN)/farm demo
 
 # The matrix of faults on real processes takes longer than all the rest; it has a target of its own.
-FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_full_disk.py
+FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_upload_kills.py \
+               tests/farm_server/test_full_disk.py
 
 test: $(STAMP)
 	@echo "==> pytest"

@@ -19,7 +19,7 @@ _EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, n
 def bind(host: str, port: int) -> socket.socket:
     """Return a bound socket. Raises: Conflict if the port is in use; Unavailable if the address can't be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # a peer that stopped reading, or vanished, must not keep a closed connection's bytes for ever

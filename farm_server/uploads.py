@@ -135,11 +135,13 @@ class Uploads:
         self._threads.shutdown()
 
     async def _answer(self, digest: str, size_bytes: int, client: str) -> UploadReply:
+        partial = self._folder.find(digest, size_bytes)
         if await asyncio.to_thread(self._places.blobs.renew, digest):
             self._saved_bytes.labels("known").inc(size_bytes)
+            if partial is not None:  # the blob came another way
+                await asyncio.to_thread(self._folder.drop, partial)
             self._release(name_of(digest, size_bytes))
             return UploadReply(state=UploadState.STORED)
-        partial = self._folder.find(digest, size_bytes)
         if partial is None or not partial.is_complete:
             await self._make_room(size_bytes, partial)
             if (wait := self._queued(name_of(digest, size_bytes), size_bytes, client, partial)) is not None:

@@ -128,8 +128,8 @@ class PartialBlob:
 
         Raises: NoUpload if it was dropped meanwhile; Unavailable if the disk refuses, some may be kept then.
         """
-        with disk_errors(self._data_path.parent), self._claimed(start, start + sum(map(len, chunks))) as (handle, gaps):
-            for gap in gaps:
+        with disk_errors(self._data_path.parent), self._claimed(start, start + sum(map(len, chunks))) as claimed:
+            for handle, gap in claimed:
                 pieces = _cut(chunks, gap.start - start, gap.end - start)
                 _write_all(handle, pieces, gap.start)
                 self._record(gap)
@@ -184,17 +184,20 @@ class PartialBlob:
                 os.fsync(handle)
 
     @contextmanager
-    def _claimed(self, start: int, end: int) -> Iterator[tuple[int, list[ByteRange]]]:
-        """Open the file, and give what of the range nobody has written or writes: it is the block's to write."""
+    def _claimed(self, start: int, end: int) -> Iterator[list[tuple[int, ByteRange]]]:
+        """Give what of the range nobody has written or writes, and the open file: they are the block's to write."""
         if end > self.size_bytes:
             raise ValueError(f"a blob of {self.size_bytes} bytes has none at {end - 1}")
         with self._lock:
             self._check_open()  # and not again after it: a file of this name may be another upload's by then
-            handle = os.open(self._data_path, os.O_WRONLY)
             gaps = list(ByteRanges([*self._received, *self._being_written]).missing(end, start))
+            handle = os.open(self._data_path, os.O_WRONLY) if gaps else None
             self._being_written += gaps
+        if handle is None:
+            yield []
+            return
         try:
-            yield handle, gaps
+            yield [(handle, gap) for gap in gaps]
         finally:
             os.close(handle)
             with self._lock:

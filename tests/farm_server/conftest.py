@@ -42,7 +42,7 @@ class Running:
 
 @asynccontextmanager
 async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
-    defaults: dict[str, Any] = {"port": 0, "drain_seconds": 0.2, "min_free_bytes": 0}
+    defaults: dict[str, Any] = {"port": 0, "drain_seconds": 0.2, "min_free_bytes": 0, "upload_idle_seconds": 600}
     chosen = ServerSettings(data_dir=root, **defaults | settings)
     folder = DataFolder(root)
     folder.lock()
