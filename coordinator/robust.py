@@ -21,7 +21,7 @@ from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecSpec
 from protocol.tensors import Layout
 
-_BLOCK_BYTES: Final = 2**20
+_BLOCK_BYTES: Final = 2**21
 """Of all rows of a block together: they stay in the cache from the first step to the last."""
 _LEAST_ELEMENTS: Final = 2**12
 """Of a block, however many rows: with fewer, calling torch would take longer than its work."""

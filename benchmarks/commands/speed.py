@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.fold import measure as measure_fold
+from benchmarks.fold import measure_robust
 from benchmarks.measurement import Measurement
 from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
 from benchmarks.memory import measure as measure_memory
@@ -17,6 +19,7 @@ from benchmarks.report import report, say, whole_numbers
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
 from benchmarks.transitions import measure as measure_transitions
+from protocol.compression import CodecName
 from protocol.recipe import Mode
 
 app = typer.Typer()
@@ -52,6 +55,27 @@ def memory(
     """The server's peak memory with more and more clients, each of which uploads an update of the model's size."""
     counts = whole_numbers(clients)
     report([partial(measure_memory, size, counts, mode.value, rounds) for size in whole_numbers(params)])
+
+
+@app.command()
+def fold(
+    codec: Annotated[list[CodecName] | None, typer.Option(help="A codec; each one when not given.")] = None,
+    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e8.")] = "1e8",
+    rows: Annotated[str, typer.Option(help="Numbers of updates for median and trimmed mean.")] = "16",
+    row_params: Annotated[str, typer.Option(help="Numbers of parameters of such an update.")] = "1e7",
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each is done; the best one counts.")] = 5,
+) -> None:
+    """Parameters per second of decoding and adding an update, for each codec, beside a plain addition in memory."""
+    codecs = product(whole_numbers(params), codec or list(CodecName))
+    robust = product(whole_numbers(row_params), whole_numbers(rows))
+    report(
+        [partial(measure_fold, name, size, repeats) for size, name in codecs]
+        + [
+            partial(measure_robust, count, size, trim, repeats)
+            for size, count in robust
+            for trim in sorted({(count - 1) // 2, count // 8})
+        ]
+    )
 
 
 @app.command()

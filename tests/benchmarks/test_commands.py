@@ -67,6 +67,8 @@ def test_other_lists_are_refused(text):
         ["goodput", "--clients", "0"],
         ["recovery", "--victim", "bystander"],
         ["transitions", "--writers", "1.5"],
+        ["fold", "--codec", "zip"],
+        ["fold", "--rows", "0"],
     ],
 )
 def test_senseless_arguments_are_refused_before_anything_starts(arguments):

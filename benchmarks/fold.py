@@ -1,0 +1,144 @@
+"""Parameters per second of decoding an update from its file and adding it, beside a plain addition in memory.
+
+One thread, the server's own accumulator and reader, the file in the page cache. The limit is ``axpy``: ``total += weight
+* source`` in float32, chunk by chunk, both in memory. Folds and limit alternate, and the best of each counts.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from benchmarks.measurement import Measurement
+from coordinator.aggregation import Accumulator
+from coordinator.robust import trimmed_mean
+from farm_server.tensor_reader import FileReader
+from protocol.codecs import CHUNK_ELEMENTS, encode
+from protocol.codecs.decoder import chunks_of
+from protocol.compression import CodecName, CodecSpec
+from protocol.tensors import Layout, TensorSpec
+
+TENSOR_ELEMENTS: Final = 4_000_000
+"""The largest tensor of the model; it is a square matrix, so that every codec has something to do."""
+WEIGHT: Final = 3
+
+
+@dataclass(frozen=True)
+class Fold(Measurement):
+    """One codec. ``ratio`` is the share of axpy's parameters per second, measured in between."""
+
+    codec: str
+    params: int
+    params_per_s: float
+    axpy_params_per_s: float
+    ratio: float
+    bytes_per_param: float
+
+
+@dataclass(frozen=True)
+class RobustFold(Measurement):
+    """One robust aggregate of memory-mapped float32 rows. ``ratio`` is the share of axpy's elements per second."""
+
+    aggregate: str
+    rows: int
+    params: int
+    seconds: float
+    axpy_params_per_s: float
+    ratio: float
+
+
+def measure(codec: CodecName, params: int, repeats: int, folder: Path | None = None) -> Fold:
+    """Fold the same update ``repeats`` times. ``folder`` chooses the disk that keeps it meanwhile."""
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
+        layout, spec = _layout(params), CodecSpec(name=codec)
+        path = Path(name) / "update"
+        _write_update(path, layout, spec)
+        accumulator = Accumulator(layout, spec)
+        axpy = _axpy(sum(tensor.elements for tensor in layout.tensors))
+
+        def fold() -> None:
+            with FileReader(path) as reader:
+                accumulator.fold(reader, WEIGHT)
+
+        seconds, axpy_seconds = _best_of_each(fold, axpy, repeats)
+        count = sum(tensor.elements for tensor in layout.tensors)
+        size = path.stat().st_size
+        return Fold("fold", codec, count, count / seconds, count / axpy_seconds, axpy_seconds / seconds, size / count)
+
+
+def measure_robust(rows: int, params: int, trim: int, repeats: int, folder: Path | None = None) -> RobustFold:
+    """Take the mean without the ``trim`` smallest and largest values of each coordinate; half of the rows: median."""
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
+        mapped = _mapped_rows(Path(name) / "rows", rows, params)
+        out = torch.empty(params)
+        seconds, axpy_seconds = _best_of_each(lambda: trimmed_mean(mapped, out, trim), _axpy(params), repeats)
+        aggregate = "median" if trim == (rows - 1) // 2 else f"mean without {trim} at either end"
+        share = rows * axpy_seconds / seconds
+        return RobustFold("fold", aggregate, rows, params, seconds, params / axpy_seconds, share)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _layout(params: int) -> Layout:
+    count = math.ceil(params / TENSOR_ELEMENTS)
+    side = max(1, math.isqrt(params // count))
+    return Layout(tuple(TensorSpec(f"layer{number:04}.weight", "F32", (side, side)) for number in range(count)))
+
+
+def _write_update(path: Path, layout: Layout, codec: CodecSpec) -> None:
+    """Encode tensor by tensor: they are alike, and the scratch of some codecs is large."""
+    generator = torch.Generator().manual_seed(1)
+    stored: dict[str, torch.Tensor] = {}
+    for spec in layout.tensors:
+        tensor = torch.randn(spec.shape, generator=generator)
+        parts, metadata = encode({spec.name: tensor}, Layout((spec,)), codec, None)
+        stored |= parts
+    safetensors.torch.save_file(stored, path, metadata=metadata)
+
+
+def _axpy(elements: int) -> Callable[[], None]:
+    total, source = torch.zeros(elements), torch.randn(elements)
+
+    def add() -> None:
+        for start, stop in chunks_of(elements, CHUNK_ELEMENTS):
+            total[start:stop].add_(source[start:stop], alpha=WEIGHT)
+
+    return add
+
+
+def _mapped_rows(path: Path, rows: int, params: int) -> Sequence[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    with path.open("wb") as file:
+        for _ in range(rows):
+            file.write(torch.randn(params, generator=generator).numpy().data)
+    return torch.from_numpy(np.memmap(path, np.float32, mode="r+", shape=(rows, params))).unbind()
+
+
+def _best_of_each(work: Callable[[], None], limit: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Return the least seconds of each, after a first time that does not count."""
+    best = [math.inf, math.inf]
+    for repeat in range(repeats + 1):
+        for which, each in enumerate((work, limit)):
+            began = time.perf_counter()
+            each()
+            if repeat:
+                best[which] = min(best[which], time.perf_counter() - began)
+    return best[0], best[1]
