@@ -14,6 +14,7 @@ from coordinator.aggregation import Accumulator, all_finite
 from coordinator.outer_optimizer import OuterStep
 from farm_server.tensor_header import header_bytes
 from farm_server.tensor_reader import FileReader
+from farm_server.wrapped_chunks import wrapped
 from protocol.codecs import TORCH_DTYPES, BytesReader, Reader, TensorReader, apply_delta, encode, non_finite
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
@@ -106,7 +107,8 @@ class TaskTensors:
         except NotFinite as error:
             raise Diverged(_diverged(error.message)) from error
         apply_delta(self._weights, TensorReader(stored, metadata), self._layout, self._weights_codec)
-        return _file_of(stored, metadata)
+        delta = _file_of(stored, metadata)
+        return wrapped(delta) if self._weights_codec.zstd else delta
 
 
 class _Watched:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coordinator.aggregation import Accumulator
 from coordinator.outer_optimizer import OuterStep, check_outer_optimizer
+from protocol.codecs import TORCH_DTYPES
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OuterOptimizer, ParameterGroup
 from protocol.tensors import Layout, Role, TensorSpec
@@ -147,6 +148,53 @@ def test_steps_smaller_than_the_weights_precision_are_not_lost() -> None:
     assert list(outer.state()) == ["master.w"]
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_masters_hold_what_is_not_published(recipe: str) -> None:
+    layout = layout_of(make_model(torch.float32), "F32")
+    exact, held = weights_of(make_model(torch.float32)), weights_of(make_model(torch.float32))
+    publishing = OuterStep(RECIPES[recipe], exact, layout)
+    holding = OuterStep(RECIPES[recipe], held, layout, publishes=False)
+    before = {name: value.clone() for name, value in held.items()}
+    difference = {name: torch.full_like(value, 7.0) for name, value in held.items()}
+    for _ in range(3):
+        mean = {t.name: torch.randn(t.shape) for t in layout.tensors}
+        publishing.step(mean)
+        holding.step(mean)
+        assert all(torch.equal(held[n], before[n]) for n in held)
+        holding.unpublished(difference)
+        for name, value in difference.items():
+            assert torch.equal(value, exact[name] - before[name])
+    assert {f"master.{name}" for name in held} <= holding.state().keys()
+    assert all(torch.equal(holding.state()[f"master.{name}"], exact[name]) for name in held)
+
+
+def test_masters_are_of_the_weights_precision_or_better() -> None:
+    layout = Layout(tuple(TensorSpec(name, name, (1,)) for name in ("BF16", "F16", "F32", "F64")))
+    weights = {
+        name: torch.ones(1, dtype=dtype)
+        for name, dtype in TORCH_DTYPES.items()
+        if name in {t.name for t in layout.tensors}
+    }
+    outer = OuterStep(OuterOptimizer(options={"lr": 1e-3}), weights, layout, publishes=False)
+    outer.step({name: torch.ones(1, dtype=torch.float64 if name == "F64" else torch.float32) for name in weights})
+    dtypes = {key: value.dtype for key, value in outer.state().items()}
+    assert dtypes == {f"master.{n}": torch.float64 if n == "F64" else torch.float32 for n in weights}
+    difference = {name: torch.empty(1, dtype=dtypes[f"master.{name}"]) for name in weights}
+    outer.unpublished(difference)
+    assert all(value.item() == pytest.approx(-1e-3, rel=1e-4) for value in difference.values())
+
+
+def test_parameters_in_no_group_differ_by_nothing() -> None:
+    layout = Layout((TensorSpec("head", "F32", (1,)), TensorSpec("trunk", "F32", (1,))))
+    weights = {"head": torch.ones(1), "trunk": torch.ones(1)}
+    spec = OuterOptimizer(groups=(ParameterGroup(names=("head",)),))
+    outer = OuterStep(spec, weights, layout, publishes=False)
+    outer.step({"head": torch.ones(1), "trunk": torch.ones(1)})
+    difference = {"head": torch.full((1,), 7.0), "trunk": torch.full((1,), 7.0)}
+    outer.unpublished(difference)
+    assert {name: value.item() for name, value in difference.items()} == {"head": -1.0, "trunk": 0.0}
+
+
 def test_buffers_are_set_and_frozen_and_ungrouped_tensors_stay() -> None:
     layout = Layout(
         (
@@ -210,6 +258,7 @@ def test_options_that_only_change_how_it_is_computed_are_ignored() -> None:
         ({"momentum_buffer.ghost": torch.zeros(2)}, "no parameter 'ghost'"),
         ({"momentum_buffer.w": torch.zeros(3)}, r"\[3\], its parameter \[2\]"),
         ({"step.w": torch.zeros(2)}, "'step.w'"),
+        ({"master.w": torch.zeros(2, dtype=torch.float64)}, "'master.w' of the optimizer state is torch.float64"),
     ],
 )
 def test_a_state_of_another_model_is_refused(state: dict[str, Tensor], says: str) -> None:

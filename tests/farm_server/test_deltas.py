@@ -14,9 +14,10 @@ from coordinator.commands import ReleaseTask
 from coordinator.events import AggregationFailed, RoundAggregated
 from protocol.codecs import BytesReader, apply_delta
 from protocol.compression import CodecName, CodecSpec
-from protocol.encoded import check_encoded
+from protocol.encoded import check_encoded, largest_bytes
 from protocol.recipe import OuterOptimizer, Recipe
 from protocol.tensors import UPDATE_METADATA, Role, parse_layout, weights_metadata
+from protocol.zstd import is_wrapped, unwrap_bytes
 from tests.farm_server import model
 from tests.farm_server.aggregator_bench import Bench
 
@@ -94,7 +95,7 @@ def test_a_client_that_applies_the_deltas_has_the_servers_weights_to_the_bit(ben
         assert delta.codec == bench.spec.recipe.weights_codec
         data = bench.blobs.read(delta.blob.digest)
         assert len(data) == delta.blob.size_bytes < event.checkpoint.weights.size_bytes
-        reader = BytesReader(data)
+        reader = BytesReader(unwrap_bytes(data, largest_bytes(LAYOUT, delta.codec)))
         check_encoded(LAYOUT, delta.codec, reader.header)
         apply_delta(held, reader, LAYOUT, delta.codec)
         served = load(bench.blobs.read(event.checkpoint.weights.digest))
@@ -149,6 +150,24 @@ def test_a_version_that_changes_nothing_needs_no_delta(bench):
     event = bench.commit()
     assert event.checkpoint.weights.digest == bench.checkpoint.weights.digest
     assert event.delta is None
+
+
+@pytest.mark.parametrize("zstd", [True, False])
+def test_a_delta_that_compresses_well_is_compressed_unless_the_recipe_forbids_it(tmp_path, zstd):
+    """One element of the model changes, as rows of an embedding do."""
+    made = DeltaBench(tmp_path, CodecSpec(name=CodecName.INT8, zstd=zstd))
+    changed = {n: np.zeros_like(v) for n, v in safetensors.numpy.load(update(0)).items()}
+    changed["w"][0] = 1.0
+    made.open()
+    made.fold(safetensors.numpy.save(changed, dict(UPDATE_METADATA)))
+    event = made.commit()
+    made.aggregator.close()
+    delta = made.blobs.read(event.delta.blob.digest)
+    assert is_wrapped(delta) == zstd
+    held = load(INITIAL)
+    reader = BytesReader(unwrap_bytes(delta, largest_bytes(LAYOUT, event.delta.codec)))
+    apply_delta(held, reader, LAYOUT, event.delta.codec)
+    assert torch.equal(held["w"], load(made.weights[-1])["w"])
 
 
 def test_a_delta_that_is_no_smaller_than_the_weights_is_not_sent(tmp_path):

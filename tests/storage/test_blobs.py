@@ -120,3 +120,60 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Unavailable, match="cannot use"):
         FolderBlobStore(tmp_path / "file" / "blobs")
+
+
+class TestBatch:
+    """Several blobs that the disk syncs together."""
+
+    def test_blobs_in_pieces_of_any_size_come_back_whole(self, store: FolderBlobStore) -> None:
+        large = os.urandom(5 * 2**20 + 3)
+        with store.batch() as batch:
+            refs = [batch.add([]), batch.add([b"", b"pie", bytearray(b"ces")]), batch.add([memoryview(large), b"end"])]
+        assert [store.read(ref.digest) for ref in refs] == [b"", b"pieces", large + b"end"]
+        assert [ref.digest for ref in refs] == [
+            digest_bytes(b""),
+            digest_bytes(b"pieces"),
+            digest_bytes(large + b"end"),
+        ]
+
+    def test_a_blob_can_be_written_as_a_file(self, store: FolderBlobStore) -> None:
+        with store.batch() as batch, batch.file() as new:
+            assert new.write(b"one ") == 4
+            new.write(b"two")
+        assert store.read(new.ref.digest) == b"one two"
+
+    def test_nothing_has_a_name_before_the_end(self, store: FolderBlobStore) -> None:
+        with store.batch() as batch:
+            ref = batch.add([b"early"])
+            assert not store.has(ref.digest)
+        assert store.has(ref.digest)
+
+    def test_what_is_stored_already_or_comes_twice_is_stored_once(self, store: FolderBlobStore, tmp_path: Path) -> None:
+        known = store.put_bytes(b"known")
+        with store.batch() as batch:
+            assert batch.add([b"kno", b"wn"]) == known
+            new = [batch.add([b"new"]), batch.add([b"new"])]
+        assert sorted(_files(tmp_path)) == sorted({store.path(known.digest), store.path(new[0].digest)})
+
+    def test_a_batch_that_fails_stores_nothing(self, store: FolderBlobStore, tmp_path: Path) -> None:
+        def broken() -> Iterator[bytes]:
+            yield b"half"
+            raise RuntimeError("the source broke")
+
+        def store_three() -> None:
+            with store.batch() as batch:
+                batch.add([b"whole"])
+                batch.add(broken())
+
+        with pytest.raises(RuntimeError, match="source broke"):
+            store_three()
+        assert _files(tmp_path) == []
+
+
+def test_verified_is_the_file_of_an_intact_blob_only(store: FolderBlobStore) -> None:
+    ref = store.put_bytes(os.urandom(3 * 2**20))
+    path = store.verified(ref.digest)
+    assert digest_bytes(path.read_bytes()) == ref.digest
+    os.truncate(path, 2**20)
+    with pytest.raises(DigestMismatch, match="damaged"):
+        store.verified(ref.digest)
