@@ -191,7 +191,7 @@ class Killer:
         elif victim == "client":
             self.farm.kill(self.farm.clients[name])
         else:
-            for executor in self.farm.executors_of(name):
+            for executor in self.farm.busy_executors_of(name):
                 with suppress(psutil.NoSuchProcess):
                     executor.kill()
 

@@ -126,6 +126,10 @@ class MortalFarm:
         except psutil.NoSuchProcess:
             return []
 
+    def busy_executors_of(self, name: str) -> list[psutil.Process]:
+        """Return those of a client's executors that have a task: the code lies in their folders."""
+        return [executor for executor in self.executors_of(name) if _has_code(executor)]
+
     def is_online(self, name: str) -> bool:
         """Tell whether the server holds a connection of this client."""
         return any(client.name == name and client.state == "online" for client in self.api.clients())
@@ -207,6 +211,13 @@ def _children(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _has_code(executor: psutil.Process) -> bool:
+    try:
+        return (Path(executor.cwd()) / "code").is_dir()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_executor(process: psutil.Process) -> bool:

@@ -78,19 +78,13 @@ def submit(scene: Scene, prepared: Prepared, name: str, batch_seconds: float = S
     return submit_prepared(scene.farm.api, prepared, name, batch_seconds, requirements)
 
 
-def busy(scene: Scene, name: str) -> list[Busy]:
-    """Return the client's executors that have a task; a spare one has no code in its folder yet."""
-    found = [Busy(process, Path(process.cwd())) for process in scene.farm.executors_of(name)]
-    return [executor for executor in found if (executor.scratch / "code").is_dir()]
-
-
 def wait_in_mid_step(scene: Scene, task_id: str, number: int, pair: tuple[str, str]) -> list[Busy]:
     """Wait until both clients compute for this round; return their executors."""
     scene.wait_in_round(task_id, number)
     scene.wait(lambda: scene.why(task_id).count("computing") == 2, "both clients compute")
-    executors = [executor for name in pair for executor in busy(scene, name)]
-    assert len(executors) == 2
-    return executors
+    processes = [process for name in pair for process in scene.farm.busy_executors_of(name)]
+    assert len(processes) == 2
+    return [Busy(process, Path(process.cwd())) for process in processes]
 
 
 def act_and_time(scene: Scene, task_id: str, action: str, executors: list[Busy]) -> float:
