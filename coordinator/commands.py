@@ -60,7 +60,8 @@ class Fold:
 class CommitRound:
     """Divide by the samples, step the outer optimizer, write the checkpoint, answer ``RoundAggregated``.
 
-    ``epoch`` and ``cursor`` are those of the new checkpoint: where the next round begins.
+    ``epoch`` and ``cursor`` are those of the new checkpoint: where the next round begins. Unless it is ``durable``,
+    nothing is written, and the new weights stay in memory: see ``coordinator.durability``.
     """
 
     task_id: str
@@ -68,6 +69,7 @@ class CommitRound:
     attempt: int
     epoch: int
     cursor: int
+    durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class ResultArrived:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The answer to ``CommitRound``: the new checkpoint is durable on disk.
+    """The answer to ``CommitRound``: the new checkpoint is durable on disk, if that was asked for.
 
     ``delta``: how its weights follow from those before, stored as a blob, where the recipe has a ``weights_codec``.
     """
@@ -156,6 +156,7 @@ class RoundAggregated:
     attempt: int
     checkpoint: CheckpointRecord
     delta: WeightsDelta | None = None
+    durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

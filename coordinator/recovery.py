@@ -12,6 +12,7 @@ from itertools import pairwise
 from coordinator.ahead import drop_all_ahead
 from coordinator.commands import OpenRound
 from coordinator.deltas import forget_deltas
+from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
 from coordinator.lateness import discount, drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
@@ -75,6 +76,7 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
     drop_all_ahead(turn, run, event.message)
     drop_all_late(turn, run, event.message)
     forget_deltas(turn, run)
+    roll_back(turn, run, event.message)
     for record in event.undone:
         turn.save(replace(record, counted=False, counted_in=None))
     lost = run.record.version - kept.round

@@ -12,6 +12,7 @@ from dataclasses import replace
 from coordinator.ahead import drop_all_ahead, take_up
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
 from coordinator.deltas import keep_delta
+from coordinator.durability import Volatile, become_durable, must_be_durable
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
@@ -129,7 +130,8 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     step.phase = StepPhase.COMMIT
     step.owed = _owed_after(run, step, missing)
     epoch, cursor = _next_place(run, step)
-    turn.do(CommitRound(run.task_id, step.number, step.attempt, epoch, cursor))
+    durable = must_be_durable(turn, run, step, epoch, cursor)
+    turn.do(CommitRound(run.task_id, step.number, step.attempt, epoch, cursor, durable))
 
 
 def _owed_after(run: TaskRun, step: Step, missing: Sequence[SampleRange]) -> tuple[SampleRange, ...]:
@@ -148,7 +150,7 @@ def _next_place(run: TaskRun, step: Step) -> tuple[int, int]:
 
 
 def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
-    """The checkpoint is durable: commit the round, its assignments and the task's new version as one."""
+    """The new version is made: commit the round, its assignments and the task's new version as one."""
     run = turn.farm.task(event.task_id)
     step = run.step
     if step is None or step.attempt != event.attempt or step.phase is not StepPhase.COMMIT or step.round is None:
@@ -157,8 +159,11 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     samples = step.delivered_samples
     seconds = max(turn.now - step.opened_at, 1e-6)
     run.speed.add(samples / seconds)
+    if not event.durable and run.volatile is None:
+        run.volatile = Volatile(run.record, run.checkpoint)
     run.checkpoint = replace(event.checkpoint, leftover=step.owed)
-    turn.save(run.checkpoint)
+    if event.durable:
+        turn.save(run.checkpoint)
     keep_delta(turn, run, event.delta)
     turn.save(
         replace(
@@ -173,8 +178,12 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     for assignment in step.delivered:
         turn.save(replace(assignment, counted=True, counted_in=step.number))
         client = turn.farm.clients[assignment.client_id]
-        turn.save(client.record)
-        turn.send(client, Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True))
+        ack = Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True)
+        if event.durable:
+            turn.save(client.record)
+            turn.send(client, ack)
+        elif run.volatile is not None:
+            run.volatile.acks.append((client.client_id, ack))
     run.step = None
     run.code_failures.clear()
     run.failures = 0
@@ -190,6 +199,8 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     turn.measure(run, step.number, "train", metrics)
     turn.note("round_committed", _summary(step, samples, seconds, metrics), run)
     run.evaluate_next = evaluation_is_due(run)
+    if event.durable:
+        become_durable(turn, run)
 
 
 def evaluation_is_due(run: TaskRun) -> bool:

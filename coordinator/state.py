@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from coordinator.breaker import Breaker
+from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
 from coordinator.records import AssignmentRecord, CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.retry import RetryPolicy
@@ -192,6 +193,10 @@ class TaskRun:
     """Their results, until that round opens."""
     deltas: list[WeightsDelta] = field(default_factory=list)
     """How the newest versions follow from each other, the last one being the present version's."""
+    volatile: Volatile | None = None
+    """What is committed in memory only (recipes with ``durable_every``)."""
+    durable_at: float = 0.0
+    """When its last durable commit was."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
     _order: tuple[int, list[Shard]] | None = None
@@ -284,11 +289,13 @@ class Farm:
         return None
 
     def is_delivered(self, assignment_id: str) -> bool:
-        """Whether the assignment's update is here already, and no committed round contains it yet."""
+        """Whether the assignment's update is here already, and no durable round contains it yet."""
         for run in self.tasks.values():
             waiting = (*run.late_results, *run.ahead_results.values())
             records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
             if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
+                return True
+            if run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks):
                 return True
         return False
 

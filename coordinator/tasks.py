@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
+from coordinator.durability import roll_back
 from coordinator.events import Action, TaskAction, TaskSubmitted
 from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState
@@ -100,6 +101,7 @@ def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
     drop_all_ahead(turn, run, why)
     drop_all_late(turn, run, why)
     forget_deltas(turn, run)
+    roll_back(turn, run, why)
     for client_id in sorted(run.participants):
         turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.commands import Command, Save, Send
+from coordinator.durability import Volatile
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
-from coordinator.records import AssignmentRecord, Entry, EventRecord, LogRecord, MetricRecord, Record, TaskRecord
+from coordinator.records import (
+    AssignmentRecord,
+    Entry,
+    EventRecord,
+    LogRecord,
+    MetricRecord,
+    Record,
+    RoundRecord,
+    RoundState,
+    TaskRecord,
+)
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import ClientState, Farm, Lease, TaskRun
 from protocol.messages import Message
@@ -30,6 +41,20 @@ class Turn:
     def save(self, record: Record) -> None:
         """Keep a record; of several versions in one turn the last one is written."""
         self._records[type(record), _key(record)] = record
+
+    def release(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
+        """Save what was held back of a task; what this turn saved already is newer."""
+        self._records = {**records, **self._records}
+        self._entries = [*entries, *self._entries]
+
+    def release_uncounted(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
+        """Save what is left of rounds that were rolled back: that they were tried, and what the code printed."""
+        for key, record in records.items():
+            if isinstance(record, AssignmentRecord):
+                self._records.setdefault(key, replace(record, counted=False, counted_in=None))
+            elif isinstance(record, RoundRecord):
+                self._records.setdefault(key, replace(record, state=RoundState.ABANDONED))
+        self._entries = [*(entry for entry in entries if isinstance(entry, LogRecord)), *self._entries]
 
     def do(self, command: Command) -> None:
         """Ask for something, after what was saved in this turn is durable."""
@@ -90,11 +115,25 @@ class Turn:
         lease.record = replace(record, state=state, **changes)  # type: ignore[arg-type]  # fields of the record
         return lease.record
 
+    def _hold_back(self, run: TaskRun, volatile: Volatile) -> None:
+        """What concerns rounds that are not durable must not be either: they become so together."""
+        mine = {key: record for key, record in self._records.items() if _task_of(record) == run.task_id}
+        volatile.hold(mine, [entry for entry in self._entries if _task_of(entry) == run.task_id])
+        self._records = {key: record for key, record in self._records.items() if key not in mine}
+        self._entries = [entry for entry in self._entries if _task_of(entry) != run.task_id]
+
     def answer(self) -> list[Command]:
-        """Return the commands: one ``Save`` first, if anything is to be kept."""
+        """Return the commands: one ``Save`` first, if anything is to be kept now."""
+        for run in self.farm.tasks.values():
+            if run.volatile is not None:
+                self._hold_back(run, run.volatile)
         if not self._records and not self._entries:
             return self._commands
         return [Save(tuple(self._records.values()), tuple(self._entries)), *self._commands]
+
+
+def _task_of(item: Record | Entry) -> str | None:
+    return getattr(item, "task_id", None)
 
 
 def _key(record: Record) -> object:

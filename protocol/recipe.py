@@ -92,6 +92,10 @@ class Recipe(Frozen):
     max_retries: int = Field(default=3, ge=0)
     keep_checkpoints: int = Field(default=3, ge=1)
     """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
+    durable_every: int = Field(default=1, ge=1, le=16)
+    """Small models: only every Nth round is durable; if the server dies, those since then are trained again."""
+    durable_seconds: float = Field(default=5.0, gt=0)
+    """With ``durable_every``: a round is durable too if the last durable one was so long ago."""
     keep_every: int = Field(default=0, ge=0)
     """Every Nth round's checkpoint stays; 0 means none."""
     keep_best: str | None = Field(default=None, max_length=100, pattern=r"^(min|max):.+$")

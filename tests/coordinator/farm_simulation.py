@@ -268,7 +268,8 @@ class Simulation:
                 manifest=blob(f"manifest {c.task_id}/{c.round + 1}"),
                 created_at=self.now,
             )
-            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, self._delta(c, checkpoint)))
+            delta = self._delta(c, checkpoint)
+            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, delta, c.durable))
 
     def _delta(self, c: CommitRound, after: CheckpointRecord) -> WeightsDelta | None:
         if not self.delta_bytes:

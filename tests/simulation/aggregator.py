@@ -38,6 +38,8 @@ class Aggregator:
         self._post = post
         self._tasks: dict[str, _Task] = {}
         self._spooled: Counter[str] = Counter()
+        self._volatile: dict[str, int] = {}
+        """Weights of versions that are in memory only."""
         self.crashed = False
 
     def hold(self, update: BlobRef) -> None:
@@ -99,7 +101,7 @@ class Aggregator:
             self._fall_back(job)
             return
         task.attempt = job.attempt
-        task.weights = self._world.blobs[digest]
+        task.weights = self._volatile[digest] if digest in self._volatile else self._world.blobs[digest]
 
     def _fall_back(self, job: OpenRound) -> None:
         """Find the newest older checkpoint that can be read, and what was counted since."""
@@ -122,8 +124,11 @@ class Aggregator:
         weights = task.weights + sum(update.value for update in updates)
         name = f"{job.task_id}/{job.round + 1}/{weights}"
         digest = digest_bytes(name.encode())
-        self._world.blobs[digest] = weights
-        self._world.damaged.discard(digest)
+        if job.durable:
+            self._world.blobs[digest] = weights
+            self._world.damaged.discard(digest)
+        else:
+            self._volatile[digest] = weights
         checkpoint = CheckpointRecord(
             task_id=job.task_id,
             round=job.round + 1,
@@ -135,7 +140,7 @@ class Aggregator:
             created_at=self._world.server_now(),
         )
         self._forget(task)
-        self._post(RoundAggregated(job.task_id, job.round, job.attempt, checkpoint))
+        self._post(RoundAggregated(job.task_id, job.round, job.attempt, checkpoint, durable=job.durable))
 
     def _forget(self, task: _Task) -> None:
         for job in task.folded:

@@ -207,6 +207,29 @@ def owe_nothing_that_was_lost_ahead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ahead, "_owe", lambda *_args: None)
 
 
+def hold_nothing_back(patch: pytest.MonkeyPatch) -> None:
+    """The books of a version that is in memory only are saved."""
+    patch.setattr(Turn, "_hold_back", lambda *_args: None)
+
+
+def acknowledge_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
+    """Clients hear that their updates are counted by rounds that a crash undoes."""
+    aggregated = rounds.round_aggregated
+
+    def early(turn: Turn, event: Any) -> None:
+        aggregated(turn, event)
+        run = turn.farm.tasks[event.task_id]
+        for client_id, ack in run.volatile.acks if run.volatile else ():
+            turn.send(turn.farm.clients[client_id], ack)
+
+    _replace_rule(patch, aggregated, early)
+
+
+def never_roll_back(patch: pytest.MonkeyPatch) -> None:
+    """A task that stops keeps books of versions that it has no checkpoint of."""
+    patch.setattr(tasks, "roll_back", lambda *_args: None)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     fold_twice,
     fold_in_order_of_arrival,
@@ -230,4 +253,7 @@ MUTANTS: tuple[Mutant, ...] = (
     forget_what_is_done_ahead,
     give_samples_out_ahead_and_again,
     owe_nothing_that_was_lost_ahead,
+    hold_nothing_back,
+    acknowledge_what_is_not_durable,
+    never_roll_back,
 )

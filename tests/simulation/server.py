@@ -188,7 +188,8 @@ class Server:
     def _send(self, command: Send) -> None:
         message, ledger = command.message, self.world.ledger
         if isinstance(message, Assign):
-            check(message.assignment_id in ledger.assignments, f"{message.assignment_id} is sent before it is saved")
+            saved = message.assignment_id in ledger.assignments or self._is_volatile(message.task.task_id)
+            check(saved, f"{message.assignment_id} is sent before it is saved")
         if isinstance(message, Ack) and message.counted:
             record = ledger.assignments[message.assignment_id]
             check(record.counted or record.kind is Kind.EVALUATE, f"{message.assignment_id}: ack before it is durable")
@@ -196,6 +197,9 @@ class Server:
         if connection is not None and connection.incarnation == command.incarnation:
             self.world.tell("to %s: %s", command.client_id, message)
             connection.down(message)
+
+    def _is_volatile(self, task_id: str) -> bool:
+        return self.world.ledger.tasks[task_id].spec.recipe.durable_every > 1
 
     def _tick(self) -> None:
         if self.crashed:
