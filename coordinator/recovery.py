@@ -58,6 +58,14 @@ def mend(turn: Turn) -> None:
     for run in turn.farm.tasks.values():
         if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
             turn.move(run, TaskState.PENDING, RESTARTED)
+        _forget_the_old_clock(turn, run)
+
+
+def _forget_the_old_clock(turn: Turn, run: TaskRun) -> None:
+    """If the wall clock was set back meanwhile, a backoff of seconds might end in an hour."""
+    latest = turn.now + turn.settings.task_retry.cap_seconds
+    if run.record.not_before > latest:
+        turn.save(run.update(not_before=latest))
 
 
 def fall_back(turn: Turn, event: CheckpointDamaged) -> None:

@@ -50,7 +50,10 @@ class Outcomes(Protocol):
     def committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
-        """Hear of a durable checkpoint before the coordinator does. ``small``: its blobs that can ride inline."""
+        """Hear of a new version before the coordinator does. ``small``: its blobs that can ride inline.
+
+        A checkpoint without a manifest is in memory only.
+        """
 
 
 @dataclass(slots=True)
@@ -209,14 +212,21 @@ class Aggregator:
         reach(Fault.SERVER_BEFORE_COMMIT, command.round)
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step())
-        written = self._write(task, command, version)
+        written = self._write(task, command, version) if command.durable else self._named(command, version)
         reach(Fault.SERVER_WHILE_COMMITTING, command.round)
         task.holds = _digests(written.record)
         self._end_round(task)
         small = _small_blobs(version, written)
         self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
         delta = _delta(task.spec.recipe.weights_codec, before, written)
-        self._outcomes.event(RoundAggregated(command.task_id, command.round, command.attempt, written.record, delta))
+        opening = (command.task_id, command.round, command.attempt)
+        self._outcomes.event(RoundAggregated(*opening, written.record, delta, command.durable))
+
+    def _named(self, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
+        (weights,) = version.weights
+        if not isinstance(weights, bytes):
+            raise FarmError("the weights are too large to be kept in memory; set durable_every to 1")
+        return self._writer.name(command, weights)
 
     def _write(self, task: _Task, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
         def waits_for(reason: str) -> None:

@@ -1,19 +1,29 @@
-"""Makes a task's new version durable, and waits for the disk where it must."""
+"""Makes a task's new version durable, and waits for the disk where it must; or names it without writing it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from coordinator.commands import CommitRound
+from coordinator.records import CheckpointRecord
 from farm_server.clock import Clock
 from farm_server.patience import RETRY_SECONDS, insist
 from farm_server.room import Claim
 from storage.blob_batch import size_of
+from storage.blobs import ref_of
 from storage.checkpoints import CheckpointStore, NewCheckpoint, WrittenCheckpoint
 
 if TYPE_CHECKING:
     from farm_server.task_tensors import NewVersion
+
+
+class _Place(TypedDict):
+    task_id: str
+    round: int
+    epoch: int
+    cursor: int
+    created_at: float
 
 
 class CheckpointWriter:
@@ -39,14 +49,7 @@ class CheckpointWriter:
         Raises: Unavailable if the round is given up meanwhile.
         """
         new = NewCheckpoint(
-            task_id=command.task_id,
-            round=command.round + 1,
-            epoch=command.epoch,
-            cursor=command.cursor,
-            created_at=self._clock.now(),
-            weights=version.weights,
-            optimizer=version.optimizer,
-            delta=version.delta,
+            **self._place(command), weights=version.weights, optimizer=version.optimizer, delta=version.delta
         )
         needed_bytes = sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None)
 
@@ -55,3 +58,17 @@ class CheckpointWriter:
             return self._store.write(new)
 
         return insist(attempt, waits_for, given_up, self._retry_seconds)
+
+    def name(self, command: CommitRound, weights: bytes) -> WrittenCheckpoint:
+        """Return the record of a version that stays in memory."""
+        record = CheckpointRecord(**self._place(command), weights=ref_of(weights), optimizer=None, manifest=None)
+        return WrittenCheckpoint(record, delta=None)
+
+    def _place(self, command: CommitRound) -> _Place:
+        return {
+            "task_id": command.task_id,
+            "round": command.round + 1,
+            "epoch": command.epoch,
+            "cursor": command.cursor,
+            "created_at": self._clock.now(),
+        }

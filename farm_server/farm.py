@@ -189,7 +189,7 @@ class Farm:
             CommitRound: self._aggregator.commit_round,
             DropRound: self._aggregator.drop_round,
             DropUpdate: lambda command: spooled.release(command.update),
-            ReleaseTask: self._aggregator.release_task,
+            ReleaseTask: self._release_task,
         }
         self.telemetry.watch_tasks(lambda: Counter(t.state for t in self.coordinator.task_views(self.clock.now())))
 
@@ -262,17 +262,25 @@ class Farm:
     def committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
-        """Take a durable checkpoint from a worker thread to those who serve it."""
+        """Take a new version from a worker thread to those who serve it."""
         self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, small, seconds)
 
     def _committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
-        for digest, data in small.items():
-            self.inline.keep(data, digest)
-        self.retention.note(checkpoint.task_id, spec.recipe)
+        if checkpoint.manifest is None:
+            self.inline.pin(checkpoint.task_id, checkpoint.weights.digest, small[checkpoint.weights.digest])
+        else:
+            self.inline.unpin(checkpoint.task_id)
+            for digest, data in small.items():
+                self.inline.keep(data, digest)
+            self.retention.note(checkpoint.task_id, spec.recipe)
         self.telemetry.rounds.inc()
         self.telemetry.commit_seconds.observe(seconds)
+
+    def _release_task(self, command: ReleaseTask) -> None:
+        self._aggregator.release_task(command)
+        self.inline.unpin(command.task_id)
 
     def _carry_out(self, command: Command) -> None:
         self._doers[type(command)](command)

@@ -17,6 +17,7 @@ class InlineBlobs:
         self._capacity_bytes = capacity_bytes
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_bytes = 0
+        self._pinned: dict[str, tuple[str, bytes]] = {}
 
     def keep(self, data: bytes, digest: str | None = None) -> None:
         """Keep the bytes of a blob, unless it is too large to ride inline."""
@@ -27,6 +28,18 @@ class InlineBlobs:
         self._kept_bytes += len(data)
         while self._kept_bytes > self._capacity_bytes:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+
+    def pin(self, task_id: str, digest: str, data: bytes) -> None:
+        """Keep a task's newest version, which is nowhere else, until the next one or ``unpin``."""
+        self._pinned[task_id] = (digest, data)
+
+    def unpin(self, task_id: str) -> None:
+        """The task has a version on the disk."""
+        self._pinned.pop(task_id, None)
+
+    def pinned(self, digest: str) -> bytes | None:
+        """Return the bytes of a pinned version."""
+        return next((data for name, data in self._pinned.values() if name == digest), None)
 
     def filled(self, assign: Assign, room_bytes: int = INLINE_BYTES) -> Assign:
         """Return the message with its deltas inline, or else its weights, as far as they are kept here.
@@ -48,8 +61,9 @@ class InlineBlobs:
         return tuple(reversed(filled))
 
     def _with_bytes(self, ref: BlobRef) -> BlobRef | None:
-        data = self._kept.get(ref.digest)
+        data = self.pinned(ref.digest)
+        if data is None and (data := self._kept.get(ref.digest)) is not None:
+            self._kept.move_to_end(ref.digest)
         if data is None:
             return None
-        self._kept.move_to_end(ref.digest)
         return BlobRef.model_construct(digest=ref.digest, size_bytes=len(data), inline=data)

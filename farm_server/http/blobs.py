@@ -25,6 +25,8 @@ async def fetch(digest: DigestPath, request: Request, farm: FarmDep) -> Response
     """Serve the file. Its ETag is its digest: it can be cached for ever."""
     # who asks for it may rely on it in a moment: it counts as just stored
     await asyncio.to_thread(farm.blobs.renew, digest)
+    if (in_memory := farm.inline.pinned(digest)) is not None:  # a version that is not durable yet
+        return Response(in_memory, media_type="application/octet-stream")
     path = farm.blobs.path(digest)
     headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
     if digest in request.headers.get("if-none-match", ""):

@@ -109,3 +109,11 @@ def test_a_late_offer_that_was_not_seen_yet_takes_its_slot_too() -> None:
     farm.submit(spec(submitter="bob"), "t2")
     farm.handle(ClientReady("id-ada", ada.incarnation, 1))  # it crossed the offer, whose round is over, on the wire
     assert list(ada.held) == [unseen]
+
+
+def test_a_backoff_does_not_outlast_a_clock_that_was_set_back(farm: Simulation) -> None:
+    number, attempt = farm.open["t1"]
+    farm.handle(AggregationFailed("t1", number, attempt, "the disk is full"))
+    farm.now -= 3600.0
+    farm.restart()
+    assert farm.task().not_before <= farm.now + farm.settings.task_retry.cap_seconds

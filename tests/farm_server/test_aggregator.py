@@ -156,3 +156,18 @@ def test_a_damaged_checkpoint_is_told_once(bench, damage):
 def test_a_commit_without_updates_fails(bench):
     bench.open()
     assert isinstance(bench.commit(), AggregationFailed)
+
+
+def test_a_version_that_need_not_be_durable_is_named_and_not_written(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64, durable=False))
+    event = bench.outcome()
+    assert not event.durable
+    assert event.checkpoint.manifest is None
+    digest = event.checkpoint.weights.digest
+    assert not bench.blobs.has(digest)
+    np.testing.assert_allclose(model.values(bench.small[-1][digest]), -1.0)
+    bench.checkpoint = event.checkpoint
+    after = bench.round(1, (1.0, 1))
+    np.testing.assert_allclose(model.values(bench.blobs.read(after.checkpoint.weights.digest)), -2.0)

@@ -126,3 +126,13 @@ def _times_assigned(scene: Scene, task_id: str, number: int) -> int:
     with closing(sqlite3.connect(f"file:{scene.farm.data_dir / 'farm.db'}?mode=ro", uri=True)) as ledger:
         query = "SELECT count(*) FROM assignments WHERE task_id = ? AND round = ?"
         return int(ledger.execute(query, (task_id, number)).fetchone()[0])
+
+
+def test_rounds_in_memory_are_trained_again_after_the_server_was_killed(scene: Scene) -> None:
+    """Two of three rounds are not durable: the books go back with the weights, and the end is the undisturbed one."""
+    task_id = scene.submit(durable_every=3, durable_seconds=1000.0)
+    scene.wait_in_round(task_id, 3)
+    scene.restart_server()
+    durable = scene.view(task_id).round
+    assert durable in (1, 4), "the first commit after a start is durable, and the third one after it"
+    scene.check_finished(task_id)
