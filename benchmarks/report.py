@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import typer
 
@@ -16,13 +16,21 @@ from protocol.errors import FarmError
 
 def report(measurements: Iterable[Callable[[], Measurement]]) -> None:
     """Take the measurements one by one, and print each as a line, after one that describes the machine."""
+    report_each(measurement() for measurement in measurements)
+
+
+def report_each(found: Iterator[Measurement]) -> None:
+    """Print each measurement as a line as soon as it is there, after one that describes the machine.
+
+    Raises: typer.Exit with code 1 after one line on stderr, if one could not be taken.
+    """
     print(json.dumps({"benchmark": "machine", **describe_machine()}), flush=True)
-    for measurement in measurements:
-        try:
-            print(measurement().to_json(), flush=True)
-        except (BenchmarkError, FarmError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from error
+    try:
+        for measurement in found:
+            print(measurement.to_json(), flush=True)
+    except (BenchmarkError, FarmError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def say(what: str) -> None:

@@ -80,7 +80,6 @@ def fold(
 
 
 @app.command()
-@app.command()
 def blob(
     size: Annotated[float, typer.Option(min=1, help="Bytes of the blob.")] = 1e9,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each way is taken; the median counts.")] = 3,
@@ -91,35 +90,6 @@ def blob(
 
 
 @app.command()
-def lag(
-    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e8.")] = "1e8",
-    updates: Annotated[int, typer.Option(min=1, help="Updates that are folded.")] = 40,
-    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to use.")] = None,
-) -> None:
-    """Milliseconds that an event loop is late while a thread beside it folds and commits, against an idle one."""
-    report([partial(measure_lag, size, updates, folder) for size in whole_numbers(params)])
-
-
-@app.command()
-def blob(
-    size: Annotated[float, typer.Option(min=1, help="Bytes of the blob.")] = 1e9,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each way is taken; the median counts.")] = 3,
-    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to measure.")] = None,
-) -> None:
-    """Gigabytes per second of a blob up and down, beside a raw copy; bytes that move twice where it is cut."""
-    report_each(measure_blob(int(size), repeats, folder))
-
-
-@app.command()
-def lag(
-    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e8.")] = "1e8",
-    updates: Annotated[int, typer.Option(min=1, help="Updates that are folded.")] = 40,
-    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to use.")] = None,
-) -> None:
-    """Milliseconds that an event loop is late while a thread beside it folds and commits, against an idle one."""
-    report([partial(measure_lag, size, updates, folder) for size in whole_numbers(params)])
-
-
 def transitions(
     writers: Annotated[str, typer.Option(help="Numbers of concurrent writers.")] = "1,64,1000",
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each window.")] = 5.0,
