@@ -13,6 +13,7 @@ import typer
 from benchmarks.blob import measure as measure_blob
 from benchmarks.fold import measure as measure_fold
 from benchmarks.fold import measure_robust
+from benchmarks.lag import measure as measure_lag
 from benchmarks.measurement import Measurement
 from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
 from benchmarks.memory import measure as measure_memory
@@ -87,6 +88,16 @@ def blob(
 ) -> None:
     """Gigabytes per second of a blob up and down, beside a raw copy; bytes that move twice where it is cut."""
     report_each(measure_blob(int(size), repeats, folder))
+
+
+@app.command()
+def lag(
+    params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e8.")] = "1e8",
+    updates: Annotated[int, typer.Option(min=1, help="Updates that are folded.")] = 40,
+    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to use.")] = None,
+) -> None:
+    """Milliseconds that an event loop is late while a thread beside it folds and commits, against an idle one."""
+    report([partial(measure_lag, size, updates, folder) for size in whole_numbers(params)])
 
 
 @app.command()
