@@ -21,7 +21,7 @@ class Surroundings:
     """What a run takes from outside its command line; tests give their own."""
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    transport: httpx.BaseTransport | None = None
+    transport: httpx.MockTransport | None = None
 
 
 @dataclass(frozen=True, slots=True)

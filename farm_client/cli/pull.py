@@ -39,7 +39,11 @@ def fetch(api: FarmApi, model: ModelView, output: Path, out: Output) -> None:
     """Download a model to a file, with a progress bar on a terminal."""
     with transfer_bar(out) as bar:
         task = bar.add_task("download", total=model.size_bytes)
-        pull_model(api, model, output, lambda done: bar.advance(task, done))
+        try:
+            pull_model(api, model, output, lambda done: bar.advance(task, done))
+        except KeyboardInterrupt:
+            out.say("[dim]what came is kept: the same command goes on from there[/]")
+            raise
 
 
 def transfer_bar(out: Output) -> Progress:

@@ -25,11 +25,13 @@ from farm_client.cli.task_file import describe_task
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.submission import Prepared, Submission, prepare
-from farm_client.sdk.upload import size_of, upload
+from farm_client.sdk.upload import upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
+from farm_client.transfer.source import size_of
 from protocol.rest import SubmitReply
 from protocol.tasks import Split
 
+_SENDING: Final = "sending code and data"
 _STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cutting the data into shards"}
 
 
@@ -125,8 +127,16 @@ def _describe(prepared: Prepared) -> str:
 def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
     total_bytes = sum(size_of(content) for content in prepared.blobs.values())
     with transfer_bar(out) as bar:
-        task = bar.add_task("sending code and data", total=total_bytes)
-        uploaded = upload(api, prepared.blobs, lambda done: bar.advance(task, done))
+        task = bar.add_task(_SENDING, total=total_bytes)
+
+        def show_wait(reason: str | None) -> None:
+            bar.update(task, description=f"{_SENDING}: waiting, {escape(reason)}" if reason else _SENDING)
+
+        try:
+            uploaded = upload(api, prepared.blobs, lambda done: bar.advance(task, done), show_wait)
+        except KeyboardInterrupt:
+            out.say("[dim]the farm keeps what it got: the same command goes on from there[/]")
+            raise
     rest = "" if uploaded.sent_blobs == uploaded.blobs else f" of {format_bytes(total_bytes)}; the farm had the rest"
     out.say(f"[dim]sent {format_bytes(uploaded.sent_bytes)}{rest}[/]")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -42,16 +42,17 @@ class FarmApi:
     ``transport`` replaces the network in tests.
     """
 
-    def __init__(self, address: FarmAddress, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, address: FarmAddress, transport: httpx.MockTransport | None = None) -> None:
         self.address = address
-        self._http = httpx.Client(
-            base_url=address.url,
-            headers={"Authorization": f"Bearer {address.token}"} if address.token else {},
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+        self._options: dict[str, Any] = {
+            "base_url": address.url,
+            "headers": {"Authorization": f"Bearer {address.token}"} if address.token else {},
+            "timeout": httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             # A proxy set for the web must not catch what is meant for this machine.
-            trust_env=not address.is_loopback,
-            transport=transport,
-        )
+            "trust_env": not address.is_loopback,
+            "transport": transport,
+        }
+        self._http = httpx.Client(**self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -128,23 +129,13 @@ class FarmApi:
         raise_for_error(response, self.address)
         return response.text
 
-    def has_blob(self, digest: str) -> bool:
-        """Tell whether the farm holds these bytes."""
-        response = self._request("HEAD", f"/v1/blobs/{digest}")
-        if response.status_code == httpx.codes.NOT_FOUND:
-            return False
-        raise_for_error(response, self.address)
-        return True
-
-    def put_blob(self, digest: str, size_bytes: int, chunks: Iterable[bytes]) -> None:
-        """Upload bytes under their digest. Raises: DigestMismatch if they do not hash to it."""
-        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
-        response = self._request("PUT", f"/v1/blobs/{digest}", content=chunks, headers=headers)
-        raise_for_error(response, self.address)
+    def open_async(self, **options: Any) -> httpx.AsyncClient:
+        """Return a client for the same farm in an event loop, as transfers use it; whoever asked for it closes it."""
+        return httpx.AsyncClient(**self._options | options)
 
     @contextmanager
     def get_blob(self, digest: str) -> Iterator[Iterator[bytes]]:
-        """Download bytes by their digest, chunk by chunk; the caller checks the digest."""
+        """Download bytes by their digest, chunk by chunk; unchecked: ``sdk.download`` fetches whole blobs."""
         with explaining(self.address), self._http.stream("GET", f"/v1/blobs/{digest}") as response:
             if not response.is_success:
                 response.read()

@@ -1,4 +1,7 @@
-"""Pulling a model: the checkpoint's bytes, checked against their digest, become a file in one step."""
+"""Pulling a model: the checkpoint's bytes, checked against their digest, become a file in one step.
+
+A download that was cut, by Ctrl-C too, goes on when the same model is pulled to the same place again.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +12,55 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.carrying import Forward, carry
 from farm_client.sdk.weights_file import write_model_file
-from protocol.digests import new_hasher
-from protocol.errors import DigestMismatch
+from farm_client.transfer.download import download
+from farm_client.transfer.partial_file import PartialFile
 from protocol.rest import ModelView
+from protocol.tasks import BlobRef
 
 
 def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[int], None] = lambda _: None) -> None:
     """Write the model to ``output``, ready for ``model.load_state_dict(load_file(output))``.
 
-    The file appears whole or not at all. ``advance`` is told how many more bytes arrived.
-    Raises: DigestMismatch if the bytes were damaged on the way; NotFound if the farm dropped the checkpoint.
+    The file appears whole or not at all. ``advance`` is told how many more bytes arrived. Whatever ends a download,
+    what came of it is kept in a hidden file beside ``output``.
+    Raises: DigestMismatch if the farm's copy is damaged; NotFound if it dropped the checkpoint; Conflict if another
+        process is pulling the same model to the same place.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     notes = {"task": model.task_id, "round": str(model.round), "weights_digest": model.digest}
-    with _replacing(output) as partial, _vanishing(output) as weights:
-        download_weights(api, model.digest, weights, advance)
-        write_model_file(weights, partial, notes)
-
-
-def download_weights(api: FarmApi, digest: str, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:
-    """Write a checkpoint's weights file to ``to``. Raises: DigestMismatch, NotFound."""
-    hasher = new_hasher()
-    with api.get_blob(digest) as chunks, to.open("wb") as file:
-        for chunk in chunks:
-            hasher.update(chunk)
-            file.write(chunk)
-            advance(len(chunk))
-    if hasher.hexdigest() != digest:
-        raise DigestMismatch(f"the model arrived damaged (wanted {digest[:12]}…): try again")
-
-
-@contextmanager
-def _vanishing(beside: Path) -> Iterator[Path]:
-    """Give an empty file in the same folder that is gone at the end of the block."""
-    handle, name = tempfile.mkstemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial")
-    os.close(handle)
-    path = Path(name)
+    weights = output.with_name(f".{output.name}.{model.digest[:16]}.part")
+    download_weights(api, BlobRef(digest=model.digest, size_bytes=model.size_bytes), weights, advance)
     try:
-        yield path
+        with _replacing(output) as partial:
+            write_model_file(weights, partial, notes)
     finally:
-        path.unlink(missing_ok=True)
+        weights.unlink()
+
+
+def download_weights(api: FarmApi, blob: BlobRef, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Write a checkpoint's weights file to ``to``, from where an earlier call was cut.
+
+    Raises: DigestMismatch, NotFound, Conflict.
+    """
+    forward = Forward(advance)
+    carry(api, lambda carrier: download(carrier, blob.digest, PartialFile(to, blob.size_bytes), forward))
 
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
     """Give a file that takes the place of ``output`` at the end of the block, or vanishes on an error."""
-    with _vanishing(output) as partial:
+    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".partial")
+    os.close(handle)
+    partial = Path(name)
+    try:
         yield partial
         # mkstemp makes files that only their owner can read; a model is an ordinary file.
         partial.chmod(0o666 & ~_umask())
         partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _umask() -> int:

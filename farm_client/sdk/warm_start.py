@@ -59,7 +59,7 @@ def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None)
     with api.get_blob(checkpoint.digest) as chunks:
         header = read_header(_leading_bytes(chunks), checkpoint.size_bytes)
     blob = BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)
-    fetch = partial(download_weights, api, checkpoint.digest)
+    fetch = partial(download_weights, api, blob)
     return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header), fetch)
 
 

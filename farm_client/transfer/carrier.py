@@ -74,26 +74,26 @@ async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awai
     When one is interrupted no other is begun, and those under way are finished first: what they move is moved.
     Raises: the first interruption, or the first other error at once.
     """
-    interruptions: list[httpx.TransportError | Interrupted] = []
+    failed: list[Exception] = []
     waiting = iter(items)
 
     async def take_items() -> None:
         for item in waiting:
-            if interruptions:
+            if failed:
                 return
             try:
                 await work(item)
             except (httpx.TransportError, Interrupted) as error:
-                interruptions.append(error)
+                failed.append(error)
 
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(take_items())
-    except* (FarmError, OSError) as errors:
-        raise errors.exceptions[0] from None
-    if interruptions:
-        raise interruptions[0]
+    except ExceptionGroup as errors:
+        failed = list(errors.exceptions)
+    if failed:  # outside the handler: the error keeps the cause that it has
+        raise failed[0]
 
 
 async def check(response: httpx.Response, digest: str) -> None:

@@ -95,8 +95,9 @@ class PartialFile:
             with self._counting:
                 self._present.add(start, start + len(data))
                 before, self.present_bytes = self.present_bytes, self._present.total_bytes
+                repeated_bytes = len(data) - (self.present_bytes - before)
         self._hash_along(start, data)
-        return len(data) - (self.present_bytes - before)
+        return repeated_bytes
 
     def hexdigest(self) -> str:
         """Return the digest of the file, which must be here as a whole."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import httpx
+from pydantic import ValidationError
 
 from farm_client.retry import about
 from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
 from farm_client.transfer.source import Content, Source, open_source
-from protocol.errors import DigestMismatch
+from protocol.errors import DigestMismatch, FarmError
 from protocol.ranges import ByteRange, ByteRanges, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState
 
@@ -21,6 +22,9 @@ ONE_SHOT_BYTES: Final = 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 _WAIT_SECONDS: Final = 10.0
 """How long the farm may hold its answer back while it is not this upload's turn."""
+_NOT_UNDERSTOOD: Final = (
+    "the farm's answer to an upload is not one that this version understands; update one of the two"
+)
 
 Midway = Callable[[], Awaitable[bool]]
 
@@ -47,9 +51,10 @@ class Listener:
     midway: Midway = no_cut
 
 
-async def upload(carrier: Carrier, digest: str, content: Content, listener: Listener | None = None) -> None:
+async def upload(carrier: Carrier, digest: str, content: Content, listener: Listener | None = None) -> bool:
     """Store a file, or bytes, at the farm under their digest; what is there already is not sent again.
 
+    Returns whether there was anything to send.
     Raises: Unauthorized, Unavailable when the tries are used up, DigestMismatch if the bytes are not what their
         digest says, FarmError if the farm refuses them; OSError.
     """
@@ -58,6 +63,7 @@ async def upload(carrier: Carrier, digest: str, content: Content, listener: List
         work = _Upload(carrier, digest, source, listener or Listener())
         attempt = work.send_whole if source.size_bytes <= ONE_SHOT_BYTES else work.send_parts
         await carrier.persist(attempt, lambda: work.kept_bytes, f"cannot send blob {digest[:12]}")
+        return work.has_sent
     finally:
         source.close()
 
@@ -73,6 +79,7 @@ class _Upload:
     left_bytes: int = 0
     """What has left since then."""
     is_stored: bool = False
+    has_sent: bool = False
     refusals: int = 0
     ever_sent: ByteRanges = field(default_factory=ByteRanges)
 
@@ -114,13 +121,20 @@ class _Upload:
         request = UploadRequest(size_bytes=self.source.size_bytes, wait_seconds=wait_seconds)
         response = await self.carrier.http.post(f"{self._url}/upload", json=request.model_dump(mode="json"))
         await check(response, self.digest)
-        return UploadReply.model_validate_json(response.content)
+        try:
+            reply = UploadReply.model_validate_json(response.content)
+        except ValidationError as error:
+            raise FarmError(_NOT_UNDERSTOOD) from error
+        if reply.state is UploadState.GO and min(reply.part_bytes, reply.parallel) < 1:
+            raise FarmError(_NOT_UNDERSTOOD)
+        return reply
 
     async def _send_part(self, part: ByteRange) -> None:
         place = ContentRange(part.start, part.end, self.source.size_bytes)
         await self._send("PATCH", part, {"Content-Range": str(place)})
 
     async def _send(self, method: str, part: ByteRange, headers: dict[str, str]) -> None:
+        self.has_sent = True
         headers["Content-Length"] = str(part.size_bytes)
         response = await self.carrier.http.request(method, self._url, content=self._pieces(part), headers=headers)
         try:

@@ -35,6 +35,8 @@ class ScriptedBlobs:
         self.waits = []
         """Uploads are told to wait, for these reasons."""
         self.fail_uploads = 0
+        self.answers = []
+        """What is answered, word by word, before an upload."""
         self.refuse_with = None
         """A status for all that is asked before an upload."""
         self.part_bytes = 1024 * 1024
@@ -43,6 +45,9 @@ class ScriptedBlobs:
         self.gate = asyncio.Event()
         """Downloads wait for it."""
         self.gate.set()
+        self.upload_gate = asyncio.Event()
+        """Uploads wait for it."""
+        self.upload_gate.set()
         self.asked = asyncio.Event()
         """A download was asked for."""
 
@@ -89,6 +94,7 @@ class ScriptedBlobs:
 
     async def _put(self, request):
         self._note(request, "range")
+        await self.upload_gate.wait()
         body = await request.body()
         self.received_bytes += len(body)
         if self.fail_uploads:
@@ -101,7 +107,10 @@ class ScriptedBlobs:
 
     async def _post(self, request):
         self._note(request, "range")
+        await self.upload_gate.wait()
         digest, asked = request.path_params["digest"], UploadRequest.model_validate_json(await request.body())
+        if self.answers:
+            return Response(self.answers.pop(0))
         if self.refuse_with:
             return Response(status_code=self.refuse_with)
         if digest in self.blobs:

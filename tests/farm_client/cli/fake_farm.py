@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from protocol.digests import digest_bytes
+from protocol.ranges import ByteRanges, ContentRange
 from protocol.recipe import Recipe
 from protocol.resources import Load, Resources
 from protocol.rest import (
@@ -28,6 +29,9 @@ from protocol.rest import (
     SubmitReply,
     TaskDetail,
     TaskView,
+    UploadReply,
+    UploadRequest,
+    UploadState,
 )
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
 
@@ -122,6 +126,8 @@ class FakeFarm:
     recipe: Recipe | None = None
     checkpoints: list[CheckpointView] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    arrived: dict[str, tuple[bytearray, ByteRanges]] = field(default_factory=dict)
+    upload_waits: list[str] = field(default_factory=list)
     model_digest: str = "f" * 64
     submitted: list[TaskSpec] = field(default_factory=list)
     requests: list[httpx.Request] = field(default_factory=list)
@@ -160,6 +166,8 @@ class FakeFarm:
                 return self._task_answer(request, task_id, rest)
             case ["v1", "blobs", digest]:
                 return self._blob_answer(request, digest)
+            case ["v1", "blobs", digest, "upload"]:
+                return self._upload_answer(digest, UploadRequest.model_validate_json(request.content))
         return problem(404, "not_found", f"no {path}")
 
     def _task_answer(self, request: httpx.Request, task_id: str, rest: list[str]) -> httpx.Response:
@@ -194,7 +202,7 @@ class FakeFarm:
     def _model_answer(self, task: TaskView, number: int) -> httpx.Response:
         if self.checkpoints and number not in {checkpoint.round for checkpoint in self.checkpoints}:
             return problem(404, "not_found", "there is no such checkpoint")
-        size = len(self.blobs.get(self.model_digest, b""))
+        size = len(self.blobs.get(self.model_digest, b"x"))
         return answer(
             ModelView(task_id=task.task_id, round=number, digest=self.model_digest, size_bytes=size, state=task.state)
         )
@@ -206,15 +214,53 @@ class FakeFarm:
                 return problem(422, "digest_mismatch", "the bytes do not hash to their name")
             self.blobs[digest] = data
             return httpx.Response(201)
+        if request.method == "PATCH":
+            return self._part_answer(request, digest)
         if digest not in self.blobs:
             return problem(404, "not_found", "no such blob")
-        return httpx.Response(200, content=self.blobs[digest])
+        return self._download_answer(request, self.blobs[digest])
+
+    def _download_answer(self, request: httpx.Request, data: bytes) -> httpx.Response:
+        if "range" not in request.headers:
+            return streamed(200, data)
+        first, last = (int(number) for number in request.headers["range"].removeprefix("bytes=").split("-"))
+        place = ContentRange(first, last + 1, len(data))
+        return streamed(206, data[first : last + 1], {"content-range": str(place)})
+
+    def _upload_answer(self, digest: str, asked: UploadRequest) -> httpx.Response:
+        if digest in self.blobs:
+            return answer(UploadReply(state=UploadState.STORED))
+        if self.upload_waits:
+            reason = self.upload_waits.pop(0)
+            return answer(UploadReply(state=UploadState.WAIT, ahead=1, reason=reason, retry_seconds=0.0))
+        data, here = self.arrived.setdefault(digest, (bytearray(asked.size_bytes), ByteRanges()))
+        missing = tuple(here.missing(len(data)))
+        return answer(UploadReply(state=UploadState.GO, missing=missing, part_bytes=2**20, parallel=2))
+
+    def _part_answer(self, request: httpx.Request, digest: str) -> httpx.Response:
+        place = ContentRange.parse(request.headers["content-range"])
+        data, here = self.arrived[digest]
+        data[place.start : place.end] = request.content
+        here.add(place.start, place.end)
+        if here.prefix_bytes < len(data):
+            return httpx.Response(204)
+        del self.arrived[digest]
+        if digest_bytes(data) != digest:
+            return problem(422, "digest_mismatch", "the bytes do not hash to their name")
+        self.blobs[digest] = bytes(data)
+        return httpx.Response(201)
 
 
 def answer(body: BaseModel | list) -> httpx.Response:
     """Return records as a JSON answer."""
     plain = body.model_dump(mode="json") if isinstance(body, BaseModel) else [b.model_dump(mode="json") for b in body]
     return httpx.Response(200, content=json.dumps(plain))
+
+
+def streamed(status: int, data: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    """Return bytes as an answer that is not read yet, as one from a network."""
+    length = {"content-length": str(len(data))}
+    return httpx.Response(status, stream=httpx.ByteStream(data), headers=length | (headers or {}))
 
 
 def problem(status: int, code: str, message: str) -> httpx.Response:

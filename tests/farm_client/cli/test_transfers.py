@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import httpx
 import pytest
@@ -11,12 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from farm_client.retry import RetryPolicy
+from farm_client.sdk import carrying
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
+from farm_client.sdk.download import download_weights
+from farm_client.sdk.errors import FarmUnreachable
 from farm_client.sdk.upload import upload
+from farm_client.transfer import download
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, NotFound
 from protocol.recipe import Recipe
+from protocol.tasks import BlobRef
 from protocol.tensors import Role, weights_metadata
 from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, make_checkpoint
 
@@ -121,6 +128,71 @@ def test_only_what_the_farm_lacks_is_sent(api, fake, tmp_path):
     assert sum(done) == sum(len(data) for data in contents)
     assert {digest: fake.blobs[digest] for digest in blobs} == {digest_bytes(data): data for data in contents}
     assert upload(api, blobs).sent_blobs == 0
+
+
+def test_a_large_blob_goes_in_parts_when_its_turn_has_come(api, fake):
+    data, heard = os.urandom(3 * 1024 * 1024), []
+    fake.upload_waits = ["1 upload is before it"]
+    upload(api, {digest_bytes(data): data}, waits=heard.append)
+    assert fake.blobs[digest_bytes(data)] == data
+    assert heard == ["1 upload is before it", None]
+    assert [request.method for request in fake.requests] == ["POST", "POST", "PATCH", "PATCH", "PATCH"]
+    assert {request.headers["x-farm-client"] for request in fake.requests} == {
+        fake.requests[0].headers["x-farm-client"]
+    }
+
+
+def test_an_upload_ended_by_ctrl_c_goes_on_from_there(api, fake):
+    data = os.urandom(3 * 1024 * 1024)
+    blobs = {digest_bytes(data): data}
+    with pytest.raises(KeyboardInterrupt):
+        upload(api, blobs, CtrlC(1024 * 1024))
+    done = []
+    uploaded = upload(api, blobs, done.append)
+    assert uploaded.sent_bytes < len(data)
+    assert sum(done) == len(data)
+    assert fake.blobs == blobs
+
+
+def test_a_download_ended_by_ctrl_c_goes_on_from_there(api, fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PART_BYTES", 1024 * 1024)
+    monkeypatch.setattr(download, "PARALLEL", 1)
+    data = os.urandom(3 * 1024 * 1024)
+    blob = BlobRef(digest=digest_bytes(data), size_bytes=len(data))
+    fake.blobs[blob.digest] = data
+    with pytest.raises(KeyboardInterrupt):
+        download_weights(api, blob, tmp_path / "weights", CtrlC(1024 * 1024))
+    before, done = len(fake.requests), []
+    download_weights(api, blob, tmp_path / "weights", done.append)
+    assert (tmp_path / "weights").read_bytes() == data
+    assert list(tmp_path.iterdir()) == [tmp_path / "weights"]
+    assert sum(done) == len(data)
+    assert "bytes=0-1048575" not in {request.headers.get("range") for request in fake.requests[before:]}
+
+
+def test_a_farm_that_is_gone_is_unreachable_and_not_merely_unavailable(fake, monkeypatch):
+    monkeypatch.setattr(carrying, "RETRY", RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=2))
+
+    def refuse(request):
+        raise httpx.ConnectError("refused", request=request)
+
+    with (
+        FarmApi(parse_address(ADDRESS, "test"), httpx.MockTransport(refuse)) as api,
+        pytest.raises(FarmUnreachable, match="farm-server up"),
+    ):
+        upload(api, {digest_bytes(b"x"): b"x"})
+
+
+class CtrlC:
+    """Somebody presses it when so many bytes are done."""
+
+    def __init__(self, after_bytes):
+        self._left_bytes = after_bytes
+
+    def __call__(self, count):
+        self._left_bytes -= count
+        if self._left_bytes <= 0:
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_file_that_changed_meanwhile_is_refused(api, tmp_path):

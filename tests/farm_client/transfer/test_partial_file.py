@@ -117,12 +117,17 @@ def test_a_write_that_comes_after_the_end_does_nothing(tmp_path):
 
 def test_threads_that_write_at_once_make_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(partial_file, "_READ_ON_BYTES", 64)
-    partial = PartialFile(tmp_path / "p", SIZE)
-    threads = [threading.Thread(target=write, args=(partial, at, at + 10)) for at in range(SIZE - 10, -1, -10)]
+    partial, repeated = PartialFile(tmp_path / "p", SIZE), []
+
+    def write_and_count(at):
+        repeated.append(write(partial, at, at + 10))
+
+    threads = [threading.Thread(target=write_and_count, args=(at,)) for at in range(SIZE - 10, -1, -10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert sum(repeated) == 0
     assert partial.hexdigest() == digest_bytes(DATA)
     partial.close()
 

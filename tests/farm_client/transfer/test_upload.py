@@ -171,6 +171,13 @@ async def test_a_wrong_token_is_not_tried_again(farm, carrier):
     assert len(farm.requests) == 1
 
 
+@pytest.mark.parametrize("nonsense", ["{}", "[", '{"state": "go", "missing": [[0, 5]], "parallel": 1}'])
+async def test_an_answer_that_makes_no_sense_is_told(farm, carrier, nonsense):
+    farm.answers = [nonsense]
+    with pytest.raises(FarmError, match="update one of the two"):
+        await upload(carrier, DIGEST, LARGE)
+
+
 async def test_the_limit_holds(carrier):
     limited = replace(carrier, upload_rate=RateLimit(5_000_000))
     loop = asyncio.get_running_loop()

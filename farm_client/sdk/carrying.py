@@ -1,0 +1,54 @@
+"""Transfers for callers without an event loop: each call runs one of its own until its transfers are done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import httpx
+
+from farm_client.sdk.answers import explaining
+from farm_client.sdk.api import FarmApi
+from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier
+from protocol.errors import Unavailable
+
+_NAME: Final = f"farm-{uuid4().hex[:12]}"
+"""Of this process, for the farm's turns and limits."""
+T = TypeVar("T")
+
+
+def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
+    """Do ``work`` with a way to the farm's blobs, from a thread without a running event loop.
+
+    Ctrl-C cancels it, so that it can keep what it has, and is raised when it has ended.
+    Raises: FarmUnreachable where ``work`` raises Unavailable because no farm answers; what else ``work`` raises.
+    """
+
+    async def run() -> T:
+        async with api.open_async(timeout=TIMEOUT) as http:
+            http.headers[CLIENT_HEADER] = _NAME
+            return await work(Carrier(http, RETRY))
+
+    try:
+        return asyncio.run(run())
+    except Unavailable as error:
+        if isinstance(error.__cause__, httpx.TransportError):
+            with explaining(api.address):
+                raise error.__cause__ from None
+        raise
+
+
+class Forward:
+    """Turns how many bytes are there so far into how many more there are; that a cut loses some is not told."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._told_bytes = 0
+
+    def __call__(self, count: int) -> None:
+        """Hear how many bytes are there."""
+        if count > self._told_bytes:
+            self._advance(count - self._told_bytes)
+            self._told_bytes = count
