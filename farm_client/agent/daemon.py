@@ -180,8 +180,9 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 worker.attach(link)
-                beat = worker.beat(link.welcome.heartbeat_seconds)
-                chores = [group.create_task(chore) for chore in (beat, worker.watch(), self._drain(worker, link))]
+                chores = [
+                    group.create_task(chore) for chore in (worker.beat(), worker.watch(), self._drain(worker, link))
+                ]
                 async for message in link.messages():
                     worker.handle(message)
                 for chore in chores:

@@ -40,13 +40,11 @@ class Deliveries:
         self._waiting: dict[str, str] = {}
         """Why, by the assignments whose uploads wait for their turn."""
         self._link: Link | None = None
-        self._inline_bytes = INLINE_BYTES
         self._under_way: set[str] = set()
 
     def attach(self, link: Link) -> tuple[str, ...]:
         """Use this connection from now on; returns the assignments whose results are to be sent again."""
         self._link = link
-        self._inline_bytes = link.welcome.inline_bytes
         return tuple(i for i in self._outbox.assignment_ids() if i not in self._under_way)
 
     def detach(self) -> None:
@@ -75,7 +73,7 @@ class Deliveries:
         try:
             await _reach(Fault.CLIENT_SLOW, parcel)
             update = parcel.result.update
-            if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes):
+            if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes()):
                 if not await _reach(Fault.CLIENT_WHILE_SENDING, parcel):
                     await self._send(parcel.result, parcel)
             elif await self._upload(update, parcel, listener or Listener()):
@@ -101,6 +99,10 @@ class Deliveries:
                 await self._outbox.emptied.wait()
         except TimeoutError:
             self._note("finished results wait in the outbox for the farm's answer; the next join sends them again")
+
+    def _inline_bytes(self) -> int:
+        """How large an update may be to ride inside its result: less where the connection is slow."""
+        return self._link.inline_bytes if self._link is not None else INLINE_BYTES
 
     async def _upload(self, update: BlobRef, parcel: Parcel, listener: Listener) -> bool:
         """Store the update at the farm, for as long as there is a connection; return whether it is there."""

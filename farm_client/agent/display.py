@@ -21,6 +21,7 @@ class Display:
         self._narrator = narrator
         self._idle_since = time.monotonic()
         self._upload_waits: str | None = None
+        self._slot_waits: str | None = None
 
     def delivered(self) -> None:
         """Count a result that the farm counted."""
@@ -29,6 +30,10 @@ class Display:
     def upload_waits(self, reason: str | None) -> None:
         """Hear why an update that is to be sent waits for its turn; None when none does."""
         self._upload_waits = reason
+
+    def slot_waits(self, reason: str | None) -> None:
+        """Hear why a slot waits although its result is ready to be sent; None when none does."""
+        self._slot_waits = reason
 
     def note(self, text: str) -> None:
         """Say something that belongs to no assignment."""
@@ -57,7 +62,8 @@ class Display:
         self._board.show(doing=doing, task=assign.task.task_id, round=assign.round)
 
     def _also(self, doing: str) -> str:
-        return f"{doing}; an update waits: {self._upload_waits}" if self._upload_waits else doing
+        waits = (("an update waits", self._upload_waits), ("a slot waits", self._slot_waits))
+        return "; ".join([doing, *(f"{what}: {reason}" for what, reason in waits if reason)])
 
 
 def _ids(assign: Assign) -> dict[str, str | int]:

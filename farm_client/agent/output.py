@@ -9,7 +9,6 @@ from typing import Final, Literal
 from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
 from protocol.messages import AssignmentProgress, LogLine, MetricPoint, Progress
 
-FLUSH_SECONDS: Final = 0.5
 MAX_METRICS_PER_FLUSH: Final = 200
 _MAX_NOTES_PER_FLUSH: Final = 4  # one of them on what was dropped
 _MAX_LINES_PER_FLUSH: Final = MAX_LOG_LINES_PER_MESSAGE - _MAX_NOTES_PER_FLUSH
@@ -47,7 +46,7 @@ class PendingOutput:
         if not self.lines and not self.metrics and not self.notes:
             return None
         if self.dropped:
-            note = f"{self.dropped} lines or metrics dropped: too many within {FLUSH_SECONDS} s"
+            note = f"{self.dropped} lines or metrics dropped: too many at once"
             self.notes.append(LogLine(stream="agent", text=note))
         message = Progress(progress=progress(), metrics=tuple(self.metrics), logs=(*self.lines, *self.notes))
         self.lines, self.metrics, self.notes, self.dropped = [], [], [], 0

@@ -2,6 +2,7 @@
 
 Jobs do not notice a connection's end. The next hello names what runs and what waits in the outbox; a lease then goes
 on, or the farm cancels it. A delivered result frees its slot at the farm by itself; ``ready`` tells of other changes.
+In a pipelined task the slot is free, and said to be, before the result is sent.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from farm_client.agent.held import Held
 from farm_client.agent.job import Job, Tools
 from farm_client.agent.link import Link
 from farm_client.agent.outbox import Parcel
-from farm_client.agent.output import FLUSH_SECONDS
 from farm_client.agent.preflight import Standing, refusal
 from farm_client.agent.probe import Probe
-from farm_client.agent.untold import Telling, Untold
+from farm_client.agent.roster import Roster
+from farm_client.agent.tempo import Tempo
+from farm_client.agent.upload_places import UploadPlaces
+from farm_client.agent.voice import Voice
 from farm_client.transfer.upload import Listener
 from protocol.errors import FarmError
 from protocol.limits import INLINE_BYTES
@@ -35,7 +38,9 @@ from protocol.messages import (
     Error,
     Heartbeat,
     HeldAssignment,
+    Kind,
     Message,
+    Pace,
     Pause,
     Phase,
     Ready,
@@ -44,7 +49,8 @@ from protocol.messages import (
 )
 
 _MAX_HELD: Final = 64
-"""As many assignments as a hello may name."""
+"""As many assignments as a hello or a heartbeat may name."""
+_UPLOADS_PER_SLOT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +70,14 @@ class Worker:
         self._around = surroundings
         display = surroundings.display
         self._deliveries = Deliveries(tools.outbox, tools.transfers, display.note, display.upload_waits)
-        self._link: Link | None = None
+        self._places = UploadPlaces(_UPLOADS_PER_SLOT * surroundings.slots, display.slot_waits)
+        self._voice = Voice()
         self._inline_bytes = INLINE_BYTES
-        self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._tempo = Tempo()
+        self._beat_due = 0.0
+        self._roster = Roster()
         self._resending: dict[str, asyncio.Task[None]] = {}
-        self._untold = Untold()
-        """What was said without a connection, or into one that broke before it arrived."""
         self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warming: asyncio.Task[None] | None = None
         self._latest: Assign | None = None
@@ -80,39 +85,30 @@ class Worker:
 
     def held(self) -> tuple[HeldAssignment, ...]:
         """Name what outlived the last connection, for the next hello."""
+        assigns = [job.held.assign for job in self._roster]
         running = [
-            HeldAssignment(assignment_id=i, fence=job.held.assign.fence)
-            for i, (job, _) in self._jobs.items()
-            if i not in self._tools.outbox
+            HeldAssignment(assignment_id=assign.assignment_id, fence=assign.fence)
+            for assign in assigns
+            if assign.assignment_id not in self._tools.outbox
         ]
-        failed = [
-            HeldAssignment(assignment_id=m.assignment_id, fence=m.fence)
-            for m in self._untold.endings()
-            if m.assignment_id is not None and m.fence is not None
-        ]
-        return (*running, *failed, *self._tools.outbox.held())[:_MAX_HELD]
+        return (*running, *self._voice.ended(), *self._tools.outbox.held())[:_MAX_HELD]
 
     @property
     def busy(self) -> bool:
-        """Whether an assignment is being done."""
-        return bool(self._jobs)
+        """Whether an assignment is being done, or its result sent."""
+        return not self._roster.idle.is_set()
 
     def attach(self, link: Link) -> None:
         """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
-        self._link, self._inline_bytes = link, link.welcome.inline_bytes
-        for message in self._untold.messages():
-            link.tell(message)
-        self._untold.clear()
+        self._inline_bytes, self._tempo = link.welcome.inline_bytes, Tempo.told(link.welcome)
+        self._voice.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
         self._tell_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
-        if self._link is not None:
-            for message in self._link.untold():
-                self._untold.add(message)
-        self._link = None
+        self._voice.detach()
         self._deliveries.detach()
 
     async def watch(self) -> None:
@@ -121,7 +117,7 @@ class Worker:
 
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""
-        tasks = [*(doing for _, doing in self._jobs.values()), *self._resending.values()]
+        tasks = [*self._roster.tasks(), *self._resending.values()]
         tasks += [self._warming] if self._warming is not None else []
         for task in tasks:
             task.cancel()
@@ -141,21 +137,27 @@ class Worker:
                 self._tell_ready()
             case Pause():
                 self._free(message)
+            case Pace():
+                self._tempo = Tempo.told(message)
+                self._beat_due = min(self._beat_due, time.monotonic() + self._tempo.heartbeat_seconds)
             case Drain():
                 self._around.display.note(f"the farm is going down: {message.reason or 'no reason given'}")
             case Error():
                 self._hear_error(message)
 
-    async def beat(self, heartbeat_seconds: float) -> None:
-        """Send heartbeats, and what the tasks' code printed, until cancelled."""
-        next_beat = time.monotonic()
+    async def beat(self) -> None:
+        """Send heartbeats, and what the tasks' code printed, as often as the farm asks for, until cancelled."""
+        self._beat_due = report_due = time.monotonic()
         while True:
-            for job, _ in self._jobs.values():
-                self._tell_output(job.held)
-            if (now := time.monotonic()) >= next_beat:
-                next_beat = now + heartbeat_seconds
+            now = time.monotonic()
+            if now >= report_due and not self._voice.congested:
+                report_due = now + self._tempo.progress_seconds
+                for job in self._roster:
+                    self._tell_output(job.held)
+            if now >= self._beat_due:
+                self._beat_due = now + self._tempo.heartbeat_seconds
                 self._beat_once()
-            await asyncio.sleep(min(FLUSH_SECONDS, heartbeat_seconds))
+            await asyncio.sleep(self._tempo.step_seconds)
 
     async def drain(self, reason: str, longest_seconds: float) -> None:
         """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back.
@@ -164,38 +166,38 @@ class Worker:
         """
         self._draining = True
         self._tools.pool.retire()
-        self._post(Drain(reason=reason))
-        for assignment_id, (job, _) in tuple(self._jobs.items()):
+        self._tools.fetcher.stop_prefetching()
+        self._voice.post(Drain(reason=reason))
+        for job in list(self._roster):
             if job.held.phase in (Phase.FETCHING, Phase.STARTING):
-                self._hand_back(assignment_id, "this client is leaving")
+                self._hand_back(job, "this client is leaving")
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, longest_seconds)):
-                await self._idle.wait()
-        for assignment_id in tuple(self._jobs):
-            self._hand_back(assignment_id, "this client is leaving and could not finish in time")
+                await self._roster.idle.wait()
+        for job in list(self._roster):
+            self._hand_back(job, "this client is leaving and could not finish in time")
         await self._deliveries.last_acks()
 
     def _consider(self, assign: Assign) -> None:
         held = Held(assign)
         refused = refusal(assign, self._standing(assign))
         if refused is not None:
-            self._post(held.reject(refused.code, refused.message))
+            self._voice.post(held.reject(refused.code, refused.message))
             self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
             if refused.code is RejectCode.DOES_NOT_FIT:
                 self._tools.pool.stop_idle()  # with their memory free the next offer may fit
             self._tell_ready()
             return
-        self._post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        self._voice.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
         job = Job(held, self._tools, self._inline_bytes)
-        self._idle.clear()
         self._latest = assign
-        self._jobs[assign.assignment_id] = (job, self._spawn(self._do(job)))
+        self._roster.add(job, self._spawn(self._do(job)))
 
     def _standing(self, assign: Assign) -> Standing:
         """Memory is read only where it matters: a task that has its executor has its memory already."""
         must_start = assign.task.needed_ram_bytes > 0 and self._tools.pool.find(assign.task.task_id) is None
         return Standing(
-            free_slots=self._around.slots - len(self._jobs),
+            free_slots=self._around.slots - self._roster.taken_slots,
             ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
             draining=self._draining,
         )
@@ -205,15 +207,23 @@ class Worker:
         self._tell_output(job.held)
         problem = await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
         assign = job.held.assign
-        self._jobs.pop(assign.assignment_id)
-        self._settle()
+        self._roster.remove(assign.assignment_id)
         if problem is not None:
-            self._tell(problem)
+            self._voice.tell(problem)
             self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
             self._tell_ready()
 
     async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         job.held.phase = Phase.UPLOADING
+        assign = job.held.assign
+        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
+            return await self._send(job, parcel)
+        async with self._places.place(job.held):
+            self._roster.free_slot(job)
+            self._tell_ready()  # before the result: the farm counts no slot for that
+            return await self._send(job, parcel)
+
+    async def _send(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         try:
             await self._deliveries.deliver(parcel, Listener(meter=job.held.sent, waits=job.held.waited))
         except (FarmError, OSError) as error:
@@ -221,15 +231,12 @@ class Worker:
         return None
 
     def _resend(self, assignment_id: str) -> None:
-        task = self._resending[assignment_id] = self._spawn(self._deliveries.deliver_again(assignment_id))
-        task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
+        async def send_again() -> None:
+            async with self._places.place():
+                await self._deliveries.deliver_again(assignment_id)
 
-    def _tell(self, message: Telling) -> None:
-        """Say something of an assignment, now or after the next welcome."""
-        if self._link is not None:
-            self._link.tell(message)
-        else:
-            self._untold.add(message)
+        task = self._resending[assignment_id] = self._spawn(send_again())
+        task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
 
     def _hear_error(self, error: Error) -> None:
         if error.assignment_id is not None:
@@ -239,40 +246,33 @@ class Worker:
 
     def _free(self, pause: Pause) -> None:
         """Free what a task holds here, at once; the farm has taken its assignments back."""
-        for assignment_id, (job, _) in tuple(self._jobs.items()):
+        for job in list(self._roster):
             if pause.task_id in (None, job.held.assign.task.task_id):
-                self._drop(assignment_id)
+                self._drop(job.held.assign.assignment_id)
         self._tools.pool.release(pause.task_id)
         self._tell_ready()
 
     def _drop(self, assignment_id: str) -> None:
-        """Stop doing an assignment, in mid-step if need be, and forget its result."""
-        found = self._jobs.pop(assignment_id, None)
-        if found is not None:
-            found[1].cancel()
-            self._settle()
-        if (resending := self._resending.get(assignment_id)) is not None:
-            resending.cancel()
+        """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
+        for task in (self._roster.remove(assignment_id), self._resending.get(assignment_id)):
+            if task is not None:
+                task.cancel()
         self._tools.outbox.remove(assignment_id)
 
-    def _hand_back(self, assignment_id: str, why: str) -> None:
+    def _hand_back(self, job: Job, why: str) -> None:
         """A finished one stays in the outbox: it is sent at the next join."""
-        job, doing = self._jobs.pop(assignment_id)
+        assignment_id = job.held.assign.assignment_id
         if assignment_id not in self._tools.outbox:
-            self._post(job.held.reject(RejectCode.DRAINING, why))
-        doing.cancel()
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self._jobs:
-            self._idle.set()
+            self._voice.post(job.held.reject(RejectCode.DRAINING, why))
+        if (doing := self._roster.remove(assignment_id)) is not None:
+            doing.cancel()
 
     def _tell_ready(self) -> None:
         """Say how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
         if self._draining:
             return
         is_cold = self._tools.pool.is_cold
-        self._post(Ready(slots=0 if is_cold else max(0, self._around.slots - len(self._jobs))))
+        self._voice.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._roster.taken_slots)))
         if is_cold and (self._warming is None or self._warming.done()):
             self._warming = self._spawn(self._tell_when_warm())
 
@@ -282,21 +282,17 @@ class Worker:
 
     def _tell_output(self, held: Held) -> None:
         if (message := held.output.take(held.progress)) is not None:
-            self._tell(message)
-
-    def _post(self, message: Message) -> None:
-        """Say something that only matters to the connection there is."""
-        if self._link is not None:
-            self._link.post(message)
+            self._voice.tell(message)
 
     def _beat_once(self) -> None:
-        if self._link is not None and not self._link.congested:
-            assignments = tuple(job.held.progress(job.arrived_bytes()) for job, _ in self._jobs.values())
-            self._post(Heartbeat(load=self._around.probe.load(), assignments=assignments))
-        if not self._jobs and self._latest is None:
+        self._places.beat()
+        if not self._voice.congested:
+            progress = (job.held.progress(job.arrived_bytes()) for job in self._roster)
+            self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=tuple(progress)[:_MAX_HELD]))
+        if not self._roster.taken_slots and self._latest is None:
             self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
         self._tools.pool.sweep()
-        newest = next((job.held.assign for job, _ in self._jobs.values()), self._latest)
+        newest = next((job.held.assign for job in self._roster), self._latest)
         self._latest = None
         self._around.display.show(newest, self._draining)
 

@@ -51,7 +51,7 @@ def start_agent(farm, home):
 
     @asynccontextmanager
     async def start(executor_module=FAKE_EXECUTOR, **options):
-        settings = load_settings(home=home, name="tester", drain_seconds=1.0, **options)
+        settings = load_settings(**{"home": home, "name": "tester", "drain_seconds": 1.0} | options)
         agent = Agent(parse_address(farm.url), settings, executor_module)
         life = asyncio.create_task(agent.run())
         try:

@@ -29,13 +29,15 @@ class Peer:
         self.heard = asyncio.Queue()
         self.unread = []
         self.log = []
+        self.frames = []
         self.closed = asyncio.Event()
         self._websocket = websocket
 
     async def listen(self):
         try:
             while True:
-                for message in self.session.receive(await self._websocket.receive_bytes()):
+                self.frames.append(self.session.receive(await self._websocket.receive_bytes()))
+                for message in self.frames[-1]:
                     self.log.append(message)
                     self.heard.put_nowait(message)
                 for frame in self.session.outgoing():

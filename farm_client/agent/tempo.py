@@ -1,0 +1,31 @@
+"""How often this client beats and reports: what the farm asks for, within bounds that no farm can leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from protocol.limits import HEARTBEAT_SECONDS, MAX_PACE_SECONDS, MIN_PACE_SECONDS, PROGRESS_SECONDS
+from protocol.messages import Pace, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """Intervals in seconds."""
+
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    progress_seconds: float = PROGRESS_SECONDS
+
+    @classmethod
+    def told(cls, message: Welcome | Pace) -> Self:
+        """Return what a farm asked for, as far as it is sane."""
+        return cls(_bounded(message.heartbeat_seconds), _bounded(message.progress_seconds))
+
+    @property
+    def step_seconds(self) -> float:
+        """Return the longest sleep that misses neither."""
+        return min(self.heartbeat_seconds, self.progress_seconds)
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, MIN_PACE_SECONDS), MAX_PACE_SECONDS)
