@@ -55,6 +55,7 @@ class TaskRunner:
             NotFound if neither weights came nor are those of ``weights_digest`` held, memory errors.
         """
         started = time.perf_counter()
+        self._updates.begin()
         self._take_weights(order)
         first = order.pieces[0] if order.pieces else None
         place = first and (first.shard, first.start)

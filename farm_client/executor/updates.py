@@ -41,6 +41,10 @@ class UpdateWriter:
         self._residual: TensorMap = {}
         self._unconfirmed: TensorMap | None = None
 
+    def begin(self) -> None:
+        """Start another assignment: an update that was not reported by now never will be."""
+        self._unconfirmed = None
+
     def write(self, assignment_id: str, update: TensorMap) -> dict[str, object]:
         """Return an update as fields of ``Done``: inline bytes, or a file in the scratch folder.
 
@@ -56,7 +60,7 @@ class UpdateWriter:
         return fields
 
     def confirm(self) -> None:
-        """Hear that the last update was reported."""
+        """Hear that the assignment was reported, with its update if it has one."""
         if self._unconfirmed is not None:
             self._residual, self._unconfirmed = self._unconfirmed, None
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from farm_client.executor.failures import CodeError, LossNotFinite
-from farm_client.executor.messages import Done
+from farm_client.executor.messages import Done, Load
+from farm_client.executor.updates import UpdateWriter
 from protocol.codecs import BytesReader, decoder
 from protocol.codecs.registry import CODECS
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.encoded import check_encoded, largest_bytes
 from protocol.recipe import Mode
-from protocol.tensors import Layout, Role, check_update, parse_layout
+from protocol.tensors import Layout, Role, TensorSpec, check_update, parse_layout
 from protocol.zstd import is_wrapped, unwrap_bytes
 from tests.farm_client.executor.awkward import AWKWARD
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of
@@ -44,7 +48,10 @@ def stored(done: Done) -> dict[str, torch.Tensor]:
 
 
 def assert_same(one: Done, other: Done) -> None:
-    first, second = stored(one), stored(other)
+    assert_same_tensors(stored(one), stored(other))
+
+
+def assert_same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -127,6 +134,63 @@ def test_an_assignment_that_fails_half_way_leaves_what_was_carried_over(tmp_path
         bench.train()
     bench.runner._contract.module.config_fails_at = -1
     assert_same(bench.train(), undisturbed.train())
+
+
+def test_an_evaluation_does_not_report_what_failed_before_it(tmp_path: Path) -> None:
+    bench, undisturbed = (bench_with(tmp_path / name, INT8) for name in ("disturbed", "undisturbed"))
+    bench.train()  # and then something fails before it is reported
+    bench.evaluate()
+    bench.runner.confirm()
+    assert_same(bench.train(), undisturbed.train())
+
+
+class Happening(Enum):
+    """How an assignment may go."""
+
+    REPORTED = auto()
+    LOST = auto()
+    EVALUATED = auto()
+    TOO_LARGE = auto()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(Happening), max_size=8), st.sampled_from(LOSSY))
+def test_only_what_was_reported_is_carried_over(tmp_path: Path, life: list[Happening], name: CodecName) -> None:
+    layout = Layout((TensorSpec("w", "F32", (40, 400)), TensorSpec("x", "F64", (64,))))
+    order = bench_order(tmp_path, CodecSpec(name=name, block=16, density=1 / 8))
+    lived, undisturbed = UpdateWriter(order, layout), UpdateWriter(order, layout)
+    generator = torch.Generator().manual_seed(0)
+    for happening in [*life, Happening.REPORTED]:
+        update = {"w": torch.randn(40, 400, generator=generator), "x": torch.randn(64, generator=generator).double()}
+        lived.begin()
+        if happening is Happening.EVALUATED:
+            lived.confirm()
+        elif happening is Happening.TOO_LARGE:
+            with pytest.raises(LossNotFinite):
+                lived.write("a", {**update, "w": update["w"] * 1e37})
+        elif happening is Happening.LOST:
+            lived.write("a", update)
+        else:
+            got, expected = lived.write("a", update), undisturbed.write("a", update)
+            assert_same_tensors(*(safetensors.torch.load(unwrap_bytes(f["update"], 1 << 20)) for f in (got, expected)))
+            lived.confirm()
+            undisturbed.confirm()
+
+
+def bench_order(folder: Path, codec: CodecSpec) -> Load:
+    return Load(
+        task_id="t",
+        code_dir=str(folder),
+        entry="train.py",
+        config={},
+        mode=Mode.WEIGHTS,
+        seed=0,
+        batch_samples=1,
+        dataset_kind="files",
+        scratch_dir=str(folder),
+        inline_bytes=1 << 20,
+        update_codec=codec,
+    )
 
 
 def test_an_update_that_cannot_be_written_leaves_what_was_carried_over(tmp_path: Path) -> None:
