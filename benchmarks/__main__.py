@@ -6,10 +6,10 @@ import signal
 
 import typer
 
-from benchmarks.commands import faults, speed
+from benchmarks.commands import faults, speed, training
 
 app = typer.Typer(help="Measurements of the whole farm on loopback, as JSON lines.", no_args_is_help=True)
-for group in (speed, faults):
+for group in (speed, faults, training):
     app.add_typer(group.app)
 
 

@@ -39,7 +39,8 @@ class CharacterModel(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)
-        nn.init.normal_(self.embed.weight, std=width**-0.5)
+        for embedding in (self.embed, self.place):  # alike, or places drown what was read
+            nn.init.normal_(embedding.weight, std=width**-0.5)
         self.head.weight = self.embed.weight
 
     def forward(self, text):  # [batch, length] -> [batch, length, 256]

@@ -1,0 +1,72 @@
+"""The ways of training that ``benchmarks.bytes`` compares, as recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from protocol.compression import CodecName, CodecSpec
+from protocol.recipe import Mode, OuterOptimizer, Recipe
+
+REFERENCE: Final = "sync"
+_AVERAGE: Final = OuterOptimizer()
+_NESTEROV: Final = OuterOptimizer(name="sgd", options={"lr": 0.9, "momentum": 0.5, "nesterov": True})
+"""DiLoCo's outer optimizer. Its paper's 0.7 and 0.9 pay off over hundreds of rounds; here there are a few dozen."""
+_WHOLE: Final = CodecSpec()
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of training: local steps of a client in a round (0: a gradient), rounds at most, and what is sent how."""
+
+    local_steps: int
+    most_rounds: int
+    evaluate_every: int = 1
+    outer: OuterOptimizer = _NESTEROV
+    codec: CodecSpec = _WHOLE
+    """Of updates and of new versions."""
+
+    def recipe(self, clients: int, batch_samples: int, most_rounds: int | None = None) -> Recipe:
+        """Return the recipe for so many clients, each of which takes ``batch_samples`` in a step."""
+        common: dict[str, Any] = {
+            "rounds": most_rounds or self.most_rounds,
+            "batch_samples": batch_samples,
+            "min_clients": clients,
+            "evaluate_every": self.evaluate_every,
+            "keep_checkpoints": 1,
+        }
+        if not self.local_steps:
+            return Recipe(mode=Mode.GRADIENTS, round_samples=clients * batch_samples, **common)
+        return Recipe(
+            mode=Mode.WEIGHTS,
+            round_samples=clients * batch_samples * self.local_steps,
+            outer=self.outer,
+            keep_inner_optimizer=True,
+            update_codec=self.codec,
+            weights_codec=self.codec,
+            **common,
+        )
+
+
+def _diloco(name: CodecName, local_steps: int, most_rounds: int, **settings: Any) -> Method:
+    return Method(local_steps, most_rounds, codec=CodecSpec(name=name, **settings))
+
+
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(
+    {
+        REFERENCE: Method(local_steps=0, most_rounds=400, evaluate_every=10),
+        "local": Method(local_steps=20, most_rounds=40, outer=_AVERAGE),
+        "diloco": Method(local_steps=20, most_rounds=40),
+        "int8": _diloco(CodecName.INT8, local_steps=20, most_rounds=40),
+        "int4": _diloco(CodecName.INT4, local_steps=20, most_rounds=40),
+        "sign": _diloco(CodecName.SIGN, local_steps=30, most_rounds=40, block=1024),
+        "topk": _diloco(CodecName.TOPK, local_steps=20, most_rounds=60, density=1 / 32),
+        "sparseloco": _diloco(CodecName.SPARSELOCO, local_steps=20, most_rounds=60, density=1 / 32),
+        "demo": _diloco(CodecName.DEMO, local_steps=20, most_rounds=60, density=1 / 32),
+        "powersgd": _diloco(CodecName.POWERSGD, local_steps=20, most_rounds=40, rank=4),
+    }
+)
+"""By name; all but the first two are DiLoCo, with and without a codec. All train with AdamW: ``sync`` on the server, on
+the mean gradient, as data-parallel training does; the others on the clients."""
