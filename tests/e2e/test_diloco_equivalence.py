@@ -50,15 +50,6 @@ TASK = """
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep torch's threads from spinning against each other: these models are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return describe_task(SubmitOptions(EXAMPLE, config=EXAMPLE / "diloco.toml")).recipe

@@ -6,7 +6,7 @@ Through the code that runs on a farm: the executor's training, the wire's files,
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,6 @@ TASK = """
         ]
         return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99))
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep torch's threads from spinning against each other: these models are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_shards(folder: Path, dtype: str) -> tuple[list[Shard], dict[str, Path]]:

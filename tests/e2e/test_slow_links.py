@@ -26,6 +26,7 @@ def trained(farm: RealFarm, *arguments: str) -> tuple[str, int, int]:
     ended = farm.run("wait", task_id, "--timeout", "200", timeout_seconds=220)
     assert ended.exit_code == 0, ended.stderr + farm.api.why(task_id)
     after = farm.api.farm()
+    assert [line.text for line in farm.api.logs(task_id) if line.stream == "agent"] == [], "no difference was refused"
     return task_id, after.received.bytes - before.received.bytes, after.sent.bytes - before.sent.bytes
 
 
