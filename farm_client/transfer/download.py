@@ -87,16 +87,26 @@ class _Download:
                 piece += chunk[: part.end - at - len(piece)]
                 if len(piece) >= _PIECE_BYTES:
                     full, piece = piece, bytearray()
-                    self._count(full, await asyncio.to_thread(self.partial.write, at, full))
+                    await self._keep(at, full)
                     at += len(full)
                 if at + len(piece) >= part.end:
                     break
         finally:
-            self._count(piece, self.partial.write(at, piece))
+            self.carrier.tally.received_bytes += len(piece)
+            self._count_again(self.partial.write(at, piece))
         if at + len(piece) < part.end:
             raise Interrupted("the farm sent less than was asked for")
 
-    def _count(self, piece: bytearray, again_bytes: int) -> None:
+    async def _keep(self, at: int, piece: bytearray) -> None:
+        """Write what has come; whoever cancels the download waits for that, so that it does not come again."""
         self.carrier.tally.received_bytes += len(piece)
-        self.carrier.tally.received_again_bytes += again_bytes
+        writing = asyncio.ensure_future(asyncio.to_thread(self.partial.write, at, piece))
+        try:
+            self._count_again(await asyncio.shield(writing))
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
+
+    def _count_again(self, repeated_bytes: int) -> None:
+        self.carrier.tally.received_again_bytes += repeated_bytes
         self.meter(self.partial.present_bytes)

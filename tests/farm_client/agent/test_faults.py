@@ -18,6 +18,8 @@ from tests.farm_client.agent.waiting import gone, until
 
 LARGE = b"w" * 5000
 """Weights whose update is over the scripted farm's inline limit."""
+HUGE = b"w" * 3_000_000
+"""Weights whose update goes in parts."""
 
 
 @pytest.fixture
@@ -57,6 +59,7 @@ def scratch_of_executors(home):
         (Fault.CLIENT_SLOW, b"weights", True),
         (Fault.CLIENT_WHILE_SENDING, b"weights", True),
         (Fault.CLIENT_WHILE_SENDING, LARGE, True),
+        (Fault.CLIENT_WHILE_SENDING, HUGE, True),
         (Fault.CLIENT_AFTER_SEND, LARGE, True),
     ],
 )
@@ -109,13 +112,14 @@ async def test_a_connection_cut_after_sending_sends_again(farm, start_agent, pla
         assert await peer.expect(Result) == first
 
 
-async def test_an_upload_that_is_cut_midway_is_tried_again(farm, start_agent, plan):
+@pytest.mark.parametrize("weights", [LARGE, HUGE])
+async def test_an_upload_that_is_cut_midway_is_tried_again(farm, start_agent, plan, weights):
     plan("client_while_sending@0:lose")
     async with start_agent():
         peer = await joined(farm)
-        await peer.send(farm.assign(farm.task(), weights=LARGE))
+        await peer.send(farm.assign(farm.task(), weights=weights))
         result = await peer.expect(Result)
-    assert farm.blobs[result.update.digest] == LARGE + b"-shard"
+    assert farm.blobs[result.update.digest] == weights + b"-shard"
 
 
 async def test_a_slow_client_beats_on(farm, start_agent, plan):
