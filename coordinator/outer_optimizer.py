@@ -1,4 +1,4 @@
-"""The outer optimizer: torch.optim on flat named tensors, without the researcher's model.
+"""The outer optimizer: torch's optimizers on flat named tensors, without the researcher's model.
 
 With the mean gradient of a global batch it does what the same optimizer does in one process on that batch, to the
 bit: the default implementation of torch.optim on CPU (neither foreach nor fused) is used on both sides.
@@ -8,29 +8,18 @@ Sources: McMahan et al., arXiv:1602.05629; Reddi et al., arXiv:2003.00295 (serve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from coordinator.update_rules import RULES, State, UpdateRule
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OptionValue, OuterOptimizer
 from protocol.tensors import Layout, Role
 
-_OPTIMIZERS: Final[Mapping[str, Callable[..., torch.optim.Optimizer]]] = MappingProxyType(
-    {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-)
-_ADAM_OPTIONS: Final = frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"})
-OPTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
-    {
-        "sgd": frozenset({"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}),
-        "adam": _ADAM_OPTIONS,
-        "adamw": _ADAM_OPTIONS,
-    }
-)
-"""The options that change what is computed, by optimizer."""
 IGNORED_OPTIONS: Final = frozenset({"foreach", "fused", "capturable", "differentiable"})
 """Options that only change how it is computed; accepted, so that an optimizer's defaults can be sent as they are."""
 _SIXTEEN_BITS: Final = frozenset({torch.float16, torch.bfloat16})
@@ -59,30 +48,22 @@ class OuterStep:
         self._weights = weights
         self._publishes = publishes
         self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
-        groups = list(_groups(spec, layout))
+        self._rules = _rules(spec, layout)
+        self._states: dict[str, State] = {name: {} for name in self._rules}
         self._trained = {
             name: weights[name] if publishes and weights[name].dtype not in _SIXTEEN_BITS else _master(weights[name])
-            for group in groups
-            for name in group["params"]
+            for name in self._rules
         }
-        for group in groups:
-            group["params"] = [self._trained[name] for name in group["params"]]
-        try:
-            self._optimizer = _OPTIMIZERS[spec.name](groups, **_checked_options(spec.name, spec.options))
-        except (ValueError, TypeError) as error:
-            raise InvalidTask(f"the outer optimizer {spec.name} refuses its options: {error}") from error
 
     def step(self, mean: Mapping[str, Tensor]) -> None:
         """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it.
 
-        ``mean`` is left as it is. Memory: what torch.optim takes for one parameter at a time.
+        ``mean`` is left as it is. Memory: what torch takes for one parameter at a time.
         """
         with torch.no_grad():
-            for name, tensor in self._trained.items():
-                tensor.grad = mean[name].to(tensor.dtype)
-            self._optimizer.step()
-            for name, tensor in self._trained.items():
-                tensor.grad = None
+            for name, rule in self._rules.items():
+                tensor = self._trained[name]
+                rule.step(tensor, mean[name].to(tensor.dtype), self._states[name])
                 if self._publishes and tensor is not self._weights[name]:
                     self._weights[name].copy_(tensor)
             for name in self._buffers:
@@ -105,8 +86,7 @@ class OuterStep:
         """
         named: dict[str, Tensor] = {}
         for name, tensor in self._trained.items():
-            entries: dict[str, Any] = self._optimizer.state.get(tensor, {})
-            named |= {f"{what}.{name}": value for what, value in entries.items() if isinstance(value, Tensor)}
+            named |= {f"{what}.{name}": value for what, value in self._states[name].items()}
             if tensor is not self._weights[name]:
                 named[f"{_MASTER}.{name}"] = tensor
         return named
@@ -119,14 +99,14 @@ class OuterStep:
             changed then.
         """
         placed = [(*self._place(key, value), value) for key, value in state.items()]
-        self._optimizer.state.clear()
-        for what, parameter, value in placed:
+        self._states = {name: {} for name in self._rules}
+        for what, name, value in placed:
             if what == _MASTER:
-                parameter.data = value
+                self._trained[name].data = value
             else:
-                self._optimizer.state[parameter][what] = value
+                self._states[name][what] = value
 
-    def _place(self, key: str, value: Tensor) -> tuple[str, Tensor]:
+    def _place(self, key: str, value: Tensor) -> tuple[str, str]:
         what, _, name = key.partition(".")
         parameter = self._trained.get(name)
         if parameter is None:
@@ -137,7 +117,7 @@ class OuterStep:
             )
         if what == _MASTER and value.dtype != parameter.dtype:
             raise LayoutMismatch(f"{key!r} of the optimizer state is {value.dtype}, the optimizer's {parameter.dtype}")
-        return what, parameter
+        return what, name
 
 
 def check_outer_optimizer(spec: OuterOptimizer, layout: Layout) -> None:
@@ -152,29 +132,35 @@ def _master(weight: Tensor) -> Tensor:
     return weight.to(torch.float32 if weight.dtype in _SIXTEEN_BITS else weight.dtype, copy=True)
 
 
-def _groups(spec: OuterOptimizer, layout: Layout) -> Iterator[dict[str, Any]]:
+def _rules(spec: OuterOptimizer, layout: Layout) -> dict[str, UpdateRule]:
+    """Return the rule of each parameter that is trained, by its name."""
     parameters = {tensor.name for tensor in layout.parameters}
-    frozen = {tensor.name for tensor in layout.tensors if tensor.role is Role.FROZEN}
     if not parameters:
         raise InvalidTask("the model has no parameter to train; give build_model at least one that requires grad")
+    common = _rule(spec, {})
     if not spec.groups:
-        yield {"params": sorted(parameters)}
-    seen: set[str] = set()
+        return dict.fromkeys(sorted(parameters), common)
+    known = parameters | {tensor.name for tensor in layout.tensors if tensor.role is Role.FROZEN}
+    rules: dict[str, UpdateRule] = {}
     for group in spec.groups:
-        if len(set(group.names)) < len(group.names) or seen & set(group.names):
+        if len(set(group.names)) < len(group.names) or rules.keys() & set(group.names):
             raise InvalidTask("the outer optimizer's groups name a parameter twice; give each one to one group")
-        seen |= set(group.names)
-        if unknown := sorted(set(group.names) - parameters - frozen):
+        if unknown := sorted(set(group.names) - known):
             raise InvalidTask(f"the outer optimizer's groups name {unknown[0]!r}, which is no parameter of the model")
-        trained = [name for name in group.names if name in parameters]
-        yield {"params": trained, **_checked_options(spec.name, group.options)}
+        rules |= dict.fromkeys(group.names, _rule(spec, group.options))
+    return {name: rule for name, rule in rules.items() if name in parameters}
 
 
-def _checked_options(optimizer: str, options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
-    known = OPTIONS[optimizer]
+def _rule(spec: OuterOptimizer, own: Mapping[str, OptionValue]) -> UpdateRule:
+    """Return the rule of a group with options of its ``own``."""
+    known = {option.name for option in fields(RULES[spec.name])}
+    options = {**spec.options, **own}
     for name in options:
         if name not in known | IGNORED_OPTIONS:
             raise InvalidTask(
-                f"the outer optimizer {optimizer} has no option {name!r}; it has {', '.join(sorted(known))}"
+                f"the outer optimizer {spec.name} has no option {name!r}; it has {', '.join(sorted(known))}"
             )
-    return {name: value for name, value in options.items() if name in known}
+    try:
+        return RULES[spec.name](**{name: value for name, value in options.items() if name in known})  # type: ignore[arg-type]  # checked by the rule
+    except (ValueError, TypeError) as error:
+        raise InvalidTask(f"the outer optimizer {spec.name} refuses its options: {error}") from error

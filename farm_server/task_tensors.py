@@ -139,11 +139,8 @@ def non_finite_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec) ->
 
 
 def warm_up(torch_threads: int) -> None:
-    """Do once what torch does slowly the first time: building an optimizer imports its compiler."""
+    """Settle torch's threads. It is imported by now, which is what took the time."""
     torch.set_num_threads(torch_threads)
-    weight = torch.zeros(1, requires_grad=True)
-    weight.grad = torch.zeros(1)
-    torch.optim.SGD([weight], lr=1.0).step()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class TorchSide:
         return self._warm.is_set()
 
     def warm_up(self) -> None:
-        """Import torch and its optimizers ahead of need. A failure shows again when torch is needed."""
+        """Import torch ahead of need. A failure shows again when torch is needed."""
         try:
             self._ready()
         except ImportError as error:

@@ -230,7 +230,7 @@ ONE = Layout((TensorSpec("w", "F32", (2,)),))
         (OuterOptimizer(options={"lr": 1.0, "beta": 2.0}), "sgd has no option 'beta'; it has dampening, lr"),
         (OuterOptimizer(name="adamw", options={"momentum": 0.9}), "adamw has no option 'momentum'"),
         (OuterOptimizer(groups=(ParameterGroup(names=("w",), options={"eps": 1.0}),)), "no option 'eps'"),
-        (OuterOptimizer(options={"lr": -1.0}), "refuses its options: Invalid learning rate"),
+        (OuterOptimizer(options={"lr": -1.0}), "refuses its options: lr is -1.0, it must not be negative"),
         (OuterOptimizer(name="adam", options={"betas": 0.9}), "refuses its options"),
         (OuterOptimizer(options={"lr": 1.0, "nesterov": True}), "Nesterov"),
         (OuterOptimizer(groups=(ParameterGroup(names=("ghost",)),)), "'ghost', which is no parameter"),
