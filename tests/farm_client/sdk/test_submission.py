@@ -19,6 +19,7 @@ from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk import check
 from farm_client.sdk.check import CheckFailed, check_task
 from farm_client.sdk.submission import Prepared, Submission, complete_recipe, prepare
+from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask
 from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe
@@ -171,6 +172,16 @@ def test_mistakes_are_found_before_anything_is_sent(
         prepared(tmp_path, source, **options)
     assert "\n" not in failed.value.message
     assert failed.value.code == "invalid_task"
+
+
+def test_a_model_that_the_codec_cannot_take_is_found_before_anything_is_sent(in_process: None, tmp_path: Path) -> None:
+    named_like_a_part = TASK.replace(
+        'return nn.Linear(3, config.get("classes", 2))',
+        'return nn.ParameterDict({"w": torch.ones(3, 200), "w/q": torch.ones(1)})',
+    )
+    recipe = Recipe(rounds=3, update_codec=CodecSpec(name=CodecName.INT8))
+    with pytest.raises(CheckFailed, match="'w/q' has the name of an encoded part: rename it"):
+        prepared(tmp_path, named_like_a_part, recipe)
 
 
 @pytest.mark.parametrize(
