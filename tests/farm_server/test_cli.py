@@ -117,7 +117,11 @@ def test_detached_it_is_controlled_by_its_folder(tmp_path):
     try:
         status = json.loads(run("status", *data, "--json").stdout)
         assert (status["pid"], status["farm"]["clients_online"]) == (info["pid"], 0)
-        assert "farm-client join ws://" in run("status", *data).stdout
+        assert status["farm"]["pace"]["heartbeat_seconds"] >= 2.0
+        assert status["farm"]["sent"] == {"bytes": 0, "frames": 0, "solo_messages": 0, "batched_messages": 0}
+        said = run("status", *data).stdout
+        assert "farm-client join ws://" in said
+        assert "clients report every" in said
         again = one_line(run("up", *data, "--port", "0", "--detach"))
         assert "in use" in again
         assert json.loads(run("doctor", *data, "--json").stdout)["ok"]

@@ -9,9 +9,23 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from protocol.codec import decode, encode, join
-from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Message, Pace, Ready
+from protocol.messages import (
+    Ack,
+    Assign,
+    Bye,
+    Cancel,
+    Drain,
+    Error,
+    Heartbeat,
+    HeldAssignment,
+    Hello,
+    Message,
+    Pace,
+    Ready,
+)
 from protocol.recipe import Recipe
 from tests.farm_server import model
+from tests.farm_server.offers import assign
 from tests.farm_server.volunteer import SECRET, Volunteer
 
 pytestmark = pytest.mark.timeout(60)
@@ -257,3 +271,50 @@ async def test_an_offer_that_is_too_long_with_its_weights_goes_without_them(star
             assign = await a.accept()
             assert assign.weights.inline is None
             assert assign.task.config == config
+
+
+async def test_an_order_does_not_wait_behind_megabytes_that_a_slow_reader_has_not_taken(start):
+    """Kernel buffers hold what was begun; of forty megabytes that wait, most are still behind the order."""
+    offers = 40
+    async with start(max_outbox_bytes=64 * 1024 * 1024) as server, server.volunteer("slow") as slow:
+        slow.connection.transport.pause_reading()
+        (peer,) = server.farm.registry
+        for number in range(offers):
+            peer.wire.send(assign(number, 1_000_000))
+        peer.wire.send(Cancel(assignment_id=f"a{offers - 1}", fence=offers - 1))
+        slow.connection.transport.resume_reading()
+        heard = [await slow.next(object, 30) for _ in range(offers)]
+        place = [m.type for m in heard].index("cancel")
+        assert place < offers // 2
+        assert [m.assignment_id for m in heard if isinstance(m, Assign)] == [f"a{n}" for n in range(offers - 1)]
+
+
+async def test_an_error_that_is_told_again_counts_once(server):
+    """A client that cannot know whether its last words arrived says them again."""
+    await model.submit(server.http)
+    async with server.volunteer("a") as a:
+        await a.ready()
+        held = await a.accept()
+        failure = Error(code="x", message="boom", assignment_id=held.assignment_id, fence=held.fence)
+        await a.send(failure)
+        await a.next(Ack)
+    again = HeldAssignment(assignment_id=held.assignment_id, fence=held.fence)
+    async with server.volunteer("a", held=(again,)) as a:
+        await a.next(Cancel)
+        await a.send(failure)
+        await a.next(Ack)
+        await a.send(failure)
+        await a.next(Ack)
+    events = (await server.http.get("/v1/events")).json()
+    assert [e["message"] for e in events if e["kind"] == "assignment_failed"] == ["a: x: boom"]
+
+
+async def test_an_error_that_was_lost_with_its_connection_is_heard_over_the_next_one(server):
+    await model.submit(server.http)
+    async with server.volunteer("a") as a:
+        await a.ready()
+        held = await a.accept()
+    again = HeldAssignment(assignment_id=held.assignment_id, fence=held.fence)
+    async with server.volunteer("a", held=(again,)) as a:
+        await a.send(Error(code="x", message="boom", assignment_id=held.assignment_id, fence=held.fence))
+        assert "boom" in (await happened(server, "assignment_failed"))["message"]

@@ -8,40 +8,24 @@ import pytest
 
 from farm_server.wire import Wire, WireLimits
 from farm_server.wire_counters import WireCounters
+from protocol import inline_limit
 from protocol.codec import decode_entry, encode, join, split
 from protocol.messages import (
     Ack,
-    Assign,
     Cancel,
     Drain,
     Error,
     Heartbeat,
     Hello,
-    Kind,
     Message,
     Pause,
     Ready,
-    Slice,
-    TaskBrief,
     Welcome,
 )
-from protocol.recipe import Mode
 from protocol.session import Session, Side
-from protocol.tasks import BlobRef, Shard
+from tests.farm_server.offers import assign
 
 MEGABYTE = 1024 * 1024
-DIGEST = "0" * 64
-BRIEF = TaskBrief(
-    task_id="t1",
-    name="t1",
-    mode=Mode.WEIGHTS,
-    code=BlobRef(digest=DIGEST, size_bytes=1),
-    entry="train.py",
-    config={},
-    seed=0,
-    batch_samples=1,
-    dataset_kind="code",
-)
 
 
 class SlowWebSocket:
@@ -77,20 +61,6 @@ class SlowWebSocket:
 
     def messages(self) -> list[list[Message]]:
         return [[decode_entry(entry) for entry in split(frame)] for frame in self.taken]
-
-
-def assign(number: int, inline_bytes: int = 0) -> Assign:
-    return Assign(
-        assignment_id=f"a{number}",
-        fence=number,
-        kind=Kind.TRAIN,
-        task=BRIEF,
-        round=0,
-        epoch=0,
-        weights=BlobRef(digest=DIGEST, size_bytes=inline_bytes, inline=bytes(inline_bytes)),
-        slices=(Slice(shard=Shard(index=0, samples=1), start=0, stop=1),),
-        lease_seconds=1.0,
-    )
 
 
 def make_wire(version: int = 2, max_outbox_bytes: int = 32 * MEGABYTE) -> tuple[Wire, SlowWebSocket, WireCounters]:
@@ -220,3 +190,13 @@ def test_prometheus_sees_what_was_batched() -> None:
     assert samples["farm_wire_messages_total", "out", "solo"] == 1
     assert samples["farm_wire_frames_total", "in", ""] == 1
     assert samples["farm_wire_bytes_total", "in", ""] == 100
+
+
+async def test_a_connection_that_needs_long_for_a_frame_carries_smaller_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)  # any time is too long
+    wire, websocket, _ = make_wire()
+    assert wire.inline_bytes == MEGABYTE
+    for number in range(2):
+        wire.send(assign(number, MEGABYTE))
+    await written(wire, websocket)
+    assert wire.inline_bytes == inline_limit.LEAST_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -36,6 +37,7 @@ class Volunteer:
             }
             | hello
         )
+        self._unread: deque[Message] = deque()
         self.welcome: Welcome
         self.connection: ClientConnection
 
@@ -56,9 +58,10 @@ class Volunteer:
     async def next(self, kind: type[M], within_seconds: float = 10.0) -> M:
         async with asyncio.timeout(within_seconds):
             while True:
-                for message in self.session.receive(await self.connection.recv()):
-                    if isinstance(message, kind):
+                while self._unread:  # a frame may have brought several
+                    if isinstance(message := self._unread.popleft(), kind):
                         return message
+                self._unread.extend(self.session.receive(await self.connection.recv()))
 
     async def ready(self, slots: int = 1) -> None:
         await self.send(Ready(slots=slots))

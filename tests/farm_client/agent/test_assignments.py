@@ -6,6 +6,7 @@ import json
 import psutil
 import pytest
 
+from farm_client.agent.link import Link
 from protocol.messages import (
     Accept,
     Cancel,
@@ -69,6 +70,16 @@ async def test_large_weights_and_updates_travel_by_http(farm, start_agent):
         assert result.update.inline is None
         assert farm.blobs[result.update.digest] == weights + b"-shard"
         await peer.acknowledge(result)
+
+
+async def test_a_slow_connection_gets_an_upload_of_what_a_quick_one_carries(farm, start_agent, monkeypatch):
+    monkeypatch.setattr(Link, "inline_bytes", 4)
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task()))
+        result = await peer.expect(Result)
+    assert result.update.inline is None
+    assert farm.blobs[result.update.digest] == b"weights-shard"
 
 
 async def test_an_upload_is_tried_again(farm, start_agent):

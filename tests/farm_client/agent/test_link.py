@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.address import parse_address
 from farm_client.agent.link import open_link
+from protocol import inline_limit
 from protocol.codec import encode, join
 from protocol.messages import Bye, Cancel, Error, Heartbeat, Hello, Ready, Reject, RejectCode, Welcome
 from protocol.session import Session, Side
@@ -123,6 +124,15 @@ async def test_what_waits_goes_out_before_the_last_word():
         await link.close(Bye(reason="done"))
         await until(lambda: len(far.heard) == 2)
         assert far.heard == [ERROR, Bye(reason="done")]
+
+
+async def test_a_connection_that_needs_long_for_a_frame_carries_smaller_updates(monkeypatch):
+    async with linked() as (link, far):
+        assert link.inline_bytes == link.welcome.inline_bytes
+        monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)  # any time is too long
+        link.tell(ERROR.model_copy(update={"traceback": "x" * 20_000}))
+        await until(lambda: far.heard)
+        assert link.inline_bytes == inline_limit.LEAST_BYTES
 
 
 async def test_what_was_sent_and_not_read_before_the_end_is_named():
