@@ -105,10 +105,8 @@ class BlobCache:
         if entry is not None and entry.whole and entry.look is None:
             with self.pinned((digest,)):
                 entry.look = await asyncio.to_thread(look_if_sound, self.path(digest), digest)
-            if entry.look is None:
-                self._drop_damaged(digest)
-            else:
-                protect(self.path(digest))
+            if self._entries.get(digest) is entry:  # else somebody saw the damage too, and has fetched it again
+                self._judge(digest, entry)
         here = self.ready(digest)
         self._misses += here is None
         return here
@@ -233,7 +231,11 @@ class BlobCache:
             entry.touched_at = now
             touch(self.path(digest), entry.look, time.time_ns())
 
-    def _drop_damaged(self, digest: str) -> None:
+    def _judge(self, digest: str, entry: _Entry) -> None:
+        """Keep an entry that was found sound, remove one that was not."""
+        if entry.look is not None:
+            protect(self.path(digest))
+            return
         self._damaged += 1
         self._note(f"the cached copy of blob {digest[:12]} is damaged or gone; it will be fetched again")
         self._remove(digest)

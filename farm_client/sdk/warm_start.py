@@ -21,6 +21,7 @@ from protocol.tasks import BlobRef
 from protocol.tensors import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, Layout, TensorSpec, parse_layout, read_header
 
 _SHOWN_DIFFERENCES: Final = 3
+_READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class WarmStart:
         It does, unless other layers are frozen now: then the same tensors get the model's roles, in ``folder``.
         Raises: InvalidTask naming the tensors that are not those of the model whose weights file this is.
         """
-        model = parse_layout(model_weights.read_bytes())
+        model = _layout_of(model_weights)
         if differing := list(_differences(model, self.layout)):
             raise InvalidTask(
                 f"the weights of {self.label} do not fit what build_model builds: {_first(differing)}. "
@@ -61,6 +62,13 @@ def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None)
     blob = BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)
     fetch = partial(download_weights, api, blob)
     return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header), fetch)
+
+
+def _layout_of(weights: Path) -> Layout:
+    """Return the layout of a weights file without reading its tensors."""
+    with weights.open("rb") as file:
+        chunks = iter(lambda: file.read(_READ_BYTES), b"")
+        return parse_layout(read_header(_leading_bytes(chunks), weights.stat().st_size))
 
 
 def _leading_bytes(chunks: Iterable[bytes]) -> bytes:

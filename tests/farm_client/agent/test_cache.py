@@ -1,3 +1,4 @@
+import asyncio
 import os
 
 import pytest
@@ -115,6 +116,21 @@ async def test_an_entry_that_only_looks_different_is_read_again_and_kept(tmp_pat
     assert await cache.find(digest) is not None
     assert cache.ready(digest) is not None
     assert cache.stats().damaged == 0
+
+
+async def test_two_that_find_the_same_damage_remove_it_once(tmp_path):
+    cache = BlobCache(tmp_path, 100)
+    digest = put(cache, b"data")
+    overwrite(cache.path(digest), b"dada")
+    cache.ready(digest)
+
+    async def find_and_fetch():
+        found = await cache.find(digest)
+        return found or cache.put(digest, b"data")
+
+    await asyncio.gather(*(find_and_fetch() for _ in range(5)))
+    assert cache.ready(digest).read_bytes() == b"data"
+    assert cache.stats().damaged == 1
 
 
 async def test_entries_are_read_only_and_stay_so_over_a_restart(tmp_path):

@@ -23,6 +23,8 @@ def test_the_agent_never_imports_torch():
     [
         (("join", "farm.example.org"), "farm-server up"),
         (("join", "ws://host:1", "--slots", "0"), "--slots"),
+        (("join", "ws://host:1", "--upload-rate", "0"), "--upload-rate"),
+        (("join", "ws://host:1", "--download-rate", "fast"), "--download-rate"),
         (("join",), "ADDRESS"),
         (("jion",), "jion"),
     ],

@@ -26,7 +26,9 @@ def test_an_option_wins_over_its_variable(monkeypatch):
 
 def test_sizes_and_tags_are_read_as_people_write_them(monkeypatch):
     monkeypatch.setenv("FARM_CLIENT_TAGS", "lab, fast")
-    settings = load_settings(max_ram="2GiB", cache_bytes="5MB")
+    monkeypatch.setenv("FARM_CLIENT_DOWNLOAD_RATE", "10MB")
+    settings = load_settings(max_ram="2GiB", cache_bytes="5MB", upload_rate="512KiB")
+    assert (settings.upload_rate, settings.download_rate) == (512 * 1024, 10_000_000)
     assert (settings.max_ram, settings.cache_bytes, settings.tags) == (2 * 1024**3, 5_000_000, ("lab", "fast"))
 
 
