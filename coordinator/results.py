@@ -255,6 +255,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     _free_slot(turn, run, lease)  # it says so itself in a moment; the next round need not wait for that
     client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
     client.failures.pop(run.task_id, None)
+    run.desertions = 0
     if client.breaker.succeeded():
         turn.note("breaker_closed", f"{client.record.name} works again", run, client)
     if record.kind is Kind.TRAIN and run.brief.weights_codec.name is not CodecName.NONE:

@@ -60,7 +60,11 @@ def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
     works = bool(run.step.leases if run.step else run.ahead_records())  # a round may open with what was done ahead
     if not candidates and not works:
         run.why = nobody(turn, run)
-        back_to_waiting(turn, run, f"no client is left: {run.why}")
+        deserted = not any(qualifies(c.record, run.record.spec).value for c in turn.farm.online())
+        back_to_waiting(turn, run, f"no client is left: {run.why}", deserted=deserted)
+        return
+    if run.record.state is TaskState.PENDING and run.record.not_before > turn.now:
+        run.why = f"begins again in {run.record.not_before - turn.now:.0f} s ({run.record.reason})"
         return
     idle = [c for c in candidates if c.slots > 0]
     if run.step is not None:
@@ -87,8 +91,6 @@ def choose(
 ) -> Decision[Sequence[ClientState]]:
     """Choose the clients for the task's next step: nobody, with the reason, or at least as many as it needs."""
     recipe, task = run.record.spec.recipe, run.record
-    if task.not_before > turn.now:
-        return Decision((), f"retries in {task.not_before - turn.now:.0f} s ({task.reason})")
     needed = recipe.min_clients - len({record.client_id for record in run.ahead_records()})
     if task.version == 0 and recipe.init_min_clients is not None:
         needed = recipe.init_min_clients

@@ -39,5 +39,7 @@ class CoordinatorSettings:
     does_not_fit_seconds: float = 600.0
     """A client that said a task does not fit is not asked again before this."""
     task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
+    desertion_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
+    """A task whose clients all leave again and again without a result waits so long before it begins anew."""
     client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=2.0, cap_seconds=300.0))
     breaker_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))

@@ -183,6 +183,8 @@ class TaskRun:
     """Client id to message: where the researcher's code failed since the last commit."""
     failures: int = 0
     """Failed assignments since the last commit, over all openings of the round."""
+    desertions: int = 0
+    """How often in a row all of its clients left, with no result in between."""
     late: dict[str, Lease] = field(default_factory=dict)
     """Held assignments of committed rounds, by assignment id (recipes with ``max_staleness``)."""
     late_results: list[LateResult] = field(default_factory=list)

@@ -115,14 +115,25 @@ def complete(turn: Turn, run: TaskRun) -> None:
     stop_work(turn, run, "the task is complete")
 
 
-def back_to_waiting(turn: Turn, run: TaskRun, why: str) -> None:
-    """All clients of a task are gone: it waits for new ones. What was delivered of an open round is kept."""
+def back_to_waiting(turn: Turn, run: TaskRun, why: str, *, deserted: bool) -> None:
+    """Nobody works on a task: it waits for clients. What was delivered of an open round is kept.
+
+    ``deserted``: all of its clients are gone, rather than resting. It does not wait longer than for their return the
+    first time; after each further time without a result in between, it waits longer before it begins anew.
+    """
     if run.step is not None and run.step.phase is StepPhase.COMMIT:
         return  # it waits for nobody
     if run.step is not None and not (run.step.delivered or run.step.dormant):
         abandon(turn, run, why)
-    if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
+    if run.record.state not in (TaskState.ASSIGNED, TaskState.RUNNING):
+        return
+    run.desertions += deserted
+    if not deserted or run.desertions == 1:
         turn.move(run, TaskState.PENDING, why)
+        return
+    wait = turn.settings.desertion_retry.delay_seconds(run.desertions - 1, turn.draw())
+    why = f"all of its clients left, {run.desertions} times in a row without a result"
+    turn.move(run, TaskState.PENDING, why, not_before=turn.now + wait)
 
 
 def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
