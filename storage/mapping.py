@@ -41,10 +41,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one field is kept: what its column is given, and what is made of the column's value."""
+    """How one field is kept: what its column is given, and what is made of the column's value.
+
+    ``empty`` is what an empty field's column is given, where fields may be empty.
+    """
 
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
+    empty: list[Any] | dict[str, Any] | None = None
 
 
 def _ranges_to_lists(ranges: Iterable[SampleRange]) -> list[list[int]]:
@@ -55,9 +59,9 @@ def _ranges_from_lists(lists: Iterable[list[int]]) -> tuple[SampleRange, ...]:
     return tuple(SampleRange(*numbers) for numbers in lists)
 
 
-_RANGES: Final = Codec(_ranges_to_lists, _ranges_from_lists)
-_MAP: Final = Codec(dict, dict)
-_TEXTS: Final = Codec(list, tuple)
+_RANGES: Final = Codec(_ranges_to_lists, _ranges_from_lists, empty=[])
+_MAP: Final = Codec(dict, dict, empty={})
+_TEXTS: Final = Codec(list, tuple, empty=[])
 _RESOURCES: Final = Codec(lambda resources: resources.model_dump(), Resources.model_validate)
 _NUMBER: Final = Codec(
     lambda value: None if math.isnan(value) else value, lambda value: math.nan if value is None else value
@@ -91,18 +95,6 @@ class Mapper(Generic[R]):
         self.derived = dict(derived or {})
         special = {*self.codecs, *blobs, *elsewhere}
         self.plain = tuple(f.name for f in fields(record) if f.name not in special)
-
-    def row(self, record: R) -> Row:
-        """Return the record's columns."""
-        row = {name: getattr(record, name) for name in self.plain}
-        for name, codec in self.codecs.items():
-            row[name] = codec.encode(getattr(record, name))
-        for name, digest, size in self.blobs:
-            ref: BlobRef | None = getattr(record, name)
-            row[digest], row[size] = (None, None) if ref is None else (ref.digest, ref.size_bytes)
-        for column, derive in self.derived.items():
-            row[column] = derive(record)
-        return row
 
     def record(self, row: RowMapping, **elsewhere: Any) -> R:
         """Return the record of a row; ``elsewhere`` are the fields that other tables keep."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Insert, Table, bindparam, delete
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, bindparam, delete
 
 from coordinator.lifecycle import ENDED
 from coordinator.records import Entry, Record, TaskRecord
 from protocol.tasks import TaskSpec
-from storage.mapping import CHECKPOINTS, EVENTS, LOGS, MAPPERS, METRICS, Row, blob_rows, submission_row
+from storage.mapping import CHECKPOINTS, Row, blob_rows, submission_row
+from storage.saving import SAVINGS, Parameters, insert_statement
 from storage.tables import BlobRow, SubmissionRow, table_of
 
-_APPENDED: Final = frozenset({EVENTS.table, METRICS.table, LOGS.table})
-_SUBMISSIONS: Final = table_of(SubmissionRow)
-_BLOBS: Final = table_of(BlobRow)
+_SUBMISSIONS: Final = insert_statement(table_of(SubmissionRow))
+_BLOBS: Final = insert_statement(table_of(BlobRow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +59,25 @@ def write_changes(connection: Connection, changes: Iterable[Change], stored: Sto
 
     Removals come last, so a change that drops must be the last of its transaction.
     """
-    rows: dict[Table, list[Row]] = {}
+    saved: dict[type[Record | Entry], list[Parameters]] = {}
+    submissions: list[Row] = []
+    blobs: list[Row] = []
     dropped: list[Row] = []
     for change in changes:
         for record in (*change.records, *change.entries):
-            mapper = MAPPERS[type(record)]
-            rows.setdefault(mapper.table, []).append(mapper.row(record))
+            kind = type(record)
+            saved.setdefault(kind, []).append(SAVINGS[kind].parameters(record))
             if isinstance(record, TaskRecord) and stored.lacks(record):
-                rows.setdefault(_SUBMISSIONS, []).append(submission_row(record.task_id, record.spec))
-                rows.setdefault(_BLOBS, []).extend(blob_rows(record.task_id, record.spec))
+                submissions.append(submission_row(record.task_id, record.spec))
+                blobs += blob_rows(record.task_id, record.spec)
         dropped += [{"dropped_task": task_id, "dropped_round": number} for task_id, number in change.dropped]
-    for table, values in rows.items():
-        connection.execute(_INSERTS[table], values)
-    if dropped:
-        connection.execute(_DROP_CHECKPOINT, dropped)
+    for kind, parameters in saved.items():
+        connection.exec_driver_sql(SAVINGS[kind].statement, parameters)
+    for statement, rows in ((_SUBMISSIONS, submissions), (_BLOBS, blobs), (_DROP_CHECKPOINT, dropped)):
+        if rows:
+            connection.execute(statement, rows)
 
 
-def _insert(table: Table) -> Insert:
-    """Return the statement that saves rows: feeds append, a blob reference is kept once, all else replaces."""
-    statement = insert(table)
-    if table in _APPENDED:
-        return statement
-    key = {column.name for column in table.primary_key}
-    changes: Mapping[str, Any] = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in key}
-    if table is _BLOBS:
-        return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
-
-
-_INSERTS: Final = {
-    table: _insert(table) for table in (*(mapper.table for mapper in MAPPERS.values()), _SUBMISSIONS, _BLOBS)
-}
 _DROP_CHECKPOINT: Final = delete(CHECKPOINTS.table).where(
     CHECKPOINTS.table.c.task_id == bindparam("dropped_task"),
     CHECKPOINTS.table.c.round == bindparam("dropped_round"),
