@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from farm_client.agent.held import Held
 
@@ -22,17 +22,8 @@ class UploadPlaces:
     @asynccontextmanager
     async def place(self, held: Held | None = None) -> AsyncIterator[None]:
         """Take a place for the length of a block. ``held``: the assignment that keeps its slot until then."""
-        if held is not None:
-            self._waiting.append(held)
-        try:
-            if self._free.locked():
-                self._show(self._reason)
+        with self._seen_waiting(held) if held is not None and self._free.locked() else nullcontext():
             await self._free.acquire()
-        finally:
-            if held is not None:
-                self._waiting.remove(held)
-            if not self._waiting:
-                self._show(None)
         try:
             yield
         finally:
@@ -42,6 +33,17 @@ class UploadPlaces:
         """Let each heartbeat say that whoever waits here does so as told, and is not stuck."""
         for held in self._waiting:
             held.waited(self._reason)
+
+    @contextmanager
+    def _seen_waiting(self, held: Held) -> Iterator[None]:
+        self._waiting.append(held)
+        self._show(self._reason)
+        try:
+            yield
+        finally:
+            self._waiting.remove(held)
+            if not self._waiting:
+                self._show(None)
 
     @property
     def _reason(self) -> str:

@@ -8,6 +8,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from farm_server import pace
 from protocol.codec import decode, encode, join
 from protocol.messages import (
     Ack,
@@ -224,6 +225,13 @@ async def test_clients_are_told_to_beat_less_often_while_the_server_has_too_much
         assert "wait for the ledger" in view["pace"]["reason"]
         async with server.volunteer("b") as b:
             assert (b.welcome.heartbeat_seconds, b.welcome.lost_after_seconds) == (10.0, 24.0)
+
+
+async def test_the_load_is_looked_at_by_itself(start, monkeypatch):
+    monkeypatch.setattr(pace, "BEATS_PER_SECOND", 0.1)  # one client is a crowd
+    async with start() as server, server.volunteer("a") as a:
+        assert (await a.next(Pace)).heartbeat_seconds == 10.0
+        assert "1 clients beat" in (await server.http.get("/v1/farm")).json()["pace"]["reason"]
 
 
 async def test_a_client_of_an_older_version_keeps_its_pace_and_is_lost_by_it(server):
