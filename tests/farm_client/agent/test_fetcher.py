@@ -131,7 +131,7 @@ async def test_a_second_use_is_a_hit(farm, fetcher):
 async def test_what_is_wished_for_comes_by_itself_and_is_then_a_hit(farm, fetcher):
     refs = [blob(farm, number) for number in range(3)]
     fetcher.prefetch(refs)
-    await until(lambda: all(ref.digest in fetcher.cache for ref in refs))
+    await until(lambda: all(ref.digest in fetcher.cache for ref in refs), 30)
     asked = len(farm.requests)
     await asyncio.gather(*(fetcher.fetch(ref) for ref in refs))
     assert len(farm.requests) == asked == 3
@@ -142,7 +142,7 @@ async def test_the_newest_wishes_come_first(farm, fetcher):
     old, new = blob(farm, 1), blob(farm, 2)
     fetcher.prefetch([old])
     fetcher.prefetch([new])
-    await until(lambda: old.digest in fetcher.cache)
+    await until(lambda: old.digest in fetcher.cache, 30)
     assert fetcher.cache.digests(2) == (old.digest, new.digest)
 
 
@@ -163,11 +163,12 @@ async def test_whoever_waits_goes_first_and_the_wish_goes_on_afterwards(farm, fe
     await farm.asked.wait()
     farm.asked.clear()
     waiting = asyncio.create_task(fetcher.fetch(needed))
-    await farm.asked.wait()  # the wish does not come back while it waits
-    assert list(fetcher.arrived_bytes) == [needed.digest]
+    await farm.asked.wait()
+    await until(lambda: list(fetcher.arrived_bytes) == [needed.digest], 30)
+    assert len(farm.requests) == 2  # the wish does not come back while it waits
     farm.gate.set()
     await waiting
-    await until(lambda: wished.digest in fetcher.cache)
+    await until(lambda: wished.digest in fetcher.cache, 30)
 
 
 async def test_a_fetch_that_is_cancelled_leaves_the_wish(farm, fetcher):
@@ -180,7 +181,7 @@ async def test_a_fetch_that_is_cancelled_leaves_the_wish(farm, fetcher):
     waiting.cancel()
     await asyncio.wait([waiting])
     farm.gate.set()
-    await until(lambda: ref.digest in fetcher.cache)
+    await until(lambda: ref.digest in fetcher.cache, 30)
 
 
 async def test_wishes_can_be_forgotten(farm, fetcher):
@@ -189,18 +190,18 @@ async def test_wishes_can_be_forgotten(farm, fetcher):
     fetcher.prefetch([ref])
     await farm.asked.wait()
     fetcher.stop_prefetching()
-    await until(lambda: not fetcher.arrived_bytes)
+    await until(lambda: not fetcher.arrived_bytes, 30)
     farm.gate.set()
     assert ref.digest not in fetcher.cache
     fetcher.prefetch([ref])
-    await until(lambda: ref.digest in fetcher.cache)
+    await until(lambda: ref.digest in fetcher.cache, 30)
 
 
 async def test_a_wish_that_cannot_be_had_does_not_hold_up_the_next(farm, fetcher):
     gone, damaged, there = BlobRef(digest=digest_bytes(b"gone"), size_bytes=4), blob(farm, 1), blob(farm, 2)
     farm.blobs[damaged.digest] = b"evil" + farm.blobs[damaged.digest][4:]
     fetcher.prefetch([gone, damaged, there])
-    await until(lambda: there.digest in fetcher.cache)
+    await until(lambda: there.digest in fetcher.cache, 30)
     with pytest.raises(NotFound):
         await fetcher.fetch(gone)
 
@@ -211,7 +212,7 @@ async def test_a_wish_evicts_nothing_that_was_used_lately(farm, transfers, tmp_p
         held, large, small = blob(farm, 1), blob(farm, 2, 2000), blob(farm, 3)
         await fetcher.fetch(held)
         fetcher.prefetch([large, small])
-        await until(lambda: small.digest in cache)
+        await until(lambda: small.digest in cache, 30)
         assert held.digest in cache
         assert large.digest not in cache
         await fetcher.fetch(large)  # what is needed does evict

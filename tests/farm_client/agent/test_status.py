@@ -41,7 +41,7 @@ async def test_a_running_agent_keeps_its_status_up_to_date(farm, start_agent, ho
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(), weights=HUGE, inline=False))
         await peer.acknowledge(await peer.expect(Result))
-        await until(lambda: read_status(home / "status.json").moved.sent_bytes >= len(HUGE), 15)
+        await until(lambda: read_status(home / "status.json").moved.sent_bytes >= len(HUGE), 30)
     known = read_status(home / "status.json")
     assert known.cache.misses == 3  # the code, the shard and the weights
     assert known.moved.received_bytes > len(HUGE)
@@ -52,8 +52,8 @@ async def test_an_update_that_waits_for_its_turn_says_so_here_and_to_the_farm(fa
     async with start_agent():
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(), weights=HUGE, inline=False))
-        await until(lambda: any(x.waits for m in peer.log for x in getattr(m, "assignments", ())), 15)
-        await until(lambda: "3 uploads are before it" in read_status(home / "status.json").doing, 15)
+        await until(lambda: any(x.waits for m in peer.log for x in getattr(m, "assignments", ())), 30)
+        await until(lambda: "3 uploads are before it" in read_status(home / "status.json").doing, 30)
         farm.waits.clear()
         await peer.acknowledge(await peer.expect(Result))
-        await until(lambda: "before it" not in read_status(home / "status.json").doing, 15)
+        await until(lambda: "before it" not in read_status(home / "status.json").doing, 30)

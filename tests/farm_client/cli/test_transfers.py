@@ -190,8 +190,8 @@ class CtrlC:
         self._left_bytes = after_bytes
 
     def __call__(self, count):
-        self._left_bytes -= count
-        if self._left_bytes <= 0:
+        before, self._left_bytes = self._left_bytes, self._left_bytes - count
+        if before > 0 >= self._left_bytes:
             signal.raise_signal(signal.SIGINT)
 
 
