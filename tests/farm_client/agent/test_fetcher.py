@@ -12,7 +12,9 @@ from farm_client.agent.transfers import Transfers
 from farm_client.retry import RetryPolicy
 from protocol.digests import digest_bytes
 from protocol.errors import NotFound, Unavailable
+from protocol.messages import Result
 from protocol.tasks import BlobRef
+from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 
 AT_ONCE = RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=4)
@@ -218,6 +220,15 @@ async def test_a_wish_evicts_nothing_that_was_used_lately(farm, transfers, tmp_p
         await fetcher.fetch(large)  # what is needed does evict
         with cache.pinned([large.digest]), pytest.raises(CacheFull):
             await fetcher.fetch(held)
+
+
+async def test_an_assignment_brings_what_the_next_one_will_need(farm, start_agent, home):
+    later = farm.store(b"later")
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task()).model_copy(update={"prefetch": (later,)}))
+        await peer.acknowledge(await peer.expect(Result))
+        await until((home / "cache" / later.digest[:2] / later.digest).exists, 30)
 
 
 def flip_a_byte(path):
