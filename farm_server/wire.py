@@ -38,8 +38,9 @@ class Wire:
         self._counters = counters
         self._websocket = websocket
         self._max_outbox_bytes = limits.unsent_bytes
+        self._max_inline_bytes = limits.inline_bytes
         self._queue = SendQueue()
-        self._inline = InlineLimit(limits.inline_bytes)
+        self._inline = InlineLimit()
         self._writing_bytes = 0
         self._last_frame_bytes = 0
         self._unsent = asyncio.Event()
@@ -54,7 +55,7 @@ class Wire:
     @property
     def inline_bytes(self) -> int:
         """How large a blob may be to ride inside a message now."""
-        return self._inline.at(self._loop.time())
+        return self._inline.at(self._loop.time(), self._max_inline_bytes)
 
     def send(self, message: Message) -> None:
         """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""

@@ -19,21 +19,22 @@ _GROWTH: Final = 4
 class InlineLimit:
     """Falls as soon as a frame took longer than a moment, and rises step by step while none does."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = most_bytes
+    def __init__(self) -> None:
+        self._bytes: int | None = None
         self._rises_at = 0.0
 
     def written(self, frame_bytes: int, seconds: float, now: float) -> None:
-        """Take notice that a frame took so long to leave."""
+        """Take notice that a frame took so long to leave, or so long until it was given up."""
         if frame_bytes >= LEAST_BYTES and seconds > MOMENT_SECONDS:
-            carried = max(LEAST_BYTES, int(frame_bytes * MOMENT_SECONDS / seconds))
-            self._bytes = min(self._most_bytes, carried)
+            self._bytes = max(LEAST_BYTES, int(frame_bytes * MOMENT_SECONDS / seconds))
             self._rises_at = now + _TRY_AGAIN_SECONDS
 
-    def at(self, now: float) -> int:
-        """Return the limit in bytes."""
-        if self._bytes < self._most_bytes and now >= self._rises_at:
-            self._bytes = min(self._most_bytes, self._bytes * _GROWTH)
+    def at(self, now: float, most_bytes: int) -> int:
+        """Return the limit in bytes: at most what both sides agreed on."""
+        if self._bytes is not None and now >= self._rises_at:
+            self._bytes *= _GROWTH
             self._rises_at = now + _TRY_AGAIN_SECONDS
+        if self._bytes is None or self._bytes >= most_bytes:
+            self._bytes = None
+            return most_bytes
         return self._bytes

@@ -37,6 +37,7 @@ from farm_client.agent.transfers import Transfers
 from farm_client.agent.worker import Surroundings, Worker
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from protocol.compression import CodecName
+from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.messages import Bye, Hello
 from protocol.versions import SUPPORTED
@@ -60,6 +61,7 @@ class Agent:
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
         self._reconnecting = Reconnecting()
         self._unreached_since = 0.0
+        self._carried = InlineLimit()
 
     async def run(self) -> None:
         """Serve the farm until told to leave.
@@ -148,7 +150,7 @@ class Agent:
         """Return an open link, however long it takes; None if told to leave before there is one."""
         while not self._leaving.is_set():
             try:
-                link = await open_link(self._address, hello())
+                link = await open_link(self._address, hello(), self._carried)
             except OutOfReach as error:
                 self._reconnecting.failed()
                 await self._wait_to_retry(error.message)

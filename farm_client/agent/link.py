@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ _CLOSE_SECONDS: Final = 1.0
 _PING_SECONDS: Final = 10.0
 """A farm that vanished without a word (a cut cable, a sleeping laptop) is noticed by an unanswered ping."""
 _MAX_BACKLOG: Final = 64
+_UNSENT_IN_KERNEL_BYTES: Final = 64 * 1024
 _UNAUTHORIZED: Final = frozenset({401, 403})
 _FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMismatch)}
 
@@ -35,14 +37,14 @@ _FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMis
 class Link:
     """An open connection. Made by ``open_link``; iterate over ``messages`` until it ends."""
 
-    def __init__(self, websocket: ClientConnection, session: Session, welcome: Welcome) -> None:
+    def __init__(self, websocket: ClientConnection, session: Session, welcome: Welcome, carried: InlineLimit) -> None:
         self.welcome = welcome
         self.farewell = ""
         """Why the farm ended the conversation, if it said so."""
         self._websocket = websocket
         self._session = session
         self._queue = SendQueue()
-        self._inline = InlineLimit(welcome.inline_bytes)
+        self._carried = carried
         self._untold = Untold()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
@@ -55,7 +57,7 @@ class Link:
     @property
     def inline_bytes(self) -> int:
         """How large an update may be to ride inside a message now."""
-        return self._inline.at(time.monotonic())
+        return self._carried.at(time.monotonic(), self.welcome.inline_bytes)
 
     def post(self, message: Message) -> None:
         """Queue a message without waiting; on a link that has ended it is dropped.
@@ -127,8 +129,11 @@ class Link:
     async def _flush(self) -> None:
         while (packed := self._queue.next_frame(self._session.batch_bytes)) is not None:
             began_at = time.monotonic()
-            await self._websocket.send(packed.frame)
-            self._inline.written(len(packed.frame), (now := time.monotonic()) - began_at, now)
+            try:
+                await self._websocket.send(packed.frame)
+            finally:
+                now = time.monotonic()
+                self._carried.written(len(packed.frame), now - began_at, now)
         if (number := self._untold.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
             pong.add_done_callback(partial(self._hear_pong, number))
@@ -138,8 +143,11 @@ class Link:
             self._untold.proven(number)
 
 
-async def open_link(address: FarmAddress, hello: Hello) -> Link:
+async def open_link(address: FarmAddress, hello: Hello, carried: InlineLimit) -> Link:
     """Connect, say hello, and wait for the welcome.
+
+    ``carried`` outlives connections: a farm that lost this client behind a frame that was too long for its link must
+    not be sent the same one again.
 
     Raises: Unauthorized, VersionMismatch and BadAddress, which no second try mends; OutOfReach for the rest.
     """
@@ -147,7 +155,7 @@ async def open_link(address: FarmAddress, hello: Hello) -> Link:
         async with asyncio.timeout(_OPEN_SECONDS):
             websocket = await _dial(address)
             try:
-                return await _greet(websocket, hello)
+                return await _greet(websocket, hello, carried)
             except BaseException:
                 await websocket.close()
                 raise
@@ -166,7 +174,7 @@ async def open_link(address: FarmAddress, hello: Hello) -> Link:
 
 
 async def _dial(address: FarmAddress) -> ClientConnection:
-    return await connect(
+    websocket = await connect(
         address.websocket_url,
         additional_headers=address.headers,
         compression=None,
@@ -176,15 +184,21 @@ async def _dial(address: FarmAddress) -> ClientConnection:
         close_timeout=_CLOSE_SECONDS,
         open_timeout=None,
     )
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # the kernel would take megabytes at once: a heartbeat must not wait behind them, nor the writer be deceived
+        websocket.transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_KERNEL_BYTES
+        )
+    return websocket
 
 
-async def _greet(websocket: ClientConnection, hello: Hello) -> Link:
+async def _greet(websocket: ClientConnection, hello: Hello, carried: InlineLimit) -> Link:
     session = Session(Side.CLIENT)
     await websocket.send(session.send(hello))
     while not session.closed:
         for message in session.receive(await websocket.recv()):
             if isinstance(message, Welcome):
-                return Link(websocket, session, message)
+                return Link(websocket, session, message, carried)
             if isinstance(message, Error):
                 raise _FINAL_ERRORS.get(message.code, OutOfReach)(message.message)
             if isinstance(message, Bye):

@@ -56,7 +56,7 @@ class FarEnd:
 
 
 @asynccontextmanager
-async def linked(version=2):
+async def linked(version=2, carried=None):
     """Return both ends of a connection."""
     ends = asyncio.Queue()
 
@@ -68,7 +68,9 @@ async def linked(version=2):
 
     async with serve(converse, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
         port = server.sockets[0].getsockname()[1]
-        link = await open_link(parse_address(f"ws://token@127.0.0.1:{port}"), hello(version))
+        link = await open_link(
+            parse_address(f"ws://token@127.0.0.1:{port}"), hello(version), carried or inline_limit.InlineLimit()
+        )
         far = await ends.get()
         try:
             yield link, far
@@ -132,6 +134,21 @@ async def test_a_connection_that_needs_long_for_a_frame_carries_smaller_updates(
         monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)  # any time is too long
         link.tell(ERROR.model_copy(update={"traceback": "x" * 20_000}))
         await until(lambda: far.heard)
+        assert link.inline_bytes == inline_limit.LEAST_BYTES
+
+
+async def test_a_link_that_broke_behind_a_large_frame_is_remembered_as_slow(monkeypatch):
+    """Else the next connection would carry the same frame, and break in the same way."""
+    monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)
+    carried = inline_limit.InlineLimit()
+    async with linked(carried=carried) as (link, far):
+        far.be_deaf()
+        for _ in range(30):
+            link.post(ERROR.model_copy(update={"traceback": "x" * 20_000}))
+        far.die()
+        await ended(link)
+        await link.close()
+    async with linked(carried=carried) as (link, _):
         assert link.inline_bytes == inline_limit.LEAST_BYTES
 
 
