@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import replace
 
-from coordinator.deltas import cheapest_chain
+from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.eligibility import needed_ram_bytes
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.prefetch import likely_next
@@ -65,7 +65,7 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
     client.slots -= 1
     run.participants.add(client.client_id)
     turn.save(record)
-    turn.send(client, _assign(turn, run, client, record))
+    turn.send(client, _assign(turn, run, client, record), holds_weights=holds_present(run, client))
 
 
 def _patience(turn: Turn, run: TaskRun, client: ClientState, samples: int) -> float:
@@ -202,7 +202,8 @@ def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:
         if record.state is AssignmentState.OFFERED:
             return f"did not answer the offer within {turn.settings.offer_seconds:.0f} s"
         return f"made no progress for {turn.settings.stall_seconds:.0f} s"
-    if may_replace and turn.now > lease.deadline:
+    is_done = lease.progress is not None and lease.progress.phase is Phase.UPLOADING  # it may wait for its turn
+    if may_replace and turn.now > lease.deadline and not is_done:
         return f"took over {turn.now - record.offered_at:.0f} s, far longer than its speed promised"
     return None
 

@@ -82,6 +82,21 @@ def test_a_straggler_is_replaced_when_somebody_else_is_free(farm: Simulation) ->
     assert state(farm, slow.assignment_id) is AssignmentState.EXPIRED
 
 
+def test_a_client_whose_update_waits_for_its_turn_is_no_straggler(farm: Simulation) -> None:
+    ada = farm.volunteers["ada"]
+    farm.deliver(ada, seconds=1.0)
+    done = ada.held[0]
+    farm.accept(ada, done)
+    farm.join("bob")
+    for waited in range(1, 6):
+        farm.tick(20)
+        progress = AssignmentProgress(
+            assignment_id=done.assignment_id, fence=done.fence, phase=Phase.UPLOADING, waits=waited
+        )
+        farm.handle(ClientBeat("id-ada", ada.incarnation, None, (progress,)))
+    assert ada.held[0] is done
+
+
 def test_a_rejection_sends_the_part_elsewhere(farm: Simulation) -> None:
     ada, bob = farm.volunteers["ada"], farm.join("bob")
     assign = ada.held.popleft()
