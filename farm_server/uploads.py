@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState, UploadView
 from storage.blobs import FolderBlobStore
 from storage.errors import BlobTooLarge, NoUpload
+from storage.part_writer import PartWriter
 from storage.partial_blob import PartialBlob, name_of
 from storage.uploads import UploadFolder
 from storage.write_behind import WriteBehind
@@ -38,7 +40,8 @@ _CHECK_SECONDS: Final = 0.2
 """How soon to ask again while all of a blob is here and being checked."""
 _LOOK_SECONDS: Final = 1.0
 """How often an answer that is held back looks whether a credit was left idle."""
-_WRITERS: Final = 4
+_WRITERS: Final = max(2, min(4, os.cpu_count() or 1))
+"""Threads that write and hash. More than cores would only take turns."""
 _log = structlog.get_logger(__name__)
 
 
@@ -106,18 +109,21 @@ class Uploads:
             Unavailable; whatever ``chunks`` raises.
         """
         partial = self._checked(digest, part)
-        behind = WriteBehind(partial.write, part.start, self._threads)
+        with PartWriter(partial) as writer:
+            await self._pour(chunks, part, partial.name, WriteBehind(writer.write, part.start, self._threads))
+        return partial.is_complete and await self._settle(partial)
+
+    async def _pour(self, chunks: AsyncIterator[bytes], part: ContentRange, name: str, behind: WriteBehind) -> None:
         left_bytes = part.size_bytes
         try:
             async for chunk in chunks:
-                self._desk.progress(partial.name, self._clock.now())
+                self._desk.progress(name, self._clock.now())
                 await behind.put(chunk[:left_bytes])
                 left_bytes -= len(chunk)
                 if left_bytes < 0:
                     raise BadContentRange(f"the body has more than the {part.size_bytes} bytes of its Content-Range")
         finally:
             await behind.flush()
-        return partial.is_complete and await self._settle(partial)
 
     def views(self) -> list[UploadView]:
         """Return every upload for people: those of which bytes are here, then those that only wait."""

@@ -43,11 +43,12 @@ async def upload(digest: DigestPath, request: Request, farm: FarmDep) -> Respons
     Nothing is kept of a body that is cut; larger blobs are better sent in parts.
     """
     _check_room(farm, request)
-    if await asyncio.to_thread(farm.blobs.renew, digest):
-        async for _ in incoming(request, farm):
-            pass  # an answer before the end of the body would break the connection
-        return Response(status_code=HTTPStatus.OK)
-    await farm.blobs.put_stream(digest, incoming(request, farm), farm.settings.max_blob_bytes)
+    async with incoming(request, farm) as chunks:
+        if await asyncio.to_thread(farm.blobs.renew, digest):
+            async for _ in chunks:
+                pass  # an answer before the end of the body would break the connection
+            return Response(status_code=HTTPStatus.OK)
+        await farm.blobs.put_stream(digest, chunks, farm.settings.max_blob_bytes)
     return Response(status_code=HTTPStatus.CREATED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import Request
@@ -30,18 +31,27 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client is not None else "unknown"
 
 
-async def incoming(request: Request, farm: Farm) -> AsyncIterator[bytes]:
-    """Give the body in chunks as it comes. Raises: Unavailable if it is cut, or does not go on."""
-    received_bytes = farm.telemetry.blob_bytes.labels("in")
-    client, body = client_of(request), request.stream()
+@asynccontextmanager
+async def incoming(request: Request, farm: Farm) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give the body in chunks as it comes. Raises: Unavailable, out of the block, if it is cut or does not go on."""
+    try:
+        async with asyncio.timeout(None) as silence:
+            yield _chunks(request, farm, silence)
+    except TimeoutError:
+        if not silence.expired():
+            raise
+        raise Unavailable(f"no byte came for {_SILENCE_SECONDS:g} seconds; ask what is missing and go on") from None
+    except ClientDisconnect:
+        raise Unavailable("the connection was cut; ask what is missing and go on") from None
+
+
+async def _chunks(request: Request, farm: Farm, silence: asyncio.Timeout) -> AsyncIterator[bytes]:
+    received_bytes, client = farm.telemetry.blob_bytes.labels("in"), client_of(request)
+    loop, body = asyncio.get_running_loop(), request.stream()
     while True:
-        try:
-            async with asyncio.timeout(_SILENCE_SECONDS):
-                chunk = await anext(body, None)
-        except TimeoutError:
-            raise Unavailable(f"no byte came for {_SILENCE_SECONDS:g} seconds; ask what is missing and go on") from None
-        except ClientDisconnect:
-            raise Unavailable("the connection was cut; ask what is missing and go on") from None
+        silence.reschedule(loop.time() + _SILENCE_SECONDS)
+        chunk = await anext(body, None)
+        silence.reschedule(None)  # whoever takes the bytes may take their time
         if chunk is None:
             return
         received_bytes.inc(len(chunk))

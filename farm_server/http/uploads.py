@@ -65,7 +65,8 @@ async def send(
     announced = request.headers.get("content-length")
     if announced is not None and int(announced) != part.size_bytes:
         raise BadContentRange(f"the body has {announced} bytes and its Content-Range {part.size_bytes}; send as many")
-    stored = await farm.uploads.receive(digest, part, incoming(request, farm))
+    async with incoming(request, farm) as chunks:
+        stored = await farm.uploads.receive(digest, part, chunks)
     return Response(status_code=HTTPStatus.CREATED if stored else HTTPStatus.NO_CONTENT)
 
 

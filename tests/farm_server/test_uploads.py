@@ -18,6 +18,7 @@ from farm_server.http.bulk import BulkFile
 from protocol.digests import digest_bytes
 from protocol.rest import UploadState
 from storage.blobs import FolderBlobStore
+from storage.part_writer import write_part
 from storage.uploads import UPLOADS, UploadFolder
 from tests.farm_server.conftest import Running
 from tests.farm_server.uploading import Uploader, until_received, uploads
@@ -151,7 +152,7 @@ class TestResuming:
     async def test_what_was_complete_before_a_restart_is_checked_at_the_next_question(self, start, tmp_path, damage):
         store = FolderBlobStore(tmp_path / "blobs")
         partial = UploadFolder(tmp_path / "blobs" / UPLOADS, store).open(digest_bytes(DATA), len(DATA))
-        partial.write(0, [bytes(len(DATA)) if damage else DATA])
+        write_part(partial, 0, [bytes(len(DATA)) if damage else DATA])
         async with start() as server:
             uploader = Uploader(server.http, DATA)
             reply = await uploader.ask()

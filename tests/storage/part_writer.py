@@ -11,6 +11,7 @@ from pathlib import Path
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRange
 from storage.blobs import FolderBlobStore
+from storage.part_writer import write_part
 from storage.uploads import UPLOADS, UploadFolder
 
 DATA = random.Random(9).randbytes(8_000_000)
@@ -25,7 +26,7 @@ def main(root: Path) -> None:
     saying = threading.Lock()
 
     def write(part: ByteRange) -> None:
-        partial.write(part.start, [DATA[part.start : part.end]])
+        write_part(partial, part.start, [DATA[part.start : part.end]])
         with saying:
             print(f"{part.start}-{part.end}", flush=True)
 

@@ -21,6 +21,7 @@ from protocol.errors import DigestMismatch, Unavailable
 from protocol.ranges import ByteRange, ByteRanges
 from storage.blobs import FolderBlobStore
 from storage.errors import NoUpload
+from storage.part_writer import PartWriter, write_part
 from storage.partial_blob import PartialBlob, name_of, parse_name
 
 ROOT = Path(__file__).parents[2]
@@ -81,11 +82,11 @@ def test_cut_at_every_byte_it_goes_on_from_there(
         counts.clear()
         partial = PartialBlob.create(folder, DIGEST, len(BLOB))
         for part in ByteRange(0, cut).parts(part_bytes):
-            partial.write(part.start, [BLOB[part.start : part.end]])
+            write_part(partial, part.start, [BLOB[part.start : part.end]])
         partial = reload(folder, partial)
         assert partial.missing() == ([ByteRange(cut, len(BLOB))] if cut < len(BLOB) else [])
         for part in ByteRange(cut, len(BLOB)).parts(part_bytes):
-            partial.write(part.start, [BLOB[part.start : part.end]])
+            write_part(partial, part.start, [BLOB[part.start : part.end]])
         assert partial.settle(keep_in(kept))
         assert kept.pop("blob") == BLOB
         assert sum(counts) == len(BLOB), "no byte is written twice"
@@ -105,7 +106,7 @@ def test_parts_in_any_order_with_restarts_between_are_the_blob(
     partial, model = PartialBlob.create(folder, DIGEST, len(BLOB)), ByteRanges()
     for one, other, chunk_bytes, restarts in pieces:
         start, end = sorted((one, other))
-        partial.write(start, [BLOB[part.start : part.end] for part in ByteRange(start, end).parts(chunk_bytes)])
+        write_part(partial, start, [BLOB[part.start : part.end] for part in ByteRange(start, end).parts(chunk_bytes)])
         model.add(start, end)
         if restarts:
             partial = reload(folder, partial)
@@ -113,7 +114,7 @@ def test_parts_in_any_order_with_restarts_between_are_the_blob(
         assert partial.received_bytes == model.total_bytes
     for hole in partial.missing():
         assert not partial.settle(keep_in(kept)), "it is not complete"
-        partial.write(hole.start, [BLOB[hole.start : hole.end]])
+        write_part(partial, hole.start, [BLOB[hole.start : hole.end]])
     assert partial.settle(keep_in(kept))
     assert kept.pop("blob") == BLOB
 
@@ -130,7 +131,7 @@ def test_many_threads_with_overlapping_parts_write_each_byte_once(
 
     def send(start: int) -> None:
         part = data[start : start + 200_000]
-        partial.write(start, [part[:70_000], part[70_000:]])
+        write_part(partial, start, [part[:70_000], part[70_000:]])
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(send, starts))
@@ -143,30 +144,30 @@ def test_many_threads_with_overlapping_parts_write_each_byte_once(
 def test_very_many_tiny_chunks_are_one_write(folder: Path, kept: dict[str, bytes]) -> None:
     data = random.Random(3).randbytes(5000)
     partial = PartialBlob.create(folder, digest_bytes(data), len(data))
-    partial.write(0, [data[n : n + 1] for n in range(len(data))])
+    write_part(partial, 0, [data[n : n + 1] for n in range(len(data))])
     assert partial.settle(keep_in(kept))
     assert kept["blob"] == data
 
 
 def test_wrong_bytes_are_dropped_all_of_them(folder: Path, kept: dict[str, bytes]) -> None:
     partial = PartialBlob.create(folder, DIGEST, len(BLOB))
-    partial.write(0, [BLOB[:100], b"x" * 100])
+    write_part(partial, 0, [BLOB[:100], b"x" * 100])
     with pytest.raises(DigestMismatch, match="upload them again"):
         partial.settle(keep_in(kept))
     assert partial.is_gone
     assert not kept
     assert not list(folder.iterdir())
     with pytest.raises(NoUpload):
-        partial.write(0, [BLOB])
+        write_part(partial, 0, [BLOB])
 
 
 def test_bytes_that_rotted_on_the_disk_are_noticed_after_a_restart(folder: Path, kept: dict[str, bytes]) -> None:
     partial = PartialBlob.create(folder, DIGEST, len(BLOB))
-    partial.write(0, [BLOB[:150]])
+    write_part(partial, 0, [BLOB[:150]])
     (data,) = folder.glob("*.part")
     data.write_bytes(b"\0" * len(BLOB))  # as after a power cut: the list knows more than the disk has
     partial = reload(folder, partial)
-    partial.write(150, [BLOB[150:]])
+    write_part(partial, 150, [BLOB[150:]])
     with pytest.raises(DigestMismatch):
         partial.settle(keep_in(kept))
 
@@ -181,7 +182,7 @@ def test_an_empty_blob_is_complete_from_the_start(folder: Path, kept: dict[str, 
 def test_bytes_past_the_end_are_a_mistake(folder: Path) -> None:
     partial = PartialBlob.create(folder, DIGEST, len(BLOB))
     with pytest.raises(ValueError, match="200 bytes"):
-        partial.write(150, [b"x" * 51])
+        write_part(partial, 150, [b"x" * 51])
     assert partial.received_bytes == 0
 
 
@@ -190,20 +191,20 @@ class TestTheListOnDisk:
 
     def test_is_a_line_for_each_write(self, folder: Path) -> None:
         partial = PartialBlob.create(folder, DIGEST, len(BLOB))
-        partial.write(10, [BLOB[10:20]])
-        partial.write(0, [BLOB[:15]])
+        write_part(partial, 10, [BLOB[10:20]])
+        write_part(partial, 0, [BLOB[:15]])
         (listed,) = folder.glob("*.ranges")
         assert listed.read_text() == "10-20\n0-10\n"
         assert (folder / f"{DIGEST}-200.part").stat().st_size == len(BLOB)
 
     def test_a_line_without_its_end_does_not_count_and_is_written_over(self, folder: Path) -> None:
         partial = PartialBlob.create(folder, DIGEST, len(BLOB))
-        partial.write(0, [BLOB[:10]])
+        write_part(partial, 0, [BLOB[:10]])
         (listed,) = folder.glob("*.ranges")
         listed.write_text("0-10\n10-199")
         partial = reload(folder, partial)
         assert partial.missing() == [ByteRange(10, 200)]
-        partial.write(10, [BLOB[10:11]])
+        write_part(partial, 10, [BLOB[10:11]])
         assert reload(folder, partial).missing() == [ByteRange(11, 200)]
 
     @pytest.mark.parametrize("content", ["0-5\nnonsense\n", "5-2\n", "0-201\n", "\udcff\n", "1\n"])
@@ -229,15 +230,16 @@ class _FullDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
         self.left = left
-        self._real = os.pwritev
-        monkeypatch.setattr("os.pwritev", self)
+        self._real = os.pwrite
+        monkeypatch.setattr("os.pwrite", self._write)
+        monkeypatch.setattr("os.pwritev", lambda handle, pieces, at: self._write(handle, b"".join(pieces), at))
 
-    def __call__(self, handle: int, pieces: list[bytes], at: int) -> int:
-        data = b"".join(pieces)[: self.left]
+    def _write(self, handle: int, data: bytes, at: int) -> int:
+        data = data[: self.left]
         if not data:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.left -= len(data)
-        return self._real(handle, [data], at)
+        return self._real(handle, data, at)
 
 
 @pytest.mark.parametrize("left", range(0, 230, 5))
@@ -250,7 +252,7 @@ def test_on_a_full_disk_nothing_is_claimed_that_is_not_there(
 
     def write_all() -> None:
         for part in ByteRange(0, len(BLOB)).parts(40):
-            partial.write(part.start, [BLOB[part.start : part.end]])
+            write_part(partial, part.start, [BLOB[part.start : part.end]])
 
     with pytest.raises(Unavailable, match="no space is left"):
         write_all()
@@ -258,7 +260,7 @@ def test_on_a_full_disk_nothing_is_claimed_that_is_not_there(
     assert reload(folder, partial).missing() == missing
     disk.left = 10**6
     for hole in missing:
-        partial.write(hole.start, [BLOB[hole.start : hole.end]])
+        write_part(partial, hole.start, [BLOB[hole.start : hole.end]])
     assert reload(folder, partial).missing() == []
     assert partial.settle(keep_in(kept))
     assert kept["blob"] == BLOB
@@ -268,7 +270,7 @@ def test_a_disk_that_cannot_sync_keeps_the_upload(
     folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = PartialBlob.create(folder, DIGEST, len(BLOB))
-    partial.write(0, [BLOB])
+    write_part(partial, 0, [BLOB])
 
     def refuse(_handle: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -295,7 +297,7 @@ def test_a_late_writer_cannot_reach_the_next_upload_of_the_same_name(
 
     monkeypatch.setattr("os.pwritev", slow)
     with ThreadPoolExecutor(1) as threads:
-        writing = threads.submit(old.write, 0, [b"x" * 200])
+        writing = threads.submit(write_part, old, 0, [b"x" * 200])
         assert begun.wait(30)
         assert old.drop()
         new = PartialBlob.create(folder, DIGEST, len(BLOB))
@@ -339,6 +341,59 @@ def test_what_a_killed_process_acknowledged_is_here(
     received = ByteRanges(ByteRanges(partial.missing()).missing(len(DATA)))
     assert all(not list(received.missing(end, start)) for start, end in promised)
     for hole in partial.missing():
-        partial.write(hole.start, [DATA[hole.start : hole.end]])
+        write_part(partial, hole.start, [DATA[hole.start : hole.end]])
     assert partial.settle(lambda path: blobs.adopt(path, partial.digest))
     assert blobs.read(partial.digest) == DATA
+
+
+def test_a_writer_that_is_closed_writes_nothing_more(folder: Path) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    with PartWriter(partial) as writer:
+        writer.write(0, [BLOB[:10]])
+    with pytest.raises(NoUpload):
+        writer.write(10, [BLOB[10:20]])
+    assert partial.missing() == [ByteRange(10, 200)]
+
+
+def test_closing_waits_for_a_write_that_is_under_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = PartialBlob.create(folder, DIGEST, len(BLOB))
+    begun, go_on, real = threading.Event(), threading.Event(), os.pwritev
+
+    def slow(handle: int, pieces: list[bytes], at: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return real(handle, pieces, at)
+
+    monkeypatch.setattr("os.pwritev", slow)
+    writer = PartWriter(partial)
+    with ThreadPoolExecutor(2) as threads:
+        writing = threads.submit(writer.write, 0, [BLOB])
+        assert begun.wait(30)
+        closing = threads.submit(writer.close)
+        assert not closing.done()
+        go_on.set()
+        writing.result(30)
+        closing.result(30)
+    assert partial.is_complete
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled"])
+def test_a_large_blob_is_hashed_and_flushed_on_the_way(
+    folder: Path, kept: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    data = random.Random(6).randbytes(20_000_000)
+    partial = PartialBlob.create(folder, digest_bytes(data), len(data))
+    flushed: list[int] = []
+    monkeypatch.setattr("os.posix_fadvise", lambda _handle, _start, count, _advice: flushed.append(count))
+    parts = list(ByteRange(0, len(data)).parts(5_000_000))
+    if order == "backwards":
+        parts.reverse()
+    elif order == "shuffled":
+        random.Random(1).shuffle(parts)
+    with PartWriter(partial) as writer:
+        for part in parts:
+            for piece in part.parts(1_000_000):
+                writer.write(piece.start, [data[piece.start : piece.end]])
+    assert partial.settle(keep_in(kept))
+    assert kept["blob"] == data
+    assert order != "forwards" or sum(flushed) > len(data) / 2

@@ -13,6 +13,7 @@ from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.ranges import ByteRange
 from storage.blobs import FolderBlobStore
+from storage.part_writer import write_part
 from storage.partial_blob import PartialBlob
 from storage.uploads import UPLOADS, UploadFolder
 
@@ -41,9 +42,9 @@ def test_a_complete_upload_becomes_a_blob_and_leaves_nothing(
 ) -> None:
     partial = uploads.open(DIGEST, len(DATA))
     assert uploads.open(DIGEST, len(DATA)) is partial is uploads.find(DIGEST, len(DATA))
-    partial.write(0, [DATA[:50]])
+    write_part(partial, 0, [DATA[:50]])
     assert not uploads.settle(partial)
-    partial.write(50, [DATA[50:]])
+    write_part(partial, 50, [DATA[50:]])
     assert uploads.settle(partial)
     assert blobs.read(DIGEST) == DATA
     assert (uploads.find(DIGEST, len(DATA)), uploads.all(), list(root.iterdir())) == (None, [], [])
@@ -54,7 +55,7 @@ def test_a_blob_made_of_an_old_upload_counts_as_just_stored(
     uploads: UploadFolder, blobs: FolderBlobStore, root: Path
 ) -> None:
     partial = uploads.open(DIGEST, len(DATA))
-    partial.write(0, [DATA])
+    write_part(partial, 0, [DATA])
     (data,) = root.glob("*.part")
     now = data.stat().st_mtime
     os.utime(data, (now - 7200, now - 7200))
@@ -63,7 +64,7 @@ def test_a_blob_made_of_an_old_upload_counts_as_just_stored(
 
 
 def test_the_next_process_takes_up_what_is_here(uploads: UploadFolder, blobs: FolderBlobStore, root: Path) -> None:
-    uploads.open(DIGEST, len(DATA)).write(20, [DATA[20:60]])
+    write_part(uploads.open(DIGEST, len(DATA)), 20, [DATA[20:60]])
     again = UploadFolder(root, FolderBlobStore(root.parent))
     (partial,) = again.all()
     assert (partial.digest, partial.size_bytes) == (DIGEST, len(DATA))
@@ -71,7 +72,7 @@ def test_the_next_process_takes_up_what_is_here(uploads: UploadFolder, blobs: Fo
 
 
 def test_what_cannot_be_used_is_removed_at_the_start(uploads: UploadFolder, blobs: FolderBlobStore, root: Path) -> None:
-    uploads.open(DIGEST, len(DATA)).write(0, [DATA[:5]])
+    write_part(uploads.open(DIGEST, len(DATA)), 0, [DATA[:5]])
     other = digest_bytes(b"other")
     (root / f"{other}-5.part").write_bytes(b"12345")
     (root / f"{other}-6.ranges").write_bytes(b"0-5\n")
@@ -83,8 +84,8 @@ def test_what_cannot_be_used_is_removed_at_the_start(uploads: UploadFolder, blob
 
 def test_who_lies_about_the_size_spoils_nobody_elses_upload(uploads: UploadFolder, blobs: FolderBlobStore) -> None:
     liar, honest = uploads.open(DIGEST, 10), uploads.open(DIGEST, len(DATA))
-    liar.write(0, [DATA[:10]])
-    honest.write(0, [DATA])
+    write_part(liar, 0, [DATA[:10]])
+    write_part(honest, 0, [DATA])
     with pytest.raises(DigestMismatch):
         uploads.settle(liar)
     assert uploads.settle(honest)
@@ -100,7 +101,7 @@ def test_a_name_that_is_no_digest_makes_no_file(uploads: UploadFolder, root: Pat
 
 def test_only_one_of_many_settles(uploads: UploadFolder, blobs: FolderBlobStore) -> None:
     partial = uploads.open(DIGEST, len(DATA))
-    partial.write(0, [DATA])
+    write_part(partial, 0, [DATA])
     barrier = threading.Barrier(8)
 
     def settle(_number: int) -> bool:
@@ -116,7 +117,7 @@ def test_what_is_being_checked_is_not_dropped(
     uploads: UploadFolder, blobs: FolderBlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = uploads.open(DIGEST, len(DATA))
-    partial.write(0, [DATA])
+    write_part(partial, 0, [DATA])
     real, dropped = os.fsync, []
 
     def meddling(handle: int) -> None:
@@ -138,7 +139,7 @@ class TestCollect:
     @pytest.fixture
     def idle(self, uploads: UploadFolder, root: Path, blobs: FolderBlobStore) -> Idle:
         """An upload whose last byte came two hours before the time that is given."""
-        uploads.open(DIGEST, len(DATA)).write(0, [DATA[:5]])
+        write_part(uploads.open(DIGEST, len(DATA)), 0, [DATA[:5]])
         (listed,) = root.glob("*.ranges")
         now = listed.stat().st_mtime
         os.utime(listed, (now - 7200, now - 7200))
@@ -155,7 +156,7 @@ class TestCollect:
     def test_spares_what_is_under_way(self, idle: Idle) -> None:
         uploads, partial, now = idle
         assert uploads.collect(0, now, spared={partial.name}).count == 0
-        partial.write(5, [DATA[5:6]])
+        write_part(partial, 5, [DATA[5:6]])
         assert uploads.collect(3600, now).count == 0, "a byte just came"
 
 

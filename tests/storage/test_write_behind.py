@@ -11,6 +11,8 @@ import pytest
 
 from storage.write_behind import MAX_WAITING_BYTES, WriteBehind
 
+LARGE = b"x" * (MAX_WAITING_BYTES // 2)
+
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
@@ -36,7 +38,7 @@ class _Disk:
 async def test_what_comes_during_a_write_is_written_together(threads: ThreadPoolExecutor) -> None:
     disk = _Disk()
     behind = WriteBehind(disk.write, 100, threads)
-    for chunk in (b"a", b"b", b"c"):
+    for chunk in (LARGE, b"b", b"c"):
         await behind.put(chunk)
     disk.may_write.release(2)
     await behind.flush()
@@ -44,16 +46,26 @@ async def test_what_comes_during_a_write_is_written_together(threads: ThreadPool
     disk.may_write.release()
     await behind.flush()
     await behind.flush()
-    assert disk.writes == [(100, b"a"), (101, b"bc"), (103, b"d")]
+    end = 100 + len(LARGE)
+    assert disk.writes == [(100, LARGE), (end, b"bc"), (end + 2, b"d")]
+
+
+async def test_little_is_written_too_though_nothing_follows_it(threads: ThreadPoolExecutor) -> None:
+    written = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    behind = WriteBehind(lambda _at, _chunks: loop.call_soon_threadsafe(written.set), 0, threads)
+    await behind.put(b"a")
+    async with asyncio.timeout(30):
+        await written.wait()
+    await behind.flush()
 
 
 async def test_a_slow_disk_slows_the_stream(threads: ThreadPoolExecutor) -> None:
     disk = _Disk()
     behind = WriteBehind(disk.write, 0, threads)
-    chunk = b"x" * (MAX_WAITING_BYTES // 2)
-    await behind.put(chunk)
-    await behind.put(chunk)
-    third = asyncio.ensure_future(behind.put(chunk))
+    await behind.put(LARGE)
+    await behind.put(LARGE)
+    third = asyncio.ensure_future(behind.put(LARGE))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not third.done()
@@ -61,7 +73,7 @@ async def test_a_slow_disk_slows_the_stream(threads: ThreadPoolExecutor) -> None
     await third
     disk.may_write.release(5)
     await behind.flush()
-    assert b"".join(data for _, data in disk.writes) == chunk * 3
+    assert b"".join(data for _, data in disk.writes) == LARGE * 3
 
 
 async def test_the_disks_error_ends_it(threads: ThreadPoolExecutor) -> None:
