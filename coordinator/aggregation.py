@@ -6,17 +6,17 @@ assignments' positions, whatever the order of arrival, and the aggregate is then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from protocol.codecs import TORCH_DTYPES, Reader, Scratch, TensorReader, decoder
-from protocol.codecs.decoder import PlainDecoder
+from protocol.codecs import Reader, Scratch, sum_of
 from protocol.compression import CodecSpec
 from protocol.errors import FarmError
-from protocol.tensors import Layout, TensorSpec
+from protocol.tensors import Layout
 
 
 class EmptyRound(FarmError):
@@ -35,20 +35,18 @@ class Accumulator:
     """
 
     def __init__(self, layout: Layout, codec: CodecSpec | None = None) -> None:
-        self._specs = layout.returned
-        self._codec = codec or CodecSpec()
-        self._sums = {spec.name: torch.empty(spec.elements, dtype=_sum_dtype(spec)) for spec in self._specs}
-        self._scratch = Scratch()
+        scratch = Scratch()
+        self._sums = {spec: sum_of(spec, codec or CodecSpec(), scratch) for spec in layout.returned}
         self._samples = 0
         self._weight = 0.0
-        self._divided = False
+        self._settled: dict[str, Tensor] | None = None
 
     @property
     def samples(self) -> int:
         """Count the samples folded since the last reset."""
         return self._samples
 
-    def fold(self, update: Reader | Mapping[str, Tensor], samples: int, scale: float = 1.0) -> None:
+    def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
         """Add ``samples * scale`` times the update, whose header has passed ``protocol.encoded.check_encoded``.
 
         ``scale`` is below 1 for a stale update. Raises: EmptyRound if the product is not positive: such an update
@@ -57,16 +55,10 @@ class Accumulator:
         weight = samples * scale
         if not weight > 0:
             raise EmptyRound(f"an update of {samples} samples, scaled by {scale}, cannot be folded")
-        if self._divided:
+        if self._settled is not None:
             raise RuntimeError("the sum has become the mean: reset() begins the next round")
-        reader = TensorReader(update) if isinstance(update, Mapping) else update
-        first = self._samples == 0
-        for spec in self._specs:
-            each = decoder(reader, spec, self._codec, self._scratch)
-            if spec.is_float:
-                each.add_to(self._sums[spec.name], weight, overwrite=first)
-            elif isinstance(each, PlainDecoder):
-                each.take_maximum(self._sums[spec.name], overwrite=first)
+        for total in self._sums.values():
+            total.add(update, weight, first=self._samples == 0)
         self._samples += samples
         self._weight += weight
 
@@ -80,18 +72,18 @@ class Accumulator:
         """
         if self._samples == 0:
             raise EmptyRound
-        if not self._divided:
-            for spec in self._specs:
-                if spec.is_float:
-                    self._sums[spec.name].div_(self._weight)
-            self._divided = True
-        return {spec.name: self._sums[spec.name].view(spec.shape) for spec in self._specs}
+        if self._settled is None:
+            self._settled = {spec.name: total.settle().view(spec.shape) for spec, total in self._sums.items()}
+            for mean in self._settled.values():
+                if mean.is_floating_point():
+                    mean.div_(self._weight)
+        return dict(self._settled)
 
     def reset(self) -> None:
         """Forget all updates and keep the memory, which the first fold of the next round overwrites."""
         self._samples = 0
         self._weight = 0.0
-        self._divided = False
+        self._settled = None
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -102,11 +94,6 @@ def all_finite(tensors: Mapping[str, Tensor]) -> str | None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             low, high = torch.aminmax(tensor)
-            if not (low.isfinite() and high.isfinite()):
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
                 return name
     return None
-
-
-def _sum_dtype(spec: TensorSpec) -> torch.dtype:
-    exact = spec.dtype == "F64" or not spec.is_float
-    return TORCH_DTYPES[spec.dtype] if exact else torch.float32

@@ -10,6 +10,7 @@ from protocol.codecs.delta import apply_delta
 from protocol.codecs.encoding import LARGEST, encode
 from protocol.codecs.reading import TORCH_DTYPES, BytesReader, MappedReader, Reader, Scratch, TensorReader
 from protocol.codecs.registry import decoder
+from protocol.codecs.sums import Sum, sum_of
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -20,9 +21,11 @@ __all__ = [
     "MappedReader",
     "Reader",
     "Scratch",
+    "Sum",
     "TensorReader",
     "apply_delta",
     "decoder",
     "encode",
     "non_finite",
+    "sum_of",
 ]

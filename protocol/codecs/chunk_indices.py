@@ -35,8 +35,9 @@ class ChunkIndices:
         self._low = Elements(reader, f"{spec.name}/index", scratch)
         self._high = Fields(reader, f"{spec.name}/high", 4, scratch)
 
-    def read(self, first: int, last: int) -> Tensor:
-        """Return the indices of chunks ``first`` to ``last``: [chunks, count] int64."""
+    def read(self, first: int, last: int, origin: int = 0) -> Tensor:
+        """Return the places of chunks ``first`` to ``last``, counted from ``origin``: [chunks * count] int64."""
         begin, end = first * self.count, last * self.count
-        indices = self._high.read(begin, end).long().mul_(256)
-        return indices.add_(self._low.read(begin, end)).view(-1, self.count)
+        places = self._high.read(begin, end).int().mul_(256).add_(self._low.read(begin, end)).view(-1, self.count)
+        starts = torch.arange(first * CHUNK - origin, last * CHUNK - origin, CHUNK)
+        return (places + starts.unsqueeze(1)).view(-1)

@@ -13,8 +13,9 @@ from protocol.codecs.reading import Elements, Reader, Scratch
 from protocol.compression import CodecSpec
 from protocol.tensors import TensorSpec
 
-CHUNK_ELEMENTS: Final = 2**18
-"""Elements decoded at once: a chunk of float32 scratch (1 MiB) stays in the cache between its two uses."""
+CHUNK_ELEMENTS: Final = 2**19
+"""Elements decoded at once: a chunk of float32 scratch (2 MiB) stays in the cache between its uses, and the calls that
+each chunk costs take little of its time."""
 
 
 class Decoder(ABC):

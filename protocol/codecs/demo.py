@@ -8,6 +8,7 @@ that is the paper's momentum, from which it subtracts what it sends.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from protocol.codecs.chunk_indices import ChunkIndices, in_chunks, pack_indices
 from protocol.codecs.decoder import Decoder
 from protocol.codecs.reading import Reader, Scratch
-from protocol.codecs.sparse import largest
+from protocol.codecs.sparse import SparseDecoder, largest
 from protocol.compression import CodecSpec
 from protocol.encoded import CHUNK, count_chunks, kept
 from protocol.tensors import TensorSpec
@@ -46,6 +47,31 @@ def encode_demo(values: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
     return {**pack_indices(indices), "value": coefficients.gather(1, indices).bfloat16()}
 
 
+def inverse(coefficients: Tensor, scratch: Scratch) -> Tensor:
+    """Transform the coefficients of whole chunks back, in place ([chunks * 4096] float32 or float64)."""
+    squares = coefficients.view(-1, SIDE, SIDE)
+    halfway = scratch.take("halfway", coefficients.numel(), coefficients.dtype).view(squares.shape)
+    basis = BASIS.to(coefficients.dtype)
+    torch.matmul(squares, basis, out=halfway)
+    torch.matmul(basis.T, halfway, out=squares)
+    return coefficients
+
+
+class CoefficientDecoder(SparseDecoder):
+    """The coefficients that ``encode_demo`` wrote, those of the filled-up last chunk too."""
+
+    def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        chunks = count_chunks(spec.elements, CHUNK)
+        super().__init__(reader, replace(spec, shape=(chunks * CHUNK,)), codec, scratch)
+        self._indices = ChunkIndices(reader, spec, codec, scratch)
+        self._values = self._part("value")
+
+    def _entries(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        first, last = start // CHUNK, count_chunks(stop, CHUNK)
+        count = self._indices.count
+        return self._indices.read(first, last, origin=start), self._values.read(first * count, last * count).float()
+
+
 class DemoDecoder(Decoder):
     """Reads what ``encode_demo`` wrote.
 
@@ -55,15 +81,12 @@ class DemoDecoder(Decoder):
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(reader, spec, codec, scratch)
-        self._indices = ChunkIndices(reader, spec, codec, scratch)
-        self._values = self._part("value")
+        self.coefficients = CoefficientDecoder(reader, spec, codec, scratch)
 
     def read(self, start: int, out: Tensor) -> None:
         """Fill ``out`` with the inverse transform of the coefficients."""
-        coefficients = self._coefficients(start, start + out.numel())
-        halfway = self._zeros("halfway", coefficients)
-        squares = self._zeros("squares", coefficients)
-        product = self._zeros("product", coefficients)
+        coefficients = self._coefficients(start, start + out.numel()).view(-1, SIDE, SIDE)
+        halfway, squares, product = (torch.zeros_like(coefficients) for _ in range(3))
         for frequency in range(SIDE):
             basis = BASIS[frequency]
             halfway += torch.mul(coefficients[:, frequency, None, :], basis[:, None], out=product)
@@ -73,18 +96,12 @@ class DemoDecoder(Decoder):
         out.copy_(squares.view(-1)[start % CHUNK :][: out.numel()])
 
     def _add(self, chunk: Tensor, start: int, weight: float) -> None:
-        coefficients = self._coefficients(start, start + chunk.numel())
-        halfway = torch.matmul(coefficients, BASIS, out=self._zeros("halfway", coefficients))
-        squares = torch.matmul(BASIS.T, halfway, out=self._zeros("squares", coefficients))
-        self._add_values(chunk, squares.view(-1)[start % CHUNK :][: chunk.numel()], weight)
+        values = inverse(self._coefficients(start, start + chunk.numel()), self._scratch)
+        self._add_values(chunk, values[start % CHUNK :][: chunk.numel()], weight)
 
     def _coefficients(self, start: int, stop: int) -> Tensor:
-        """Return [chunks, 64, 64] of the chunks that the elements are in."""
+        """Return those of the chunks that the elements are in."""
         first, last = start // CHUNK, count_chunks(stop, CHUNK)
-        count = self._indices.count
-        coefficients = self._scratch.take("coefficients", (last - first) * CHUNK, torch.float32).view(-1, CHUNK)
-        values = self._values.read(first * count, last * count).float().view(-1, count)
-        return coefficients.zero_().scatter_(1, self._indices.read(first, last), values).view(-1, SIDE, SIDE)
-
-    def _zeros(self, purpose: str, like: Tensor) -> Tensor:
-        return self._scratch.take(purpose, like.numel(), torch.float32).zero_().view(like.shape)
+        coefficients = self._scratch.take("coefficients", (last - first) * CHUNK, torch.float32)
+        self.coefficients.read(first * CHUNK, coefficients)
+        return coefficients

@@ -26,48 +26,49 @@ def encode_powersgd(values: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
     matrix = values.reshape(values.shape[0], -1)
     rank = min(codec.rank, *matrix.shape)
     seed = int(digest_bytes(matrix.contiguous().view(torch.uint8).numpy().data)[:14], 16)
-    start = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(seed))
+    right = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(seed))
     for _ in range(2):
-        left = _orthonormal(matrix @ start)
-        start = matrix.T @ left
-    return {"p": left.contiguous(), "q": start.contiguous()}
+        left = _orthonormal(matrix @ right)
+        right = matrix.T @ left
+    return {"p": left.contiguous(), "q": right.contiguous()}
 
 
 class PowerSgdDecoder(Decoder):
     """Reads what ``encode_powersgd`` wrote: p q^T.
 
     ``read`` sums over the rank in order, for the same bits on every machine; ``add_to`` takes the matrix product.
+    ``left`` is p [rows, rank] and ``right`` is q^T [rank, columns].
     """
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(reader, spec, codec, scratch)
-        self._rows = self._part("p")
-        columns, self._rank = reader.header.tensors[f"{spec.name}/q"].shape
-        self._right = self._part("q").read(0, columns * self._rank).view(columns, self._rank).T.contiguous()
+        left, right = self._part("p"), self._part("q")
+        rows, rank = reader.header.tensors[f"{spec.name}/p"].shape
+        self.left = left.read(0, left.count).view(rows, rank)
+        self.right = right.read(0, right.count).view(-1, rank).T.contiguous()
 
     def read(self, start: int, out: Tensor) -> None:
         """Fill ``out`` with elements of the product."""
-        for left, right, block in self._factors(start, out):
+        for left, right, block in self._blocks(start, out):
             product = self._scratch.take("product", block.numel(), torch.float32).view(block.shape)
             block.zero_()
-            for each in range(self._rank):
-                block.add_(torch.mul(left[:, each, None], right[each], out=product))
+            for column, row in zip(left.T, right, strict=True):
+                block.add_(torch.mul(column.unsqueeze(1), row, out=product))
 
     def _add(self, chunk: Tensor, start: int, weight: float) -> None:
         if chunk.dtype != torch.float32:
             super()._add(chunk, start, weight)
             return
-        for left, right, block in self._factors(start, chunk):
+        for left, right, block in self._blocks(start, chunk):
             block.addmm_(left, right, alpha=weight)
 
-    def _factors(self, start: int, elements: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _blocks(self, start: int, elements: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield rows of p, columns of q^T, and the block of ``elements`` that is their product: three at most."""
-        columns = self._right.shape[1]
+        columns = self.right.shape[1]
         for offset, rows, width in pieces(start, elements.numel(), columns):
             row, column = divmod(start + offset, columns)
-            left = self._rows.read(row * self._rank, (row + rows) * self._rank).view(rows, self._rank)
             block = elements[offset : offset + rows * width].view(rows, width)
-            yield left, self._right[:, column : column + width], block
+            yield self.left[row : row + rows], self.right[:, column : column + width], block
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What topk and sparseloco share: few elements are stored, the others are zero."""
+"""What the sparse codecs share: few elements are stored, the others are zero."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ class SparseDecoder(Decoder):
 
     @abstractmethod
     def _entries(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return (positions [count] int64 counted from ``start``, values [count] float32) of elements in the range."""
+        """Return (positions [count] int64, ascending, counted from ``start``; values [count] float32).
+
+        They are at least those of elements ``start`` to ``stop``; there may be some before and after.
+        """
 
     def read(self, start: int, out: Tensor) -> None:
         """Fill ``out`` with zeros and the values among them."""
-        positions, values = self._entries(start, start + out.numel())
-        out.zero_().index_copy_(0, positions, values)
+        positions, values = self._entries_within(start, out.numel())
+        out.zero_().scatter_(0, positions, values)
 
     def _add(self, chunk: Tensor, start: int, weight: float) -> None:
-        positions, values = self._entries(start, start + chunk.numel())
-        chunk.index_add_(0, positions, values.to(chunk.dtype), alpha=weight)
+        positions, values = self._entries_within(start, chunk.numel())
+        chunk.scatter_add_(0, positions, values.to(chunk.dtype) * weight)
 
-
-def within(positions: Tensor, values: Tensor, elements: int) -> tuple[Tensor, Tensor]:
-    """Leave out the positions that are not in [0, elements)."""
-    inside = (positions >= 0) & (positions < elements)
-    return positions[inside], values[inside]
+    def _entries_within(self, start: int, elements: int) -> tuple[Tensor, Tensor]:
+        positions, values = self._entries(start, start + elements)
+        begin, end = torch.searchsorted(positions, torch.tensor([0, elements])).tolist()
+        return positions[begin:end], values[begin:end]
 
 
 def largest(values: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from protocol.codecs.chunk_indices import ChunkIndices, in_chunks, pack_indices
 from protocol.codecs.packing import Fields, pack
 from protocol.codecs.reading import Reader, Scratch
-from protocol.codecs.sparse import SparseDecoder, largest, within
+from protocol.codecs.sparse import SparseDecoder, largest
 from protocol.compression import CodecSpec
 from protocol.encoded import CHUNK, count_chunks, kept
 from protocol.tensors import TensorSpec
@@ -42,13 +42,10 @@ class SparseLocoDecoder(SparseDecoder):
     def _entries(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         first, last = start // CHUNK, count_chunks(stop, CHUNK)
         count = self._indices.count
-        starts = torch.arange(first * CHUNK - start, last * CHUNK - start, CHUNK)
-        positions = self._indices.read(first, last).add_(starts.unsqueeze(1)).view(-1)
         scales = self._scales.read(2 * first, 2 * last).float().view(-1, 2)
         levels = self._levels.read(first * count, last * count).long().view(-1, count)
         values = torch.cat([scales, -scales], dim=1).gather(1, levels).view(-1)
-        aligned = start % CHUNK == 0 and stop % CHUNK == 0
-        return (positions, values) if aligned else within(positions, values, stop - start)
+        return self._indices.read(first, last, origin=start), values
 
 
 def _two_means(magnitudes: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from protocol.codecs.reading import Elements, Reader, Scratch
-from protocol.codecs.sparse import SparseDecoder, largest, within
+from protocol.codecs.sparse import SparseDecoder, largest
 from protocol.compression import CodecSpec
 from protocol.encoded import SEGMENT, count_chunks, kept
 from protocol.tensors import TensorSpec
@@ -57,6 +57,4 @@ class TopkDecoder(SparseDecoder):
     def _entries(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         entries, positions = self._indices.read(start // SEGMENT, count_chunks(stop, SEGMENT))
         positions -= start
-        values = self._values.read(entries.start, entries.stop)
-        aligned = start % SEGMENT == 0 and (stop % SEGMENT == 0 or stop == self.spec.elements)
-        return (positions, values) if aligned else within(positions, values, stop - start)
+        return positions, self._values.read(entries.start, entries.stop)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coordinator.aggregation import Accumulator
 from coordinator.outer_optimizer import OuterStep, check_outer_optimizer
-from protocol.codecs import TORCH_DTYPES
+from protocol.codecs import TORCH_DTYPES, TensorReader
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OuterOptimizer, ParameterGroup
 from protocol.tensors import Layout, Role, TensorSpec
@@ -74,7 +74,7 @@ def gradients(model: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]
 def distributed_step(model: torch.nn.Module, outer: OuterStep, layout: Layout, parts: Iterator[Any]) -> None:
     accumulator = Accumulator(layout)
     for x, y in parts:
-        accumulator.fold(gradients(model, x, y), len(x))
+        accumulator.fold(TensorReader(gradients(model, x, y)), len(x))
     outer.step(accumulator.mean())
 
 

@@ -24,6 +24,7 @@ from farm_client.data.sharding import PlannedShard, write_shards
 from farm_client.data.shards import read_shard
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.optimizer_spec import outer_optimizer_of
+from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
 from protocol.recipe import Mode
 from protocol.tasks import Shard, Split
@@ -98,7 +99,7 @@ class Farm:
             )
             assert done.update is not None
             check_update(self.layout, read_header(done.update))
-            accumulator.fold(safetensors.torch.load(done.update), done.samples)
+            accumulator.fold(BytesReader(done.update), done.samples)
         self.outer.step(accumulator.mean())
 
 

@@ -1,0 +1,150 @@
+"""Running sums of one tensor's updates, in the form in which the codec's updates are cheapest to add.
+
+Decoding by demo and powersgd is linear, so that their updates are summed before they are decoded: the coefficients of
+demo are transformed once for all updates, and the factors of powersgd multiplied once for many.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from protocol.codecs.decoder import PlainDecoder, chunks_of
+from protocol.codecs.demo import CoefficientDecoder, inverse
+from protocol.codecs.powersgd import PowerSgdDecoder
+from protocol.codecs.reading import TORCH_DTYPES, Reader, Scratch
+from protocol.codecs.registry import decoder
+from protocol.compression import CodecName, CodecSpec
+from protocol.encoded import CHUNK, count_chunks, parts_of
+from protocol.tensors import TensorSpec
+
+_CHUNKS_AT_ONCE: Final = 64
+"""demo: chunks transformed at once."""
+_WAITING_RANK: Final = 32
+"""powersgd: the most columns of factors that wait to be multiplied."""
+
+
+class Sum(ABC):
+    """The sum of weighted updates of one tensor: float64 in float64, other floats in float32.
+
+    Memory: that of the tensor, kept from round to round; what a codec needs besides is small beside it.
+    """
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        self._spec = spec
+        self._codec = codec
+        self._scratch = scratch
+        self._dtype = torch.float64 if spec.dtype == "F64" else torch.float32
+
+    @abstractmethod
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Add ``weight`` times an update; the ``first`` one begins the sum anew, whatever was before."""
+
+    @abstractmethod
+    def settle(self) -> Tensor:
+        """Return the sum, 1-D. It is memory that the next ``first`` update overwrites; none may be added before."""
+
+
+class DecodedSum(Sum):
+    """Decodes each update while it adds it."""
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        super().__init__(spec, codec, scratch)
+        self._total = torch.empty(spec.elements, dtype=self._dtype)
+
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Decode and add, chunk by chunk."""
+        decoder(reader, self._spec, self._codec, self._scratch).add_to(self._total, weight, overwrite=first)
+
+    def settle(self) -> Tensor:
+        """Return the sum."""
+        return self._total
+
+
+class Maximum(Sum):
+    """The largest of each element, in the tensor's own dtype: what becomes of counters and flags."""
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        super().__init__(spec, codec, scratch)
+        self._largest = torch.empty(spec.elements, dtype=TORCH_DTYPES[spec.dtype])
+
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Keep the larger ones; the weight has no say."""
+        stored = PlainDecoder(reader, self._spec, self._codec, self._scratch, self._spec.name)
+        stored.take_maximum(self._largest, overwrite=first)
+
+    def settle(self) -> Tensor:
+        """Return the largest."""
+        return self._largest
+
+
+class CoefficientSum(Sum):
+    """demo: the sum of coefficients."""
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        super().__init__(spec, codec, scratch)
+        self._total = torch.empty(count_chunks(spec.elements, CHUNK) * CHUNK, dtype=self._dtype)
+
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Add the coefficients where there are some."""
+        coefficients = CoefficientDecoder(reader, self._spec, self._codec, self._scratch)
+        coefficients.add_to(self._total, weight, overwrite=first)
+
+    def settle(self) -> Tensor:
+        """Transform the coefficients."""
+        for start, stop in chunks_of(self._total.numel(), _CHUNKS_AT_ONCE * CHUNK):
+            inverse(self._total[start:stop], self._scratch)
+        return self._total[: self._spec.elements]
+
+
+class ProductSum(Sum):
+    """powersgd: products that wait, side by side, to become one matrix product of a higher rank."""
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        super().__init__(spec, codec, scratch)
+        rows, columns = spec.shape[0], spec.elements // spec.shape[0]
+        # What waits must be small beside the matrix itself.
+        waiting_rank = max(min(codec.rank, rows, columns), min(_WAITING_RANK, rows // 4, columns // 4))
+        self._total = torch.empty(rows, columns, dtype=self._dtype)
+        self._left = torch.empty(rows, waiting_rank, dtype=self._dtype)
+        self._right = torch.empty(waiting_rank, columns, dtype=self._dtype)
+        self._waiting = 0
+        self._begun = False
+
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Put the factors beside those that wait; multiply these before, if there is no room."""
+        factors = PowerSgdDecoder(reader, self._spec, self._codec, self._scratch)
+        if first:
+            self._waiting, self._begun = 0, False
+        rank = factors.left.shape[1]
+        if self._waiting + rank > self._left.shape[1]:
+            self._multiply()
+        place = slice(self._waiting, self._waiting + rank)
+        self._left[:, place] = factors.left * weight
+        self._right[place] = factors.right
+        self._waiting += rank
+
+    def settle(self) -> Tensor:
+        """Multiply what waits."""
+        self._multiply()
+        return self._total.view(-1)
+
+    def _multiply(self) -> None:
+        left, right = self._left[:, : self._waiting], self._right[: self._waiting]
+        self._total.addmm_(left, right, beta=1 if self._begun else 0)
+        self._waiting, self._begun = 0, True
+
+
+def sum_of(spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> Sum:
+    """Return an empty sum for that tensor's updates in that codec. ``scratch`` is for one thread, and may be shared."""
+    if not spec.is_float:
+        return Maximum(spec, codec, scratch)
+    encoded = parts_of(spec, codec) is not None
+    if encoded and codec.name is CodecName.DEMO:
+        return CoefficientSum(spec, codec, scratch)
+    if encoded and codec.name is CodecName.POWERSGD:
+        return ProductSum(spec, codec, scratch)
+    return DecodedSum(spec, codec, scratch)
