@@ -74,7 +74,7 @@ def test_an_interrupted_demo_ends_its_farm(temporary, tmp_path):
         text=True,
     )
     try:
-        wait_until(lambda: len(farm_processes(temporary)) >= 4, "a server and three volunteers", 30)
+        wait_until(lambda: len(farm_processes(temporary)) >= 4, "a server and three volunteers", 60)
         demo.send_signal(signal.SIGINT)
         _, said = demo.communicate(timeout=30)
     finally:
@@ -107,7 +107,7 @@ def test_nothing_outlives_a_demo_that_is_killed(temporary, tmp_path):
     finally:
         demo.kill()
         demo.wait()
-    wait_until(lambda: not any(map(is_alive, started)), "all that the demo started is gone", 10)
+    wait_until(lambda: not any(map(is_alive, started)), "all that the demo started is gone", 30)
     assert farm_processes(temporary) == []
 
 

@@ -55,7 +55,7 @@ def test_up_tells_where_it_is_and_sigterm_ends_it(tmp_path):
         assert info["pid"] == process.pid
         assert stat.S_IMODE(on_disk.stat().st_mode) == 0o600
         assert stat.S_IMODE((tmp_path / "farm.token").stat().st_mode) == 0o600
-        assert urllib.request.urlopen(info["url"] + "/readyz", timeout=5).read() == b"ready\n"
+        assert urllib.request.urlopen(info["url"] + "/readyz", timeout=30).read() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert not on_disk.exists()
@@ -88,7 +88,7 @@ def test_a_second_server_on_the_folder_or_the_port_fails_in_one_line(tmp_path):
         assert "farm-server down" in same_folder
         same_port = one_line(run("up", "--data-dir", str(tmp_path / "b"), "--port", port))
         assert f"port {port}" in same_port
-        assert urllib.request.urlopen(info["url"] + "/healthz", timeout=5).status == 200
+        assert urllib.request.urlopen(info["url"] + "/healthz", timeout=30).status == 200
 
 
 def test_a_folder_that_is_a_file_fails_in_one_line(tmp_path):

@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from farm_server import pace
 from protocol.codec import decode, encode, join
+from protocol.limits import LOST_AFTER_SECONDS
 from protocol.messages import (
     Ack,
     Assign,
@@ -40,7 +41,7 @@ async def dial(server, token: str | None = None) -> ClientConnection:
 async def said(connection: ClientConnection) -> list[Message]:
     """Return all that the server says until it closes."""
     messages = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         try:
             while True:
                 messages.append(decode(await connection.recv()))
@@ -54,7 +55,7 @@ async def states(server) -> dict[str, tuple[str, str]]:
 
 
 async def happened(server, kind: str, after: int = 0) -> dict:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             events = (await server.http.get("/v1/events", params={"after": after, "wait": 5})).json()
             for event in events:
@@ -133,7 +134,7 @@ async def test_a_newer_connection_replaces_the_older(server):
     async with server.volunteer("c1") as old:
         async with server.volunteer("c1") as new:
             assert new.welcome.incarnation == old.welcome.incarnation + 1
-            await asyncio.wait_for(old.connection.wait_closed(), 5)
+            await asyncio.wait_for(old.connection.wait_closed(), 30)
             assert (await states(server))["c1"][0] == "online"
         lost = await happened(server, "client_lost", after=(await happened(server, "client_lost"))["seq"])
         assert "closed" in lost["message"]
@@ -157,7 +158,7 @@ async def test_a_goodbye_is_noticed_at_once_with_its_reason(server):
         started = asyncio.get_running_loop().time()
         await volunteer.send(Bye(reason="out of memory", crashed=True))
         lost = await happened(server, "client_lost")
-    assert asyncio.get_running_loop().time() - started < 1
+    assert asyncio.get_running_loop().time() - started < LOST_AFTER_SECONDS / 2, "nobody waited for its silence"
     assert "it crashed: out of memory" in lost["message"]
 
 

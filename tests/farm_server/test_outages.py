@@ -22,7 +22,7 @@ from tests.farm_server.test_training import ended
 
 
 async def eventually(server, path: str, status: int) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             answer = await server.http.get(path)
             if answer.status_code == status:

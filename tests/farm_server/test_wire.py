@@ -55,7 +55,7 @@ class SlowWebSocket:
 
     async def took(self, frames: int) -> None:
         """Wait until so many frames were taken."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for _ in range(frames):
                 await self._took.acquire()
 

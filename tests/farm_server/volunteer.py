@@ -55,7 +55,7 @@ class Volunteer:
     async def send(self, message: Message) -> None:
         await self.connection.send(self.session.send(message))
 
-    async def next(self, kind: type[M], within_seconds: float = 10.0) -> M:
+    async def next(self, kind: type[M], within_seconds: float = 30.0) -> M:
         async with asyncio.timeout(within_seconds):
             while True:
                 while self._unread:  # a frame may have brought several

@@ -48,7 +48,7 @@ class Peer:
     async def send(self, message):
         await self._websocket.send_bytes(self.session.send(message))
 
-    async def expect(self, kind, timeout_seconds=15):
+    async def expect(self, kind, timeout_seconds=30):
         """Return the next message of this kind; others stay for later."""
         async with asyncio.timeout(timeout_seconds):
             for message in self.unread:
@@ -86,7 +86,7 @@ class ScriptedFarm(ScriptedBlobs):
     def url(self):
         return f"ws://{TOKEN}@{self.host}:{self.port}"
 
-    async def next_client(self, timeout_seconds=20):
+    async def next_client(self, timeout_seconds=30):
         async with asyncio.timeout(timeout_seconds):
             return await self._peers.get()
 

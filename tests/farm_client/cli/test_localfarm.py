@@ -73,7 +73,7 @@ def test_what_a_killed_process_started_is_killed_too(start):
     daemon = start(WITH_CHILD)
     (child,) = psutil.Process(daemon.pid).children()
     end([daemon])
-    child.wait(10)
+    child.wait(30)
     assert not child.is_running()
 
 
