@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from protocol.messages import Accept, Assign, Hello, Kind, Message, Ready, Result, Welcome
+from protocol.messages import Accept, Assign, Cancel, Hello, Kind, Message, Ready, Result, Welcome
 from protocol.resources import Resources
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef
@@ -55,7 +55,7 @@ class Volunteer:
     async def send(self, message: Message) -> None:
         await self.connection.send(self.session.send(message))
 
-    async def next(self, kind: type[M], within_seconds: float = 30.0) -> M:
+    async def next(self, kind: type[M] | tuple[type[M], ...], within_seconds: float = 30.0) -> M:
         async with asyncio.timeout(within_seconds):
             while True:
                 while self._unread:  # a frame may have brought several
@@ -87,6 +87,8 @@ class Volunteer:
         """Do every assignment until cancelled."""
         await self.ready()
         while True:
-            assign = await self.accept()
-            await self.deliver(assign, make_update(assign))
-            await self.ready()
+            order = await self.next((Assign, Cancel))
+            if isinstance(order, Assign):
+                await self.send(Accept(assignment_id=order.assignment_id, fence=order.fence))
+                await self.deliver(order, make_update(order))
+            await self.ready()  # what was cancelled before it was sent has used up the slot too
