@@ -21,12 +21,14 @@ class Save:
 class Send:
     """Send a message, if that incarnation of the client is still connected.
 
-    The shell puts the bytes of small blobs (``weights`` of an assign) inline.
+    The shell puts the bytes of small blobs (``weights`` or ``deltas`` of an assign) inline, unless the client
+    ``holds_weights``: it works on that version already.
     """
 
     client_id: str
     incarnation: int
     message: Message
+    holds_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

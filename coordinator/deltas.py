@@ -26,11 +26,18 @@ def forget_deltas(turn: Turn, run: TaskRun) -> None:
     run.deltas.clear()
 
 
+def holds_present(run: TaskRun, client: ClientState) -> bool:
+    """Whether the client has worked on the present version, for another part or an evaluation, and keeps it."""
+    return client.versions.get(run.task_id) == run.checkpoint.weights.digest
+
+
 def cheapest_chain(run: TaskRun, client: ClientState) -> tuple[WeightsDelta, ...]:
     """Return the steps from the version that the client holds to the present one.
 
-    Empty if it is not known to hold a version that leads there, or if the whole version is no larger.
+    Empty if it holds that one, is not known to hold a version that leads there, or if the whole version is no larger.
     """
+    if holds_present(run, client):
+        return ()
     whole_bytes, chain_bytes = run.checkpoint.weights.size_bytes, 0
     for place in range(len(run.deltas) - 1, -1, -1):
         delta = run.deltas[place]

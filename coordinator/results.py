@@ -258,7 +258,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     run.desertions = 0
     if client.breaker.succeeded():
         turn.note("breaker_closed", f"{client.record.name} works again", run, client)
-    if record.kind is Kind.TRAIN and run.brief.weights_codec.name is not CodecName.NONE:
+    if run.brief.weights_codec.name is not CodecName.NONE:
         client.versions[run.task_id] = version_digest(run, record)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
     if record.kind is Kind.TRAIN and event.compute_seconds > 0:

@@ -60,10 +60,10 @@ class Turn:
         """Ask for something, after what was saved in this turn is durable."""
         self._commands.append(command)
 
-    def send(self, client: ClientState, message: Message) -> None:
-        """Send a message to the client's present connection."""
+    def send(self, client: ClientState, message: Message, *, holds_weights: bool = False) -> None:
+        """Send a message to the client's present connection; ``holds_weights`` as in ``Send``."""
         if client.online:
-            self.do(Send(client.client_id, client.incarnation, message))
+            self.do(Send(client.client_id, client.incarnation, message, holds_weights))
 
     def note(
         self,

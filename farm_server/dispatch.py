@@ -28,7 +28,8 @@ class Dispatch:
         message = command.message
         if isinstance(message, Assign):
             self._placements.add(peer.client_id, message)
-            self._say(peer, self._inline.filled(message, peer.wire.inline_bytes), message)
+            filled = message if command.holds_weights else self._inline.filled(message, peer.wire.inline_bytes)
+            self._say(peer, filled, message)
         elif isinstance(message, Ack) and self._is_lost(message):
             peer.wire.end("an acknowledgement was lost on purpose")
         else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from coordinator.commands import DropUpdate
+from coordinator.commands import DropUpdate, Send
 from coordinator.events import Action, TaskAction
 from protocol.compression import CodecName, CodecSpec
-from protocol.messages import Assign
+from protocol.messages import Assign, Kind
 from tests.coordinator.farm_simulation import Simulation, Volunteer, blob, spec
 
 INT8 = CodecSpec(name=CodecName.INT8)
@@ -106,3 +106,18 @@ def test_a_client_that_does_not_know_the_codec_is_left_out_with_the_reason() -> 
     farm.join(Volunteer("old", codecs=()))
     farm.submit(spec(update_codec=CodecSpec(name=CodecName.SIGN), weights_codec=INT8))
     assert "does not know the codec int8, sign" in farm.coordinator.why("t1", farm.now)
+
+
+def test_a_version_that_a_client_works_on_is_not_sent_to_it_again() -> None:
+    farm = Simulation()
+    farm.delta_bytes = 1
+    ada = farm.join("ada")
+    farm.submit(spec(shards=(400,), rounds=12, weights_codec=INT8, evaluate_every=1, holdout=(5,)))
+    seen = []
+    for _ in range(4):
+        assign = assigned(ada)
+        sent = [c for c in farm.log if isinstance(c, Send) and c.message == assign]
+        seen.append((assign.kind, len(assign.deltas), [c.holds_weights for c in sent]))
+        farm.deliver(ada)
+    train, evaluate = Kind.TRAIN, Kind.EVALUATE
+    assert seen == [(train, 0, [False]), (evaluate, 1, [False]), (train, 0, [True]), (evaluate, 1, [False])]
