@@ -26,11 +26,11 @@ def encode_powersgd(values: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
     matrix = values.reshape(values.shape[0], -1)
     rank = min(codec.rank, *matrix.shape)
     seed = int(digest_bytes(matrix.contiguous().view(torch.uint8).numpy().data)[:14], 16)
-    right = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(seed))
-    for _ in range(2):
-        left = _orthonormal(matrix @ right)
-        right = matrix.T @ left
-    return {"p": left.contiguous(), "q": right.contiguous()}
+    start = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(seed))
+    # Only directions matter until the last product: those of tiny or huge values must not vanish or overflow.
+    directions = matrix / matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    left = _orthonormal(directions @ (directions.T @ _orthonormal(directions @ start)))
+    return {"p": left.contiguous(), "q": (matrix.T @ left).contiguous()}
 
 
 class PowerSgdDecoder(Decoder):

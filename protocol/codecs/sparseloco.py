@@ -57,7 +57,9 @@ def _two_means(magnitudes: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = magnitudes.shape[1]
     ascending = magnitudes.sort(dim=1).values
-    sums = ascending.cumsum(dim=1)
+    # Relative to the largest, so that squares neither vanish nor overflow.
+    unit = ascending[:, -1:].clamp(min=torch.finfo(torch.float32).tiny)
+    sums = (ascending / unit).cumsum(dim=1)
     below = torch.arange(1, count + 1)
     above_sums = sums[:, -1:] - sums
     gains = sums.square() / below + above_sums.square() / (count - below).clamp(min=1)
@@ -65,4 +67,4 @@ def _two_means(magnitudes: Tensor) -> tuple[Tensor, Tensor]:
     low = sums.gather(1, split) / (split + 1)
     high = above_sums.gather(1, split) / (count - 1 - split).clamp(min=1)
     is_large = magnitudes > ascending.gather(1, split)
-    return torch.cat([low, high], dim=1), is_large
+    return torch.cat([low, high], dim=1) * unit, is_large
