@@ -36,6 +36,8 @@ _TOPIC: Final = "#uploads"
 _MISSING_SHOWN: Final = 256
 _MOST_RANGES: Final = 1024
 """An upload that lies in more pieces than that is continued where a hole begins, and nowhere else."""
+_MOST_UPLOADS: Final = 4096
+"""Unfinished at once, however small."""
 _CHECK_SECONDS: Final = 0.2
 """How soon to ask again while all of a blob is here and being checked."""
 _LOOK_SECONDS: Final = 1.0
@@ -195,10 +197,12 @@ class Uploads:
         """See that the rest of the blob has room, idle uploads giving way. Raises: Unavailable if it has none."""
         needed_bytes = size_bytes - (partial.received_bytes if partial is not None else 0)
         room = self._places.room
-        if room.lacks(needed_bytes) is not None:
+        if room.lacks(needed_bytes) is not None or len(self._folder) >= _MOST_UPLOADS:
             await self._drop_idle(self._settings.upload_idle_seconds)
         if (reason := self._places.refuses() or room.lacks(needed_bytes)) is not None:
             raise Unavailable(reason)
+        if partial is None and len(self._folder) >= _MOST_UPLOADS:
+            raise Unavailable(f"{_MOST_UPLOADS} other uploads are not finished; try again when some are")
 
     async def _drop_idle(self, idle_seconds: float) -> None:
         dropped = await asyncio.to_thread(self._folder.collect, idle_seconds, time.time(), self._desk.held())

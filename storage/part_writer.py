@@ -43,10 +43,10 @@ class PartWriter:
         with self._writing, disk_errors(self._folder), self._partial.claimed(start, end) as gaps:
             if self._handles is None:
                 raise NoUpload
-            data, listed = self._handles
+            data, _ = self._handles
             for gap in gaps:
                 _write_all(data, _cut(chunks, gap.start - start, gap.end - start), gap.start)
-                self._partial.record(listed, gap)
+                self._partial.record(self._handles, gap)
             self._start_flushing(data, start, end)
 
     def _start_flushing(self, data: int, start: int, end: int) -> None:

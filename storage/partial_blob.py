@@ -47,7 +47,7 @@ class PartialBlob:
         self.folder = folder
         self._path = folder / f"{self.name}.part"
         self._list = ReceivedList(folder / f"{self.name}.ranges")
-        self._hash = PrefixHash(self._path)
+        self._hash = PrefixHash()
         self._received = ByteRanges()
         self._being_written: list[ByteRange] = []
         self._lock = threading.Lock()
@@ -148,18 +148,18 @@ class PartialBlob:
             self._path.unlink(missing_ok=True)
 
     def _verify(self) -> None:
-        with disk_errors(self.folder):
-            found = self._hash.hexdigest(self.size_bytes)
+        with disk_errors(self.folder), self._path.open("rb") as file:
+            found = self._hash.hexdigest(file.fileno(), self.size_bytes)
             if found != self.digest:
                 raise DigestMismatch(f"the bytes hash to {found}, not to {self.digest}; upload them again")
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
 
     def open_files(self) -> tuple[int, int]:
-        """Open the data's and the list's file, for ``PartWriter``. Raises: NoUpload if it was dropped."""
+        """Open the data's and the list's file, for ``PartWriter``. Raises: NoUpload if it wants no bytes any more."""
         with self._lock:
-            self._check_open()  # once open they are this upload's, whoever has the name later
-            data = os.open(self._path, os.O_WRONLY)
+            if self._state is not State.RECEIVING:  # once open they are this upload's, whoever has the name later
+                raise NoUpload
+            data = os.open(self._path, os.O_RDWR)
             try:
                 return data, os.open(self._list.path, os.O_WRONLY)
             except OSError:
@@ -182,15 +182,19 @@ class PartialBlob:
                 for gap in gaps:
                     self._being_written.remove(gap)
 
-    def record(self, list_handle: int, written: ByteRange) -> None:
-        """Put down that a claimed range is written, and hash on where that makes sense. Raises: NoUpload; OSError."""
-        self._list.append(list_handle, written)
+    def record(self, files: tuple[int, int], written: ByteRange) -> None:
+        """Put down that a claimed range is written, and hash on where that makes sense.
+
+        ``files`` are those of ``open_files``. Raises: NoUpload; OSError.
+        """
+        data, listed = files
+        self._list.append(listed, written)
         with self._lock:
             self._check_open()
             self._received.add(*written)
             self._progress_at = time.time()
             prefix_bytes = self._received.prefix_bytes
-        self._hash.follow(prefix_bytes)
+        self._hash.follow(data, prefix_bytes)
 
     def _check_open(self) -> None:
         if self._state is State.GONE:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from pathlib import Path
 from typing import Final
 
 from protocol.digests import new_hasher
@@ -16,33 +16,36 @@ _AT_ONCE_BYTES: Final = 16 * _BLOCK_BYTES
 
 
 class PrefixHash:
-    """Reads what was just written, while the system still has it in memory. Methods may be called from any thread."""
+    """Reads what was just written, while the system still has it in memory.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Methods may be called from any thread, and are given the file, open for reading. They raise OSError.
+    """
+
+    def __init__(self) -> None:
         self._hasher = new_hasher()
         self._hashed_bytes = 0
         self._hashing = threading.Lock()
 
-    def follow(self, prefix_bytes: int) -> None:
-        """Hash some of the first ``prefix_bytes`` of the file, unless another thread does. Raises: OSError."""
+    def follow(self, handle: int, prefix_bytes: int) -> None:
+        """Hash some of the first ``prefix_bytes`` of the file, unless another thread does."""
         if prefix_bytes - self._hashed_bytes < _STRIDE_BYTES or not self._hashing.acquire(blocking=False):
             return
         try:
-            self._go_on(min(prefix_bytes, self._hashed_bytes + _AT_ONCE_BYTES))
+            self._go_on(handle, min(prefix_bytes, self._hashed_bytes + _AT_ONCE_BYTES))
         finally:
             self._hashing.release()
 
-    def hexdigest(self, size_bytes: int) -> str:
-        """Hash the rest of a file that is whole, and return its digest. Raises: OSError."""
+    def hexdigest(self, handle: int, size_bytes: int) -> str:
+        """Hash the rest of a file that is whole, and return its digest."""
         with self._hashing:
-            self._go_on(size_bytes)
+            self._go_on(handle, size_bytes)
             return self._hasher.hexdigest()
 
-    def _go_on(self, up_to: int) -> None:
+    def _go_on(self, handle: int, up_to: int) -> None:
         block = memoryview(bytearray(min(_BLOCK_BYTES, max(up_to - self._hashed_bytes, 0))))
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(self._hashed_bytes)
-            while self._hashed_bytes < up_to and (count := file.readinto(block[: up_to - self._hashed_bytes])):
-                self._hasher.update(block[:count])
-                self._hashed_bytes += count
+        while self._hashed_bytes < up_to:
+            count = os.preadv(handle, [block[: up_to - self._hashed_bytes]], self._hashed_bytes)
+            if not count:
+                return  # somebody cut the file; its digest will tell
+            self._hasher.update(block[:count])
+            self._hashed_bytes += count

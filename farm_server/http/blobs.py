@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Request, Response
 
@@ -16,6 +17,9 @@ from storage.errors import BlobTooLarge
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], dependencies=ANY_TOKEN)
 
+_YOUNG_SECONDS: Final = 1.0
+"""To renew a blob costs a sync: once is enough for all the ranges of a download."""
+
 DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="BLAKE3, lowercase hexadecimal.")]
 
 
@@ -23,11 +27,12 @@ DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="BLAKE3, 
 @router.get("/{digest}", summary="Fetch a blob (Range and If-None-Match are understood)", response_class=Response)
 async def fetch(digest: DigestPath, request: Request, farm: FarmDep) -> Response:
     """Serve the file. Its ETag is its digest: it can be cached for ever."""
-    # who asks for it may rely on it in a moment: it counts as just stored
-    await asyncio.to_thread(farm.blobs.renew, digest)
     if (in_memory := farm.inline.pinned(digest)) is not None:  # a version that is not durable yet
         return Response(in_memory, media_type="application/octet-stream")
     path = farm.blobs.path(digest)
+    if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
+        # who asks for it may rely on it in a moment: it counts as just stored
+        await asyncio.to_thread(farm.blobs.renew, digest)
     headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
     if digest in request.headers.get("if-none-match", ""):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)

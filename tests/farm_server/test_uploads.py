@@ -296,6 +296,14 @@ class TestTheDisk:
             assert {view.digest for view in await uploads(server.http)} == {new.digest}
             assert await old.missing() == [(0, len(DATA))]
 
+    async def test_there_is_an_end_to_unfinished_uploads(self, start, monkeypatch):
+        monkeypatch.setattr("farm_server.uploads._MOST_UPLOADS", 2)
+        async with start() as server:
+            clients = [Uploader(server.http, SMALL[n:]) for n in range(3)]
+            assert [(await client.try_ask()).status_code for client in clients] == [200, 200, 503]
+            assert (await clients[0].finish(100)).count(201) == 1
+            assert (await clients[2].finish(100)).count(201) == 1
+
     async def test_a_disk_that_fills_up_keeps_what_it_took(self, server, uploader, monkeypatch):
         await uploader.ask()
         real = os.pwritev
@@ -433,6 +441,16 @@ class TestFlow:
             assert b"".join(message.get("body", b"") for message in sent) == DATA
         else:
             assert sent[1] == {"type": "http.response.pathsend", "path": str(path)}
+
+    async def test_a_blob_that_is_asked_for_counts_as_just_stored(self, server):
+        uploader = Uploader(server.http, SMALL)
+        await uploader.finish(100)
+        path = server.farm.blobs.path(uploader.digest)
+        os.utime(path, (0, 0))
+        assert (
+            await server.http.get(f"/v1/blobs/{uploader.digest}", headers={"Range": "bytes=0-9"})
+        ).status_code == 206
+        assert path.stat().st_mtime > time.time() - 60
 
     async def test_ranges_come_down_as_they_were_asked_for(self, server):
         uploader = Uploader(server.http, DATA)
