@@ -56,7 +56,7 @@ def test_no_element_errs_by_more_than_its_codec_allows(
 ) -> None:
     tensor = values(shape, seed, scale)
     error = float((decoded(tensor, codec) - tensor).abs().max())
-    assert error <= worst_case(codec.name, tensor, codec) * (1 + 1e-5)
+    assert error <= worst_case(codec.name, tensor, codec) * (1 + 1e-4)
 
 
 @settings(deadline=None, max_examples=30)
@@ -76,8 +76,10 @@ def test_topk_keeps_the_largest_exactly(elements: int, density: float, seed: int
         return
     result = decoded(tensor, codec)
     count = kept(elements, density)
-    threshold = tensor.abs().sort(descending=True).values[count - 1]
-    assert torch.equal(result, torch.where(tensor.abs() >= threshold, tensor, 0.0))
+    largest = tensor.abs().sort(descending=True).values
+    assert torch.equal(result.abs().sort(descending=True).values[:count], largest[:count])
+    assert torch.equal(result, torch.where(result != 0, tensor, 0.0))
+    assert int(result.count_nonzero()) <= count
 
 
 def test_sparselocos_two_levels_are_the_best_for_the_chunk() -> None:
