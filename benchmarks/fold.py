@@ -7,6 +7,7 @@ One thread, the server's own sums and reader, the file in the page cache. The li
 from __future__ import annotations
 
 import math
+import mmap
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ import torch
 from benchmarks.measurement import Measurement
 from coordinator.robust import trimmed_mean
 from farm_server.tensor_reader import FileReader
-from protocol.codecs import CHUNK_ELEMENTS, Scratch, encode, sum_of
+from protocol.codecs import CHUNK_ELEMENTS, BytesReader, Reader, Scratch, encode, sum_of
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecName, CodecSpec
 from protocol.tensors import Layout, TensorSpec
@@ -36,9 +37,13 @@ WEIGHT: Final = 3.0
 
 @dataclass(frozen=True)
 class Fold(Measurement):
-    """One codec. ``ratio`` is the share of axpy's parameters per second, measured in between."""
+    """One codec, read as the server does or from a memory-map.
+
+    ``ratio`` is the share of axpy's parameters per second, measured in between.
+    """
 
     codec: str
+    mapped: bool
     params: int
     params_per_s: float
     axpy_params_per_s: float
@@ -58,16 +63,17 @@ class RobustFold(Measurement):
     ratio: float
 
 
-def measure(codec: CodecName, params: int, repeats: int, folder: Path | None = None) -> Fold:
+def measure(codec: CodecName, params: int, repeats: int, folder: Path | None = None, *, mapped: bool = False) -> Fold:
     """Fold rounds of one update, again and again. ``folder`` chooses the disk that keeps it meanwhile."""
     with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
         layout, spec = _layout(params), CodecSpec(name=codec)
         path = Path(name) / "update"
         _write_update(path, layout, spec)
         count = sum(tensor.elements for tensor in layout.tensors)
-        seconds, axpy_seconds = _best_of_each(_round(path, layout, spec), _axpy(count), repeats)
+        seconds, axpy_seconds = _best_of_each(_round(path, layout, spec, mapped=mapped), _axpy(count), repeats)
         per_s, axpy_per_s = UPDATES * count / seconds, count / axpy_seconds
-        return Fold("fold", codec, count, per_s, axpy_per_s, per_s / axpy_per_s, path.stat().st_size / count)
+        bytes_per_param = path.stat().st_size / count
+        return Fold("fold", codec, mapped, count, per_s, axpy_per_s, per_s / axpy_per_s, bytes_per_param)
 
 
 def measure_robust(rows: int, params: int, trim: int, repeats: int, folder: Path | None = None) -> RobustFold:
@@ -108,20 +114,26 @@ def _write_update(path: Path, layout: Layout, codec: CodecSpec) -> None:
     safetensors.torch.save_file(stored, path, metadata=metadata)
 
 
-def _round(path: Path, layout: Layout, codec: CodecSpec) -> Callable[[], None]:
+def _round(path: Path, layout: Layout, codec: CodecSpec, *, mapped: bool) -> Callable[[], None]:
     """Return a round's additions; some codecs leave a part of the work to the end, for all updates at once."""
     scratch = Scratch()
     sums = [sum_of(spec, codec, scratch) for spec in layout.tensors]
 
     def add() -> None:
         for number in range(UPDATES):
-            with FileReader(path) as reader:
+            with _mapped(path) if mapped else FileReader(path) as reader:
                 for each in sums:
                     each.add(reader, WEIGHT, first=number == 0)
         for each in sums:
             each.settle()
 
     return add
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Reader]:
+    with path.open("rb") as file:
+        yield BytesReader(memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)))
 
 
 def _axpy(elements: int) -> Callable[[], None]:

@@ -66,12 +66,13 @@ def fold(
     rows: Annotated[str, typer.Option(help="Numbers of updates for median and trimmed mean.")] = "16",
     row_params: Annotated[str, typer.Option(help="Numbers of parameters of such an update.")] = "1e7",
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is done; the best one counts.")] = 5,
+    mapped: Annotated[bool, typer.Option(help="Read updates from memory-maps instead of as the server does.")] = False,
 ) -> None:
     """Parameters per second of decoding and adding an update, for each codec, beside a plain addition in memory."""
     codecs = product(whole_numbers(params), codec or list(CodecName))
     robust = product(whole_numbers(row_params), whole_numbers(rows))
     report(
-        [partial(measure_fold, name, size, repeats) for size, name in codecs]
+        [partial(measure_fold, name, size, repeats, mapped=mapped) for size, name in codecs]
         + [
             partial(measure_robust, count, size, trim, repeats)
             for size, count in robust

@@ -10,10 +10,11 @@ from protocol.compression import CodecName
 
 
 @pytest.mark.parametrize("codec", CodecName)
-def test_every_codec_is_measured_beside_axpy(tmp_path, codec):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_every_codec_is_measured_beside_axpy(tmp_path, codec, mapped):
     threads = torch.get_num_threads()
-    found = json.loads(measure(codec, 90_000, 2, tmp_path).to_json())
-    assert (found["codec"], found["params"]) == (codec, 90_000)
+    found = json.loads(measure(codec, 90_000, 2, tmp_path, mapped=mapped).to_json())
+    assert (found["codec"], found["mapped"], found["params"]) == (codec, mapped, 90_000)
     assert found["ratio"] == pytest.approx(found["params_per_s"] / found["axpy_params_per_s"], rel=1e-2)
     assert (found["bytes_per_param"] < 2.1) == (codec is not CodecName.NONE)
     assert torch.get_num_threads() == threads
