@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -19,9 +20,8 @@ from protocol.tensors import Layout, TensorSpec
 
 _LARGEST_PART: Final = 2.0**112
 """No encoder writes more than this, and no sum or product in a decoder makes an infinity of it."""
-_LARGEST_ORTHONORMAL: Final = 2.0
-"""powersgd's p has columns of length 1."""
-_LARGEST_FINITE: Final = sys.float_info.max
+_LARGEST: Final = MappingProxyType({"": sys.float_info.max, "p": 2.0})
+"""Of what is stored as it is, anything finite; powersgd's p has columns of length 1."""
 
 
 def non_finite(reader: Reader, layout: Layout, codec: CodecSpec) -> str | None:
@@ -33,22 +33,17 @@ def non_finite(reader: Reader, layout: Layout, codec: CodecSpec) -> str | None:
     scratch = Scratch()
     for spec in layout.returned:
         parts = parts_of(spec, codec)
-        limits = {spec.name: _LARGEST_FINITE} if parts is None else {f"{spec.name}/{s}": _limit(s) for s in parts}
-        for name, limit in limits.items():
-            if not _is_within(reader, name, limit, scratch):
-                return name
+        for part in [""] if parts is None else parts:
+            stored = Elements(reader, spec.name, part, scratch)
+            if not _is_within(stored, _LARGEST.get(part, _LARGEST_PART)):
+                return stored.name
         if parts is not None and codec.name in _CHECKS:
             _CHECKS[codec.name](reader, spec, codec, scratch)
     return None
 
 
-def _limit(part: str) -> float:
-    return _LARGEST_ORTHONORMAL if part == "p" else _LARGEST_PART
-
-
-def _is_within(reader: Reader, name: str, limit: float, scratch: Scratch) -> bool:
+def _is_within(stored: Elements, limit: float) -> bool:
     """Whether no magnitude is over ``limit``."""
-    stored = Elements(reader, name, scratch)
     if not stored.dtype.is_floating_point:
         return True
     for start, stop in chunks_of(stored.count):

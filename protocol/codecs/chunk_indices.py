@@ -32,8 +32,8 @@ class ChunkIndices:
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         self.count = kept(CHUNK, codec.density)
-        self._low = Elements(reader, f"{spec.name}/index", scratch)
-        self._high = Fields(reader, f"{spec.name}/high", 4, scratch)
+        self._low = Elements(reader, spec.name, "index", scratch)
+        self._high = Fields(reader, spec.name, "high", 4, scratch)
 
     def read(self, first: int, last: int, origin: int = 0) -> Tensor:
         """Return the places of chunks ``first`` to ``last``, counted from ``origin``: [chunks * count] int64."""

@@ -72,16 +72,16 @@ class Decoder(ABC):
             values = converted.copy_(values)
         chunk.add_(values, alpha=weight)
 
-    def _part(self, short: str) -> Elements:
-        return Elements(self._reader, f"{self.spec.name}/{short}", self._scratch)
+    def _part(self, part: str) -> Elements:
+        return Elements(self._reader, self.spec.name, part, self._scratch)
 
 
 class PlainDecoder(Decoder):
     """A tensor stored element by element, as it is or in 16 bits. Of float64 it makes float64, of integers integers."""
 
-    def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch, stored_name: str) -> None:
+    def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch, part: str = "") -> None:
         super().__init__(reader, spec, codec, scratch)
-        self._stored = Elements(reader, stored_name, scratch)
+        self._stored = Elements(reader, spec.name, part, scratch)
         small = self._stored.dtype in {torch.float16, torch.bfloat16}
         self.dtype = torch.float32 if small else self._stored.dtype
 

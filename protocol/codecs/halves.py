@@ -27,11 +27,11 @@ class Fp16Decoder(PlainDecoder):
     """Reads what ``encode_fp16`` wrote."""
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
-        super().__init__(reader, spec, codec, scratch, f"{spec.name}/f16")
+        super().__init__(reader, spec, codec, scratch, "f16")
 
 
 class Bf16Decoder(PlainDecoder):
     """Reads what ``encode_bf16`` wrote."""
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
-        super().__init__(reader, spec, codec, scratch, f"{spec.name}/bf16")
+        super().__init__(reader, spec, codec, scratch, "bf16")

@@ -23,7 +23,7 @@ class Int4Decoder(BlockwiseDecoder):
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(reader, spec, codec, scratch)
-        self._numbers = Fields(reader, f"{spec.name}/q", 4, scratch)
+        self._numbers = Fields(reader, spec.name, "q", 4, scratch)
 
     def _read_numbers(self, start: int, out: Tensor) -> None:
         out.copy_(self._numbers.read(start, start + out.numel(), torch.int8))

@@ -24,10 +24,10 @@ def pack(fields: Tensor, bits: int) -> Tensor:
 class Fields:
     """A packed part, read by ranges of fields."""
 
-    def __init__(self, reader: Reader, name: str, bits: int, scratch: Scratch) -> None:
-        self._stored = Elements(reader, name, scratch)
-        (self._size,) = reader.header.tensors[name].shape
-        self._purpose = f"fields {name.rpartition('/')[2]}"
+    def __init__(self, reader: Reader, tensor: str, part: str, bits: int, scratch: Scratch) -> None:
+        self._stored = Elements(reader, tensor, part, scratch)
+        self._size = self._stored.count
+        self._purpose = f"fields {part}"
         self._bits = bits
         self._scratch = scratch
 

@@ -107,18 +107,23 @@ class Scratch:
 
 
 class Elements:
-    """The elements of one stored tensor in flat order, by ranges: as they lie in memory, or read into scratch."""
+    """The elements of one stored tensor in flat order, by ranges: as they lie in memory, or read into scratch.
 
-    def __init__(self, reader: Reader, name: str, scratch: Scratch) -> None:
+    ``name`` is what it is stored as: a ``part`` of a tensor of the layout, or (``part`` empty) that tensor itself.
+    Scratch is shared by the same parts of all tensors.
+    """
+
+    def __init__(self, reader: Reader, tensor: str, part: str, scratch: Scratch) -> None:
+        self.name = f"{tensor}/{part}" if part else tensor
         self._reader = reader
-        self._name = name
+        self._purpose = f"stored {part}"
         self._scratch = scratch
-        entry = reader.header.tensors[name]
+        entry = reader.header.tensors[self.name]
         self._buffer = _NOTHING
         self._bytes = memoryview(b"")
         self.dtype = TORCH_DTYPES[entry.dtype]
         self.count = math.prod(entry.shape)
-        self._mapped = _mapped(reader, name, self.dtype) if entry.stop > entry.start else None
+        self._mapped = _mapped(reader, self.name, self.dtype) if entry.stop > entry.start else None
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return elements ``start`` to ``stop``, to be read only, and only until the next call."""
@@ -126,9 +131,9 @@ class Elements:
             return self._mapped[start:stop]
         count, size = stop - start, self.dtype.itemsize
         if count > self._buffer.numel():
-            self._buffer = self._scratch.take(f"stored {self._name.rpartition('/')[2]}", count, self.dtype)
+            self._buffer = self._scratch.take(self._purpose, count, self.dtype)
             self._bytes = self._buffer.view(torch.uint8).numpy().data
-        self._reader.read_into(self._name, start * size, self._bytes[: count * size])
+        self._reader.read_into(self.name, start * size, self._bytes[: count * size])
         return self._buffer[:count]
 
 

@@ -54,5 +54,5 @@ def decoder(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch
     """
     shared = scratch or Scratch()
     if parts_of(spec, codec) is None:
-        return PlainDecoder(reader, spec, codec, shared, spec.name)
+        return PlainDecoder(reader, spec, codec, shared)
     return CODECS[codec.name].decoder(reader, spec, codec, shared)

@@ -25,7 +25,7 @@ class SignDecoder(BlockwiseDecoder):
 
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(reader, spec, codec, scratch)
-        self._signs = Fields(reader, f"{spec.name}/sign", 1, scratch)
+        self._signs = Fields(reader, spec.name, "sign", 1, scratch)
 
     def _read_numbers(self, start: int, out: Tensor) -> None:
         zero_or_minus_one = self._signs.read(start, start + out.numel(), torch.int8)

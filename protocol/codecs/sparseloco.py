@@ -36,7 +36,7 @@ class SparseLocoDecoder(SparseDecoder):
     def __init__(self, reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(reader, spec, codec, scratch)
         self._indices = ChunkIndices(reader, spec, codec, scratch)
-        self._levels = Fields(reader, f"{spec.name}/level", 2, scratch)
+        self._levels = Fields(reader, spec.name, "level", 2, scratch)
         self._scales = self._part("scale")
 
     def _entries(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

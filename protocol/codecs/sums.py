@@ -73,7 +73,7 @@ class Maximum(Sum):
 
     def add(self, reader: Reader, weight: float, *, first: bool) -> None:
         """Keep the larger ones; the weight has no say."""
-        stored = PlainDecoder(reader, self._spec, self._codec, self._scratch, self._spec.name)
+        stored = PlainDecoder(reader, self._spec, self._codec, self._scratch)
         stored.take_maximum(self._largest, overwrite=first)
 
     def settle(self) -> Tensor:

@@ -30,10 +30,8 @@ class SegmentIndices:
     """
 
     def __init__(self, reader: Reader, spec: TensorSpec, scratch: Scratch) -> None:
-        self._stored = Elements(reader, f"{spec.name}/index", scratch)
-        self.counts = (
-            Elements(reader, f"{spec.name}/count", scratch).read(0, count_chunks(spec.elements, SEGMENT)).long()
-        )
+        self._stored = Elements(reader, spec.name, "index", scratch)
+        self.counts = Elements(reader, spec.name, "count", scratch).read(0, count_chunks(spec.elements, SEGMENT)).long()
         self._ends = self.counts.cumsum(0)
         self.total = int(self._ends[-1])
 

@@ -8,7 +8,7 @@ import torch
 from protocol.codecs import Scratch, TensorReader, decoder, encode, sum_of
 from protocol.compression import CodecName
 from protocol.tensors import Layout, Role, TensorSpec
-from tests.protocol.codecs.cases import codec_of, one, values
+from tests.protocol.codecs.cases import RangeReader, codec_of, file_of, one, values
 
 SHAPE = (150, 61)
 
@@ -52,3 +52,30 @@ def test_integers_keep_the_largest(name: CodecName) -> None:
     assert total.settle().tolist() == [5, -2, 7]
     total.add(TensorReader({"n": torch.tensor([-1, -1, -1], dtype=torch.int16)}), 1.0, first=True)
     assert total.settle().tolist() == [-1, -1, -1]
+
+
+class CountingScratch(Scratch):
+    """Counts the bytes that it handed out for different purposes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most: dict[str, int] = {}
+
+    def take(self, purpose: str, elements: int, dtype: torch.dtype) -> torch.Tensor:
+        self.most[purpose] = max(self.most.get(purpose, 0), elements * dtype.itemsize)
+        return super().take(purpose, elements, dtype)
+
+
+@pytest.mark.parametrize("name", CodecName)
+def test_scratch_does_not_grow_with_the_number_of_tensors(name: CodecName) -> None:
+    codec, used = codec_of(name), []
+    for count in (2, 12):
+        layout = Layout(tuple(TensorSpec(f"layer{number}.w", "F32", SHAPE) for number in range(count)))
+        data = file_of({spec.name: values(SHAPE) for spec in layout.tensors}, layout, codec)
+        scratch = CountingScratch()
+        for spec in layout.tensors:
+            total = sum_of(spec, codec, scratch)
+            total.add(RangeReader(data), 1.0, first=True)
+            total.settle()
+        used.append(sum(scratch.most.values()))
+    assert used[0] == used[1] > 0
