@@ -50,7 +50,7 @@ CODECS: Final[Mapping[CodecName, Codec]] = MappingProxyType(
 def decoder(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch | None = None) -> Decoder:
     """Return what decodes that tensor of the layout. The file has passed ``protocol.encoded.check_encoded``.
 
-    ``scratch`` is memory to share with other decoders of the same thread.
+    ``scratch`` may be shared by decoders that are used one after the other, never by two at once.
     """
     shared = scratch or Scratch()
     if parts_of(spec, codec) is None:
