@@ -18,6 +18,7 @@ from benchmarks.bytes_methods import METHODS, REFERENCE
 from benchmarks.farm import BenchmarkError, RunningFarm
 from benchmarks.meters import ServerCount
 from farm_client.sdk.config import FarmAddress
+from protocol.compression import CodecName
 from protocol.recipe import Mode
 from protocol.rest import MetricView
 from tests.benchmarks.test_rounds import VIEW
@@ -44,13 +45,18 @@ def test_a_method_that_never_gets_there_has_no_factor():
     assert (found.reached, found.factor, found.factor_with_start, found.loss) == (False, None, None, 2.9)
 
 
+def test_there_is_a_method_for_each_family_of_codecs():
+    used = {method.update_codec.name for method in METHODS.values()}
+    assert used == set(CodecName) - {CodecName.FP16, CodecName.BF16}
+
+
 def test_every_method_trains_on_the_same_batches():
     recipes = {name: method.recipe(clients=2, batch_samples=16) for name, method in METHODS.items()}
     assert recipes[REFERENCE].mode is Mode.GRADIENTS
     for name, recipe in recipes.items():
         assert recipe.batch_samples == 16
         assert recipe.round_samples == 32 * (METHODS[name].local_steps or 1)
-        assert recipe.update_codec == recipe.weights_codec == METHODS[name].codec
+        assert (recipe.update_codec, recipe.weights_codec) == (METHODS[name].update_codec, METHODS[name].weights_codec)
 
 
 @pytest.fixture
