@@ -43,6 +43,7 @@ class AuditedLedger(Ledger):
         self._seen: dict[tuple[str, int, int], int] = defaultdict(int)
         """Rows that committed rounds contain, as bits, by task, epoch and shard."""
         self.last_fence = 0
+        self._fences: set[int] = set()
         self.folded: dict[str, int] = defaultdict(int)
         """What the counted assignments add up to, by task."""
         self._fallbacks: dict[str, int] = {}
@@ -95,6 +96,8 @@ class AuditedLedger(Ledger):
         if old is None:
             held_back = record.task_id in self.tasks and self.tasks[record.task_id].spec.recipe.durable_every > 1
             check(held_back or record.fence > self.last_fence, f"the fence of {name} is not the highest")
+            check(record.fence not in self._fences, f"{name} has a fence that was given before")
+            self._fences.add(record.fence)
             self.last_fence = max(self.last_fence, record.fence)
         else:
             check(record.state in _ASSIGNMENT_MAY_BECOME[old.state], f"{name}: {old.state} to {record.state}")

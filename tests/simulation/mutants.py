@@ -136,11 +136,13 @@ def count_repeats(patch: pytest.MonkeyPatch) -> None:
 def reuse_fences(patch: pytest.MonkeyPatch) -> None:
     """Fences start anew with each server."""
 
-    def short(farm: Any, now: float) -> int:
-        farm.last_fence = len(farm.clients) + farm.last_fence % 1000
-        return int(farm.last_fence)
+    given: dict[int, int] = {}
 
-    patch.setattr(Farm, "next_fence", short)
+    def from_one(farm: Any, _now: float) -> int:
+        given[id(farm)] = given.get(id(farm), 0) + 1
+        return given[id(farm)]
+
+    patch.setattr(Farm, "next_fence", from_one)
 
 
 def free_a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
