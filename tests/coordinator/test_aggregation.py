@@ -79,6 +79,7 @@ def test_fedavg_equals_a_float64_reference(shape: list[int], samples: list[int],
     torch.testing.assert_close(result["w"].double(), expected.expand(shape), rtol=0, atol=1e-6 * largest)
 
 
+@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_change_a_bit(rng: random.Random) -> None:
     spec = TensorSpec("w", "F32", (257,))

@@ -80,7 +80,7 @@ def test_buffers_and_what_would_not_shrink_are_stored_as_they_are(name: CodecNam
     assert ("bias" in stored) == (name in {CodecName.DEMO, CodecName.POWERSGD})
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(
     st.sampled_from(CodecName),
     st.lists(st.tuples(st.text(min_size=1, max_size=9), st.lists(st.integers(0, 50), max_size=4)), max_size=5),
@@ -143,7 +143,7 @@ def test_a_codec_that_cannot_be_read_is_refused(codec: str) -> None:
         check_encoded(LAYOUT, CodecSpec(name="int8"), header_of(document))
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(LOSSY), st.data())
 def test_every_mutation_of_a_header_is_refused_or_harmless(name: CodecName, data: st.DataObject) -> None:
     """Whatever a header says, it is refused by an error of the tree, or it has the very parts that are expected."""
@@ -159,6 +159,7 @@ def test_every_mutation_of_a_header_is_refused_or_harmless(name: CodecName, data
         assert found == {key: (part.dtype, part.shape) for key, part in stored_tensors(LAYOUT, codec).items()}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**9), st.floats(min_value=0, max_value=1, exclude_min=True))
 def test_a_sparse_codec_keeps_at_least_one_and_at_most_all(elements: int, density: float) -> None:
     assert 1 <= kept(elements, density) <= elements
