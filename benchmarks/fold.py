@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.measurement import Measurement
 from coordinator.robust import trimmed_mean
-from farm_server.tensor_reader import FileReader
+from farm_server.mapped_reader import MappedFileReader
 from protocol.codecs import CHUNK_ELEMENTS, BytesReader, Reader, Scratch, encode, sum_of
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecName, CodecSpec
@@ -121,7 +121,7 @@ def _round(path: Path, layout: Layout, codec: CodecSpec, *, mapped: bool) -> Cal
 
     def add() -> None:
         for number in range(UPDATES):
-            with _mapped(path) if mapped else FileReader(path) as reader:
+            with _mapped(path) if mapped else MappedFileReader(path) as reader:
                 for each in sums:
                     each.add(reader, WEIGHT, first=number == 0)
         for each in sums:

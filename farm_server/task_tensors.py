@@ -12,6 +12,7 @@ import torch
 
 from coordinator.aggregation import Accumulator, all_finite
 from coordinator.outer_optimizer import OuterStep
+from farm_server.mapped_reader import MappedFileReader
 from farm_server.tensor_header import header_bytes
 from farm_server.tensor_reader import FileReader
 from farm_server.wrapped_chunks import wrapped
@@ -148,7 +149,7 @@ def _opened(update: bytes | Path, *, forget: bool = False) -> Iterator[Reader]:
     if isinstance(update, bytes):
         yield BytesReader(update)
     else:
-        with FileReader(update, forget=forget) as reader:
+        with MappedFileReader(update, forget=forget) as reader:
             yield reader
 
 

@@ -1,6 +1,6 @@
 """A tensor file on the disk, read piece by piece into memory that the caller gave.
 
-The file is never mapped: one that is cut short meanwhile would end the process with SIGBUS instead of an error.
+The file is not mapped: one that is cut short meanwhile would end the process with SIGBUS instead of an error.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class FileReader:
         if self._forget:
             _advise(self._file, "POSIX_FADV_DONTNEED")
         os.close(self._file)
+
+    def _check_whole(self) -> None:
+        """Raise MalformedTensors if the file has become shorter."""
+        if os.fstat(self._file).st_size < self.header.total_bytes:
+            raise MalformedTensors(f"{self._path} is cut: it had {self.header.total_bytes} bytes")
 
     def _read_header(self) -> tuple[bytes, Header]:
         total_bytes = os.fstat(self._file).st_size

@@ -51,8 +51,8 @@ class Reader(Protocol):
 class MappedReader(Reader, Protocol):
     """A reader whose data lies in memory (a memory-map counts): decoding then copies nothing, which is faster."""
 
-    def view(self, name: str) -> memoryview:
-        """Return the bytes of that stored tensor as they lie in memory. They must not change."""
+    def view(self, name: str) -> memoryview | None:
+        """Return the bytes of that stored tensor as they lie in memory, or None: read it. They must not change."""
 
 
 class BytesReader:
@@ -140,7 +140,9 @@ class Elements:
 def _mapped(reader: Reader, name: str, dtype: torch.dtype) -> Tensor | None:
     if not hasattr(reader, "view"):  # isinstance of a protocol takes 20 microseconds, for each tensor of each update
         return None
-    elements = torch.frombuffer(cast("MappedReader", reader).view(name), dtype=dtype)
+    if (data := cast("MappedReader", reader).view(name)) is None:
+        return None
+    elements = torch.frombuffer(data, dtype=dtype)
     # A stranger's file need not be padded, and torch may assume that elements start at multiples of their size.
     return elements if elements.data_ptr() % dtype.itemsize == 0 else None
 
