@@ -29,7 +29,7 @@ class Keeping:
 
     limit: int
     idle_seconds: float
-    settled_seconds: float = 5.0
+    settled_seconds: float = 3.0
     may_spare: Callable[[], bool] = lambda: True
 
 
