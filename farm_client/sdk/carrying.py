@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -11,6 +10,7 @@ import httpx
 
 from farm_client.sdk.answers import explaining
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.interrupts import run_interruptible
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier
 from protocol.errors import Unavailable
 
@@ -32,7 +32,7 @@ def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
             return await work(Carrier(http, RETRY))
 
     try:
-        return asyncio.run(run())
+        return run_interruptible(run())
     except Unavailable as error:
         if isinstance(error.__cause__, httpx.TransportError):
             with explaining(api.address):

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from farm_client.sdk.interrupts import run_interruptible
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+async def waits(kept: list[str]) -> None:
+    asyncio.get_running_loop().call_soon(press)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        kept.append("what it had")
+
+
+async def loses_a_cancel() -> None:
+    asyncio.get_running_loop().call_soon(press)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        await asyncio.sleep(60)
+
+
+async def ends_all_the_same() -> str:
+    press()
+    await asyncio.sleep(0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0.01)
+    return "done"
+
+
+async def fails_of_it() -> None:
+    asyncio.get_running_loop().call_soon(press)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        raise ValueError("broken off") from None
+
+
+def test_an_interrupted_coroutine_can_keep_what_it_has() -> None:
+    kept: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(waits(kept))
+    assert kept == ["what it had"]
+
+
+@pytest.mark.parametrize("work", [loses_a_cancel, ends_all_the_same, fails_of_it])
+def test_an_interrupt_is_not_forgotten(work) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(work())
+
+
+def test_afterwards_an_interrupt_is_what_it_was() -> None:
+    async def answer() -> int:
+        return 42
+
+    before = signal.getsignal(signal.SIGINT)
+    assert run_interruptible(answer()) == 42
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_what_fails_by_itself_fails_as_it_does() -> None:
+    async def breaks() -> None:
+        raise ValueError("by itself")
+
+    with pytest.raises(ValueError, match="by itself"):
+        run_interruptible(breaks())
