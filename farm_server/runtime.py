@@ -21,6 +21,7 @@ from farm_server.journal import Journal
 from protocol.errors import FarmError, Unavailable
 
 _DURABLE_WITHIN_SECONDS = 10.0
+_SETTLED_WITHIN_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -85,6 +86,12 @@ class Runtime:
             await asyncio.wait_for(asyncio.shield(saved), _DURABLE_WITHIN_SECONDS)
         except TimeoutError:
             raise Unavailable("the request is kept in memory only: the ledger can't be written now") from None
+
+    async def settle(self) -> None:
+        """Wait until all that was decided by now is durable; while the ledger can't be written, not for long."""
+        saves = [item for item in self._queue if isinstance(item, asyncio.Future)]
+        if saves:
+            await asyncio.wait(saves[-1:], timeout=_SETTLED_WITHIN_SECONDS)
 
     def _contain(self, event: Event, error: Exception) -> None:
         """Make a defect visible, and end the attempt of the task that met it: it is retried, then FAILED."""

@@ -27,7 +27,7 @@ async def submit(spec: TaskSpec, farm: FarmDep, response: Response) -> SubmitRep
     task_id, created = await farm.submissions.submit(spec)
     if not created:
         response.status_code = HTTPStatus.OK
-    return SubmitReply(task=_view(farm, task_id), created=created)
+    return SubmitReply(task=await _view(farm, task_id), created=created)
 
 
 @router.get("", summary="List tasks, newest first")
@@ -39,7 +39,7 @@ async def list_tasks(farm: FarmDep) -> list[TaskView]:
 @router.get("/{task_id}", summary="One task with its specification and newest rounds")
 async def show(task_id: str, farm: FarmDep) -> TaskDetail:
     """Return the task; its open round, if any, comes first."""
-    view = _view(farm, task_id)
+    view = await _view(farm, task_id)
     record = await farm.ledger.task(task_id)
     if record is None:
         raise NotFound(f"task {task_id} is not in the ledger yet; try again in a moment")
@@ -50,7 +50,7 @@ async def show(task_id: str, farm: FarmDep) -> TaskDetail:
 async def act(task_id: str, action: Action, farm: FarmDep) -> TaskView:
     """Do it; 409 where the task's state forbids it. Durable on return."""
     await farm.runtime.ask(TaskAction(task_id, action))
-    return _view(farm, task_id)
+    return await _view(farm, task_id)
 
 
 @router.get("/{task_id}/why", summary="What the task waits for, in one line")
@@ -78,7 +78,7 @@ async def shards(task_id: str, farm: FarmDep) -> list[ShardBook]:
 @router.get("/{task_id}/checkpoints", summary="The checkpoints that are kept, oldest first")
 async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
     """Return them; the last one is what `model` gives without a round. 404 for an unknown task."""
-    _view(farm, task_id)
+    await _view(farm, task_id)
     kept = await farm.ledger.checkpoints(task_id)
     return [
         CheckpointView(
@@ -102,7 +102,7 @@ async def model(
     number: Annotated[int | None, Query(alias="round", ge=0, description="The newest when absent.")] = None,
 ) -> ModelView:
     """Return the checkpoint's digest; fetch it from /v1/blobs."""
-    view = _view(farm, task_id)
+    view = await _view(farm, task_id)
     checkpoint = await farm.ledger.checkpoint(task_id, number)
     if checkpoint is None:
         kept = ", ".join(str(c.round) for c in await farm.ledger.checkpoints(task_id)) or "none yet"
@@ -117,5 +117,8 @@ async def model(
     )
 
 
-def _view(farm: Farm, task_id: str) -> TaskView:
-    return farm.coordinator.task_view(task_id, farm.clock.now())
+async def _view(farm: Farm, task_id: str) -> TaskView:
+    """Return the task as it is, once the ledger has that too: who sees a version can pull it. Raises: NotFound."""
+    view = farm.coordinator.task_view(task_id, farm.clock.now())
+    await farm.runtime.settle()
+    return view

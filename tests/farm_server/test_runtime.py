@@ -145,3 +145,22 @@ async def test_nothing_is_asked_of_a_farm_that_cannot_save():
     with pytest.raises(Unavailable, match="disk full"):
         await stage.runtime.ask(TaskAction("t", Action.PAUSE))
     await stage.journal.close()
+
+
+async def test_what_a_reader_is_told_is_durable_by_then():
+    stage = Stage([Save((record("a"),))])
+    stage.runtime.post(Tick())
+    reading = asyncio.create_task(stage.runtime.settle())
+    save = await stage.ledger.asked.get()
+    await asyncio.sleep(0)
+    assert not reading.done()
+    save.set_result(None)
+    await reading
+    await stage.runtime.settle()  # and waits for nothing where there is nothing
+
+
+async def test_a_reader_does_not_wait_for_ever_for_a_disk_that_refuses(monkeypatch):
+    monkeypatch.setattr("farm_server.runtime._SETTLED_WITHIN_SECONDS", 0.01)
+    stage = Stage([Save((record("a"),))])
+    stage.runtime.post(Tick())
+    await stage.runtime.settle()
