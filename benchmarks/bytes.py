@@ -92,21 +92,26 @@ class Bytes(Measurement):
 
 
 def measure(methods: Sequence[str], scale: Scale) -> Iterator[Bytes]:
-    """Train by the reference, which sets the loss to reach, and then by each of ``methods``; on one farm.
+    """Train by the reference, which sets the loss to reach, and then by each of ``methods``.
 
+    Each on a farm of its own: all begin with the same weights, which a client would find in its cache.
     Raises: BenchmarkError if a task fails or stalls; DaemonFailed.
     """
+    reference = _train(REFERENCE, scale, target_loss=0.0)
+    target = reference.curve[-1].loss * (1 + TOLERANCE)
+    first = reference.result(target, None)
+    yield first
+    for method in methods:
+        if method != REFERENCE:
+            yield _train(method, scale, target).result(target, first)
+
+
+def _train(method: str, scale: Scale, target_loss: float) -> Training:
+    say(f"{method} …")
     with tempfile.TemporaryDirectory(prefix="aifarm-bytes-") as name:
         folder = Path(name)
         with running_farm(scale.clients, folder / "farm") as farm:
-            trainer = Trainer(farm, folder, scale)
-            reference = trainer.train(REFERENCE, METHODS[REFERENCE], target_loss=0.0)
-            target = reference.curve[-1].loss * (1 + TOLERANCE)
-            first = reference.result(target, None)
-            yield first
-            for method in methods:
-                if method != REFERENCE:
-                    yield trainer.train(method, METHODS[method], target).result(target, first)
+            return Trainer(farm, folder, scale).train(method, METHODS[method], target_loss)
 
 
 @dataclass
@@ -147,7 +152,7 @@ class Training:
 
 
 class Trainer:
-    """Trains one method after the other on a farm."""
+    """Trains by one method on a farm."""
 
     def __init__(self, farm: RunningFarm, folder: Path, scale: Scale) -> None:
         self._farm = farm
@@ -160,7 +165,6 @@ class Trainer:
 
     def train(self, name: str, method: Method, target_loss: float) -> Training:
         """Train until a version's held-out loss is at most ``target_loss``, or to the last round."""
-        say(f"{name} …")
         recipe = method.recipe(self._scale.clients, self._scale.batch_samples, self._scale.most_rounds)
         prepared = self._prepare(name, recipe)
         upload(self._farm.api, prepared.blobs)
@@ -192,7 +196,7 @@ class Trainer:
         submission = Submission(
             code=self._code, entry=CORPUS.name, recipe=recipe, config=config, name=name, holdout=HOLDOUT, check=False
         )
-        folder = self._folder / name
+        folder = self._folder / "task"
         folder.mkdir()
         return prepare(submission, folder)
 

@@ -161,6 +161,7 @@ def test_a_real_farm_trains_by_each_way_asked_for(tmp_path):
     assert [reference["method"], int8["method"]] == ["sync", "int8"]
     assert reference["params"] == int8["params"] > 5000
     assert 4 * 2 * reference["params"] * reference["rounds"] < reference["up_bytes"]
+    assert int8["down_bytes"] > 0
     assert int8["up_bytes"] / int8["rounds"] < reference["up_bytes"] / reference["rounds"]
     assert figure.read_text().startswith("<?xml")
 
