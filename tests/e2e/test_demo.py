@@ -75,7 +75,7 @@ def test_an_interrupted_demo_ends_its_farm(temporary, tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=file,
             # a suite in the background of a shell ignores SIGINT, and so would what it starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  no threads
         )
     try:
         wait_until(lambda: "sent " in said.read_text(), "the task is sent", 60)
