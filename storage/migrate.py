@@ -1,53 +1,31 @@
-"""Bring a ledger's schema up to this version, in one transaction, when the ledger is opened."""
+"""See that a ledger has this version's schema when it is opened."""
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect, text
 
-from storage.errors import NewerLedger
-
-_FOLDER: Final = Path(__file__).parent / "migrations"
-_ALEMBIC: Final = threading.Lock()
-"""Alembic keeps the running migration in module globals: one at a time in a process."""
+NEWEST: Final = "0001"
+"""The newest migration in ``storage/migrations``."""
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade the ledger to the newest schema; a new file gets it whole.
+    """Upgrade the ledger to the newest schema, unless it has it; a new file gets it whole.
 
     Raises: NewerLedger if a later version of the farm wrote it. Nothing is changed then.
     """
-    config = alembic_config()
-    scripts = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
-        current = current_revision(connection)
-        if current == scripts.get_current_head():
+        if current_revision(connection) == NEWEST:
             return
-        if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
-            raise NewerLedger(
-                f"the ledger {engine.url.database} was written by a newer farm-server (schema {current}); "
-                "upgrade with `pip install -U aifarm`, or use another data folder"
-            )
-        config.attributes["connection"] = connection
-        with _ALEMBIC:
-            command.upgrade(config, "head")
+    from storage.upgrade import upgrade  # noqa: PLC0415  # Alembic's import would be a tenth of a server's restart
+
+    upgrade(engine)
 
 
 def current_revision(connection: Connection) -> str | None:
     """Return the schema revision that the ledger is at, or None for a new file."""
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def alembic_config() -> Config:
-    """Return Alembic's configuration for the migrations that are installed with this package."""
-    config = Config()
-    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return revision

@@ -1,4 +1,4 @@
-"""Run by Alembic. The connection and its transaction come from ``storage.migrate``; there is no offline mode."""
+"""Run by Alembic. The connection and its transaction come from ``storage.upgrade``; there is no offline mode."""
 
 from __future__ import annotations
 

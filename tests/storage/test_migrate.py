@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlmodel import SQLModel
 
@@ -15,7 +18,8 @@ from protocol.errors import FarmError
 from storage import tables
 from storage.engine import writer_engine
 from storage.errors import NewerLedger
-from storage.migrate import current_revision, migrate
+from storage.migrate import NEWEST, current_revision, migrate
+from storage.upgrade import alembic_config
 
 
 def _schema(path: Path) -> dict[str, object]:
@@ -53,6 +57,23 @@ def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
     engine.dispose()
     assert _schema(migrated) == _schema(declared)
     assert tables.TaskRow.__tablename__ in _schema(migrated)
+
+
+def test_the_newest_migration_is_the_one_that_is_named() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == NEWEST
+
+
+def test_a_ledger_that_is_up_to_date_needs_no_alembic(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    engine = writer_engine(path)
+    migrate(engine)
+    engine.dispose()
+    opening = (
+        "import sys; from pathlib import Path; from storage.engine import writer_engine; "
+        "from storage.migrate import migrate; import storage.ledger; migrate(writer_engine(Path(sys.argv[1]))); "
+        "sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", opening, str(path)], check=False).returncode == 0
 
 
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
