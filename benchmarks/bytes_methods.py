@@ -68,7 +68,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "sparseloco": _diloco(20, 80, CodecSpec(name=CodecName.SPARSELOCO, density=1 / 32)),
         "demo": _diloco(30, 60, CodecSpec(name=CodecName.DEMO, density=1 / 32)),
         # What low rank loses of a version comes back too late: new versions need another codec.
-        "powersgd": _diloco(20, 60, CodecSpec(name=CodecName.POWERSGD, rank=8), weights=_INT8),
+        "powersgd": _diloco(20, 80, CodecSpec(name=CodecName.POWERSGD, rank=8), weights=_INT8),
     }
 )
 """By name; all but the first two are DiLoCo, with and without a codec. All train with AdamW: ``sync`` on the server, on
