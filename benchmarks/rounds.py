@@ -38,12 +38,17 @@ SMALL_BLOBS_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: ``seconds`` is the length of its window, after the warm-up."""
+    """One measurement: ``seconds`` is the length of its window, after the warm-up.
+
+    ``durable_every`` and ``pipeline`` are the recipe's options of that name.
+    """
 
     clients: int
     params: int
     mode: str
     seconds: float
+    durable_every: int = 1
+    pipeline: bool = False
 
     @property
     def is_large(self) -> bool:
@@ -88,6 +93,8 @@ class Measured(Measurement):
     clients: int
     params: int
     mode: str
+    durable_every: int
+    pipeline: bool
     rounds: int
     seconds: float
     rounds_per_s: float
@@ -151,6 +158,8 @@ def _compared(case: Case, window: Window, peak_bytes: int, references: Reference
         clients=case.clients,
         params=case.params,
         mode=case.mode,
+        durable_every=case.durable_every,
+        pipeline=case.pipeline,
         rounds=window.rounds,
         seconds=window.seconds,
         rounds_per_s=rounds_per_s,
@@ -183,6 +192,8 @@ def _submission(case: Case) -> list[str]:
         *("--batch-samples", str(round_samples)),
         *("--min-clients", str(case.clients)),
         *("--keep-checkpoints", "1"),
+        *("--durable-every", str(case.durable_every)),
+        *(("--pipeline", "--max-staleness", "1") if case.pipeline else ()),
     ]
 
 
