@@ -9,6 +9,7 @@ import httpx
 
 from farm_client.agent.address import FarmAddress
 from farm_client.retry import RetryPolicy
+from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
 from farm_client.transfer.download import download
 from farm_client.transfer.partial_file import PartialFile
@@ -34,10 +35,10 @@ class Transfers:
     ) -> None:
         encrypted = address.http_url.startswith("https:")  # without, loading the certificates would be for nothing
         names = {CLIENT_HEADER: client_id} if client_id else {}
-        http = httpx.AsyncClient(
-            base_url=address.http_url, headers=address.headers | names, timeout=TIMEOUT, verify=encrypted
-        )
-        self._carrier = Carrier(http, retry, RateLimit(upload_rate), RateLimit(download_rate))
+        headers = address.headers | names
+        http = httpx.AsyncClient(base_url=address.http_url, headers=headers, timeout=TIMEOUT, verify=encrypted)
+        bulk = httpx.Client(base_url=address.http_url, headers=headers, timeout=TIMEOUT, transport=BulkTransport())
+        self._carrier = Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate))
 
     @property
     def tally(self) -> Tally:
@@ -49,6 +50,7 @@ class Transfers:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
+        self._carrier.bulk.close()
         await self._carrier.http.aclose()
 
     async def download(self, digest: str, partial: PartialFile, meter: Meter) -> None:

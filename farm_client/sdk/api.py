@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
+from farm_client.transfer.bulk_transport import BulkTransport
 from protocol.rest import (
     CheckpointView,
     ClientView,
@@ -129,9 +130,18 @@ class FarmApi:
         raise_for_error(response, self.address)
         return response.text
 
-    def open_async(self, **options: Any) -> httpx.AsyncClient:
+    def open_async(self, timeout: httpx.Timeout, headers: dict[str, str]) -> httpx.AsyncClient:
         """Return a client for the same farm in an event loop, as transfers use it; whoever asked for it closes it."""
-        return httpx.AsyncClient(**self._options | options)
+        return httpx.AsyncClient(**self._options_with(timeout, headers))
+
+    def open_bulk(self, timeout: httpx.Timeout, headers: dict[str, str]) -> httpx.Client:
+        """Return a client for the bodies of the same farm's downloads; whoever asked for it closes it."""
+        options = self._options_with(timeout, headers)
+        transport = options["transport"] or BulkTransport(trust_env=options["trust_env"])
+        return httpx.Client(**options | {"transport": transport})
+
+    def _options_with(self, timeout: httpx.Timeout, headers: dict[str, str]) -> dict[str, Any]:
+        return self._options | {"timeout": timeout, "headers": self._options["headers"] | headers}
 
     @contextmanager
     def get_blob(self, digest: str) -> Iterator[Iterator[bytes]]:

@@ -27,9 +27,10 @@ def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
     """
 
     async def run() -> T:
-        async with api.open_async(timeout=TIMEOUT) as http:
-            http.headers[CLIENT_HEADER] = _NAME
-            return await work(Carrier(http, RETRY))
+        headers = {CLIENT_HEADER: _NAME}
+        async with api.open_async(timeout=TIMEOUT, headers=headers) as http:
+            with api.open_bulk(timeout=TIMEOUT, headers=headers) as bulk:
+                return await work(Carrier(http, bulk, RETRY))
 
     try:
         return run_interruptible(run())

@@ -40,9 +40,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """One way to a farm's ``/v1/blobs``. Whoever made ``http`` closes it; it knows the farm's address and token."""
+    """One way to a farm's ``/v1/blobs``.
+
+    ``bulk`` is for the bodies of downloads, which threads read. Whoever made the two clients closes them; they know
+    the farm's address and token.
+    """
 
     http: httpx.AsyncClient
+    bulk: httpx.Client
     retry: RetryPolicy = RETRY
     upload_rate: RateLimit = field(default_factory=RateLimit)
     download_rate: RateLimit = field(default_factory=RateLimit)

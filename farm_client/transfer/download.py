@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import httpx
 
+from farm_client.transfer.bulk_transport import SHUTDOWN
 from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
 from farm_client.transfer.partial_file import PartialFile
+from farm_client.transfer.threads import in_thread
 from protocol.errors import DigestMismatch
 from protocol.ranges import ByteRange
 
 PART_BYTES: Final = 8 * 1024 * 1024
 """What one request asks for; a smaller blob is one request."""
 PARALLEL: Final = 4
-_PIECE_BYTES: Final = 1024 * 1024
-"""What is worth a thread's time."""
+_COUNTED_AT_ONCE_BYTES: Final = 1024 * 1024
+"""How often the event loop hears of what came."""
 
 
 async def download(carrier: Carrier, digest: str, partial: PartialFile, meter: Meter = ignore_bytes) -> None:
@@ -58,55 +62,90 @@ class _Download:
         await in_parallel(parts, PARALLEL, self._fetch_part)
 
     async def _fetch_part(self, part: ByteRange) -> None:
+        request = _PartRequest(self, part, asyncio.get_running_loop())
+        response = await in_thread(request.fetch, request.stop)
+        await check(response, self.digest)
+
+    def count(self, received_bytes: int, repeated_bytes: int) -> None:
+        """Hear what came."""
+        self.carrier.tally.received_bytes += received_bytes
+        self.carrier.tally.received_again_bytes += repeated_bytes
+        self.meter(self.partial.present_bytes)
+
+
+class _PartRequest:
+    """One request, made by a thread: each piece of its body is written as soon as it is here, and none comes twice."""
+
+    def __init__(self, download: _Download, part: ByteRange, loop: asyncio.AbstractEventLoop) -> None:
+        self._download = download
+        self._part = part
+        self._loop = loop
+        self._stopped = False
+        self._shutdown: Callable[[], None] | None = None
+        self._uncounted_bytes = self._uncounted_repeated_bytes = 0
+
+    def stop(self) -> None:
+        """Have the thread end soon."""
+        self._stopped = True
+        if self._shutdown is not None:
+            self._shutdown()
+
+    def fetch(self) -> httpx.Response:
+        """Write the body into the file; return the response, of which another one than a success has been read."""
+        carrier, partial, digest = self._download.carrier, self._download.partial, self._download.digest
         headers = {"Accept-Encoding": "identity"}
-        if part.size_bytes < self.partial.size_bytes:
-            headers["Range"] = f"bytes={part.start}-{part.end - 1}"
-        async with self.carrier.http.stream("GET", f"/v1/blobs/{self.digest}", headers=headers) as response:
+        if self._part.size_bytes < partial.size_bytes:
+            headers["Range"] = f"bytes={self._part.start}-{self._part.end - 1}"
+        with carrier.bulk.stream("GET", f"/v1/blobs/{digest}", headers=headers) as response:
+            self._shutdown = response.extensions.get(SHUTDOWN)
             self._check_size(response)
-            await check(response, self.digest)
+            if not response.is_success:
+                response.read()
+                return response
             is_part = response.status_code == httpx.codes.PARTIAL_CONTENT
-            await self._pour(response, ByteRange(part.start if is_part else 0, part.end))
-        await asyncio.to_thread(self.partial.save)
+            self._pour(response, self._part.start if is_part else 0)
+        partial.save()
+        return response
 
     def _check_size(self, response: httpx.Response) -> None:
         """Refuse a copy of another size before anything of it is written."""
-        status, size = response.status_code, None
+        status, size, wanted_bytes = response.status_code, None, self._download.partial.size_bytes
         if status == httpx.codes.OK:
             size = response.headers.get("content-length")
         elif status in (httpx.codes.PARTIAL_CONTENT, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE):
             size = response.headers.get("content-range", "").rpartition("/")[2]
-        if size and size.isdecimal() and int(size) != self.partial.size_bytes:
-            raise DigestMismatch(f"blob {self.digest[:12]} has {size} bytes and not {self.partial.size_bytes}")
+        if size and size.isdecimal() and int(size) != wanted_bytes:
+            raise DigestMismatch(f"blob {self._download.digest[:12]} has {size} bytes and not {wanted_bytes}")
 
-    async def _pour(self, response: httpx.Response, part: ByteRange) -> None:
-        """Write the body in pieces that are worth a thread; what came before a cut is kept: no byte comes twice."""
-        at, piece = part.start, bytearray()
+    def _pour(self, response: httpx.Response, start: int) -> None:
+        at, end = start, self._part.end
         try:
-            async for chunk in response.aiter_raw():
-                await self.carrier.download_rate.take(len(chunk))
-                piece += chunk[: part.end - at - len(piece)]
-                if len(piece) >= _PIECE_BYTES:
-                    full, piece = piece, bytearray()
-                    await self._keep(at, full)
-                    at += len(full)
-                if at + len(piece) >= part.end:
+            for chunk in response.iter_raw():
+                if self._stopped:
+                    break
+                self._wait_for_turn(len(chunk))
+                wanted = chunk[: end - at]
+                self._uncounted_repeated_bytes += self._download.partial.write(at, wanted)
+                self._uncounted_bytes += len(wanted)
+                at += len(wanted)
+                if self._uncounted_bytes >= _COUNTED_AT_ONCE_BYTES:
+                    self._count()
+                if at >= end:
                     break
         finally:
-            self.carrier.tally.received_bytes += len(piece)
-            self._count_again(self.partial.write(at, piece))
-        if at + len(piece) < part.end:
+            self._count()
+        if at < end:
             raise Interrupted("the farm sent less than was asked for")
 
-    async def _keep(self, at: int, piece: bytearray) -> None:
-        """Write what has come; whoever cancels the download waits for that, so that it does not come again."""
-        self.carrier.tally.received_bytes += len(piece)
-        writing = asyncio.ensure_future(asyncio.to_thread(self.partial.write, at, piece))
-        try:
-            self._count_again(await asyncio.shield(writing))
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])
-            raise
+    def _wait_for_turn(self, count: int) -> None:
+        rate = self._download.carrier.download_rate
+        if rate.is_limited:
+            asyncio.run_coroutine_threadsafe(rate.take(count), self._loop).result()
 
-    def _count_again(self, repeated_bytes: int) -> None:
-        self.carrier.tally.received_again_bytes += repeated_bytes
-        self.meter(self.partial.present_bytes)
+    def _count(self) -> None:
+        """Tell the event loop what came; the caller of ``fetch`` hears of its return after that."""
+        if self._uncounted_bytes:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                told = self._uncounted_bytes, self._uncounted_repeated_bytes
+                self._loop.call_soon_threadsafe(self._download.count, *told)
+            self._uncounted_bytes = self._uncounted_repeated_bytes = 0

@@ -21,6 +21,11 @@ class RateLimit:
             else None
         )
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything ever waits."""
+        return self._bucket is not None
+
     def portion_bytes(self, most: int) -> int:
         """Return how many bytes to move at once, so that they flow rather than come in lumps: ``most`` or fewer."""
         return most if self._burst_bytes is None else max(1, min(most, int(self._burst_bytes)))

@@ -3,6 +3,7 @@ import pytest
 from starlette.applications import Starlette
 
 from farm_client.retry import RetryPolicy
+from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import Carrier
 from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
 
@@ -18,5 +19,7 @@ async def farm():
 
 @pytest.fixture
 async def carrier(farm):
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{farm.port}") as http:
-        yield Carrier(http, AT_ONCE)
+    base_url = f"http://127.0.0.1:{farm.port}"
+    with httpx.Client(base_url=base_url, transport=BulkTransport()) as bulk:
+        async with httpx.AsyncClient(base_url=base_url) as http:
+            yield Carrier(http, bulk, AT_ONCE)

@@ -13,7 +13,8 @@ THRICE = RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=3)
 @pytest.fixture
 async def patient():
     async with httpx.AsyncClient() as http:
-        yield Carrier(http, THRICE)
+        with httpx.Client() as bulk:
+            yield Carrier(http, bulk, THRICE)
 
 
 def failing(*errors):

@@ -132,7 +132,7 @@ async def test_a_blob_that_the_farm_does_not_have_is_not_asked_for_again(farm, f
 
 
 async def test_a_farm_that_is_away_is_unavailable(farm, carrier, fetch, tmp_path):
-    carrier.http.base_url = "http://127.0.0.1:1"
+    carrier.bulk.base_url = "http://127.0.0.1:1"
     with pytest.raises(Unavailable, match="cannot fetch"):
         await fetch(farm.store(DATA))
 

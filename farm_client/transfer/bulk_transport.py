@@ -1,0 +1,113 @@
+"""What httpx sends large bodies with: urllib3, in the caller's thread.
+
+httpx parses a body in Python, 64 KiB at a time, for 2 s of CPU a gigabyte; urllib3 hands on what one read of the socket
+gave, for 0.3 s. Callers see httpx all the same, and tests replace this transport like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, cast
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+
+SHUTDOWN: Final = "shutdown"
+"""The extension of a response that ends its body for whoever is reading it, from any thread."""
+_READ_BYTES: Final = 1024 * 1024
+_IDLE_CONNECTIONS: Final = 8
+
+
+class BulkTransport(httpx.BaseTransport):
+    """Connections, kept and shared by threads. Proxies and certificates are the environment's, as for httpx."""
+
+    def __init__(self, *, trust_env: bool = True) -> None:
+        self._trust_env = trust_env
+        self._managers: dict[tuple[str, str | None], urllib3.PoolManager] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return when the answer's head is here. Raises: httpx.TransportError."""
+        seconds = request.extensions.get("timeout", {})
+        with _as_httpx_errors():
+            answer = self._manager(request.url).urlopen(
+                request.method,
+                str(request.url),
+                body=request.read() or None,
+                headers=dict(request.headers),
+                timeout=urllib3.Timeout(connect=seconds.get("connect"), read=seconds.get("read")),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        body = _Body(cast("urllib3.HTTPResponse", answer))
+        headers = list(answer.headers.items())
+        return httpx.Response(answer.status, headers=headers, stream=body, extensions={SHUTDOWN: body.shutdown})
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for manager in self._managers.values():
+            for key in manager.pools.keys():  # noqa: SIM118  it cannot be iterated
+                manager.pools[key].close()
+            manager.clear()
+
+    def _manager(self, url: httpx.URL) -> urllib3.PoolManager:
+        proxy = self._proxy(url)
+        if (url.scheme, proxy) not in self._managers:
+            # to load the certificates takes a moment, and is for nothing where nothing is encrypted
+            trusted = httpx.create_ssl_context(trust_env=self._trust_env) if url.scheme == "https" else None
+            self._managers[url.scheme, proxy] = (
+                urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, ssl_context=trusted)
+                if proxy is None
+                else urllib3.ProxyManager(proxy, maxsize=_IDLE_CONNECTIONS, ssl_context=trusted)
+            )
+        return self._managers[url.scheme, proxy]
+
+    def _proxy(self, url: httpx.URL) -> str | None:
+        if not self._trust_env or proxy_bypass(url.host):
+            return None
+        known = getproxies()
+        return known.get(url.scheme) or known.get("all")
+
+
+class _Body(httpx.SyncByteStream):
+    """A body in the chunks that the socket gave."""
+
+    def __init__(self, answer: urllib3.HTTPResponse) -> None:
+        self._answer = answer
+        self._is_whole = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_httpx_errors():
+            while chunk := self._answer.read1(_READ_BYTES):
+                yield chunk
+            self._is_whole = True
+
+    def shutdown(self) -> None:
+        """Let the reader's next read find the end, at once if it waits in one."""
+        with suppress(OSError, RuntimeError, ValueError):  # there is no connection any more
+            self._answer.shutdown()
+
+    def close(self) -> None:
+        """Keep the connection if all of it was read."""
+        if self._is_whole or self._answer.length_remaining == 0:
+            self._answer.release_conn()
+        else:
+            self._answer.close()
+
+
+@contextmanager
+def _as_httpx_errors() -> Iterator[None]:
+    try:
+        yield
+    except ReadTimeoutError as error:
+        raise httpx.ReadTimeout("the farm did not go on in time") from error
+    except NewConnectionError as error:  # a kind of the next one, which it is not
+        raise httpx.ConnectError(str(error.__cause__ or error)) from error
+    except ConnectTimeoutError as error:
+        raise httpx.ConnectTimeout("the farm did not answer in time") from error
+    except HTTPError as error:
+        raise httpx.ReadError(str(error)) from error
