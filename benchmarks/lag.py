@@ -29,10 +29,10 @@ from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.clock import SteadyClock
 from farm_server.room import Room
 from farm_server.spooled_updates import SpooledUpdates
-from farm_server.tensor_header import header_bytes
 from farm_server.torch_side import TorchSide
 from protocol.recipe import Recipe
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
+from protocol.tensor_header import header_bytes
 from protocol.tensors import UPDATE_METADATA, Header, TensorBytes, weights_metadata
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore

@@ -13,10 +13,18 @@ import torch
 from coordinator.aggregation import Accumulator, all_finite
 from coordinator.outer_optimizer import OuterStep
 from farm_server.mapped_reader import MappedFileReader
-from farm_server.tensor_header import header_bytes
 from farm_server.tensor_reader import FileReader
 from farm_server.wrapped_chunks import wrapped
-from protocol.codecs import TORCH_DTYPES, BytesReader, Reader, TensorReader, apply_delta, encode, non_finite
+from protocol.codecs import (
+    TORCH_DTYPES,
+    BytesReader,
+    Reader,
+    TensorReader,
+    apply_delta,
+    encode,
+    non_finite,
+    tensor_file,
+)
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.recipe import Recipe
@@ -91,7 +99,7 @@ class TaskTensors:
         state = self._outer.state()
         return NewVersion(
             weights,
-            _file_of(state, {}) if state else None,
+            list(tensor_file(state, {})) if state else None,
             delta if delta is not None and size_of(delta) < size_of(weights) else None,
         )
 
@@ -108,7 +116,7 @@ class TaskTensors:
         except NotFinite as error:
             raise Diverged(_diverged(error.message)) from error
         apply_delta(self._weights, TensorReader(stored, metadata), self._layout, self._weights_codec)
-        delta = _file_of(stored, metadata)
+        delta: list[Chunk] = list(tensor_file(stored, metadata))
         return wrapped(delta) if self._weights_codec.zstd else delta
 
 
@@ -160,12 +168,6 @@ def _read_all(reader: FileReader) -> dict[str, torch.Tensor]:
         tensors[name] = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
         reader.read_into(name, 0, _raw(tensors[name]))
     return tensors
-
-
-def _file_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> list[Chunk]:
-    """Return a tensor file in chunks that are views of the tensors: the widest first, so that all are aligned."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
-    return [header_bytes(TensorReader(ordered, metadata).header), *(_raw(tensor) for tensor in ordered.values())]
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-
-import safetensors.torch
+from typing import Final
 
 from farm_client.executor.failures import CodeError, LossNotFinite
 from farm_client.executor.layout import TensorMap, as_stored
 from farm_client.executor.messages import Load
-from protocol.codecs import encode
+from protocol.codecs import encode, tensor_file
 from protocol.compression import CodecName
 from protocol.digests import digest_bytes, new_hasher
 from protocol.encoded import stored_tensors
 from protocol.errors import LayoutMismatch, NotFinite
 from protocol.tensors import Layout
 from protocol.zstd import wrap, wrap_bytes
+
+_BLOCK_BYTES: Final = 1024 * 1024
 
 
 class UpdateWriter:
@@ -65,26 +67,39 @@ class UpdateWriter:
             self._residual, self._unconfirmed = self._unconfirmed, None
 
     def _saved(self, assignment_id: str, stored: TensorMap, metadata: dict[str, str]) -> dict[str, object]:
-        if sum(tensor.nbytes for tensor in stored.values()) <= self._inline_bytes:
-            data = safetensors.torch.save(stored, metadata=metadata)
+        chunks = tensor_file(stored, metadata)
+        if sum(map(len, chunks)) - len(chunks[0]) <= self._inline_bytes:
+            data = b"".join(chunks)
             data = wrap_bytes(data) if self._wraps else data
             if len(data) <= self._inline_bytes:
                 return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
         path = self._scratch_dir / f"{assignment_id}.update"
-        safetensors.torch.save_file(stored, path, metadata=metadata)
-        if self._wraps:
-            _wrap_file(path)
-        digest = new_hasher().update_mmap(path).hexdigest()
+        digest = _write(path, chunks)
+        if self._wraps and _wrap_file(path):
+            digest = new_hasher().update_mmap(path).hexdigest()
         return {"update_path": str(path), "update_digest": digest, "update_bytes": path.stat().st_size}
 
 
-def _wrap_file(path: Path) -> None:
-    """Put the file into a zstd frame, if that is worthwhile."""
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Write a file and return its digest; each block is hashed while it is in the processor's cache."""
+    hasher = new_hasher()
+    with path.open("wb") as file:
+        for chunk in chunks:
+            for start in range(0, len(chunk), _BLOCK_BYTES):
+                block = memoryview(chunk)[start : start + _BLOCK_BYTES]
+                file.write(block)
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _wrap_file(path: Path) -> bool:
+    """Put the file into a zstd frame, if that is worthwhile; return whether it was."""
     wrapped = path.with_suffix(".zstd")
     try:
         with path.open("rb") as source, wrapped.open("wb") as target:
             is_worthwhile = wrap(source, target)
         if is_worthwhile:
             wrapped.replace(path)
+        return is_worthwhile
     finally:
         wrapped.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from protocol.codecs.encoding import LARGEST, encode
 from protocol.codecs.reading import TORCH_DTYPES, BytesReader, MappedReader, Reader, Scratch, TensorReader
 from protocol.codecs.registry import decoder
 from protocol.codecs.sums import Sum, sum_of
+from protocol.codecs.tensor_file import tensor_file
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -28,4 +29,5 @@ __all__ = [
     "encode",
     "non_finite",
     "sum_of",
+    "tensor_file",
 ]

@@ -12,10 +12,10 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farm_server.tensor_header import header_bytes
 from farm_server.tensor_reader import FileReader, header_of_file
 from farm_server.wrapped_chunks import wrapped
 from protocol.errors import MalformedTensors, NotFound, Unavailable
+from protocol.tensor_header import header_bytes
 from protocol.tensors import read_header
 from protocol.zstd import is_wrapped, unwrap_bytes
 

@@ -1,4 +1,4 @@
-"""The header of a tensor file that the server writes from live tensors, without a copy of their data."""
+"""The header of a tensor file that is written from live tensors, without a copy of their data."""
 
 from __future__ import annotations
 
