@@ -14,6 +14,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.meters import ServerCount, loopback_bytes, peak_rss_bytes, server_count
 from benchmarks.references import References
 from farm_client.sdk.outcome import is_over
+from protocol.recipe import Mode
 from protocol.rest import RoundView
 
 TASK: Final = Path(__file__).parent / "noop_task" / "train.py"
@@ -181,6 +182,8 @@ def _compared(case: Case, window: Window, peak_bytes: int, references: Reference
 def _submission(case: Case) -> list[str]:
     """Return the arguments of `farm submit`: each round is one local step of each client."""
     round_samples = SAMPLES_PER_CLIENT * case.clients
+    # local steps are of whole batches: one for each client, or one of them would do the whole round
+    batch_samples = SAMPLES_PER_CLIENT if case.mode == Mode.WEIGHTS else round_samples
     return [
         str(TASK),
         "--no-check",
@@ -189,7 +192,7 @@ def _submission(case: Case) -> list[str]:
         *("--mode", case.mode),
         *("--rounds", str(MOST_ROUNDS)),
         *("--round-samples", str(round_samples)),
-        *("--batch-samples", str(round_samples)),
+        *("--batch-samples", str(batch_samples)),
         *("--min-clients", str(case.clients)),
         *("--keep-checkpoints", "1"),
         *("--durable-every", str(case.durable_every)),
