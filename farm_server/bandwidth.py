@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
@@ -19,8 +20,18 @@ class Bandwidth:
 
     def __init__(self, total: int, each: int) -> None:
         self.is_limited = bool(total or each)
+        self._users = 0
         self._total = _limit(total)
         self._of_client = lru_cache(_CLIENTS_REMEMBERED)(lambda _client: _limit(each))
+
+    @contextmanager
+    def in_use(self) -> Iterator[int]:
+        """Count a transfer for the length of the block; gives how many there are, itself among them."""
+        self._users += 1
+        try:
+            yield self._users
+        finally:
+            self._users -= 1
 
     async def pace(self, client: str, data: bytes) -> AsyncIterator[bytes]:
         """Give the data back in pieces, each as soon as the limits allow it."""

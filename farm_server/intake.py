@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from typing import ClassVar
 
 from farm_server.layouts import Layouts
@@ -26,6 +28,8 @@ class NonFiniteUpdate(FarmError):
     code: ClassVar[str] = "nonfinite_update"
 
 
+_LOOKING_AT_ONCE = os.cpu_count() or 1
+"""Updates whose numbers are looked at: each is mapped meanwhile, and more than cores would only hold more memory."""
 _NAN_ADVICE = "the training diverged; try a smaller learning rate, gradient clipping, or check the data for NaN"
 
 
@@ -37,6 +41,7 @@ class Intake:
         self._spooled = spooled
         self._torch_side = torch_side
         self._unwrapper = unwrapper
+        self._looking = threading.BoundedSemaphore(_LOOKING_AT_ONCE)
 
     def close(self) -> None:
         """Let no check wait for the disk any longer."""
@@ -83,7 +88,9 @@ class Intake:
     def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec) -> None:
         source = self._spooled.source(update)
         check_encoded(layout, codec, read_header(source) if isinstance(source, bytes) else header_of_file(source))
-        if (name := self._torch_side.non_finite_tensor(source, layout, codec)) is not None:
+        with self._looking:
+            name = self._torch_side.non_finite_tensor(source, layout, codec)
+        if name is not None:
             raise NonFiniteUpdate(f"the update of {name} holds NaN or infinity: {_NAN_ADVICE}")
 
 

@@ -7,8 +7,14 @@ Source: madvise(2), MADV_POPULATE_READ (Linux 5.14).
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
+import sys
+from functools import cache
 from typing import Final
+
+import numpy as np
 
 from farm_server.tensor_reader import FileReader
 from protocol.errors import MalformedTensors
@@ -40,15 +46,33 @@ class MappedFileReader(FileReader):
                 mapped = mmap.mmap(self._file, entry.stop - first, prot=mmap.PROT_READ, offset=first)
             except ValueError as error:  # it was cut a moment ago
                 raise MalformedTensors(f"{self._path} is cut: {error}") from error
-            mapped.madvise(_POPULATE_READ)
+            _populate(mapped)
         return memoryview(mapped)[entry.start - first :]
 
 
+def _populate(mapped: mmap.mmap) -> None:
+    """Have all pages in memory. Raises: OSError.
+
+    By ctypes, which lets other threads run meanwhile, the event loop's above all: the disk may have to be read. The
+    method of Python's own does not.
+    """
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    if _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), _POPULATE_READ):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _can_populate() -> bool:
+    if sys.platform != "linux":
+        return False
     try:
-        with mmap.mmap(-1, mmap.PAGESIZE) as probe:
-            probe.madvise(_POPULATE_READ)
-    except (AttributeError, OSError, ValueError):
+        _populate(mmap.mmap(-1, mmap.PAGESIZE))
+    except OSError:
         return False
     return True
 

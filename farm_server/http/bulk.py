@@ -20,6 +20,9 @@ _MAX_CLIENT_CHARS: Final = 64
 _SILENCE_SECONDS: Final = 60.0
 """A body that does not go on for so long is given up."""
 _READ_BYTES: Final = 1024 * 1024
+_FEWEST_READ_BYTES: Final = 64 * 1024
+_READ_BY_ALL_BYTES: Final = 8 * _READ_BYTES
+"""What all downloads together may hold in memory, or thereabouts: the more there are, the less each reads at once."""
 _PATHSEND: Final = "http.response.pathsend"
 
 
@@ -65,8 +68,6 @@ class BulkFile(FileResponse):
     Where the server can send files by itself (``http.response.pathsend``) and nothing limits it, it does.
     """
 
-    chunk_size = _READ_BYTES
-
     def __init__(self, path: str, farm: Farm, client: str, headers: dict[str, str]) -> None:
         super().__init__(path, headers=headers, media_type="application/octet-stream")
         self._bandwidth = farm.download_bandwidth
@@ -88,7 +89,9 @@ class BulkFile(FileResponse):
         if self._bandwidth.is_limited:
             others = {name: value for name, value in scope.get("extensions", {}).items() if name != _PATHSEND}
             scope = {**scope, "extensions": others}
-        await super().__call__(scope, receive, counting)
+        with self._bandwidth.in_use() as users:
+            self.chunk_size = max(_FEWEST_READ_BYTES, min(_READ_BYTES, _READ_BY_ALL_BYTES // users))
+            await super().__call__(scope, receive, counting)
 
     async def _send_paced(self, message: Message, send: Send) -> None:
         """Send a body in the pieces that the limits allow; the last one is the message's own end."""

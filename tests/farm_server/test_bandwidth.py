@@ -88,3 +88,13 @@ def test_the_pieces_are_the_data() -> None:
         return data
 
     assert len(run_fast(work())) == 2560
+
+
+def test_transfers_are_counted_while_they_last() -> None:
+    bandwidth = Bandwidth(0, 0)
+    with bandwidth.in_use() as first, bandwidth.in_use() as second:
+        assert (first, second) == (1, 2)
+    with pytest.raises(OSError, match="cut"), bandwidth.in_use():
+        raise OSError("cut")
+    with bandwidth.in_use() as again:
+        assert again == 1

@@ -250,3 +250,26 @@ async def test_a_model_whose_names_a_codec_needs_is_refused_at_submission(server
     answer = await server.http.post("/v1/tasks", json=task.model_dump(mode="json"))
     assert answer.status_code == 422
     assert "'w/q'" in answer.json()["message"]
+
+
+def test_no_more_updates_are_looked_at_than_there_are_cores(tmp_path, monkeypatch):
+    """Each is in memory meanwhile: the more clients, the more of it."""
+    monkeypatch.setattr("farm_server.intake._LOOKING_AT_ONCE", 2)
+    desk = Desk(tmp_path, CodecSpec(), LARGE)
+    both_look, counting, looking, most = threading.Barrier(2, timeout=10), threading.Lock(), 0, 0
+
+    def look(*_: object) -> None:
+        nonlocal looking, most
+        with counting:
+            looking += 1
+            most = max(most, looking)
+        both_look.wait()
+        with counting:
+            looking -= 1
+
+    monkeypatch.setattr(TorchSide, "non_finite_tensor", look)
+    updates = [model.update(float(number), LARGE) for number in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        for checked in [threads.submit(desk.check, update, inline=False) for update in updates]:
+            checked.result()
+    assert most == 2

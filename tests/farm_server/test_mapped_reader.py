@@ -60,11 +60,17 @@ def test_a_file_that_is_cut_is_an_error_and_no_signal(path, monkeypatch):
 
 
 def test_a_page_that_cannot_be_had_is_an_error_and_no_signal(path, monkeypatch):
-    class Failing(mmap.mmap):
-        def madvise(self, *_: object) -> None:
-            raise OSError(errno.EFAULT, "Bad address")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped_reader._populate(mapped)
+        os.truncate(path, 0)
+        with pytest.raises(OSError, match="Bad address"):
+            mapped_reader._populate(mapped)
 
-    with MappedFileReader(path) as reader:
-        monkeypatch.setattr(mmap, "mmap", Failing)
-        with pytest.raises(Unavailable):
-            reader.view("large")
+
+def test_a_disk_that_fails_is_told(path, monkeypatch):
+    def fail(_mapped):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(mapped_reader, "_populate", fail)
+    with MappedFileReader(path) as reader, pytest.raises(Unavailable):
+        reader.view("large")
