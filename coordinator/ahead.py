@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from coordinator.commands import DropUpdate
+from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.epoch import take
 from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
@@ -21,7 +22,8 @@ from coordinator.planning import count_samples
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, LateResult, Lease, Part, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Ack, Cancel, Kind
+from protocol.limits import INLINE_BYTES
+from protocol.messages import Ack, Cancel, Kind, Prefetch
 from protocol.tasks import BlobRef
 
 
@@ -63,6 +65,18 @@ def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
     epochs = run.record.spec.recipe.epochs
     samples = sum(shard.samples for shard in run.order())
     return epochs is not None and step.epoch * samples + step.next_cursor >= int(epochs * samples)
+
+
+def announce(turn: Turn, run: TaskRun) -> None:
+    """Tell clients that compute ahead how the new version comes: it is there when they are done with the old one."""
+    for client_id in sorted({record.client_id for record in run.ahead_records()}):
+        client = turn.farm.clients[client_id]
+        if holds_present(run, client):
+            continue
+        way = tuple(link.blob for link in cheapest_chain(run, client)) or (run.checkpoint.weights,)
+        # what is smaller rides inside the next assignment
+        if large := tuple(blob for blob in way if blob.size_bytes > INLINE_BYTES):
+            turn.send(client, Prefetch(blobs=large))
 
 
 def arrive_ahead(run: TaskRun, record: AssignmentRecord, update: BlobRef) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from coordinator.ahead import drop_all_ahead, take_up
+from coordinator.ahead import announce, drop_all_ahead, take_up
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
 from coordinator.deltas import keep_delta
 from coordinator.durability import Volatile, become_durable, must_be_durable
@@ -200,6 +200,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     turn.note("round_committed", _summary(step, samples, seconds, metrics), run)
     run.evaluate_next = evaluation_is_due(run)
     if event.durable:
+        announce(turn, run)
         become_durable(turn, run)
 
 

@@ -182,6 +182,13 @@ class Assign(Frozen):
         return sum(s.samples for s in self.slices)
 
 
+class Prefetch(Frozen):
+    """S: blobs that this client is likely to need soon; fetched while it computes, if there is room. Not answered."""
+
+    type: Literal["prefetch"] = "prefetch"
+    blobs: tuple[BlobRef, ...] = Field(max_length=256)
+
+
 class Accept(Frozen):
     """C: the client will do this assignment."""
 
@@ -331,6 +338,7 @@ Message = Annotated[
     | Heartbeat
     | Ready
     | Assign
+    | Prefetch
     | Accept
     | Reject
     | Progress

@@ -62,7 +62,9 @@ class State(StrEnum):
 _CLIENT_OPEN: Final = frozenset(
     {"heartbeat", "ready", "accept", "reject", "progress", "result", "error", "pause", "resume", "drain", "bye"}
 )
-_SERVER_OPEN: Final = frozenset({"assign", "ack", "cancel", "pace", "error", "pause", "resume", "drain", "bye"})
+_SERVER_OPEN: Final = frozenset(
+    {"assign", "prefetch", "ack", "cancel", "pace", "error", "pause", "resume", "drain", "bye"}
+)
 
 SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     {
@@ -73,7 +75,7 @@ SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     }
 )
 """Which message types each side may send in each state."""
-SINCE: Final[Mapping[str, int]] = MappingProxyType({"pace": BATCHES_SINCE})
+SINCE: Final[Mapping[str, int]] = MappingProxyType({"pace": BATCHES_SINCE, "prefetch": BATCHES_SINCE})
 """Message types that older versions do not know, and the version that brought them."""
 
 

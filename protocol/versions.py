@@ -9,7 +9,7 @@ from protocol.errors import VersionMismatch
 
 SUPPORTED: Final[tuple[int, ...]] = (1, 2)
 BATCHES_SINCE: Final = 2
-"""From this version on a frame may hold several messages, and the server may set the pace."""
+"""From this version on a frame may hold several messages, the server may set the pace, and say what to fetch."""
 
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:

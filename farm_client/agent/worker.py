@@ -43,6 +43,7 @@ from protocol.messages import (
     Pace,
     Pause,
     Phase,
+    Prefetch,
     Ready,
     Reject,
     RejectCode,
@@ -137,6 +138,8 @@ class Worker:
                 self._tell_ready()
             case Pause():
                 self._free(message)
+            case Prefetch():
+                self._tools.fetcher.prefetch(message.blobs)
             case Pace():
                 self._tempo = Tempo.told(message)
                 self._beat_due = min(self._beat_due, time.monotonic() + self._tempo.heartbeat_seconds)

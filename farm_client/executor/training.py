@@ -43,7 +43,8 @@ def train_locally(
 ) -> Trained:
     """Take one step of the inner optimizer a batch from ``base``, which the model holds; return base minus local.
 
-    Raises: CodeError, LossNotFinite.
+    The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
+    afterwards is of no use. Raises: CodeError, LossNotFinite.
     """
     model = tensors.model.train()
     means = WeightedMeans()
@@ -54,9 +55,8 @@ def train_locally(
             optimizer.step()
         means.add(metrics, samples)
         advance(samples)
-    with torch.no_grad():
-        update: TensorMap = {name: base[name] - parameter for name, parameter in tensors.parameters.items()}
-    return _trained(update, tensors, means)
+    model.zero_grad(set_to_none=True)
+    return _trained(_subtracted(base, tensors), tensors, means)
 
 
 def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> Trained:
@@ -65,18 +65,21 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
     Raises: CodeError, LossNotFinite.
     """
     model = tensors.model.train()
-    sums = {name: _zeros(parameter) for name, parameter in tensors.parameters.items()}
+    sums: TensorMap = {}
     means = WeightedMeans()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         model.zero_grad(set_to_none=True)
         metrics = _backward(contract, model, batch, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
-                sums[name].add_(_dense(parameter.grad), alpha=samples / data.samples)
+                _add(sums, name, _dense(parameter.grad), samples / data.samples)
         means.add(metrics, samples)
         advance(samples)
     model.zero_grad(set_to_none=True)
-    update = {name: total.to(tensors.parameters[name].dtype) for name, total in sums.items()}
+    update = {
+        name: sums[name].to(parameter.dtype) if name in sums else torch.zeros_like(parameter, requires_grad=False)
+        for name, parameter in tensors.parameters.items()
+    }
     return _trained(update, tensors, means)
 
 
@@ -123,10 +126,20 @@ def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans) -> 
     return Trained(update, means.result())
 
 
-def _zeros(parameter: torch.Tensor) -> torch.Tensor:
-    """Return the accumulator of a gradient: half-precision ones are summed in float32 and rounded once."""
-    wide = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
-    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+def _subtracted(base: Mapping[str, torch.Tensor], tensors: ModelTensors) -> TensorMap:
+    """Return base minus local, in the parameters' memory unless two of them share some."""
+    local = {name: parameter.detach() for name, parameter in tensors.parameters.items()}
+    is_shared = len({parameter.untyped_storage().data_ptr() for parameter in local.values()}) < len(local)
+    return {name: torch.sub(base[name], p, out=None if is_shared else p) for name, p in local.items()}
+
+
+def _add(sums: TensorMap, name: str, gradient: torch.Tensor, share: float) -> None:
+    """Add a share of a gradient; half-precision ones are summed in float32 and rounded once."""
+    if name in sums:
+        sums[name].add_(gradient, alpha=share)
+    else:
+        is_half = gradient.dtype in (torch.float16, torch.bfloat16)
+        sums[name] = (gradient.float() if is_half else gradient) * share
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:

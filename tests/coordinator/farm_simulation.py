@@ -192,6 +192,7 @@ class Simulation:
         self.counted_in: dict[str, int] = {}
         self.hold_commits = False
         self.delta_bytes = 0
+        self.weights_size: dict[str, int] = {}
         """The size of what leads from a version to the next; 0 where there are only whole versions."""
         self.pending_commits: list[CommitRound] = []
         self._queue: deque[Command] = deque()
@@ -263,7 +264,7 @@ class Simulation:
                 round=c.round + 1,
                 epoch=c.epoch,
                 cursor=c.cursor,
-                weights=blob(f"{c.task_id}/{c.round + 1}"),
+                weights=blob(f"{c.task_id}/{c.round + 1}").model_copy(update=self.weights_size),
                 optimizer=None,
                 manifest=blob(f"manifest {c.task_id}/{c.round + 1}"),
                 created_at=self.now,

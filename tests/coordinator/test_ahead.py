@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.commands import Fold, OpenRound
+from coordinator.commands import Fold, OpenRound, Send
 from coordinator.events import Action, ClientReady, TaskAction
 from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import Ack, Cancel, Scope
-from tests.coordinator.farm_simulation import Simulation, spec
+from protocol.limits import INLINE_BYTES
+from protocol.messages import Ack, Cancel, Prefetch, Scope
+from tests.coordinator.farm_simulation import Simulation, blob, spec
 
 PIPELINE = {"pipeline": True, "max_staleness": 1}
 
@@ -197,3 +198,21 @@ def test_a_delivery_does_not_free_a_slot_that_was_free_before() -> None:
     assert views["ada"].slots == 0
     farm.handle(ClientReady("id-ada", ada.incarnation, 0))
     assert len(ada.held) == 1
+
+
+def announced(farm: Simulation) -> list[tuple[str, tuple[str, ...]]]:
+    sent = (c for c in farm.log if isinstance(c, Send) and isinstance(c.message, Prefetch))
+    return [(c.client_id, tuple(blob.digest for blob in c.message.blobs)) for c in sent]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size_bytes", [INLINE_BYTES, INLINE_BYTES + 1])
+def test_who_computes_ahead_is_told_what_leads_to_the_new_version(size_bytes: int) -> None:
+    """Unless that is so small that the next assignment brings it."""
+    farm = pipelined()
+    farm.weights_size = {"size_bytes": size_bytes}
+    ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]
+    farm.upload(ada, farm.compute(ada))
+    farm.deliver(bob)
+    assert farm.task().version == 1
+    newest = blob("t1/1").digest
+    assert announced(farm) == ([("id-ada", (newest,))] if size_bytes > INLINE_BYTES else [])

@@ -151,6 +151,34 @@ def test_a_kept_inner_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
             torch.testing.assert_close(update[name], base[name] - tensor)
 
 
+SHARED = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Parameter(torch.ones(3))
+            self.other = nn.Parameter(self.one.detach())
+
+    def build_model(config):
+        return Net()
+
+    def build_optimizer(model, config):
+        return torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def loss(model, batch):
+        return model.one.sum() + 3 * model.other.sum() + 0 * batch["x"].sum()
+"""
+
+
+def test_parameters_that_share_memory_do_not_spoil_each_others_update(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, SHARED, batch_samples=1000)
+    update = update_of(bench.train())
+    for name in ("one", "other"):
+        torch.testing.assert_close(update[name], torch.full((3,), 0.5 * (1 + 3)))
+
+
 def test_a_round_that_failed_half_way_leaves_no_inner_optimizer(tmp_path: Path) -> None:
     bench = Bench(tmp_path, MOMENTUM, keep_inner_optimizer=True)
     first = bench.train()
