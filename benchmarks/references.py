@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from psutil import virtual_memory
+
 from benchmarks import limit
 from benchmarks.ddp import Ddp
 from benchmarks.ddp import measure as measure_ddp
@@ -13,19 +15,26 @@ from benchmarks.ddp import measure as measure_ddp
 ALL_REDUCES: Final = 5.0
 DURABLE_WRITES: Final = 2.0
 """What a round may take: so many all-reduces of the same floats, and so many durable writes of the same bytes."""
+DDP_COPIES: Final = 3
+"""Of the model, in each of its processes."""
 
 
 @dataclass(frozen=True)
 class References:
-    """Rounds/s of ``benchmarks.limit``, seconds of a write of the model with fsync, and PyTorch DDP over gloo."""
+    """Rounds/s of ``benchmarks.limit``, seconds of a write of the model with fsync, and PyTorch DDP over gloo.
+
+    ``ddp`` is None where its processes do not fit into this machine's memory.
+    """
 
     limit_rounds_per_s: float
     durable_write_s: float
-    ddp: Ddp
+    ddp: Ddp | None
 
     @property
-    def budget_s(self) -> float:
-        """How long a round may take."""
+    def budget_s(self) -> float | None:
+        """How long a round may take; None without an all-reduce to compare with."""
+        if self.ddp is None:
+            return None
         return ALL_REDUCES * self.ddp.all_reduce_s + DURABLE_WRITES * self.durable_write_s
 
     @classmethod
@@ -37,5 +46,10 @@ class References:
         return cls(
             limit_rounds_per_s=limit.measure(params, clients, seconds, folder),
             durable_write_s=limit.durable_write_s(4 * params, folder),
-            ddp=measure_ddp(params, clients, seconds),
+            ddp=measure_ddp(params, clients, seconds) if _fits(params, clients) else None,
         )
+
+
+def _fits(params: int, processes: int) -> bool:
+    """Tell whether so many processes of DDP have room, each with weights, gradients and gloo's buffers."""
+    return processes * DDP_COPIES * 4 * params < virtual_memory().available

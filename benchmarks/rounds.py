@@ -88,7 +88,8 @@ class Measured(Measurement):
     ``up_bytes_per_round`` and ``down_bytes_per_round`` are payload, as the server counted it; ``wire_bytes`` is all
     that crossed the loopback device during the window. Measured just after, at the same size: ``benchmarks.limit``
     (``ratio`` is the farm's share of it), ``benchmarks.ddp`` (``ddp_ratio``), and a durable write of the model;
-    ``budget_ratio`` is a round's seconds over those of five all-reduces and two such writes.
+    ``budget_ratio`` is a round's seconds over those of five all-reduces and two such writes. What is of DDP is None
+    where it does not fit into the machine's memory.
     """
 
     clients: int
@@ -106,11 +107,11 @@ class Measured(Measurement):
     wire_bytes_per_round: int
     limit_rounds_per_s: float
     ratio: float
-    ddp_steps_per_s: float
-    ddp_ratio: float
-    all_reduce_s: float
+    ddp_steps_per_s: float | None
+    ddp_ratio: float | None
+    all_reduce_s: float | None
     durable_write_s: float
-    budget_ratio: float
+    budget_ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def _check_disk(case: Case, folder: Path) -> None:
 
 def _compared(case: Case, window: Window, peak_bytes: int, references: References) -> Measured:
     rounds_per_s = window.rounds / window.seconds
+    ddp, budget_s = references.ddp, references.budget_s
     return Measured(
         benchmark="rounds",
         clients=case.clients,
@@ -171,11 +173,11 @@ def _compared(case: Case, window: Window, peak_bytes: int, references: Reference
         wire_bytes_per_round=window.wire_bytes // window.rounds,
         limit_rounds_per_s=references.limit_rounds_per_s,
         ratio=rounds_per_s / references.limit_rounds_per_s,
-        ddp_steps_per_s=references.ddp.steps_per_s,
-        ddp_ratio=rounds_per_s / references.ddp.steps_per_s,
-        all_reduce_s=references.ddp.all_reduce_s,
+        ddp_steps_per_s=ddp.steps_per_s if ddp else None,
+        ddp_ratio=rounds_per_s / ddp.steps_per_s if ddp else None,
+        all_reduce_s=ddp.all_reduce_s if ddp else None,
         durable_write_s=references.durable_write_s,
-        budget_ratio=1 / rounds_per_s / references.budget_s,
+        budget_ratio=1 / rounds_per_s / budget_s if budget_s else None,
     )
 
 
