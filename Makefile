@@ -9,12 +9,13 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install demo test faults chaos lint format states picture clean
+.PHONY: simulate help install demo test faults benchmark-tests chaos lint format states picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
 	@echo "make test     run the test suite"
 	@echo "make faults   break a farm of real processes at every named place, and compare the weights"
+	@echo "make benchmark-tests  see that each benchmark runs, and counts what it says (they measure on a quiet machine only)"
 	@echo "make simulate run 20,000 seeded schedules of faults against the coordinator (SEEDS=0-20000 JOBS=2)"
 	@echo "make chaos    break a farm of real processes for two minutes, and see that no work is lost (ARGS=--seed 1)"
 	@echo "make lint     ruff, mypy and the import contract"
@@ -28,17 +29,23 @@ install: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/farm demo
 
-# The matrix of faults on real processes takes longer than all the rest; it has a target of its own.
+# The matrix of faults on real processes takes longer than all the rest, and the benchmarks run whole farms to see that they
+# measure something: each has a target of its own.
 FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_upload_kills.py \
                tests/farm_server/test_full_disk.py
+BENCHMARK_TESTS := tests/benchmarks
 
 test: $(STAMP)
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(FAULT_TESTS:%=--ignore=%))
+	@$(BIN)/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(FAULT_TESTS:%=--ignore=%) $(BENCHMARK_TESTS:%=--ignore=%))
 
 faults: $(STAMP)
 	@echo "==> pytest, faults on real processes"
 	@$(BIN)/python -m pytest --durations=10 $(FAULT_TESTS) $(ARGS)
+
+benchmark-tests: $(STAMP)
+	@echo "==> pytest, the benchmarks themselves"
+	@$(BIN)/python -m pytest --durations=10 $(BENCHMARK_TESTS) $(ARGS)
 
 chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos --seconds 120 $(ARGS)
