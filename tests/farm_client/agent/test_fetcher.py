@@ -12,7 +12,7 @@ from farm_client.agent.transfers import Transfers
 from farm_client.retry import RetryPolicy
 from protocol.digests import digest_bytes
 from protocol.errors import NotFound, Unavailable
-from protocol.messages import Result
+from protocol.messages import Prefetch, Result
 from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
@@ -228,6 +228,14 @@ async def test_an_assignment_brings_what_the_next_one_will_need(farm, start_agen
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task()).model_copy(update={"prefetch": (later,)}))
         await peer.acknowledge(await peer.expect(Result))
+        await until((home / "cache" / later.digest[:2] / later.digest).exists, 30)
+
+
+async def test_the_farm_may_say_at_any_time_what_will_be_needed(farm, start_agent, home):
+    later = farm.store(b"later")
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(Prefetch(blobs=(later,)))
         await until((home / "cache" / later.digest[:2] / later.digest).exists, 30)
 
 
