@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,8 @@ PART_BYTES: Final = 8 * 1024 * 1024
 """What one request asks for; a smaller blob is one request."""
 PARALLEL: Final = 4
 _COUNTED_AT_ONCE_BYTES: Final = 1024 * 1024
-"""How often the event loop hears of what came."""
+_COUNTED_EVERY_SECONDS: Final = 0.2
+"""How often the event loop hears of what came: whichever is sooner."""
 
 
 async def download(carrier: Carrier, digest: str, partial: PartialFile, meter: Meter = ignore_bytes) -> None:
@@ -83,6 +85,7 @@ class _PartRequest:
         self._stopped = False
         self._shutdown: Callable[[], None] | None = None
         self._uncounted_bytes = self._uncounted_repeated_bytes = 0
+        self._count_due = 0.0
 
     def stop(self) -> None:
         """Have the thread end soon."""
@@ -121,26 +124,28 @@ class _PartRequest:
         at, end = start, self._part.end
         try:
             for chunk in response.iter_raw():
-                if self._stopped:
-                    break
-                self._wait_for_turn(len(chunk))
-                wanted = chunk[: end - at]
-                self._uncounted_repeated_bytes += self._download.partial.write(at, wanted)
-                self._uncounted_bytes += len(wanted)
-                at += len(wanted)
-                if self._uncounted_bytes >= _COUNTED_AT_ONCE_BYTES:
-                    self._count()
-                if at >= end:
+                for piece in self._paced(chunk[: end - at]):
+                    self._uncounted_repeated_bytes += self._download.partial.write(at, piece)
+                    self._uncounted_bytes += len(piece)
+                    at += len(piece)
+                    if self._uncounted_bytes >= _COUNTED_AT_ONCE_BYTES or time.monotonic() >= self._count_due:
+                        self._count()
+                if self._stopped or at >= end:
                     break
         finally:
             self._count()
         if at < end:
             raise Interrupted("the farm sent less than was asked for")
 
-    def _wait_for_turn(self, count: int) -> None:
+    def _paced(self, chunk: bytes) -> Iterator[bytes]:
+        """Give the chunk back in pieces, each when the rate allows it; all of it at once if nobody waits any more."""
         rate = self._download.carrier.download_rate
-        if rate.is_limited:
-            asyncio.run_coroutine_threadsafe(rate.take(count), self._loop).result()
+        portion_bytes = max(1, rate.portion_bytes(len(chunk)))
+        for start in range(0, len(chunk), portion_bytes):
+            piece = chunk[start : start + portion_bytes]
+            if rate.is_limited and not self._stopped:
+                asyncio.run_coroutine_threadsafe(rate.take(len(piece)), self._loop).result()
+            yield piece
 
     def _count(self) -> None:
         """Tell the event loop what came; the caller of ``fetch`` hears of its return after that."""
@@ -149,3 +154,4 @@ class _PartRequest:
                 told = self._uncounted_bytes, self._uncounted_repeated_bytes
                 self._loop.call_soon_threadsafe(self._download.count, *told)
             self._uncounted_bytes = self._uncounted_repeated_bytes = 0
+            self._count_due = time.monotonic() + _COUNTED_EVERY_SECONDS
