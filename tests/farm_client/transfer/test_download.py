@@ -40,7 +40,7 @@ async def test_a_large_blob_comes_in_parts_of_which_none_comes_twice(farm, carri
     ref = farm.store(LARGE)
     assert await fetch(ref) == LARGE
     assert len(farm.requests) == 12
-    assert farm.requests[0] == ("GET", "bytes=0-99999")
+    assert ("GET", "bytes=0-99999") in farm.requests  # the threads race
     assert (carrier.tally.received_bytes, carrier.tally.received_again_bytes) == (len(LARGE), 0)
 
 
