@@ -16,6 +16,7 @@ from benchmarks.farm import BenchmarkError
 from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
+from farm_client.agent.backoff import STEADY_SECONDS
 from farm_client.sdk.outcome import is_over
 from protocol.rest import RoundView
 
@@ -35,6 +36,8 @@ CLIENTS: Final = 2
 REFERENCE_ROUNDS: Final = 5
 SETTLED_ROUNDS: Final = 2
 """Committed after a recovery, with all clients back, before the next kill."""
+SETTLED_SECONDS: Final = STEADY_SECONDS + 1.0
+"""How long clients are back before it, too: they spare a server that drops them sooner, again and again."""
 LONGEST_SECONDS: Final = 120.0
 
 
@@ -86,7 +89,7 @@ def _kill_once(farm: MortalFarm, task_id: str, victim: Victim) -> float:
 
 
 def _settle(farm: MortalFarm, task_id: str, rounds: int) -> None:
-    """Wait until all clients are back and so many more rounds are committed."""
+    """Wait until all clients are back, and then for so many more committed rounds and some seconds."""
     farm.wait_online(*farm.clients)
     since = time.time()
     farm.wait_for(
@@ -94,7 +97,7 @@ def _settle(farm: MortalFarm, task_id: str, rounds: int) -> None:
         f"{rounds} rounds are committed",
         LONGEST_SECONDS,
     )
-    time.sleep(POLL_SECONDS)
+    time.sleep(max(POLL_SECONDS, since + SETTLED_SECONDS - time.time()))
 
 
 def _rounds(farm: MortalFarm, task_id: str) -> tuple[RoundView, ...]:
