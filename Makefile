@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
 	@echo "make test     run the test suite"
-	@echo "make faults   break a farm of real processes at every named place, and compare the weights"
+	@echo "make faults   break farms, simulated and of real processes, at every named place, and compare the weights"
 	@echo "make benchmark-tests  see that each benchmark runs, and counts what it says (they measure on a quiet machine only)"
 	@echo "make simulate run 20,000 seeded schedules of faults against the coordinator (SEEDS=0-20000 JOBS=2)"
 	@echo "make chaos    break a farm of real processes for two minutes, and see that no work is lost (ARGS=--seed 1)"
@@ -29,10 +29,10 @@ install: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/farm demo
 
-# The matrix of faults on real processes takes longer than all the rest, and the benchmarks run whole farms to see that they
-# measure something: each has a target of its own.
+# Faults take longer than all the rest: simulated ones, clients that die in mid-round, the matrix on real processes. The
+# benchmarks run whole farms to see that they measure something. Both have targets of their own; CI runs all three.
 FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_upload_kills.py \
-               tests/farm_server/test_full_disk.py
+               tests/farm_server/test_full_disk.py tests/simulation tests/e2e/test_training.py tests/e2e/test_slow_links.py
 BENCHMARK_TESTS := tests/benchmarks
 
 test: $(STAMP)
