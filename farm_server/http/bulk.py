@@ -26,6 +26,11 @@ _READ_BY_ALL_BYTES: Final = 8 * _READ_BYTES
 _PATHSEND: Final = "http.response.pathsend"
 
 
+def read_at_once_bytes(downloads: int) -> int:
+    """Return how much each of so many downloads reads at once."""
+    return max(_FEWEST_READ_BYTES, min(_READ_BYTES, _READ_BY_ALL_BYTES // downloads))
+
+
 def client_of(request: Request) -> str:
     """Return whom turns and limits count this request for: what it says of itself, else where it comes from."""
     said = request.headers.get(CLIENT_HEADER, "")[:_MAX_CLIENT_CHARS]
@@ -90,7 +95,7 @@ class BulkFile(FileResponse):
             others = {name: value for name, value in scope.get("extensions", {}).items() if name != _PATHSEND}
             scope = {**scope, "extensions": others}
         with self._bandwidth.in_use() as users:
-            self.chunk_size = max(_FEWEST_READ_BYTES, min(_READ_BYTES, _READ_BY_ALL_BYTES // users))
+            self.chunk_size = read_at_once_bytes(users)
             await super().__call__(scope, receive, counting)
 
     async def _send_paced(self, message: Message, send: Send) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from farm_server.bandwidth import Bandwidth
+from farm_server.http.bulk import read_at_once_bytes
 from tests.farm_server.fast_time import run_fast
 
 SECONDS = 4.0
@@ -98,3 +99,10 @@ def test_transfers_are_counted_while_they_last() -> None:
         raise OSError("cut")
     with bandwidth.in_use() as again:
         assert again == 1
+
+
+def test_the_more_download_the_less_each_reads_at_once() -> None:
+    mebibyte = 1024 * 1024
+    assert [read_at_once_bytes(count) for count in (1, 8)] == [mebibyte, mebibyte]
+    assert all(count * read_at_once_bytes(count) <= 8 * mebibyte for count in range(1, 129))
+    assert read_at_once_bytes(10_000) == 64 * 1024

@@ -1,4 +1,6 @@
 import asyncio
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -90,6 +92,34 @@ async def test_a_download_that_is_cancelled_goes_on_later(farm, carrier, fetch, 
     await asyncio.wait([task])
     assert await fetch(ref) == LARGE
     assert carrier.tally.received_again_bytes == 0
+
+
+async def test_a_cancelled_download_does_not_wait_for_a_farm_that_fell_silent(carrier, tmp_path):
+    closed = asyncio.Event()
+
+    async def answer(_reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello")
+        await closed.wait()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as silent:
+        carrier.bulk.base_url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        partial = PartialFile(tmp_path / "half", 10)
+        task = asyncio.create_task(download(carrier, "ab" * 32, partial))
+        await asyncio.to_thread(wait_until_present, partial, 5)
+        task.cancel()
+        await asyncio.wait([task])
+        for thread in [thread for thread in threading.enumerate() if thread.name == "transfer"]:
+            await asyncio.to_thread(thread.join, 2)  # its read would end by itself after five
+            assert not thread.is_alive()
+        closed.set()
+
+
+def wait_until_present(partial, count):
+    deadline = time.monotonic() + 20
+    while partial.present_bytes < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 async def test_damage_is_fetched_once_more(farm, fetch, tmp_path):
