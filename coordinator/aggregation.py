@@ -28,9 +28,10 @@ class EmptyRound(FarmError):
 class Accumulator:
     """The running sum of one round's updates, each decoded and added chunk by chunk.
 
-    Float tensors (parameters and buffers) are summed, weighted by samples: float64 in float64, all others in
-    float32. Integer and bool buffers (counters, flags) keep the element-wise maximum. Memory: the layout's tensors
-    in those dtypes, plus some chunks of scratch, all of it kept from round to round.
+    Parameters are summed, weighted by samples: float64 in float64, all others in float32. Float buffers are averaged
+    in float64 as they come, which leaves those that no update changes exactly as they are. Integer and bool buffers
+    (counters, flags) keep the element-wise maximum. Memory: the layout's tensors in those dtypes, plus some chunks of
+    scratch, all of it kept from round to round.
     Source: McMahan et al., arXiv:1602.05629, algorithm 1 (weighted average).
     """
 
@@ -65,18 +66,18 @@ class Accumulator:
     def mean(self) -> dict[str, Tensor]:
         """Turn the sum into the weighted mean, in place, and return it in the layout's shapes, until ``reset``.
 
-        Floats stay in the dtype of their sum (float32 for f16 and bf16), so that the outer optimizer gets them
-        unrounded; integers and bools are in the layout's dtype. The tensors are the accumulator's own memory: the
-        next round overwrites them.
+        Floats stay in the dtype of their sum (float32 for f16 and bf16, float64 for buffers), so that the outer
+        optimizer gets them unrounded; integers and bools are in the layout's dtype. The tensors are the accumulator's
+        own memory: the next round overwrites them.
         Raises: EmptyRound if nothing was folded.
         """
         if self._samples == 0:
             raise EmptyRound
         if self._settled is None:
             self._settled = {spec.name: total.settle().view(spec.shape) for spec, total in self._sums.items()}
-            for mean in self._settled.values():
-                if mean.is_floating_point():
-                    mean.div_(self._weight)
+            for spec, total in self._sums.items():
+                if total.is_weighted:
+                    self._settled[spec.name].div_(self._weight)
         return dict(self._settled)
 
     def reset(self) -> None:

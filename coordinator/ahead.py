@@ -18,7 +18,7 @@ from coordinator.epoch import take
 from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import offer
-from coordinator.planning import count_samples
+from coordinator.planning import count_samples, smallest_part, without_stray
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, LateResult, Lease, Part, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
@@ -54,6 +54,8 @@ def _next_part(turn: Turn, run: TaskRun, step: Step, client: ClientState) -> Par
     recipe = run.record.spec.recipe
     mine = [r for r in step.own_records() if r.client_id == client.client_id]
     wanted = min(sum(r.samples for r in mine), recipe.round_samples - run.ahead_samples)
+    left = sum(shard.samples for shard in run.order()) - step.next_cursor
+    wanted = without_stray(wanted, left, smallest_part(recipe)) if wanted else 0
     ranges = take(run.order(), step.next_cursor, wanted, turn.settings.stripe_shards) if wanted else ()
     if not ranges or _is_beyond_the_end(run, step):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.planning import smallest_part
 from coordinator.records import TaskRecord
 from protocol.recipe import Recipe
 from protocol.tasks import Split, TaskSpec
@@ -19,7 +20,8 @@ def rounds_total(spec: TaskSpec) -> int:
 
 
 def _rounds_of_epochs(recipe: Recipe, epochs: float, samples: int) -> int:
-    per_epoch = -(-samples // recipe.round_samples)
+    full, stray = divmod(samples, recipe.round_samples)
+    per_epoch = max(full + (stray >= smallest_part(recipe)), 1)  # the last round takes a stray sample along
     whole = int(epochs)
     rest = -(-int((epochs - whole) * samples) // recipe.round_samples)
     return max(whole * per_epoch + rest, 1)

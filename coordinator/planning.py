@@ -28,13 +28,28 @@ def shares(samples: int, speeds: Mapping[str, float], quantum: int = 1) -> dict[
     return sizes
 
 
+def smallest_part(recipe: Recipe) -> int:
+    """Return the fewest samples of a part: two, for BatchNorm cannot train on one, unless the recipe asks for one."""
+    return min(2, recipe.batch_samples, recipe.round_samples)
+
+
 def share_quantum(recipe: Recipe) -> int:
     """Return what a client's share of a round is a multiple of.
 
-    In weights mode a whole batch, so that every local step has its full size; in gradients mode two samples, because
-    BatchNorm cannot train on one.
+    In weights mode a whole batch, so that every local step has its full size; in gradients mode the smallest part.
     """
-    return recipe.batch_samples if recipe.mode is Mode.WEIGHTS else min(2, recipe.batch_samples)
+    return recipe.batch_samples if recipe.mode is Mode.WEIGHTS else smallest_part(recipe)
+
+
+def without_stray(wanted: int, left: int, smallest: int) -> int:
+    """Return how many of the ``left`` samples of an epoch to take where ``wanted`` are asked for, at least 0.
+
+    Never so many that fewer than ``smallest`` stay behind, which would be a batch of their own: those come along.
+    Fewer than ``smallest`` are taken only where there are no more.
+    """
+    if left - wanted < smallest:
+        return left
+    return wanted if wanted >= smallest else 0
 
 
 def by_affinity(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.epoch import take
 from coordinator.lateness import available_leftover
-from coordinator.planning import count_samples, cut
+from coordinator.planning import count_samples, cut, smallest_part, without_stray
 from coordinator.records import SampleRange
 from coordinator.state import TaskRun
 from protocol.recipe import Recipe
@@ -34,16 +34,19 @@ def handed_out_samples(recipe: Recipe) -> int:
 def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     """Plan what is still to be handed out of the next round, besides what clients do ahead of it already.
 
-    First what earlier rounds of the epoch left over, then from the cursor on.
+    First what earlier rounds of the epoch left over, then from the cursor on. The epoch's last round takes a stray
+    sample along rather than leave it to a round of its own.
     """
-    task = run.record
-    want = max(handed_out_samples(task.spec.recipe) - run.ahead_samples, 0)
+    task, order = run.record, run.order()
     owed = available_leftover(run)
     count = count_samples(owed)
+    left = count + sum(shard.samples for shard in order) - task.cursor
+    missing = max(handed_out_samples(task.spec.recipe) - run.ahead_samples, 0)
+    want = without_stray(missing, left, smallest_part(task.spec.recipe)) if missing else 0
     if not want:
         return RoundPlan((), owed, task.cursor)
     if count >= want:
         taken, carried = cut(owed, [want, count - want])
         return RoundPlan(taken, carried, task.cursor)
-    fresh = take(run.order(), task.cursor, want - count, stripe_shards)
+    fresh = take(order, task.cursor, want - count, stripe_shards)
     return RoundPlan(owed + fresh, (), task.cursor + count_samples(fresh))

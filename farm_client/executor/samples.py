@@ -47,7 +47,7 @@ class Batches:
         self.samples = sum(len(index) for _, index in parts)
 
     def __len__(self) -> int:
-        return math.ceil(self.samples / self._size)
+        return len(even_sizes(self.samples, self._size))
 
     def __iter__(self) -> Iterator[Batch]:
         for _, batch in self.sized():
@@ -78,8 +78,14 @@ class Batches:
 
 
 def even_sizes(samples: int, largest: int) -> list[int]:
-    """Part ``samples`` into the fewest batches of at most ``largest``, as even as can be, larger ones first."""
+    """Part ``samples`` into the fewest batches of at most ``largest``, as even as can be, larger ones first.
+
+    Where ``largest`` is over 1 no batch is of a single sample, unless there is only that one: of an odd number of
+    samples in twos, the first batch has three.
+    """
     count = math.ceil(samples / largest)
+    if largest > 1:
+        count = min(count, max(samples // 2, 1))
     return [samples // count + (i < samples % count) for i in range(count)]
 
 

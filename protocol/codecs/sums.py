@@ -1,4 +1,4 @@
-"""Running sums of one tensor's updates, in the form in which the codec's updates are cheapest to add.
+"""Running sums and means of one tensor's updates, in the form in which the codec's updates are cheapest to add.
 
 Decoding by demo and powersgd is linear, so that their updates are summed before they are decoded: the coefficients of
 demo are transformed once for all updates, and the factors of powersgd multiplied once for many.
@@ -7,7 +7,7 @@ demo are transformed once for all updates, and the factors of powersgd multiplie
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from torch import Tensor
 from protocol.codecs.decoder import PlainDecoder, chunks_of
 from protocol.codecs.demo import CoefficientDecoder, inverse
 from protocol.codecs.powersgd import PowerSgdDecoder
-from protocol.codecs.reading import TORCH_DTYPES, Reader, Scratch
+from protocol.codecs.reading import TORCH_DTYPES, Elements, Reader, Scratch
 from protocol.codecs.registry import decoder
 from protocol.compression import CodecName, CodecSpec
 from protocol.encoded import CHUNK, count_chunks, parts_of
-from protocol.tensors import TensorSpec
+from protocol.tensors import Role, TensorSpec
 
 _CHUNKS_AT_ONCE: Final = 64
 """demo: chunks transformed at once."""
@@ -28,10 +28,13 @@ _WAITING_RANK: Final = 32
 
 
 class Sum(ABC):
-    """The sum of weighted updates of one tensor: float64 in float64, other floats in float32.
+    """The sum of weighted updates of one tensor: float64 in float64, floats of fewer bits in float32.
 
     Memory: that of the tensor, kept from round to round; what a codec needs besides is small beside it.
     """
+
+    is_weighted: ClassVar[bool] = True
+    """Whether what ``settle`` returns is still to be divided by the sum of the weights."""
 
     def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         self._spec = spec
@@ -67,6 +70,8 @@ class DecodedSum(Sum):
 class Maximum(Sum):
     """The largest of each element, in the tensor's own dtype: what becomes of counters and flags."""
 
+    is_weighted = False
+
     def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
         super().__init__(spec, codec, scratch)
         self._largest = torch.empty(spec.elements, dtype=TORCH_DTYPES[spec.dtype])
@@ -79,6 +84,41 @@ class Maximum(Sum):
     def settle(self) -> Tensor:
         """Return the largest."""
         return self._largest
+
+
+class RunningMean(Sum):
+    """The weighted mean of float buffers, float64: exact where all updates agree, and finite wherever they are.
+
+    A weighted sum divided by the weights is neither: constants would drift by its rounding, float32 would lose whole
+    numbers above 2**24, and a mask of the dtype's lowest number would overflow on the way.
+    Source: West, "Updating mean and variance estimates: an improved method", CACM 22(9), 1979, equation for the mean;
+    differences are halved first, so that those of huge numbers of either sign stay finite.
+    """
+
+    is_weighted = False
+
+    def __init__(self, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:
+        super().__init__(spec, codec, scratch)
+        self._mean = torch.empty(spec.elements, dtype=torch.float64)
+        self._weight = 0.0
+
+    def add(self, reader: Reader, weight: float, *, first: bool) -> None:
+        """Move the mean towards the update by its share of all weight so far."""
+        stored = Elements(reader, self._spec.name, "", self._scratch)
+        self._weight = weight if first else self._weight + weight
+        share = weight / self._weight
+        for start, stop in chunks_of(self._spec.elements):
+            mean, values = self._mean[start:stop], stored.read(start, stop)
+            if first:
+                mean.copy_(values)
+                continue
+            half = self._scratch.take("half difference", stop - start, torch.float64).copy_(values)
+            half.div_(2).sub_(mean, alpha=0.5)
+            mean.add_(half, alpha=share).add_(half, alpha=share)
+
+    def settle(self) -> Tensor:
+        """Return the mean."""
+        return self._mean
 
 
 class CoefficientSum(Sum):
@@ -142,6 +182,8 @@ def sum_of(spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> Sum:
     """Return an empty sum for that tensor's updates in that codec. ``scratch`` is for one thread, and may be shared."""
     if not spec.is_float:
         return Maximum(spec, codec, scratch)
+    if spec.role is Role.BUFFER:
+        return RunningMean(spec, codec, scratch)
     encoded = parts_of(spec, codec) is not None
     if encoded and codec.name is CodecName.DEMO:
         return CoefficientSum(spec, codec, scratch)

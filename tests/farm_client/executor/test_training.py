@@ -278,9 +278,15 @@ def test_pieces_of_several_shards_fill_the_batches(tmp_path: Path) -> None:
 def test_batches_are_few_and_even(samples: int, largest: int) -> None:
     sizes = even_sizes(samples, largest)
     assert sum(sizes) == samples
-    assert len(sizes) == math.ceil(samples / largest)
-    assert max(sizes) <= largest
     assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(2, samples, largest), "BatchNorm cannot train on one"
+    if (samples, largest) not in [(n, 2) for n in range(3, samples + 1, 2)]:
+        assert len(sizes) == math.ceil(samples / largest)
+        assert max(sizes) <= largest
+
+
+def test_an_odd_number_of_samples_in_twos_begins_with_three() -> None:
+    assert even_sizes(5, 2) == [3, 2]
 
 
 def test_default_evaluation_is_the_mean_loss_and_leaves_the_buffers(tmp_path: Path) -> None:

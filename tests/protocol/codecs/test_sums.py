@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.codecs import Scratch, TensorReader, decoder, encode, sum_of
-from protocol.compression import CodecName
+from protocol.compression import CodecName, CodecSpec
 from protocol.tensors import Layout, Role, TensorSpec
 from tests.protocol.codecs.cases import RangeReader, codec_of, file_of, one, values
 
@@ -52,6 +54,48 @@ def test_integers_keep_the_largest(name: CodecName) -> None:
     assert total.settle().tolist() == [5, -2, 7]
     total.add(TensorReader({"n": torch.tensor([-1, -1, -1], dtype=torch.int16)}), 1.0, first=True)
     assert total.settle().tolist() == [-1, -1, -1]
+
+
+FLOAT_BUFFERS = st.sampled_from(
+    [("F64", torch.float64), ("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)]
+)
+
+
+def mean_of(dtype: str, updates: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    total = sum_of(TensorSpec("b", dtype, tuple(updates[0].shape), Role.BUFFER), CodecSpec(), Scratch())
+    for number, (update, weight) in enumerate(zip(updates, weights, strict=True)):
+        total.add(TensorReader({"b": update}), weight, first=number == 0)
+    assert not total.is_weighted
+    return total.settle()
+
+
+@given(FLOAT_BUFFERS, st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=8), st.data())
+def test_a_buffer_that_no_update_changes_stays_as_it_is(
+    kind: tuple[str, torch.dtype], weights: list[float], data: st.DataObject
+) -> None:
+    name, dtype = kind
+    info = torch.finfo(dtype)
+    edges = st.sampled_from([info.min, info.max, info.tiny, info.eps, 0.1, 2.0**24 - 1, 2.0**53 - 1, 0.0])
+    buffer = torch.tensor(data.draw(st.lists(edges, min_size=1, max_size=5)), dtype=torch.float64).clamp(
+        info.min, info.max
+    )
+    buffer = buffer.to(dtype)
+    assert torch.equal(mean_of(name, [buffer] * len(weights), weights).to(dtype), buffer)
+
+
+@given(FLOAT_BUFFERS, st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 5000)), min_size=1, max_size=8))
+def test_the_mean_of_buffers_is_finite_and_between_them(
+    kind: tuple[str, torch.dtype], updates: list[tuple[float, int]]
+) -> None:
+    name, dtype = kind
+    largest = torch.finfo(dtype).max
+    values = [torch.tensor([share * largest], dtype=torch.float64).to(dtype) for share, _ in updates]
+    mean = mean_of(name, values, [float(samples) for _, samples in updates])
+    low, high = (bound.double().item() for bound in (min(values), max(values)))
+    slack = 1e-12 * largest
+    assert low - slack <= mean.item() <= high + slack
+    weighed = sum(v.double().item() / largest * n for v, (_, n) in zip(values, updates, strict=True))
+    assert mean.item() / largest == pytest.approx(weighed / sum(n for _, n in updates), abs=1e-9)
 
 
 class CountingScratch(Scratch):
