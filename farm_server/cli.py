@@ -68,6 +68,9 @@ def up(
     public_url: Annotated[str | None, typer.Option(help="How others reach it, where a proxy stands in front.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background, log to the data folder.")] = False,
+    new_ledger: Annotated[
+        bool, typer.Option("--new-ledger", help="Go on although the blobs' own ledger is lost; they stay for a week.")
+    ] = False,
     as_json: AsJson = False,
     **rates: str | None,
 ) -> None:
@@ -76,13 +79,14 @@ def up(
     given |= rates
     settings = _settings(**given)
     if detach:
-        _announce(control.start_detached(settings, list(_as_arguments(given))), as_json=as_json)
+        arguments = [*_as_arguments(given), *(["--new-ledger"] if new_ledger else [])]
+        _announce(control.start_detached(settings, arguments), as_json=as_json)
         return
     from farm_server.daemon import run  # noqa: PLC0415  # status and down must not pay for the web framework
     from farm_server.logs import configure_logs  # noqa: PLC0415
 
     configure_logs(settings)
-    run(settings, lambda info: _announce(info, as_json=as_json))
+    run(settings, lambda info: _announce(info, as_json=as_json), new_ledger=new_ledger)
 
 
 @app.command()

@@ -22,15 +22,15 @@ from farm_server.settings import ServerSettings
 _log = structlog.get_logger(__name__)
 
 
-def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None]) -> None:
-    """Run a server until it is told to stop. Raises: FarmError if it can't start."""
+def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new_ledger: bool = False) -> None:
+    """Run a server until it is told to stop. ``new_ledger``: see ``Farm.open``. Raises: FarmError if it can't start."""
     faults.arm()
     folder = DataFolder(settings.data_dir)
     folder.lock()
     try:
         listener = bind_kept(settings.host, settings.port, folder.kept_port)
         try:
-            uvloop.run(Daemon(settings, folder, listener, on_ready).live())
+            uvloop.run(Daemon(settings, folder, listener, on_ready, new_ledger=new_ledger).live())
         finally:
             listener.close()
     finally:
@@ -46,18 +46,21 @@ class Daemon:
         folder: DataFolder,
         listener: socket.socket,
         on_ready: Callable[[ServerInfo], None],
+        *,
+        new_ledger: bool = False,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._listener = listener
         self._on_ready = on_ready
+        self._new_ledger = new_ledger
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
     async def live(self) -> None:
         """Start up, serve until a signal, shut down."""
         with self._signals():
-            farm = await Farm.open(self._settings, self._folder)
+            farm = await Farm.open(self._settings, self._folder, new_ledger=self._new_ledger)
             try:
                 serving = await self._startup(farm)
                 await self._serve(serving)

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from coordinator import recovery
 from farm_server.datafolder import DataFolder, is_locked, read_server_info
 from farm_server.listener import bind
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
-from storage.inspection import Inspection, inspect_blobs
+from storage.errors import ledger_error
+from storage.inspection import Inspection, inspect_blobs, load_snapshot
+from storage.ledger_identity import is_blank
+from storage.owner import check_owner
 
 _PACKAGES = ("aifarm", "torch", "fastapi", "uvicorn", "websockets", "sqlmodel", "safetensors")
 _NAMED_AT_MOST = 3
@@ -55,8 +57,13 @@ def examine(settings: ServerSettings, *, repair: bool = False) -> Iterator[Findi
     for name, check in checks:
         try:
             yield Finding(name, ok=True, detail=check(settings))
-        except (FarmError, OSError, sqlite3.Error, SQLAlchemyError, ImportError, PackageNotFoundError) as error:
+        except (FarmError, OSError, ImportError, PackageNotFoundError) as error:
             yield Finding(name, ok=False, detail=str(error))
+        except Exception as error:
+            # whatever a damaged folder provokes is what was looked for; one finding must not cost the others
+            yield Finding(
+                name, ok=False, detail=f"it can't be looked at ({type(error).__name__}: {_first_line(error)})"
+            )
 
 
 def _folder(settings: ServerSettings) -> str:
@@ -90,18 +97,23 @@ def _space(settings: ServerSettings) -> str:
 
 
 def _ledger(settings: ServerSettings) -> str:
+    """See that it is whole, the one that the blobs belong to, and that a server could go on from it."""
     path = ledger_path(settings.ledger_url)
-    if not path.exists():
+    check_owner(settings.data_dir / "blobs", path)
+    if is_blank(path):
         return "none yet"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
     try:
-        verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        tasks = connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
+        verdict = str(connection.execute("PRAGMA integrity_check").fetchone()[0])
+    except sqlite3.Error as error:
+        raise ledger_error(path, error) from error
     finally:
         connection.close()
     if verdict != "ok":
-        raise OSError(f"{path} is damaged: {verdict}; restore it from a backup")
-    return f"{path}, intact, {tasks} tasks, {path.stat().st_size} bytes"
+        raise OSError(f"{path} is damaged: {' '.join(verdict.split())}; restore it from a backup")
+    snapshot = load_snapshot(path)
+    recovery.restore(snapshot)
+    return f"{path}, intact, {len(snapshot.tasks)} tasks, {path.stat().st_size} bytes"
 
 
 def _checkpoints(settings: ServerSettings) -> str:
@@ -144,7 +156,7 @@ def _repaired(settings: ServerSettings) -> str:
 
 def _inspected(settings: ServerSettings) -> Inspection | None:
     ledger = ledger_path(settings.ledger_url)
-    if not ledger.exists() or is_locked(settings.data_dir):
+    if is_blank(ledger) or is_locked(settings.data_dir):
         return None
     return inspect_blobs(ledger, settings.data_dir / "blobs")
 
@@ -161,6 +173,11 @@ def _versions(_settings: ServerSettings) -> str:
     importlib.import_module("torch")
     found = [f"{name} {version(name)}" for name in _PACKAGES]
     return ", ".join([f"Python {platform.python_version()}", *found, f"SQLite {sqlite3.sqlite_version}"])
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, without the statements that a database's driver adds."""
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _existing(path: Path) -> Path:

@@ -6,8 +6,10 @@ import asyncio
 import gc
 import secrets
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import structlog
@@ -60,7 +62,10 @@ from farm_server.uploads import UploadPlaces, Uploads
 from protocol.tasks import TaskSpec
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
+from storage.engine import ledger_path
+from storage.errors import DamagedLedger
 from storage.ledger import Ledger
+from storage.owner import SPARED_SECONDS, check_owner, settle_owner
 from storage.uploads import UPLOADS, UploadFolder
 
 _log = structlog.get_logger(__name__)
@@ -115,13 +120,25 @@ class Farm:
         self._assemble(snapshot)
 
     @classmethod
-    async def open(cls, settings: ServerSettings, folder: DataFolder) -> Self:
-        """Open the ledger and the blob store in a locked folder and take up what is there. Raises: FarmError."""
+    async def open(cls, settings: ServerSettings, folder: DataFolder, *, new_ledger: bool = False) -> Self:
+        """Open the ledger and the blob store in a locked folder and take up what is there.
+
+        ``new_ledger``: go on with the ledger that is there, although the blobs may be another one's. Raises: FarmError.
+        """
+        if not new_ledger:
+            check_owner(folder.blobs, ledger_path(settings.ledger_url))
         tokens = folder.tokens(settings)
         blobs = FolderBlobStore(folder.blobs)
         partials = UploadFolder(folder.blobs / UPLOADS, blobs)
         ledger = await Ledger.open(settings.ledger_url)
-        snapshot = await ledger.load()
+        try:
+            snapshot = await ledger.load()
+            spared = settle_owner(folder.blobs, ledger.identity, is_new=new_ledger, now=time.time())
+            with _contradictions():
+                farm = cls(settings, tokens, ledger, blobs, snapshot, partials=partials)
+        except BaseException:
+            await ledger.close()
+            raise
         # only now: where a start fails, its one line of error should be all that is said
         _log.info("recovery: the data folder is ours", data_dir=str(folder.root))
         _log.info("recovery: blobs are open", leftovers_removed=blobs.leftovers, unfinished_uploads=len(partials))
@@ -132,7 +149,9 @@ class Farm:
             open_rounds=len(snapshot.rounds),
             held_assignments=len(snapshot.assignments),
         )
-        return cls(settings, tokens, ledger, blobs, snapshot, partials=partials)
+        if spared is not None:
+            _log.warning("blobs that nothing refers to are kept", reason=spared, seconds=SPARED_SECONDS)
+        return farm
 
     def _assemble(self, snapshot: Snapshot) -> None:
         """Connect the parts that talk to each other."""
@@ -314,3 +333,14 @@ def _newest_time(snapshot: Snapshot) -> float:
     times += [c.last_seen for c in snapshot.clients]
     times += [c.created_at for c in snapshot.checkpoints]
     return max(times, default=0.0)
+
+
+@contextmanager
+def _contradictions() -> Iterator[None]:
+    """Say what it means if records that the ledger holds can't be put together. Raises: DamagedLedger."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise DamagedLedger(
+            f"the ledger's records contradict each other ({type(error).__name__}: {error}); restore it from a backup"
+        ) from error

@@ -26,6 +26,7 @@ from protocol.tasks import BlobRef
 from storage.blob_batch import BlobBatch, Chunk
 from storage.errors import disk_errors
 from storage.file_digest import digest_of_file
+from storage.owner import read_owner
 from storage.spool import spool
 
 _TEMPORARY: Final = "tmp"
@@ -200,26 +201,32 @@ class FolderBlobStore:
     ) -> Collected:
         """Remove blobs that are not ``referenced`` and were stored more than ``older_than_seconds`` before ``now``.
 
-        A young blob may belong to a record that is not written yet. ``now`` is in seconds since Unix time. With
-        ``among`` only blobs of these names are looked at.
+        A young blob may belong to a record that is not written yet; one that a lost ledger may refer to is spared
+        (``storage.owner``). ``now`` is in seconds since Unix time. With ``among`` only blobs of these names are
+        looked at.
         """
+        owner = read_owner(self._root)
+
+        def goes(stored_at: float) -> bool:
+            is_spared = owner is not None and owner.spares(stored_at, now)
+            return stored_at < now - older_than_seconds and not is_spared
+
         digests = [path.name for path in self._root.glob("[0-9a-f][0-9a-f]/*")] if among is None else among
         removed = [
             size_bytes
             for digest in digests
-            if digest not in referenced
-            and (size_bytes := self._remove_old(digest, now - older_than_seconds)) is not None
+            if digest not in referenced and (size_bytes := self._remove_old(digest, goes)) is not None
         ]
         return Collected(len(removed), sum(removed))
 
-    def _remove_old(self, digest: str, stored_before: float) -> int | None:
-        """Remove the blob if it was stored before that time; return its size in bytes if so."""
+    def _remove_old(self, digest: str, goes: Callable[[float], bool]) -> int | None:
+        """Remove the blob if one stored at its time ``goes``; return its size in bytes if so."""
         if not self.has(digest):
             return None
         path = self._place(digest)
         with disk_errors(self._root), self._naming:
             status = path.stat() if path.exists() else None
-            if status is None or status.st_mtime >= stored_before:
+            if status is None or not goes(status.st_mtime):
                 return None
             path.unlink()
             return status.st_size

@@ -50,9 +50,14 @@ def writer_engine(path: Path) -> Engine:
     return engine
 
 
-def reader_engine(path: Path) -> AsyncEngine:
-    """Return the engine of the readers: they see what is committed and can change nothing."""
+def reader_engine(path: Path, *, writes_nothing: bool = False) -> AsyncEngine:
+    """Return the engine of the readers: they see what is committed and can change nothing.
+
+    With ``writes_nothing`` not even SQLite itself tidies the file up, as it does when the last one closes it.
+    """
     url = URL.create("sqlite+aiosqlite", database=str(path))
+    if writes_nothing:
+        url = url.set(database=path.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
     engine = create_async_engine(url, connect_args=_connect_arguments())
     _prepare(engine.sync_engine, _READER_PRAGMAS, "BEGIN")
     return engine

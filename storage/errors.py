@@ -4,6 +4,7 @@ FarmError
 ├── StorageError
 │   ├── NewerLedger      a later version of the farm wrote this ledger
 │   ├── DamagedLedger    the file is not a ledger, or is no longer one
+│   ├── LostLedger       the blobs belong to a ledger that is not there
 │   ├── BadRecord        a record that the ledger cannot hold
 │   └── BlobTooLarge     more bytes than the receiver allowed
 ├── Conflict             two tasks with one submit token
@@ -40,6 +41,12 @@ class DamagedLedger(StorageError):
     """The ledger's file is damaged; restore it from a backup."""
 
     code: ClassVar[str] = "damaged_ledger"
+
+
+class LostLedger(StorageError):
+    """The blobs belong to a ledger that is not there; put it back, or restore a backup."""
+
+    code: ClassVar[str] = "lost_ledger"
 
 
 class BadRecord(StorageError):

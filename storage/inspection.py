@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator.records import Snapshot
+from storage.engine import reader_engine
+from storage.errors import ledger_error
 from storage.file_digest import digest_of_file
+from storage.ledger import Ledger
+from storage.migrate import NEWEST, current_revision
+from storage.reads import Reads
 from storage.references import NEEDED
 
 
@@ -26,19 +37,38 @@ class Inspection:
         return len(self.references)
 
 
+def load_snapshot(ledger: Path) -> Snapshot:
+    """Load what a server would go on from, without changing the ledger. Blocks, outside of any event loop.
+
+    One of an older version is upgraded as a copy. Raises: Unavailable; StorageError; OSError.
+    """
+    if _revision(ledger) == NEWEST:
+        return asyncio.run(_load_unchanged(ledger))
+    with tempfile.TemporaryDirectory(prefix="aifarm-ledger-") as folder:
+        copy = Path(folder) / ledger.name
+        address = f"{ledger.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
+            old.backup(new)
+        return asyncio.run(_load_upgraded(copy))
+
+
 def referenced_by(ledger: Path) -> frozenset[str]:
-    """Return the names of all blobs that a ledger's file refers to, without changing it. Raises: SQLAlchemyError."""
-    url = URL.create("sqlite", database=ledger.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
-    engine = create_engine(url)
+    """Return the names of all blobs that a ledger's file refers to, without changing it.
+
+    Raises: Unavailable; DamagedLedger; StorageError.
+    """
+    engine = create_engine(_read_only(ledger))
     try:
         with engine.connect() as connection:
             return frozenset(str(row.digest) for row in connection.execute(NEEDED))
+    except SQLAlchemyError as error:
+        raise ledger_error(ledger, error) from error
     finally:
         engine.dispose()
 
 
 def inspect_blobs(ledger: Path, blobs: Path) -> Inspection:
-    """Hash every needed blob and count what nothing needs. Raises: OSError; SQLAlchemyError."""
+    """Hash every needed blob and count what nothing needs. Raises: OSError; as ``referenced_by``."""
     needed = referenced_by(ledger)
     here = {path.name: path for path in blobs.glob("[0-9a-f][0-9a-f]/*")}
     return Inspection(
@@ -47,3 +77,34 @@ def inspect_blobs(ledger: Path, blobs: Path) -> Inspection:
         orphans=len(here.keys() - needed),
         half_written=sum(1 for _ in (blobs / "tmp").glob("*")),
     )
+
+
+def _read_only(ledger: Path) -> URL:
+    return URL.create("sqlite", database=ledger.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+
+
+def _revision(ledger: Path) -> str | None:
+    engine = create_engine(_read_only(ledger))
+    try:
+        with engine.connect() as connection:
+            return current_revision(connection)
+    except SQLAlchemyError as error:
+        raise ledger_error(ledger, error) from error
+    finally:
+        engine.dispose()
+
+
+async def _load_unchanged(ledger: Path) -> Snapshot:
+    engine = reader_engine(ledger, writes_nothing=True)
+    try:
+        return await Reads(engine, ledger).load()
+    finally:
+        await engine.dispose()
+
+
+async def _load_upgraded(ledger: Path) -> Snapshot:
+    opened = await Ledger.open(ledger)
+    try:
+        return await opened.load()
+    finally:
+        await opened.close()

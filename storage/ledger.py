@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.records import Entry, Record
 from storage.engine import ledger_path, reader_engine, writer_engine
 from storage.errors import ledger_error
+from storage.ledger_identity import LedgerIdentity, begin_run
 from storage.migrate import migrate
 from storage.reads import Numbered, Reads
 from storage.transaction import Change
@@ -28,9 +30,10 @@ class Ledger(Reads):
     that begins after it. A refused change is refused alone and whole; changes after it are written nevertheless.
     """
 
-    def __init__(self, readers: AsyncEngine, writer: Writer, path: Path) -> None:
+    def __init__(self, readers: AsyncEngine, writer: Writer, path: Path, identity: LedgerIdentity) -> None:
         super().__init__(readers, path)
         self._writer = writer
+        self.identity = identity
 
     @classmethod
     async def open(cls, location: str | Path) -> Self:
@@ -41,14 +44,14 @@ class Ledger(Reads):
         path = ledger_path(location)
         engine = writer_engine(path)
         try:
-            await asyncio.to_thread(migrate, engine)
+            identity = await asyncio.to_thread(_prepared, engine)
         except SQLAlchemyError as error:
             engine.dispose()
             raise ledger_error(path, error) from error
         except BaseException:
             engine.dispose()
             raise
-        return cls(reader_engine(path), Writer(engine, path, asyncio.get_running_loop()), path)
+        return cls(reader_engine(path), Writer(engine, path, asyncio.get_running_loop()), path, identity)
 
     def submit(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> asyncio.Future[None]:
         """Queue a save behind those before it. The future is done once it is durable, or refused as in ``save``.
@@ -74,3 +77,8 @@ class Ledger(Reads):
         """Write what was submitted, then close; submitting later raises Unavailable. Twice is harmless."""
         await self._writer.close()
         await self._readers.dispose()
+
+
+def _prepared(engine: Engine) -> LedgerIdentity:
+    migrate(engine)
+    return begin_run(engine)

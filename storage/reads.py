@@ -25,7 +25,7 @@ from coordinator.records import (
     TaskRecord,
 )
 from storage import references
-from storage.errors import ledger_error
+from storage.errors import DamagedLedger, ledger_error
 from storage.mapping import (
     ASSIGNMENTS,
     CHECKPOINTS,
@@ -75,7 +75,18 @@ class Reads:
         self._path = path
 
     async def load(self) -> Snapshot:
-        """Return what a server needs to go on after a restart."""
+        """Return what a server needs to go on after a restart.
+
+        Raises: DamagedLedger if a row is no record of this farm's; Unavailable.
+        """
+        try:
+            return await self._load()
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise DamagedLedger(
+                f"{self._path} holds a record that can't be read ({type(error).__name__}); restore it from a backup"
+            ) from error
+
+    async def _load(self) -> Snapshot:
         tasks, rounds, held, checkpoints = TASKS.table, ROUNDS.table, ASSIGNMENTS.table, CHECKPOINTS.table
         newest = (  # a later one than the task's version was damaged, and the task fell back
             select(checkpoints.c.task_id, func.max(checkpoints.c.round))

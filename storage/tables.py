@@ -208,6 +208,15 @@ class LogRow(SQLModel, table=True):
     text: str
 
 
+class IdentityRow(SQLModel, table=True):
+    """The ledger itself: one row. The blobs beside it know it by ``ledger_id`` (``storage.owner``)."""
+
+    __tablename__ = "identity"
+
+    ledger_id: str = Field(primary_key=True)
+    starts: int = Field(sa_type=WHOLE)
+
+
 def table_of(row: type[SQLModel]) -> Table:
     """Return the table of one of this module's classes, for statements that build no row objects."""
     return SQLModel.metadata.tables[str(row.__tablename__)]

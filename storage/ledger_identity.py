@@ -1,0 +1,62 @@
+"""Which ledger a file is: a random name that it keeps for ever, and how often a server has started on it."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine, text
+
+_ID_BYTES: Final = 16
+_LOCK_WAIT_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerIdentity:
+    """``starts`` only grows: an older copy of a ledger has a lower one than the blobs beside it know of."""
+
+    ledger_id: str
+    starts: int
+
+
+def begin_run(engine: Engine) -> LedgerIdentity:
+    """Count a start in an up-to-date ledger, and give it its name at the first one. Raises: SQLAlchemyError."""
+    with engine.begin() as connection:
+        row = connection.execute(text("SELECT ledger_id, starts FROM identity")).first()
+        if row is None:
+            identity = LedgerIdentity(secrets.token_hex(_ID_BYTES), 1)
+            statement = "INSERT INTO identity (ledger_id, starts) VALUES (:ledger_id, :starts)"
+        else:
+            identity = LedgerIdentity(row.ledger_id, row.starts + 1)
+            statement = "UPDATE identity SET starts = :starts WHERE ledger_id = :ledger_id"
+        connection.execute(text(statement), {"ledger_id": identity.ledger_id, "starts": identity.starts})
+    return identity
+
+
+def is_blank(path: Path) -> bool:
+    """Whether no ledger is there: no file, or one without a table. A file that can't be read is no blank one."""
+    if not path.exists():
+        return True
+    try:
+        with closing(_read_only(path)) as connection:
+            return not connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
+    except sqlite3.Error:
+        return False
+
+
+def identity_of(path: Path) -> LedgerIdentity | None:
+    """Return what a ledger's file says it is, without changing it; None if it has no name (yet), or can't be read."""
+    try:
+        with closing(_read_only(path)) as connection:
+            row = connection.execute("SELECT ledger_id, starts FROM identity").fetchone()
+    except sqlite3.Error:
+        return None
+    return LedgerIdentity(*row) if row else None
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_SECONDS)
