@@ -15,6 +15,7 @@ from protocol.tensors import DTYPE_BYTES
 
 _TAGS: Final = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8"}
 _WIDER: Final = {"u2": "i4", "u4": "i8", "u8": "i8"}
+LARGEST_INT64: Final = 2**63 - 1
 
 
 class DataError(FarmError):
@@ -69,7 +70,9 @@ def column_of(name: str, array: NDArray[Any]) -> Column:
     tag = "BOOL" if dtype.kind == "b" else _TAGS.get(stored_dtype(name, dtype).str[1:])
     if tag is None:
         raise DataError(f"column {name!r} is {dtype}: save it as numbers, booleans or strings")
-    return Column(name, tag, tuple(array.shape[1:]))
+    column = Column(name, tag, tuple(array.shape[1:]))
+    _refuse_empty(column)
+    return column
 
 
 def stored_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -84,12 +87,29 @@ def stored_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype("<" + _WIDER.get(code, code))
 
 
-def as_values(column: Column, array: NDArray[Any]) -> Values:
-    """Return rows ``array`` [rows, ...] in the form a block holds them."""
+def as_values(column: Column, array: NDArray[Any], first_row: int = 0) -> Values:
+    """Return rows ``array`` [rows, ...] in the form a block holds them; ``first_row`` is the first one's number.
+
+    Raises: DataError naming the row that is no text, or has an integer that int64 cannot hold.
+    """
     if column.is_text:
-        return [item if isinstance(item, bytes) else str(item).encode() for item in array.tolist()]
+        return text_values(column, array.tolist(), first_row)
+    _refuse_wrapping(column, array, first_row)
     plain = np.ascontiguousarray(array, dtype=stored_dtype(column.name, array.dtype))
     return byte_rows(plain, column)
+
+
+def _refuse_wrapping(column: Column, array: NDArray[Any], first_row: int) -> None:
+    """Refuse what the signed type that it is stored in would turn into a negative number."""
+    if array.dtype.kind != "u" or array.dtype.itemsize < np.dtype(np.int64).itemsize:
+        return
+    beyond = (array > LARGEST_INT64).reshape(len(array), -1).any(axis=1)
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise DataError(
+            f"column {column.name!r}, row {first_row + row}: {array[row].max()} is larger than an int64 holds, "
+            "and torch has nothing larger: save it as float64, or in two columns"
+        )
 
 
 def byte_rows(data: NDArray[Any] | bytes | memoryview, column: Column) -> ByteRows:
@@ -97,12 +117,43 @@ def byte_rows(data: NDArray[Any] | bytes | memoryview, column: Column) -> ByteRo
 
     Raises: DataError if a row has no bytes.
     """
-    if column.row_bytes == 0:
-        raise DataError(f"column {column.name!r} has empty rows (shape {list(column.shape)}): drop it")
+    _refuse_empty(column)
     flat = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     return flat.reshape(-1, column.row_bytes)
 
 
-def text_values(strings: Sequence[str]) -> list[bytes]:
-    """Return strings in the form a block holds them."""
-    return [string.encode() for string in strings]
+def _refuse_empty(column: Column) -> None:
+    if column.row_bytes == 0:
+        raise DataError(f"column {column.name!r} has empty rows (shape {list(column.shape)}): drop it")
+
+
+def text_values(column: Column, strings: Sequence[str | bytes], first_row: int = 0) -> list[bytes]:
+    """Return strings, or their UTF-8 bytes, in the form a block holds them; ``first_row`` is the first one's number.
+
+    Raises: DataError naming the first row that is no Unicode text.
+    """
+    try:
+        return [utf8(string) for string in strings]
+    except UnicodeError:
+        row = next(i for i, string in enumerate(strings) if not is_text(string))
+        raise DataError(
+            f"column {column.name!r}, row {first_row + row}: its text is not Unicode (a lone surrogate, or bytes "
+            "that are not UTF-8): save it as UTF-8"
+        ) from None
+
+
+def utf8(text: str | bytes) -> bytes:
+    """Return a text's UTF-8 bytes. Raises: UnicodeError if it is none, or has a lone surrogate."""
+    if isinstance(text, bytes):
+        text.decode()
+        return text
+    return text.encode()
+
+
+def is_text(text: str | bytes) -> bool:
+    """Tell whether a text can be stored as UTF-8."""
+    try:
+        utf8(text)
+    except UnicodeError:
+        return False
+    return True

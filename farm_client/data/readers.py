@@ -4,38 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from farm_client.data.columns import Block, Column, DataError
+from farm_client.data.columns import Block, DataError
+from farm_client.data.guarded import GuardedFile, RowSource
 from farm_client.data.jsonl import JsonLines
 from farm_client.data.npz import NpzArrays
 from farm_client.data.parquet import ParquetTable
+from farm_client.data.regular_file import kind_of, require_regular
 from farm_client.data.tensor_file import TensorFile
 from farm_client.data.text import DEFAULT_ROW_BYTES, TextFile
-
-
-class RowSource(Protocol):
-    """A data set that can be read from its start, any number of times, in bounded memory."""
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """Return the columns, in the file's order."""
-
-    @property
-    def rows(self) -> int:
-        """Count the rows."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Estimate the bytes of all rows, as stored in shards."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return what the researcher should know, such as a tail that was dropped."""
-
-    def blocks(self, rows: int) -> Iterator[Block]:
-        """Read all rows in order, in blocks of at most ``rows``."""
-
 
 _TEXT_SUFFIXES: Final = (".txt", ".md", ".text")
 _OPENERS: Final[dict[str, Callable[[Path], RowSource]]] = {
@@ -48,7 +26,7 @@ _OPENERS: Final[dict[str, Callable[[Path], RowSource]]] = {
 
 
 def open_data(paths: Sequence[Path], row_bytes: int = DEFAULT_ROW_BYTES) -> RowSource:
-    """Open data files; a folder stands for the data files in it, sorted by name.
+    """Open data files; a folder stands for the data files in it, sorted by name. Only regular files are read.
 
     ``row_bytes`` is the length of a row of a text file.
     Raises: DataError if there is none, one cannot be read, has no rows, or their columns differ.
@@ -84,13 +62,22 @@ class Chain:
 
 
 def _files_of(path: Path) -> list[Path]:
-    if not path.exists():
-        raise DataError(f"there is no data file {path}; check the path given with --data")
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if _is_known(file))
+    if kind_of(path) == "a folder":
+        return _files_in(path)
     if not _is_known(path):
         raise DataError(f"{path.name} is of no known form; {_known()}, or write make_dataset(config) in your code")
+    require_regular(path)
     return [path]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        files = sorted(file for file in folder.iterdir() if _is_known(file))
+    except OSError as error:
+        raise DataError(f"the data folder {folder} cannot be read: {error.strerror}") from error
+    for file in files:
+        require_regular(file)
+    return files
 
 
 def known_suffixes() -> tuple[str, ...]:
@@ -108,4 +95,6 @@ def _known() -> str:
 
 def _open(file: Path, row_bytes: int) -> RowSource:
     suffix = file.suffix.lower()
-    return TextFile(file, row_bytes) if suffix in _TEXT_SUFFIXES else _OPENERS[suffix](file)
+    if suffix in _TEXT_SUFFIXES:
+        return GuardedFile(file, lambda path: TextFile(path, row_bytes))
+    return GuardedFile(file, _OPENERS[suffix])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm_client.data.columns import Block, DataError
-from farm_client.data.readers import RowSource
+from farm_client.data.guarded import RowSource
 from farm_client.data.seeds import derived_seed
 from farm_client.data.shard_file import write_shard_file
 from farm_client.data.spill import Spill

@@ -23,7 +23,7 @@ class TensorFile:
         lengths = {name: t.shape[0] if t.shape else 0 for name, t in self._header.tensors.items()}
         if not lengths or len(set(lengths.values())) > 1 or not all(t.shape for t in self._header.tensors.values()):
             found = ", ".join(f"{name} has {length}" for name, length in lengths.items()) or "there is none"
-            raise DataError(f"the tensors of {path.name} must have equal first dimensions: {found}")
+            raise DataError(f"the tensors must have equal first dimensions: {found}")
         self.rows = next(iter(lengths.values()))
         self.columns = tuple(Column(name, t.dtype, t.shape[1:]) for name, t in self._header.tensors.items())
         self.size_bytes = self.rows * sum(column.row_bytes for column in self.columns)
@@ -48,4 +48,4 @@ def _header_of(path: Path) -> Header:
     try:
         return read_header(head, path.stat().st_size)
     except MalformedTensors as error:
-        raise DataError(f"{path.name} cannot be used as data: {error.message}") from error
+        raise DataError(f"it cannot be used as data: {error.message}") from error

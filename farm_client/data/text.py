@@ -24,8 +24,8 @@ class TextFile:
         self.rows, tail = divmod(total, row_bytes)
         self.size_bytes = self.rows * row_bytes
         if total and not self.rows:
-            raise DataError(f"{path.name} has {total} bytes, less than a row of {row_bytes}: give a smaller row_bytes")
-        self.notes = (f"{path.name}: the last {tail} bytes are shorter than a row and were dropped",) if tail else ()
+            raise DataError(f"it has {total} bytes, less than a row of {row_bytes}: give a smaller row_bytes")
+        self.notes = (f"the last {tail} bytes are shorter than a row and were dropped",) if tail else ()
 
     def blocks(self, rows: int) -> Iterator[Block]:
         """Read all rows in order, in blocks of at most ``rows``."""

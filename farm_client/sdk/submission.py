@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from farm_client.data.readers import RowSource, open_data
+from farm_client.data.guarded import RowSource
+from farm_client.data.readers import open_data
 from farm_client.data.sharding import PlannedShard, plan_shards, write_shards
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from farm_client.data.columns import Column, DataError
-from farm_client.data.readers import RowSource, open_data
+from farm_client.data.guarded import RowSource
+from farm_client.data.readers import open_data
 from farm_client.data.shard_file import write_shard_file
 from farm_client.data.shards import read_shard
 
