@@ -15,6 +15,7 @@ from torch import Tensor
 
 from protocol.codecs import Reader, Scratch, sum_of
 from protocol.compression import CodecSpec
+from protocol.encoded import untouched_in
 from protocol.errors import FarmError
 from protocol.tensors import Layout
 
@@ -37,6 +38,8 @@ class Accumulator:
 
     def __init__(self, layout: Layout, codec: CodecSpec | None = None) -> None:
         scratch = Scratch()
+        self._layout = layout
+        self._untouched: frozenset[str] = frozenset()
         self._sums = {spec: sum_of(spec, codec or CodecSpec(), scratch) for spec in layout.returned}
         self._samples = 0
         self._weight = 0.0
@@ -46,6 +49,11 @@ class Accumulator:
     def samples(self) -> int:
         """Count the samples folded since the last reset."""
         return self._samples
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Return the parameters that no folded update has a gradient of: in one process they would have none."""
+        return self._untouched
 
     def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
         """Add ``samples * scale`` times the update, whose header has passed ``protocol.encoded.check_encoded``.
@@ -58,6 +66,8 @@ class Accumulator:
             raise EmptyRound(f"an update of {samples} samples, scaled by {scale}, cannot be folded")
         if self._settled is not None:
             raise RuntimeError("the sum has become the mean: reset() begins the next round")
+        untouched = untouched_in(self._layout, update.header)
+        self._untouched = self._untouched & untouched if self._samples else untouched
         for total in self._sums.values():
             total.add(update, weight, first=self._samples == 0)
         self._samples += samples
@@ -84,6 +94,7 @@ class Accumulator:
         """Forget all updates and keep the memory, which the first fold of the next round overwrites."""
         self._samples = 0
         self._weight = 0.0
+        self._untouched = frozenset()
         self._settled = None
 
 

@@ -8,7 +8,7 @@ Sources: McMahan et al., arXiv:1602.05629; Reddi et al., arXiv:2003.00295 (serve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Final
 
@@ -55,13 +55,17 @@ class OuterStep:
             for name in self._rules
         }
 
-    def step(self, mean: Mapping[str, Tensor]) -> None:
+    def step(self, mean: Mapping[str, Tensor], untouched: Collection[str] = frozenset()) -> None:
         """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it.
 
-        ``mean`` is left as it is. Memory: what torch takes for one parameter at a time.
+        ``untouched`` parameters have no gradient: they keep their value and state, and do not decay either, as with
+        torch.optim where ``grad`` is None. ``mean`` is left as it is. Memory: what torch takes for one parameter at a
+        time.
         """
         with torch.no_grad():
             for name, rule in self._rules.items():
+                if name in untouched:
+                    continue
                 tensor = self._trained[name]
                 rule.step(tensor, mean[name].to(tensor.dtype), self._states[name])
                 if self._publishes and tensor is not self._weights[name]:

@@ -91,7 +91,7 @@ class TaskTensors:
     def step(self) -> NewVersion:
         """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
         mean = self._accumulator.mean()
-        self._outer.step(mean)
+        self._outer.step(mean, self._accumulator.untouched)
         delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
             raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))

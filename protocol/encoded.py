@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import LayoutMismatch
@@ -29,6 +29,8 @@ SEGMENT: Final = 65536
 """topk: elements of a segment, which sixteen bits can count."""
 _DECODED_BY: Final = ("name", "block", "density", "rank")
 """The settings that a reader needs; the others only concern the writer."""
+_UNTOUCHED: Final = "untouched"
+_NAMES: Final = TypeAdapter(tuple[str, ...])
 _ENTRY_BYTES: Final = 256
 """More than one entry of a header takes besides its name: dtype, shape, offsets."""
 _SPARE_BYTES: Final = 4096
@@ -57,6 +59,28 @@ def encoded_metadata(codec: CodecSpec) -> dict[str, str]:
     if codec.name is CodecName.NONE:
         return dict(UPDATE_METADATA)
     return {"format": ENCODED_FORMAT, "codec": codec.model_dump_json()}
+
+
+def untouched_metadata(names: Collection[str]) -> dict[str, str]:
+    """Return what ``__metadata__`` says besides where parameters got no gradient at all."""
+    return {_UNTOUCHED: json.dumps(sorted(names))} if names else {}
+
+
+def untouched_in(layout: Layout, header: Header) -> frozenset[str]:
+    """Return the parameters that the update calls untouched: no loss of its samples depends on them.
+
+    Raises: LayoutMismatch if it is no JSON list, or names something else than a parameter.
+    """
+    text = header.metadata.get(_UNTOUCHED)
+    if text is None:
+        return frozenset()
+    try:
+        names = frozenset(_NAMES.validate_json(text))
+    except ValidationError as error:
+        raise LayoutMismatch(f"the update's metadata {_UNTOUCHED!r} is no JSON list of names") from error
+    if unknown := sorted(names - {spec.name for spec in layout.parameters}):
+        raise LayoutMismatch(f"the update calls {unknown[0]!r} untouched, which is no parameter of the layout")
+    return names
 
 
 def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, Part] | None:
@@ -89,8 +113,10 @@ def stored_tensors(layout: Layout, codec: CodecSpec) -> dict[str, Part]:
 def check_encoded(layout: Layout, codec: CodecSpec, header: Header) -> None:
     """Check that an update in that codec has exactly the stored tensors that the layout needs.
 
-    Raises: LayoutMismatch naming the codecs, the tensor and both shapes or dtypes, or the missing or extra names.
+    Raises: LayoutMismatch naming the codecs, the tensor and both shapes or dtypes, or the missing or extra names; and
+        as ``untouched_in`` does.
     """
+    untouched_in(layout, header)
     if codec.name is CodecName.NONE:
         check_update(layout, header)
         return
@@ -113,6 +139,7 @@ def largest_bytes(layout: Layout, codec: CodecSpec) -> int:
     """Return the most bytes that an update in that codec may have (before zstd), header and all."""
     stored = stored_tensors(layout, codec)
     entries = sum(len(json.dumps(name)) + _ENTRY_BYTES + 24 * len(part.shape) for name, part in stored.items())
+    entries += len(json.dumps(json.dumps([spec.name for spec in layout.parameters])))
     return entries + _SPARE_BYTES + sum(part.size_bytes for part in stored.values())
 
 

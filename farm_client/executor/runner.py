@@ -63,10 +63,10 @@ class TaskRunner:
         data = self._source.batches(order.pieces, order.epoch)
         if order.kind is Kind.EVALUATE:
             metrics = evaluate(self._contract, self.tensors, data, progress.advance)
-            return self._done(order, data.samples, metrics, None, started)
+            return self._done(order, data.samples, metrics, started)
         faults.reach(Fault.EXECUTOR_BEFORE, order.round)
         trained = self._train(data, _with_faults(progress.advance, order.round))
-        done = self._done(order, data.samples, trained.metrics, trained.update, started)
+        done = self._done(order, data.samples, trained.metrics, started, trained)
         faults.reach(Fault.EXECUTOR_AFTER, order.round)
         return done
 
@@ -112,12 +112,13 @@ class TaskRunner:
         self._base_digest = digest
 
     def _done(
-        self, order: Run, samples: int, metrics: dict[str, float], update: TensorMap | None, started: float
+        self, order: Run, samples: int, metrics: dict[str, float], started: float, trained: Trained | None = None
     ) -> Done:
         known = reportable(metrics, "the metric")
         done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
-        if update is not None:
-            done = done.model_copy(update=self._updates.write(order.assignment_id, update))
+        if trained is not None:
+            fields = self._updates.write(order.assignment_id, trained.update, trained.untouched)
+            done = done.model_copy(update=fields)
         return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
 
 

@@ -8,7 +8,7 @@ buffers by their value after training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,14 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """An update in the task's layout, with the metrics' means over the samples (``loss`` among them)."""
+    """An update in the task's layout, with the metrics' means over the samples (``loss`` among them).
+
+    ``untouched``: the parameters that no loss depends on, so that torch would not step them at all.
+    """
 
     update: TensorMap
     metrics: dict[str, float]
+    untouched: frozenset[str]
 
 
 def train_locally(
@@ -48,15 +52,17 @@ def train_locally(
     """
     model = tensors.model.train()
     means = WeightedMeans()
+    untouched = dict(tensors.parameters)
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         optimizer.zero_grad(set_to_none=True)
         metrics = _backward(contract, model, batch, step)
+        untouched = {name: parameter for name, parameter in untouched.items() if parameter.grad is None}
         with calling("optimizer.step()", contract.code_dir):
             optimizer.step()
         means.add(metrics, samples)
         advance(samples)
     model.zero_grad(set_to_none=True)
-    return _trained(_subtracted(base, tensors), tensors, means)
+    return _trained(_subtracted(base, tensors), tensors, means, untouched)
 
 
 def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> Trained:
@@ -80,7 +86,7 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
         name: sums[name].to(parameter.dtype) if name in sums else torch.zeros_like(parameter, requires_grad=False)
         for name, parameter in tensors.parameters.items()
     }
-    return _trained(update, tensors, means)
+    return _trained(update, tensors, means, tensors.parameters.keys() - sums.keys())
 
 
 def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> dict[str, float]:
@@ -118,12 +124,12 @@ def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int)
     return {"loss": number, **value.metrics}
 
 
-def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans) -> Trained:
+def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans, untouched: Iterable[str]) -> Trained:
     update |= {name: buffer.detach().clone() for name, buffer in tensors.buffers.items()}
     for name, tensor in update.items():
         if not is_finite(tensor):
             raise LossNotFinite(f"training left NaN or infinity in {name}: lower the learning rate or clip gradients")
-    return Trained(update, means.result())
+    return Trained(update, means.result(), frozenset(untouched))
 
 
 def _subtracted(base: Mapping[str, torch.Tensor], tensors: ModelTensors) -> TensorMap:

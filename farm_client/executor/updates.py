@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from farm_client.executor.messages import Load
 from protocol.codecs import encode, tensor_file
 from protocol.compression import CodecName
 from protocol.digests import digest_bytes, new_hasher
-from protocol.encoded import stored_tensors
+from protocol.encoded import stored_tensors, untouched_metadata
 from protocol.errors import LayoutMismatch, NotFinite
 from protocol.tensors import Layout
 from protocol.zstd import wrap, wrap_bytes
@@ -47,17 +47,22 @@ class UpdateWriter:
         """Start another assignment: an update that was not reported by now never will be."""
         self._unconfirmed = None
 
-    def write(self, assignment_id: str, update: TensorMap) -> dict[str, object]:
+    def write(
+        self, assignment_id: str, update: TensorMap, untouched: Collection[str] = frozenset()
+    ) -> dict[str, object]:
         """Return an update as fields of ``Done``: inline bytes, or a file in the scratch folder.
+
+        The file names the ``untouched`` parameters, but for those that earlier updates left something of.
 
         Raises: LossNotFinite if its numbers are too large for the codec; OSError.
         """
         residual = dict(self._residual) if self._feeds_back else None
+        nothing_left = [name for name in untouched if name not in self._residual or not self._residual[name].any()]
         try:
             stored, metadata = encode(as_stored(update), self._layout, self._codec, residual)
         except NotFinite as error:
             raise LossNotFinite(f"{error.message}: lower the learning rate or clip gradients") from error
-        fields = self._saved(assignment_id, stored, metadata)
+        fields = self._saved(assignment_id, stored, metadata | untouched_metadata(nothing_left))
         self._unconfirmed = residual
         return fields
 

@@ -14,6 +14,7 @@ from coordinator.aggregation import Accumulator, EmptyRound, all_finite
 from coordinator.outer_optimizer import OuterStep
 from protocol.codecs import CHUNK_ELEMENTS, TORCH_DTYPES, TensorReader, decoder, encode
 from protocol.compression import CodecName, CodecSpec
+from protocol.encoded import untouched_metadata
 from protocol.recipe import OuterOptimizer
 from protocol.tensors import DTYPE_BYTES, Layout, Role, TensorSpec
 
@@ -130,6 +131,20 @@ def test_frozen_tensors_are_no_part_of_a_round() -> None:
     accumulator = Accumulator(layout)
     accumulator.fold(TensorReader({"w": torch.ones(1)}), 1)
     assert list(accumulator.mean()) == ["w"]
+
+
+def test_untouched_is_what_no_update_of_the_round_touches() -> None:
+    names = ("a", "b", "c")
+    accumulator = Accumulator(layout_of(*(TensorSpec(name, "F32", (1,)) for name in names)))
+    tensors = {name: torch.zeros(1) for name in names}
+    for untouched in (["a", "b"], ["b", "c"]):
+        accumulator.fold(TensorReader(tensors, untouched_metadata(untouched)), 1)
+    assert accumulator.untouched == {"b"}
+    accumulator.fold(TensorReader(tensors), 1)
+    assert accumulator.untouched == set()
+    accumulator.reset()
+    accumulator.fold(TensorReader(tensors, untouched_metadata(["c"])), 1)
+    assert accumulator.untouched == {"c"}
 
 
 def test_an_empty_round_has_no_mean() -> None:

@@ -131,6 +131,25 @@ def test_a_checkpoint_in_mid_run_goes_on_identically(recipe: str, name: str, dty
     assert save(outer.state()) == save(resumed.state())
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_parameter_without_a_gradient_is_passed_over_as_in_one_process(recipe: str) -> None:
+    model = make_model(torch.float32)
+    weights = weights_of(model)
+    outer = OuterStep(RECIPES[recipe], weights, layout_of(model, "F32"))
+    optimizer = local_optimizer(RECIPES[recipe], model)
+    names = [name for name, _ in model.named_parameters()]
+    for number, (x, y) in enumerate(batches(torch.float32)):
+        gradient = gradients(model, x, y)
+        untouched = {names[0]} if number % 2 else set(names[1:])
+        for name, parameter in model.named_parameters():
+            if name in untouched:
+                parameter.grad, gradient[name] = None, torch.zeros_like(parameter)
+        optimizer.step()
+        outer.step(gradient, untouched)
+    for name, expected in model.named_parameters():
+        assert torch.equal(weights[name], expected), name
+
+
 def test_plain_averaging_keeps_no_state() -> None:
     weights = {"w": torch.ones(2)}
     outer = OuterStep(OuterOptimizer(), weights, Layout((TensorSpec("w", "F32", (2,)),)))

@@ -16,6 +16,8 @@ from protocol.encoded import (
     largest_bytes,
     parts_of,
     stored_tensors,
+    untouched_in,
+    untouched_metadata,
 )
 from protocol.errors import LayoutMismatch, TensorError
 from protocol.tensors import DTYPE_BYTES, Header, Layout, Role, TensorSpec, read_header
@@ -169,3 +171,20 @@ def test_a_sparse_codec_keeps_at_least_one_and_at_most_all(elements: int, densit
 def test_a_frozen_tensor_and_a_buffer_have_no_parts() -> None:
     for role in (Role.FROZEN, Role.BUFFER):
         assert parts_of(TensorSpec("w", "F32", (9999,), role), CodecSpec(name="int8")) is None
+
+
+@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec(name=CodecName.INT8)])
+@pytest.mark.parametrize("text", ["", "7", '"bias"', "{}", "[1]", '["mean"]', '["frozen"]', '["nobody"]', "[" * 500])
+def test_what_is_called_untouched_must_be_parameters(codec: CodecSpec, text: str) -> None:
+    head = head_of(LAYOUT, codec)
+    head["__metadata__"]["untouched"] = text
+    with pytest.raises(LayoutMismatch, match="untouched"):
+        check_encoded(LAYOUT, codec, header_of(head))
+
+
+def test_untouched_parameters_are_read_back() -> None:
+    head = head_of(LAYOUT, CodecSpec())
+    head["__metadata__"] |= untouched_metadata({"weight", "bias"})
+    check_encoded(LAYOUT, CodecSpec(), header_of(head))
+    assert untouched_in(LAYOUT, header_of(head)) == {"bias", "weight"}
+    assert untouched_metadata(()) == {}

@@ -16,10 +16,13 @@ from torch import nn
 from farm_client.data.shards import read_shard
 from farm_client.executor.failures import CodeError, LossNotFinite
 from farm_client.executor.samples import even_sizes
+from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
+from protocol.encoded import untouched_in
 from protocol.recipe import Mode
 from protocol.tasks import Split
 from protocol.tensors import check_update, parse_layout, read_header
+from protocol.zstd import unwrap_bytes
 from tests.farm_client.executor.bench_task import LINEAR, Bench, toy_arrays, update_of
 
 NET = """
@@ -223,6 +226,34 @@ def test_tied_weights_go_once_and_unused_ones_as_zero(tmp_path: Path, mode: Mode
     assert update["embed.weight"].abs().sum() > 0
     if mode is Mode.GRADIENTS:
         assert not update["unused"].any()
+    assert untouched_in(layout, read_header(done.update or b"")) == {"unused"}
+
+
+def test_what_an_earlier_update_left_of_an_untouched_parameter_still_counts(tmp_path: Path) -> None:
+    source = """
+        import torch
+        from torch import nn
+
+        def build_model(config):
+            return nn.ModuleDict({"x": nn.Linear(3, 2), "rare": nn.Linear(3, 2)})
+
+        def loss(model, batch):
+            used = ("x", "rare") if model.training and loss.calls == 0 else ("x",)
+            loss.calls += 1
+            return sum(nn.functional.cross_entropy(model[name](batch["x"]), batch["y"]) for name in used)
+
+        loss.calls = 0
+    """
+    codec = CodecSpec(name=CodecName.TOPK, density=0.2)
+    bench = Bench(tmp_path, source, mode=Mode.GRADIENTS, batch_samples=1000, update_codec=codec)
+    layout = parse_layout(bench.weights)
+    said = []
+    for _ in range(2):
+        update = unwrap_bytes(bench.train().update or b"", 1 << 20)
+        bench.runner.confirm()
+        said.append(untouched_in(layout, read_header(update)))
+    # the codec kept some of the weight's first gradient back, which comes with the second; the bias went whole
+    assert said == [set(), {"rare.bias"}]
 
 
 def test_a_repeated_assignment_gives_the_same_bytes(tmp_path: Path) -> None:
