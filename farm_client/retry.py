@@ -40,3 +40,8 @@ class RetryPolicy:
 def about(seconds: float) -> float:
     """Draw a wait around the one that a farm asked for, so that those who were told the same do not come together."""
     return random.uniform(0.75 * seconds, 1.25 * seconds)  # noqa: S311  jitter is no secret
+
+
+def later_than(seconds: float) -> float:
+    """Draw a wait of at least ``seconds``, and up to a quarter more: who asks for a time is not to be asked before."""
+    return random.uniform(seconds, 1.25 * seconds)  # noqa: S311  jitter is no secret

@@ -36,6 +36,7 @@ def parse_address(url: str) -> FarmAddress:
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError as error:
         raise BadAddress(f"the address is not a URL ({error}); {_EXAMPLE}") from None
     scheme = _WEBSOCKET_SCHEMES.get(parts.scheme)
@@ -43,11 +44,14 @@ def parse_address(url: str) -> FarmAddress:
         raise BadAddress(f"the address must start with ws:// or wss://; {_EXAMPLE}")
     if not host:
         raise BadAddress(f"the address names no host; {_EXAMPLE}")
+    token = unquote(parts.username) if parts.username else None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise BadAddress(f"the address has a token with characters that no token has; {_EXAMPLE}")
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
     base = parts.path.rstrip("/").removesuffix("/v1/farm")
     return FarmAddress(
         websocket_url=urlunsplit((scheme, netloc, f"{base}/v1/farm", "", "")),
         http_url=urlunsplit((_HTTP_SCHEMES[scheme], netloc, base, "", "")),
         shown=urlunsplit((scheme, netloc, base, "", "")),
-        token=unquote(parts.username) if parts.username else None,
+        token=token,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from farm_client.retry import RetryPolicy
+from farm_client.retry import RetryPolicy, later_than
 
 RECONNECT: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0, growth=1.1)
 """Slow to grow: a server that restarts is back in seconds, and work must go on within five of its start. A wait stays
@@ -12,31 +12,38 @@ about two seconds at most for the first five of an outage, and reaches half a mi
 
 STEADY_SECONDS: Final = 3.0
 """A connection that held for so long was a success, whatever ended it: at this pace nobody is stormed."""
-BRIEF: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0)
-"""Quick to grow: each of these tries cost the farm a whole join."""
+COSTLY: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0)
+"""Quick to grow: each of these tries cost the farm a whole join, or most of one."""
 
 
 class Reconnecting:
     """How long to wait before the next connection: by what went wrong since the farm last let this client in.
 
     A welcome ends an outage: the wait that had grown is forgotten. Only connections that end soon after their
-    welcome, one after another, keep counting, so that a farm that welcomes and drops at once is not stormed.
+    welcome, one after another, keep counting, so that a farm that welcomes and drops at once is not stormed. Nor is
+    one that has too much to do to answer in time: what was begun for that try is lost work of the farm's.
     """
 
     def __init__(self) -> None:
         self._unreached = 0
+        self._slow = 0
         self._brief = 0
+        self._asked_seconds = 0.0
 
-    def failed(self) -> None:
-        """Count a try that led to no welcome."""
+    def failed(self, *, was_slow: bool = False, retry_after_seconds: float = 0.0) -> None:
+        """Count a try that led to no welcome; ``was_slow``: in the time that it was given. It may be told to wait."""
         self._unreached += 1
+        self._slow += was_slow
+        self._asked_seconds = retry_after_seconds
 
     def ended(self, held_seconds: float) -> None:
         """Count a connection that was welcomed and held for so long."""
-        self._unreached = 0
+        self._unreached = self._slow = 0
+        self._asked_seconds = 0.0
         self._brief = 0 if held_seconds >= STEADY_SECONDS else self._brief + 1
 
     def delay_seconds(self) -> float:
-        """Draw the wait before the next try."""
-        outage = RECONNECT.delay_seconds(max(1, self._unreached))
-        return max(outage, BRIEF.delay_seconds(self._brief)) if self._brief else outage
+        """Draw the wait before the next try: what a farm asked for is the least."""
+        waits = [RECONNECT.delay_seconds(max(1, self._unreached))]
+        waits += [COSTLY.delay_seconds(count) for count in (self._slow, self._brief) if count]
+        return max(waits) + later_than(self._asked_seconds)

@@ -16,11 +16,12 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
 
+from farm_client.agent.acquaintances import Acquaintances
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.backoff import Reconnecting
 from farm_client.agent.cache import BlobCache
 from farm_client.agent.display import Display
-from farm_client.agent.errors import OutOfReach
+from farm_client.agent.errors import NotAFarm, OutOfReach
 from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.home import Home
@@ -43,6 +44,8 @@ from protocol.messages import Bye, Hello
 from protocol.versions import SUPPORTED
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STRANGERS_SECONDS: Final = 10.0
+"""An address that never welcomed this machine may answer so long as no farm does, until it counts as a wrong one."""
 
 
 class Agent:
@@ -61,6 +64,8 @@ class Agent:
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
         self._reconnecting = Reconnecting()
         self._unreached_since = 0.0
+        self._strange_since: float | None = None
+        """Since when every answer was one that no farm gives, where no farm was ever met."""
         self._carried = InlineLimit()
 
     async def run(self) -> None:
@@ -71,6 +76,7 @@ class Agent:
         with self._home.held():
             self._listen_to_signals(asyncio.current_task())
             self._board.show(farm=self._address.shown, name=self._settings.name)
+            self._welcomed_by = Acquaintances(self._home.acquaintances_file)
             probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
             pool: ExecutorPool | None = None
             try:
@@ -147,18 +153,36 @@ class Agent:
             await worker.close()
 
     async def _connect(self, hello: Callable[[], Hello]) -> Link | None:
-        """Return an open link, however long it takes; None if told to leave before there is one."""
+        """Return an open link, however long it takes; None if told to leave before there is one.
+
+        Raises: Unauthorized, VersionMismatch, BadAddress.
+        """
         while not self._leaving.is_set():
             try:
                 link = await open_link(self._address, hello(), self._carried)
             except OutOfReach as error:
-                self._reconnecting.failed()
+                self._look_for_wrong_address(error)
+                self._reconnecting.failed(was_slow=error.was_slow, retry_after_seconds=error.retry_after_seconds)
                 await self._wait_to_retry(error.message)
             else:
+                self._welcomed_by.add(self._address.shown)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
                 self._narrator.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
                 return link
         return None
+
+    def _look_for_wrong_address(self, error: OutOfReach) -> None:
+        """Give up an address where no farm was ever met, and where for a while nothing else answered than no farm.
+
+        Raises: the error that says so.
+        """
+        if not isinstance(error, NotAFarm) or self._address.shown in self._welcomed_by:
+            self._strange_since = None
+            return
+        now = time.monotonic()
+        self._strange_since = self._strange_since or now
+        if now - self._strange_since >= STRANGERS_SECONDS:
+            raise error.final() from error
 
     async def _wait_to_retry(self, why: str) -> None:
         """Sleep before the next try, or until told to leave.

@@ -6,7 +6,8 @@ FarmError
 ├── HomeInUse          another agent holds this home
 ├── BadHome            the home cannot be written, or its identity cannot be read
 ├── DeviceRefused      no device of this machine computes rightly
-├── OutOfReach         the farm was not reached within ``give_up_seconds``
+├── OutOfReach         the farm was not reached; another try may reach it
+│   └── NotAFarm       what answers there does not answer as a farm does
 ├── CacheFull          the cache cannot make room
 ├── BadBundle          a code bundle that must not be unpacked
 ├── ExecutorDied       the executor process ended by itself
@@ -54,6 +55,27 @@ class OutOfReach(FarmError):
     """The farm could not be reached; check the address and the network."""
 
     code = "out_of_reach"
+
+    def __init__(self, message: str | None = None, *, was_slow: bool = False, retry_after_seconds: float = 0.0) -> None:
+        """``was_slow``: no answer came in time. ``retry_after_seconds``: how long the answer asks to wait."""
+        super().__init__(message)
+        self.was_slow = was_slow
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotAFarm(OutOfReach):
+    """What answers at the address does not answer as a farm does: a wrong address, or a proxy without its farm."""
+
+    code = "not_a_farm"
+
+    def __init__(self, message: str | None = None, verdict: type[FarmError] = BadAddress) -> None:
+        """``verdict``: what it is if no farm was ever met at this address."""
+        super().__init__(message)
+        self._verdict = verdict
+
+    def final(self) -> FarmError:
+        """Return the error that ends an agent which never met a farm there."""
+        return self._verdict(f"{self.message}; check the address: paste the one that `farm-server up` printed")
 
 
 class CacheFull(FarmError):

@@ -35,6 +35,11 @@ class Home:
         return self.root / "status.json"
 
     @property
+    def acquaintances_file(self) -> Path:
+        """The addresses that have welcomed this machine."""
+        return self.root / "welcomed-by.json"
+
+    @property
     def cache_dir(self) -> Path:
         """Blobs by digest."""
         return self.root / "cache"

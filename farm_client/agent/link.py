@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.address import FarmAddress
-from farm_client.agent.errors import BadAddress, OutOfReach
+from farm_client.agent.dialing import dial, explain
+from farm_client.agent.errors import OutOfReach
 from farm_client.agent.untold import Telling, Untold
-from protocol.errors import FarmError, ProtocolError, Unauthorized, VersionMismatch
+from protocol.codec import decode
+from protocol.errors import FarmError, Unauthorized, VersionMismatch
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
@@ -26,11 +26,9 @@ from protocol.session import Session, Side
 
 _OPEN_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 1.0
-_PING_SECONDS: Final = 10.0
-"""A farm that vanished without a word (a cut cable, a sleeping laptop) is noticed by an unanswered ping."""
 _MAX_BACKLOG: Final = 64
-_UNSENT_IN_KERNEL_BYTES: Final = 64 * 1024
-_UNAUTHORIZED: Final = frozenset({401, 403})
+LEAST_FRAME_BYTES: Final = 64 * 1024
+"""No server can be set to less: what a client must be able to say fits."""
 _FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMismatch)}
 
 
@@ -149,47 +147,21 @@ async def open_link(address: FarmAddress, hello: Hello, carried: InlineLimit) ->
     ``carried`` outlives connections: a farm that lost this client behind a frame that was too long for its link must
     not be sent the same one again.
 
-    Raises: Unauthorized, VersionMismatch and BadAddress, which no second try mends; OutOfReach for the rest.
+    Raises: Unauthorized, VersionMismatch and BadAddress, which no second try mends; OutOfReach for the rest, of which
+        NotAFarm is a wrong address to who was never welcomed there.
     """
     try:
         async with asyncio.timeout(_OPEN_SECONDS):
-            websocket = await _dial(address)
+            websocket = await dial(address)
             try:
                 return await _greet(websocket, hello, carried)
             except BaseException:
-                await websocket.close()
+                websocket.transport.abort()  # to wait for its goodbye would cost the time that is left
                 raise
-    except TimeoutError:
-        raise OutOfReach(f"{address.shown} does not answer") from None
-    except InvalidURI as error:
-        raise BadAddress(f"the address {address.shown} is not valid: {error}") from error
-    except ssl.SSLCertVerificationError as error:
-        raise BadAddress(f"the certificate of {address.shown} is not trusted: {error.verify_message}") from error
-    except InvalidStatus as error:
-        raise _explain_status(address, error.response.status_code) from error
-    except InvalidHandshake as error:
-        raise BadAddress(f"there is no farm at {address.shown} ({error}); check the address") from error
-    except (OSError, ConnectionClosed) as error:
-        raise OutOfReach(f"{address.shown} cannot be reached ({_brief(error)})") from error
-
-
-async def _dial(address: FarmAddress) -> ClientConnection:
-    websocket = await connect(
-        address.websocket_url,
-        additional_headers=address.headers,
-        compression=None,
-        max_size=MAX_FRAME_BYTES,
-        ping_interval=_PING_SECONDS,
-        ping_timeout=_PING_SECONDS,
-        close_timeout=_CLOSE_SECONDS,
-        open_timeout=None,
-    )
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        # the kernel would take megabytes at once: a heartbeat must not wait behind them, nor the writer be deceived
-        websocket.transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_KERNEL_BYTES
-        )
-    return websocket
+    except FarmError:
+        raise
+    except Exception as error:  # whatever a network brings: nothing of it may end an agent
+        raise explain(error, address) from error
 
 
 async def _greet(websocket: ClientConnection, hello: Hello, carried: InlineLimit) -> Link:
@@ -198,23 +170,24 @@ async def _greet(websocket: ClientConnection, hello: Hello, carried: InlineLimit
     while not session.closed:
         for message in session.receive(await websocket.recv()):
             if isinstance(message, Welcome):
-                return Link(websocket, session, message, carried)
+                return Link(websocket, session, sane(message), carried)
             if isinstance(message, Error):
                 raise _FINAL_ERRORS.get(message.code, OutOfReach)(message.message)
             if isinstance(message, Bye):
                 raise OutOfReach(f"the farm said goodbye: {message.reason or 'no reason given'}")
-    raise session.error if isinstance(session.error, ProtocolError) else OutOfReach()
+        if session.strikes:
+            break
+    answers = [message for frame in session.outgoing() if isinstance(message := decode(frame), Error)]
+    why = answers[-1].message if answers else "it says nothing that this version understands"
+    raise OutOfReach(f"the farm's greeting cannot be used: {why}")
 
 
-def _explain_status(address: FarmAddress, status: int) -> FarmError:
-    if status in _UNAUTHORIZED:
-        return Unauthorized(
-            f"{address.shown} refused this client; paste the address that `farm-server up` printed, token and all"
+def sane(welcome: Welcome) -> Welcome:
+    """Return a welcome whose sizes this client can keep to. Raises: OutOfReach if nothing could be said."""
+    if welcome.max_frame_bytes < LEAST_FRAME_BYTES:
+        raise OutOfReach(
+            f"the farm allows frames of {welcome.max_frame_bytes} bytes; no client can speak in fewer than "
+            f"{LEAST_FRAME_BYTES}"
         )
-    if status >= 500 or status == 429:
-        return OutOfReach(f"{address.shown} answers with status {status}")
-    return BadAddress(f"there is no farm at {address.shown} (it answered with status {status}); check the address")
-
-
-def _brief(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    most_bytes = min(welcome.max_frame_bytes, MAX_FRAME_BYTES) // 2
+    return welcome.model_copy(update={"inline_bytes": min(max(0, welcome.inline_bytes), most_bytes)})

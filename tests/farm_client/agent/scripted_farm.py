@@ -76,6 +76,8 @@ class ScriptedFarm(ScriptedBlobs):
     def __init__(self):
         super().__init__()
         self.refuse_status = None
+        self.refuse_headers = {}
+        self.refused = 0
         self.host = "127.0.0.1"
         self.port = 0
         self._peers = asyncio.Queue()
@@ -126,10 +128,11 @@ class ScriptedFarm(ScriptedBlobs):
 
     async def _converse(self, websocket):
         if websocket.headers.get("authorization") != f"Bearer {TOKEN}":
-            await websocket.close(1008)
+            await websocket.send_denial_response(Response(status_code=401))
             return
         if self.refuse_status is not None:
-            await websocket.send_denial_response(Response(status_code=self.refuse_status))
+            self.refused += 1
+            await websocket.send_denial_response(Response(status_code=self.refuse_status, headers=self.refuse_headers))
             return
         await websocket.accept()
         peer = Peer(websocket)

@@ -25,7 +25,17 @@ def test_the_token_is_never_shown():
     assert "cret" not in address.shown + repr(address)
 
 
-@pytest.mark.parametrize("url", ["", "farm", "ftp://host", "ws://", "ws://host:port", "ws://host:99999"])
+UNUSABLE = [
+    "ws://a..b",
+    f"ws://{'x' * 64}.example",
+    "ws://tok%0D%0AX-Header%3A1@host",
+    "ws://%00@host",
+    "ws://t%C3%B6k@host",
+]
+"""Their host has no form in the DNS, or their token none in a header."""
+
+
+@pytest.mark.parametrize("url", ["", "farm", "ftp://host", "ws://", "ws://host:port", "ws://host:99999", *UNUSABLE])
 def test_a_wrong_address_says_what_to_paste(url):
     with pytest.raises(BadAddress, match="farm-server up"):
         parse_address(url)

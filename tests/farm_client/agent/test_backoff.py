@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from farm_client.agent.backoff import BRIEF, RECONNECT, STEADY_SECONDS, Reconnecting
+from farm_client.agent.backoff import COSTLY, RECONNECT, STEADY_SECONDS, Reconnecting
 from farm_client.retry import RetryPolicy, about
 from farm_client.transfer.carrier import RETRY
 
@@ -64,7 +64,7 @@ def test_a_restart_soon_after_a_welcome_is_not_paid_for_with_the_outage_before()
     for _ in range(100):
         reconnecting.failed()
     reconnecting.ended(0.1)
-    assert longest(reconnecting) <= BRIEF.first_seconds
+    assert longest(reconnecting) <= COSTLY.first_seconds
 
 
 def test_a_farm_that_welcomes_and_drops_at_once_is_tried_less_and_less():
@@ -73,7 +73,7 @@ def test_a_farm_that_welcomes_and_drops_at_once_is_tried_less_and_less():
         reconnecting.ended(0.0)
         waits.append(longest(reconnecting))
     assert all(later > 1.5 * earlier for earlier, later in pairwise(waits[:6]))
-    assert waits[-1] > 0.8 * BRIEF.longest_seconds
+    assert waits[-1] > 0.8 * COSTLY.longest_seconds
 
 
 def test_an_outage_between_brief_connections_does_not_excuse_them():
@@ -81,6 +81,6 @@ def test_an_outage_between_brief_connections_does_not_excuse_them():
     for _ in range(8):
         reconnecting.ended(0.0)
         reconnecting.failed()
-    assert longest(reconnecting) > 0.8 * BRIEF.longest_seconds
+    assert longest(reconnecting) > 0.8 * COSTLY.longest_seconds
     reconnecting.ended(STEADY_SECONDS)
     assert longest(reconnecting) <= RECONNECT.first_seconds

@@ -1,0 +1,49 @@
+"""Which addresses have welcomed this machine before, kept in the home: of those no odd answer is a mistyped address."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_MOST: Final = 64
+_LONGEST_FILE_BYTES: Final = 64 * 1024
+
+
+class Acquaintances:
+    """The addresses, without tokens, the newest last. A file that can't be read or written is done without."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = _read(path)
+
+    def __contains__(self, address: str) -> bool:
+        return address in self._known
+
+    def add(self, address: str) -> None:
+        """Remember an address that has welcomed this machine, through a power cut too."""
+        if address in self._known:
+            return
+        self._known = [*self._known, address][-_MOST:]
+        with suppress(OSError):  # a full disk: it is known until the agent ends, and asked again then
+            _write(self._path, json.dumps(self._known))
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            known = json.loads(file.read(_LONGEST_FILE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [address for address in known if isinstance(address, str)][-_MOST:] if isinstance(known, list) else []
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_suffix(".new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
