@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
 from farm_server.settings import ServerSettings
@@ -41,9 +41,9 @@ def running_server(data_dir: Path) -> ServerInfo:
 
 def farm_view(info: ServerInfo) -> FarmView:
     """Ask a running server how it is. Raises: Unavailable if it doesn't answer."""
-    token, _, place = info.farm_url.removeprefix(f"{urlsplit(info.farm_url).scheme}://").partition("@")
+    token, _, place = info.farm_url.removeprefix(f"{urlsplit(info.farm_url).scheme}://").rpartition("@")
     url = f"{urlsplit(info.farm_url).scheme}://{place}/v1/farm"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310  # http(s) only
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {unquote(token)}"})  # noqa: S310  # http(s) only
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
             return FarmView.model_validate_json(answer.read())

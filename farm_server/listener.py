@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from farm_server.datafolder import ServerInfo
 from farm_server.settings import ServerSettings
@@ -55,8 +55,8 @@ def server_info(settings: ServerSettings, listener: socket.socket, tokens: Token
     return ServerInfo(
         pid=os.getpid(),
         url=url,
-        join_url=f"{websocket}://{tokens.join}@{place}",
-        farm_url=f"{parts.scheme}://{tokens.farm}@{place}",
+        join_url=f"{websocket}://{quote(tokens.join, safe='')}@{place}",
+        farm_url=f"{parts.scheme}://{quote(tokens.farm, safe='')}@{place}",
     )
 
 

@@ -52,7 +52,7 @@ def presented_token(authorization: str | None) -> bytes:
     """
     scheme, _, value = (authorization or "").partition(" ")
     if scheme.lower() == "bearer" and value.strip():
-        return value.strip().encode()
+        return value.strip().encode("latin-1", "replace")  # as it came: headers are read as Latin-1
     if scheme.lower() == "basic":
         try:
             user = base64.b64decode(value, validate=True).partition(b":")[0]

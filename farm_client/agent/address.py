@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from farm_client.agent.errors import BadAddress
+from farm_client.farm_address import split_address
 
 _WEBSOCKET_SCHEMES: Final = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _HTTP_SCHEMES: Final = {"ws": "http", "wss": "https"}
@@ -29,29 +29,21 @@ class FarmAddress:
 
 
 def parse_address(url: str) -> FarmAddress:
-    """Take an address apart; the token is the URL's user name.
+    """Take an address apart; the token is all that stands before the last ``@``.
 
     Raises: BadAddress saying what is wrong with it.
     """
     try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname, parts.port
-        (host or "").encode("idna")
+        parts = split_address(url)
     except ValueError as error:
-        raise BadAddress(f"the address is not a URL ({error}); {_EXAMPLE}") from None
+        raise BadAddress(f"the address is not a farm's ({error}); {_EXAMPLE}") from None
     scheme = _WEBSOCKET_SCHEMES.get(parts.scheme)
     if scheme is None:
         raise BadAddress(f"the address must start with ws:// or wss://; {_EXAMPLE}")
-    if not host:
-        raise BadAddress(f"the address names no host; {_EXAMPLE}")
-    token = unquote(parts.username) if parts.username else None
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise BadAddress(f"the address has a token with characters that no token has; {_EXAMPLE}")
-    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    base = parts.path.rstrip("/").removesuffix("/v1/farm")
+    base = replace(parts, scheme=scheme, path=parts.path.removesuffix("/v1/farm"))
     return FarmAddress(
-        websocket_url=urlunsplit((scheme, netloc, f"{base}/v1/farm", "", "")),
-        http_url=urlunsplit((_HTTP_SCHEMES[scheme], netloc, base, "", "")),
-        shown=urlunsplit((scheme, netloc, base, "", "")),
-        token=token,
+        websocket_url=base.url(path="/v1/farm"),
+        http_url=base.url(_HTTP_SCHEMES[scheme]),
+        shown=base.url(),
+        token=parts.token,
     )

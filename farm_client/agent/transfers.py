@@ -35,7 +35,7 @@ class Transfers:
     ) -> None:
         encrypted = address.http_url.startswith("https:")  # without, loading the certificates would be for nothing
         names = {CLIENT_HEADER: client_id} if client_id else {}
-        headers = address.headers | names
+        headers = httpx.Headers(address.headers | names, encoding="utf-8")
         http = httpx.AsyncClient(base_url=address.http_url, headers=headers, timeout=TIMEOUT, verify=encrypted)
         bulk = httpx.Client(base_url=address.http_url, headers=headers, timeout=TIMEOUT, transport=BulkTransport())
         self._carrier = Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate))

@@ -47,7 +47,7 @@ class FarmApi:
         self.address = address
         self._options: dict[str, Any] = {
             "base_url": address.url,
-            "headers": {"Authorization": f"Bearer {address.token}"} if address.token else {},
+            "headers": httpx.Headers(address.headers, encoding="utf-8"),
             "timeout": httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             # A proxy set for the web must not catch what is meant for this machine.
             "trust_env": not address.is_loopback,
@@ -141,7 +141,8 @@ class FarmApi:
         return httpx.Client(**options | {"transport": transport})
 
     def _options_with(self, timeout: httpx.Timeout, headers: dict[str, str]) -> dict[str, Any]:
-        return self._options | {"timeout": timeout, "headers": self._options["headers"] | headers}
+        both = httpx.Headers(self.address.headers | headers, encoding="utf-8")
+        return self._options | {"timeout": timeout, "headers": both}
 
     @contextmanager
     def get_blob(self, digest: str) -> Iterator[Iterator[bytes]]:

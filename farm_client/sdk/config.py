@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 import httpx
 import platformdirs
 
+from farm_client.farm_address import LOOPBACK_HOSTS, split_address
 from farm_client.sdk.errors import BadFarmAddress, NoFarmAddress
 
 FARM_VARIABLE: Final = "FARM_URL"
 CONFIG_VARIABLE: Final = "FARM_CONFIG"
 """Names another config file, for people with several farms and for tests."""
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+EXAMPLE: Final = "http://TOKEN@host:8470"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class FarmAddress:
     token: str | None
     source: str
     """Who said so: ``--farm``, ``FARM_URL`` or the config file's path."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that carry the token; they are sent as UTF-8."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     @property
     def is_loopback(self) -> bool:
@@ -59,23 +64,24 @@ def resolve_address(option: str | None, environ: Mapping[str, str] = os.environ)
 
 
 def parse_address(text: str, source: str) -> FarmAddress:
-    """Split ``http://TOKEN@host:port`` into the address and its token.
+    """Split ``http://TOKEN@host:port`` into the address and its token (see ``farm_client.farm_address``).
 
     Raises: BadFarmAddress saying what is wrong with it and which setting it came from.
     """
     try:
-        url = httpx.URL(text.strip())
-    except httpx.InvalidURL as error:
-        raise BadFarmAddress(f"{source}: {error}; a farm's address looks like http://TOKEN@host:8470") from error
-    if url.scheme in {"ws", "wss"}:
+        parts = split_address(text)
+        # What httpx refuses later would come without the setting's name.
+        url = str(httpx.URL(parts.url())).rstrip("/")
+    except (ValueError, httpx.InvalidURL) as error:
+        raise BadFarmAddress(f"{source}: {error}; a farm's address looks like {EXAMPLE}") from None
+    if parts.scheme in {"ws", "wss"}:
         raise BadFarmAddress(
-            f"{source}: {url.scheme}:// is the address that volunteers join with; "
-            f"the farm CLI needs the {'https' if url.scheme == 'wss' else 'http'}:// one with the farm token"
+            f"{source}: {parts.scheme}:// is the address that volunteers join with; "
+            f"the farm CLI needs the {'https' if parts.scheme == 'wss' else 'http'}:// one with the farm token"
         )
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise BadFarmAddress(f"{source}: a farm's address looks like http://TOKEN@host:8470")
-    token = unquote(url.username) or None
-    return FarmAddress(str(url.copy_with(username="", password="")).rstrip("/"), token, source)
+    if parts.scheme not in {"http", "https"}:
+        raise BadFarmAddress(f"{source}: a farm's address looks like {EXAMPLE}")
+    return FarmAddress(url, parts.token, source)
 
 
 def save_address(text: str, path: Path) -> FarmAddress:
@@ -87,8 +93,8 @@ def save_address(text: str, path: Path) -> FarmAddress:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600, exist_ok=True)
     path.chmod(0o600)
-    # A JSON string is a TOML basic string.
-    path.write_text(f"farm = {json.dumps(text.strip())}\n", encoding="utf-8")
+    # A JSON string of printable characters is a TOML basic string.
+    path.write_text(f"farm = {json.dumps(text.strip(), ensure_ascii=False)}\n", encoding="utf-8")
     return address
 
 
@@ -97,8 +103,9 @@ def _read_farm(path: Path) -> str | None:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadFarmAddress(f"{path}: {error}; run `farm login URL` to write it anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadFarmAddress(f"{path}: {reason}; run `farm login URL` to write it anew, or give --farm URL") from error
     farm = settings.get("farm")
     if farm is not None and not isinstance(farm, str):
         raise BadFarmAddress(f'{path}: write farm = "http://TOKEN@host:8470"')

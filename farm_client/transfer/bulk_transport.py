@@ -36,7 +36,8 @@ class BulkTransport(httpx.BaseTransport):
                 request.method,
                 str(request.url),
                 body=request.read() or None,
-                headers=dict(request.headers),
+                # urllib3 writes Latin-1, httpx reads a token of other letters as what it is.
+                headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
                 timeout=urllib3.Timeout(connect=seconds.get("connect"), read=seconds.get("read")),
                 retries=False,
                 redirect=False,

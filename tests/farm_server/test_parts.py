@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from farm_client.farm_address import split_address
 from farm_server.bells import FARM, Bells
 from farm_server.clock import SteadyClock
 from farm_server.control import running_server
@@ -73,6 +74,11 @@ def test_anything_else_is_unauthorized(header):
         TOKENS.role_of(header)
 
 
+def test_a_token_of_other_letters_is_sent_as_utf8():
+    header = "Bearer jöin-ш".encode().decode("latin-1")
+    assert Tokens(join="jöin-ш", farm="other").role_of(header) is Role.VOLUNTEER
+
+
 def test_tokens_do_not_show_in_logs():
     assert "secret" not in repr(TOKENS)
     assert "secret" not in repr(ServerInfo(1, "http://x", "ws://secret@x", "http://secret@x"))
@@ -131,6 +137,14 @@ def test_addresses_carry_the_tokens_and_follow_the_public_url(tmp_path):
         )
         public = ServerSettings(data_dir=tmp_path, public_url="https://farm.example.org/lab/")
         assert server_info(public, listener, TOKENS).join_url == "wss://join-secret@farm.example.org/lab"
+
+
+def test_an_address_brings_any_token_that_an_operator_chose(tmp_path):
+    tokens = Tokens(join="a/b+c=d", farm="e@f:g#h%41é")
+    with bind("127.0.0.1", 0) as listener:
+        info = server_info(ServerSettings(data_dir=tmp_path), listener, tokens)
+    assert split_address(info.join_url).token == tokens.join
+    assert split_address(info.farm_url).token == tokens.farm
 
 
 def test_a_port_in_use_is_a_conflict():
