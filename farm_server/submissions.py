@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from coordinator.events import Event, TaskSubmitted
 from coordinator.records import TaskRecord
+from farm_server.bundle_check import check_bundle
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.layouts import Layouts, layout_of_file
 from farm_server.torch_side import TorchSide
@@ -80,6 +81,7 @@ class Submissions:
                 f"the config has {size} bytes, at most {MAX_CONFIG_BYTES} are allowed; move data to files"
             )
         self._check_blobs(spec)
+        check_bundle(self._blobs.path(spec.code.digest), spec.entry)
         try:
             layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
             for codec in (spec.recipe.update_codec, spec.recipe.weights_codec):

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import stat
+import errno
+import os
 import zipfile
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from farm_client.agent.errors import BadBundle
+from protocol.bundles import MAX_BUNDLE_BYTES, TAIL_BYTES, Inventory, directory_fault
 
-MAX_BUNDLE_BYTES: Final = 256 * 1024 * 1024
-"""Unpacked; data belongs into shards, not into code."""
-MAX_BUNDLE_FILES: Final = 10_000
 _CHUNK_BYTES: Final = 1024 * 1024
+_MACHINES: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOENT}
+    | {errno.EACCES, errno.EPERM}
+)
+"""What the operating system says of this machine, and no zip can make it say."""
 
 
 def unpack_bundle(bundle: Path, into: Path, max_bytes: int = MAX_BUNDLE_BYTES) -> None:
     """Unpack the zip into the new folder ``into``. Sizes are counted as they come, whatever the zip says of itself.
 
-    Raises: BadBundle naming the entry that is not allowed.
+    Raises: BadBundle saying what is wrong with the zip, whatever that is; OSError for a fault of this machine's disk.
     """
     try:
-        with zipfile.ZipFile(bundle) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_BUNDLE_FILES:
-                raise BadBundle(f"the code bundle has {len(entries)} entries and may have {MAX_BUNDLE_FILES}")
-            targets = [(entry, into / _safe_path(entry)) for entry in entries]
-            into.mkdir(mode=0o700)
-            left_bytes = max_bytes
-            for entry, target in targets:
-                left_bytes -= _extract(archive, entry, target, left_bytes)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise BadBundle(f"the code bundle is not a readable zip ({error}); submit it again") from error
+        with bundle.open("rb") as file:
+            _unpack(file, into, max_bytes)
+    except BadBundle:
+        raise
+    except Exception as error:  # zlib, lzma, struct, codecs and zipfile itself have errors of their own for damage
+        if isinstance(error, OSError) and error.errno in _MACHINES:
+            raise
+        reason = str(error) or type(error).__name__
+        raise BadBundle(f"the code bundle is not a readable zip ({reason}); submit it again") from error
 
 
-def _safe_path(entry: zipfile.ZipInfo) -> PurePosixPath:
-    path = PurePosixPath(entry.filename)
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise BadBundle(f"the code bundle has a link or device, which is not allowed: {entry.filename!r}")
-    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename or not path.parts:
-        raise BadBundle(f"the code bundle has a path that leads out of its folder: {entry.filename!r}")
-    return path
+def _unpack(file: BinaryIO, into: Path, max_bytes: int) -> None:
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size_bytes - TAIL_BYTES))
+    _refuse(directory_fault(file.read(TAIL_BYTES)))
+    with zipfile.ZipFile(file) as archive:
+        inventory = Inventory()
+        for entry in archive.infolist():
+            _refuse(inventory.add(entry))
+        into.mkdir(mode=0o700)
+        left_bytes = max_bytes
+        for entry in archive.infolist():
+            left_bytes -= _extract(archive, entry, into / entry.filename, left_bytes)
+
+
+def _refuse(fault: str | None) -> None:
+    if fault is not None:
+        raise BadBundle(f"the code bundle cannot be unpacked: {fault}; submit it again")
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, left_bytes: int) -> int:

@@ -33,11 +33,13 @@ from farm_client.agent.outbox import Outbox
 from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.selftest import Verdicts, self_test
 from farm_client.agent.settings import AgentSettings
+from farm_client.agent.start_marks import StartMarks
 from farm_client.agent.status import StatusBoard
 from farm_client.agent.transfers import Transfers
 from farm_client.agent.worker import Surroundings, Worker
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from protocol.compression import CodecName
+from protocol.errors import FarmError
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.messages import Bye, Hello
@@ -83,7 +85,8 @@ class Agent:
                 verdicts = await self._startup(probe)
                 pool = self._open_pool(probe)
                 async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
-                    tools = Tools(pool, fetcher, transfers, self._open_outbox())
+                    starts = StartMarks(self._home.started_dir)
+                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), starts)
                     await self._serve(tools, probe, verdicts)
             finally:
                 await self._shutdown(pool, probe)
@@ -149,6 +152,11 @@ class Agent:
                     await self._wait_to_retry(link.farewell or "the connection ended")
             if worker.busy:  # the connection went before the work was done
                 await self._leave_work(worker)
+        except FarmError:
+            raise
+        except Exception:
+            tools.starts.keep()
+            raise
         finally:
             await worker.close()
 

@@ -58,15 +58,16 @@ class Deliveries:
             return
         try:
             await self.deliver(parcel)
-        except (FarmError, OSError) as error:
-            self._note(f"dropped a finished result: {error}")
+        except Exception as error:  # no result is worth the agent
+            self._note(f"dropped a finished result: {error or type(error).__name__}")
 
     async def deliver(self, parcel: Parcel, listener: Listener | None = None) -> None:
         """Bring a result that is in the outbox to the farm; ``listener`` hears how the upload of its update goes.
 
         When the connection is gone it returns all the same: the outbox has the result for the next one.
 
-        Raises: FarmError and OSError if the farm refuses the update or its file is gone; it has left the outbox then.
+        Raises: FarmError and OSError if the farm refuses the update or its file is gone. Whatever is raised, the result
+            has left the outbox then.
         """
         assignment_id = parcel.result.assignment_id
         self._under_way.add(assignment_id)
@@ -79,7 +80,7 @@ class Deliveries:
             elif await self._upload(update, parcel, listener or Listener()):
                 slim = update.model_copy(update={"inline": None})
                 await self._send(parcel.result.model_copy(update={"update": slim}), parcel)
-        except (FarmError, OSError):
+        except Exception:
             self._outbox.remove(assignment_id)
             raise
         finally:

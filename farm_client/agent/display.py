@@ -43,6 +43,12 @@ class Display:
         """Say something about an assignment."""
         self._narrator.tell(text, **_ids(assign))
 
+    def fault_on(self, assign: Assign, error: BaseException) -> None:
+        """Show where an assignment ran into a mistake of the agent."""
+        self._narrator.trace(
+            f"{assign.task.name}: a mistake in farm-client ended this assignment", error, **_ids(assign)
+        )
+
     def show(self, newest: Assign | None, leaving: bool) -> None:
         """Say what this client does, with the reason where it is nothing."""
         if newest is not None:

@@ -10,6 +10,7 @@ FarmError
 │   └── NotAFarm       what answers there does not answer as a farm does
 ├── CacheFull          the cache cannot make room
 ├── BadBundle          a code bundle that must not be unpacked
+├── EndsAgent          a task in whose midst the agent ended twice
 ├── ExecutorDied       the executor process ended by itself
 └── ExecutorFailed     the executor reported that loading or running failed
 """
@@ -88,6 +89,12 @@ class BadBundle(FarmError):
     """The task's code bundle is not a zip that may be unpacked."""
 
     code = "bad_bundle"
+
+
+class EndsAgent(FarmError):
+    """This machine's agent ended twice in the midst of this task's work, so it leaves the task alone for an hour."""
+
+    code = "ends_agent"
 
 
 class ExecutorDied(FarmError):

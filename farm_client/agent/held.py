@@ -101,11 +101,11 @@ class Held:
             assignment_id=self.assign.assignment_id,
             fence=self.assign.fence,
             code=code,
-            message=message[:_MAX_MESSAGE_CHARS],
+            message=_sendable(message)[:_MAX_MESSAGE_CHARS],
         )
 
-    def failure(self, error: FarmError | OSError | ValidationError) -> Error | Reject:
-        """Say why it went wrong, and who could succeed."""
+    def failure(self, error: Exception) -> Error | Reject:
+        """Say why it went wrong, and who could succeed. Any error has an answer: the agent outlives each assignment."""
         code = _HANDED_BACK.get(type(error))
         if code is not None:
             return self.reject(code, str(error))
@@ -120,16 +120,16 @@ class Held:
             case FarmError():
                 scope = Scope.NOBODY if isinstance(error, BadBundle) else Scope.ELSEWHERE
                 return self._error(error.code, error.message, scope)
-        return self._error("machine", f"this machine could not do it: {error}", Scope.ELSEWHERE)
+        return self._error(*_machines_fault(error), Scope.ELSEWHERE)
 
     def _error(self, code: str, message: str, scope: Scope, traceback: str | None = None) -> Error:
         return Error(
             code=code[:64],
-            message=message[:_MAX_MESSAGE_CHARS],
+            message=_sendable(message)[:_MAX_MESSAGE_CHARS],
             assignment_id=self.assign.assignment_id,
             fence=self.assign.fence,
             scope=scope,
-            traceback=traceback[-_MAX_TRACEBACK_CHARS:] if traceback else None,
+            traceback=_sendable(traceback)[-_MAX_TRACEBACK_CHARS:] if traceback else None,
         )
 
 
@@ -139,6 +139,21 @@ def inline_update(done: Done) -> BlobRef | None:
         return None
     digest = done.update_digest or digest_bytes(done.update)
     return BlobRef(digest=digest, size_bytes=len(done.update), inline=done.update)
+
+
+def _machines_fault(error: Exception) -> tuple[str, str]:
+    """Return the code and the sentence of what no error of the farm's own stands for."""
+    if isinstance(error, OSError):
+        return "machine", f"this machine could not do it: {error}"
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):  # one of the things that were done side by side
+        cause = cause.exceptions[0]
+    return "agent_error", f"a mistake in the agent of this machine ended it ({cause!r}); its log shows where"
+
+
+def _sendable(text: str) -> str:
+    """Replace what no message can carry: the bytes of a path that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _pieces(assign: Assign, cache: BlobCache) -> tuple[Piece, ...]:

@@ -50,6 +50,11 @@ class Home:
         return self.root / "outbox"
 
     @property
+    def started_dir(self) -> Path:
+        """The tasks that are being worked on."""
+        return self.root / "started"
+
+    @property
     def scratch_dir(self) -> Path:
         """One folder for each living executor; empty whenever no agent runs."""
         return self.root / "scratch"

@@ -16,6 +16,7 @@ from farm_client.agent.executor_pool import ExecutorPool
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.held import Held, inline_update
 from farm_client.agent.outbox import Outbox, Parcel
+from farm_client.agent.start_marks import StartMarks
 from farm_client.agent.transfers import Transfers
 from farm_client.agent.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import Advance, Done
@@ -37,6 +38,7 @@ class Tools:
     fetcher: Fetcher
     transfers: Transfers
     outbox: Outbox
+    starts: StartMarks
     making: Locks = field(default_factory=Locks)
 
 
@@ -55,16 +57,22 @@ class Job:
         Then the executor is free, and its next assignment touches nothing of the result: the outbox owns the file.
         An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
         """
+        task_id = self.held.assign.task.task_id
         try:
-            try:
-                return await self._attempt()
-            except ExecutorDied as died:
-                if died.death.code not in _WORTH_ANOTHER_TRY and not self._weights.shuns_links:
-                    raise
-                self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
-                return await self._attempt()
+            self._tools.starts.check(task_id)
+            with self._tools.starts.at_work(task_id):
+                return await self._attempts()
         except (FarmError, OSError, ValidationError) as error:
             return self.held.failure(error)
+
+    async def _attempts(self) -> Parcel:
+        try:
+            return await self._attempt()
+        except ExecutorDied as died:
+            if died.death.code not in _WORTH_ANOTHER_TRY and not self._weights.shuns_links:
+                raise
+            self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
+            return await self._attempt()
 
     def arrived_bytes(self) -> int:
         """Count the bytes of its running downloads that are here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import MutableMapping
 from typing import Any, Final, Literal, TextIO
 
@@ -36,6 +37,11 @@ class Narrator:
         due = time.monotonic() - self._told_at > _REPEAT_SECONDS
         self._tell_if(subject != self._last or due, subject, text, ids)
 
+    def trace(self, text: str, error: BaseException, **ids: str | int) -> None:
+        """Write a line and the traceback of an error: for whoever mends the program."""
+        lines = "".join(traceback.format_exception(error))
+        self._log.error(text, traceback=lines.encode(errors="backslashreplace").decode(), **ids)
+
     def _tell_if(self, due: bool, subject: str, text: str, ids: dict[str, str | int]) -> None:
         if due:
             self._last, self._told_at = subject, time.monotonic()
@@ -43,4 +49,4 @@ class Narrator:
 
 
 def _text_alone(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-    return str(event["event"])
+    return "\n".join(str(event[part]) for part in ("event", "traceback") if part in event)

@@ -128,7 +128,7 @@ class Worker:
         """Act on one message of the farm; never waits."""
         match message:
             case Assign():
-                self._consider(message)
+                self._take_up(message)
             case Ack():
                 self._deliveries.settle(message.assignment_id)
                 if message.counted:
@@ -181,8 +181,16 @@ class Worker:
             self._hand_back(job, "this client is leaving and could not finish in time")
         await self._deliveries.last_acks()
 
-    def _consider(self, assign: Assign) -> None:
+    def _take_up(self, assign: Assign) -> None:
         held = Held(assign)
+        try:
+            self._consider(held)
+        except Exception as error:  # as in ``_do``
+            self._around.display.fault_on(assign, error)
+            self._give_up(assign, held.failure(error))
+
+    def _consider(self, held: Held) -> None:
+        assign = held.assign
         refused = refusal(assign, self._standing(assign))
         if refused is not None:
             self._voice.post(held.reject(refused.code, refused.message))
@@ -206,15 +214,25 @@ class Worker:
         )
 
     async def _do(self, job: Job) -> None:
-        outcome = await job.do()
-        self._tell_output(job.held)
-        problem = await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
         assign = job.held.assign
+        try:
+            problem = await self._do_and_deliver(job)
+        except Exception as error:  # whatever an assignment brings about is its own failure, not the agent's
+            self._around.display.fault_on(assign, error)
+            problem = job.held.failure(error)
         self._roster.remove(assign.assignment_id)
         if problem is not None:
-            self._voice.tell(problem)
-            self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
-            self._tell_ready()
+            self._give_up(assign, problem)
+
+    async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
+        outcome = await job.do()
+        self._tell_output(job.held)
+        return await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
+
+    def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
+        self._voice.tell(problem)
+        self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
+        self._tell_ready()
 
     async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         job.held.phase = Phase.UPLOADING

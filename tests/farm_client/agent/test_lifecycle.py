@@ -15,7 +15,7 @@ from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
 from protocol.compression import CodecName
 from protocol.errors import Unauthorized, VersionMismatch
-from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result
+from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result, Scope
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 
@@ -123,8 +123,7 @@ async def test_an_error_of_the_agent_itself_is_told_before_it_dies(farm, start_a
 
     async with start_agent() as life:
         peer = await joined(farm)
-        monkeypatch.setattr(worker, "refusal", broken)
-        await peer.send(farm.assign(farm.task()))
+        monkeypatch.setattr(worker.Worker, "_beat_once", broken)
         bye = await peer.expect(Bye)
         assert bye.crashed
         assert "a mistake" in bye.reason
@@ -132,17 +131,42 @@ async def test_an_error_of_the_agent_itself_is_told_before_it_dies(farm, start_a
             await life
 
 
-async def test_an_error_of_the_agent_in_the_midst_of_a_job_is_told_too(farm, start_agent, monkeypatch):
-    async def broken(_job):
-        raise RuntimeError("a mistake")
+def refuse_wrongly(*_):
+    raise RuntimeError("a mistake in path caf\udce9")
 
+
+async def work_wrongly(*_):
+    await asyncio.sleep(0)
+    raise ExceptionGroup("side by side", [RuntimeError("a mistake in path caf\udce9")])
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ("farm_client.agent.worker.refusal", refuse_wrongly),
+        ("farm_client.agent.job.Job.do", work_wrongly),
+        ("farm_client.agent.fetcher.Fetcher.fetch", work_wrongly),
+        ("farm_client.agent.executor_pool.ExecutorPool.take_new", work_wrongly),
+        ("farm_client.agent.executor.Executor.run", work_wrongly),
+        ("farm_client.agent.outbox.Outbox.put", refuse_wrongly),
+        ("farm_client.agent.deliveries.Deliveries.deliver", work_wrongly),
+    ],
+)
+async def test_whatever_one_assignment_runs_into_is_its_failure_and_the_agent_works_on(
+    farm, start_agent, monkeypatch, capsys, place, wrong
+):
     async with start_agent() as life:
         peer = await joined(farm)
-        monkeypatch.setattr(worker.Job, "do", broken)
-        await peer.send(farm.assign(farm.task()))
-        assert (await peer.expect(Bye)).crashed
-        with pytest.raises(RuntimeError, match="a mistake"):
-            await life
+        with monkeypatch.context() as broken:
+            broken.setattr(place, wrong)
+            await peer.send(farm.assign(farm.task()))
+            error = await peer.expect(Error)
+        assert (error.code, error.scope, error.traceback) == ("agent_error", Scope.ELSEWHERE, None)
+        assert "a mistake in path caf" in error.message
+        await peer.send(farm.assign(farm.task("task2")))
+        await peer.expect(Result)
+        assert not life.done()
+    assert wrong.__name__ in capsys.readouterr().err, "the traceback is in the log"
 
 
 async def run_once(url, home, **options):
