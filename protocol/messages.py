@@ -7,11 +7,38 @@ Unknown fields are ignored, so that a newer peer can add some; an unknown ``type
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.bounds import (
+    MAX_SHARDS,
+    MAX_TAGS,
+    Bytes,
+    Code,
+    Config,
+    Count,
+    FilePath,
+    FrameBytes,
+    Id,
+    Int64,
+    Interval,
+    Label,
+    LongText,
+    Measured,
+    Metrics,
+    Natural,
+    Positive,
+    Seconds,
+    Secret,
+    Text,
+    Title,
+    Traceback,
+    Version,
+    Word,
+)
 from protocol.compression import CodecSpec
+from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.limits import (
     HEARTBEAT_SECONDS,
@@ -19,7 +46,6 @@ from protocol.limits import (
     LOST_AFTER_SECONDS,
     MAX_CACHED_DIGESTS,
     MAX_FRAME_BYTES,
-    MAX_LOG_LINE_CHARS,
     MAX_LOG_LINES_PER_MESSAGE,
     PROGRESS_SECONDS,
 )
@@ -27,14 +53,12 @@ from protocol.recipe import Mode
 from protocol.resources import Load, Resources
 from protocol.tasks import BlobRef, Shard, WeightsDelta
 
-Id = Annotated[str, Field(min_length=1, max_length=64)]
-
 
 class HeldAssignment(Frozen):
     """An assignment that outlived its connection. ``finished``: its result waits to be sent again."""
 
     assignment_id: Id
-    fence: int
+    fence: Natural
     finished: bool = False
 
 
@@ -42,16 +66,16 @@ class Hello(Frozen):
     """C: the first message. ``client_id`` outlives connections; ``client_secret`` proves it on later ones."""
 
     type: Literal["hello"] = "hello"
-    versions: tuple[int, ...]
+    versions: tuple[Version, ...] = Field(max_length=64)
     client_id: Id
-    client_secret: str = Field(min_length=16, max_length=128)
-    name: str = Field(default="", max_length=100)
-    agent: str = Field(default="", max_length=100)
+    client_secret: Secret
+    name: Label = ""
+    agent: Label = ""
     resources: Resources = Resources()
     load: Load = Load()
-    tags: tuple[str, ...] = Field(default=(), max_length=32)
-    cached: tuple[str, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
-    codecs: tuple[str, ...] = Field(default=(), max_length=64)
+    tags: tuple[Word, ...] = Field(default=(), max_length=MAX_TAGS)
+    cached: tuple[Digest, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
+    codecs: tuple[Word, ...] = Field(default=(), max_length=64)
     """The codecs that it knows besides ``none``."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
 
@@ -60,23 +84,23 @@ class Welcome(Frozen):
     """S: the answer to hello. ``incarnation`` numbers this connection: a later one of the same client is higher."""
 
     type: Literal["welcome"] = "welcome"
-    version: int
-    incarnation: int
-    server: str = ""
-    heartbeat_seconds: float = HEARTBEAT_SECONDS
-    lost_after_seconds: float = LOST_AFTER_SECONDS
-    max_frame_bytes: int = MAX_FRAME_BYTES
-    inline_bytes: int = INLINE_BYTES
-    progress_seconds: float = PROGRESS_SECONDS
+    version: Version
+    incarnation: Natural
+    server: Label = ""
+    heartbeat_seconds: Interval = HEARTBEAT_SECONDS
+    lost_after_seconds: Interval = LOST_AFTER_SECONDS
+    max_frame_bytes: FrameBytes = MAX_FRAME_BYTES
+    inline_bytes: Bytes = INLINE_BYTES
+    progress_seconds: Interval = PROGRESS_SECONDS
 
 
 class Pace(Frozen):
     """S: from now on beat and report at these intervals: slower while the farm is busy. Replaces the welcome's."""
 
     type: Literal["pace"] = "pace"
-    heartbeat_seconds: float = Field(gt=0)
-    progress_seconds: float = Field(gt=0)
-    lost_after_seconds: float = Field(gt=0)
+    heartbeat_seconds: Interval
+    progress_seconds: Interval
+    lost_after_seconds: Interval
 
 
 class Phase(StrEnum):
@@ -92,11 +116,11 @@ class AssignmentProgress(Frozen):
     """How far one assignment is; it renews the assignment's lease."""
 
     assignment_id: Id
-    fence: int
+    fence: Natural
     phase: Phase
-    samples_done: int = Field(default=0, ge=0)
-    fetched_bytes: int = Field(default=0, ge=0)
-    waits: int = Field(default=0, ge=0)
+    samples_done: Count = 0
+    fetched_bytes: Bytes = 0
+    waits: Count = 0
 
 
 class Heartbeat(Frozen):
@@ -128,15 +152,15 @@ class TaskBrief(Frozen):
     """What a client must know of a task, the same in each of its assignments."""
 
     task_id: Id
-    name: str
+    name: Title
     mode: Mode
     code: BlobRef
-    entry: str
-    config: dict[str, Any]
-    seed: int
-    batch_samples: int
+    entry: FilePath
+    config: Config
+    seed: Natural
+    batch_samples: Positive
     dataset_kind: Literal["files", "code"]
-    needed_ram_bytes: int = 0
+    needed_ram_bytes: Natural = 0
     keep_inner_optimizer: bool = False
     update_codec: CodecSpec = CodecSpec()
     weights_codec: CodecSpec = CodecSpec()
@@ -149,8 +173,8 @@ class Slice(Frozen):
     """Rows ``start`` to ``stop`` of a shard, counted in the epoch's shuffled order of that shard."""
 
     shard: Shard
-    start: int = Field(ge=0)
-    stop: int = Field(ge=1)
+    start: Count
+    stop: Positive
 
     @property
     def samples(self) -> int:
@@ -163,16 +187,16 @@ class Assign(Frozen):
 
     type: Literal["assign"] = "assign"
     assignment_id: Id
-    fence: int
+    fence: Natural
     kind: Kind
     task: TaskBrief
-    round: int
-    epoch: int
+    round: Count
+    epoch: Count
     weights: BlobRef
     deltas: tuple[WeightsDelta, ...] = Field(default=(), max_length=256)
     """A chain that ends at ``weights``: whoever holds the base of one of its links may take the rest instead."""
-    slices: tuple[Slice, ...]
-    lease_seconds: float
+    slices: tuple[Slice, ...] = Field(max_length=MAX_SHARDS)
+    lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""
 
@@ -194,7 +218,7 @@ class Accept(Frozen):
 
     type: Literal["accept"] = "accept"
     assignment_id: Id
-    fence: int
+    fence: Natural
 
 
 class RejectCode(StrEnum):
@@ -212,24 +236,24 @@ class Reject(Frozen):
 
     type: Literal["reject"] = "reject"
     assignment_id: Id
-    fence: int
+    fence: Natural
     code: RejectCode
-    message: str = Field(default="", max_length=2000)
+    message: Text = ""
 
 
 class MetricPoint(Frozen):
     """One value that the researcher's code logged."""
 
-    name: str = Field(max_length=100)
-    value: float
-    step: int = 0
+    name: Label
+    value: Measured
+    step: Int64 = 0
 
 
 class LogLine(Frozen):
     """One line that the researcher's code printed (``stdout``, ``stderr``) or the agent noted (``agent``)."""
 
     stream: Literal["stdout", "stderr", "agent"] = "stdout"
-    text: str = Field(max_length=MAX_LOG_LINE_CHARS)
+    text: Text
 
 
 class Progress(Frozen):
@@ -250,11 +274,11 @@ class Result(Frozen):
 
     type: Literal["result"] = "result"
     assignment_id: Id
-    fence: int
-    samples: int = Field(ge=1)
-    metrics: dict[str, float] = Field(default_factory=dict, max_length=100)
+    fence: Natural
+    samples: Positive
+    metrics: Metrics = Field(default_factory=dict)
     update: BlobRef | None = None
-    compute_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    compute_seconds: Seconds = 0.0
 
 
 class Ack(Frozen):
@@ -262,9 +286,9 @@ class Ack(Frozen):
 
     type: Literal["ack"] = "ack"
     assignment_id: Id
-    fence: int
+    fence: Natural
     counted: bool
-    message: str = ""
+    message: Text = ""
 
 
 class Scope(StrEnum):
@@ -282,12 +306,12 @@ class Error(Frozen):
     """CS: something failed. With ``assignment_id`` that assignment failed; without, it answers a bad frame."""
 
     type: Literal["error"] = "error"
-    code: str = Field(max_length=64)
-    message: str = Field(max_length=4000)
-    assignment_id: str | None = None
-    fence: int | None = None
+    code: Code
+    message: LongText
+    assignment_id: Id | None = None
+    fence: Natural | None = None
     scope: Scope = Scope.ELSEWHERE
-    traceback: str | None = Field(default=None, max_length=20000)
+    traceback: Traceback | None = None
     fatal: bool = False
     """The sender closes the connection after this."""
 
@@ -297,37 +321,37 @@ class Cancel(Frozen):
 
     type: Literal["cancel"] = "cancel"
     assignment_id: Id
-    fence: int
-    reason: str = ""
+    fence: Natural
+    reason: Text = ""
 
 
 class Pause(Frozen):
     """CS. S: free what this task holds (its executor, its GPU). C without a task: offer me nothing for now."""
 
     type: Literal["pause"] = "pause"
-    task_id: str | None = None
-    reason: str = ""
+    task_id: Id | None = None
+    reason: Text = ""
 
 
 class Resume(Frozen):
     """CS: the end of a pause."""
 
     type: Literal["resume"] = "resume"
-    task_id: str | None = None
+    task_id: Id | None = None
 
 
 class Drain(Frozen):
     """CS. C: I finish what I hold, offer me nothing more. S: the server goes down soon; finish or hand back."""
 
     type: Literal["drain"] = "drain"
-    reason: str = ""
+    reason: Text = ""
 
 
 class Bye(Frozen):
     """CS: the last message before the close; ``crashed`` if the sender dies of an error."""
 
     type: Literal["bye"] = "bye"
-    reason: str = ""
+    reason: Text = ""
     crashed: bool = False
 
 

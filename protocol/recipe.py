@@ -7,6 +7,21 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from protocol.bounds import (
+    MAX_TAGS,
+    Bytes,
+    Clients,
+    Count,
+    Epochs,
+    Finite,
+    Int64,
+    Interval,
+    Natural,
+    Positive,
+    Seconds,
+    TensorName,
+    Word,
+)
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 
@@ -20,7 +35,7 @@ class Mode(StrEnum):
     """The gradient of the mean loss over the assignment's samples: synchronous SGD."""
 
 
-OptionValue = float | int | bool | tuple[float, float] | None
+OptionValue = Finite | Int64 | bool | tuple[Finite, Finite] | None
 """What an optimizer's keyword argument may be."""
 
 
@@ -31,8 +46,8 @@ def _plain_averaging() -> dict[str, OptionValue]:
 class ParameterGroup(Frozen):
     """One optimizer parameter group: the parameters' names and the options that differ from the defaults."""
 
-    names: tuple[str, ...]
-    options: dict[str, OptionValue] = Field(default_factory=dict)
+    names: tuple[TensorName, ...] = Field(max_length=2**18)
+    options: dict[Word, OptionValue] = Field(default_factory=dict, max_length=100)
 
 
 class OuterOptimizer(Frozen):
@@ -43,8 +58,8 @@ class OuterOptimizer(Frozen):
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    options: dict[str, OptionValue] = Field(default_factory=_plain_averaging)
-    groups: tuple[ParameterGroup, ...] = ()
+    options: dict[Word, OptionValue] = Field(default_factory=_plain_averaging, max_length=100)
+    groups: tuple[ParameterGroup, ...] = Field(default=(), max_length=10_000)
 
 
 class Recipe(Frozen):
@@ -54,11 +69,11 @@ class Recipe(Frozen):
     """
 
     mode: Mode = Mode.WEIGHTS
-    rounds: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    round_samples: int = Field(default=1024, ge=1)
+    rounds: Positive | None = None
+    epochs: Epochs | None = None
+    round_samples: Positive = 1024
     """The global batch: samples that one round consumes, whatever the number of clients."""
-    batch_samples: int = Field(default=32, ge=1)
+    batch_samples: Positive = 32
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
     outer: OuterOptimizer = OuterOptimizer()
     keep_inner_optimizer: bool = False
@@ -72,31 +87,31 @@ class Recipe(Frozen):
     """The longest chain of differences: a client that holds no version since then gets a whole one."""
     pipeline: bool = False
     """Weights mode: a client goes on to the next round while its update is on its way. Needs ``max_staleness``."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    min_clients: int = Field(default=1, ge=1)
+    seed: Natural = 0
+    min_clients: Clients = 1
     """A round opens only with at least this many clients."""
-    init_min_clients: int | None = Field(default=None, ge=1)
+    init_min_clients: Clients | None = None
     """The first round opens only with this many (``min_clients`` when absent)."""
-    max_clients: int | None = Field(default=None, ge=1)
-    evaluate_every: int = Field(default=1, ge=0)
+    max_clients: Clients | None = None
+    evaluate_every: Count = 1
     """Evaluate on held-out shards after every Nth round and after the last; 0 means never."""
-    gather_seconds: float = Field(default=2.0, ge=0)
+    gather_seconds: Seconds = 2.0
     """The longest wait for busy eligible clients once ``min_clients`` are free."""
-    longest_round_seconds: float = Field(default=600.0, gt=0)
+    longest_round_seconds: Interval = 600.0
     """A round that is not complete by then commits at quorum or is given up."""
     quorum: float = Field(default=1.0, gt=0, le=1)
     over_provision: float = Field(default=0.0, ge=0, le=4)
     """Weights mode: hand out this fraction more samples than the round needs, and commit as soon as it has enough."""
     max_staleness: int = Field(default=0, ge=0, le=16)
     """Weights mode: an update that misses its round still counts up to so many rounds later, at a lower weight."""
-    max_retries: int = Field(default=3, ge=0)
-    keep_checkpoints: int = Field(default=3, ge=1)
+    max_retries: Count = 3
+    keep_checkpoints: Positive = 3
     """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
     durable_every: int = Field(default=1, ge=1, le=16)
     """Small models: only every Nth round is durable; if the server dies, those since then are trained again."""
-    durable_seconds: float = Field(default=5.0, gt=0)
+    durable_seconds: Interval = 5.0
     """With ``durable_every``: a round is durable too if the last durable one was so long ago."""
-    keep_every: int = Field(default=0, ge=0)
+    keep_every: Count = 0
     """Every Nth round's checkpoint stays; 0 means none."""
     keep_best: str | None = Field(default=None, max_length=100, pattern=r"^(min|max):.+$")
     """``max:accuracy`` or ``min:loss``: the checkpoint with the best held-out metric stays."""
@@ -119,9 +134,9 @@ class Recipe(Frozen):
 class Requirements(Frozen):
     """What a client must have to be eligible; unset means no requirement. ``clients`` are client names or ids."""
 
-    cpu_cores: int = Field(default=0, ge=0)
-    ram_bytes: int = Field(default=0, ge=0)
+    cpu_cores: Count = 0
+    ram_bytes: Bytes = 0
     gpu: bool = False
-    gpu_memory_bytes: int = Field(default=0, ge=0)
-    tags: tuple[str, ...] = ()
-    clients: tuple[str, ...] = ()
+    gpu_memory_bytes: Bytes = 0
+    tags: tuple[Word, ...] = Field(default=(), max_length=MAX_TAGS)
+    clients: tuple[Word, ...] = Field(default=(), max_length=1000)

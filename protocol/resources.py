@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Final
 
+from pydantic import AfterValidator
+
+from protocol.bounds import Bytes, Cores, Count, Label, Rate, Share
 from protocol.frozen import Frozen
 
 
 class Gpu(Frozen):
     """One accelerator, as NVML names it."""
 
-    index: int
-    name: str
-    memory_bytes: int = Field(ge=0)
-    memory_free_bytes: int = Field(ge=0)
-    utilization: float = Field(default=0.0, ge=0, le=1)
-    samples_per_second: float = Field(default=0.0, ge=0)
+    index: Count
+    name: Label
+    memory_bytes: Bytes
+    memory_free_bytes: Bytes
+    utilization: Share = 0.0
+    samples_per_second: Rate = 0.0
+
+
+MAX_GPUS: Final = 64
+Gpus = Annotated[tuple[Gpu, ...], AfterValidator(lambda gpus: gpus[:MAX_GPUS])]
+"""No machine is refused because it has many."""
 
 
 class Resources(Frozen):
@@ -24,19 +32,19 @@ class Resources(Frozen):
     ``bench_gflops`` is the short benchmark's matrix-multiply rate on the best device that passed its self-test.
     """
 
-    hostname: str = ""
-    platform: str = ""
-    cpu_cores: int = Field(default=1, ge=1)
-    ram_bytes: int = Field(default=0, ge=0)
-    disk_free_bytes: int = Field(default=0, ge=0)
-    gpus: tuple[Gpu, ...] = ()
-    bench_gflops: float = Field(default=0.0, ge=0)
+    hostname: Label = ""
+    platform: Label = ""
+    cpu_cores: Cores = 1
+    ram_bytes: Bytes = 0
+    disk_free_bytes: Bytes = 0
+    gpus: Gpus = ()
+    bench_gflops: Rate = 0.0
 
 
 class Load(Frozen):
     """How busy the machine is now; it rides on each heartbeat."""
 
-    cpu: float = Field(default=0.0, ge=0, le=1)
-    ram_free_bytes: int = Field(default=0, ge=0)
-    disk_free_bytes: int = Field(default=0, ge=0)
-    gpus: tuple[Gpu, ...] = ()
+    cpu: Share = 0.0
+    ram_free_bytes: Bytes = 0
+    disk_free_bytes: Bytes = 0
+    gpus: Gpus = ()

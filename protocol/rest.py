@@ -7,17 +7,24 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from protocol.bounds import Bytes, Code, Count, LongText, Measured, Seconds, Text
 from protocol.frozen import Frozen
 from protocol.ranges import ByteRange
 from protocol.resources import Load, Resources
 from protocol.tasks import TaskSpec
 
 
+class View(Frozen):
+    """What the API tells. A float that JSON has no number for is the text "NaN", "Infinity" or "-Infinity"."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
 class ErrorBody(Frozen):
     """Every error answer: ``code`` is one of ``protocol.errors``, ``message`` says what to do next."""
 
-    code: str
-    message: str
+    code: Code
+    message: LongText
 
 
 class WireTraffic(Frozen):
@@ -32,7 +39,7 @@ class WireTraffic(Frozen):
     batched_messages: int = 0
 
 
-class PaceView(Frozen):
+class PaceView(View):
     """How often clients beat and report now, after how long a silent one is lost, and why."""
 
     heartbeat_seconds: float
@@ -41,7 +48,7 @@ class PaceView(Frozen):
     reason: str
 
 
-class FarmView(Frozen):
+class FarmView(View):
     """GET /v1/farm."""
 
     name: str
@@ -61,14 +68,14 @@ class FarmView(Frozen):
     sent: WireTraffic = WireTraffic()
 
 
-class TaskView(Frozen):
+class TaskView(View):
     """One task as people see it. ``round`` counts committed rounds; ``rounds_total`` is known in advance."""
 
     task_id: str
     name: str
     submitter: str
     state: str
-    why: str
+    why: LongText
     priority: int
     mode: str
     round: int
@@ -79,23 +86,23 @@ class TaskView(Frozen):
     samples_done: int
     samples_per_second: float
     loss: float | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     """The newest evaluation's metrics."""
     retries: int = 0
-    error: str | None = None
+    error: LongText | None = None
     submitted_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
 
 
-class SubmitReply(Frozen):
+class SubmitReply(View):
     """POST /v1/tasks (body: TaskSpec). ``created`` is false when the submit token was seen before."""
 
     task: TaskView
     created: bool
 
 
-class TaskDetail(Frozen):
+class TaskDetail(View):
     """GET /v1/tasks/{id}."""
 
     task: TaskView
@@ -104,7 +111,7 @@ class TaskDetail(Frozen):
     """The newest 50, newest first."""
 
 
-class RoundView(Frozen):
+class RoundView(View):
     """One round of a task."""
 
     number: int
@@ -114,11 +121,11 @@ class RoundView(Frozen):
     clients: int
     seconds: float | None
     loss: float | None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     committed_at: float | None
 
 
-class CheckpointView(Frozen):
+class CheckpointView(View):
     """GET /v1/tasks/{id}/checkpoints, one each, oldest first. ``round`` counts the committed rounds it contains."""
 
     task_id: str
@@ -127,11 +134,11 @@ class CheckpointView(Frozen):
     digest: str
     size_bytes: int
     created_at: float
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     newest: bool = False
 
 
-class ClientView(Frozen):
+class ClientView(View):
     """GET /v1/clients, one each. ``state`` is online, draining, paused or offline."""
 
     client_id: str
@@ -154,13 +161,13 @@ class ClientView(Frozen):
     last_seen: float
 
 
-class WhyView(Frozen):
+class WhyView(View):
     """GET /v1/tasks/{id}/why: what the task waits for, in one line."""
 
     why: str
 
 
-class ScoreTerm(Frozen):
+class ScoreTerm(View):
     """One term of a score: ``value`` from 0 to 1 times ``weight`` is its ``contribution``."""
 
     name: str
@@ -170,7 +177,7 @@ class ScoreTerm(Frozen):
     detail: str
 
 
-class ClientScore(Frozen):
+class ClientScore(View):
     """One client's standing for one task: a score with its terms, or why it was filtered out."""
 
     client_id: str
@@ -181,7 +188,7 @@ class ClientScore(Frozen):
     terms: tuple[ScoreTerm, ...] = ()
 
 
-class Explanation(Frozen):
+class Explanation(View):
     """GET /v1/tasks/{id}/explain: every known client, best first, the filtered-out ones last."""
 
     task_id: str
@@ -189,7 +196,7 @@ class Explanation(Frozen):
     clients: tuple[ClientScore, ...]
 
 
-class EventView(Frozen):
+class EventView(View):
     """GET /v1/tasks/{id}/events?after=SEQ&wait=SECONDS&limit=N: what happened, oldest first."""
 
     seq: int
@@ -202,7 +209,7 @@ class EventView(Frozen):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
-class LogView(Frozen):
+class LogView(View):
     """GET /v1/tasks/{id}/logs?after=SEQ&wait=SECONDS&limit=N: the researcher's own output, by client."""
 
     seq: int
@@ -214,21 +221,18 @@ class LogView(Frozen):
     text: str
 
 
-class MetricView(Frozen):
+class MetricView(View):
     """GET /v1/tasks/{id}/metrics?after=SEQ&wait=SECONDS&limit=N.
 
     ``source`` is ``train`` (the round's mean), ``eval`` (the held-out mean) or ``client`` (from ``log(...)``).
-    A value that is no number in JSON is the text "NaN", "Infinity" or "-Infinity".
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     seq: int
     at: float
     round: int
     step: int
     name: str
-    value: float
+    value: Measured
     source: str
     client_id: str | None = None
 
@@ -246,14 +250,14 @@ class ShardBook(Frozen):
     repeated_samples: int
 
 
-class ModelView(Frozen):
+class ModelView(View):
     """GET /v1/tasks/{id}/model[?round=N]: the checkpoint to pull; fetch ``digest`` from /v1/blobs."""
 
     task_id: str
     round: int
     digest: str
     size_bytes: int
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     state: str
 
 
@@ -274,7 +278,7 @@ class UploadRequest(Frozen):
     ``wait_seconds`` is how long the answer may be held back while it would be ``wait``; it comes as soon as it is not.
     """
 
-    size_bytes: int = Field(ge=0)
+    size_bytes: Bytes
     wait_seconds: float = Field(default=0.0, ge=0, le=30)
 
 
@@ -287,16 +291,16 @@ class UploadReply(Frozen):
 
     state: UploadState
     missing: tuple[ByteRange, ...] = ()
-    part_bytes: int = 0
-    parallel: int = 0
-    ahead: int = 0
+    part_bytes: Bytes = 0
+    parallel: Count = 0
+    ahead: Count = 0
     """While waiting: uploads that are before this one, those under way included."""
-    reason: str = ""
+    reason: Text = ""
     """While waiting: why, in a line for people."""
-    retry_seconds: float = 0.0
+    retry_seconds: Seconds = 0.0
 
 
-class UploadView(Frozen):
+class UploadView(View):
     """GET /v1/uploads, one each: a blob that is on its way in.
 
     ``state`` is receiving, checking (all is here and is being verified), waiting (for its turn), or interrupted (a part

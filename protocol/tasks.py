@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from protocol.bounds import MAX_COUNT, MAX_SHARDS, Bytes, Config, Count, FilePath, Positive, Title, Word
 from protocol.compression import CodecSpec
 from protocol.digests import Digest
 from protocol.frozen import Frozen
@@ -17,7 +18,7 @@ class BlobRef(Frozen):
     """Immutable bytes by name; ``inline`` carries them where they are small (see ``protocol.limits``)."""
 
     digest: Digest
-    size_bytes: int = Field(ge=0)
+    size_bytes: Bytes
     inline: bytes | None = None
 
 
@@ -47,10 +48,10 @@ class Shard(Frozen):
     ``start + samples`` of the data set that the researcher's ``make_dataset(config)`` builds.
     """
 
-    index: int = Field(ge=0)
+    index: Count
     split: Split = Split.TRAIN
-    samples: int = Field(ge=1)
-    start: int = Field(default=0, ge=0)
+    samples: Positive
+    start: Count = 0
     blob: BlobRef | None = None
 
 
@@ -58,7 +59,7 @@ class Dataset(Frozen):
     """The task's data: shards numbered from 0 without a gap, train and holdout together."""
 
     kind: Literal["files", "code"]
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] = Field(max_length=MAX_SHARDS)
 
     def of(self, split: Split) -> tuple[Shard, ...]:
         """Return the shards of one split, in order of index."""
@@ -74,6 +75,8 @@ class Dataset(Frozen):
             raise ValueError("shards must be numbered 0, 1, 2, ... in order")
         if self.samples(Split.TRAIN) == 0:
             raise ValueError("the data set is empty: there is no training sample")
+        if sum(s.samples for s in self.shards) > MAX_COUNT:
+            raise ValueError(f"the data set has over {MAX_COUNT} samples")
         if self.kind == "files" and any(s.blob is None for s in self.shards):
             raise ValueError("each shard of a file data set needs its blob")
         return self
@@ -85,24 +88,24 @@ class Footprint(Frozen):
     All in bytes; ``peak_ram_bytes`` is the whole executor process, 0 where it was not measured.
     """
 
-    weights_bytes: int = Field(default=0, ge=0)
-    peak_ram_bytes: int = Field(default=0, ge=0)
-    largest_shard_bytes: int = Field(default=0, ge=0)
+    weights_bytes: Bytes = 0
+    peak_ram_bytes: Bytes = 0
+    largest_shard_bytes: Bytes = 0
 
 
 class TaskSpec(Frozen):
     """One submission, whole. ``entry`` is the Python file inside the code bundle (a zip)."""
 
-    name: str = Field(min_length=1, max_length=200)
-    submitter: str = Field(default="anonymous", min_length=1, max_length=100)
+    name: Title
+    submitter: Word = Field(default="anonymous", min_length=1)
     code: BlobRef
-    entry: str = "train.py"
-    config: dict[str, Any] = Field(default_factory=dict)
+    entry: FilePath = "train.py"
+    config: Config = Field(default_factory=dict)
     dataset: Dataset
     initial_weights: BlobRef
     recipe: Recipe
     requirements: Requirements = Requirements()
     footprint: Footprint = Footprint()
     priority: int = Field(default=5, ge=0, le=9)
-    submit_token: str | None = Field(default=None, max_length=200)
+    submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""

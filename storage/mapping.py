@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Generic, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlmodel import SQLModel
 
@@ -62,7 +63,17 @@ def _ranges_from_lists(lists: Iterable[list[int]]) -> tuple[SampleRange, ...]:
 _RANGES: Final = Codec(_ranges_to_lists, _ranges_from_lists, empty=[])
 _MAP: Final = Codec(dict, dict, empty={})
 _TEXTS: Final = Codec(list, tuple, empty=[])
-_RESOURCES: Final = Codec(lambda resources: resources.model_dump(), Resources.model_validate)
+
+
+def _resources_from_map(told: dict[str, Any]) -> Resources:
+    """Read what a client once told; it tells anew when it comes. An older version took what this one refuses."""
+    try:
+        return Resources.model_validate(told)
+    except ValidationError:
+        return Resources()
+
+
+_RESOURCES: Final = Codec(lambda resources: resources.model_dump(), _resources_from_map)
 _NUMBER: Final = Codec(
     lambda value: None if math.isnan(value) else value, lambda value: math.nan if value is None else value
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_origin
 
+from pydantic import TypeAdapter
+
+from protocol import bounds
 from protocol.messages import MESSAGE
 
 SCHEMA = MESSAGE.json_schema(ref_template="{model}")
@@ -15,6 +18,11 @@ RECORDS: dict[str, dict[str, Any]] = {
     name: schema for name, schema in DEFINITIONS.items() if "properties" in schema and schema not in MESSAGES.values()
 }
 ENUMS: dict[str, list[str]] = {name: schema["enum"] for name, schema in DEFINITIONS.items() if "enum" in schema}
+TYPES: dict[str, Any] = {
+    TypeAdapter(alias).json_schema()["bound"]: alias
+    for name, alias in vars(bounds).items()
+    if get_origin(alias) is Annotated and name != "Digest"
+}
 _PLAIN = {"integer": "int", "number": "float", "boolean": "bool"}
 
 
@@ -31,6 +39,8 @@ def type_text(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         (inner,) = (option for option in field["anyOf"] if option != {"type": "null"})
         return type_text(inner)
+    if "bound" in field:
+        return str(field["bound"])
     if "$ref" in field:
         return f"{field['$ref']}"
     if "enum" in field:
@@ -74,6 +84,23 @@ def _string(field: dict[str, Any]) -> str:
     if low and high:
         return f"text, {low}–{high} characters"  # noqa: RUF001  # a range is written with a dash
     return f"text, at most {high} characters" if high else "text"
+
+
+def values_text(alias: Any) -> str:
+    """Return which values a type of ``protocol.bounds`` takes, as the page writes it; "" where words must say it."""
+    schema = TypeAdapter(alias).json_schema()
+    if "minimum" in schema:
+        return f"{_number(schema['minimum'])} to {_number(schema['maximum'])}"
+    if "maxLength" in schema:
+        return f"{schema.get('minLength', 0)} to {schema['maxLength']} characters"
+    if schema["type"] == "string":
+        kept = len(TypeAdapter(alias).validate_python("x" * 100_000))
+        return f"any, cut to {kept} characters"
+    return ""
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _bound(field: dict[str, Any], key: str, form: str) -> str:

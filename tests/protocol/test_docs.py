@@ -13,16 +13,17 @@ import pytest
 from blake3 import blake3
 from safetensors import deserialize
 
-from protocol import errors, limits
+from protocol import bounds, errors, limits
 from protocol.codec import decode, decode_entry, split
 from protocol.digests import digest_bytes
 from protocol.messages import MESSAGE, Result
 from protocol.packing import MAX_ITEMS
+from protocol.resources import MAX_GPUS
 from protocol.sendqueue import URGENT, Packed, SendQueue
 from protocol.session import SENDS, SINCE, Side, State
 from protocol.tensors import DTYPE_BYTES, MAX_HEADER_BYTES, check_update, parse_layout, read_header
 from protocol.versions import SUPPORTED
-from tests.protocol.schema_text import DEFINITIONS, ENUMS, MESSAGES, RECORDS, fields_of
+from tests.protocol.schema_text import DEFINITIONS, ENUMS, MESSAGES, RECORDS, TYPES, fields_of, values_text
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 DIRECTIONS = {
@@ -95,6 +96,20 @@ def test_every_value_is_documented_in_order() -> None:
     for record, value, _ in rows(section("Values")):
         documented.setdefault(record, []).append(unquoted(value))
     assert documented == ENUMS
+
+
+def test_every_type_is_documented_with_its_values() -> None:
+    documented = {name: values for name, values, _ in rows(section("Types"))}
+    assert list(documented) == list(TYPES)
+    assert all(documented[name].startswith(values_text(alias)) for name, alias in TYPES.items())
+
+
+def test_the_types_that_words_describe_have_these_limits() -> None:
+    values = {name: text for name, text, _ in rows(section("Types"))}
+    assert f"at most {bounds.MAX_METRICS}" in values["metrics"]
+    assert f"at most {bounds.MAX_CONFIG_DEPTH} of those inside each other" in values["config"]
+    assert f"below {bounds.MIN_RATE:g} it is 0" in values["rate"]
+    assert PAGE.count(f"the first {MAX_GPUS} are kept") == 2
 
 
 def test_the_states_are_the_sessions_table() -> None:

@@ -19,6 +19,7 @@ from coordinator.records import (
     SampleRange,
     TaskRecord,
 )
+from protocol.bounds import MAX_BYTES
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
 from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe, Requirements
@@ -94,21 +95,24 @@ def metric(value: float = 0.5, task_id: str = "t1") -> MetricRecord:
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-_names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+_words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+_names = _words.filter(bool)
 _floats = st.floats(allow_nan=False)
+_finite = st.floats(allow_nan=False, allow_infinity=False)
 _whole = st.integers(0, 2**63 - 1)
-_refs = st.builds(BlobRef, digest=st.text("0123456789abcdef", min_size=64, max_size=64), size_bytes=_whole)
+_sizes = st.integers(0, MAX_BYTES)
+_refs = st.builds(BlobRef, digest=st.text("0123456789abcdef", min_size=64, max_size=64), size_bytes=_sizes)
 _ranges = st.lists(st.builds(SampleRange, _whole, _whole, _whole), max_size=3).map(tuple)
 _metrics = st.dictionaries(_texts, _floats, max_size=3)
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | _floats | _texts,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | _finite | _texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
     max_leaves=5,
 )
 _maps = st.dictionaries(_texts, _json, max_size=3)
 _options = st.dictionaries(
     st.sampled_from(["lr", "momentum", "betas", "nesterov"]),
-    _floats | st.integers(-5, 5) | st.booleans() | st.tuples(_floats, _floats) | st.none(),
+    _finite | st.integers(-5, 5) | st.booleans() | st.tuples(_finite, _finite) | st.none(),
 )
 _groups = st.lists(
     st.builds(ParameterGroup, names=st.lists(_texts, max_size=2).map(tuple), options=_options), max_size=2
@@ -122,9 +126,9 @@ _recipes = st.builds(
 _resources = st.builds(
     Resources,
     hostname=_texts,
-    ram_bytes=_whole,
+    ram_bytes=_sizes,
     gpus=st.lists(
-        st.builds(Gpu, index=_whole, name=_texts, memory_bytes=_whole, memory_free_bytes=_whole), max_size=2
+        st.builds(Gpu, index=st.integers(0, 9), name=_texts, memory_bytes=_sizes, memory_free_bytes=_sizes), max_size=2
     ).map(tuple),
 )
 
@@ -150,13 +154,13 @@ _specs = st.builds(
     name=_names,
     submitter=_names,
     code=_refs,
-    entry=_texts,
+    entry=_names,
     config=_maps,
     dataset=_datasets(),
     initial_weights=_refs,
     recipe=_recipes,
-    requirements=st.builds(Requirements, tags=st.lists(_texts, max_size=2).map(tuple)),
-    footprint=st.builds(Footprint, weights_bytes=_whole),
+    requirements=st.builds(Requirements, tags=st.lists(_words, max_size=2).map(tuple)),
+    footprint=st.builds(Footprint, weights_bytes=_sizes),
     submit_token=st.none() | st.uuids().map(str),
 )
 _task_ids = st.uuids().map(str)

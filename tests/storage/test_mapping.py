@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from sqlalchemy import Engine, select
 
 from coordinator.records import TaskRecord
+from protocol.resources import Resources
 from protocol.tasks import BlobRef
 from storage.engine import writer_engine
 from storage.mapping import MAPPERS, Mapper, task_record
@@ -71,6 +72,14 @@ def test_rows_hold_no_bytes_that_ride_inside_a_reference(engine: Engine) -> None
     found = _saved_and_read(engine, a.task(spec=spec))
     assert (found.spec.code, found.spec.initial_weights) == (bare, bare)
     assert _saved_and_read(engine, a.checkpoint(weights=inline)).weights == bare
+
+
+def test_what_a_client_once_told_of_itself_and_none_may_tell_today_keeps_no_server_from_starting(
+    engine: Engine,
+) -> None:
+    told = Resources().model_copy(update={"bench_gflops": float("inf"), "hostname": "x" * 5000})
+    read = _saved_and_read(engine, a.client(resources=told))
+    assert read == a.client(resources=Resources())
 
 
 @pytest.mark.parametrize("mapper", MAPPERS.values(), ids=lambda mapper: mapper.record_type.__name__)
