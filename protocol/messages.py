@@ -162,6 +162,8 @@ class TaskBrief(Frozen):
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: Natural = 0
     keep_inner_optimizer: bool = False
+    ignore: tuple[Word, ...] = Field(default=(), max_length=64)
+    """``Recipe.ignore``: what the executor leaves out although the code asks for it."""
     update_codec: CodecSpec = CodecSpec()
     weights_codec: CodecSpec = CodecSpec()
     """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""

@@ -76,6 +76,9 @@ class Recipe(Frozen):
     batch_samples: Positive = 32
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
     outer: OuterOptimizer = OuterOptimizer()
+    ignore: tuple[Word, ...] = Field(default=(), max_length=64)
+    """What the task's code asks for, would change what is trained, and is left out all the same: ``schedule`` (the rate
+    then stays at ``initial_lr``), ``optimizer_hooks``, a LightningModule's hooks by their names, and so on."""
     keep_inner_optimizer: bool = False
     """Weights mode: a client's optimizer keeps its state (momentum, second moments) from round to round."""
     update_codec: CodecSpec = CodecSpec()

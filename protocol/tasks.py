@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.bounds import MAX_COUNT, MAX_SHARDS, Bytes, Config, Count, FilePath, Positive, Title, Word
+from protocol.bounds import MAX_COUNT, MAX_SHARDS, Bytes, Config, Count, FilePath, Positive, Text, Title, Word
 from protocol.compression import CodecSpec
 from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.recipe import Recipe, Requirements
+
+MAX_NOTES: Final = 64
 
 
 class BlobRef(Frozen):
@@ -107,5 +109,7 @@ class TaskSpec(Frozen):
     requirements: Requirements = Requirements()
     footprint: Footprint = Footprint()
     priority: int = Field(default=5, ge=0, le=9)
+    notes: tuple[Text, ...] = Field(default=(), max_length=MAX_NOTES)
+    """What the researcher was told when it was submitted, such as parts of the code that the farm does not run."""
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""

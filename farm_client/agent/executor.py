@@ -204,6 +204,7 @@ def _load_order(task: TaskBrief, code_dir: Path, own_dir: Path, inline_bytes: in
         scratch_dir=str(own_dir),
         inline_bytes=inline_bytes,
         keep_inner_optimizer=task.keep_inner_optimizer,
+        ignore=task.ignore,
         update_codec=task.update_codec,
     )
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
+
 from farm_client.cli.localfarm import LocalFarm, launched_farm
 from farm_client.cli.output import Output
 from farm_client.cli.pull import fetch
@@ -14,6 +16,7 @@ from farm_client.cli.submit import prepare_here, send
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.outcome import Outcome, outcome_of
 from protocol.errors import FarmError
 from protocol.rest import TaskView
@@ -32,6 +35,9 @@ class Trained:
     farm: LocalFarm
     api: FarmApi
     task: TaskView
+    notes: tuple[str, ...] = ()
+    round: int | None = None
+    """The rounds behind the model that was fetched, if one was."""
 
 
 @contextmanager
@@ -52,9 +58,23 @@ def train_locally(
         with FarmApi(farm.address) as api:
             task_id = send(api, prepared, out).task.task_id
             task = watch_task(api, task_id, out, guard=farm.check)
+            model = None
             if outcome_of(task) is Outcome.COMPLETED:
-                fetch(api, api.model(task_id), output, out)
-            yield Trained(farm, api, task)
+                model = api.model(task_id, wanted_round(api, prepared.spec.recipe.keep_best, task_id, out))
+                fetch(api, model, output, out)
+            yield Trained(farm, api, task, prepared.notes, None if model is None else model.round)
+
+
+def wanted_round(api: FarmApi, keep_best: str | None, task_id: str, out: Output) -> int | None:
+    """Return the best round where the recipe keeps it, else None: the farm ends with us, and other models with it."""
+    if keep_best is None:
+        return None
+    best = best_round(api.checkpoints(task_id), keep_best)
+    if best is None:
+        out.say(f"[bold yellow]note:[/] {escape(keep_best)} was never measured: this is the newest model, not the best")
+    else:
+        out.say(f"the best by {escape(keep_best)} is the model after {best} rounds")
+    return best
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
     ]
     if spec.config:
         facts.append(("config", Text("  ".join(f"{key}={value}" for key, value in spec.config.items()))))
+    facts += [("note", Text(note, style="yellow")) for note in spec.notes]
     if task.retries:
         facts.append(("retries", f"{task.retries} of {spec.recipe.max_retries}"))
     if task.error:

@@ -14,6 +14,7 @@ from farm_client.cli.formatting import format_bytes, format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
 from protocol.rest import ModelView
 
@@ -25,10 +26,14 @@ def pull(
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; else the newest.")
     ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best model, by the task's keep_best.")] = False,
 ) -> None:
     """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
     with invocation.api() as api:
-        model = api.model(invocation.task(api, task).task_id, round_number)
+        task_id = invocation.task(api, task).task_id
+        if best:
+            round_number = find_best(api, task_id, round_number)
+        model = api.model(task_id, round_number)
         fetch(api, model, output, invocation.out)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {model.round} rounds, {format_bytes(model.size_bytes)}"

@@ -29,5 +29,10 @@ def run(
         train_locally(invocation.out, options, Path(folder), local, output) as result,
     ):
         finish(result.api, result.task, invocation.out, goes_on=False)
-    report = {"task": result.task.model_dump(mode="json"), "path": str(output)}
+    report = {
+        "task": result.task.model_dump(mode="json"),
+        "path": str(output),
+        "round": result.round,
+        "notes": list(result.notes),
+    }
     invocation.out.emit(Kind.RUN, report, lambda: Text(str(output)))

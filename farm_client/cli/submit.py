@@ -49,8 +49,10 @@ def submit(
         api.farm()  # An unreachable farm is better told before the check than after it.
         warm_start = _find_warm_start(api, source, invocation.out) if source else None
         with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
-            reply = send(api, prepare_here(options, Path(folder), invocation.out, warm_start), invocation.out)
-        invocation.out.emit(Kind.SUBMITTED, reply, lambda: Text(reply.task.task_id))
+            prepared = prepare_here(options, Path(folder), invocation.out, warm_start)
+            reply = send(api, prepared, invocation.out)
+        told = {**reply.model_dump(mode="json"), "notes": list(prepared.notes)}
+        invocation.out.emit(Kind.SUBMITTED, told, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
         if watch:
             finish(api, watch_task(api, reply.task.task_id, invocation.out), invocation.out)
@@ -65,7 +67,7 @@ def prepare_here(options: SubmitOptions, folder: Path, out: Output, warm_start: 
     folder.mkdir(parents=True, exist_ok=True)
     prepared = _prepare(submission, folder, out)
     for note in prepared.notes:
-        out.say(f"[yellow]note[/] {escape(note)}")
+        out.say(f"[bold yellow]note:[/] {escape(note)}")
     out.say(f"[dim]{_describe(prepared)}[/]")
     return prepared
 

@@ -161,6 +161,15 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore",
+            metavar="NAME",
+            help="Train without a part of the code that the farm does not run, such as schedule.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
     ] = None
@@ -194,6 +203,7 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "durable_every": options.durable_every,
             "keep_every": options.keep_every,
             "keep_best": options.keep_best,
+            "ignore": tuple(options.ignore) if options.ignore else None,
         }
     )
 

@@ -1,7 +1,7 @@
 """A LightningModule through the researcher's contract, by its methods' names: Lightning itself is never imported.
 
 Used: ``training_step``, ``validation_step``, ``configure_optimizers``, and what they ``log``. Not used: the Trainer,
-its callbacks and hooks, learning-rate schedulers, and manual optimization.
+its callbacks and hooks, learning-rate schedulers, and manual optimization: ``survey`` finds them at the submission.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def loss(model: Any, batch: Any) -> dict[str, Any]:
 
 
 def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Return the one optimizer of ``configure_optimizers``, without its schedulers.
+    """Return the one optimizer of ``configure_optimizers``; its schedulers live as long, so that they can be found.
 
     Raises: CodeError if there is none, or more than one.
     """
-    answer = model.configure_optimizers()
+    answer = whole = model.configure_optimizers()
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], list | tuple):
         answer = answer[0]
     found = list(answer) if isinstance(answer, list | tuple) else [answer]
@@ -110,6 +110,7 @@ def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optim
     optimizer = found[0]["optimizer"] if isinstance(found[0], Mapping) else found[0]
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise CodeError(f"configure_optimizers must return an optimizer, it returned {type(optimizer).__name__}")
+    optimizer.came_with = whole  # type: ignore[attr-defined]  # see schedules.schedulers_of
     return optimizer
 
 

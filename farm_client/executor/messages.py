@@ -32,6 +32,7 @@ class Load(Frozen):
     scratch_dir: str
     inline_bytes: int
     keep_inner_optimizer: bool = False
+    ignore: tuple[str, ...] = ()
     update_codec: CodecSpec = CodecSpec()
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from farm_client.executor.failures import EmptyData, as_failed
-from farm_client.executor.messages import Advance, Load, Piece, Run
+from farm_client.executor.messages import Advance, Done, Load, Piece, Run
+from farm_client.executor.omissions import refuse_unless_ignored
 from farm_client.executor.optimizer_spec import outer_optimizer_of
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind
@@ -46,17 +48,21 @@ def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
+    optimizer = runner.build_optimizer()
+    survey = Survey(runner, optimizer, request.mode)
+    refuse_unless_ignored(survey.before() if request.tries_batch else survey.all(), request.ignore)
     report = RehearsalReport(
         weights_path=str(path),
         weights_digest=digest,
         weights_bytes=len(weights),
         rows=rows,
-        outer=outer_optimizer_of(runner.build_optimizer(), runner.tensors) if request.mode is Mode.GRADIENTS else None,
+        outer=outer_optimizer_of(optimizer, runner.tensors) if request.mode is Mode.GRADIENTS else None,
         device=str(device),
     )
     if request.tries_batch:
-        report = report.model_copy(update=_tried(runner, _orders(request, digest, path, rows)))
-    return report.model_copy(update={"peak_rss_bytes": _peak_rss_bytes()})
+        report = report.model_copy(update=_tried(runner, survey, _orders(request, digest, path, rows)))
+    notes = refuse_unless_ignored(survey.all(), request.ignore)
+    return report.model_copy(update={"notes": notes, "peak_rss_bytes": _peak_rss_bytes()})
 
 
 def _load_order(request: RehearsalRequest) -> Load:
@@ -72,6 +78,7 @@ def _load_order(request: RehearsalRequest) -> Load:
         scratch_dir=request.folder,
         inline_bytes=INLINE_BYTES,
         update_codec=request.update_codec,
+        ignore=request.ignore,
     )
 
 
@@ -102,9 +109,13 @@ def _orders(request: RehearsalRequest, digest: str, weights: Path, rows: int | N
     ]
 
 
-def _tried(runner: TaskRunner, orders: Sequence[Run]) -> dict[str, object]:
+def _tried(runner: TaskRunner, survey: Survey, orders: Sequence[Run]) -> dict[str, object]:
     progress = ProgressReporter(_ignore)
-    trained, evaluated = (runner.run(order, progress) for order in orders)
+    done: list[Done] = []
+    train, evaluate = (lambda order=order: done.append(runner.run(order, progress)) for order in orders)
+    survey.watch_training(train)
+    survey.watch_evaluation(evaluate)
+    trained, evaluated = done
     return {"loss": trained.metrics.get("loss"), "metrics": trained.metrics, "evaluation": evaluated.metrics}
 
 

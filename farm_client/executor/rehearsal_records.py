@@ -26,6 +26,8 @@ class RehearsalRequest(Frozen):
     seed: int
     batch_samples: int
     update_codec: CodecSpec = CodecSpec()
+    ignore: tuple[str, ...] = ()
+    """``Recipe.ignore``: what would not run on the farm and is accepted."""
     folder: str
     """Where the weights and scratch files are written."""
     sample_path: str | None = None
@@ -48,5 +50,7 @@ class RehearsalReport(Frozen):
     evaluation: dict[str, float] = Field(default_factory=dict)
     outer: OuterOptimizer | None = None
     """In gradients mode: the researcher's optimizer, for the server to apply."""
+    notes: tuple[str, ...] = ()
+    """What the farm will not do although the code asks for it."""
     peak_rss_bytes: int = 0
     device: str = ""

@@ -17,8 +17,10 @@ from farm_client.executor.contract import load_contract
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
+from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.samples import Batches, SampleSource
+from farm_client.executor.schedules import hold_initial_rate
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
@@ -40,13 +42,15 @@ class TaskRunner:
         self._order = order
         self._device = device
         seed_everything(order.seed, device)
-        self._contract = load_contract(Path(order.code_dir), order.entry, order.config)
-        self.tensors = ModelTensors.of(self._contract.build_model().to(device))
-        self._source = SampleSource(self._contract, order, device)
+        self.contract = load_contract(Path(order.code_dir), order.entry, order.config)
+        self.tensors = ModelTensors.of(self.contract.build_model().to(device))
+        self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
         self._base: TensorMap = {}
         self._base_digest = ""
         self._kept_optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        """The one that was built last."""
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -62,7 +66,7 @@ class TaskRunner:
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
         data = self._source.batches(order.pieces, order.epoch)
         if order.kind is Kind.EVALUATE:
-            metrics = evaluate(self._contract, self.tensors, data, progress.advance)
+            metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, started)
         faults.reach(Fault.EXECUTOR_BEFORE, order.round)
         trained = self._train(data, _with_faults(progress.advance, order.round))
@@ -80,7 +84,15 @@ class TaskRunner:
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer of the task's. Raises: CodeError."""
-        return self._contract.build_optimizer(self.tensors.model)
+        self.optimizer = self.contract.build_optimizer(self.tensors.model)
+        if SCHEDULE in self._order.ignore:
+            hold_initial_rate(self.optimizer)
+        return self.optimizer
+
+    def changed_by_code(self) -> list[str]:
+        """Name the tensors that the last assignment changed and that are not sent back."""
+        unsent = {**self.tensors.frozen, **(self.tensors.parameters if self._order.mode is Mode.GRADIENTS else {})}
+        return [name for name, tensor in unsent.items() if not _equal(tensor.detach(), self._base[name])]
 
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
@@ -88,10 +100,10 @@ class TaskRunner:
 
     def _train(self, data: Batches, advance: Advance) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
-            return sum_gradients(self._contract, self.tensors, data, advance)
+            return sum_gradients(self.contract, self.tensors, data, advance)
         optimizer = self._kept_optimizer or self.build_optimizer()
         self._kept_optimizer = None  # a round that fails half-way leaves none
-        trained = train_locally(self._contract, self.tensors, data, advance, optimizer=optimizer, base=self._base)
+        trained = train_locally(self.contract, self.tensors, data, advance, optimizer=optimizer, base=self._base)
         if self._order.keep_inner_optimizer:
             self._kept_optimizer = optimizer
         return trained
@@ -120,6 +132,13 @@ class TaskRunner:
             fields = self._updates.write(order.assignment_id, trained.update, trained.untouched)
             done = done.model_copy(update=fields)
         return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors hold the same values; NaN is equal to NaN."""
+    return torch.equal(one, other) or (
+        one.is_floating_point() and torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
+    )
 
 
 def _with_faults(advance: Advance, round_number: int) -> Advance:

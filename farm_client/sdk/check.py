@@ -52,6 +52,7 @@ class Trial:
     rows: int | None = None
     tries_batch: bool = True
     update_codec: CodecSpec = field(default_factory=CodecSpec)
+    ignore: tuple[str, ...] = ()
 
 
 def check_task(
@@ -98,6 +99,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         rows=trial.rows,
         tries_batch=trial.tries_batch,
         update_codec=trial.update_codec,
+        ignore=trial.ignore,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from farm_client.sdk.api import FarmApi
-from protocol.errors import NotFound
+from protocol.errors import InvalidTask, NotFound
 from protocol.rest import CheckpointView
 
 
@@ -36,6 +36,22 @@ def best_round(checkpoints: Iterable[CheckpointView], rule: str | None) -> int |
         (sign * c.metrics[metric], c.round) for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))
     ]
     return max(measured)[1] if measured else None
+
+
+def find_best(api: FarmApi, task_id: str, round_number: int | None = None) -> int:
+    """Return the round of the best checkpoint by the task's own rule.
+
+    Raises: InvalidTask if a round is asked for as well, or the task has no rule; NotFound if none was measured.
+    """
+    if round_number is not None:
+        raise InvalidTask("give --best or --round, not both")
+    rule = api.task(task_id).spec.recipe.keep_best
+    if rule is None:
+        raise InvalidTask(f"task {task_id} was submitted without --keep-best: `farm checkpoints {task_id}` lists them")
+    best = best_round(api.checkpoints(task_id), rule)
+    if best is None:
+        raise NotFound(f"{rule} was not measured for any kept checkpoint: `farm checkpoints {task_id}` lists them")
+    return best
 
 
 def _describe(rounds: Iterable[int]) -> str:

@@ -20,7 +20,7 @@ from farm_client.sdk.warm_start import WarmStart
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
-from protocol.tasks import BlobRef, Dataset, Footprint, Shard, Split, TaskSpec
+from protocol.tasks import MAX_NOTES, BlobRef, Dataset, Footprint, Shard, Split, TaskSpec
 
 MAX_ROUND_SAMPLES: Final = 65_536
 """Weights mode, by default: a round is the whole training split, up to this many samples."""
@@ -85,6 +85,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
     initial, weights = _initial_weights(submission, report, folder)
     if weights is not None:
         files[initial.digest] = weights
+    notes = (*(() if source is None else source.notes), *report.notes)
     spec = TaskSpec(
         name=submission.name or submission.code.resolve().stem,
         submitter=submission.submitter,
@@ -98,8 +99,9 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
         footprint=_footprint(dataset, report),
         priority=submission.priority,
         submit_token=submission.submit_token,
+        notes=notes[:MAX_NOTES],
     )
-    return Prepared(spec, files, report, () if source is None else source.notes)
+    return Prepared(spec, files, report, notes)
 
 
 def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -> Recipe:
@@ -129,6 +131,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         rows=submission.samples,
         tries_batch=submission.check,
         update_codec=submission.recipe.update_codec,
+        ignore=submission.recipe.ignore,
     )
 
 

@@ -40,7 +40,7 @@ LINEAR = """
 def write_code(folder: Path, source: str, name: str | None = None) -> str:
     """Write a task's file under a name that no other test imports; return the name."""
     entry = name or f"task_{next(_numbers)}.py"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / entry).write_text(textwrap.dedent(source))
     return entry
 
@@ -72,6 +72,7 @@ class Bench:
     inline_bytes: int = 1 << 20
     keep_inner_optimizer: bool = False
     update_codec: CodecSpec = field(default_factory=CodecSpec)
+    ignore: tuple[str, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class Bench:
             inline_bytes=self.inline_bytes,
             keep_inner_optimizer=self.keep_inner_optimizer,
             update_codec=self.update_codec,
+            ignore=self.ignore,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

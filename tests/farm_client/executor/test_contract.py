@@ -181,7 +181,7 @@ def test_make_dataset_rows_are_each_read_once(tmp_path: Path, mode: Mode) -> Non
     shards = [Shard(index=0, samples=25, start=0), Shard(index=1, samples=15, start=25)]
     bench = Bench(tmp_path, DATASET, mode=mode, shards=shards)
     assert bench.train().samples == 40
-    assert sorted(bench.runner._contract.module.seen) == list(range(40))
+    assert sorted(bench.runner.contract.module.seen) == list(range(40))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def load_shard(shard):
     bench.train()
     bench.train()
     bench.evaluate()
-    views = bench.runner._contract.module.views
+    views = bench.runner.contract.module.views
     assert [(v.index, v.split, v.samples, v.first_row, v.path) for v in views] == [
         (0, Split.TRAIN, 10, 0, None),
         (1, Split.HOLDOUT, 6, 10, None),

@@ -83,7 +83,7 @@ def all_samples(bench: Bench) -> dict[str, torch.Tensor]:
 
 def test_weights_mode_is_plain_local_training(tmp_path: Path) -> None:
     bench = Bench(tmp_path, NET, batch_samples=9)
-    reference = bench.runner._contract.build_model()
+    reference = bench.runner.contract.build_model()
     reference.load_state_dict(safetensors.torch.load(bench.weights))
     before = {n: t.detach().clone() for n, t in reference.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in reference.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
@@ -137,7 +137,7 @@ def test_the_inner_optimizer_is_new_in_each_round(tmp_path: Path) -> None:
 
 def test_a_kept_inner_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     bench = Bench(tmp_path, MOMENTUM.replace("== 12", "== 0"), keep_inner_optimizer=True)
-    reference = bench.runner._contract.build_model()
+    reference = bench.runner.contract.build_model()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     base = safetensors.torch.load(bench.weights)
     data = all_samples(bench)
@@ -202,7 +202,7 @@ def test_the_layout_names_roles_as_the_wire_wants_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_samples", [7, 32, 1000])
 def test_gradients_mode_is_the_gradient_of_the_mean_loss(tmp_path: Path, batch_samples: int) -> None:
     bench = Bench(tmp_path, LINEAR, mode=Mode.GRADIENTS, batch_samples=batch_samples)
-    model = bench.runner._contract.build_model()
+    model = bench.runner.contract.build_model()
     model.load_state_dict(safetensors.torch.load(bench.weights))
     data = all_samples(bench)
     nn.functional.cross_entropy(model(data["x"]), data["y"]).backward()
@@ -323,7 +323,7 @@ def test_an_odd_number_of_samples_in_twos_begins_with_three() -> None:
 def test_default_evaluation_is_the_mean_loss_and_leaves_the_buffers(tmp_path: Path) -> None:
     bench = Bench(tmp_path, NET.replace("self.calls = self.calls + 1", ""))
     done = bench.evaluate()
-    model = bench.runner._contract.build_model().eval()
+    model = bench.runner.contract.build_model().eval()
     model.load_state_dict(safetensors.torch.load(bench.weights))
     data = bench.run_order().model_copy(update={"pieces": bench.pieces(Split.HOLDOUT)})
     rows = list(bench.runner._source.batches(data.pieces, 0))

@@ -129,10 +129,10 @@ def test_an_assignment_that_fails_half_way_leaves_what_was_carried_over(tmp_path
     for each in (bench, undisturbed):
         each.train()
         each.runner.confirm()
-    bench.runner._contract.module.config_fails_at = bench.batch_samples
+    bench.runner.contract.module.config_fails_at = bench.batch_samples
     with pytest.raises(CodeError, match="half-way"):
         bench.train()
-    bench.runner._contract.module.config_fails_at = -1
+    bench.runner.contract.module.config_fails_at = -1
     assert_same(bench.train(), undisturbed.train())
 
 

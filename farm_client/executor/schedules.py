@@ -1,0 +1,76 @@
+"""Learning-rate schedulers: the farm does not step them, so that one must not leave its mark unnoticed.
+
+A scheduler sets the rate to its first value when it is made (0 for a warm-up) and keeps the optimizer's own rate as
+``initial_lr`` in each parameter group. torch's and all that follow its habit are found by that entry.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from farm_client.executor.omissions import SCHEDULE, Omission
+
+Progress = tuple[tuple[str, int, int], ...]
+"""Of each scheduler: its class, the steps that it counted, and its last epoch."""
+
+
+def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
+    """Return the living schedulers of an optimizer, whoever holds them."""
+    # By type(): isinstance asks proxies for their __class__, which may run code of theirs.
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), LRScheduler) and getattr(thing, "optimizer", None) is optimizer
+    ]
+
+
+def progress_of(optimizer: torch.optim.Optimizer) -> Progress:
+    """Return how far the optimizer's schedulers are: compared before and after training, who steps them is seen."""
+    return tuple(
+        sorted(
+            (type(s).__name__, int(getattr(s, "_step_count", 0)), int(getattr(s, "last_epoch", 0)))
+            for s in schedulers_of(optimizer)
+        )
+    )
+
+
+def unstepped_schedule(optimizer: torch.optim.Optimizer, progress: Progress) -> Omission | None:
+    """Return the schedule of this optimizer, of ``progress``, that nobody will step; None if it has none."""
+    names = sorted({name for name, _, _ in progress})
+    groups = [group for group in optimizer.param_groups if "initial_lr" in group]
+    if not names and not groups:
+        return None
+    rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(_number(_initial(group)) for group in groups))
+    present = ", ".join(f"{rate:g}" for rate in dict.fromkeys(_number(group["lr"]) for group in groups))
+    stays = f", and the rate would stay at its first value, {present}" if rates != present else ""
+    constant = rates or ", ".join(f"{_number(group['lr']):g}" for group in optimizer.param_groups[:1])
+    return Omission(
+        SCHEDULE,
+        f"a learning-rate scheduler ({', '.join(names) or 'one that left initial_lr behind'}) was made, which the farm "
+        f"does not step{stays}: leave it out, or train at the constant rate {constant}",
+        changes_training=True,
+    )
+
+
+def hold_initial_rate(optimizer: torch.optim.Optimizer) -> None:
+    """Undo what schedulers did to the rate when they were made: each group trains at its ``initial_lr``."""
+    for group in optimizer.param_groups:
+        if "initial_lr" not in group:
+            continue
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(_number(group["initial_lr"]))
+        else:
+            group["lr"] = group["initial_lr"]
+
+
+def _initial(group: Mapping[str, Any]) -> Any:
+    return group.get("initial_lr", group["lr"])
+
+
+def _number(rate: Any) -> float:
+    return float(rate.detach() if isinstance(rate, torch.Tensor) else rate)

@@ -1,0 +1,101 @@
+"""A rehearsal's look at what the farm will leave out of a task's code: before, while and after a batch is tried."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Final
+
+import torch
+
+from farm_client.executor import lightning_steps
+from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
+from farm_client.executor.omissions import Omission
+from farm_client.executor.optimizer_survey import foreign_parameters, left_with_the_client, resting_rate
+from farm_client.executor.runner import TaskRunner
+from farm_client.executor.schedules import progress_of, unstepped_schedule
+from protocol.recipe import Mode
+
+CONTRACT_FUNCTIONS: Final = ("build_model", "loss", "build_optimizer", "evaluate", "load_shard", "make_dataset")
+_CLOSE: Final = 0.8
+_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "train_step", "training_step", "collate_fn"})
+"""What other trainers call in a module; the farm does not."""
+
+
+class Survey:
+    """Gathers a task's omissions. Begin after the model and the optimizer are built."""
+
+    def __init__(self, runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) -> None:
+        self._runner = runner
+        self._mode = mode
+        self._fresh = progress_of(optimizer)
+        self._schedule = unstepped_schedule(optimizer, self._fresh)
+        self._found = [*_static(runner, optimizer, mode)]
+
+    def before(self) -> list[Omission]:
+        """Return what shows without trying a batch; a schedule that the code may step by itself only if it cannot."""
+        own_steps_count = self._mode is Mode.WEIGHTS
+        return [*self._found] if own_steps_count else self.all()
+
+    def all(self) -> list[Omission]:
+        """Return all that was found."""
+        return [*self._found, *([] if self._schedule is None else [self._schedule])]
+
+    def watch_training(self, train: Callable[[], None]) -> None:
+        """Run a training assignment and look at what it left behind."""
+        with reads_of_counters(self._runner.tensors.model) as read:
+            train()
+        self._found += [_counter(name, "training_step", changes_training=True) for name in sorted(read)]
+        if names := self._runner.changed_by_code():
+            self._found.append(_lost_change(names))
+        if self._schedule is not None and self._mode is Mode.WEIGHTS and self._is_stepped_by_the_code():
+            self._schedule = None
+
+    def _is_stepped_by_the_code(self) -> bool:
+        trained_with = self._runner.optimizer
+        return trained_with is not None and progress_of(trained_with) != self._fresh
+
+    def watch_evaluation(self, evaluate: Callable[[], None]) -> None:
+        """Run an evaluation and look at what it read."""
+        with reads_of_counters(self._runner.tensors.model) as read:
+            evaluate()
+        self._found += [_counter(name, "validation_step", changes_training=False) for name in sorted(read)]
+
+
+def _static(runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) -> Iterator[Omission]:
+    model = runner.tensors.model
+    if lightning_steps.is_lightning(model):
+        yield from unused_hooks(model)
+    yield from _never_called(runner.contract.module)
+    yield from foreign_parameters(optimizer, runner.tensors)
+    yield from resting_rate(optimizer)
+    if mode is Mode.GRADIENTS:
+        yield from left_with_the_client(optimizer, runner.tensors)
+
+
+def _never_called(module: ModuleType) -> Iterator[Omission]:
+    """Yield the module's own functions that look as if the farm should call them, and that it does not know."""
+    own = [n for n, f in vars(module).items() if isinstance(f, FunctionType) and f.__module__ == module.__name__]
+    absent = [name for name in CONTRACT_FUNCTIONS if name not in own]
+    for name in own:
+        meant = difflib.get_close_matches(name, absent, 1, _CLOSE)
+        if name in CONTRACT_FUNCTIONS or not (meant or name in _OF_OTHERS):
+            continue
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        sentence = f"the farm never calls {name} of your module{hint}"
+        yield Omission(name, sentence, changes_training=False)
+
+
+def _counter(name: str, step: str, *, changes_training: bool) -> Omission:
+    sentence = f"{step} reads self.{name}, which is 0 for ever on the farm: do without it"
+    return Omission(name, sentence, changes_training=changes_training)
+
+
+def _lost_change(names: list[str]) -> Omission:
+    return Omission(
+        "parameter_changes",
+        f"the code changes {names[0]} ({len(names)} tensors) itself, which is lost after each round: frozen parameters "
+        "are never sent back (make it a buffer), and in gradients mode only gradients are (use --mode weights)",
+        changes_training=True,
+    )
