@@ -32,11 +32,19 @@ from coordinator.events import (
     TaskSubmitted,
     Tick,
 )
+from coordinator.patience import forgive
 from coordinator.records import Snapshot
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
 from coordinator.turn import Turn
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
+
+
+def _tick(turn: Turn, event: Tick) -> None:
+    if event.late_seconds > 0:
+        forgive(turn, event.late_seconds)
+    scheduling.expire(turn)
+
 
 RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
     {
@@ -56,7 +64,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         AggregationFailed: results.aggregation_failed,
         CheckpointDamaged: recovery.fall_back,
         TaskBroken: results.broken,
-        Tick: lambda turn, _: scheduling.expire(turn),
+        Tick: _tick,
         Restored: lambda turn, _: recovery.mend(turn),
     }
 )

@@ -195,7 +195,12 @@ class CheckpointDamaged:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed; the shell sends one at least every half second."""
+    """Time passed; the shell sends one at least every half second.
+
+    ``late_seconds``: how much later than that it is, by the shell's own fault.
+    """
+
+    late_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ COMPUTED = {
     "data_dir": "the platform's data folder, `aifarm/server`",
     "name": "the machine's host name",
     "aggregator_threads": "one for each core, at most 4",
+    "max_connections": "twice the clients, and 1000",
     "upload_credits": "twice the aggregator's threads, at least 2",
 }
 """What to say of defaults that depend on the machine."""

@@ -14,6 +14,7 @@ import uvloop
 from farm_server import faults
 from farm_server.datafolder import DataFolder, ServerInfo
 from farm_server.farm import Farm
+from farm_server.file_limit import raise_file_limit
 from farm_server.http.app import create_app
 from farm_server.listener import bind_kept, server_info
 from farm_server.serving import Serving
@@ -25,6 +26,7 @@ _log = structlog.get_logger(__name__)
 def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new_ledger: bool = False) -> None:
     """Run a server until it is told to stop. ``new_ledger``: see ``Farm.open``. Raises: FarmError if it can't start."""
     faults.arm()
+    raise_file_limit()
     folder = DataFolder(settings.data_dir)
     folder.lock()
     try:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import structlog
 
@@ -28,6 +28,7 @@ from coordinator.engine import Coordinator
 from coordinator.events import Event, Restored, Tick
 from coordinator.records import CheckpointRecord, Entry, Snapshot
 from coordinator.settings import CoordinatorSettings
+from farm_server.admission import Admission
 from farm_server.aggregator import Aggregator
 from farm_server.alarms import Alarms
 from farm_server.bandwidth import Bandwidth
@@ -36,7 +37,7 @@ from farm_server.checkpoint_writer import CheckpointWriter
 from farm_server.clock import Clock, SteadyClock
 from farm_server.datafolder import DataFolder
 from farm_server.dispatch import Dispatch
-from farm_server.door import Door
+from farm_server.entrance import Entrance
 from farm_server.entry_buffer import EntryBuffer
 from farm_server.gateway import Gateway
 from farm_server.housekeeping import collect_blobs, every
@@ -70,6 +71,9 @@ from storage.uploads import UPLOADS, UploadFolder
 
 _log = structlog.get_logger(__name__)
 
+_LATE_SECONDS: Final = 0.5
+"""A tick that is later than that is the server's own fault (stopped, suspended, swapping), and nobody else's delay."""
+
 
 class Farm:
     """The server without its sockets. ``open`` it, ``start`` it, and at the end ``close`` it, on one event loop."""
@@ -95,6 +99,8 @@ class Farm:
         self.torch_side = TorchSide(settings.torch_threads)
         self.inline = InlineBlobs(settings.inline_cache_bytes)
         self.registry = Registry(snapshot.clients, settings.max_clients)
+        self._admission = Admission()
+        self.entrance = Entrance(tokens, self.short_of, self._admission, self.clock)
         self.alarms = Alarms()
         self.room = Room(settings.data_dir, settings.min_free_bytes)
         self.retention = Retention(ledger, blobs, settings.superseded_grace_seconds)
@@ -174,7 +180,7 @@ class Farm:
         )
         self.gateway = Gateway(
             settings=self.settings,
-            door=Door(self.tokens, self.short_of),
+            admission=self._admission,
             registry=self.registry,
             reception=reception,
             post=self.runtime.post,
@@ -321,10 +327,13 @@ class Farm:
             await asyncio.sleep(interval)
             lag_seconds = max(self._loop.time() - due, 0.0)
             self.telemetry.loop_lag_seconds.observe(lag_seconds)
-            self.gateway.sweep()
+            self._admission.look(lag_seconds)
+            late_seconds = lag_seconds if lag_seconds > _LATE_SECONDS else 0.0
+            self.uploads.forgive(late_seconds)
+            self.gateway.sweep(late_seconds)
             self.gateway.keep_pace(lag_seconds, self.runtime.backlog)
             self.entries.flush()
-            self.runtime.post(Tick())
+            self.runtime.post(Tick(late_seconds))
 
 
 def _newest_time(snapshot: Snapshot) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -10,8 +11,8 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from coordinator.events import ClientConnected, ClientLost, Event
+from farm_server.admission import Admission
 from farm_server.clock import Clock
-from farm_server.door import Door
 from farm_server.pace import Pacer, ServerLoad, Tempo
 from farm_server.reception import Reception
 from farm_server.registry import Peer, Registry
@@ -28,13 +29,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """One coroutine for each connection that the door lets in."""
+    """One coroutine for each connection that was let in."""
 
     def __init__(
         self,
         *,
         settings: ServerSettings,
-        door: Door,
+        admission: Admission,
         registry: Registry,
         reception: Reception,
         post: Callable[[Event], None],
@@ -42,7 +43,7 @@ class Gateway:
         clock: Clock,
     ) -> None:
         self._settings = settings
-        self._door = door
+        self._admission = admission
         self._registry = registry
         self._reception = reception
         self._post = post
@@ -53,20 +54,25 @@ class Gateway:
 
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one connection, from its handshake to its end."""
-        if not await self._door.lets_in(websocket):
-            return
+        await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)
         limits = WireLimits(self._settings.max_outbox_bytes, self._settings.inline_bytes)
         wire = Wire(websocket, session, limits, self._telemetry.wire)
         try:
-            if (hello := await self._hello(wire)) is not None and (peer := self._admit(hello, wire)) is not None:
+            if (peer := await self._greet(wire)) is not None:
                 await self._converse(peer)
         finally:
             await wire.close()
 
-    def sweep(self) -> None:
-        """Lose the clients that were silent for too long."""
+    def sweep(self, late_seconds: float) -> None:
+        """Lose the clients that were silent for too long.
+
+        ``late_seconds``: how late the server is to look. It did not listen meanwhile either, so that counts as silence
+        of nobody: what they said may still wait in the sockets.
+        """
         now = self._clock.now()
+        if late_seconds > 0:
+            self._registry.forgive(late_seconds, now)
         for peer in self._registry.silent(now):
             peer.wire.end(f"silent for more than {peer.patience.at(now):g} s")
 
@@ -102,6 +108,19 @@ class Gateway:
         if peer.wire.session.may_send("bye"):
             peer.wire.send(Bye(reason=reason))
         peer.wire.end(reason)
+
+    async def _greet(self, wire: Wire) -> Peer | None:
+        """Hear who it is, and welcome it; None if that came to nothing."""
+        self._admission.begins()
+        try:
+            if (hello := await self._hello(wire)) is None:
+                return None
+            began_at = time.perf_counter()
+            peer = self._admit(hello, wire)
+            self._admission.cost(time.perf_counter() - began_at)
+            return peer
+        finally:
+            self._admission.ends()
 
     async def _hello(self, wire: Wire) -> Hello | None:
         """Wait for the introduction; None if the connection ended before it."""

@@ -83,6 +83,11 @@ class Registry:
         peer = self._peers.get(client_id)
         return peer if peer and peer.incarnation == incarnation else None
 
+    def forgive(self, seconds: float, now: float) -> None:
+        """Count a time in which the server heard nobody as silence of nobody."""
+        for peer in self._peers.values():
+            peer.last_seen = min(peer.last_seen + seconds, now)
+
     def silent(self, now: float) -> list[Peer]:
         """Return the peers of whom nothing was heard for longer than they may be silent."""
         return [p for p in self._peers.values() if p.last_seen < now - p.patience.at(now)]

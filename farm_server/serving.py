@@ -1,4 +1,4 @@
-"""uvicorn on a socket that is bound already, with the signals left to the daemon."""
+"""uvicorn on a socket that is bound already, with the signals left to the daemon, and guarded connections."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from farm_server.edge.guard import Guard
+from farm_server.edge.http_protocol import GuardedHttp
+from farm_server.edge.websocket_protocol import GuardedWebSocket
 from farm_server.settings import ServerSettings
 
 _GRACE_SECONDS = 3
@@ -28,11 +33,12 @@ class Serving:
     """Serves from its making until ``stop``."""
 
     def __init__(self, app: FastAPI, listener: socket.socket, settings: ServerSettings) -> None:
+        self.guard: Guard = app.state.guard
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
+            http=cast("type[asyncio.Protocol]", partial(GuardedHttp, self.guard)),
+            ws=GuardedWebSocket,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,
             ws_ping_interval=None,  # clients beat by themselves

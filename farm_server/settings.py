@@ -64,7 +64,13 @@ class ServerSettings(BaseSettings):
     """How long a shutdown waits for clients to say goodbye."""
 
     max_clients: int = Field(default=10_000, ge=1)
-    """Connections at once."""
+    """Clients at once."""
+    max_connections: int = Field(default_factory=lambda data: 2 * data.get("max_clients", 0) + 1000, ge=8)
+    """Connections of all kinds at once; fewer where the process may open fewer files."""
+    max_unknown_connections: int = Field(default=4096, ge=4)
+    """Connections at once that have shown no token yet; where one more comes, the oldest of them goes."""
+    max_unknown_per_address: int = Field(default=2048, ge=4)
+    """The same for one address; many clients may share one (a proxy, a network behind one router)."""
     max_frame_bytes: int = Field(default=MAX_FRAME_BYTES, ge=64 * 1024)
     """The largest WebSocket message."""
     max_blob_bytes: int = Field(default=64 * GIBIBYTE, ge=MEBIBYTE)

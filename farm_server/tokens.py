@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 import secrets
@@ -44,9 +43,16 @@ class Tokens:
             return Role.VOLUNTEER
         raise Unauthorized("the token is not one of this farm's; copy the address that `farm-server up` printed")
 
+    def require(self, least: Role, authorization: str | None) -> None:
+        """Let through who may do what ``least`` may. Raises: Unauthorized."""
+        if self.role_of(authorization) is Role.VOLUNTEER and least is Role.RESEARCHER:
+            raise Unauthorized(
+                "this needs the farm token, not the join token; use the http:// address of `farm-server up`"
+            )
+
 
 def presented_token(authorization: str | None) -> bytes:
-    """Return the token in an ``Authorization`` header.
+    """Return the token in an ``Authorization`` header, whatever characters that has.
 
     Raises: Unauthorized if there is none.
     """
@@ -56,7 +62,7 @@ def presented_token(authorization: str | None) -> bytes:
     if scheme.lower() == "basic":
         try:
             user = base64.b64decode(value, validate=True).partition(b":")[0]
-        except binascii.Error:
+        except ValueError:  # not base64, or not even ASCII
             user = b""
         if user:
             return user

@@ -105,6 +105,13 @@ class UploadDesk:
         for upload in (*idle, *forgotten):
             self.release(upload)
 
+    def forgive(self, seconds: float, now: float) -> None:
+        """Count a time in which nobody could be heard as silence of nobody."""
+        for upload, held in self._held.items():
+            self._held[upload] = replace(held, progress_at=min(held.progress_at + seconds, now))
+        for upload, ticket in self._tickets.items():
+            self._tickets[upload] = replace(ticket, asked_at=min(ticket.asked_at + seconds, now))
+
     def clients_of(self, upload: str) -> tuple[str, ...]:
         """Name those who send an upload that holds a credit; nobody if it holds none."""
         held = self._held.get(upload)

@@ -138,6 +138,11 @@ class Uploads:
         is_short = self._places.room.lacks() is not None
         await self._drop_idle(self._settings.upload_idle_seconds if is_short else self._settings.upload_grace_seconds)
 
+    def forgive(self, seconds: float) -> None:
+        """Count a time in which the server stood still as silence of no upload."""
+        if seconds > 0:
+            self._desk.forgive(seconds, self._clock.now())
+
     def close(self) -> None:
         """Wait for the threads. Blocks."""
         self._threads.shutdown()

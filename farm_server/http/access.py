@@ -1,4 +1,8 @@
-"""What a route may ask for: the farm, and a token of the right role."""
+"""What a route may ask for: the farm, and a token of the right role.
+
+The gate has checked it already, by path; here it stands in the API's description, and a route that the gate does not
+know of is not left open.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from fastapi.security import HTTPBearer
 
 from farm_server.farm import Farm
 from farm_server.tokens import Role
-from protocol.errors import Unauthorized
 
 _documented = HTTPBearer(auto_error=False, description="Or HTTP Basic with the token as the user name.")
 
@@ -25,13 +28,12 @@ FarmDep = Annotated[Farm, Depends(get_farm)]
 
 def require_any_token(request: Request, farm: FarmDep) -> None:
     """Let volunteers and researchers in. Raises: Unauthorized."""
-    farm.tokens.role_of(request.headers.get("authorization"))
+    farm.tokens.require(Role.VOLUNTEER, request.headers.get("authorization"))
 
 
 def require_farm_token(request: Request, farm: FarmDep) -> None:
     """Let researchers and operators in. Raises: Unauthorized."""
-    if farm.tokens.role_of(request.headers.get("authorization")) is not Role.RESEARCHER:
-        raise Unauthorized("this needs the farm token, not the join token; use the http:// address of `farm-server up`")
+    farm.tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
 
 
 ANY_TOKEN = [Depends(_documented), Depends(require_any_token)]

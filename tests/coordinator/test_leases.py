@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.events import AssignmentRejected, ClientBeat, ClientDraining, ClientLost, ClientPaused, ClientReady
+from coordinator.events import (
+    AssignmentRejected,
+    ClientBeat,
+    ClientDraining,
+    ClientLost,
+    ClientPaused,
+    ClientReady,
+    Tick,
+)
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.messages import AssignmentProgress, Cancel, Phase, RejectCode, Scope
 from protocol.resources import Load
@@ -213,3 +221,22 @@ def test_a_client_that_tells_of_free_slots_before_it_saw_an_offer_is_not_offered
     farm.accept(ada, ada.held[0])
     farm.handle(ClientReady("id-ada", ada.incarnation, 1))
     assert len(ada.held) == 2, "what it says after its answer is the truth"
+
+
+def test_a_server_that_stood_still_ends_nobodys_lease_or_round() -> None:
+    farm = Simulation()
+    farm.join("ada")
+    farm.submit(spec(longest_round_seconds=30.0))
+    ada = farm.volunteers["ada"]
+    offered = ada.held[0]
+    farm.now += 1000
+    farm.handle(Tick(late_seconds=999.5))
+    farm.accept(ada, offered)  # said while nobody listened, heard now
+    farm.tick(0.5)
+    farm.now += 1000
+    farm.handle(Tick(late_seconds=999.5))
+    beat(farm, 1)
+    assert ada.held[0] is offered
+    assert (farm.task().state, farm.view().retries) == (TaskState.RUNNING, 0)
+    farm.tick(70)  # silence while the server listened is silence
+    assert state(farm, offered.assignment_id) is AssignmentState.EXPIRED

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import time
 
 import msgpack
 import pytest
@@ -26,6 +29,7 @@ from protocol.messages import (
     Ready,
 )
 from protocol.recipe import Recipe
+from protocol.resources import Load
 from tests.farm_server import model
 from tests.farm_server.offers import assign
 from tests.farm_server.volunteer import SECRET, Volunteer
@@ -151,6 +155,57 @@ async def test_a_silent_client_is_lost(start):
         lost = await happened(server, "client_lost")
         assert "silent" in lost["message"]
         assert (await states(server))["c1"] == ("offline", "silent for more than 0.3 s")
+
+
+async def test_a_stop_of_the_server_is_no_silence_of_its_clients(start):
+    async with start(lost_after_seconds=0.5) as server, server.volunteer("c1") as volunteer:
+        await asyncio.sleep(0.1)
+        beat = Heartbeat(load=Load(), assignments=())
+        sock = volunteer.connection.transport.get_extra_info("socket")
+        frame = volunteer.session.send(beat)
+        header = bytes([0x82, 0x80 | len(frame), 0, 0, 0, 0])  # a binary frame, its mask zeros
+        sock.setblocking(False)
+        os.write(sock.fileno(), header + frame)  # it waits in the server's socket while everything stands still
+        time.sleep(3)  # noqa: ASYNC251
+        await asyncio.sleep(0.3)
+        assert (await states(server))["c1"][0] == "online"
+        assert await happened(server, "client_lost")  # and is lost for a silence of its own
+
+
+async def test_the_silence_of_a_stop_is_forgiven_once(server):
+    async with server.volunteer("c1"):
+        (peer,) = server.farm.registry
+        peer.last_seen -= 20
+        server.farm.gateway.sweep(late_seconds=19)
+        assert not peer.wire.is_over
+        peer.last_seen -= 20
+        server.farm.gateway.sweep(late_seconds=0)
+        assert peer.wire.is_over
+
+
+async def test_who_comes_in_a_crowd_is_told_when_to_come_again(server, monkeypatch):
+    monkeypatch.setattr(server.farm.entrance._admission, "ask", lambda _now: 6.2)
+    with pytest.raises(InvalidStatus) as refused:
+        await dial(server)
+    response = refused.value.response
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
+    assert "come again" in json.loads(response.body)["message"]
+
+
+async def test_a_crowd_gets_in_by_and_by(server):
+    async def join(number: int) -> int:
+        dials = 0
+        while True:
+            dials += 1
+            try:
+                async with server.volunteer(f"c{number}"):
+                    return dials
+            except InvalidStatus as error:
+                await asyncio.sleep(float(error.response.headers["Retry-After"]) * 0.05)
+
+    dials = await asyncio.gather(*(join(number) for number in range(120)))
+    assert max(dials) > 1
+    assert len((await server.http.get("/v1/clients")).json()) == 120
 
 
 async def test_a_goodbye_is_noticed_at_once_with_its_reason(server):

@@ -151,3 +151,14 @@ def test_never_too_many_never_idle_and_everybody_comes_to_their_turn(
         for upload in waiting:
             desk.ask(upload, "any", now)
         assert len(queue(desk)) == max(len(waiting) - capacity, 0)
+
+
+def test_while_the_server_stands_still_no_turn_is_lost(desk: UploadDesk) -> None:
+    assert granted(desk, "a", "one")
+    assert granted(desk, "b", "two")
+    assert not granted(desk, "c", "three")
+    desk.forgive(100.0, 100.5)
+    desk.expire(100.5)
+    assert (desk.held(), queue(desk)) == (("a", "b"), ["c"])
+    desk.expire(100.5 + IDLE)
+    assert desk.held() == ()

@@ -1,0 +1,1 @@
+"""What stands before the application: connections, request heads and upgrades, bounded before any token is checked."""
