@@ -8,9 +8,8 @@ from http import HTTPStatus
 
 from farm_server.admission import Admission
 from farm_server.clock import Clock
-from farm_server.edge.guard import Headers
+from farm_server.edge.credentials import Headers, upgrade_refusal
 from farm_server.edge.refusal import Refusal
-from farm_server.http.gate import upgrade_refusal
 from farm_server.tokens import Tokens
 from protocol.errors import Unavailable
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from farm_server.edge.connections import ConnectionBook
+from farm_server.edge.credentials import Headers
 from farm_server.edge.refusal import Refusal, RefusalLog
 
 HEAD_SECONDS: Final = 10.0
@@ -28,8 +29,6 @@ class Linger:
 
 STRANGERS_LINGER: Final = Linger(256 * 1024, 1.0)
 KNOWN_LINGER: Final = Linger(64 * 1024 * 1024, 20.0)
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Guard:

@@ -13,12 +13,11 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm_server.edge.guard import Headers
+from farm_server.edge.credentials import Headers, header, token_refusal, upgrade_refusal
 from farm_server.edge.http_protocol import CONNECTION, Seen
 from farm_server.edge.refusal import Refusal
-from farm_server.http.routes import WEBSOCKET, Needs, needs_of
-from farm_server.tokens import Role, Tokens
-from protocol.errors import Unauthorized
+from farm_server.http.routes import Needs, needs_of
+from farm_server.tokens import Tokens
 
 BODY_GRACE_SECONDS: Final = 20.0
 LEAST_BODY_RATE: Final = 16 * 1024
@@ -65,32 +64,13 @@ class Gate:
             await self._app(scope, Body(receive, needs.body_bytes).receive, send)
 
     def _refusal(self, needs: Needs, headers: Headers) -> Refusal | None:
-        try:
-            if needs.role is not None:
-                self._tokens.require(needs.role, header(headers, b"authorization"))
-        except Unauthorized as error:
-            return Refusal.of(HTTPStatus.UNAUTHORIZED, error)
+        if needs.role is not None and (refusal := token_refusal(self._tokens, needs.role, headers)) is not None:
+            return refusal
         announced = _announced_bytes(headers)
         if needs.body_bytes is not None and announced > needs.body_bytes:
             what = f"the request has {announced} bytes, at most {needs.body_bytes} are allowed; upload data as blobs"
             return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", what)
         return None
-
-
-def upgrade_refusal(tokens: Tokens, path: str, headers: Headers) -> Refusal | None:
-    """Say why a WebSocket may not be opened, if so: there is one, and it needs a token."""
-    if path != WEBSOCKET:
-        return Refusal(HTTPStatus.NOT_FOUND, "not_found", f"there is no WebSocket here; dial {WEBSOCKET}")
-    try:
-        tokens.require(Role.VOLUNTEER, header(headers, b"authorization"))
-    except Unauthorized as error:
-        return Refusal.of(HTTPStatus.UNAUTHORIZED, error)
-    return None
-
-
-def header(headers: Headers, name: bytes) -> str | None:
-    """Return the first header of a (lowercase) name."""
-    return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
 class Body:

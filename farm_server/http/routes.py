@@ -11,7 +11,6 @@ SMALL_BODY_BYTES: Final = 64 * 1024
 """More than any request needs that names no shards."""
 BLOBS: Final = "/v1/blobs/"
 SUBMIT: Final = "/v1/tasks"
-WEBSOCKET: Final = "/v1/farm"
 _BULK: Final = frozenset({"PUT", "PATCH"})
 
 
