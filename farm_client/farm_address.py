@@ -6,10 +6,7 @@ The token may hold any printable characters, percent-encoded or as they are: eve
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 from urllib.parse import unquote, urlsplit
-
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)

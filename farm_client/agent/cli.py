@@ -23,6 +23,7 @@ from farm_client.agent.home import Home
 from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.settings import load_settings
 from farm_client.agent.status import Status, read_status
+from farm_client.proxies import BadProxy, proxy_for
 from protocol.errors import FarmError
 
 OK: Final = 0
@@ -89,8 +90,10 @@ def join(
         download_rate=download_rate,
         slots=slots,
     )
+    address = parse_address(url)
+    proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
     faults.arm()
-    uvloop.run(Agent(parse_address(url), settings).run())
+    uvloop.run(Agent(address, settings).run())
 
 
 @app.command()
@@ -134,7 +137,7 @@ def main() -> NoReturn:
         if debug:
             raise
         if isinstance(error, FarmError):
-            _fail(error.message, USAGE if isinstance(error, BadAddress | BadSettings) else FAILED)
+            _fail(error.message, USAGE if isinstance(error, BadAddress | BadSettings | BadProxy) else FAILED)
         _fail(f"this is a mistake in farm-client ({error!r}); `farm-client --debug join ...` shows where", FAILED)
     sys.exit(OK)
 

@@ -27,6 +27,7 @@ from websockets.exceptions import (
 
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.errors import BadAddress, NotAFarm, OutOfReach
+from farm_client.proxies import proxy_for
 from protocol.errors import FarmError, Unauthorized
 from protocol.limits import MAX_FRAME_BYTES
 
@@ -73,6 +74,7 @@ async def dial(address: FarmAddress) -> ClientConnection:
         close_timeout=_CLOSE_SECONDS,
         open_timeout=None,
         create_connection=_Connection,
+        proxy=proxy_for(address.websocket_url),
     )
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # the kernel would take megabytes at once: a heartbeat must not wait behind them, nor the writer be deceived

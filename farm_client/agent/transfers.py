@@ -9,6 +9,7 @@ import httpx
 
 from farm_client.agent.address import FarmAddress
 from farm_client.retry import RetryPolicy
+from farm_client.transfer.answers import client_options
 from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
 from farm_client.transfer.download import download
@@ -33,11 +34,11 @@ class Transfers:
         upload_rate: float | None = None,
         download_rate: float | None = None,
     ) -> None:
-        encrypted = address.http_url.startswith("https:")  # without, loading the certificates would be for nothing
         names = {CLIENT_HEADER: client_id} if client_id else {}
-        headers = httpx.Headers(address.headers | names, encoding="utf-8")
-        http = httpx.AsyncClient(base_url=address.http_url, headers=headers, timeout=TIMEOUT, verify=encrypted)
-        bulk = httpx.Client(base_url=address.http_url, headers=headers, timeout=TIMEOUT, transport=BulkTransport())
+        options = client_options(address.http_url, address.headers | names)
+        http = httpx.AsyncClient(**options, timeout=TIMEOUT)
+        # the transport finds the proxy itself
+        bulk = httpx.Client(**options | {"proxy": None}, timeout=TIMEOUT, transport=BulkTransport())
         self._carrier = Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate))
 
     @property

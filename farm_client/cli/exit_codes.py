@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from farm_client.proxies import BadProxy
 from farm_client.sdk.errors import BadFarmAddress, FarmUnreachable, NoFarmAddress
 from farm_client.sdk.outcome import Outcome
 from protocol.errors import FarmError, Unauthorized
@@ -52,6 +53,6 @@ def code_of_error(error: FarmError) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(error, FarmUnreachable | Unauthorized):
         return ExitCode.NO_FARM
-    if isinstance(error, NoFarmAddress | BadFarmAddress):
+    if isinstance(error, NoFarmAddress | BadFarmAddress | BadProxy):
         return ExitCode.USAGE
     return ExitCode.FAILURE

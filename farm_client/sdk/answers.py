@@ -41,7 +41,7 @@ def explaining(address: FarmAddress) -> Iterator[None]:
         raise FarmUnreachable(
             f"the farm at {address.url} did not answer in time: try again, or look at `farm-server status` there"
         ) from error
-    except httpx.TransportError as error:
+    except (httpx.RequestError, httpx.StreamError) as error:
         raise FarmUnreachable(
             f"the connection to {address.url} broke ({error or type(error).__name__}): "
             "try again; if it goes on, check the address"

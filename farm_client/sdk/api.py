@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
+from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
 from protocol.rest import (
     CheckpointView,
@@ -34,26 +35,23 @@ M = TypeVar("M", bound=BaseModel)
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 60.0
 """How long the farm may take to begin an answer; a long-poll's wait comes on top."""
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+"""Far more than the books of the largest task."""
 
 
 class FarmApi:
     """A farm's HTTP API. Use as a context manager, or call ``close``; safe to share between threads.
 
     Every call raises: the FarmError that the farm answered; FarmUnreachable if it answered none; Unauthorized.
-    ``transport`` replaces the network in tests.
+    ``transport`` replaces the network in tests. Making one raises: BadProxy.
     """
 
     def __init__(self, address: FarmAddress, transport: httpx.MockTransport | None = None) -> None:
         self.address = address
-        self._options: dict[str, Any] = {
-            "base_url": address.url,
-            "headers": httpx.Headers(address.headers, encoding="utf-8"),
-            "timeout": httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            # A proxy set for the web must not catch what is meant for this machine.
-            "trust_env": not address.is_loopback,
-            "transport": transport,
-        }
-        self._http = httpx.Client(**self._options)
+        self._options = client_options(address.url, address.headers) | {"transport": transport}
+        if transport is not None:
+            self._options["proxy"] = None
+        self._http = httpx.Client(**self._options, timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
 
     def __enter__(self) -> Self:
         return self
@@ -137,11 +135,10 @@ class FarmApi:
     def open_bulk(self, timeout: httpx.Timeout, headers: dict[str, str]) -> httpx.Client:
         """Return a client for the bodies of the same farm's downloads; whoever asked for it closes it."""
         options = self._options_with(timeout, headers)
-        transport = options["transport"] or BulkTransport(trust_env=options["trust_env"])
-        return httpx.Client(**options | {"transport": transport})
+        return httpx.Client(**options | {"transport": options["transport"] or BulkTransport(), "proxy": None})
 
     def _options_with(self, timeout: httpx.Timeout, headers: dict[str, str]) -> dict[str, Any]:
-        both = httpx.Headers(self.address.headers | headers, encoding="utf-8")
+        both = client_options(self.address.url, self.address.headers | headers)["headers"]
         return self._options | {"timeout": timeout, "headers": both}
 
     @contextmanager
@@ -149,13 +146,12 @@ class FarmApi:
         """Download bytes by their digest, chunk by chunk; unchecked: ``sdk.download`` fetches whole blobs."""
         with explaining(self.address), self._http.stream("GET", f"/v1/blobs/{digest}") as response:
             if not response.is_success:
-                response.read()
-            raise_for_error(response, self.address)
-            yield response.iter_bytes()
+                raise_for_error(read_answer(response, MAX_ANSWER_BYTES), self.address)
+            yield response.iter_raw()
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        with explaining(self.address):
-            return self._http.request(method, path, **arguments)
+        with explaining(self.address), self._http.stream(method, path, **arguments) as response:
+            return read_answer(response, MAX_ANSWER_BYTES)
 
     def _get(self, path: str, model: type[M], query: dict[str, int] | None = None) -> M:
         return parse(TypeAdapter(model), self._request("GET", path, params=query), self.address)

@@ -35,7 +35,7 @@ def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
     try:
         return run_interruptible(run())
     except Unavailable as error:
-        if isinstance(error.__cause__, httpx.TransportError):
+        if isinstance(error.__cause__, httpx.RequestError):
             with explaining(api.address):
                 raise error.__cause__ from None
         raise

@@ -13,7 +13,8 @@ from typing import Final
 import httpx
 import platformdirs
 
-from farm_client.farm_address import LOOPBACK_HOSTS, split_address
+from farm_client.farm_address import split_address
+from farm_client.proxies import is_loopback
 from farm_client.sdk.errors import BadFarmAddress, NoFarmAddress
 
 FARM_VARIABLE: Final = "FARM_URL"
@@ -39,7 +40,7 @@ class FarmAddress:
     @property
     def is_loopback(self) -> bool:
         """Tell whether the farm runs on this machine."""
-        return httpx.URL(self.url).host in LOOPBACK_HOSTS
+        return is_loopback(httpx.URL(self.url).host)
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:

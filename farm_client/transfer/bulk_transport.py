@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, cast
-from urllib.request import getproxies, proxy_bypass
+from http.client import HTTPException
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import urllib3
+from urllib3.contrib.socks import SOCKSProxyManager
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+
+from farm_client.proxies import proxy_for
 
 SHUTDOWN: Final = "shutdown"
 """The extension of a response that ends its body for whoever is reading it, from any thread."""
@@ -56,22 +60,23 @@ class BulkTransport(httpx.BaseTransport):
             manager.clear()
 
     def _manager(self, url: httpx.URL) -> urllib3.PoolManager:
-        proxy = self._proxy(url)
+        proxy = proxy_for(str(url)) if self._trust_env else None
         if (url.scheme, proxy) not in self._managers:
             # to load the certificates takes a moment, and is for nothing where nothing is encrypted
             trusted = httpx.create_ssl_context(trust_env=self._trust_env) if url.scheme == "https" else None
-            self._managers[url.scheme, proxy] = (
-                urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, ssl_context=trusted)
-                if proxy is None
-                else urllib3.ProxyManager(proxy, maxsize=_IDLE_CONNECTIONS, ssl_context=trusted)
-            )
+            self._managers[url.scheme, proxy] = _open_manager(proxy, maxsize=_IDLE_CONNECTIONS, ssl_context=trusted)
         return self._managers[url.scheme, proxy]
 
-    def _proxy(self, url: httpx.URL) -> str | None:
-        if not self._trust_env or proxy_bypass(url.host):
-            return None
-        known = getproxies()
-        return known.get(url.scheme) or known.get("all")
+
+def _open_manager(proxy: str | None, **options: Any) -> urllib3.PoolManager:
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    parts = urlsplit(proxy)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if parts.scheme.startswith("socks"):
+        return SOCKSProxyManager(proxy, username=user or None, password=password or None, **options)
+    headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
 
 
 class _Body(httpx.SyncByteStream):
@@ -110,5 +115,5 @@ def _as_httpx_errors() -> Iterator[None]:
         raise httpx.ConnectError(str(error.__cause__ or error)) from error
     except ConnectTimeoutError as error:
         raise httpx.ConnectTimeout("the farm did not answer in time") from error
-    except HTTPError as error:
-        raise httpx.ReadError(str(error)) from error
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
+        raise httpx.ReadError(str(error) or type(error).__name__) from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
 from farm_client.retry import RetryPolicy
+from farm_client.transfer.answers import IDENTITY, read_answer_async
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
@@ -22,9 +23,12 @@ TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
 CLIENT_HEADER: Final = "X-Farm-Client"
 """Who sends, by its own word: the farm shares its bandwidth and its turns fairly between these names."""
 
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+"""Of a success that is no blob."""
 _WORTH_ANOTHER_TRY: Final = frozenset(
     {httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT}
 )
+_SHOWN_CHARS: Final = 500
 Meter = Callable[[int], None]
 """Hears how many bytes are there so far; after a cut it may be fewer than before."""
 T = TypeVar("T")
@@ -36,6 +40,10 @@ def ignore_bytes(_count: int) -> None:
 
 class Interrupted(Exception):
     """A transfer ended early in a way that another try may mend."""
+
+
+PASSING: Final = (httpx.HTTPError, httpx.StreamError, Interrupted)
+"""What another try may mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,20 @@ class Carrier:
     download_rate: RateLimit = field(default_factory=RateLimit)
     tally: Tally = field(default_factory=Tally)
 
+    async def ask(self, method: str, url: str, **request: Any) -> httpx.Response:
+        """Send a request and return the answer, of which no more was read than is sane.
+
+        Raises: httpx.HTTPError; Interrupted for whatever else a network brings; what giving the body raises.
+        """
+        request["headers"] = IDENTITY | request.get("headers", {})
+        try:
+            async with self.http.stream(method, url, **request) as response:
+                return await read_answer_async(response, MAX_ANSWER_BYTES)
+        except (*PASSING, FarmError, OSError):
+            raise
+        except Exception as error:  # the layers below say some things in their own words
+            raise Interrupted(f"the connection broke ({error!r})") from error
+
     async def persist(self, attempt: Callable[[], Awaitable[None]], progress: Callable[[], int], failed: str) -> None:
         """Try until it succeeds. The tries are counted anew whenever ``progress`` has grown: a thin line gets there.
 
@@ -62,7 +84,7 @@ class Carrier:
         while True:
             try:
                 await attempt()
-            except (httpx.TransportError, Interrupted) as error:
+            except PASSING as error:
                 failures = failures + 1 if progress() <= furthest else 1
                 furthest = max(furthest, progress())
                 if not self.retry.allows(failures):
@@ -88,7 +110,7 @@ async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awai
                 return
             try:
                 await work(item)
-            except (httpx.TransportError, Interrupted) as error:
+            except PASSING as error:
                 failed.append(error)
 
     try:
@@ -102,13 +124,15 @@ async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awai
 
 
 async def check(response: httpx.Response, digest: str) -> None:
-    """Tell what another try may mend from what it cannot.
+    """Tell what another try may mend from what it cannot. A refusal that is not in a farm's words is a stranger's.
 
     Raises: Interrupted, Unauthorized, NotFound, DigestMismatch; FarmError for any other refusal, in the farm's words.
     """
     if response.is_success:
         return
-    status, reason = response.status_code, await _reason(response)
+    status, reason = response.status_code, _reason(await response.aread())
+    if reason is None:
+        raise Interrupted(f"what answers in the farm's place answers with status {status}")
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise Unauthorized
     if response.is_server_error or status in _WORTH_ANOTHER_TRY:
@@ -120,9 +144,9 @@ async def check(response: httpx.Response, digest: str) -> None:
     raise FarmError(f"the farm refused blob {digest[:12]}: {reason}")
 
 
-async def _reason(response: httpx.Response) -> str:
-    body = await response.aread()
+def _reason(body: bytes) -> str | None:
+    """Return what the farm says, None if it is not the farm that speaks."""
     try:
-        return ErrorBody.model_validate_json(body).message
+        return ErrorBody.model_validate_json(body).message[:_SHOWN_CHARS]
     except ValidationError:
-        return f"the farm answered with status {response.status_code}"
+        return None

@@ -11,6 +11,7 @@ from typing import Final
 
 import httpx
 
+from farm_client.transfer.answers import IDENTITY, MAX_ERROR_BYTES, read_answer
 from farm_client.transfer.bulk_transport import SHUTDOWN
 from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
 from farm_client.transfer.partial_file import PartialFile
@@ -21,6 +22,8 @@ from protocol.ranges import ByteRange
 PART_BYTES: Final = 8 * 1024 * 1024
 """What one request asks for; a smaller blob is one request."""
 PARALLEL: Final = 4
+_BLOB_TYPE: Final = "application/octet-stream"
+_SHOWN_CHARS: Final = 60
 _COUNTED_AT_ONCE_BYTES: Final = 1024 * 1024
 _COUNTED_EVERY_SECONDS: Final = 0.2
 """How often the event loop hears of what came: whichever is sooner."""
@@ -96,22 +99,24 @@ class _PartRequest:
     def fetch(self) -> httpx.Response:
         """Write the body into the file; return the response, of which another one than a success has been read."""
         carrier, partial, digest = self._download.carrier, self._download.partial, self._download.digest
-        headers = {"Accept-Encoding": "identity"}
+        headers = dict(IDENTITY)
         if self._part.size_bytes < partial.size_bytes:
             headers["Range"] = f"bytes={self._part.start}-{self._part.end - 1}"
         with carrier.bulk.stream("GET", f"/v1/blobs/{digest}", headers=headers) as response:
             self._shutdown = response.extensions.get(SHUTDOWN)
             self._check_size(response)
             if not response.is_success:
-                response.read()
-                return response
+                return read_answer(response, MAX_ERROR_BYTES)
             is_part = response.status_code == httpx.codes.PARTIAL_CONTENT
             self._pour(response, self._part.start if is_part else 0)
         partial.save()
         return response
 
     def _check_size(self, response: httpx.Response) -> None:
-        """Refuse a copy of another size before anything of it is written."""
+        """Refuse a copy of another size, and what is no blob, before anything of it is written."""
+        kind = response.headers.get("content-type", _BLOB_TYPE)
+        if response.is_success and not kind.startswith(_BLOB_TYPE):
+            raise Interrupted(f"what answers in the farm's place gives {kind[:_SHOWN_CHARS]!a}")
         status, size, wanted_bytes = response.status_code, None, self._download.partial.size_bytes
         if status == httpx.codes.OK:
             size = response.headers.get("content-length")

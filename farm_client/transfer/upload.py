@@ -22,6 +22,9 @@ ONE_SHOT_BYTES: Final = 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 _WAIT_SECONDS: Final = 10.0
 """How long the farm may hold its answer back while it is not this upload's turn."""
+_MOST_PARALLEL: Final = 16
+_MOST_RETRY_SECONDS: Final = 60.0
+_LEAST_RETRY_SECONDS: Final = 0.01
 _NOT_UNDERSTOOD: Final = (
     "the farm's answer to an upload is not one that this version understands; update one of the two"
 )
@@ -85,12 +88,15 @@ class _Upload:
 
     async def send_whole(self) -> None:
         """Ask whether the farm has it; if not, send it in one request."""
-        known = await self.carrier.http.head(self._url)
-        if known.status_code != httpx.codes.NOT_FOUND:
-            await check(known, self.digest)
+        known = await self.carrier.ask("HEAD", self._url)
+        if known.is_success and known.headers.get("content-length", "0") == str(self.source.size_bytes):
             return
+        if not known.is_success and known.status_code != httpx.codes.NOT_FOUND:
+            await check(known, self.digest)
         self.left_bytes = 0
         await self._send("PUT", ByteRange(0, self.source.size_bytes), {})
+        if not self.is_stored:
+            raise Interrupted("the farm does not say that it has stored it")
 
     async def send_parts(self) -> None:
         """Ask what the farm lacks, when it is this upload's turn, and send that."""
@@ -100,8 +106,8 @@ class _Upload:
         self.kept_bytes = self.source.size_bytes - sum(gap.size_bytes for gap in reply.missing)
         self.left_bytes = 0
         self.listener.meter(self.kept_bytes)
-        parts = [part for gap in reply.missing for part in gap.parts(reply.part_bytes)]
-        await in_parallel(parts, reply.parallel, self._send_part)
+        parts = (part for gap in reply.missing for part in gap.parts(reply.part_bytes))
+        await in_parallel(parts, min(reply.parallel, _MOST_PARALLEL), self._send_part)
         if not self.is_stored:
             raise Interrupted("the farm has all parts that it asked for, and needs others")
 
@@ -111,7 +117,7 @@ class _Upload:
         while reply.state is UploadState.WAIT:
             has_waited = True
             self.listener.waits(reply.reason or f"{reply.ahead} uploads are before it")
-            await asyncio.sleep(about(reply.retry_seconds))
+            await asyncio.sleep(about(_sane_seconds(reply.retry_seconds)))
             reply = await self._ask(_WAIT_SECONDS)
         if has_waited:
             self.listener.waits(None)
@@ -119,15 +125,22 @@ class _Upload:
 
     async def _ask(self, wait_seconds: float) -> UploadReply:
         request = UploadRequest(size_bytes=self.source.size_bytes, wait_seconds=wait_seconds)
-        response = await self.carrier.http.post(f"{self._url}/upload", json=request.model_dump(mode="json"))
+        response = await self.carrier.ask("POST", f"{self._url}/upload", json=request.model_dump(mode="json"))
         await check(response, self.digest)
+        if not response.content.lstrip().startswith(b"{"):
+            raise Interrupted("what answers in the farm's place answers with something else")
         try:
             reply = UploadReply.model_validate_json(response.content)
         except ValidationError as error:
             raise FarmError(_NOT_UNDERSTOOD) from error
-        if reply.state is UploadState.GO and min(reply.part_bytes, reply.parallel) < 1:
+        if reply.state is UploadState.GO and not self._makes_sense(reply):
             raise FarmError(_NOT_UNDERSTOOD)
         return reply
+
+    def _makes_sense(self, reply: UploadReply) -> bool:
+        size_bytes = self.source.size_bytes
+        gaps = all(0 <= gap.start < gap.end <= size_bytes for gap in reply.missing)
+        return gaps and min(reply.part_bytes, reply.parallel) >= 1
 
     async def _send_part(self, part: ByteRange) -> None:
         place = ContentRange(part.start, part.end, self.source.size_bytes)
@@ -136,7 +149,7 @@ class _Upload:
     async def _send(self, method: str, part: ByteRange, headers: dict[str, str]) -> None:
         self.has_sent = True
         headers["Content-Length"] = str(part.size_bytes)
-        response = await self.carrier.http.request(method, self._url, content=self._pieces(part), headers=headers)
+        response = await self.carrier.ask(method, self._url, content=self._pieces(part), headers=headers)
         try:
             await check(response, self.digest)
         except DigestMismatch as error:
@@ -167,3 +180,8 @@ class _Upload:
     @property
     def _url(self) -> str:
         return f"/v1/blobs/{self.digest}"
+
+
+def _sane_seconds(asked: float) -> float:
+    """Return how long to wait before the next question; a farm may ask for anything, and for NaN."""
+    return min(max(_LEAST_RETRY_SECONDS, asked), _MOST_RETRY_SECONDS)

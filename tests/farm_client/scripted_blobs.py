@@ -37,6 +37,8 @@ class ScriptedBlobs:
         self.fail_uploads = 0
         self.answers = []
         """What is answered, word by word, before an upload."""
+        self.pretend = []
+        """So many requests with HEAD or PUT are answered with these statuses, and nothing is done."""
         self.refuse_with = None
         """A status for all that is asked before an upload."""
         self.part_bytes = 1024 * 1024
@@ -75,9 +77,11 @@ class ScriptedBlobs:
         self._note(request, "range")
         self.asked.set()
         await self.gate.wait()
+        if self.pretend and request.method == "HEAD":
+            return Response("a page", status_code=self.pretend.pop(0))
         data = self.blobs.get(request.path_params["digest"])
         if data is None:
-            return Response(status_code=404)
+            return refusal(404)
         wanted, headers = None if self.ignore_ranges else request.headers.get("range"), {}
         start, end = 0, len(data)
         if wanted:
@@ -97,9 +101,11 @@ class ScriptedBlobs:
         await self.upload_gate.wait()
         body = await request.body()
         self.received_bytes += len(body)
+        if self.pretend:
+            return Response(status_code=self.pretend.pop(0))
         if self.fail_uploads:
             self.fail_uploads -= 1
-            return Response(status_code=503)
+            return refusal(503)
         if digest_bytes(body) != request.path_params["digest"]:
             return JSONResponse({"code": "digest_mismatch", "message": "hashes to another name"}, 422)
         self.blobs[request.path_params["digest"]] = body
@@ -112,7 +118,7 @@ class ScriptedBlobs:
         if self.answers:
             return Response(self.answers.pop(0))
         if self.refuse_with:
-            return Response(status_code=self.refuse_with)
+            return refusal(self.refuse_with)
         if digest in self.blobs:
             return _answer(state=UploadState.STORED)
         if self.waits:
@@ -127,17 +133,17 @@ class ScriptedBlobs:
         if self.fail_uploads:
             self.fail_uploads -= 1
             await request.body()
-            return Response(status_code=503)
+            return refusal(503)
         digest = request.path_params["digest"]
         if self.forget_uploads:
             self.forget_uploads -= 1
             self.arrived.pop(digest, None)
         if digest not in self.arrived:
             await request.body()
-            return Response(status_code=409)
+            return refusal(409)
         whole = await self._take(request, place, *self.arrived[digest])
         if whole is None:
-            return Response(status_code=500)
+            return refusal(500)
         return self._complete(digest) if whole else Response(status_code=204)
 
     async def _take(self, request, place, data, here):
@@ -162,6 +168,11 @@ class ScriptedBlobs:
             return JSONResponse({"code": "digest_mismatch", "message": "hashes to another name"}, 422)
         self.blobs[digest] = bytes(data)
         return Response(status_code=201)
+
+
+def refusal(status):
+    """An error in a farm's words."""
+    return JSONResponse({"code": "refused", "message": f"the farm refuses with {status}"}, status)
 
 
 def _answer(**fields):

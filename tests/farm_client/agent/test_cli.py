@@ -1,6 +1,7 @@
 """The command itself, as a volunteer meets it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -59,3 +60,14 @@ def test_probe_tells_the_machine_in_one_envelope():
 
 def test_version():
     assert run("--version").stdout.startswith("farm-client 0.")
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "all_proxy"])
+def test_a_proxy_that_cannot_be_used_is_named_in_a_line(tmp_path, name):
+    environment = {other: value for other, value in os.environ.items() if not other.lower().endswith("_proxy")}
+    environment[name] = "gopher://user:secret@proxy:70"
+    done = run("join", "ws://t@farm.example:1", "--home", str(tmp_path), **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert name.upper() in done.stderr
+    assert "secret" not in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from farm_client.transfer import upload as module
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.upload import ONE_SHOT_BYTES, Listener, upload
 from protocol.digests import digest_bytes
@@ -171,7 +172,15 @@ async def test_a_wrong_token_is_not_tried_again(farm, carrier):
     assert len(farm.requests) == 1
 
 
-@pytest.mark.parametrize("nonsense", ["{}", "[", '{"state": "go", "missing": [[0, 5]], "parallel": 1}'])
+NONSENSE = [
+    '{"state": "go", "missing": [[0, 5]], "parallel": 1}',
+    '{"state": "go", "missing": [[5, 5]], "parallel": 1, "part_bytes": 100}',
+    '{"state": "go", "missing": [[-5, 5]], "parallel": 1, "part_bytes": 100}',
+    '{"state": "go", "missing": [[0, 1e18]], "parallel": 1, "part_bytes": 100}',
+]
+
+
+@pytest.mark.parametrize("nonsense", ["{}", "{", *NONSENSE])
 async def test_an_answer_that_makes_no_sense_is_told(farm, carrier, nonsense):
     farm.answers = [nonsense]
     with pytest.raises(FarmError, match="update one of the two"):
@@ -184,3 +193,40 @@ async def test_the_limit_holds(carrier):
     began = loop.time()
     await upload(limited, DIGEST, LARGE)
     assert loop.time() - began >= 0.95 * (len(LARGE) - 500_000) / 5_000_000
+
+
+@pytest.mark.parametrize("page", ["<html>the hotel's page</html>", "", "[", "null"])
+async def test_a_page_in_the_farms_place_passes(farm, carrier, page):
+    farm.answers = [page]
+    await upload(carrier, DIGEST, LARGE)
+    assert farm.blobs[DIGEST] == LARGE
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-Infinity", "-5", "0", "1e308", "5"])
+async def test_a_turn_at_an_odd_time_is_refused_or_waited_for_in_a_sane_one(farm, carrier, monkeypatch, seconds):
+    monkeypatch.setattr(module, "_MOST_RETRY_SECONDS", 0.05)
+    farm.answers = [f'{{"state": "wait", "retry_seconds": {seconds}}}']
+    refused = None
+    async with asyncio.timeout(4):
+        try:
+            await upload(carrier, DIGEST, LARGE)
+        except FarmError as error:
+            refused = error
+    assert "update one of the two" in refused.message if refused else farm.blobs[DIGEST] == LARGE
+
+
+async def test_a_farm_that_asks_for_a_million_at_once_gets_some_and_a_byte_at_a_time_is_cheap(farm, carrier):
+    farm.parallel = 10**6
+    await upload(carrier, DIGEST, LARGE)
+    farm.answers = [f'{{"state": "go", "missing": [[0, {len(LARGE)}]], "parallel": 2, "part_bytes": 1}}']
+    farm.forget_uploads = 10**6
+    with pytest.raises(FarmError):
+        await upload(carrier, digest_bytes(LARGE + b"x"), LARGE + b"x")
+
+
+@pytest.mark.parametrize("status", [200, 204])
+async def test_a_success_that_does_not_say_stored_is_asked_again(farm, carrier, status):
+    """A page of a hotel answers 200 to everything."""
+    farm.pretend = [status, status]
+    await upload(carrier, digest_bytes(SMALL), SMALL)
+    assert farm.blobs[digest_bytes(SMALL)] == SMALL
