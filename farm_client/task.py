@@ -29,10 +29,24 @@ _sink: MetricSink = _print
 def log(*, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Stream metrics to ``farm metrics``; a value is a number or a tensor with one element.
 
-    ``step`` is the researcher's own count and only orders the points.
-    Raises: TypeError or ValueError if a value is not one number.
+    ``step`` is the researcher's own count, a whole number of 64 bits, and only orders the points.
+    Raises: TypeError, ValueError or OverflowError if a value is not one number, the step is too large, or a name cannot
+    be written.
     """
-    _sink(int(step), {str(name): _number(value) for name, value in metrics.items()})
+    count = int(step)
+    if not -(2**63) <= count < 2**63:
+        raise ValueError(f"log(step={count}): a step is a whole number of at most 64 bits")
+    _sink(count, {metric_name(name): _number(value) for name, value in metrics.items()})
+
+
+def metric_name(name: object) -> str:
+    """Return a metric's name as text. Raises: ValueError if it holds a lone surrogate, which nothing can write."""
+    text = str(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the metric name {text!r} cannot be written: it holds half a surrogate pair") from error
+    return text
 
 
 def _number(value: SupportsFloat) -> float:

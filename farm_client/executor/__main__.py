@@ -16,6 +16,7 @@ from farm_client import faults, task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
 from farm_client.executor.messages import Load, Loaded, Rebase, Rebased, Run, Stop, Warm
+from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner, choose_device
@@ -56,10 +57,10 @@ class Executor:
     def _load(self, order: Load) -> None:
         try:
             self._runner = TaskRunner(order, self._device)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._fail(error, None)
         else:
-            _flush()
+            flush_streams()
             self._channel.send(Loaded())
 
     def _run(self, order: Run) -> None:
@@ -70,11 +71,11 @@ class Executor:
         try:
             done = self._runner.run(order, self._progress)
             self._progress.finish()
-        except (Exception, SystemExit) as error:
+            flush_streams()
+            self._channel.send(done)
+        except BaseException as error:
             self._fail(error, order.assignment_id)
         else:
-            _flush()
-            self._channel.send(done)
             self._runner.confirm()
 
     def _rebase(self, order: Rebase) -> None:
@@ -89,14 +90,8 @@ class Executor:
         if isinstance(error, ConnectionError):  # the agent is gone: nobody to tell
             raise error
         self._progress.finish()
-        _flush()
+        flush_streams()
         self._channel.send(as_failed(error, assignment_id))
-
-
-def _flush() -> None:
-    """Push the researcher's output into the pipes before the report that follows it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def main() -> int:
@@ -107,8 +102,7 @@ def main() -> int:
     except FarmError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are text files at a process's start
+    print_anything()
     device = choose_device()
     warm_up(device)
     try:

@@ -8,6 +8,7 @@ for the first four. Every call goes through ``failures.calling``, so that an err
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import nn
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.means import as_number, describe_batch
+from farm_client.task import metric_name
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
 """Of the AdamW that trains a task without ``build_optimizer``."""
@@ -69,12 +71,17 @@ class Contract:
             optimizer = function(model, dict(self.config))
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise CodeError(f"build_optimizer must return a torch optimizer, it returned {type(optimizer).__name__}")
+        if needs_closure(optimizer):
+            raise CodeError(
+                f"{type(optimizer).__name__}.step needs a closure that computes the loss again, and the farm takes one "
+                "step a batch: return an optimizer whose step() needs nothing, such as Adam or SGD"
+            )
         return optimizer
 
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
         function = self.module.loss if self.has("loss") else lightning_steps.loss
-        with calling("loss(model, batch)", self.code_dir, lambda: f"the batch is {describe_batch(batch)}"):
+        with calling("loss(model, batch)", self.code_dir, lambda: f"the batch is {describe_batch(batch)}", function):
             return _as_loss_value(function(model, batch))
 
     def evaluate(self, model: nn.Module, data: Iterable[Any]) -> dict[str, float] | None:
@@ -82,11 +89,11 @@ class Contract:
         function = self._function("evaluate", model)
         if function is None:
             return None
-        with calling("evaluate(model, data)", self.code_dir):
+        with calling("evaluate(model, data)", self.code_dir, function=function):
             found = function(model, data)
             if not isinstance(found, Mapping):
                 raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
-            return {str(name): as_number(value) for name, value in found.items()}
+            return {metric_name(name): as_number(value) for name, value in found.items()}
 
     def load_shard(self, shard: object) -> Any:
         """Return what the researcher's ``load_shard`` makes of a shard."""
@@ -152,6 +159,13 @@ def load_contract(code_dir: Path, entry: str, config: Mapping[str, Any]) -> Cont
     return Contract(module, root, config)
 
 
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether ``step()`` cannot be called without an argument, as that of LBFGS."""
+    # The class's own: an instance's may be the wrapper that a scheduler puts around it.
+    _self, *rest = inspect.signature(type(optimizer).step).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest)
+
+
 def _as_loss_value(answer: Any) -> LossValue:
     values = dict(answer) if isinstance(answer, Mapping) else {"loss": answer}
     loss = values.pop("loss", None)
@@ -160,4 +174,4 @@ def _as_loss_value(answer: Any) -> LossValue:
         raise CodeError(f'loss must return a scalar tensor, or a dict with one under "loss"; it returned {kind}')
     if loss.numel() != 1:
         raise CodeError(f"loss must return one number and returned shape {list(loss.shape)}: take its .mean()")
-    return LossValue(loss.reshape(()), {str(name): as_number(value) for name, value in values.items()})
+    return LossValue(loss.reshape(()), {metric_name(name): as_number(value) for name, value in values.items()})

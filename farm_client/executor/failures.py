@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -47,23 +49,47 @@ class MissingFile(FarmError):
 
 
 @contextmanager
-def calling(what: str, code_dir: Path, note: Callable[[], str] | None = None) -> Iterator[None]:
+def calling(
+    what: str,
+    code_dir: Path,
+    note: Callable[[], str] | None = None,
+    function: Callable[..., Any] | None = None,
+) -> Iterator[None]:
     """Run a piece of the researcher's code; ``what`` names it, ``note`` adds a clause to the message.
 
-    Raises: CodeError with the researcher's file, line and trimmed traceback for anything that it raises, except
-        that running out of memory is passed on: another machine may have more.
+    ``function`` says where that piece stands, for errors in what it gives back. Raises: CodeError with the
+    researcher's file, line and trimmed traceback for anything that it raises, interrupts and exits too, except that
+    running out of memory is passed on: another machine may have more.
     """
     try:
         yield
     except CodeError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if is_out_of_memory(error):
             raise
-        message = f"{_location(error, code_dir) or what}: {_one_line(error)}{_advice(error)}"
+        place = _location(error, code_dir) or f"{_definition(function, code_dir)}{what}"
+        message = f"{place}: {_one_line(error)}{_advice(error)}"
         if note is not None:
             message += f" ({note()})"
         raise CodeError(message, _trimmed(error, code_dir)) from error
+
+
+@contextmanager
+def blaming(code_dir: Path) -> Iterator[None]:
+    """Run the farm's own code, which may call the researcher's at any place: a model's methods can all be theirs.
+
+    Raises: CodeError for what a line of theirs raised; everything else as it is.
+    """
+    try:
+        yield
+    except FarmError:
+        raise
+    except BaseException as error:
+        place = _location(error, code_dir)
+        if place is None or is_out_of_memory(error):
+            raise
+        raise CodeError(f"{place}: {_one_line(error)}{_advice(error)}", _trimmed(error, code_dir)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -79,10 +105,15 @@ def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
     return Failed(
         assignment_id=assignment_id,
         code=code,
-        message=message[:MAX_MESSAGE_CHARS],
+        message=sendable(message)[:MAX_MESSAGE_CHARS],
         scope=scope,
-        traceback=trace[-MAX_TRACEBACK_CHARS:] if trace else None,
+        traceback=sendable(trace)[-MAX_TRACEBACK_CHARS:] if trace else None,
     )
+
+
+def sendable(text: str) -> str:
+    """Return text that every encoding of Unicode can write: lone surrogates are written as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
@@ -100,9 +131,25 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
     text = error.msg if isinstance(error, SyntaxError) else (lines[0] if lines else "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _text(error: BaseException) -> str:
+    """Return what an error says of itself; an error of the researcher's may fail even at that."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"its text cannot be made ({type(another).__name__})"
+
+
+def _definition(function: Callable[..., Any] | None, code_dir: Path) -> str:
+    """Return where a function of the researcher's is defined, as ``file:line, in ``; empty for one of ours."""
+    code = getattr(inspect.unwrap(function) if function is not None else None, "__code__", None)
+    if code is None or not _is_researchers(code.co_filename, code_dir):
+        return ""
+    return f"{_relative(code.co_filename, code_dir)}:{code.co_firstlineno}, in "
 
 
 def _location(error: BaseException, code_dir: Path) -> str | None:
@@ -141,5 +188,14 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "; submit the folder that holds the module, or use what volunteers have: Python, torch, numpy"
     if isinstance(error, SystemExit):
-        return "; the code must not exit the process"
+        said = _parsers_word(error)
+        return f"; the code must not exit the process{f' (argparse: {said})' if said else ''}"
+    return ""
+
+
+def _parsers_word(error: BaseException) -> str:
+    """Return what argparse complained of before it left, which is otherwise on stderr only."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == argparse.__file__ and frame.f_code.co_name == "error":
+            return " ".join(str(frame.f_locals.get("message", "")).split())
     return ""

@@ -16,12 +16,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from farm_client.executor.failures import CodeError
+from farm_client.executor.failures import CodeError, sendable
 from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
 
 TensorMap = dict[str, torch.Tensor]
 _TensorT = TypeVar("_TensorT", bound=torch.Tensor)
 
+_RESERVED_NAME: Final = "__metadata__"
+"""Of safetensors' own."""
 _DTYPES: Final = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -50,6 +52,8 @@ class ModelTensors:
     constant_names: tuple[str, ...]
     """Buffers that are infinite from the start, such as attention masks: frozen, since a mean of them means nothing."""
     tied: Mapping[str, str]
+    identities: Mapping[str, int]
+    """The ``id`` of each parameter, by all of its names."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelTensors:
@@ -58,7 +62,8 @@ class ModelTensors:
         Raises: CodeError if nothing can be trained, or a tensor's dtype cannot cross the wire.
         """
         tied: dict[str, str] = {}
-        parameters = _named_once(dict(model.named_parameters(remove_duplicate=False)), tied)
+        named_parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = _named_once(named_parameters, tied)
         saved = model.state_dict().keys()
         named_buffers = dict(model.named_buffers(remove_duplicate=False))
         buffers = _named_once({n: b for n, b in named_buffers.items() if n in saved}, tied)
@@ -70,7 +75,8 @@ class ModelTensors:
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
         constants = tuple(name for name, buffer in buffers.items() if not is_finite(buffer))
         changing = tuple(name for name in buffers if name not in constants)
-        return cls(model, trained, frozen, changing, constants, tied)
+        identities = {name: id(parameter) for name, parameter in named_parameters.items()}
+        return cls(model, trained, frozen, changing, constants, tied, identities)
 
     @property
     def buffers(self) -> TensorMap:
@@ -80,6 +86,35 @@ class ModelTensors:
     def all(self) -> TensorMap:
         """Return every tensor of a weights file: the model's own, not copies."""
         return {**self.parameters, **self.frozen, **self._buffers(self.buffer_names + self.constant_names)}
+
+    def clear_gradients(self) -> None:
+        """Forget all gradients, whatever the model's own ``zero_grad`` does."""
+        for parameter in (*self.parameters.values(), *self.frozen.values()):
+            parameter.grad = None
+
+    def check_structure(self) -> None:
+        """Look whether the model still has the parameters that it was built with: no others are trained and sent.
+
+        Raises: CodeError naming one that was made, replaced or removed.
+        """
+        now = {name: id(p) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        if now == self.identities:
+            return
+        name = min(name for name in now.keys() | self.identities.keys() if now.get(name) != self.identities.get(name))
+        if name not in self.identities:
+            raise CodeError(
+                f"the model made the parameter {name} after it was built, which nobody would train or send: make all "
+                "layers in build_model, and run one input through a model that makes them as it goes"
+            )
+        what = "replaced by another tensor" if name in now else "removed"
+        raise CodeError(
+            f"the parameter {name} was {what} in training, and that would be lost: change its values in place"
+        )
+
+    def pulled(self) -> TensorMap:
+        """Return what `farm pull` writes: every tensor, under each of its names."""
+        own = self.all()
+        return own | {name: own[first] for name, first in self.tied.items()}
 
     def layout(self) -> Layout:
         """Return the wire layout, sorted by name."""
@@ -114,6 +149,8 @@ class ModelTensors:
         if not names:
             return {}
         now = dict(self.model.named_buffers(remove_duplicate=False))
+        if lost := [name for name in names if name not in now]:
+            raise CodeError(f"the buffer {lost[0]} is gone: keep it a tensor, or register it with persistent=False")
         return {name: now[name] for name in names}
 
     def _roles(self) -> dict[str, Role]:
@@ -142,6 +179,14 @@ def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
 
 
 def _check_sendable(name: str, tensor: torch.Tensor) -> None:
+    if name != sendable(name) or name == _RESERVED_NAME:
+        raise CodeError(f"the tensor name {name!r} cannot be written into a weights file: rename it")
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.")
+        raise CodeError(
+            f"tensor {name} is {kind}, which the farm cannot send: make it dense, or register the buffer with "
+            "persistent=False, so that each client builds its own"
+        )
     if is_lazy(tensor):
         raise CodeError(f"tensor {name} has no shape yet: run the lazy model on one input in build_model")
     if tensor.dtype not in _DTYPES:

@@ -16,6 +16,7 @@ from torch import nn
 
 from farm_client.executor.failures import CodeError
 from farm_client.executor.means import WeightedMeans, as_number, count_samples
+from farm_client.task import metric_name
 
 
 def is_lightning(model: object) -> bool:
@@ -71,7 +72,7 @@ class CapturedLogs:
         return values
 
     def _log(self, name: str, value: Any, *_args: object, **_options: object) -> None:
-        self._values[name] = as_number(value.compute() if hasattr(value, "compute") else value)
+        self._values[metric_name(name)] = as_number(value.compute() if hasattr(value, "compute") else value)
 
     def _log_dict(self, dictionary: Mapping[str, Any], *_args: object, **_options: object) -> None:
         for name, value in dictionary.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -44,10 +45,16 @@ def reportable(values: Mapping[str, float], of: str) -> dict[str, float]:
     """
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     for name in values.keys() - finite.keys():
-        sys.stderr.write(f"note: {of} {name!r} is {values[name]} and was left out\n")
+        remark(f"{of} {name!r} is {values[name]} and was left out")
     if len(finite) > MAX_METRICS:
-        sys.stderr.write(f"note: {of}: {len(finite)} values are too many; the first {MAX_METRICS} were kept\n")
+        remark(f"{of}: {len(finite)} values are too many; the first {MAX_METRICS} were kept")
     return dict(islice(finite.items(), MAX_METRICS))
+
+
+def remark(text: str) -> None:
+    """Write a note into the researcher's log, if their code left a stream to write it to."""
+    with suppress(Exception):
+        sys.stderr.write(f"note: {text}\n")
 
 
 def count_samples(batch: Any) -> int:

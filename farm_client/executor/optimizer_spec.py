@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ _OPTIONS: Final = {
 def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> OuterOptimizer:
     """Return the same optimizer as a record: its kind, options and parameter groups by name.
 
-    Learning-rate schedules are not part of it. Raises: CodeError if the server has no such optimizer.
+    Learning-rate schedules are not part of it. Raises: CodeError if the server has no such optimizer, or an option of
+    it is no number.
     """
     name = _NAMES.get(type(optimizer))
     if name is None:
@@ -56,7 +58,12 @@ def _group(
 
 
 def _options(name: str, values: Mapping[str, Any]) -> dict[str, OptionValue]:
-    return {key: _plain(values[key]) for key in _OPTIONS[name]}
+    options = {key: _plain(values[key]) for key in _OPTIONS[name]}
+    for key, value in options.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise CodeError(f"the optimizer's {key} is {value}: give it a number")
+    return options
 
 
 def _plain(value: Any) -> OptionValue:

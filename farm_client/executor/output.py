@@ -1,13 +1,30 @@
-"""From the bytes of an executor's output to lines that fit a message."""
+"""An executor's output: any text that the code prints, and from its bytes to lines that fit a message."""
 
 from __future__ import annotations
 
 import codecs
+import io
+import sys
+from contextlib import suppress
 from typing import Final
 
 from protocol.limits import MAX_LOG_LINE_CHARS
 
 _CUT: Final = " … (line cut)"
+
+
+def print_anything() -> None:
+    """Have this process write whatever the researcher's code prints: UTF-8, what it cannot say as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def flush_streams() -> None:
+    """Push the researcher's output into the pipes; their code may have closed or replaced the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
 
 
 class LineSplitter:

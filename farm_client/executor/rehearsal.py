@@ -17,6 +17,7 @@ from farm_client.executor.failures import EmptyData, as_failed
 from farm_client.executor.messages import Advance, Done, Load, Piece, Run
 from farm_client.executor.omissions import refuse_unless_ignored
 from farm_client.executor.optimizer_spec import outer_optimizer_of
+from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.executor.runner import TaskRunner, choose_device
@@ -34,7 +35,7 @@ def rehearse(request: RehearsalRequest) -> RehearsalReport:
     """Try a task and say what happened; a mistake in its code is reported, not raised."""
     try:
         return _rehearsed(request)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         return RehearsalReport(failed=as_failed(error, None))
 
 
@@ -138,6 +139,8 @@ def _ignore(_advance: Advance) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Read the request, rehearse, write the report; the process's own outcome is always 0."""
     request_path, report_path = map(Path, arguments)
+    print_anything()
+    sys.argv[1:] = []  # the task's code may parse it when it is imported; a volunteer's is empty as well
     request = RehearsalRequest.model_validate_json(request_path.read_bytes())
     report_path.write_text(rehearse(request).model_dump_json(), encoding="utf-8")
     return 0

@@ -14,6 +14,7 @@ import torch
 from farm_client import faults
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
+from farm_client.executor.failures import blaming, calling
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
@@ -43,7 +44,9 @@ class TaskRunner:
         self._device = device
         seed_everything(order.seed, device)
         self.contract = load_contract(Path(order.code_dir), order.entry, order.config)
-        self.tensors = ModelTensors.of(self.contract.build_model().to(device))
+        model = self.contract.build_model()
+        with calling("reading the model's tensors", self.contract.code_dir):
+            self.tensors = ModelTensors.of(model.to(device))
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
         self._base: TensorMap = {}
@@ -58,6 +61,10 @@ class TaskRunner:
         Raises: CodeError for the researcher's mistakes, FileNotFoundError for a missing shard or weights file,
             NotFound if neither weights came nor are those of ``weights_digest`` held, memory errors.
         """
+        with blaming(self.contract.code_dir):
+            return self._carry_out(order, progress)
+
+    def _carry_out(self, order: Run, progress: ProgressReporter) -> Done:
         started = time.perf_counter()
         self._updates.begin()
         self._take_weights(order)

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from farm_client.executor import lightning_steps
+from farm_client.executor.failures import calling
 from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
 from farm_client.executor.omissions import Omission
 from farm_client.executor.optimizer_survey import foreign_parameters, left_with_the_client, resting_rate
@@ -65,6 +66,7 @@ class Survey:
 
 def _static(runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) -> Iterator[Omission]:
     model = runner.tensors.model
+    yield from _not_in_the_file(runner)
     if lightning_steps.is_lightning(model):
         yield from unused_hooks(model)
     yield from _never_called(runner.contract.module)
@@ -72,6 +74,25 @@ def _static(runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) ->
     yield from resting_rate(optimizer)
     if mode is Mode.GRADIENTS:
         yield from left_with_the_client(optimizer, runner.tensors)
+
+
+def _not_in_the_file(runner: TaskRunner) -> Iterator[Omission]:
+    """Try what `farm pull` promises: that the model loads the file, strictly."""
+    model, pulled = runner.tensors.model, runner.tensors.pulled()
+    with calling("model.state_dict()", runner.contract.code_dir):
+        differing = sorted(model.state_dict().keys() ^ pulled.keys())
+    if not differing:
+        return
+    try:
+        model.load_state_dict(pulled)
+    except Exception:
+        yield Omission(
+            "extra_state",
+            f"the pulled file would not load with load_state_dict: it holds tensors only, and {', '.join(differing)} "
+            "(extra state, or a state_dict of the model's own) is not like that: keep it in a buffer or in the config, "
+            "or load the file with strict=False",
+            changes_training=True,
+        )
 
 
 def _never_called(module: ModuleType) -> Iterator[Omission]:

@@ -18,6 +18,7 @@ from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, LossNotFinite, calling
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.means import WeightedMeans
+from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
 
 Advance = Callable[[int], None]
@@ -50,18 +51,21 @@ def train_locally(
     The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
     afterwards is of no use. Raises: CodeError, LossNotFinite.
     """
-    model = tensors.model.train()
+    model = tensors.model
+    set_mode(model, contract.code_dir, training=True)
     means = WeightedMeans()
     untouched = dict(tensors.parameters)
     for step, (samples, batch) in enumerate(data.sized(), start=1):
-        optimizer.zero_grad(set_to_none=True)
+        with calling("optimizer.zero_grad()", contract.code_dir):
+            optimizer.zero_grad(set_to_none=True)
         metrics = _backward(contract, model, batch, step)
         untouched = {name: parameter for name, parameter in untouched.items() if parameter.grad is None}
         with calling("optimizer.step()", contract.code_dir):
             optimizer.step()
         means.add(metrics, samples)
         advance(samples)
-    model.zero_grad(set_to_none=True)
+    tensors.clear_gradients()
+    tensors.check_structure()
     return _trained(_subtracted(base, tensors), tensors, means, untouched)
 
 
@@ -70,18 +74,20 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
 
     Raises: CodeError, LossNotFinite.
     """
-    model = tensors.model.train()
+    model = tensors.model
+    set_mode(model, contract.code_dir, training=True)
     sums: TensorMap = {}
     means = WeightedMeans()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
-        model.zero_grad(set_to_none=True)
+        tensors.clear_gradients()
         metrics = _backward(contract, model, batch, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)
         means.add(metrics, samples)
         advance(samples)
-    model.zero_grad(set_to_none=True)
+    tensors.clear_gradients()
+    tensors.check_structure()
     update = {
         name: sums[name].to(parameter.dtype) if name in sums else torch.zeros_like(parameter, requires_grad=False)
         for name, parameter in tensors.parameters.items()
@@ -94,7 +100,8 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
 
     Raises: CodeError.
     """
-    model = tensors.model.eval()
+    model = tensors.model
+    set_mode(model, contract.code_dir, training=False)
     with torch.no_grad():
         own = contract.evaluate(model, data)
         if own is not None:

@@ -89,7 +89,7 @@ MISTAKES = {
     ),
     "optimizer needs a closure": (
         MODEL + LOSS + "def build_optimizer(model, config):\n    return torch.optim.LBFGS(model.parameters())\n",
-        r"optimizer.step\(\): TypeError",
+        "LBFGS.step needs a closure",
     ),
 }
 
