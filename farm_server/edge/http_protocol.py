@@ -86,7 +86,6 @@ class GuardedHttp(HttpToolsProtocol):
         """While lingering: how many bytes may still come."""
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._was_late = False
 
     # the connection
 
@@ -138,7 +137,7 @@ class GuardedHttp(HttpToolsProtocol):
             self._head.raw(came_bytes)
         if self._head.refusal is not None:
             self._refuse(self._head.refusal)
-        elif self._timer is None:
+        elif self._timer is None and not self._answers():
             self._arm(HEAD_SECONDS)  # something came that begins no request: it must, soon
 
     def on_message_begin(self) -> None:
@@ -250,10 +249,6 @@ class GuardedHttp(HttpToolsProtocol):
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
-        self._was_late = False
-        self._set_timer(seconds)
-
-    def _set_timer(self, seconds: float) -> None:
         self._due = self.loop.time() + seconds
         self._timer = self.loop.call_later(seconds, self._out_of_time)
 
@@ -266,9 +261,8 @@ class GuardedHttp(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if self.loop.time() - self._due > LATE_SECONDS and not self._was_late:
-            self._was_late = True
-            self._set_timer(LATE_SECONDS)
+        if self.loop.time() - self._due > LATE_SECONDS:
+            self._arm(LATE_SECONDS)  # the server stood still: what came meanwhile is read first
         elif self._left_bytes is not None or not self._in_message:
             self.transport.abort()
         else:

@@ -173,6 +173,13 @@ async def test_unfinished_requests_are_closed(server, soon, first, trickle):
     assert time.monotonic() - began_at < 7
 
 
+async def test_an_answer_may_take_its_time(server, soon):
+    async with dialled(server) as (reader, writer):
+        token = f"Authorization: Bearer {server.farm.tokens.farm}"
+        writer.write(request("GET /v1/events?after=1000000&wait=0.8", token).encode())
+        assert await status_of(reader) == 200
+
+
 async def test_a_late_timer_is_the_servers_fault(server, soon):
     async with dialled(server) as (reader, writer):
         await asyncio.sleep(0.05)
