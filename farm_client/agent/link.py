@@ -15,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.dialing import dial, explain
 from farm_client.agent.errors import OutOfReach
+from farm_client.agent.fitting import shortened
 from farm_client.agent.untold import Telling, Untold
 from protocol.codec import decode
-from protocol.errors import FarmError, Unauthorized, VersionMismatch
+from protocol.errors import FarmError, OversizedFrame, Unauthorized, VersionMismatch
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
@@ -60,10 +61,20 @@ class Link:
     def post(self, message: Message) -> None:
         """Queue a message without waiting; on a link that has ended it is dropped.
 
+        One that is too long for this farm is said in shorter frames.
         Raises: ProtocolError if the message breaks the protocol: a mistake of this side.
         """
-        if not self._session.closed:
-            self._queue.put(message, self._session.send(message))
+        if self._session.closed:
+            return
+        try:
+            frame = self._session.send(message)
+        except OversizedFrame:
+            if (shorter := shortened(message)) is None:
+                raise
+            for part in shorter:
+                self.post(part)
+        else:
+            self._queue.put(message, frame)
             self._wake.set()
 
     def tell(self, message: Telling) -> None:
@@ -99,6 +110,8 @@ class Link:
                     self._queue.answer(answer, last=self._session.closed)
                     self._wake.set()
                 if self._session.closed:
+                    if (error := self._session.error) is not None:
+                        self.farewell = self.farewell or f"the farm broke the protocol: {error.message}"
                     return
         except ConnectionClosed as closed:
             self.farewell = self.farewell or f"the connection broke: {closed}"
@@ -110,19 +123,25 @@ class Link:
             self.post(bye)
             await self._flush_briefly()
         self._writer.cancel()
-        await self._websocket.close(self._session.close_code, self._session.close_reason)
+        with suppress(Exception):  # it is over in any case
+            await self._websocket.close(self._session.close_code, self._session.close_reason)
 
     async def _flush_briefly(self) -> None:
-        with suppress(TimeoutError, ConnectionClosed):
+        with suppress(Exception):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._flush()
 
     async def _write(self) -> None:
-        with suppress(ConnectionClosed):  # the reader tells; nobody waits for what is left
+        try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._flush()
+        except ConnectionClosed:
+            return  # the reader tells; nobody waits for what is left
+        except Exception as error:  # a link that does not write must not stay open
+            self.farewell = self.farewell or f"the connection broke: {error!r}"
+            self.cut()
 
     async def _flush(self) -> None:
         while (packed := self._queue.next_frame(self._session.batch_bytes)) is not None:

@@ -28,4 +28,4 @@ class Tempo:
 
 
 def _bounded(seconds: float) -> float:
-    return min(max(seconds, MIN_PACE_SECONDS), MAX_PACE_SECONDS)
+    return min(max(MIN_PACE_SECONDS, seconds), MAX_PACE_SECONDS)  # in this order NaN is the shortest, and no NaN

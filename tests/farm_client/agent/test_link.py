@@ -1,17 +1,39 @@
 """One connection by itself, with a farm's end that reads, or does not."""
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 
+import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.address import parse_address
-from farm_client.agent.link import open_link
+from farm_client.agent.errors import OutOfReach
+from farm_client.agent.link import LEAST_FRAME_BYTES, open_link
+from farm_client.agent.tempo import Tempo
 from protocol import inline_limit
 from protocol.codec import encode, join
-from protocol.messages import Bye, Cancel, Error, Heartbeat, Hello, Ready, Reject, RejectCode, Welcome
+from protocol.limits import MAX_PACE_SECONDS, MIN_PACE_SECONDS
+from protocol.messages import (
+    AssignmentProgress,
+    Bye,
+    Cancel,
+    Error,
+    Heartbeat,
+    Hello,
+    LogLine,
+    MetricPoint,
+    Pace,
+    Progress,
+    Ready,
+    Reject,
+    RejectCode,
+    Welcome,
+)
 from protocol.session import Session, Side
 from tests.farm_client.agent.waiting import until
 
@@ -32,9 +54,9 @@ class FarEnd:
         self.websocket = websocket
         self.session = Session(Side.SERVER)
 
-    async def greet(self, version):
+    async def greet(self, version, **terms):
         self.session.receive(await self.websocket.recv())
-        await self.websocket.send(self.session.send(Welcome(version=version, incarnation=1)))
+        await self.websocket.send(self.session.send(Welcome(version=version, incarnation=1, **terms)))
 
     async def listen(self):
         try:
@@ -56,13 +78,13 @@ class FarEnd:
 
 
 @asynccontextmanager
-async def linked(version=2, carried=None):
+async def linked(version=2, carried=None, **terms):
     """Return both ends of a connection."""
     ends = asyncio.Queue()
 
     async def converse(websocket):
         end = FarEnd(websocket)
-        await end.greet(version)
+        await end.greet(version, **terms)
         ends.put_nowait(end)
         await end.listen()
 
@@ -179,3 +201,90 @@ async def test_what_crosses_the_farms_close_is_named(code):
         link.tell(ERROR)
         await ended(link)
         assert link.untold() == [ERROR]
+
+
+async def test_what_is_too_long_for_this_farm_is_said_in_shorter_frames():
+    """A server may be set to frames of 64 KiB: no batch of lines, and no traceback, may end its agents."""
+    async with linked(max_frame_bytes=LEAST_FRAME_BYTES, inline_bytes=2**60) as (link, far):
+        assert link.inline_bytes == LEAST_FRAME_BYTES // 2
+        lines = tuple(LogLine(text=f"{number} " + "\N{SNOWMAN}" * 1900) for number in range(200))
+        points = tuple(MetricPoint(name=f"m{number}", value=1.0) for number in range(200))
+        where = AssignmentProgress(assignment_id="a1", fence=1, phase="computing")
+        link.tell(Progress(progress=where, logs=lines, metrics=points))
+        link.tell(ERROR.model_copy(update={"traceback": "\N{SNOWMAN}" * 20_000, "message": "\N{SNOWMAN}" * 4000}))
+        await until(lambda: far.heard and isinstance(far.heard[-1], Error))
+        said = [message for message in far.heard if isinstance(message, Progress)]
+        assert tuple(line for message in said for line in message.logs) == lines
+        assert tuple(point for message in said for point in message.metrics) == points
+        assert far.heard[-1].message.startswith("\N{SNOWMAN}" * 100)
+
+
+def terms(name, value):
+    """A welcome of version 2 with one odd value, as a broken or hostile farm may send it."""
+    return msgpack.packb({"type": "welcome", "version": 2, "incarnation": 1, name: value})
+
+
+ODD_NUMBERS = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    -1.0,
+    0,
+    1,
+    1e308,
+    2**63,
+    2**64 - 1,
+    -(2**63),
+    5e-324,
+    None,
+    "2",
+    True,
+]
+
+
+@pytest.mark.parametrize("value", ODD_NUMBERS, ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["heartbeat_seconds", "progress_seconds", "lost_after_seconds", "max_frame_bytes", "inline_bytes", "incarnation",
+     "version"],
+)  # fmt: skip
+async def test_an_odd_number_in_a_welcome_is_bounded_or_a_reason_to_try_again(name, value):
+    async def converse(websocket):
+        await websocket.recv()
+        await websocket.send(terms(name, value))
+        await websocket.wait_closed()
+
+    async with serve(converse, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
+        address = parse_address(f"ws://token@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        link = refused = None
+        try:
+            link = await open_link(address, hello(2), inline_limit.InlineLimit())
+        except OutOfReach as error:
+            refused = error
+        if link is None:
+            assert refused.message
+            assert not refused.was_slow  # it is told from silence at once
+            return
+        tempo = Tempo.told(link.welcome)
+        assert MIN_PACE_SECONDS <= tempo.step_seconds <= MAX_PACE_SECONDS
+        assert 0 <= link.inline_bytes <= link.welcome.max_frame_bytes
+        link.post(Heartbeat())
+        link.post(ERROR)
+        await link.close(Bye())
+
+
+async def test_a_farm_that_breaks_the_protocol_is_named_as_the_reason():
+    async with linked() as (link, far):
+        for _ in range(3):
+            await far.websocket.send(msgpack.packb({"type": "pace", "heartbeat_seconds": math.nan}))
+        await ended(link)
+        assert "broke the protocol: pace" in link.farewell
+
+
+@given(st.floats(), st.floats())
+def test_no_pace_is_too_odd(heartbeat_seconds, progress_seconds):
+    pace = Pace.model_construct(
+        heartbeat_seconds=heartbeat_seconds, progress_seconds=progress_seconds, lost_after_seconds=1.0
+    )
+    assert MIN_PACE_SECONDS <= Tempo.told(pace).step_seconds <= MAX_PACE_SECONDS
