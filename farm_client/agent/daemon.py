@@ -38,6 +38,7 @@ from farm_client.agent.status import StatusBoard
 from farm_client.agent.transfers import Transfers
 from farm_client.agent.worker import Surroundings, Worker
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
+from farm_client.signals import heeded
 from protocol.compression import CodecName
 from protocol.errors import FarmError
 from protocol.inline_limit import InlineLimit
@@ -69,6 +70,7 @@ class Agent:
         self._strange_since: float | None = None
         """Since when every answer was one that no farm gives, where no farm was ever met."""
         self._carried = InlineLimit()
+        self._signals = heeded(*_SIGNALS)
 
     async def run(self) -> None:
         """Serve the farm until told to leave.
@@ -247,7 +249,7 @@ class Agent:
             self._narrator.tell(self._board.status.cache.in_words())
             self._narrator.tell(self._board.status.moved.in_words())
         probe.close()
-        for number in _SIGNALS:
+        for number in self._signals:
             asyncio.get_running_loop().remove_signal_handler(number)
         self._board.show(doing="stopped", task="", round=None)
 
@@ -267,7 +269,7 @@ class Agent:
         )
 
     def _listen_to_signals(self, life: asyncio.Task[None] | None) -> None:
-        for number in _SIGNALS:
+        for number in self._signals:
             asyncio.get_running_loop().add_signal_handler(number, self._leave, life)
 
     def _leave(self, life: asyncio.Task[None] | None) -> None:

@@ -25,6 +25,7 @@ from farm_client.cli.tasks import checkpoints, ls, show, why
 from farm_client.cli.verbs import verb
 from farm_client.cli.wait import wait
 from farm_client.cli.watch import watch
+from farm_client.signals import heeded
 from protocol.versions import SUPPORTED
 
 VERBS: Final = {
@@ -74,7 +75,8 @@ def run_command(arguments: Sequence[str], surroundings: Surroundings) -> int:
 
 def main() -> None:
     """Be the `farm` command. A request to end the process is treated as Ctrl-C, so that children are ended too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in heeded(signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:], Surroundings()))
 
 

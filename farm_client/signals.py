@@ -1,0 +1,14 @@
+"""Which signals are ours to handle: those that whoever started us told to be ignored stay ignored.
+
+``nohup`` ignores the hang-up, and a shell without job control the interrupt of what it runs in the background; a
+handler of ours would undo that.
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+def heeded(*numbers: signal.Signals) -> tuple[signal.Signals, ...]:
+    """Return those of the signals that this process was not told to ignore."""
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
