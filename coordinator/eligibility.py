@@ -11,6 +11,7 @@ from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.tasks import TaskSpec
+from protocol.versions import FROZEN_APART
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
 """What an executor holds before any model: Python, torch and its optimizers (217 + 75 MB were measured)."""
@@ -25,10 +26,12 @@ def needed_ram_bytes(spec: TaskSpec) -> int:
     """Estimate the memory of one executor of this task.
 
     The measured peak of one batch where the submission has one; else weights, gradients, two moments and a copy
-    of the global weights, and two shards, over the bare executor.
+    of the global weights, the frozen ones and their file, and two shards, over the bare executor.
     """
     footprint = spec.footprint
-    estimate = EXECUTOR_RAM_BYTES + 5 * spec.initial_weights.size_bytes + 2 * footprint.largest_shard_bytes
+    frozen_bytes = 0 if spec.frozen is None else spec.frozen.size_bytes
+    weights_bytes = 5 * spec.initial_weights.size_bytes + 2 * frozen_bytes
+    estimate = EXECUTOR_RAM_BYTES + weights_bytes + 2 * footprint.largest_shard_bytes
     return max(spec.requirements.ram_bytes, footprint.peak_ram_bytes or estimate)
 
 
@@ -84,12 +87,14 @@ def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether the client may be offered parts of this task, as soon as it has a free slot."""
     fit = qualifies(client.record, run.record.spec)
     if fit.value and client.online:
-        fit = knows_codecs(client, run)
+        fit = understands(client, run)
     return available(client, run, now) if fit.value else fit
 
 
-def knows_codecs(client: ClientState, run: TaskRun) -> Decision[bool]:
-    """Whether the client can encode its updates, and decode new versions, as the recipe wants it."""
+def understands(client: ClientState, run: TaskRun) -> Decision[bool]:
+    """Whether the client can take the task's weights, encode its updates and decode new versions."""
+    if run.record.spec.frozen is not None and FROZEN_APART not in client.features:
+        return Decision(False, "cannot take frozen tensors as a file of their own: it needs a newer aifarm")
     recipe = run.record.spec.recipe
     needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
     if unknown := sorted(needed - client.codecs):

@@ -45,6 +45,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         speeds=known.speeds if known else {},
         cached=set(hello.cached),
         codecs=frozenset(hello.codecs),
+        features=frozenset(hello.features),
         failures=known.failures if known else {},
         cooldowns=known.cooldowns if known else {},
         breaker=known.breaker if known else Breaker(),

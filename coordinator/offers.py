@@ -23,6 +23,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         name=spec.name,
         mode=spec.recipe.mode,
         code=spec.code,
+        frozen=spec.frozen,
         entry=spec.entry,
         config=spec.config,
         seed=spec.recipe.seed,

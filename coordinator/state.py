@@ -53,6 +53,8 @@ class ClientState:
     """Digests that the client is known to hold."""
     codecs: frozenset[str] = frozenset()
     """What it can encode and decode besides ``none``."""
+    features: frozenset[str] = frozenset()
+    """What it can do that older clients can't, as its hello says."""
     versions: dict[str, str] = field(default_factory=dict)
     """Digest of the newest weights that it is known to hold, by task id."""
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from protocol.errors import InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
+from protocol.tensors import Layout, joined_layout
 from storage.blobs import FolderBlobStore
 from storage.ledger import Ledger
 
@@ -88,7 +89,16 @@ class Submissions:
                 stored_tensors(layout, codec)
         except TensorError as error:
             raise InvalidTask(f"the initial weights can't be used: {error.message}") from error
+        if spec.frozen is not None:
+            self._check_frozen(spec.frozen, layout)
         self._torch_side.check_outer_optimizer(spec.recipe.outer, layout)
+
+    def _check_frozen(self, frozen: BlobRef, layout: Layout) -> None:
+        """Look whether the two files are parts of one model. Raises: InvalidTask."""
+        try:
+            joined_layout(layout, layout_of_file(self._blobs.path(frozen.digest)))
+        except TensorError as error:
+            raise InvalidTask(f"the frozen weights can't be used: {error.message}") from error
 
     def _check_blobs(self, spec: TaskSpec) -> None:
         if any(ref.inline is not None for ref in _references(spec)):
@@ -106,6 +116,8 @@ class Submissions:
 def _references(spec: TaskSpec) -> Iterator[BlobRef]:
     yield spec.code
     yield spec.initial_weights
+    if spec.frozen is not None:
+        yield spec.frozen
     for shard in spec.dataset.shards:
         if shard.blob is not None:
             yield shard.blob

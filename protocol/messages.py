@@ -77,6 +77,8 @@ class Hello(Frozen):
     cached: tuple[Digest, ...] = Field(default=(), max_length=MAX_CACHED_DIGESTS)
     codecs: tuple[Word, ...] = Field(default=(), max_length=64)
     """The codecs that it knows besides ``none``."""
+    features: tuple[Word, ...] = Field(default=(), max_length=64)
+    """What it can do that older clients can't. ``frozen_apart``: take frozen tensors as a file of their own."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
 
 
@@ -155,6 +157,8 @@ class TaskBrief(Frozen):
     name: Title
     mode: Mode
     code: BlobRef
+    frozen: BlobRef | None = None
+    """A weights file of the tensors that never change, fetched once; versions of the weights don't have them then."""
     entry: FilePath
     config: Config
     seed: Natural

@@ -11,7 +11,7 @@ from protocol.bounds import Bytes, Code, Count, LongText, Measured, Seconds, Tex
 from protocol.frozen import Frozen
 from protocol.ranges import ByteRange
 from protocol.resources import Load, Resources
-from protocol.tasks import TaskSpec
+from protocol.tasks import BlobRef, TaskSpec
 
 
 class View(Frozen):
@@ -133,6 +133,8 @@ class CheckpointView(View):
     epoch: int
     digest: str
     size_bytes: int
+    frozen: BlobRef | None = None
+    """The file of the task's frozen tensors, where the checkpoint is without them."""
     created_at: float
     metrics: dict[str, Measured] = Field(default_factory=dict)
     newest: bool = False
@@ -257,6 +259,8 @@ class ModelView(View):
     round: int
     digest: str
     size_bytes: int
+    frozen: BlobRef | None = None
+    """The file of the task's frozen tensors, where the checkpoint is without them."""
     metrics: dict[str, Measured] = Field(default_factory=dict)
     state: str
 

@@ -105,6 +105,10 @@ class TaskSpec(Frozen):
     config: Config = Field(default_factory=dict)
     dataset: Dataset
     initial_weights: BlobRef
+    """What training may change: parameters and buffers; all versions of the weights have these tensors."""
+    frozen: BlobRef | None = None
+    """The frozen tensors, a weights file of their own that clients fetch once; None where ``initial_weights`` has them,
+    or there are none."""
     recipe: Recipe
     requirements: Requirements = Requirements()
     footprint: Footprint = Footprint()

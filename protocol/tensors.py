@@ -174,6 +174,20 @@ def parse_layout(source: Header | bytes | bytearray | memoryview) -> Layout:
     return Layout(specs, MappingProxyType(tied))
 
 
+def joined_layout(layout: Layout, frozen: Layout) -> Layout:
+    """Return the layout of a whole model, whose frozen tensors are in a file of their own.
+
+    Raises: LayoutMismatch if that has a tensor that is not frozen, or one that the other has too.
+    """
+    if changing := [spec.name for spec in frozen.tensors if spec.role is not Role.FROZEN]:
+        raise LayoutMismatch(f"the file of frozen tensors has {_some(changing)}, which it does not call frozen")
+    names = {spec.name for spec in layout.tensors} | layout.tied.keys()
+    if twice := sorted(names & ({spec.name for spec in frozen.tensors} | frozen.tied.keys())):
+        raise LayoutMismatch(f"{_some(twice)} is among the frozen tensors and in the weights as well")
+    tensors = tuple(sorted((*layout.tensors, *frozen.tensors), key=lambda spec: spec.name))
+    return Layout(tensors, MappingProxyType({**layout.tied, **frozen.tied}))
+
+
 def check_update(layout: Layout, header: Header) -> None:
     """Check that an update has every parameter and buffer of the layout, as they are there, and nothing else.
 

@@ -10,6 +10,8 @@ from protocol.errors import VersionMismatch
 SUPPORTED: Final[tuple[int, ...]] = (1, 2)
 BATCHES_SINCE: Final = 2
 """From this version on a frame may hold several messages, the server may set the pace, and say what to fetch."""
+FROZEN_APART: Final = "frozen_apart"
+"""A feature of clients: they take a task's frozen tensors as a file of their own, which versions are without then."""
 
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:

@@ -147,11 +147,13 @@ MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
 }
 
 INITIAL_WEIGHTS: Final = "initial_weights"
-"""The role of the one blob of a submission that outlives a finished task."""
+FROZEN_WEIGHTS: Final = "frozen"
+"""These two roles are of the blobs of a submission that outlive a finished task: its models are made of them."""
 
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
     "code": {"inline"},
     INITIAL_WEIGHTS: {"inline"},
+    FROZEN_WEIGHTS: {"inline"},
     "dataset": {"shards": {"__all__": {"blob": {"inline"}}}},
 }
 
@@ -164,6 +166,7 @@ def submission_row(task_id: str, spec: TaskSpec) -> Row:
 def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     """Return the rows of ``blobs``: what the specification refers to."""
     named = [("code", spec.code), (INITIAL_WEIGHTS, spec.initial_weights)]
+    named += [] if spec.frozen is None else [(FROZEN_WEIGHTS, spec.frozen)]
     named += [("shard", shard.blob) for shard in spec.dataset.shards if shard.blob is not None]
     return [
         {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named

@@ -68,7 +68,7 @@ class SubmissionRow(SQLModel, table=True):
 
 
 class BlobRow(SQLModel, table=True):
-    """A blob that a submission names. ``role`` is code, initial_weights or shard."""
+    """A blob that a submission names. ``role`` is code, initial_weights, frozen or shard."""
 
     __tablename__ = "blobs"
 

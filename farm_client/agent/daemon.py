@@ -44,7 +44,7 @@ from protocol.errors import FarmError
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.messages import Bye, Hello
-from protocol.versions import SUPPORTED
+from protocol.versions import FROZEN_APART, SUPPORTED
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STRANGERS_SECONDS: Final = 10.0
@@ -265,6 +265,7 @@ class Agent:
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
+            features=(FROZEN_APART,),
             held=worker.held(),
         )
 

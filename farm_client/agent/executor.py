@@ -74,8 +74,8 @@ class Executor:
         """The folder that it may write to."""
         return self._process.scratch_dir
 
-    async def load(self, task: TaskBrief, bundle: Path, inline_bytes: int) -> None:
-        """Wait until it is warm, then have it import the task's code.
+    async def load(self, task: TaskBrief, bundle: Path, inline_bytes: int, frozen: Path | None = None) -> None:
+        """Wait until it is warm, then have it import the task's code and take its ``frozen`` tensors, if it has any.
 
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
         """
@@ -85,7 +85,7 @@ class Executor:
         own_dir.mkdir()
         await self._answered()
         self._ask(Loaded)
-        self._process.send(_load_order(task, code_dir, own_dir, inline_bytes))
+        self._process.send(_load_order(task, code_dir, frozen, own_dir, inline_bytes))
         await self._answered()
 
     async def run(self, order: Run) -> Done:
@@ -191,10 +191,11 @@ class Executor:
             self._answer.set_result(self.death)
 
 
-def _load_order(task: TaskBrief, code_dir: Path, own_dir: Path, inline_bytes: int) -> Load:
+def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path, inline_bytes: int) -> Load:
     return Load(
         task_id=task.task_id,
         code_dir=str(code_dir),
+        frozen_path=None if frozen is None else str(frozen),
         entry=task.entry,
         config=task.config,
         mode=task.mode,

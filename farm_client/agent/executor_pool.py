@@ -71,10 +71,13 @@ class ExecutorPool:
             executor.leased = True
         return executor
 
-    async def take_new(self, task: TaskBrief, bundle: Path, inline_bytes: int, hear_line: HearLine) -> Executor:
+    async def take_new(
+        self, task: TaskBrief, bundle: Path, inline_bytes: int, hear_line: HearLine, frozen: Path | None = None
+    ) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
 
-        ``hear_line`` hears what the code prints, from its import on.
+        ``frozen`` is the file of the task's frozen tensors, if it has one. ``hear_line`` hears what the code prints,
+        from its import on.
 
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
@@ -84,7 +87,7 @@ class ExecutorPool:
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
         try:
-            await executor.load(task, bundle, inline_bytes)
+            await executor.load(task, bundle, inline_bytes, frozen)
         except BaseException:
             self.kill(executor)
             raise

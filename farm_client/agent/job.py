@@ -79,7 +79,12 @@ class Job:
         arrived = self._tools.fetcher.arrived_bytes
         if not arrived:
             return 0
-        return sum(arrived.get(ref.digest, 0) for ref in (*self.held.shards(), *self._weights.blobs))
+        refs = (*self.held.shards(), *self._weights.blobs, *self._frozen())
+        return sum(arrived.get(ref.digest, 0) for ref in refs)
+
+    def _frozen(self) -> tuple[BlobRef, ...]:
+        frozen = self.held.assign.task.frozen
+        return () if frozen is None else (frozen,)
 
     async def _attempt(self) -> Parcel:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
@@ -87,7 +92,8 @@ class Job:
         try:
             shards = self.held.shards()
             route = self._weights.route(executor.held_weights if executor else None)
-            pins = (*(ref.digest for ref in shards), self.held.assign.task.code.digest, *self._weights.pins(route))
+            kept = (*shards, self.held.assign.task.code, *self._frozen())
+            pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
             with self._tools.fetcher.cache.pinned(pins):
                 await self._fetch(shards, route)
                 if executor is None:
@@ -113,8 +119,9 @@ class Job:
     async def _load(self) -> Executor:
         task = self.held.assign.task
         bundle = await self._tools.fetcher.fetch(task.code)
+        frozen = None if task.frozen is None else await self._tools.fetcher.fetch(task.frozen)
         self.held.phase = Phase.STARTING
-        return await self._tools.pool.take_new(task, bundle, self._inline_bytes, self._hear_line)
+        return await self._tools.pool.take_new(task, bundle, self._inline_bytes, self._hear_line, frozen)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance

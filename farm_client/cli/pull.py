@@ -43,7 +43,8 @@ def pull(
 def fetch(api: FarmApi, model: ModelView, output: Path, out: Output) -> None:
     """Download a model to a file, with a progress bar on a terminal."""
     with transfer_bar(out) as bar:
-        task = bar.add_task("download", total=model.size_bytes)
+        frozen_bytes = model.frozen.size_bytes if model.frozen else 0
+        task = bar.add_task("download", total=model.size_bytes + frozen_bytes)
         try:
             pull_model(api, model, output, lambda done: bar.advance(task, done))
         except KeyboardInterrupt:

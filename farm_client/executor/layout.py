@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from farm_client.executor.failures import CodeError, sendable
+from protocol.codecs import tensor_file
 from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
 
 TensorMap = dict[str, torch.Tensor]
@@ -125,17 +125,34 @@ class ModelTensors:
         )
         return Layout(tuple(specs), self.tied)
 
-    def weights_file(self) -> bytes:
-        """Return the model as the bytes of a weights file."""
-        metadata = weights_metadata(self._roles(), self.tied)
-        return safetensors.torch.save(as_stored(self.all()), metadata=metadata)
+    def changing(self) -> TensorMap:
+        """Return what a version of the weights has: parameters and buffers. The model's own tensors, not copies."""
+        return {**self.parameters, **self.buffers}
 
-    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Copy weights into the model, in place.
+    def still(self) -> TensorMap:
+        """Return what never changes: frozen parameters and constant buffers. The model's own tensors, not copies."""
+        return {**self.frozen, **self._buffers(self.constant_names)}
+
+    def weights_file(self) -> bytes:
+        """Return what training may change as the bytes of a weights file; equal models give equal bytes."""
+        return self._file(self.changing())
+
+    def frozen_file(self) -> bytes | None:
+        """Return the frozen tensors as the bytes of a weights file, or None if there are none."""
+        still = self.still()
+        return self._file(still) if still else None
+
+    def _file(self, tensors: TensorMap) -> bytes:
+        roles = {name: role for name, role in self._roles().items() if name in tensors}
+        tied = {alias: name for alias, name in self.tied.items() if name in tensors}
+        return b"".join(tensor_file(as_stored(tensors), weights_metadata(roles, tied)))
+
+    def load(self, weights: Mapping[str, torch.Tensor], own: TensorMap | None = None) -> None:
+        """Copy weights into ``own`` tensors of the model (by default all), in place.
 
         Raises: CodeError naming the tensors if they are not this model's: its code builds different models.
         """
-        own = self.all()
+        own = self.all() if own is None else own
         if own.keys() != weights.keys():
             names = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
             raise CodeError(f"build_model does not build the submitted model: {names} exist only on one side")

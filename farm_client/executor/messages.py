@@ -23,6 +23,8 @@ class Load(Frozen):
     type: Literal["load"] = "load"
     task_id: str
     code_dir: str
+    frozen_path: str | None = None
+    """The weights file of the tensors that never change; None where the weights of each order have them."""
     entry: str
     config: dict[str, Any]
     mode: Mode

@@ -46,6 +46,11 @@ def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     digest = digest_bytes(weights)
     path = Path(request.folder) / "initial.weights"
     path.write_bytes(weights)
+    frozen = runner.frozen_file()
+    frozen_path = Path(request.folder) / "frozen.weights"
+    if frozen is not None:
+        frozen_path.write_bytes(frozen)
+        runner.take_frozen(frozen_path)
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
@@ -54,8 +59,9 @@ def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     refuse_unless_ignored(survey.before() if request.tries_batch else survey.all(), request.ignore)
     report = RehearsalReport(
         weights_path=str(path),
-        weights_digest=digest,
         weights_bytes=len(weights),
+        frozen_path="" if frozen is None else str(frozen_path),
+        frozen_bytes=0 if frozen is None else len(frozen),
         rows=rows,
         outer=outer_optimizer_of(optimizer, runner.tensors) if request.mode is Mode.GRADIENTS else None,
         device=str(device),

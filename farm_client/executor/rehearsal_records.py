@@ -41,8 +41,10 @@ class RehearsalReport(Frozen):
 
     failed: Failed | None = None
     weights_path: str = ""
-    weights_digest: str = ""
     weights_bytes: int = 0
+    frozen_path: str = ""
+    """The file of the frozen tensors; empty if the model has none."""
+    frozen_bytes: int = 0
     rows: int | None = None
     """The length of the data set that ``make_dataset`` built."""
     loss: float | None = None

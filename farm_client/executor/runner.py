@@ -15,6 +15,7 @@ from farm_client import faults
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.failures import blaming, calling
+from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
@@ -49,6 +50,9 @@ class TaskRunner:
             self.tensors = ModelTensors.of(model.to(device))
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
+        self._frozen: FrozenTensors | None = None
+        if order.frozen_path is not None:
+            self.take_frozen(Path(order.frozen_path))
         self._base: TensorMap = {}
         self._base_digest = ""
         self._kept_optimizer: torch.optim.Optimizer | None = None
@@ -81,13 +85,24 @@ class TaskRunner:
         faults.reach(Fault.EXECUTOR_AFTER, order.round)
         return done
 
+    def take_frozen(self, path: Path) -> None:
+        """Take the frozen tensors from a file: orders come without them then.
+
+        Raises: CodeError if they are not this model's; FileNotFoundError.
+        """
+        self._frozen = FrozenTensors(path, self.tensors)
+
     def confirm(self) -> None:
         """Hear that the last result was reported: what its update lost now belongs to the next one."""
         self._updates.confirm()
 
     def weights_file(self) -> bytes:
-        """Return the model as it is now: right after loading, the task's initial weights."""
+        """Return what training may change of the model, as it is now: after loading, the task's initial weights."""
         return self.tensors.weights_file()
+
+    def frozen_file(self) -> bytes | None:
+        """Return what never changes of the model, or None if there is nothing."""
+        return self.tensors.frozen_file()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer of the task's. Raises: CodeError."""
@@ -98,8 +113,11 @@ class TaskRunner:
 
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
-        unsent = {**self.tensors.frozen, **(self.tensors.parameters if self._order.mode is Mode.GRADIENTS else {})}
-        return [name for name, tensor in unsent.items() if not _equal(tensor.detach(), self._base[name])]
+        unsent = dict(self.tensors.parameters) if self._order.mode is Mode.GRADIENTS else {}
+        if self._frozen is None:
+            unsent |= self.tensors.frozen
+        frozen = [] if self._frozen is None else self._frozen.changed()
+        return frozen + [name for name, tensor in unsent.items() if not _equal(tensor.detach(), self._base[name])]
 
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
@@ -123,7 +141,11 @@ class TaskRunner:
             self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
         elif order.weights_digest != self._base_digest:
             raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
-        self.tensors.load(self._base)
+        if self._frozen is None:
+            self.tensors.load(self._base)
+        else:
+            self._frozen.restore()
+            self.tensors.load(self._base, self.tensors.changing())
 
     def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep a version. On the CPU that of a file stays the mapped file, whose pages all executors share."""

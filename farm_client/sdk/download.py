@@ -30,13 +30,16 @@ def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     notes = {"task": model.task_id, "round": str(model.round), "weights_digest": model.digest}
-    weights = output.with_name(f".{output.name}.{model.digest[:16]}.part")
-    download_weights(api, BlobRef(digest=model.digest, size_bytes=model.size_bytes), weights, advance)
+    blobs = [BlobRef(digest=model.digest, size_bytes=model.size_bytes), *([model.frozen] if model.frozen else [])]
+    weights = [output.with_name(f".{output.name}.{blob.digest[:16]}.part") for blob in blobs]
+    for blob, file in zip(blobs, weights, strict=True):
+        download_weights(api, blob, file, advance)
     try:
         with _replacing(output) as partial:
             write_model_file(weights, partial, notes)
     finally:
-        weights.unlink()
+        for file in weights:
+            file.unlink()
 
 
 def download_weights(api: FarmApi, blob: BlobRef, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:

@@ -16,11 +16,11 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, run_trial
-from farm_client.sdk.warm_start import WarmStart
+from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
-from protocol.tasks import MAX_NOTES, BlobRef, Dataset, Footprint, Shard, Split, TaskSpec
+from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
 
 MAX_ROUND_SAMPLES: Final = 65_536
 """Weights mode, by default: a round is the whole training split, up to this many samples."""
@@ -82,9 +82,8 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
     tell("checking", 1, 1)
     dataset, files = _sharded(submission, source, report, folder, tell)
     files[bundle.blob.digest] = bundle.data
-    initial, weights = _initial_weights(submission, report, folder)
-    if weights is not None:
-        files[initial.digest] = weights
+    start = _start(submission, report, folder)
+    files |= start.files
     notes = (*(() if source is None else source.notes), *report.notes)
     spec = TaskSpec(
         name=submission.name or submission.code.resolve().stem,
@@ -93,7 +92,8 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
         entry=bundle.entry,
         config=dict(submission.config),
         dataset=dataset,
-        initial_weights=initial,
+        initial_weights=start.weights,
+        frozen=start.frozen,
         recipe=complete_recipe(submission.recipe, dataset, report),
         requirements=submission.requirements,
         footprint=_footprint(dataset, report),
@@ -135,12 +135,10 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
     )
 
 
-def _initial_weights(submission: Submission, report: RehearsalReport, folder: Path) -> tuple[BlobRef, Path | None]:
-    """Return the weights that training begins with, and their file unless the farm holds them."""
-    built = Path(report.weights_path)
-    if submission.warm_start is not None:
-        return submission.warm_start.fitted_to(built, folder)
-    return BlobRef(digest=report.weights_digest, size_bytes=report.weights_bytes), built
+def _start(submission: Submission, report: RehearsalReport, folder: Path) -> Start:
+    """Return the weights that training begins with, and their files unless the farm holds them."""
+    built = Start.of(Path(report.weights_path), Path(report.frozen_path) if report.frozen_path else None)
+    return built if submission.warm_start is None else submission.warm_start.fitted_to(built, folder)
 
 
 def _sharded(
@@ -171,7 +169,7 @@ def _footprint(dataset: Dataset, report: RehearsalReport) -> Footprint:
     """Return the memory estimate: the rehearsal held a few rows, a volunteer holds whole shards."""
     largest = max((shard.blob.size_bytes for shard in dataset.shards if shard.blob), default=0)
     return Footprint(
-        weights_bytes=report.weights_bytes,
+        weights_bytes=report.weights_bytes + report.frozen_bytes,
         peak_ram_bytes=report.peak_rss_bytes + 2 * largest,
         largest_shard_bytes=largest,
     )

@@ -5,7 +5,7 @@ The farm holds the bytes already, so only the header of the weights file travels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,37 @@ from farm_client.sdk.download import download_weights
 from farm_client.sdk.weights_file import write_with_roles
 from protocol.errors import InvalidTask
 from protocol.tasks import BlobRef
-from protocol.tensors import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, Layout, TensorSpec, parse_layout, read_header
+from protocol.tensors import (
+    HEADER_LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    Layout,
+    TensorSpec,
+    joined_layout,
+    parse_layout,
+    read_header,
+)
 
 _SHOWN_DIFFERENCES: Final = 3
 _READ_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a task begins with: its weights, and its frozen tensors if it has any.
+
+    ``files`` are those that the farm may not hold, by digest.
+    """
+
+    weights: BlobRef
+    frozen: BlobRef | None
+    files: dict[str, Path]
+
+    @classmethod
+    def of(cls, weights: Path, frozen: Path | None) -> Start:
+        """Return the start that two weights files are."""
+        files = {blob_of(path): path for path in (weights, frozen) if path is not None}
+        first, *rest = files
+        return cls(first, rest[0] if rest else None, {blob.digest: path for blob, path in files.items()})
 
 
 @dataclass(frozen=True)
@@ -29,39 +56,51 @@ class WarmStart:
     """Weights that the farm holds. ``label`` is what to call them, such as ``abcd2345@20``."""
 
     label: str
-    blob: BlobRef
-    layout: Layout
-    fetch: Callable[[Path], None]
-    """Writes the whole weights file to a path."""
+    parts: Mapping[BlobRef, Layout]
+    """The weights file, and that of the frozen tensors where there is one."""
+    fetch: Callable[[BlobRef, Path], None]
+    """Writes one of them to a path."""
 
-    def fitted_to(self, model_weights: Path, folder: Path) -> tuple[BlobRef, Path | None]:
-        """Return the weights to begin with, and their file if the farm does not hold them in this form.
+    def fitted_to(self, built: Start, folder: Path) -> Start:
+        """Return the start of a model whose own weights are ``built``; its files are made in ``folder`` if need be.
 
-        It does, unless other layers are frozen now: then the same tensors get the model's roles, in ``folder``.
-        Raises: InvalidTask naming the tensors that are not those of the model whose weights file this is.
+        The farm has them, unless other layers are frozen now: then the same tensors are parted as the model's are.
+        Raises: InvalidTask naming the tensors that are not those of the model.
         """
-        model = _layout_of(model_weights)
-        if differing := list(_differences(model, self.layout)):
+        model = [_layout_of(path) for path in built.files.values()]
+        kept = list(self.parts.values())
+        if differing := list(_differences(_whole(model), _whole(kept))):
             raise InvalidTask(
                 f"the weights of {self.label} do not fit what build_model builds: {_first(differing)}. "
                 "Build the same model, or submit without --from"
             )
-        if model == self.layout:
-            return self.blob, None
-        fetched, fitted = folder / "warm-start.weights", folder / "fitted.weights"
-        self.fetch(fetched)
-        write_with_roles(fetched, fitted, model)
-        return blob_of(fitted), fitted
+        if model == kept:
+            weights, *frozen = self.parts
+            return Start(weights, frozen[0] if frozen else None, {})
+        fetched = [folder / f"warm-start.{number}.weights" for number in range(len(kept))]
+        for blob, path in zip(self.parts, fetched, strict=True):
+            self.fetch(blob, path)
+        fitted = [folder / f"fitted.{number}.weights" for number in range(len(model))]
+        for layout, path in zip(model, fitted, strict=True):
+            write_with_roles(fetched, path, layout)
+        return Start.of(fitted[0], fitted[1] if len(fitted) > 1 else None)
 
 
 def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None) -> WarmStart:
     """Look a checkpoint's weights up; ``api`` must stay open. Raises: NotFound saying which rounds are kept."""
     checkpoint = find_checkpoint(api, task_id, round_number)
-    with api.get_blob(checkpoint.digest) as chunks:
-        header = read_header(_leading_bytes(chunks), checkpoint.size_bytes)
-    blob = BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)
-    fetch = partial(download_weights, api, blob)
-    return WarmStart(f"{task_id}@{checkpoint.round}", blob, parse_layout(header), fetch)
+    blobs = [BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes)]
+    blobs += [checkpoint.frozen] if checkpoint.frozen is not None else []
+    parts: dict[BlobRef, Layout] = {}
+    for blob in blobs:
+        with api.get_blob(blob.digest) as chunks:
+            parts[blob] = parse_layout(read_header(_leading_bytes(chunks), blob.size_bytes))
+    return WarmStart(f"{task_id}@{checkpoint.round}", parts, partial(download_weights, api))
+
+
+def _whole(parts: Sequence[Layout]) -> Layout:
+    """Return the layout of a model in one or two files."""
+    return parts[0] if len(parts) == 1 else joined_layout(*parts)
 
 
 def _layout_of(weights: Path) -> Layout:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,28 +21,49 @@ MODEL_FORMAT: Final = "pt"
 _ALIGNMENT_BYTES: Final = 8
 
 
-def write_model_file(weights: Path, model: Path, notes: Mapping[str, str]) -> None:
-    """Write the tensors of a weights file to ``model``, tied ones under each of their names.
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor and the bytes of the file that it is in."""
+
+    place: TensorBytes
+    file: memoryview
+
+
+def write_model_file(weights: Sequence[Path], model: Path, notes: Mapping[str, str]) -> None:
+    """Write the tensors of a model's weights files to ``model``, tied ones under each of their names.
 
     ``notes`` go into the file's metadata, beside the ``format``.
-    Raises: MalformedTensors if ``weights`` is no weights file.
+    Raises: MalformedTensors if one of ``weights`` is no weights file.
     """
-    with _mapped(weights) as data:
-        header = read_header(data)
-        sources = dict(header.tensors)
-        for alias, name in parse_layout(header).tied.items():
-            sources[alias] = header.tensors[name]
-        _write(model, data, sources, {**notes, "format": MODEL_FORMAT})
+    with _opened(weights, with_tied=True) as stored:
+        _write(model, stored, {**notes, "format": MODEL_FORMAT})
 
 
-def write_with_roles(weights: Path, output: Path, layout: Layout) -> None:
-    """Write the tensors of a weights file with the roles that ``layout``, which is otherwise equal, gives them.
+def write_with_roles(weights: Sequence[Path], output: Path, layout: Layout) -> None:
+    """Write the tensors of ``layout``, with the roles that it gives them, as they are in a model's weights files.
 
-    Raises: MalformedTensors if ``weights`` is no weights file.
+    Raises: MalformedTensors if one of ``weights`` is no weights file.
     """
     roles = {spec.name: spec.role for spec in layout.tensors}
-    with _mapped(weights) as data:
-        _write(output, data, read_header(data).tensors, weights_metadata(roles, layout.tied))
+    with _opened(weights) as stored:
+        _write(output, {name: stored[name] for name in roles}, weights_metadata(roles, layout.tied))
+
+
+@contextmanager
+def _opened(paths: Sequence[Path], *, with_tied: bool = False) -> Iterator[dict[str, _Stored]]:
+    """Give all tensors of some weights files by name."""
+    stored: dict[str, _Stored] = {}
+    with ExitStack() as files:
+        for path in paths:
+            data = files.enter_context(_mapped(path))
+            header = read_header(data)
+            stored |= {name: _Stored(place, data) for name, place in header.tensors.items()}
+            if with_tied:
+                stored |= {alias: stored[name] for alias, name in parse_layout(header).tied.items()}
+        try:
+            yield stored
+        finally:
+            stored.clear()  # no view may outlive its map
 
 
 @contextmanager
@@ -54,13 +76,14 @@ def _mapped(path: Path) -> Iterator[memoryview]:
         yield data
 
 
-def _write(output: Path, data: memoryview, sources: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> None:
+def _write(output: Path, sources: Mapping[str, _Stored], metadata: Mapping[str, str]) -> None:
     # Wide types first keeps every tensor aligned to its element's size, which readers rely on.
-    names = sorted(sources, key=lambda name: (-DTYPE_BYTES[sources[name].dtype], name))
+    names = sorted(sources, key=lambda name: (-DTYPE_BYTES[sources[name].place.dtype], name))
     with output.open("wb") as file:
-        file.write(_header({name: sources[name] for name in names}, metadata))
+        file.write(_header({name: sources[name].place for name in names}, metadata))
         for name in names:
-            file.write(data[sources[name].start : sources[name].stop])
+            place = sources[name].place
+            file.write(sources[name].file[place.start : place.stop])
 
 
 def _header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> bytes:

@@ -14,7 +14,7 @@ from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.rounds import newest_rounds
 from protocol.errors import NotFound
 from protocol.rest import CheckpointView, Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
-from protocol.tasks import TaskSpec
+from protocol.tasks import BlobRef, TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
 
@@ -80,6 +80,7 @@ async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
     """Return them; the last one is what `model` gives without a round. 404 for an unknown task."""
     await _view(farm, task_id)
     kept = await farm.ledger.checkpoints(task_id)
+    frozen = await _frozen(farm, task_id)
     return [
         CheckpointView(
             task_id=task_id,
@@ -87,6 +88,7 @@ async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
             epoch=c.epoch,
             digest=c.weights.digest,
             size_bytes=c.weights.size_bytes,
+            frozen=frozen,
             created_at=c.created_at,
             metrics=dict(c.metrics),
             newest=c is kept[-1],
@@ -112,9 +114,15 @@ async def model(
         round=checkpoint.round,
         digest=checkpoint.weights.digest,
         size_bytes=checkpoint.weights.size_bytes,
+        frozen=await _frozen(farm, task_id),
         metrics=dict(checkpoint.metrics),
         state=view.state,
     )
+
+
+async def _frozen(farm: Farm, task_id: str) -> BlobRef | None:
+    record = await farm.ledger.task(task_id)
+    return None if record is None else record.spec.frozen
 
 
 async def _view(farm: Farm, task_id: str) -> TaskView:

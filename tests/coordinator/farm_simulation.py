@@ -152,6 +152,7 @@ class Volunteer:
     tags: tuple[str, ...] = ()
     cached: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("int8",)
+    features: tuple[str, ...] = ()
     incarnation: int = 0
     online: bool = False
     held: deque[Assign] = field(default_factory=deque)
@@ -168,6 +169,7 @@ class Volunteer:
             tags=self.tags,
             cached=self.cached,
             codecs=self.codecs,
+            features=self.features,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
             held=tuple(

@@ -17,7 +17,8 @@ from protocol.messages import Kind, RejectCode
 from protocol.recipe import Requirements
 from protocol.resources import Gpu, Resources
 from protocol.tasks import Footprint
-from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, spec
+from protocol.versions import FROZEN_APART
+from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
 @pytest.fixture
@@ -300,3 +301,12 @@ def test_a_gpu_meets_a_gpu_requirement(farm: Simulation) -> None:
     resources = Resources(cpu_cores=4, ram_bytes=64 * GIGABYTE, gpus=(card,))
     client = ClientRecord("c", "c", "h", 0, 0, resources=resources)
     assert qualifies(client, spec(requirements=Requirements(gpu=True, gpu_memory_bytes=40 * GIGABYTE))).value
+
+
+def test_frozen_tensors_as_a_file_of_their_own_go_to_clients_that_can_take_them(farm: Simulation) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(FROZEN_APART,)))
+    farm.submit(spec().model_copy(update={"frozen": blob("frozen")}))
+    assert not old.held
+    assert new.held[0].task.frozen == blob("frozen")
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert "it needs a newer aifarm" in reasons["old"]

@@ -4,9 +4,12 @@ import asyncio
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from protocol.digests import digest_bytes
+from protocol.tensors import Role, weights_metadata
 from tests.farm_server import model
 
 DATA = bytes(range(256)) * 16
@@ -152,6 +155,31 @@ async def test_a_submission_that_can_never_run_is_refused(server, change, compla
     answer = await server.http.post("/v1/tasks", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_task")
     assert complaint in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "complaint"),
+    [
+        ("w", Role.FROZEN, "'w' is among the frozen tensors and in the weights as well"),
+        ("base", Role.BUFFER, "has 'base', which it does not call frozen"),
+        ("base", Role.FROZEN, None),
+    ],
+)
+async def test_frozen_tensors_are_a_part_of_the_model_and_nothing_else(server, name, role, complaint):
+    frozen = save({name: np.ones(3, np.float32)}, weights_metadata({name: role}, {}))
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights(), frozen)
+    body = model.spec(frozen=model.ref(frozen)).model_dump(mode="json")
+    answer = await server.http.post("/v1/tasks", json=body)
+    if complaint is not None:
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_task")
+        assert complaint in answer.json()["message"]
+        return
+    task_id = answer.json()["task"]["task_id"]
+    kept = model.ref(frozen).model_dump(mode="json")
+    assert (await server.http.get(f"/v1/tasks/{task_id}/model")).json()["frozen"] == kept
+    assert [c["frozen"] for c in (await server.http.get(f"/v1/tasks/{task_id}/checkpoints")).json()] == [kept]
+    await server.http.post(f"/v1/tasks/{task_id}/cancel")
+    assert digest_bytes(frozen) in await server.farm.ledger.referenced_digests(), "a model is nothing without them"
 
 
 async def test_a_submit_token_makes_a_repeat_harmless_even_at_the_same_time(server):

@@ -16,7 +16,8 @@ from farm_client.executor.layout import ModelTensors
 from farm_client.executor.rehearsal import rehearse
 from farm_client.sdk import check
 from protocol.digests import digest_bytes
-from protocol.tensors import Role, parse_layout
+from protocol.tasks import BlobRef
+from protocol.tensors import Role, joined_layout, parse_layout
 from tests.farm_client.cli.fake_farm import FakeFarm, make_checkpoint
 
 CODE = """
@@ -98,11 +99,38 @@ def test_layers_that_are_frozen_now_keep_their_values_and_get_their_role(farm, f
     code.write_text(code.read_text().replace("torch.nn.Linear(3, 4)", "torch.nn.Linear(3, 4).requires_grad_(False)"))
     outcome = farm("submit", task, "--from", "digits")
     assert outcome.exit_code == 0, outcome.stderr
-    weights = fake.blobs[fake.submitted[0].initial_weights.digest]
-    roles = {spec.name: spec.role for spec in parse_layout(weights).tensors}
+    (spec,) = fake.submitted
+    assert spec.frozen is not None
+    weights, frozen = fake.blobs[spec.initial_weights.digest], fake.blobs[spec.frozen.digest]
+    roles = {spec.name: spec.role for spec in joined_layout(parse_layout(weights), parse_layout(frozen)).tensors}
     assert roles == {"0.weight": Role.FROZEN, "0.bias": Role.FROZEN, "1.weight": Role.PARAMETER}
-    for name, tensor in load(weights).items():
+    assert load(weights).keys() == {"1.weight"}
+    for name, tensor in (load(weights) | load(frozen)).items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_frozen_layers_of_a_checkpoint_are_taken_over_or_trained(farm, fake, task):
+    model = make_model()
+    model[0].requires_grad_(False)
+    tensors = ModelTensors.of(model)
+    frozen = tensors.frozen_file() or b""
+    ref = BlobRef(digest=digest_bytes(frozen), size_bytes=len(frozen))
+    fake.blobs[ref.digest] = frozen
+    digest = keep(fake, model)
+    fake.checkpoints[-1] = fake.checkpoints[-1].model_copy(update={"frozen": ref})
+    code = Path(task) / "train.py"
+    trained = code.read_text()
+    code.write_text(trained.replace("torch.nn.Linear(3, 4)", "torch.nn.Linear(3, 4).requires_grad_(False)"))
+    assert farm("submit", task, "--from", "digits").exit_code == 0
+    assert (fake.submitted[0].initial_weights.digest, fake.submitted[0].frozen) == (digest, ref)
+
+    code.write_text(trained)
+    outcome = farm("submit", task, "--from", "digits")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert fake.submitted[1].frozen is None
+    weights = load(fake.blobs[fake.submitted[1].initial_weights.digest])
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in weights.items())
 
 
 def test_a_round_that_is_not_kept(farm, fake, task):

@@ -84,6 +84,19 @@ class Bench:
             self.shards, self.files = write_data(self.folder, **self.arrays)
         self.runner = TaskRunner(self.load_order(), torch.device("cpu"))
         self.weights = self.runner.weights_file()
+        self.frozen = self.runner.frozen_file()
+        if self.frozen is not None:
+            self.frozen_path.write_bytes(self.frozen)
+            self.runner.take_frozen(self.frozen_path)
+
+    @property
+    def frozen_path(self) -> Path:
+        return self.folder / "frozen.weights"
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Return what the model begins with, frozen tensors included."""
+        frozen = {} if self.frozen is None else safetensors.torch.load(self.frozen)
+        return safetensors.torch.load(self.weights) | frozen
 
     def load_order(self) -> Load:
         return Load(

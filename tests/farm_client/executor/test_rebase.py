@@ -80,7 +80,7 @@ def test_a_chain_leads_to_the_servers_file(tmp_path: Path, name: CodecName) -> N
     before, after = safetensors.torch.load(first), safetensors.torch.load(third)
     assert not torch.equal(before["front.weight"], after["front.weight"])
     assert not torch.equal(before["calls"], after["calls"])
-    assert torch.equal(before["fixed.weight"], after["fixed.weight"])
+    assert "fixed.weight" not in before
 
 
 SHAPES = st.sampled_from([(), (0,), (1,), (7,), (16,), (33,), (4, 0), (5, 9), (2, 3, 4), (300, 3)])

@@ -21,7 +21,7 @@ from protocol.digests import digest_bytes
 from protocol.encoded import untouched_in
 from protocol.recipe import Mode
 from protocol.tasks import Split
-from protocol.tensors import check_update, parse_layout, read_header
+from protocol.tensors import check_update, joined_layout, parse_layout, read_header
 from protocol.zstd import unwrap_bytes
 from tests.farm_client.executor.bench_task import LINEAR, Bench, toy_arrays, update_of
 
@@ -84,7 +84,7 @@ def all_samples(bench: Bench) -> dict[str, torch.Tensor]:
 def test_weights_mode_is_plain_local_training(tmp_path: Path) -> None:
     bench = Bench(tmp_path, NET, batch_samples=9)
     reference = bench.runner.contract.build_model()
-    reference.load_state_dict(safetensors.torch.load(bench.weights))
+    reference.load_state_dict(bench.whole())
     before = {n: t.detach().clone() for n, t in reference.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in reference.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     data, losses = all_samples(bench), []
@@ -191,8 +191,10 @@ def test_a_round_that_failed_half_way_leaves_no_inner_optimizer(tmp_path: Path) 
 
 
 def test_the_layout_names_roles_as_the_wire_wants_them(tmp_path: Path) -> None:
-    layout = parse_layout(Bench(tmp_path, NET).weights)
-    roles = {t.name: t.role.value for t in layout.tensors}
+    bench = Bench(tmp_path, NET)
+    layout, frozen = parse_layout(bench.weights), parse_layout(bench.frozen or b"")
+    roles = {t.name: t.role.value for t in joined_layout(layout, frozen).tensors}
+    assert not any(t.role.value == "frozen" for t in layout.tensors), "a version has only what may change"
     assert roles["front.weight"] == "parameter"
     assert roles["fixed.bias"] == "frozen"
     assert roles["norm.running_var"] == roles["calls"] == "buffer"
@@ -324,7 +326,7 @@ def test_default_evaluation_is_the_mean_loss_and_leaves_the_buffers(tmp_path: Pa
     bench = Bench(tmp_path, NET.replace("self.calls = self.calls + 1", ""))
     done = bench.evaluate()
     model = bench.runner.contract.build_model().eval()
-    model.load_state_dict(safetensors.torch.load(bench.weights))
+    model.load_state_dict(bench.whole())
     data = bench.run_order().model_copy(update={"pieces": bench.pieces(Split.HOLDOUT)})
     rows = list(bench.runner._source.batches(data.pieces, 0))
     x, y = (torch.cat([b[k] for b in rows]) for k in ("x", "y"))
@@ -414,7 +416,7 @@ def test_an_attention_mask_of_infinities_is_frozen(tmp_path: Path) -> None:
         return model""",
     )
     bench = Bench(tmp_path, source)
-    assert {t.name: t.role.value for t in parse_layout(bench.weights).tensors}["mask"] == "frozen"
+    assert [(t.name, t.role.value) for t in parse_layout(bench.frozen or b"").tensors] == [("mask", "frozen")]
     assert set(update_of(bench.train())) == {"weight", "bias"}
 
 
