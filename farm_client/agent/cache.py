@@ -5,7 +5,8 @@
 
 A blob's digest is checked while it is written and again when an entry of an earlier run is first used; at every use
 the file must look as it did then. So a damaged file is never trained on: it is removed, and fetched again. Entries in
-use are pinned and never evicted; unfinished ones count with their whole size.
+use are pinned and never evicted; unfinished ones count with their whole size. The cache takes no more than its limit,
+and no more than the disk has free, less a reserve. Other programs fill that disk too: a write may still find it full.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,8 @@ from typing import Final
 from farm_client.agent.cache_scan import scan
 from farm_client.agent.cache_stats import CacheStats
 from farm_client.agent.cached_file import Look, look_if_sound, look_of, mismatch, protect, touch
-from farm_client.agent.errors import CacheFull
+from farm_client.agent.disk_room import DiskRoom, is_full, stored_bytes
+from farm_client.agent.errors import CacheFull, HomeGone
 from farm_client.transfer.partial_file import remove_partial
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch
@@ -60,6 +62,7 @@ class BlobCache:
         self._hits = self._misses = self._served_bytes = 0
         self._evictions = self._evicted_bytes = self._damaged = 0
         self.used_bytes = 0
+        self._disk = DiskRoom(root)
         self._take_over()
 
     def __contains__(self, digest: str) -> bool:
@@ -123,7 +126,7 @@ class BlobCache:
         """Make room for a blob that is about to be fetched, and return ``partial_path``; pin it first.
 
         What an earlier try left there is kept. Nothing that was used within ``sparing_seconds`` is evicted for it.
-        Raises: CacheFull.
+        Raises: CacheFull, DiskFull, HomeGone.
         """
         entry = self._entries.get(digest)
         if entry is None or entry.whole or entry.size_bytes != size_bytes:
@@ -152,7 +155,7 @@ class BlobCache:
     async def adopt_file(self, digest: str, path: Path) -> Path:
         """Take in a file that was made on this machine, if it hashes to ``digest``; it is moved out of its place.
 
-        Raises: DigestMismatch, and the file stays where it is; CacheFull; OSError.
+        Raises: DigestMismatch, and the file stays where it is; CacheFull, DiskFull, HomeGone; OSError.
         """
         look = await asyncio.to_thread(look_if_sound, path, digest)
         if look is None:
@@ -167,36 +170,60 @@ class BlobCache:
     def put(self, digest: str, data: bytes) -> Path:
         """Keep a small blob that rode inside a message.
 
-        Raises: DigestMismatch if it is not what its name says; CacheFull.
+        Raises: DigestMismatch if it is not what its name says; CacheFull, DiskFull, HomeGone; OSError.
         """
         if digest_bytes(data) != digest:
             raise DigestMismatch(f"an inline blob does not hash to {digest}; the sender damaged it")
         self.make_room(len(data))
         incoming = self._incoming_path(digest)
-        incoming.write_bytes(data)
-        return self._take_in(incoming, digest, len(data))
+        while True:
+            try:
+                incoming.write_bytes(data)
+                return self._take_in(incoming, digest, len(data))
+            except OSError as error:
+                self.evict_after(error, len(data))
 
     def make_room(self, size_bytes: int, sparing_seconds: float = 0.0) -> None:
         """Evict until a blob of this size fits; nothing is evicted if that would not be enough.
 
-        Raises: CacheFull if it cannot fit beside what is in use, or was within ``sparing_seconds``.
+        Raises: CacheFull if it cannot fit beside what is in use, or was within ``sparing_seconds``; DiskFull if the
+            disk has no room for it even without the rest; HomeGone.
         """
-        if self.used_bytes + size_bytes <= self._max_bytes:
+        over_bytes = self.used_bytes + size_bytes - self._max_bytes
+        if over_bytes <= 0 and size_bytes <= self._room_bytes():
             return
-        used_before = time.monotonic() - sparing_seconds
-        idle = {d: e for d, e in self._entries.items() if not self._pins[d] and e.used_at <= used_before}
-        busy_bytes = self.used_bytes - sum(entry.size_bytes for entry in idle.values())
-        if busy_bytes + size_bytes > self._max_bytes:
+        idle = self._idle(sparing_seconds)
+        idle_bytes = sum(entry.size_bytes for entry in idle.values())
+        if over_bytes > idle_bytes:
             raise CacheFull(
                 f"a blob of {size_bytes} bytes does not fit into the cache of {self._max_bytes} bytes"
-                f" ({busy_bytes} are in use); raise --cache-bytes"
+                f" ({self.used_bytes - idle_bytes} are in use); raise --cache-bytes"
             )
-        for digest, entry in idle.items():
-            if self.used_bytes + size_bytes <= self._max_bytes:
-                return
-            self._evictions += 1
-            self._evicted_bytes += entry.size_bytes
-            self._remove(digest)
+        lacking_bytes = size_bytes - self._room_bytes()
+        if lacking_bytes > idle_bytes:
+            raise self._disk.full(size_bytes)
+        self._evict(idle, max(over_bytes, lacking_bytes))
+
+    def evict_after(self, error: OSError, size_bytes: int) -> None:
+        """Make way for a write that found the disk full, so that it may be tried again.
+
+        Raises: DiskFull if there is nothing to evict; ``error`` itself if it says something else of the disk.
+        """
+        if not is_full(error):
+            raise error
+        if not self.evict(size_bytes):
+            raise self._disk.full(size_bytes) from error
+
+    def evict(self, size_bytes: int) -> int:
+        """Evict so much, or as much as can be, for whatever is written on the same disk; return how much it was."""
+        return self._evict(self._idle(), max(1, size_bytes))
+
+    def lack(self) -> str | None:
+        """Say why nothing can be kept now: what last found no room on the disk would find none still. Else None.
+
+        Raises: HomeGone.
+        """
+        return self._disk.lack(self._room_bytes() + sum(entry.size_bytes for entry in self._idle().values()))
 
     @contextmanager
     def pinned(self, digests: Iterable[str]) -> Iterator[None]:
@@ -210,6 +237,29 @@ class BlobCache:
             for digest in names:
                 if self._pins[digest] <= 0:
                     del self._pins[digest]
+
+    def _idle(self, sparing_seconds: float = 0.0) -> dict[str, _Entry]:
+        """Return what may be evicted, the least recently used first."""
+        used_before = time.monotonic() - sparing_seconds
+        return {d: e for d, e in self._entries.items() if not self._pins[d] and e.used_at <= used_before}
+
+    def _evict(self, idle: dict[str, _Entry], wanted_bytes: int) -> int:
+        """Remove entries until so many bytes, or all of them, are gone; return how many are."""
+        freed_bytes = 0
+        for digest, entry in idle.items():
+            if freed_bytes >= wanted_bytes:
+                break
+            freed_bytes += entry.size_bytes
+            self._evictions += 1
+            self._evicted_bytes += entry.size_bytes
+            self._remove(digest)
+        return freed_bytes
+
+    def _room_bytes(self) -> int:
+        """Return what the disk may still be given, less what is promised to the blobs that are being fetched."""
+        unfinished = [(digest, entry.size_bytes) for digest, entry in self._entries.items() if not entry.whole]
+        promised_bytes = sum(max(0, size - stored_bytes(self.partial_path(digest))) for digest, size in unfinished)
+        return self._disk.room_bytes() - promised_bytes
 
     def _take_in(self, incoming: Path, digest: str, size_bytes: int) -> Path:
         protect(incoming)
@@ -261,4 +311,5 @@ class BlobCache:
         for idle_seconds, digest, size_bytes, whole in scan(self._root):
             self._entries[digest] = _Entry(size_bytes, used_at=now - idle_seconds, whole=whole)
             self.used_bytes += size_bytes
-        self.make_room(0)
+        with suppress(HomeGone):
+            self._evict(self._idle(), max(self.used_bytes - self._max_bytes, -self._room_bytes()))

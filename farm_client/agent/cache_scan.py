@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,13 +30,18 @@ def scan(root: Path) -> list[Found]:
     unfinished = {entry.digest for entry in found if not entry.whole}
     for path in root.glob("*.*"):  # half-written when the process ended, or what is known of a file that is gone
         if path.name.partition(".")[0] not in unfinished:
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
     return sorted(found, reverse=True)
 
 
 def _blobs(root: Path, now: float) -> list[Found]:
-    files = [(path.name, path.stat()) for path in root.glob("[0-9a-f][0-9a-f]/*")]
-    return [Found(now - stat.st_atime, digest, stat.st_size, whole=True) for digest, stat in files]
+    found = []
+    for path in root.glob("[0-9a-f][0-9a-f]/*"):
+        with suppress(OSError):
+            stat = path.stat()
+            found.append(Found(now - stat.st_atime, path.name, stat.st_size, whole=True))
+    return found
 
 
 def _partials(root: Path, now: float) -> list[Found]:

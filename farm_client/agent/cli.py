@@ -1,6 +1,7 @@
 """`farm-client`: lend this machine to a farm.
 
-Exit codes: 0 left politely, 1 could not serve (the reason is the last line on stderr), 2 wrong usage.
+Exit codes: 0 left politely, 1 could not serve (the reason is the last line on stderr), 2 wrong usage, or a damaged
+identity: what only a person can mend.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uvloop
 from farm_client import faults
 from farm_client.agent.address import parse_address
 from farm_client.agent.daemon import Agent
-from farm_client.agent.errors import BadAddress, BadSettings
+from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
 from farm_client.agent.home import Home
 from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.settings import load_settings
@@ -30,6 +31,8 @@ OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 SCHEMA: Final = 1
+_NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity)
+"""What no restart mends: a supervisor should leave it."""
 
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -137,7 +140,7 @@ def main() -> NoReturn:
         if debug:
             raise
         if isinstance(error, FarmError):
-            _fail(error.message, USAGE if isinstance(error, BadAddress | BadSettings | BadProxy) else FAILED)
+            _fail(error.message, USAGE if isinstance(error, _NEEDS_A_PERSON) else FAILED)
         _fail(f"this is a mistake in farm-client ({error!r}); `farm-client --debug join ...` shows where", FAILED)
     sys.exit(OK)
 

@@ -88,7 +88,7 @@ class Agent:
                 pool = self._open_pool(probe)
                 async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
                     starts = StartMarks(self._home.started_dir)
-                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), starts)
+                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), starts, self._home)
                     await self._serve(tools, probe, verdicts)
             finally:
                 await self._shutdown(pool, probe)

@@ -9,6 +9,7 @@ from farm_client.agent.narrator import Narrator
 from farm_client.agent.status import StatusBoard
 from protocol.messages import Assign
 
+_NO_WORK: Final = "the farm has no work for this machine now"
 _IDLE_AFTER_SECONDS: Final = 3.0
 """Between two rounds a client has nothing to do for a moment; that is no news."""
 
@@ -22,6 +23,7 @@ class Display:
         self._idle_since = time.monotonic()
         self._upload_waits: str | None = None
         self._slot_waits: str | None = None
+        self._lack: str | None = None
 
     def delivered(self) -> None:
         """Count a result that the farm counted."""
@@ -34,6 +36,11 @@ class Display:
     def slot_waits(self, reason: str | None) -> None:
         """Hear why a slot waits although its result is ready to be sent; None when none does."""
         self._slot_waits = reason
+
+    def lacks(self, reason: str | None) -> None:
+        """Hear why this machine can take no work; None when it can again."""
+        self._lack = reason
+        self._narrator.tell(reason or "there is room again: going on")
 
     def note(self, text: str) -> None:
         """Say something that belongs to no assignment."""
@@ -55,7 +62,7 @@ class Display:
             self._idle_since = time.monotonic()
             self._show_work(newest)
         elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
-            doing = self._also("leaving" if leaving else "waiting: the farm has no work for this machine now")
+            doing = self._also("leaving" if leaving else f"waiting: {self._lack or _NO_WORK}")
             self._narrator.tell(doing)
             self._board.show(doing=doing, task="", round=None)
         elif self._board.delivered != self._board.status.delivered:

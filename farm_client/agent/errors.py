@@ -4,11 +4,14 @@ FarmError
 ├── BadSettings        an option or variable with a wrong value
 ├── BadAddress         the address is not one that `farm-server up` prints
 ├── HomeInUse          another agent holds this home
-├── BadHome            the home cannot be written, or its identity cannot be read
+├── BadHome            the home cannot be written
+│   └── DamagedIdentity    its identity cannot be read
 ├── DeviceRefused      no device of this machine computes rightly
 ├── OutOfReach         the farm was not reached; another try may reach it
 │   └── NotAFarm       what answers there does not answer as a farm does
-├── CacheFull          the cache cannot make room
+├── CacheFull          the cache cannot make room within its limit
+├── DiskFull           the disk cannot take what is to be kept
+├── HomeGone           the home is not there any more
 ├── BadBundle          a code bundle that must not be unpacked
 ├── EndsAgent          a task in whose midst the agent ended twice
 ├── ExecutorDied       the executor process ended by itself
@@ -44,6 +47,12 @@ class BadHome(FarmError):
     """The home folder cannot be used; choose another with --home."""
 
     code = "bad_home"
+
+
+class DamagedIdentity(BadHome):
+    """The home's identity is damaged; delete it, and this machine joins as a new client."""
+
+    code = "damaged_identity"
 
 
 class DeviceRefused(FarmError):
@@ -83,6 +92,18 @@ class CacheFull(FarmError):
     """The cache has no room for this blob; raise --cache-bytes or free disk space."""
 
     code = "cache_full"
+
+
+class DiskFull(FarmError):
+    """The disk that holds the agent's home is full; free some space, or choose another folder with --home."""
+
+    code = "disk_full"
+
+
+class HomeGone(FarmError):
+    """The agent's home folder is gone while it runs; it waits until it is back."""
+
+    code = "home_gone"
 
 
 class BadBundle(FarmError):

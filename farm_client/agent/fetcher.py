@@ -160,13 +160,17 @@ class Fetcher:
         lock = self._writing.setdefault(digest, asyncio.Lock())
         async with lock:
             with self.cache.pinned((digest,)):
-                if digest in self.cache:
-                    return self.cache.path(digest)
-                partial = PartialFile(self.cache.reserve(digest, size_bytes, running.sparing_seconds), size_bytes)
-                await self._pour(digest, partial)
-                return self.cache.adopt(digest, size_bytes)
+                while digest not in self.cache:
+                    try:
+                        await self._pour(digest, size_bytes, running.sparing_seconds)
+                        self.cache.adopt(digest, size_bytes)
+                    except OSError as error:  # other programs fill the disk too
+                        self.cache.evict_after(error, size_bytes)
+                return self.cache.path(digest)
 
-    async def _pour(self, digest: str, partial: PartialFile) -> None:
+    async def _pour(self, digest: str, size_bytes: int, sparing_seconds: float) -> None:
+        """Download into the blob's partial file; of what an OSError ends nothing is kept."""
+        partial = PartialFile(self.cache.reserve(digest, size_bytes, sparing_seconds), size_bytes)
         self.arrived_bytes[digest] = partial.present_bytes
         try:
             await self._transfers.download(digest, partial, lambda count: self.arrived_bytes.__setitem__(digest, count))

@@ -11,9 +11,10 @@ from typing import Final
 from pydantic import ValidationError
 
 from farm_client.agent.cache import BlobCache
-from farm_client.agent.errors import BadBundle, CacheFull, ExecutorDied, ExecutorFailed
+from farm_client.agent.disk_room import is_full
+from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.agent.output import PendingOutput
-from farm_client.executor.messages import Done, Piece, Run
+from farm_client.executor.messages import DISK_FULL, Done, Piece, Run
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.messages import Assign, AssignmentProgress, Error, Phase, Reject, RejectCode, Result, Scope
@@ -28,6 +29,8 @@ _HANDED_BACK: Final[Mapping[type[Exception], RejectCode]] = MappingProxyType(
         Unavailable: RejectCode.BLOB_UNAVAILABLE,
         DigestMismatch: RejectCode.BLOB_UNAVAILABLE,
         CacheFull: RejectCode.DOES_NOT_FIT,
+        DiskFull: RejectCode.BLOB_UNAVAILABLE,
+        HomeGone: RejectCode.BLOB_UNAVAILABLE,
     }
 )
 """Errors that say nothing against the assignment itself: it is handed back undone."""
@@ -106,7 +109,7 @@ class Held:
 
     def failure(self, error: Exception) -> Error | Reject:
         """Say why it went wrong, and who could succeed. Any error has an answer: the agent outlives each assignment."""
-        code = _HANDED_BACK.get(type(error))
+        code = RejectCode.BLOB_UNAVAILABLE if filled_disk(error) else _HANDED_BACK.get(type(error))
         if code is not None:
             return self.reject(code, str(error))
         match error:
@@ -131,6 +134,11 @@ class Held:
             scope=scope,
             traceback=_sendable(traceback)[-_MAX_TRACEBACK_CHARS:] if traceback else None,
         )
+
+
+def filled_disk(error: BaseException) -> bool:
+    """Tell whether the disk was full, for the agent or for its executor."""
+    return is_full(error) or (isinstance(error, ExecutorFailed) and error.report.code == DISK_FULL)
 
 
 def inline_update(done: Done) -> BlobRef | None:

@@ -76,10 +76,20 @@ class Home:
         except OSError as error:
             raise BadHome(f"cannot write to {self.root} ({error.strerror}); choose a folder with --home") from error
         try:
-            self._clear_scratch()
+            self._make_folders()
             yield
         finally:
             lock.release()
+
+    def lack(self) -> str | None:
+        """Say what is wrong with a running agent's home; None if nothing is. Folders that were deleted are made."""
+        try:
+            self.identity_file.stat()
+            for folder in (self.scratch_dir, self.cache_dir, self.outbox_dir):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            return f"the agent's folder {self.root} is gone or cannot be used ({error.strerror}): waiting until it can"
+        return None
 
     def in_use(self) -> bool:
         """Tell whether an agent runs in this home now."""
@@ -91,8 +101,12 @@ class Home:
         except Timeout:
             return True
 
-    def _clear_scratch(self) -> None:
+    def _make_folders(self) -> None:
         shutil.rmtree(self.scratch_dir, ignore_errors=True)
-        self.scratch_dir.mkdir(mode=0o700, exist_ok=True)
-        self.cache_dir.mkdir(mode=0o700, exist_ok=True)
-        self.outbox_dir.mkdir(mode=0o700, exist_ok=True)
+        try:
+            for folder in (self.scratch_dir, self.cache_dir, self.outbox_dir):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise BadHome(
+                f"cannot write to {self.root} ({error.strerror}); make room, or choose with --home"
+            ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from farm_client.agent.errors import BadHome
+from farm_client.agent.errors import BadHome, DamagedIdentity
+from farm_client.durable_file import write_durably
 from protocol.frozen import Frozen
 
 
@@ -22,24 +22,24 @@ class Identity(Frozen):
 def load_identity(path: Path) -> Identity:
     """Read the identity, or make one at the first start; the file is readable by its owner only.
 
-    Raises: BadHome if the file is damaged.
+    Raises: DamagedIdentity if there is a file that holds none; BadHome if it cannot be read or written.
     """
-    if not path.exists():
-        return _create_identity(path)
     try:
+        if not path.exists():
+            return _create_identity(path)
         return Identity.model_validate_json(path.read_bytes())
     except ValidationError:
-        raise BadHome(f"{path} is damaged; delete it, and this machine joins as a new client") from None
+        what = "is damaged" if path.stat().st_size else "is empty, as a power cut leaves a file"
+        raise DamagedIdentity(
+            f"{path} {what}: put its copy back if you have one; else delete it, and this machine joins as a new client"
+        ) from None
+    except OSError as error:
+        raise BadHome(
+            f"cannot use {path} ({error.strerror}); make room or rights, or choose a folder with --home"
+        ) from error
 
 
 def _create_identity(path: Path) -> Identity:
     identity = Identity(client_id=secrets.token_hex(8), client_secret=secrets.token_hex(32))
-    unfinished = path.with_suffix(".new")
-    unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(identity.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_durably(path, identity.model_dump_json())
     return identity

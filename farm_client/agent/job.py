@@ -10,11 +10,12 @@ from typing import Final
 from pydantic import ValidationError
 
 from farm_client import faults
-from farm_client.agent.errors import ExecutorDied
+from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executor import Executor
 from farm_client.agent.executor_pool import ExecutorPool
 from farm_client.agent.fetcher import Fetcher
-from farm_client.agent.held import Held, inline_update
+from farm_client.agent.held import Held, filled_disk, inline_update
+from farm_client.agent.home import Home
 from farm_client.agent.outbox import Outbox, Parcel
 from farm_client.agent.start_marks import StartMarks
 from farm_client.agent.transfers import Transfers
@@ -28,6 +29,8 @@ from protocol.tasks import BlobRef
 
 _WORTH_ANOTHER_TRY: Final = frozenset({"out_of_memory", "killed", "exited"})
 """How an executor may die for once: of the machine, not of what it said."""
+_SCRATCH_BYTES: Final = 64 * 1024**2
+"""What is evicted for an executor that found the disk full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Tools:
     transfers: Transfers
     outbox: Outbox
     starts: StartMarks
+    home: Home
     making: Locks = field(default_factory=Locks)
 
 
@@ -72,7 +76,11 @@ class Job:
             if died.death.code not in _WORTH_ANOTHER_TRY and not self._weights.shuns_links:
                 raise
             self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
-            return await self._attempt()
+        except (OSError, ExecutorFailed) as error:
+            if not filled_disk(error) or not self._tools.fetcher.cache.evict(_SCRATCH_BYTES):
+                raise
+            self.held.output.add_note("the disk was full: blobs were evicted, and the assignment begins again")
+        return await self._attempt()
 
     def arrived_bytes(self) -> int:
         """Count the bytes of its running downloads that are here."""

@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -40,12 +41,17 @@ class Narrator:
     def trace(self, text: str, error: BaseException, **ids: str | int) -> None:
         """Write a line and the traceback of an error: for whoever mends the program."""
         lines = "".join(traceback.format_exception(error))
-        self._log.error(text, traceback=lines.encode(errors="backslashreplace").decode(), **ids)
+        self._write(text, traceback=lines.encode(errors="backslashreplace").decode(), **ids)
 
     def _tell_if(self, due: bool, subject: str, text: str, ids: dict[str, str | int]) -> None:
         if due:
             self._last, self._told_at = subject, time.monotonic()
-            self._log.info(text, **ids)
+            self._write(text, **ids)
+
+    def _write(self, text: str, **fields: str | int) -> None:
+        """A terminal that is gone or a log on a full disk costs the lines, not the agent."""
+        with suppress(OSError, ValueError):
+            self._log.info(text, **fields)
 
 
 def _text_alone(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -156,8 +157,14 @@ class Outbox:
 
     def _open(self, root: Path) -> None:
         """Take in what a former process left, and clear what it left half-written."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _forget_farms(root, self._folder)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _forget_farms(root, self._folder)
+            self._take_over()
+        except OSError as error:
+            self._note(f"cannot read the outbox ({error.strerror}): finished results are kept in memory")
+
+    def _take_over(self) -> None:
         found = sorted((m, path) for path in self._folder.iterdir() if (m := _numbers(path)) is not None)
         for (number, round_number), _ in found:
             self._last_number = number
@@ -190,7 +197,10 @@ class Outbox:
     def _erase(self, number: int, round_number: int) -> None:
         record = self._record_path(number, round_number)
         for path in (record, record.with_suffix(".part"), self._update_path(number)):
-            path.unlink(missing_ok=True)
+            with suppress(
+                OSError
+            ):  # a disk that is read-only or gone: what is left is told again, and not counted twice
+                path.unlink(missing_ok=True)
 
     def _files(self, entry: _Entry) -> tuple[Path, Path]:
         return self._record_path(entry.number, entry.round), self._update_path(entry.number)

@@ -44,7 +44,7 @@ class Probe:
             platform=f"{platform.system()} {platform.machine()}",
             cpu_cores=self.cpu_cores,
             ram_bytes=self._lent(memory_limit_bytes()),
-            disk_free_bytes=psutil.disk_usage(str(self.disk)).free,
+            disk_free_bytes=_disk_free_bytes(self.disk),
             gpus=self.accelerators.sample(),
             bench_gflops=bench_gflops,
         )
@@ -54,7 +54,7 @@ class Probe:
         return Load(
             cpu=min(1.0, psutil.cpu_percent() / 100),
             ram_free_bytes=self.ram_free_bytes(),
-            disk_free_bytes=psutil.disk_usage(str(self.disk)).free,
+            disk_free_bytes=_disk_free_bytes(self.disk),
             gpus=self.accelerators.sample(),
         )
 
@@ -78,6 +78,14 @@ class Probe:
 
     def _lent(self, ram_bytes: int) -> int:
         return min(ram_bytes, self.lending.max_ram_bytes or ram_bytes)
+
+
+def _disk_free_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder; 0 where that is gone."""
+    try:
+        return psutil.disk_usage(str(folder)).free
+    except OSError:
+        return 0
 
 
 def usable_cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,13 +46,14 @@ class StatusBoard:
     """How the cache and the transfers fare."""
 
     def show(self, **changes: str | int | None) -> None:
-        """Change some fields of the status and write it."""
+        """Change some fields of the status and write it; it is for show only, so a full disk may keep an old one."""
         cache, moved = self.look()
         counts = {"delivered": self.delivered, "cache": cache, "moved": moved, "updated_at": time.time()}
         self.status = self.status.model_copy(update={**changes, **counts})
         unfinished = self.path.with_suffix(".new")
-        unfinished.write_text(self.status.model_dump_json())
-        unfinished.replace(self.path)
+        with suppress(OSError):
+            unfinished.write_text(self.status.model_dump_json())
+            unfinished.replace(self.path)
 
 
 def read_status(path: Path) -> Status:

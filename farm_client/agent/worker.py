@@ -23,6 +23,7 @@ from farm_client.agent.outbox import Parcel
 from farm_client.agent.preflight import Standing, refusal
 from farm_client.agent.probe import Probe
 from farm_client.agent.roster import Roster
+from farm_client.agent.shortage import Shortage
 from farm_client.agent.tempo import Tempo
 from farm_client.agent.upload_places import UploadPlaces
 from farm_client.agent.voice import Voice
@@ -47,6 +48,7 @@ from protocol.messages import (
     Ready,
     Reject,
     RejectCode,
+    Scope,
 )
 
 _MAX_HELD: Final = 64
@@ -81,6 +83,7 @@ class Worker:
         self._draining = False
         self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warming: asyncio.Task[None] | None = None
+        self._shortage = Shortage(tools.home, tools.fetcher, self._voice, display)
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
 
@@ -105,6 +108,7 @@ class Worker:
         self._voice.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
+        self._shortage.tell_again()
         self._tell_ready()
 
     def detach(self) -> None:
@@ -222,12 +226,19 @@ class Worker:
             problem = job.held.failure(error)
         self._roster.remove(assign.assignment_id)
         if problem is not None:
-            self._give_up(assign, problem)
+            self._give_up(assign, self._unless_short(job.held, problem))
 
     async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
         outcome = await job.do()
         self._tell_output(job.held)
         return await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
+
+    def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
+        """Where the disk takes nothing, what this machine failed at says nothing against the assignment."""
+        self._shortage.look()
+        if self._shortage.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
+            return problem
+        return held.reject(RejectCode.BLOB_UNAVAILABLE, self._shortage.reason)
 
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
         self._voice.tell(problem)
@@ -307,6 +318,8 @@ class Worker:
 
     def _beat_once(self) -> None:
         self._places.beat()
+        if self._shortage.look():
+            self._tell_ready()
         if not self._voice.congested:
             progress = (job.held.progress(job.arrived_bytes()) for job in self._roster)
             self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=tuple(progress)[:_MAX_HELD]))

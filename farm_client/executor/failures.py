@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 
-from farm_client.executor.messages import Failed
+from farm_client.executor.messages import DISK_FULL, Failed
 from protocol.errors import FarmError
 from protocol.messages import Scope
 
 MAX_MESSAGE_CHARS = 2000
 MAX_TRACEBACK_CHARS = 20000
+
+
+_MEMORY_WORDS: Final = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""How torch, CUDA and its libraries say it where they have no type for it."""
+_DISK_WORDS: Final = ("No space left on device", "Disk quota exceeded")
 
 
 class CodeError(FarmError):
@@ -59,14 +65,14 @@ def calling(
 
     ``function`` says where that piece stands, for errors in what it gives back. Raises: CodeError with the
     researcher's file, line and trimmed traceback for anything that it raises, interrupts and exits too, except that
-    running out of memory is passed on: another machine may have more.
+    running out of memory or disk is passed on: another machine may have more.
     """
     try:
         yield
     except CodeError:
         raise
     except BaseException as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_out_of_disk(error):
             raise
         place = _location(error, code_dir) or f"{_definition(function, code_dir)}{what}"
         message = f"{place}: {_one_line(error)}{_advice(error)}"
@@ -96,7 +102,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether the machine ran out of memory, on the GPU or in RAM."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def is_out_of_disk(error: BaseException) -> bool:
+    """Tell whether a write found the disk full. ``safetensors`` and torch wrap the system's error into their own."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(words in str(error) for words in _DISK_WORDS)
 
 
 def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
@@ -121,6 +134,8 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
         return error.code, error.message, Scope.NOBODY, error.trace
     if is_out_of_memory(error):
         return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
+    if is_out_of_disk(error):
+        return DISK_FULL, f"this machine's disk is full: {_one_line(error)}", Scope.ELSEWHERE, None
     if isinstance(error, FileNotFoundError):
         missing = MissingFile()
         return missing.code, f"{missing.message} ({error.filename})", Scope.HERE, None

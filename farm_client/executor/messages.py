@@ -6,7 +6,7 @@ Small blobs ride as bytes, larger ones as paths of files in the agent's cache (r
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -15,6 +15,9 @@ from protocol.frozen import Frozen
 from protocol.messages import Kind, MetricPoint, Scope
 from protocol.recipe import Mode
 from protocol.tasks import Split
+
+DISK_FULL: Final = "disk_full"
+"""The code of a ``Failed`` that says nothing but that the disk had no room."""
 
 
 class Load(Frozen):

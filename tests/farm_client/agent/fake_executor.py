@@ -110,6 +110,10 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), getattr(signal, load.config["signal"]))
+        case "fill_disk_once" if not Path(load.config["marker"]).exists():
+            Path(load.config["marker"]).touch()
+            failed = {"code": "disk_full", "message": "full", "scope": Scope.ELSEWHERE}
+            return Failed(assignment_id=order.assignment_id, **failed)
         case "die":
             print("about to die", file=sys.stderr)
             os.kill(os.getpid(), getattr(signal, load.config["signal"]))

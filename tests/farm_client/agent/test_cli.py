@@ -45,6 +45,14 @@ def test_a_home_that_cannot_be_used_is_one_line(tmp_path):
     assert "--home" in done.stderr
 
 
+def test_a_damaged_identity_is_one_line_and_left_to_a_person(tmp_path):
+    (tmp_path / "identity.json").write_text("")
+    done = run("join", "ws://127.0.0.1:1", "--home", str(tmp_path))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "delete it" in done.stderr
+
+
 def test_status_without_an_agent_is_exit_code_1(tmp_path):
     done = run("status", "--home", str(tmp_path), "--json")
     envelope = json.loads(done.stdout)

@@ -1,10 +1,12 @@
+import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from farm_client.agent.address import parse_address
 from farm_client.agent.daemon import Agent
-from farm_client.agent.errors import BadHome, HomeInUse
+from farm_client.agent.errors import BadHome, DamagedIdentity, HomeInUse
 from farm_client.agent.home import Home
 from farm_client.agent.identity import load_identity
 from farm_client.agent.settings import load_settings
@@ -41,11 +43,20 @@ def test_an_identity_lasts_and_is_private(tmp_path):
     assert first.client_secret not in repr(first)
 
 
-def test_a_damaged_identity_says_what_to_do(tmp_path):
+@pytest.mark.parametrize(("text", "words"), [("{", "damaged"), ("", "empty"), ('{"client_id": ""}', "damaged")])
+def test_a_damaged_identity_says_what_to_do(tmp_path, text, words):
     path = tmp_path / "identity.json"
-    path.write_text("{")
-    with pytest.raises(BadHome, match="delete it"):
+    path.write_text(text)
+    with pytest.raises(DamagedIdentity, match=f"{words}.*delete it"):
         load_identity(path)
+    assert path.read_text() == text
+
+
+def test_an_identity_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    load_identity(tmp_path / "identity.json")
+    assert synced == [tmp_path / "identity.new", tmp_path]
 
 
 def test_executors_find_their_files_though_home_was_given_as_a_relative_path(tmp_path, monkeypatch):
