@@ -64,8 +64,9 @@ def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
         return Decision(False, f"offline: {client.offline_reason}")
     if client.draining:
         return Decision(False, "is leaving")
-    if client.paused is not None:
-        return Decision(False, f"paused by its owner{': ' + client.paused if client.paused else ''}")
+    if client.throttled or client.paused is not None:
+        owner = f"paused by its owner{': ' + client.paused if client.paused else ''}"
+        return Decision(False, "sends more than a connection may" if client.throttled else owner)
     breaker = client.breaker.allows(now, len(client.held))
     if not breaker.value:
         return breaker

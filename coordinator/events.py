@@ -76,6 +76,15 @@ class ClientPaused:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientThrottled:
+    """The client sends more than a connection may, and is read slowly; or no longer does."""
+
+    client_id: str
+    incarnation: int
+    throttled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClientDraining:
     """The client finishes what it holds and wants nothing more."""
 
@@ -215,6 +224,7 @@ Event = (
     | ClientLost
     | ClientReady
     | ClientPaused
+    | ClientThrottled
     | ClientDraining
     | ClientBeat
     | AssignmentAccepted

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
-from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady
+from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady, ClientThrottled
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, forget, suspend
@@ -125,6 +125,12 @@ def paused(turn: Turn, event: ClientPaused) -> None:
     """The owner paused the machine, or gave it back to the farm."""
     if client := turn.farm.current(event.client_id, event.incarnation):
         client.paused = event.reason if event.paused else None
+
+
+def throttled(turn: Turn, event: ClientThrottled) -> None:
+    """The client floods the server, and gets no work meanwhile; or it stopped."""
+    if client := turn.farm.current(event.client_id, event.incarnation):
+        client.throttled = event.throttled
 
 
 def draining(turn: Turn, event: ClientDraining) -> None:

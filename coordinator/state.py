@@ -38,6 +38,8 @@ class ClientState:
     slots: int = 0
     load: Load = field(default_factory=Load)
     paused: str | None = None
+    throttled: bool = False
+    """Whether it sends more than a connection may."""
     draining: bool = False
     offline_reason: str = "not connected since the server started"
     connected_at: float = 0.0

@@ -133,6 +133,8 @@ def _client_state(client: ClientState, now: float) -> tuple[str, str]:
         return "offline", client.offline_reason
     if client.draining:
         return "draining", "finishes what it holds and leaves"
+    if client.throttled:
+        return "paused", "it sends more than a connection may"
     if client.paused is not None:
         return "paused", client.paused
     verdict = client.breaker.allows(now, 0)

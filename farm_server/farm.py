@@ -105,7 +105,7 @@ class Farm:
         self.room = Room(settings.data_dir, settings.min_free_bytes)
         self.retention = Retention(ledger, blobs, settings.superseded_grace_seconds)
         self.journal = Journal(ledger, self._ring)
-        self.entries = EntryBuffer(ledger, self._ring)
+        self.entries = EntryBuffer(ledger, self._ring, self.room.lacks)
         self.coordinator = Coordinator(
             snapshot,
             CoordinatorSettings(stall_seconds=settings.stall_seconds),
@@ -262,7 +262,7 @@ class Farm:
         await asyncio.to_thread(self._aggregator.close)
         await asyncio.to_thread(self.uploads.close)
         await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already
-        self.entries.flush()
+        self.entries.flush(self.clock.now())
         await self.journal.close()
         await self.ledger.close()
 
@@ -332,7 +332,7 @@ class Farm:
             self.uploads.forgive(late_seconds)
             self.gateway.sweep(late_seconds)
             self.gateway.keep_pace(lag_seconds, self.runtime.backlog)
-            self.entries.flush()
+            self.entries.flush(self.clock.now())
             self.runtime.post(Tick(late_seconds))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from coordinator.events import ClientConnected, ClientLost, Event
+from coordinator.events import ClientConnected, ClientLost, ClientThrottled, Event
 from farm_server.admission import Admission
 from farm_server.clock import Clock
 from farm_server.pace import Pacer, ServerLoad, Tempo
@@ -172,14 +172,19 @@ class Gateway:
         try:
             reason = await peer.wire.converse(self._read(peer))
         finally:
+            if peer.wire.sent_too_much:
+                self._registry.punish(peer.client_id, self._clock.now())
             if self._registry.remove(peer):
                 self._lose(peer, reason)
 
     async def _read(self, peer: Peer) -> None:
-        wire = peer.wire
+        wire, was_flooded = peer.wire, False
         while not wire.session.closed:
             messages = await wire.receive()
             peer.last_seen = self._clock.now()
+            if wire.is_flooded is not was_flooded:
+                was_flooded = wire.is_flooded
+                self._post(ClientThrottled(peer.client_id, peer.incarnation, was_flooded))
             for message in messages:
                 await self._reception.take(peer, message)
         wire.end(f"it broke the protocol: {wire.session.error.message}" if wire.session.error else "it left")

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from coordinator.allowance import Penalties
 from coordinator.records import ClientRecord
 from farm_server.pace import Patience
 from farm_server.wire import Wire
@@ -42,6 +43,7 @@ class Registry:
         self._identities = {c.client_id: _Identity(c.secret_hash, c.incarnation) for c in known}
         self._peers: dict[str, Peer] = {}
         self._max_clients = max_clients
+        self._penalties = Penalties()
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -52,7 +54,8 @@ class Registry:
     def admit(self, hello: Hello, wire: Wire, now: float, lost_after_seconds: float) -> tuple[Peer, str, Peer | None]:
         """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
 
-        Raises: Unauthorized if another secret was shown for this client id before. Unavailable if the farm is full.
+        Raises: Unauthorized if another secret was shown for this client id before. Unavailable if the farm is full,
+            or if the client must wait because of what it sent.
         """
         secret_hash = digest_bytes(hello.client_secret.encode())
         known = self._identities.get(hello.client_id)
@@ -60,6 +63,10 @@ class Registry:
             raise Unauthorized(
                 f"client {hello.client_id} is known by another secret; start the agent with a fresh --home "
                 "to join as a new client"
+            )
+        if (wait_seconds := self._penalties.wait_seconds(hello.client_id, now)) > 0:
+            raise Unavailable(
+                f"client {hello.client_id} sent more than a connection may; it can join again in {wait_seconds:.0f} s"
             )
         replaced = self._peers.get(hello.client_id)
         if replaced is None and len(self._peers) >= self._max_clients:
@@ -70,6 +77,10 @@ class Registry:
         peer = Peer(hello.client_id, incarnation, name, wire, now, Patience(lost_after_seconds))
         self._peers[hello.client_id] = peer
         return peer, secret_hash, replaced
+
+    def punish(self, client_id: str, now: float) -> None:
+        """Let a client wait before it may join again, each time longer: its connection ended for what it sent."""
+        self._penalties.punish(client_id, now)
 
     def remove(self, peer: Peer) -> bool:
         """Forget a connection; false if it was replaced or removed before."""

@@ -9,9 +9,13 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from coordinator.allowance import ConnectionAllowance
+from farm_server.edge.control_frames import TOO_MANY
 from farm_server.wire_counters import WireCounters
+from protocol.errors import TooMany
 from protocol.inline_limit import InlineLimit
-from protocol.messages import Message
+from protocol.limits import MAX_STRIKES
+from protocol.messages import Assign, Message
 from protocol.sendqueue import SendQueue
 from protocol.session import Session
 
@@ -41,6 +45,10 @@ class Wire:
         self._max_inline_bytes = limits.inline_bytes
         self._queue = SendQueue()
         self._inline = InlineLimit()
+        self._allowance = ConnectionAllowance()
+        self._sent_too_much = False
+        self.is_flooded = False
+        """Whether the peer has sent more than a connection may for a while."""
         self._writing_bytes = 0
         self._last_frame_bytes = 0
         self._unsent = asyncio.Event()
@@ -53,6 +61,11 @@ class Wire:
         return self.over.done()
 
     @property
+    def sent_too_much(self) -> bool:
+        """Whether the conversation ended for what the peer sent: bad frames, or more than it may."""
+        return self._sent_too_much or self.session.strikes >= MAX_STRIKES
+
+    @property
     def inline_bytes(self) -> int:
         """How large a blob may be to ride inside a message now."""
         return self._inline.at(self._loop.time(), self._max_inline_bytes)
@@ -60,6 +73,8 @@ class Wire:
     def send(self, message: Message) -> None:
         """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""
         self._queue.put(message, self.session.send(message))
+        if isinstance(message, Assign):
+            self._allowance.earn()
         self._look_after_queue()
 
     def end(self, reason: str) -> None:
@@ -70,17 +85,24 @@ class Wire:
     async def receive(self) -> list[Message]:
         """Return the messages of the next frame (none, where it was bad and was answered).
 
+        Who sends more than a connection may is read more slowly, and others get their turn after each frame.
         Raises: WebSocketDisconnect when the connection is gone.
         """
         event = await self._websocket.receive()
         if event["type"] == "websocket.disconnect":
+            self._sent_too_much |= event.get("code") == TOO_MANY
             raise WebSocketDisconnect(event.get("code", 1006), event.get("reason"))
         frame: bytes | str | None = event.get("bytes")
         if frame is None:
             frame = str(event.get("text") or "")
         messages = self.session.receive(frame)
         self._counters.received(len(frame), len(messages))
+        verdict = self._allowance.take(self.session.entries, len(frame), self._loop.time())
+        self.is_flooded = verdict.is_flood
+        if verdict.is_violation:
+            self.session.strike(TooMany())
         self._take_answers()
+        await asyncio.sleep(verdict.wait_seconds)
         return messages
 
     async def converse(self, reader: Coroutine[None, None, None]) -> str:

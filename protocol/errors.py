@@ -6,6 +6,7 @@
     │   ├── UnknownMessage         a well-formed message of a type we do not know
     │   ├── OversizedFrame         larger than the negotiated limit
     │   ├── OutOfOrder             a message that is illegal in the session's state
+    │   ├── TooMany                more messages than a connection may send
     │   └── VersionMismatch        no protocol version in common
     ├── TensorError                a tensor payload that cannot be used
     │   ├── MalformedTensors       not a safetensors layout
@@ -68,6 +69,12 @@ class OutOfOrder(ProtocolError):
     """The message is not legal in the session's present state."""
 
     code = "out_of_order"
+
+
+class TooMany(ProtocolError):
+    """More messages or bytes than a connection may send; send less, and join again later."""
+
+    code = "too_many"
 
 
 class VersionMismatch(ProtocolError):

@@ -19,6 +19,9 @@ PROGRESS_SECONDS: Final = 0.5
 MIN_PACE_SECONDS: Final = 0.05
 MAX_PACE_SECONDS: Final = 60.0
 """No client beats or reports at other intervals than between these, whatever a server asks for."""
+MAX_CLIENT_VALUES: Final = 16 * 1024
+MAX_CLIENT_DEPTH: Final = 32
+"""How many values a frame of a client may hold, and how deep they may be nested; an agent's has hundreds, five deep."""
 MAX_STRIKES: Final = 3
 """Protocol errors after which the connection is closed."""
 MAX_LOG_LINE_CHARS: Final = 2000

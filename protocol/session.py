@@ -30,8 +30,9 @@ from protocol.errors import (
     UnknownMessage,
     VersionMismatch,
 )
-from protocol.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_STRIKES
+from protocol.limits import MAX_BATCH_BYTES, MAX_CLIENT_DEPTH, MAX_CLIENT_VALUES, MAX_FRAME_BYTES, MAX_STRIKES
 from protocol.messages import Bye, Error, Hello, Message, Scope, Welcome
+from protocol.packing import check_shape
 from protocol.versions import BATCHES_SINCE, SUPPORTED, negotiate
 
 MAX_ERROR_CHARS: Final = 1000
@@ -91,8 +92,11 @@ class Session:
         self.version: int | None = None
         self.max_frame_bytes = max_frame_bytes
         self.strikes = 0
+        self.entries = 0
+        """How many messages the last frame held, good or bad; at least 1."""
         self.error: FarmError | None = None
         """Why this side closed the session; None after a bye or when the peer closed it."""
+        self._is_large = False
         self._offered: tuple[int, ...] = ()
         self._outgoing: list[bytes] = []
 
@@ -150,22 +154,29 @@ class Session:
 
         Never raises for what the peer did: a bad frame queues a typed error answer (see ``outgoing``); after
         ``MAX_STRIKES`` of them, or without a common version, the answer is fatal and the session closed. An unknown
-        message type is answered and costs no strike, so that a newer peer is not thrown out. Once closed, frames
-        that were still on their way are ignored.
+        message type is answered and costs no strike, so that a newer peer is not thrown out, unless its frame is
+        larger than a batch may be. Once closed, frames that were still on their way are ignored.
         """
         if self.closed:
             return []
+        self.entries = 1
         try:
             entries = self._entries(frame)
         except ProtocolError as error:
             self._answer(error)
             return []
+        self.entries = len(entries)
+        self._is_large = len(frame) > MAX_BATCH_BYTES
         return [message for entry in entries if (message := self._take(entry)) is not None]
 
     def outgoing(self) -> list[bytes]:
         """Return and forget the frames that the session itself wants written."""
         frames, self._outgoing = self._outgoing, []
         return frames
+
+    def strike(self, error: ProtocolError) -> None:
+        """Answer what the shell sees as a violation, like a bad frame: ``MAX_STRIKES`` of both close the session."""
+        self._answer(error)
 
     def fail(self, error: FarmError) -> None:
         """Queue ``error`` as a fatal answer and close: for refusals that the shell decides (a wrong secret)."""
@@ -174,6 +185,8 @@ class Session:
     def _entries(self, frame: bytes | str) -> list[object]:
         if isinstance(frame, str):
             raise MalformedFrame("this is a text frame; send binary frames of msgpack")
+        if self.side is Side.SERVER and len(frame) <= self.max_frame_bytes:
+            check_shape(frame, MAX_CLIENT_VALUES, MAX_CLIENT_DEPTH)
         return split(frame, self.max_frame_bytes, batches=self._knows_batches)
 
     def _take(self, entry: object) -> Message | None:
@@ -210,7 +223,7 @@ class Session:
         self.max_frame_bytes = min(self.max_frame_bytes, welcome.max_frame_bytes)
 
     def _answer(self, error: ProtocolError) -> None:
-        self.strikes += not isinstance(error, UnknownMessage)
+        self.strikes += self._is_large or not isinstance(error, UnknownMessage)
         self._queue_error(error, fatal=isinstance(error, VersionMismatch) or self.strikes >= MAX_STRIKES)
 
     def _queue_error(self, error: FarmError, *, fatal: bool) -> None:

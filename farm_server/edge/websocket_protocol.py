@@ -5,9 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-
 from farm_server.edge.connections import Connection, ConnectionBook
+from farm_server.edge.control_frames import BoundedWebSocket
 from farm_server.edge.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 _NO_HANDSHAKE = Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "this is no WebSocket handshake")
 
 
-class GuardedWebSocket(WebSocketsSansIOProtocol):
+class GuardedWebSocket(BoundedWebSocket):
     """One WebSocket connection."""
 
     _book: ConnectionBook | None = None
