@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from coordinator import fleet, recovery, results, scheduling, tasks, views
+from coordinator import failures, fleet, recovery, results, scheduling, tasks, views
 from coordinator.commands import Command
 from coordinator.events import (
     AggregationFailed,
@@ -59,8 +59,8 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         ClientDraining: fleet.draining,
         ClientBeat: results.beat,
         AssignmentAccepted: results.accepted,
-        AssignmentRejected: results.rejected,
-        AssignmentFailed: results.failed,
+        AssignmentRejected: failures.rejected,
+        AssignmentFailed: failures.failed,
         ResultArrived: results.arrived,
         RoundAggregated: round_aggregated,
         AggregationFailed: results.aggregation_failed,

@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from coordinator.ahead import arrive_ahead, drop_ahead
 from coordinator.commands import DropUpdate
 from coordinator.deltas import version_digest
-from coordinator.eligibility import qualifies
 from coordinator.evaluation import finish_evaluation
 from coordinator.events import (
     AggregationFailed,
     AssignmentAccepted,
     AssignmentFailed,
-    AssignmentRejected,
     ClientBeat,
     ResultArrived,
     TaskBroken,
 )
+from coordinator.failures import failed
+from coordinator.holdings import Claim, find_ahead, find_held, find_late, settle_uncounted
 from coordinator.lateness import arrive_late, drop_late
 from coordinator.lifecycle import AssignmentState, TaskState
-from coordinator.offers import accept, adopt, bury, lose, renew, trip
+from coordinator.offers import accept, adopt, bury, renew
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
-from coordinator.state import ClientState, Cooldown, Lease, Step, TaskRun
+from coordinator.state import Lease, Step, TaskRun
 from coordinator.tasks import fail
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.compression import CodecName
-from protocol.messages import Ack, Kind, RejectCode, Scope
+from protocol.messages import Ack, Kind, Scope
+
+_SHORTEST_SECONDS: Final = 1e-6
+"""No computation is shorter: a speed that nobody has would leave no share for the others."""
 
 
 def accepted(turn: Turn, event: AssignmentAccepted) -> None:
     """A client takes its offer. One that is no longer valid was answered by a cancel already."""
-    if held := turn.farm.lease(event.assignment_id, event.fence):
-        run, _, lease = held
-        accept(turn, run, lease)
-    elif ahead := turn.farm.ahead(event.assignment_id, event.fence):
+    if held := find_held(turn, event):
+        accept(turn, *held)
+    elif ahead := find_ahead(turn, event):
         accept(turn, *ahead)
-
-
-def _other_round(turn: Turn, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
-    """Find what a client does for another round than the open one."""
-    return turn.farm.late(assignment_id, fence) or turn.farm.ahead(assignment_id, fence)
 
 
 def beat(turn: Turn, event: ClientBeat) -> None:
@@ -54,85 +52,17 @@ def beat(turn: Turn, event: ClientBeat) -> None:
     if event.load is not None:
         client.load = event.load
     for progress in event.assignments:
-        if held := turn.farm.lease(progress.assignment_id, progress.fence):
-            run, _, lease = held
-            renew(turn, run, lease, progress)
-        elif other := _other_round(turn, progress.assignment_id, progress.fence):
-            renew(turn, *other, progress)
-
-
-def rejected(turn: Turn, event: AssignmentRejected) -> None:
-    """A client hands an assignment back undone; it is not asked again at once."""
-    if late := turn.farm.late(event.assignment_id, event.fence):
-        drop_late(turn, *late, event.message, AssignmentState.REJECTED)
-        return
-    why, to = f"{event.code.replace('_', ' ')}: {event.message}", AssignmentState.REJECTED
-    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
-        run, lease = ahead
-        client = drop_ahead(turn, run, lease, why, to)
-    elif held := turn.farm.lease(event.assignment_id, event.fence):
-        run, _, lease = held
-        client = lose(turn, run, lease, to, why)
-    else:
-        return
-    if event.code is RejectCode.DOES_NOT_FIT:
-        wait = turn.settings.does_not_fit_seconds
-        client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
-    elif event.code is RejectCode.DRAINING:
-        client.draining = True
-    else:
-        wait = turn.settings.client_retry.longest_seconds(1)
-        client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"{event.code}: {event.message}")
-
-
-def failed(turn: Turn, event: AssignmentFailed) -> None:
-    """An assignment went wrong: somebody else gets it, unless the researcher's code is at fault everywhere.
-
-    It may be the server that found so: then the client keeps the result until it hears that nobody wants it.
-    """
-    _settle_uncounted(turn, event, f"not counted: {event.message}")
-    if late := turn.farm.late(event.assignment_id, event.fence):
-        drop_late(turn, *late, event.message, AssignmentState.FAILED)
-        return
-    why, to = f"{event.code}: {event.message}", AssignmentState.FAILED
-    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
-        run, lease = ahead
-        client = drop_ahead(turn, run, lease, why, to)
-    elif held := turn.farm.lease(event.assignment_id, event.fence):
-        run, _, lease = held
-        client = lose(turn, run, lease, to, why)
-    else:
-        return
-    turn.log(run, client, event.traceback or event.message)
-    client.record = replace(client.record, failed=client.record.failed + 1)
-    turn.save(client.record)
-    run.failures += 1
-    if event.scope is Scope.NOBODY:
-        _code_failed(turn, run, client, event)
-        return
-    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
-    trip(turn, client)
-    if run.failures >= turn.settings.round_failures:
-        fail(turn, run, f"{run.failures} assignments failed, the last one: {event.message}", retryable=True)
-
-
-def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
-    run.code_failures[client.client_id] = event.message
-    askable = sum(1 for c in turn.farm.online() if not c.draining and qualifies(c.record, run.record.spec).value)
-    enough = len(run.code_failures) >= min(turn.settings.code_failure_clients, max(askable, 1))
-    if enough or run.failures >= turn.settings.round_failures:
-        where = "a client" if len(run.code_failures) == 1 else f"{len(run.code_failures)} clients"
-        fail(turn, run, f"the task's code failed on {where}: {event.message}", retryable=False)
-        return
-    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+        named = Claim(event.client_id, progress.assignment_id, progress.fence)
+        if found := find_held(turn, named) or find_late(turn, named) or find_ahead(turn, named):
+            renew(turn, *found, progress)
 
 
 def arrived(turn: Turn, event: ResultArrived) -> None:
     """A result: counted once, by the first round that may contain it; a repeat is acknowledged and dropped."""
-    if late := turn.farm.late(event.assignment_id, event.fence):
+    if late := find_late(turn, event):
         _arrived_late(turn, *late, event)
         return
-    if ahead := turn.farm.ahead(event.assignment_id, event.fence):
+    if ahead := find_ahead(turn, event):
         _arrived_ahead(turn, *ahead, event)
         return
     held = _held_or_adopted(turn, event)
@@ -151,8 +81,8 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
 
 def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
     problem = _unusable(lease, event)
-    if problem or event.update is None or lease.record.client_id != event.client_id:
-        drop_late(turn, run, lease, problem or "it came from another client")
+    if problem or event.update is None:
+        drop_late(turn, run, lease, problem or "the result has no update")
         _drop_update(turn, event)
         return
     record = _done(turn, run, lease, event)
@@ -163,8 +93,8 @@ def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) 
 
 def _arrived_ahead(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
     problem = _unusable(lease, event)
-    if problem or event.update is None or lease.record.client_id != event.client_id:
-        drop_ahead(turn, run, lease, problem or "it came from another client")
+    if problem or event.update is None:
+        drop_ahead(turn, run, lease, problem or "the result has no update")
         _drop_update(turn, event)
         return
     arrive_ahead(run, _done(turn, run, lease, event), event.update)
@@ -195,20 +125,13 @@ def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, L
 
 
 def _turn_down(turn: Turn, event: ResultArrived) -> None:
-    _settle_uncounted(turn, event, "it came late or twice; nothing is lost")
+    settle_uncounted(turn, event, "it came late or twice; nothing is lost")
     _drop_update(turn, event)
 
 
 def _drop_update(turn: Turn, event: ResultArrived) -> None:
     if event.update is not None:
         turn.do(DropUpdate(event.update))
-
-
-def _settle_uncounted(turn: Turn, event: ResultArrived | AssignmentFailed, why: str) -> None:
-    """Let the client forget it; what is in an open step already is settled when the round commits."""
-    client = turn.farm.current(event.client_id, event.incarnation)
-    if client is not None and not turn.farm.is_delivered(event.assignment_id):
-        turn.send(client, Ack(assignment_id=event.assignment_id, fence=event.fence, counted=False, message=why))
 
 
 def _unusable(lease: Lease, event: ResultArrived) -> str | None:
@@ -262,7 +185,8 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         client.versions[run.task_id] = version_digest(run, record)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
     if record.kind is Kind.TRAIN and event.compute_seconds > 0:
-        client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / event.compute_seconds)
+        seconds = max(event.compute_seconds, _SHORTEST_SECONDS)
+        client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / seconds)
     _charge(turn, run, event.compute_seconds)
     return record
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from coordinator.ahead import announce, drop_all_ahead, take_up
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
@@ -224,8 +225,18 @@ def mean_metrics(delivered: Sequence[AssignmentRecord]) -> dict[str, float]:
     means = {}
     for name in sorted(names):
         having = [r for r in delivered if name in r.metrics]
-        means[name] = sum(r.metrics[name] * r.samples for r in having) / sum(r.samples for r in having)
+        means[name] = _mean([r.metrics[name] for r in having], [r.samples for r in having])
     return means
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return the weighted mean of finite values, which is finite however large they are."""
+    total = sum(weights)
+    mean = sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    if isfinite(mean):
+        return mean
+    mean = sum(value * (weight / total) for value, weight in zip(values, weights, strict=True))
+    return min(max(mean, min(values)), max(values))  # shares may add up to a little over 1
 
 
 def abandon(turn: Turn, run: TaskRun, why: str) -> None:
