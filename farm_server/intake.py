@@ -28,6 +28,12 @@ class NonFiniteUpdate(FarmError):
     code: ClassVar[str] = "nonfinite_update"
 
 
+class UpdateTooLarge(FarmError):
+    """The update holds a number so large that the round's sum could overflow."""
+
+    code: ClassVar[str] = "update_too_large"
+
+
 _LOOKING_AT_ONCE = os.cpu_count() or 1
 """Updates whose numbers are looked at: each is mapped meanwhile, and more than cores would only hold more memory."""
 _NAN_ADVICE = "the training diverged; try a smaller learning rate, gradient clipping, or check the data for NaN"
@@ -59,8 +65,8 @@ class Intake:
 
         Its update is whole, in the task's layout and in the task's codec (a client that does not know the codec gets
         no part of the task), finite, and no longer compressed: the blob that it names may be another one than came.
-        Raises: DigestMismatch, MalformedTensors, LayoutMismatch or NonFiniteUpdate; NotFound if the update was
-            never uploaded; Unavailable if the server stops meanwhile.
+        Raises: DigestMismatch, MalformedTensors, LayoutMismatch, NonFiniteUpdate or UpdateTooLarge; NotFound if the
+            update was never uploaded; Unavailable if the server stops meanwhile.
         """
         if kind is Kind.EVALUATE:
             return result.model_copy(update={"metrics": _finite(result.metrics), "update": None})
@@ -73,25 +79,28 @@ class Intake:
         if update.inline is not None:
             _check_bytes(update, update.inline)
         layout, codec = self._layouts.of(task_id), self._layouts.codec_of(task_id)
+        samples = self._layouts.round_samples_of(task_id)
         if not self._unwrapper.is_wrapped(update):
-            self._check_plain(update, layout, codec)
+            self._check_plain(update, layout, codec, samples)
             return update
         plain = self._unwrapper.plain(update, largest_bytes(layout, codec))
         try:
-            self._check_plain(plain, layout, codec)
+            self._check_plain(plain, layout, codec, samples)
         except FarmError:
             self._spooled.discard(plain)
             raise
         self._spooled.unwrapped(update, plain)
         return plain
 
-    def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec) -> None:
+    def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec, round_samples: int) -> None:
         source = self._spooled.source(update)
         check_encoded(layout, codec, read_header(source) if isinstance(source, bytes) else header_of_file(source))
         with self._looking:
-            name = self._torch_side.non_finite_tensor(source, layout, codec)
-        if name is not None:
-            raise NonFiniteUpdate(f"the update of {name} holds NaN or infinity: {_NAN_ADVICE}")
+            bad = self._torch_side.bad_tensor(source, layout, codec, round_samples)
+        if bad is not None and bad.finite:
+            raise UpdateTooLarge(f"the update of {bad.tensor} holds a number too large to be summed: {_NAN_ADVICE}")
+        if bad is not None:
+            raise NonFiniteUpdate(f"the update of {bad.tensor} holds NaN or infinity: {_NAN_ADVICE}")
 
 
 def _check_bytes(update: BlobRef, data: bytes) -> None:

@@ -21,10 +21,11 @@ from protocol.codecs import (
     Reader,
     TensorReader,
     apply_delta,
+    bad_numbers,
     encode,
-    non_finite,
     tensor_file,
 )
+from protocol.codecs.checking import BadNumbers
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.recipe import Recipe
@@ -138,13 +139,13 @@ class _Watched:
         self._reader.read_into(name, start_byte, buffer)
 
 
-def non_finite_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec) -> str | None:
-    """Return the name of a stored tensor of the update with NaN or infinity in it, or None.
+def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
+    """Return a stored tensor of the update whose numbers can't be summed over a round of ``samples``, or None.
 
     The header was checked before. Raises: MalformedTensors if what is stored can't be decoded.
     """
     with _opened(update) as reader:
-        return non_finite(reader, layout, codec)
+        return bad_numbers(reader, layout, codec, samples)
 
 
 def warm_up(torch_threads: int) -> None:

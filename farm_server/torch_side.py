@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from farm_server.task_tensors import TaskTensors
+    from protocol.codecs.checking import BadNumbers
 
 _log = structlog.get_logger(__name__)
 
@@ -44,15 +45,15 @@ class TorchSide:
         except ImportError as error:
             _log.error("torch can't be imported; no task will train", error=str(error))
 
-    def non_finite_tensor(self, update: bytes | Path, layout: Layout, codec: CodecSpec) -> str | None:
-        """Return the name of a stored tensor of an update with NaN or infinity in it, or None.
+    def bad_tensor(self, update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
+        """Return a stored tensor of an update whose numbers can't be summed over a round of ``samples``, or None.
 
         Raises: MalformedTensors if what is stored can't be decoded.
         """
         self._ready()
-        from farm_server.task_tensors import non_finite_tensor  # noqa: PLC0415
+        from farm_server.task_tensors import bad_tensor  # noqa: PLC0415
 
-        return non_finite_tensor(update, layout, codec)
+        return bad_tensor(update, layout, codec, samples)
 
     def check_outer_optimizer(self, spec: OuterOptimizer, layout: Layout) -> None:
         """Check that the optimizer can be built for the layout. Raises: InvalidTask."""

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from protocol.bounds import Bytes, Count
 from protocol.errors import LayoutMismatch, MalformedTensors
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
@@ -115,8 +116,8 @@ class _Entry(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     dtype: str
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=64)
-    data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    shape: list[Count] = Field(max_length=64)
+    data_offsets: Annotated[list[Bytes], Field(min_length=2, max_length=2)]
 
 
 _T = TypeVar("_T")
@@ -233,18 +234,19 @@ def _checked(adapter: TypeAdapter[_T], value: object, where: str) -> _T:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = ".".join(str(step) for step in (where, *first["loc"]))
+        path = ".".join(str(step)[:200] for step in (where, *first["loc"]))
         raise MalformedTensors(f"the tensor file's {path}: {first['msg']}") from error
 
 
 def _located(name: str, entry: _Entry, data_start: int) -> TensorBytes:
     if entry.dtype not in DTYPE_BYTES:
-        raise MalformedTensors(f"tensor {name!r} has dtype {entry.dtype!r}; known are {', '.join(DTYPE_BYTES)}")
+        known = ", ".join(DTYPE_BYTES)
+        raise MalformedTensors(f"tensor {_some([name])} has dtype {entry.dtype[:20]!r}; known are {known}")
     start, stop = entry.data_offsets
     needed = math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
     if stop - start != needed:
         raise MalformedTensors(
-            f"tensor {name!r} is {entry.dtype} {entry.shape}: {needed} bytes, and has {stop - start}"
+            f"tensor {_some([name])} is {entry.dtype} {entry.shape}: {needed} bytes, and has {stop - start}"
         )
     return TensorBytes(entry.dtype, tuple(entry.shape), data_start + start, data_start + stop)
 
@@ -254,7 +256,7 @@ def _check_gapless(tensors: Mapping[str, TensorBytes], data_start: int, total_by
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
             what = "overlaps the one before it" if entry.start < end else "leaves a hole before it"
-            raise MalformedTensors(f"tensor {name!r} {what}: it starts at byte {entry.start}, not {end}")
+            raise MalformedTensors(f"tensor {_some([name])} {what}: it starts at byte {entry.start}, not {end}")
         end = entry.stop
     if end != total_bytes:
         what = "is cut" if end > total_bytes else "has bytes left over"
@@ -273,5 +275,5 @@ def _check_names(header: Header, roles: Mapping[str, Role], tied: Mapping[str, s
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
+    shown = ", ".join(repr(name[:200]) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

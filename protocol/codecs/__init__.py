@@ -4,7 +4,7 @@
 ``protocol.encoded`` checks a file's header without torch.
 """
 
-from protocol.codecs.checking import non_finite
+from protocol.codecs.checking import bad_numbers
 from protocol.codecs.decoder import CHUNK_ELEMENTS, Decoder
 from protocol.codecs.delta import apply_delta
 from protocol.codecs.encoding import LARGEST, encode
@@ -25,9 +25,9 @@ __all__ = [
     "Sum",
     "TensorReader",
     "apply_delta",
+    "bad_numbers",
     "decoder",
     "encode",
-    "non_finite",
     "sum_of",
     "tensor_file",
 ]

@@ -1,10 +1,10 @@
-"""What a header cannot tell about a stranger's file: whether its numbers are finite and its indices in order."""
+"""What a header cannot tell about a stranger's file: whether its numbers can be summed, its indices are in order."""
 
 from __future__ import annotations
 
+import math
 import sys
-from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +16,28 @@ from protocol.codecs.topk import SegmentIndices
 from protocol.compression import CodecName, CodecSpec
 from protocol.encoded import CHUNK, SEGMENT, count_chunks, kept, parts_of
 from protocol.errors import MalformedTensors
-from protocol.tensors import Layout, TensorSpec
+from protocol.tensors import Layout, Role, TensorSpec
 
 _LARGEST_PART: Final = 2.0**112
 """No encoder writes more than this, and no sum or product in a decoder makes an infinity of it."""
-_LARGEST: Final = MappingProxyType({"": sys.float_info.max, "p": 2.0})
-"""Of what is stored as it is, anything finite; powersgd's p has columns of length 1."""
+_LARGEST_FACTOR: Final = 2.0
+"""powersgd's p has columns of length 1."""
+_HEADROOM: Final = 2.0**12
+"""So much smaller than the largest sum must each update be: momentum and learning rates multiply the mean."""
 
 
-def non_finite(reader: Reader, layout: Layout, codec: CodecSpec) -> str | None:
-    """Return the name of the first stored tensor with NaN, an infinity or a number no encoder writes, or None.
+class BadNumbers(NamedTuple):
+    """A stored tensor that can't be used: by NaN or an infinity, or (``finite``) by a number that is far too large."""
 
+    tensor: str
+    finite: bool
+
+
+def bad_numbers(reader: Reader, layout: Layout, codec: CodecSpec, samples: int = 1) -> BadNumbers | None:
+    """Return the first stored tensor with NaN, an infinity, or a number too large to be summed, or None.
+
+    ``samples``: how many a round has; with each weighing one, no sum of updates that pass overflows, so that whoever
+    sent what is too large is found before its update spoils the others'. Buffers are averaged without a sum.
     The header has passed ``protocol.encoded.check_encoded``. One pass over what is stored, in chunks.
     Raises: MalformedTensors naming the tensor whose indices are out of range, out of order, or twice the same.
     """
@@ -35,22 +46,32 @@ def non_finite(reader: Reader, layout: Layout, codec: CodecSpec) -> str | None:
         parts = parts_of(spec, codec)
         for part in [""] if parts is None else parts:
             stored = Elements(reader, spec.name, part, scratch)
-            if not _is_within(stored, _LARGEST.get(part, _LARGEST_PART)):
-                return stored.name
+            limit = _LARGEST_FACTOR if part == "p" else _largest(spec, part, samples)
+            if (extreme := _beyond(stored, limit)) is not None:
+                return BadNumbers(stored.name, math.isfinite(extreme))
         if parts is not None and codec.name in _CHECKS:
             _CHECKS[codec.name](reader, spec, codec, scratch)
     return None
 
 
-def _is_within(stored: Elements, limit: float) -> bool:
-    """Whether no magnitude is over ``limit``."""
+def _largest(spec: TensorSpec, part: str, samples: int) -> float:
+    if spec.role is Role.BUFFER:
+        return sys.float_info.max
+    if part:
+        return _LARGEST_PART / samples
+    largest_sum = torch.finfo(torch.float64 if spec.dtype == "F64" else torch.float32).max
+    return largest_sum / (_HEADROOM * samples)
+
+
+def _beyond(stored: Elements, limit: float) -> float | None:
+    """Return a number whose magnitude is over ``limit``, or NaN; None if there is none."""
     if not stored.dtype.is_floating_point:
-        return True
+        return None
     for start, stop in chunks_of(stored.count):
-        low, high = torch.aminmax(stored.read(start, stop))  # NaN where any element is
-        if not (low.item() >= -limit and high.item() <= limit):
-            return False
-    return True
+        low, high = (bound.item() for bound in torch.aminmax(stored.read(start, stop)))  # NaN where any element is
+        if not (low >= -limit and high <= limit):
+            return float(high if not high <= limit else low)
+    return None
 
 
 def _check_topk(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from farm_server.intake import Intake, NonFiniteUpdate
+from farm_server.intake import Intake, NonFiniteUpdate, UpdateTooLarge
 from farm_server.layouts import Layouts
 from farm_server.spooled_updates import SpooledUpdates
 from farm_server.torch_side import TorchSide
@@ -267,9 +267,19 @@ def test_no_more_updates_are_looked_at_than_there_are_cores(tmp_path, monkeypatc
         with counting:
             looking -= 1
 
-    monkeypatch.setattr(TorchSide, "non_finite_tensor", look)
+    monkeypatch.setattr(TorchSide, "bad_tensor", look)
     updates = [model.update(float(number), LARGE) for number in range(6)]
     with ThreadPoolExecutor(6) as threads:
         for checked in [threads.submit(desk.check, update, inline=False) for update in updates]:
             checked.result()
     assert most == 2
+
+
+def test_a_finite_number_too_large_to_be_summed_is_refused(tmp_path):
+    """The sum would be infinite, and the whole round be lost for one client's update."""
+    desk = Desk(tmp_path, CodecSpec())
+    value = normal()
+    value[17] = torch.finfo(torch.float32).max / 2
+    with pytest.raises(UpdateTooLarge, match="update of w"):
+        desk.check(encoded(CodecSpec(), value=value))
+    desk.check(encoded(CodecSpec(), value=normal() * 1e6))

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protocol.codecs import BytesReader, TensorReader, decoder, encode, non_finite
+from protocol.codecs import BytesReader, TensorReader, bad_numbers, decoder, encode
 from protocol.codecs.packing import pack
+from protocol.codecs.reading import Scratch
+from protocol.codecs.sums import sum_of
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import MalformedTensors
+from protocol.tensors import Layout, Role, TensorSpec
 from tests.protocol.codecs.cases import LOSSY, codec_of, codecs, file_of, mixed, one, shapes, values
 
 SHAPE = (200, 100)
@@ -24,7 +27,8 @@ def stored_of(codec: CodecSpec) -> dict[str, Tensor]:
 
 
 def verdict(stored: dict[str, Tensor], codec: CodecSpec) -> str | None:
-    return non_finite(TensorReader(stored), one(SHAPE), codec)
+    found = bad_numbers(TensorReader(stored), one(SHAPE), codec)
+    return found and found.tensor
 
 
 @settings(deadline=None, max_examples=40)
@@ -32,7 +36,7 @@ def verdict(stored: dict[str, Tensor], codec: CodecSpec) -> str | None:
 def test_what_an_encoder_writes_is_accepted(codec: CodecSpec, shape: tuple[int, ...], scale: float) -> None:
     layout = one(shape)
     data = file_of({"w": values(shape, scale=scale)}, layout, codec)
-    assert non_finite(BytesReader(data), layout, codec) is None
+    assert bad_numbers(BytesReader(data), layout, codec) is None
 
 
 @pytest.mark.parametrize("name", CodecName)
@@ -46,8 +50,8 @@ def test_every_float_of_a_file_is_looked_at(name: CodecName, bad: float) -> None
             spoilt = tensor.clone().flatten()
             spoilt[-1] = bad
             reader = TensorReader(stored | {key: spoilt.view(tensor.shape)})
-            assert non_finite(reader, layout, codec) == key
-    assert non_finite(TensorReader(stored), layout, codec) is None
+            assert bad_numbers(reader, layout, codec) == (key, False)
+    assert bad_numbers(TensorReader(stored), layout, codec) is None
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSY if n is not CodecName.FP16])
@@ -112,7 +116,7 @@ def test_counts_that_add_up_by_a_negative_one_are_refused() -> None:
     stored, _ = encode({"w": values((200_000,))}, layout, codec, None)
     stored["w/count"] = torch.tensor([4001, 0, -1, 0], dtype=torch.int32)
     with pytest.raises(MalformedTensors, match="do not add up"):
-        non_finite(TensorReader(stored), layout, codec)
+        bad_numbers(TensorReader(stored), layout, codec)
 
 
 @settings(deadline=None, max_examples=60)
@@ -135,3 +139,43 @@ def test_any_data_is_refused_or_decodes_to_finite_numbers(name: CodecName, data:
     each.add_to(total, 1.0)
     assert total.isfinite().all()
     assert each.decode().isfinite().all()
+
+
+def float_layout(dtype: str, role: Role = Role.PARAMETER) -> Layout:
+    return Layout((TensorSpec("w", dtype, (3,), role),))
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+@settings(max_examples=30)
+@given(samples=st.integers(1, 2**40), updates=st.integers(1, 5), share=st.floats(0.5, 4.0))
+def test_no_sum_over_a_round_of_what_passes_is_infinite(dtype: str, samples: int, updates: int, share: float) -> None:
+    kind = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16}[dtype]
+    total_in = torch.float64 if dtype == "F64" else torch.float32
+    largest = torch.finfo(total_in).max / (4096 * samples)
+    layout, codec = float_layout(dtype), CodecSpec()
+    reader = TensorReader({"w": torch.tensor([1.0, -largest * share, 0.5], dtype=torch.float64).to(kind)})
+    found = bad_numbers(reader, layout, codec, samples)
+    if share > 1.02:
+        assert found == ("w", True)
+    if share < 0.98:
+        assert found is None
+        total = sum_of(layout.tensors[0], codec, Scratch())
+        for number in range(updates):
+            total.add(reader, samples / updates, first=number == 0)
+        assert bool(total.settle().isfinite().all())
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_encoded_numbers_too_large_for_a_round_of_many_samples_are_refused(name: CodecName) -> None:
+    codec = codec_of(name)
+    stored = stored_of(codec)
+    for key in (key for key, tensor in stored.items() if tensor.is_floating_point() and key not in {"w/p", "w/f16"}):
+        reader = TensorReader(stored | {key: torch.full_like(stored[key], 2.0**100)})
+        assert bad_numbers(reader, one(SHAPE), codec, 1) is None
+        assert bad_numbers(reader, one(SHAPE), codec, 2**20) == (key, True)
+
+
+def test_a_buffer_may_hold_the_largest_number_there_is() -> None:
+    """A mask of finfo.min is a buffer of many models; its mean is taken without a sum."""
+    stored = {"w": torch.full((3,), torch.finfo(torch.float64).min, dtype=torch.float64)}
+    assert bad_numbers(TensorReader(stored), float_layout("F64", Role.BUFFER), CodecSpec(), 2**40) is None
