@@ -10,7 +10,7 @@ from farm_client.farm_address import split_address
 
 _WEBSOCKET_SCHEMES: Final = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _HTTP_SCHEMES: Final = {"ws": "http", "wss": "https"}
-_EXAMPLE: Final = "paste the address that `farm-server up` printed, like ws://TOKEN@farm.example.org:8470"
+EXAMPLE: Final = "paste the address that `farm-server up` printed, like ws://TOKEN@farm.example.org:8470"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ def parse_address(url: str) -> FarmAddress:
     try:
         parts = split_address(url)
     except ValueError as error:
-        raise BadAddress(f"the address is not a farm's ({error}); {_EXAMPLE}") from None
+        raise BadAddress(f"the address is not a farm's ({error}); {EXAMPLE}") from None
     scheme = _WEBSOCKET_SCHEMES.get(parts.scheme)
     if scheme is None:
-        raise BadAddress(f"the address must start with ws:// or wss://; {_EXAMPLE}")
+        raise BadAddress(f"the address must start with ws:// or wss://; {EXAMPLE}")
     base = replace(parts, scheme=scheme, path=parts.path.removesuffix("/v1/farm"))
     return FarmAddress(
         websocket_url=base.url(path="/v1/farm"),

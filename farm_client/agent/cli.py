@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +18,10 @@ import typer
 import uvloop
 
 from farm_client import faults
-from farm_client.agent.address import parse_address
+from farm_client.agent.blotting import blot_out
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
+from farm_client.agent.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.home import Home
 from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.settings import load_settings
@@ -65,9 +67,19 @@ def options(
 
 @app.command()
 def join(
-    url: Annotated[str, typer.Argument(metavar="ADDRESS", help="What `farm-server up` printed: ws://TOKEN@HOST:PORT")],
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ADDRESS",
+            help="What `farm-server up` printed: ws://TOKEN@HOST:PORT",
+            show_default="FARM_JOIN_URL, or the farm of the last join",
+        ),
+    ] = None,
     *,
     home: HomeOption = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token, for an address without one.", show_default=False)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="How people see this machine.", show_default="its host name")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A label that tasks may ask for; repeatable.")] = None,
     cpu_cores: CoresOption = None,
@@ -84,6 +96,7 @@ def join(
     """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once."""
     settings = load_settings(
         home=home,
+        token_file=token_file,
         name=name,
         tags=tuple(tag or ()),
         cpu_cores=cpu_cores,
@@ -93,7 +106,8 @@ def join(
         download_rate=download_rate,
         slots=slots,
     )
-    address = parse_address(url)
+    address = choose_farm(url, settings.token_file, Home(settings.home).farm_file)
+    blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
     faults.arm()
     uvloop.run(Agent(address, settings).run())

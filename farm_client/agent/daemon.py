@@ -23,6 +23,7 @@ from farm_client.agent.cache import BlobCache
 from farm_client.agent.display import Display
 from farm_client.agent.errors import NotAFarm, OutOfReach
 from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
+from farm_client.agent.farm_choice import remember_farm
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.home import Home
 from farm_client.agent.identity import Identity, load_identity
@@ -176,6 +177,7 @@ class Agent:
                 await self._wait_to_retry(error.message)
             else:
                 self._welcomed_by.add(self._address.shown)
+                remember_farm(self._home.farm_file, self._address)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
                 self._narrator.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
                 return link

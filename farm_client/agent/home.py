@@ -25,6 +25,11 @@ class Home:
         return self.root / "identity.json"
 
     @property
+    def farm_file(self) -> Path:
+        """The farm that last welcomed this machine, with its token."""
+        return self.root / "farm.json"
+
+    @property
     def self_test_file(self) -> Path:
         """The last self-test that passed."""
         return self.root / "self-test.json"

@@ -26,6 +26,9 @@ class AgentSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
     home: Path = Field(default_factory=default_home, description="Folder of the identity, the cache and scratch files.")
+    token_file: Path | None = Field(
+        default=None, description="File with the join token alone, for an address without one; only you may read it."
+    )
     name: str = Field(
         default_factory=socket.gethostname, max_length=100, description="How people see this machine; not unique."
     )

@@ -134,8 +134,9 @@ def start_volunteer(name: str, join_url: str, folder: Path, environ: Mapping[str
 
     The clients of one folder share their machine, so its self-test too.
     """
-    arguments = ["farm_client", "join", join_url, "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
-    shared = {"FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json")}
+    arguments = ["farm_client", "join", "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
+    # By a variable: a command line is read by every user of the machine.
+    shared = {"FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json"), "FARM_JOIN_URL": join_url}
     return _start(name, arguments, folder, environ={**shared, **(environ or {})})
 
 

@@ -26,7 +26,8 @@ def test_the_agent_never_imports_torch():
         (("join", "ws://host:1", "--slots", "0"), "--slots"),
         (("join", "ws://host:1", "--upload-rate", "0"), "--upload-rate"),
         (("join", "ws://host:1", "--download-rate", "fast"), "--download-rate"),
-        (("join",), "ADDRESS"),
+        (("join", "--home", "/nonexistent"), "FARM_JOIN_URL"),
+        (("join", "ws://host:1", "--token-file", "/nonexistent"), "--token-file"),
         (("jion",), "jion"),
     ],
 )
