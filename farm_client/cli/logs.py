@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.text import Text
@@ -11,10 +12,13 @@ from rich.text import Text
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import Kind, Output
+from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
 from protocol.rest import LogView
 
+SHOWN_PRINTS: Final = 1000
+"""The most lines that `farm run` shows at its end."""
 _STREAM_STYLES = {"stderr": "red", "agent": "dim"}
 _CLIENT_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
@@ -34,6 +38,24 @@ def logs(
         painter = LogPainter()
         for line in _only(lines, client):
             invocation.out.emit(Kind.LOG, line, lambda line=line: painter.draw(line))  # type: ignore[misc]
+
+
+def show_prints(api: FarmApi, task_id: str, out: Output) -> None:
+    """Show the newest lines that a task's code printed, before its farm and they are gone: envelopes with --json."""
+    lines = (line for line in read_all(api.logs, task_id) if line.stream != "agent")
+    newest: deque[LogView] = deque(maxlen=SHOWN_PRINTS)
+    dropped = -SHOWN_PRINTS
+    for line in lines:
+        newest.append(line)
+        dropped += 1
+    if dropped > 0:
+        out.say(f"[dim]the {dropped:,} lines before these are not shown[/]")
+    painter = LogPainter()
+    for line in newest:
+        if out.as_json:
+            out.emit(Kind.LOG, line)
+        else:
+            out.chatter.print(painter.draw(line))
 
 
 def _only(lines: Iterable[LogView], client: str | None) -> Iterator[LogView]:

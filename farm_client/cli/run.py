@@ -13,8 +13,10 @@ from farm_client.cli.arguments import OutputOption
 from farm_client.cli.ending import finish
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.local_training import train_locally
+from farm_client.cli.logs import show_prints
 from farm_client.cli.output import Kind
 from farm_client.cli.submit_options import SubmitOptions
+from farm_client.sdk.outcome import Outcome, outcome_of
 
 
 def run(
@@ -28,6 +30,8 @@ def run(
         tempfile.TemporaryDirectory(prefix="aifarm-run-") as folder,
         train_locally(invocation.out, options, Path(folder), local, output) as result,
     ):
+        if outcome_of(result.task) is Outcome.COMPLETED:
+            show_prints(result.api, result.task.task_id, invocation.out)
         finish(result.api, result.task, invocation.out, goes_on=False)
     report = {
         "task": result.task.model_dump(mode="json"),

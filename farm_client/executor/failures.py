@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,16 @@ class EmptyData(CodeError):
     code = "empty_data"
 
 
+class MissingModule(FarmError):
+    """The task's code needs a module that this machine does not have; another one may."""
+
+    code: ClassVar[str] = "missing_module"
+
+    def __init__(self, message: str, trace: str | None = None) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
 class MissingFile(FarmError):
     """A shard or weights file is gone from the agent's cache; it will be fetched again."""
 
@@ -64,12 +75,12 @@ def calling(
     """Run a piece of the researcher's code; ``what`` names it, ``note`` adds a clause to the message.
 
     ``function`` says where that piece stands, for errors in what it gives back. Raises: CodeError with the
-    researcher's file, line and trimmed traceback for anything that it raises, interrupts and exits too, except that
-    running out of memory or disk is passed on: another machine may have more.
+    researcher's file, line and trimmed traceback for anything that it raises, interrupts and exits too; MissingModule
+    for a module that this machine lacks. Running out of memory or disk is passed on: another machine may have more.
     """
     try:
         yield
-    except CodeError:
+    except (CodeError, MissingModule):
         raise
     except BaseException as error:
         if is_out_of_memory(error) or is_out_of_disk(error):
@@ -78,7 +89,8 @@ def calling(
         message = f"{place}: {_one_line(error)}{_advice(error)}"
         if note is not None:
             message += f" ({note()})"
-        raise CodeError(message, _trimmed(error, code_dir)) from error
+        kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
+        raise kind(message, _trimmed(error, code_dir)) from error
 
 
 @contextmanager
@@ -95,7 +107,8 @@ def blaming(code_dir: Path) -> Iterator[None]:
         place = _location(error, code_dir)
         if place is None or is_out_of_memory(error):
             raise
-        raise CodeError(f"{place}: {_one_line(error)}{_advice(error)}", _trimmed(error, code_dir)) from error
+        kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
+        raise kind(f"{place}: {_one_line(error)}{_advice(error)}", _trimmed(error, code_dir)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -132,6 +145,8 @@ def sendable(text: str) -> str:
 def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
     if isinstance(error, CodeError):
         return error.code, error.message, Scope.NOBODY, error.trace
+    if isinstance(error, MissingModule):
+        return error.code, error.message, Scope.ELSEWHERE, error.trace
     if is_out_of_memory(error):
         return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
     if is_out_of_disk(error):
@@ -200,12 +215,34 @@ def _relative(filename: str, code_dir: Path) -> str:
 
 
 def _advice(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return "; submit the folder that holds the module, or use what volunteers have: Python, torch, numpy"
+    if isinstance(error, ImportError) and _is_installed_thing(error):
+        return (
+            "; if the module is Python alone, submit the folder that holds it; one that is compiled (such as "
+            "torchvision) has to be installed, here and on the volunteers, who have Python, torch and numpy"
+        )
     if isinstance(error, SystemExit):
         said = _parsers_word(error)
         return f"; the code must not exit the process{f' (argparse: {said})' if said else ''}"
     return ""
+
+
+def _is_missing_module(error: BaseException, code_dir: Path) -> bool:
+    """Tell whether a module is lacking that is not a part of the submitted code."""
+    if not isinstance(error, ImportError) or not _is_installed_thing(error):
+        return False
+    name = (error.name or "").partition(".")[0]
+    own = [folder / file for folder in (code_dir, *_entry_folders(code_dir)) for file in (name, f"{name}.py")]
+    return not name or not any(path.exists() for path in own)
+
+
+def _entry_folders(code_dir: Path) -> list[Path]:
+    return [Path(entry) for entry in sys.path if _is_researchers(entry, code_dir)]
+
+
+def _is_installed_thing(error: ImportError) -> bool:
+    """Tell whether an import failed for want of a module, or of a shared library that one needs."""
+    is_library = any(words in str(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
+    return isinstance(error, ModuleNotFoundError) or is_library
 
 
 def _parsers_word(error: BaseException) -> str:

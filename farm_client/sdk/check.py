@@ -5,6 +5,7 @@ The process unpacks the very bundle that volunteers get, so that a file which wa
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import tempfile
@@ -53,6 +54,8 @@ class Trial:
     tries_batch: bool = True
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
+    beside: Path | None = None
+    """The folder of a file that was submitted alone: what it imports may lie there."""
 
 
 def check_task(
@@ -72,7 +75,13 @@ def check_task(
     source = open_data(data, row_bytes) if data else None
     bundle = make_bundle(code, without=data)
     with tempfile.TemporaryDirectory(prefix="aifarm-check-") as folder:
-        return run_trial(Trial(bundle, config, mode, batch_samples, source=source), Path(folder))
+        trial = Trial(bundle, config, mode, batch_samples, source=source, beside=folder_of(code))
+        return run_trial(trial, Path(folder))
+
+
+def folder_of(code: Path) -> Path | None:
+    """Return the folder of a file that is submitted alone; None for a folder."""
+    return None if code.is_dir() else code.parent
 
 
 def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
@@ -103,8 +112,19 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:
-        raise CheckFailed(report.failed.message, report.failed.traceback, output)
+        message = report.failed.message + _where_it_is(report.failed.message, trial.beside)
+        raise CheckFailed(message, report.failed.traceback, output)
     return report
+
+
+def _where_it_is(message: str, beside: Path | None) -> str:
+    """Return a clause on a module that was not found and that lies beside the submitted file."""
+    missing = re.search(r"No module named '([^'.]+)", message)
+    if missing is None or beside is None:
+        return ""
+    name = missing.group(1)
+    is_there = (beside / name).is_dir() or (beside / f"{name}.py").is_file()
+    return f"; {name} is beside your file: submit the folder {beside}" if is_there else ""
 
 
 def _run_process(request: RehearsalRequest, folder: Path) -> tuple[RehearsalReport, str]:

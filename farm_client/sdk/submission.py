@@ -15,7 +15,7 @@ from farm_client.data.sharding import PlannedShard, plan_shards, write_shards
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
-from farm_client.sdk.check import Trial, run_trial
+from farm_client.sdk.check import Trial, folder_of, run_trial
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
@@ -132,6 +132,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         tries_batch=submission.check,
         update_codec=submission.recipe.update_codec,
         ignore=submission.recipe.ignore,
+        beside=folder_of(submission.code),
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from farm_client.cli.logs import SHOWN_PRINTS, show_prints
+from farm_client.cli.output import Output
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
 from protocol.rest import EventView, LogView, MetricView, ShardBook
-from tests.farm_client.cli.fake_farm import make_task, problem
+from tests.farm_client.cli.fake_farm import ADDRESS, make_task, problem
 
 
 def make_log(seq: int, client: str, text: str, stream: str = "stdout") -> LogView:
@@ -173,3 +177,20 @@ def test_watching_with_json_streams_events_and_tasks(farm, fake):
     outcome = farm("watch", "digits", "--json")
     assert outcome.envelope("event")["message"] == "round 2 committed"
     assert outcome.envelope("task")["task_id"] == "abcd2345"
+
+
+def test_a_runs_prints_are_shown_and_a_flood_is_cut(fake, capsys):
+    fake.logs = [make_log(1, "laptop", "hello"), make_log(2, "laptop", "fetching", "agent")]
+    with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
+        show_prints(api, "abcd2345", Output(as_json=False))
+        told = capsys.readouterr().err
+        assert "hello" in told
+        assert "fetching" not in told
+        show_prints(api, "abcd2345", Output(as_json=True))
+        assert '"text": "hello"' in capsys.readouterr().out
+        fake.logs = [make_log(n, "laptop", f"line {n}") for n in range(1, SHOWN_PRINTS + 6)]
+        show_prints(api, "abcd2345", Output(as_json=False))
+    told = capsys.readouterr().err
+    assert "the 5 lines before these are not shown" in told
+    assert "line 5\n" not in told
+    assert f"line {SHOWN_PRINTS + 5}\n" in told
