@@ -105,7 +105,7 @@ def blaming(code_dir: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         place = _location(error, code_dir)
-        if place is None or is_out_of_memory(error):
+        if place is None or is_out_of_memory(error) or is_out_of_disk(error):
             raise
         kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
         raise kind(f"{place}: {_one_line(error)}{_advice(error)}", _trimmed(error, code_dir)) from error
@@ -115,14 +115,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether the machine ran out of memory, on the GPU or in RAM."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    return isinstance(error, RuntimeError) and any(words in _text(error) for words in _MEMORY_WORDS)
 
 
 def is_out_of_disk(error: BaseException) -> bool:
     """Tell whether a write found the disk full. ``safetensors`` and torch wrap the system's error into their own."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(words in str(error) for words in _DISK_WORDS)
+    return any(words in _text(error) for words in _DISK_WORDS)
 
 
 def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
@@ -145,8 +145,8 @@ def sendable(text: str) -> str:
 def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
     if isinstance(error, CodeError):
         return error.code, error.message, Scope.NOBODY, error.trace
-    if isinstance(error, MissingModule):
-        return error.code, error.message, Scope.ELSEWHERE, error.trace
+    if isinstance(error, FarmError):
+        return error.code, error.message, Scope.ELSEWHERE, getattr(error, "trace", None)
     if is_out_of_memory(error):
         return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
     if is_out_of_disk(error):
@@ -154,8 +154,6 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
     if isinstance(error, FileNotFoundError):
         missing = MissingFile()
         return missing.code, f"{missing.message} ({error.filename})", Scope.HERE, None
-    if isinstance(error, FarmError):
-        return error.code, error.message, Scope.ELSEWHERE, None
     trace = "".join(traceback.format_exception(error))
     return "executor_error", f"the executor failed: {_one_line(error)}", Scope.ELSEWHERE, trace
 
@@ -241,7 +239,7 @@ def _entry_folders(code_dir: Path) -> list[Path]:
 
 def _is_installed_thing(error: ImportError) -> bool:
     """Tell whether an import failed for want of a module, or of a shared library that one needs."""
-    is_library = any(words in str(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
+    is_library = any(words in _text(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
     return isinstance(error, ModuleNotFoundError) or is_library
 
 
