@@ -52,6 +52,20 @@ def without_stray(wanted: int, left: int, smallest: int) -> int:
     return wanted if wanted >= smallest else 0
 
 
+def fixed_sizes(samples: int, recipe: Recipe) -> list[int]:
+    """Part ``samples`` by the recipe alone: equal parts, and what is left over.
+
+    Too little for a part joins the last one. In weights mode a part's default size is a multiple of the batch.
+    """
+    quantum = share_quantum(recipe)
+    size = recipe.part_samples or -(-recipe.round_samples // (recipe.min_clients * quantum)) * quantum
+    full, rest = divmod(samples, size)
+    sizes = [size] * full
+    if rest >= smallest_part(recipe) or not sizes:
+        return [*sizes, rest] if rest else sizes
+    return [*sizes[:-1], sizes[-1] + rest]
+
+
 def by_affinity(
     ranges: Sequence[SampleRange], sizes: Mapping[str, int], shards: Mapping[str, Collection[int]]
 ) -> list[str]:

@@ -18,7 +18,7 @@ from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
 from coordinator.offers import bury, cancel, offer
-from coordinator.planning import by_affinity, count_samples, cut, share_quantum, shares
+from coordinator.planning import by_affinity, count_samples, cut, fixed_sizes, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
@@ -26,6 +26,7 @@ from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Part, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Ack, Kind
+from protocol.recipe import Parts
 from protocol.tasks import Split
 
 
@@ -85,6 +86,9 @@ def part_out(
 
     ``position`` is the place of the first one. Who has the shards of a part already gets it, as far as that goes.
     """
+    if run.record.spec.recipe.parts is Parts.FIXED:
+        _part_out_fixed(turn, run, clients, ranges, position)
+        return
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
     speeds = expected_speeds(run, list(by_id.values()))
     quantum = share_quantum(run.record.spec.recipe)
@@ -93,6 +97,23 @@ def part_out(
     for client_id, piece in zip(order, cut(ranges, [sizes[c] for c in order]), strict=True):
         offer(turn, run, by_id[client_id], Part(position, piece, sizes[client_id]))
         position += sizes[client_id]
+
+
+def _part_out_fixed(
+    turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange], position: int
+) -> None:
+    """Offer equal parts, one to each client, that has its shards if possible; the other parts wait for their turn."""
+    sizes = fixed_sizes(count_samples(ranges), run.record.spec.recipe)
+    left = sorted(clients, key=lambda c: c.client_id)
+    for size, piece in zip(sizes, cut(ranges, sizes), strict=True):
+        part = Part(position, piece, size)
+        position += size
+        if left:
+            client = max(left, key=lambda c: samples_at_hand(piece, held_shards(run, c)))
+            left.remove(client)
+            offer(turn, run, client, part)
+        elif run.step is not None:
+            run.step.waiting.append(part)
 
 
 def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) -> None:

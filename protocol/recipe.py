@@ -22,7 +22,7 @@ from protocol.bounds import (
     TensorName,
     Word,
 )
-from protocol.compression import CodecSpec
+from protocol.compression import CodecName, CodecSpec
 from protocol.frozen import Frozen
 
 
@@ -33,6 +33,16 @@ class Mode(StrEnum):
     """A pseudo-gradient (base weights minus local weights) after local steps: FedAvg and its kin."""
     GRADIENTS = "gradients"
     """The gradient of the mean loss over the assignment's samples: synchronous SGD."""
+
+
+class Parts(StrEnum):
+    """How a round's samples are parted among clients."""
+
+    SPEED = "speed"
+    """By measured speed, so that a laptop and a workstation are done at the same time."""
+    FIXED = "fixed"
+    """In equal parts of ``part_samples``, whoever comes: the same seed gives the same weights, to the bit on machines
+    of one kind. Clients that are done with one part take the next; a slow one holds the round up."""
 
 
 OptionValue = Finite | Int64 | bool | tuple[Finite, Finite] | None
@@ -75,6 +85,10 @@ class Recipe(Frozen):
     """The global batch: samples that one round consumes, whatever the number of clients."""
     batch_samples: Positive = 32
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
+    parts: Parts = Parts.SPEED
+    """How a round is parted among clients."""
+    part_samples: Positive | None = None
+    """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
     outer: OuterOptimizer = OuterOptimizer()
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)
     """What the task's code asks for, would change what is trained, and is left out all the same: ``schedule`` (the rate
@@ -129,9 +143,25 @@ class Recipe(Frozen):
             raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
         if self.mode is Mode.GRADIENTS and self.keep_inner_optimizer:
             raise ValueError("keep_inner_optimizer is for weights mode: in gradients mode the server has the optimizer")
+        if self.part_samples is not None and self.parts is not Parts.FIXED:
+            raise ValueError(
+                'part_samples is for parts = "fixed": otherwise parts follow the measured speed of clients'
+            )
+        if self.parts is Parts.FIXED and (why := self._unrepeatable()):
+            raise ValueError(f'parts = "fixed" promises equal weights, and {why}')
         if self.pipeline and (self.mode is Mode.GRADIENTS or not self.max_staleness):
             raise ValueError("pipeline is for weights mode with a max_staleness of 1 or more: its updates come late")
         return self
+
+    def _unrepeatable(self) -> str | None:
+        """Say what besides the parts would depend on which clients come, and when."""
+        if self.quorum < 1 or self.over_provision or self.max_staleness:
+            return "quorum, over_provision and max_staleness count whoever is first: leave them out"
+        if self.keep_inner_optimizer:
+            return "keep_inner_optimizer makes an update depend on what its client did before: leave it out"
+        if self.update_codec.name is not CodecName.NONE and self.update_codec.error_feedback:
+            return "error feedback makes an update depend on what its client sent before: set error_feedback = false"
+        return None
 
 
 class Requirements(Frozen):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from protocol.compression import CodecName
-from protocol.recipe import Mode
+from protocol.recipe import Mode, Parts
 
 _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
 
@@ -134,6 +134,18 @@ class SubmitOptions:
             "--pipeline", help="Compute on while an update is sent; needs --max-staleness.", rich_help_panel=_RECIPE
         ),
     ] = None
+    parts: Annotated[
+        Parts | None,
+        typer.Option(
+            "--parts",
+            help="Part rounds by the clients' speed, or in fixed parts: the same seed then gives the same weights.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    part_samples: Annotated[
+        int | None,
+        typer.Option("--part-samples", min=1, help="With fixed parts: samples of each.", rich_help_panel=_RECIPE),
+    ] = None
     keep_checkpoints: Annotated[
         int | None,
         typer.Option("--keep-checkpoints", min=1, help="Keep the newest so many.", rich_help_panel=_RECIPE),
@@ -199,6 +211,8 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "update_codec": options.update_codec,
             "weights_codec": options.weights_codec,
             "pipeline": options.pipeline,
+            "parts": options.parts,
+            "part_samples": options.part_samples,
             "keep_checkpoints": options.keep_checkpoints,
             "durable_every": options.durable_every,
             "keep_every": options.keep_every,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coordinator.commands import CommitRound, DropUpdate, Fold, ReleaseTask
 from coordinator.events import Action, ResultArrived, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.planning import fixed_sizes, smallest_part
 from coordinator.records import RoundState
 from protocol.messages import Ack, Cancel, Kind, Pause
-from protocol.recipe import Mode
+from protocol.recipe import Mode, Parts, Recipe
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 
@@ -221,3 +224,47 @@ def test_a_commit_waits_for_durability_before_the_next_round_is_offered(farm: Si
     assert isinstance(farm.pending_commits[0], CommitRound)
     farm.finish_commits()
     assert ada.held[0].round == 1
+
+
+def fixed_parts_of(names: tuple[str, ...], seconds: float, **recipe: object) -> set[tuple[object, ...]]:
+    """Train with these clients, each of another speed, and return the round, place and samples of each part."""
+    farm = Simulation()
+    volunteers = [farm.join(name) for name in names]
+    farm.submit(spec(shards=(37, 20), rounds=None, epochs=2, round_samples=20, parts=Parts.FIXED, **recipe))
+    while farm.task().state is not TaskState.COMPLETED:
+        busy = [v for v in volunteers if v.held]
+        farm.deliver(busy[-1], seconds=seconds * (1 + volunteers.index(busy[-1])))
+    counted = [a for a in farm.ledger.assignments.values() if a.counted]
+    assert set(farm.ledger.counted("t1", 0).values()) == {1}
+    return {(a.round, a.position, a.samples, a.ranges) for a in counted}
+
+
+@pytest.mark.parametrize("recipe", [{"part_samples": 6}, {"min_clients": 1}, {"part_samples": 7, "batch_samples": 2}])
+def test_fixed_parts_are_the_same_whoever_comes_and_however_fast(recipe: dict[str, object]) -> None:
+    alone = fixed_parts_of(("ada",), 1.0, **recipe)
+    assert fixed_parts_of(("ada", "bob"), 3.0, **recipe) == alone
+    assert fixed_parts_of(("ada", "bob", "eve", "max"), 0.2, **recipe) == alone
+
+
+def test_as_many_fixed_parts_as_clients_that_a_round_needs(farm: Simulation) -> None:
+    volunteers = [farm.join(name) for name in ("ada", "bob", "eve")]
+    farm.submit(spec(round_samples=20, min_clients=2, batch_samples=4, parts=Parts.FIXED))
+    assert sorted(v.held[0].samples for v in volunteers if v.held) == [8, 12]
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.sampled_from(Mode))
+def test_fixed_sizes_leave_no_part_too_small(samples: int, size: int, batch: int, clients: int, mode: Mode) -> None:
+    for part_samples in (size, None):
+        recipe = Recipe(
+            rounds=1,
+            round_samples=samples,
+            batch_samples=batch,
+            min_clients=clients,
+            mode=mode,
+            parts=Parts.FIXED,
+            part_samples=part_samples,
+        )
+        sizes = fixed_sizes(samples, recipe)
+        assert sum(sizes) == samples
+        assert min(sizes) >= min(smallest_part(recipe), part_samples or samples)
+        assert len(sizes) <= clients or part_samples
