@@ -218,6 +218,37 @@ def _newest(known: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) 
     return value
 
 
+class LeastRate:
+    """Whether something goes on at a rate at least, looked at over windows: a pause within one is no fault."""
+
+    def __init__(self, bytes_per_second: float, window_seconds: float, now: float) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._window_seconds = window_seconds
+        self._began_at = now
+        self._bytes = 0
+        self._last_was_kept = True
+
+    def add(self, size_bytes: int, now: float) -> None:
+        """Count bytes."""
+        seconds = now - self._began_at
+        if seconds > self._window_seconds:
+            self._last_was_kept = self._bytes + size_bytes >= self._bytes_per_second * seconds
+            self._began_at, self._bytes = now, 0
+        else:
+            self._bytes += size_bytes
+
+    def is_kept(self, now: float) -> bool:
+        """Whether it was in the last whole window, and is in this one as far as it can be told."""
+        seconds = now - self._began_at
+        if seconds > self._window_seconds:
+            return self._bytes >= self._bytes_per_second * seconds
+        return self._last_was_kept or self._bytes >= self._bytes_per_second * self._window_seconds
+
+    def forgive(self, seconds: float, now: float) -> None:
+        """Count a time in which nothing could come as none."""
+        self._began_at = min(self._began_at + seconds, now)
+
+
 @dataclass(slots=True)
 class _Offence:
     count: int

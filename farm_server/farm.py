@@ -40,6 +40,7 @@ from farm_server.dispatch import Dispatch
 from farm_server.entrance import Entrance
 from farm_server.entry_buffer import EntryBuffer
 from farm_server.gateway import Gateway
+from farm_server.hoards import Hoards
 from farm_server.housekeeping import collect_blobs, every
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.intake import Intake
@@ -121,7 +122,8 @@ class Farm:
         self._draining = False
         self.upload_bandwidth = Bandwidth(settings.upload_rate, settings.client_upload_rate)
         self.download_bandwidth = Bandwidth(settings.download_rate, settings.client_download_rate)
-        places = UploadPlaces(partials, blobs, self.room, self.not_ready)
+        self.hoards = Hoards(blobs, ledger, self.room)
+        places = UploadPlaces(partials, blobs, self.room, self.not_ready, self.hoards.make_room)
         self.uploads = Uploads(places, settings, self.clock, self.bells, self.telemetry)
         self._assemble(snapshot)
 
@@ -177,6 +179,7 @@ class Farm:
             entries=self.entries,
             telemetry=self.telemetry,
             clock=self.clock,
+            used=self.hoards.used,
         )
         self.gateway = Gateway(
             settings=self.settings,
@@ -195,6 +198,7 @@ class Farm:
             torch_side=self.torch_side,
             ask=self.runtime.ask,
             refuses=self.not_ready,
+            used=self.hoards.used,
         )
         self._rescue = Rescue(
             ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=self.runtime.ask
@@ -231,6 +235,7 @@ class Farm:
                 settings.collect_seconds, lambda: collect_blobs(self.ledger, self.blobs, settings), "blob collection"
             ),
             every(settings.collect_seconds, self.uploads.collect, "collection of uploads"),
+            every(settings.retention_seconds, self.hoards.make_room, "making room"),
             self._tick_for_ever(),
         ]
         self._background = [asyncio.create_task(job) for job in jobs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -38,6 +38,7 @@ class Reception:
         entries: EntryBuffer,
         telemetry: Telemetry,
         clock: Clock,
+        used: Callable[[Iterable[str]], None],
     ) -> None:
         self._post = post
         self._intake = intake
@@ -46,6 +47,7 @@ class Reception:
         self._entries = entries
         self._telemetry = telemetry
         self._clock = clock
+        self._used = used
         self._checks: set[asyncio.Task[None]] = set()
         self._free_checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
@@ -97,7 +99,7 @@ class Reception:
         except FarmError as error:
             self._refuse(peer, placement, result, error)
         else:
-            self._arrived(peer, usable)
+            self._usable(peer, result, usable)
 
     async def _check_apart(self, peer: Peer, placement: Placement, result: Result) -> None:
         try:
@@ -105,7 +107,12 @@ class Reception:
         except FarmError as error:
             self._refuse(peer, placement, result, error)
         else:
-            self._arrived(peer, usable)
+            self._usable(peer, result, usable)
+
+    def _usable(self, peer: Peer, told: Result, usable: Result) -> None:
+        """Take a result that was checked; ``told`` names the update as it came, wrapped perhaps."""
+        self._used(r.update.digest for r in (told, usable) if r.update is not None)
+        self._arrived(peer, usable)
 
     def _checked(self, check: asyncio.Task[None]) -> None:
         self._checks.discard(check)

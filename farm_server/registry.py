@@ -99,6 +99,11 @@ class Registry:
         for peer in self._peers.values():
             peer.last_seen = min(peer.last_seen + seconds, now)
 
+    def is_connected(self, client_id: str, address: str) -> bool:
+        """Whether that client is connected now, and from there."""
+        peer = self._peers.get(client_id)
+        return peer is not None and peer.wire.address == address
+
     def silent(self, now: float) -> list[Peer]:
         """Return the peers of whom nothing was heard for longer than they may be silent."""
         return [p for p in self._peers.values() if p.last_seen < now - p.patience.at(now)]

@@ -101,6 +101,8 @@ class ServerSettings(BaseSettings):
     """Uploads over 1 MiB that may be under way at once; others wait their turn."""
     upload_idle_seconds: float = Field(default=10.0, gt=0)
     """An upload that brings no byte for so long gives its turn to others; what is here stays."""
+    upload_least_rate: ByteSize = ByteSize(64 * 1024)
+    """Blob bytes per second that an upload must bring to keep its turn while others wait."""
     upload_part_bytes: int = Field(default=16 * MEBIBYTE, ge=MEBIBYTE)
     """The largest part of an upload."""
     upload_parallel: int = Field(default=4, ge=1, le=16)

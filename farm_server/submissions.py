@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from coordinator.events import Event, TaskSubmitted
 from coordinator.records import TaskRecord
@@ -44,6 +44,7 @@ class Submissions:
         torch_side: TorchSide,
         ask: Callable[[Event], Awaitable[None]],
         refuses: Callable[[], str | None],
+        used: Callable[[Iterable[str]], None],
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
@@ -52,6 +53,7 @@ class Submissions:
         self._torch_side = torch_side
         self._ask = ask
         self._refuses = refuses
+        self._used = used
         self._turn = asyncio.Lock()
 
     async def submit(self, spec: TaskSpec) -> tuple[str, bool]:
@@ -64,6 +66,7 @@ class Submissions:
                 return known.task_id, False
             if (reason := self._refuses()) is not None:
                 raise Unavailable(f"no task is taken in: {reason}")
+            self._used(_digests(spec))
             await asyncio.to_thread(self._check, spec)
             task_id = new_task_id()
             self._layouts.add(task_id, spec)
@@ -103,14 +106,20 @@ class Submissions:
     def _check_blobs(self, spec: TaskSpec) -> None:
         if any(ref.inline is not None for ref in _references(spec)):
             raise InvalidTask("a submission carries no bytes inline; upload its blobs first (PUT /v1/blobs/DIGEST)")
-        missing = [ref.digest for ref in _references(spec) if not self._blobs.renew(ref.digest)]
+        # many shards may be one blob: each is made young, which syncs, only once
+        missing = [digest for digest in sorted(_digests(spec)) if not self._blobs.renew(digest)]
         if missing:
             shown = ", ".join(missing[:_NAMED_AT_MOST])
             more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
             raise InvalidTask(f"upload these blobs first (PUT /v1/blobs/DIGEST): {shown}{more}")
+        sizes = {digest: self._blobs.size(digest) for digest in _digests(spec)}
         for ref in _references(spec):
-            if (size := self._blobs.size(ref.digest)) != ref.size_bytes:
+            if (size := sizes[ref.digest]) != ref.size_bytes:
                 raise InvalidTask(f"blob {ref.digest} has {size} bytes and the submission says {ref.size_bytes}")
+
+
+def _digests(spec: TaskSpec) -> set[str]:
+    return {ref.digest for ref in _references(spec)}
 
 
 def _references(spec: TaskSpec) -> Iterator[BlobRef]:

@@ -1,8 +1,8 @@
 """Whose turn it is to upload: credits, as many as the server can fold at a time, and a fair queue for them.
 
 Pure: it reads no clock and opens nothing. An upload is named by a text; whoever else sends the same blob shares its
-credit. A credit comes back when the upload is released, or brought no byte for ``idle_seconds``. Who waits must ask
-again and again: a ticket that is not asked for any more is forgotten.
+credit. A credit comes back when the upload is released, or brought no byte for ``idle_seconds``, or too few for as long
+while others wait. Who waits must ask again and again: a ticket that is not asked for any more is forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Final
 
+from coordinator.allowance import LeastRate
 from coordinator.decision import Decision
 
 _NEXT_SECONDS: Final = 0.2
@@ -30,10 +31,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A credit. ``clients`` send the blob, the first one asked for it first."""
+    """A credit. ``clients`` send the blob, the first one asked for it first; ``rate`` is how fast its bytes come."""
 
     clients: tuple[str, ...]
     progress_at: float
+    rate: LeastRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,17 @@ class UploadDesk:
     ``capacity`` is how many credits there are. ``now`` is in seconds and never runs backwards.
     """
 
-    def __init__(self, capacity: int, idle_seconds: float, forget_seconds: float = FORGET_SECONDS) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        idle_seconds: float,
+        forget_seconds: float = FORGET_SECONDS,
+        *,
+        least_bytes_per_second: float = 0.0,
+    ) -> None:
         self._capacity = capacity
         self._idle_seconds = idle_seconds
+        self._least_bytes_per_second = least_bytes_per_second
         self._forget_seconds = forget_seconds
         self._held: dict[str, _Held] = {}
         self._tickets: dict[str, _Ticket] = {}
@@ -79,17 +89,19 @@ class UploadDesk:
         self._tickets[upload] = replace(ticket, clients=_with(ticket.clients, client), asked_at=now)
         place = self._queue().index(upload)
         if place < self._capacity - len(self._held):
-            self._held[upload] = _Held(self._tickets.pop(upload).clients, now)
+            rate = LeastRate(self._least_bytes_per_second, self._idle_seconds, now)
+            self._held[upload] = _Held(self._tickets.pop(upload).clients, now, rate)
             return Decision(Turn(granted=True))
         ahead = len(self._held) + place
         retry_seconds = min(_NEXT_SECONDS * (place + 1), _LONGEST_SECONDS)
         return Decision(Turn(granted=False, ahead=ahead, retry_seconds=retry_seconds), self._reason(ahead))
 
-    def progress(self, upload: str, now: float) -> bool:
+    def progress(self, upload: str, now: float, size_bytes: int = 0) -> bool:
         """Note that bytes came; false if the upload holds no credit (any more), and must ask first."""
         held = self._held.get(upload)
         if held is None:
             return False
+        held.rate.add(size_bytes, now)
         self._held[upload] = replace(held, progress_at=now)
         return True
 
@@ -99,9 +111,17 @@ class UploadDesk:
         self._tickets.pop(upload, None)
 
     def expire(self, now: float) -> None:
-        """Take back what nobody uses: credits without progress, and tickets that are not asked for."""
-        idle = [u for u, held in self._held.items() if now - held.progress_at > self._idle_seconds]
+        """Take back what nobody uses: credits without progress, and tickets that are not asked for.
+
+        While others wait, also the credits of those that trickle: they go on when it is their turn again.
+        """
         forgotten = [u for u, ticket in self._tickets.items() if now - ticket.asked_at > self._forget_seconds]
+        others_wait = len(forgotten) < len(self._tickets)
+        idle = [
+            upload
+            for upload, held in self._held.items()
+            if now - held.progress_at > self._idle_seconds or (others_wait and not held.rate.is_kept(now))
+        ]
         for upload in (*idle, *forgotten):
             self.release(upload)
 
@@ -109,6 +129,7 @@ class UploadDesk:
         """Count a time in which nobody could be heard as silence of nobody."""
         for upload, held in self._held.items():
             self._held[upload] = replace(held, progress_at=min(held.progress_at + seconds, now))
+            held.rate.forgive(seconds, now)
         for upload, ticket in self._tickets.items():
             self._tickets[upload] = replace(ticket, asked_at=min(ticket.asked_at + seconds, now))
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -49,12 +49,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class UploadPlaces:
-    """Where uploads go. ``refuses`` says why the farm takes nothing now, if so."""
+    """Where uploads go.
+
+    ``refuses`` says why the farm takes nothing now, if so; ``make_room`` lets unused blobs give way to so many bytes.
+    """
 
     folder: UploadFolder
     blobs: FolderBlobStore
     room: Room
     refuses: Callable[[], str | None]
+    make_room: Callable[[int], Awaitable[None]]
 
 
 class Uploads:
@@ -68,7 +72,10 @@ class Uploads:
         self._settings = settings
         self._clock = clock
         self._bells = bells
-        self._desk = UploadDesk(settings.upload_credits, settings.upload_idle_seconds)
+        self._desk = UploadDesk(
+            settings.upload_credits, settings.upload_idle_seconds, least_bytes_per_second=_least_rate(settings)
+        )
+        places.room.also_promised(self._outstanding_bytes)
         self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="upload")
         self._saved_bytes = telemetry.saved_bytes
         telemetry.watch_uploads(lambda: self.open_count, lambda: self.waiting_count)
@@ -119,7 +126,7 @@ class Uploads:
         left_bytes = part.size_bytes
         try:
             async for chunk in chunks:
-                self._desk.progress(name, self._clock.now())
+                self._desk.progress(name, self._clock.now(), len(chunk))
                 await behind.put(chunk[:left_bytes])
                 left_bytes -= len(chunk)
                 if left_bytes < 0:
@@ -202,12 +209,20 @@ class Uploads:
         """See that the rest of the blob has room, idle uploads giving way. Raises: Unavailable if it has none."""
         needed_bytes = size_bytes - (partial.received_bytes if partial is not None else 0)
         room = self._places.room
+        if partial is not None and partial.name in self._desk.held():
+            needed_bytes = 0  # it counts already
+        await self._places.make_room(needed_bytes)
         if room.lacks(needed_bytes) is not None or len(self._folder) >= _MOST_UPLOADS:
             await self._drop_idle(self._settings.upload_idle_seconds)
         if (reason := self._places.refuses() or room.lacks(needed_bytes)) is not None:
             raise Unavailable(reason)
         if partial is None and len(self._folder) >= _MOST_UPLOADS:
             raise Unavailable(f"{_MOST_UPLOADS} other uploads are not finished; try again when some are")
+
+    def _outstanding_bytes(self) -> int:
+        """Add up what is still to come of the uploads whose turn it is."""
+        held = set(self._desk.held())
+        return sum(p.size_bytes - p.received_bytes for p in self._folder.all() if p.name in held)
 
     async def _drop_idle(self, idle_seconds: float) -> None:
         dropped = await asyncio.to_thread(self._folder.collect, idle_seconds, time.time(), self._desk.held())
@@ -241,3 +256,11 @@ class Uploads:
     def _release(self, name: str) -> None:
         self._desk.release(name)
         self._bells.ring([_TOPIC])
+
+
+def _least_rate(settings: ServerSettings) -> float:
+    """Return how many bytes a second an upload must bring to keep its turn: no more than the farm lets through."""
+    shares = [
+        rate / 2 for rate in (settings.client_upload_rate, settings.upload_rate / settings.upload_credits) if rate
+    ]
+    return min([settings.upload_least_rate, *shares])

@@ -56,6 +56,11 @@ class Wire:
         self.over: asyncio.Future[str] = self._loop.create_future()
 
     @property
+    def address(self) -> str:
+        """Where the connection comes from."""
+        return self._websocket.client.host if self._websocket.client is not None else "unknown"
+
+    @property
     def is_over(self) -> bool:
         """Whether the conversation has ended or is about to."""
         return self.over.done()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -11,7 +12,8 @@ from fastapi import APIRouter, Path, Request, Response
 
 from farm_server.farm import Farm
 from farm_server.http.access import ANY_TOKEN, FarmDep
-from farm_server.http.bulk import BulkFile, client_of, incoming
+from farm_server.http.bulk import BulkFile, client_of, hoarder_of, incoming
+from farm_server.room import Promise
 from protocol.errors import Unavailable
 from storage.errors import BlobTooLarge
 
@@ -36,7 +38,7 @@ async def fetch(digest: DigestPath, request: Request, farm: FarmDep) -> Response
     headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
     if digest in request.headers.get("if-none-match", ""):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return BulkFile(str(path), farm, client_of(request), headers)
+    return BulkFile(str(path), farm, client_of(request, farm), headers)
 
 
 @router.put(
@@ -47,19 +49,31 @@ async def upload(digest: DigestPath, request: Request, farm: FarmDep) -> Respons
 
     Nothing is kept of a body that is cut; larger blobs are better sent in parts.
     """
-    _check_room(farm, request)
-    async with incoming(request, farm) as chunks:
-        if await asyncio.to_thread(farm.blobs.renew, digest):
-            async for _ in chunks:
-                pass  # an answer before the end of the body would break the connection
-            return Response(status_code=HTTPStatus.OK)
-        await farm.blobs.put_stream(digest, chunks, farm.settings.max_blob_bytes)
+    size_bytes = _announced(farm, request)
+    await farm.hoards.make_room(size_bytes or 0)
+    if (reason := farm.not_ready()) is not None:
+        raise Unavailable(reason)
+    with farm.room.promised(size_bytes) as promise:
+        async with incoming(request, farm) as chunks:
+            if await asyncio.to_thread(farm.blobs.renew, digest):
+                async for chunk in chunks:
+                    promise.took(len(chunk))  # an answer before the end of the body would break the connection
+                farm.hoards.used([digest])
+                return Response(status_code=HTTPStatus.OK)
+            ref = await farm.blobs.put_stream(digest, _kept(chunks, promise), farm.settings.max_blob_bytes)
+    await farm.hoards.stored(hoarder_of(request, farm), digest, ref.size_bytes)
     return Response(status_code=HTTPStatus.CREATED)
 
 
-def _check_room(farm: Farm, request: Request) -> None:
-    limit = farm.settings.max_blob_bytes
-    if int(request.headers.get("content-length") or 0) > limit:
+async def _kept(chunks: AsyncIterator[bytes], promise: Promise) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        promise.took(len(chunk))
+        yield chunk
+
+
+def _announced(farm: Farm, request: Request) -> int | None:
+    """Return how long the body is, if it says. Raises: BlobTooLarge."""
+    said, limit = request.headers.get("content-length"), farm.settings.max_blob_bytes
+    if said is not None and int(said) > limit:
         raise BlobTooLarge(f"the blob is larger than the {limit} bytes that are allowed; send a smaller one")
-    if (reason := farm.not_ready()) is not None:
-        raise Unavailable(reason)
+    return int(said) if said is not None else None

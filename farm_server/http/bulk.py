@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from farm_server.farm import Farm
+from farm_server.tokens import Role
 from protocol.errors import Unavailable
 
 CLIENT_HEADER: Final = "x-farm-client"
@@ -31,12 +32,27 @@ def read_at_once_bytes(downloads: int) -> int:
     return max(_FEWEST_READ_BYTES, min(_READ_BYTES, _READ_BY_ALL_BYTES // downloads))
 
 
-def client_of(request: Request) -> str:
-    """Return whom turns and limits count this request for: what it says of itself, else where it comes from."""
+def client_of(request: Request, farm: Farm) -> str:
+    """Return whom turns and limits count this request for: who it says it is, if that is so, else where it comes from.
+
+    A volunteer is who it says if that client is connected from the same address; a researcher is believed.
+    """
     said = request.headers.get(CLIENT_HEADER, "")[:_MAX_CLIENT_CHARS]
-    if said.isascii() and said.isprintable() and said:
+    address = request.client.host if request.client is not None else "unknown"
+    is_name = bool(said) and said.isascii() and said.isprintable()
+    if is_name and (is_researcher(request, farm) or farm.registry.is_connected(said, address)):
         return said
-    return request.client.host if request.client is not None else "unknown"
+    return address
+
+
+def is_researcher(request: Request, farm: Farm) -> bool:
+    """Whether the request has the farm token."""
+    return farm.tokens.role_of(request.headers.get("authorization")) is Role.RESEARCHER
+
+
+def hoarder_of(request: Request, farm: Farm) -> str | None:
+    """Return whose unused blob this request brings: a volunteer's, or None for a researcher's."""
+    return None if is_researcher(request, farm) else client_of(request, farm)
 
 
 @asynccontextmanager
@@ -54,7 +70,7 @@ async def incoming(request: Request, farm: Farm) -> AsyncIterator[AsyncIterator[
 
 
 async def _chunks(request: Request, farm: Farm, silence: asyncio.Timeout) -> AsyncIterator[bytes]:
-    received_bytes, client = farm.telemetry.blob_bytes.labels("in"), client_of(request)
+    received_bytes, client = farm.telemetry.blob_bytes.labels("in"), client_of(request, farm)
     loop, body = asyncio.get_running_loop(), request.stream()
     while True:
         silence.reschedule(loop.time() + _SILENCE_SECONDS)

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Header, Request, Response
 
 from farm_server.http.access import ANY_TOKEN, FARM_TOKEN, FarmDep
 from farm_server.http.blobs import DigestPath
-from farm_server.http.bulk import client_of, incoming
+from farm_server.http.bulk import client_of, hoarder_of, incoming
 from protocol.ranges import BadContentRange, ContentRange
-from protocol.rest import ErrorBody, UploadReply, UploadRequest, UploadView
+from protocol.rest import ErrorBody, UploadReply, UploadRequest, UploadState, UploadView
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], dependencies=ANY_TOKEN)
 people_router = APIRouter(prefix="/v1/uploads", tags=["blobs"], dependencies=FARM_TOKEN)
@@ -36,7 +36,10 @@ def _errors(**said: str) -> dict[int | str, dict[str, Any]]:
 )
 async def ask(digest: DigestPath, asked: UploadRequest, request: Request, farm: FarmDep) -> UploadReply:
     """Say that it is stored, or to wait (with the reason), or which ranges to send. `X-Farm-Client` says who asks."""
-    return await farm.uploads.ask(digest, asked, client_of(request))
+    reply = await farm.uploads.ask(digest, asked, client_of(request, farm))
+    if reply.state is UploadState.STORED:
+        farm.hoards.used([digest])  # it was here, or others send it too
+    return reply
 
 
 @router.patch(
@@ -67,6 +70,8 @@ async def send(
         raise BadContentRange(f"the body has {announced} bytes and its Content-Range {part.size_bytes}; send as many")
     async with incoming(request, farm) as chunks:
         stored = await farm.uploads.receive(digest, part, chunks)
+    if stored:
+        await farm.hoards.stored(hoarder_of(request, farm), digest, part.total_bytes)
     return Response(status_code=HTTPStatus.CREATED if stored else HTTPStatus.NO_CONTENT)
 
 

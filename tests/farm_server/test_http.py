@@ -110,7 +110,7 @@ async def test_a_blob_over_the_limit_is_refused_whether_announced_or_not(start):
 
 
 async def test_no_upload_is_taken_when_the_disk_is_nearly_full(server, monkeypatch):
-    monkeypatch.setattr(server.farm.room, "lacks", lambda: "only 5 bytes are free")
+    monkeypatch.setattr(server.farm.room, "lacks", lambda _size=0: "only 5 bytes are free")
     answer = await server.http.put(f"/v1/blobs/{digest_bytes(DATA)}", content=DATA)
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     ready = await server.http.get("/readyz")

@@ -129,7 +129,7 @@ async def test_while_the_disk_lacks_room_nothing_new_is_taken_and_what_runs_goes
         await volunteer.ready()
         assign = await volunteer.accept()
         with monkeypatch.context() as patch:
-            patch.setattr(server.farm.room, "lacks", lambda: "only 5 bytes are free")
+            patch.setattr(server.farm.room, "lacks", lambda _size=0: "only 5 bytes are free")
             body = model.spec(name="another").model_dump(mode="json")
             refusals = [
                 await server.http.post("/v1/tasks", json=body),

@@ -86,6 +86,42 @@ def test_progress_in_time_keeps_it_however_long_it_takes(desk: UploadDesk) -> No
         desk.expire(float(second * 9))
 
 
+LEAST = 64 * 1024
+
+
+def trickle(desk: UploadDesk, uploads: str, size_bytes: int, until: int) -> float | None:
+    """Send so many bytes a second of each, while x asks each second; return when x gets its turn."""
+    for second in range(1, until):
+        for upload in uploads:
+            desk.progress(upload, float(second), size_bytes)
+        if granted(desk, "x", "honest", float(second)):
+            return second
+    return None
+
+
+def test_who_trickles_gives_its_turn_to_who_waits() -> None:
+    desk = UploadDesk(4, IDLE, FORGET, least_bytes_per_second=LEAST)
+    for upload in "abcd":
+        desk.ask(upload, upload, 0.0)
+    assert trickle(desk, "abcd", 1, 60) == 11
+    assert "x" in desk.held()
+
+
+def test_a_steady_upload_keeps_its_turn_however_many_wait() -> None:
+    desk = UploadDesk(4, IDLE, FORGET, least_bytes_per_second=LEAST)
+    for upload in "abcd":
+        desk.ask(upload, upload, 0.0)
+    assert trickle(desk, "abcd", LEAST + 8192, 300) is None
+
+
+def test_while_nobody_waits_a_slow_line_keeps_its_turn() -> None:
+    desk = UploadDesk(1, IDLE, FORGET, least_bytes_per_second=LEAST)
+    desk.ask("a", "slow", 0.0)
+    for second in range(1, 300):
+        assert desk.progress("a", float(second), 100)
+        desk.expire(float(second))
+
+
 def test_a_ticket_that_nobody_asks_for_is_forgotten(desk: UploadDesk) -> None:
     for upload in "abcd":
         desk.ask(upload, upload, 0.0)
