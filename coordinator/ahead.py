@@ -15,6 +15,7 @@ from dataclasses import replace
 from coordinator.commands import DropUpdate
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.epoch import take
+from coordinator.horizon import samples_of_epochs
 from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import offer
@@ -66,7 +67,7 @@ def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
     """Whether the task will have all its epochs before these samples."""
     epochs = run.record.spec.recipe.epochs
     samples = sum(shard.samples for shard in run.order())
-    return epochs is not None and step.epoch * samples + step.next_cursor >= int(epochs * samples)
+    return epochs is not None and step.epoch * samples + step.next_cursor >= samples_of_epochs(epochs, samples)
 
 
 def announce(turn: Turn, run: TaskRun) -> None:

@@ -97,4 +97,16 @@ class ReleaseTask:
     task_id: str
 
 
-Command = Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask
+@dataclass(frozen=True, slots=True)
+class ReportDefect:
+    """A rule of the farm broke: ``error``, with its traceback, belongs into the log.
+
+    ``task_id`` is the task whose attempt was given up for it, if it could be told; everything else goes on.
+    """
+
+    task_id: str | None
+    message: str
+    error: Exception
+
+
+Command = Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask | ReportDefect

@@ -19,7 +19,7 @@ EXECUTOR_RAM_BYTES = 400 * 1024**2
 
 def gigabytes(size_bytes: int) -> str:
     """Write a size for people: ``3.2 GB``."""
-    return f"{size_bytes / 1e9:.1f} GB"
+    return f"{min(size_bytes, 2**63) / 1e9:.1f} GB"
 
 
 def needed_ram_bytes(spec: TaskSpec) -> int:

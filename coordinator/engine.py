@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from coordinator import failures, fleet, recovery, results, scheduling, tasks, views
-from coordinator.commands import Command
+from coordinator.commands import Command, ReportDefect
+from coordinator.containment import contained, describe
 from coordinator.events import (
     AggregationFailed,
     AssignmentAccepted,
@@ -29,7 +30,6 @@ from coordinator.events import (
     ResultArrived,
     RoundAggregated,
     TaskAction,
-    TaskBroken,
     TaskSubmitted,
     Tick,
 )
@@ -37,6 +37,7 @@ from coordinator.patience import forgive
 from coordinator.records import Snapshot
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
+from coordinator.state import TaskRun
 from coordinator.turn import Turn
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
 
@@ -65,14 +66,22 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         RoundAggregated: round_aggregated,
         AggregationFailed: results.aggregation_failed,
         CheckpointDamaged: recovery.fall_back,
-        TaskBroken: results.broken,
         Tick: _tick,
         Restored: lambda turn, _: recovery.mend(turn),
     }
 )
 
+REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
+    {TaskSubmitted: tasks.check_submission, TaskAction: tasks.check_action}
+)
+"""What a person asks for may be refused. All other errors are defects."""
+
 UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted})
 """Events after which nobody can be served who could not be before."""
+
+
+class Broken(RuntimeError):
+    """A rule of the farm that is of no task raised; the event is as if it had not been."""
 
 
 class Coordinator:
@@ -98,14 +107,46 @@ class Coordinator:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in a fact and say what must follow, in order.
 
-        ``now`` is in seconds and never goes back. Raises: NotFound, Conflict or IllegalTransition for a request
-        (TaskSubmitted, TaskAction) that the farm refuses; nothing has changed then.
+        ``now`` is in seconds and never goes back. What breaks in the rules of one task ends its attempt and is
+        reported (``ReportDefect``); the turn holds for all others. Raises: NotFound, Conflict or IllegalTransition for
+        a request (TaskSubmitted, TaskAction) that the farm refuses; Broken if a rule of no task breaks. Nothing has
+        changed then.
         """
-        turn = Turn(self._farm, self._settings, self._new_id, self._draw, now)
-        RULES[type(event)](turn, event)
+        turn = Turn(self._farm, self._settings, self._new_id, self._draw, now, type(event).__name__)
+        if (refuse := REQUESTS.get(type(event))) is not None:
+            refuse(turn, event)
+        self._apply(turn, event)
         if type(event) not in UNEVENTFUL:
-            scheduling.schedule(turn)
+            self._schedule(turn)
         return turn.answer()
+
+    def _apply(self, turn: Turn, event: Any) -> None:
+        """Apply the event's rule: in the guard of its task, if it is of one."""
+        rule, run = RULES[type(event)], self._task_of(event)
+        if run is not None:
+            contained(turn, run, rule, event)
+            return
+        part = turn.apart()
+        try:
+            rule(part, event)
+        except Exception as error:
+            if isinstance(event, TaskSubmitted):
+                self._farm.tasks.pop(event.task_id, None)
+            raise Broken(describe(turn, error)) from error
+        turn.take_in(part)
+
+    def _task_of(self, event: Any) -> TaskRun | None:
+        if (task_id := getattr(event, "task_id", None)) is not None:
+            return self._farm.tasks.get(task_id)
+        return self._farm.home(getattr(event, "assignment_id", ""))
+
+    def _schedule(self, turn: Turn) -> None:
+        part = turn.apart()
+        try:
+            scheduling.schedule(part)
+        except Exception as error:  # of no task: each is served in its own guard
+            turn.do(ReportDefect(None, describe(turn, error), error))
+        turn.take_in(part)
 
     def task_view(self, task_id: str, now: float) -> TaskView:
         """Return one task for people. Raises: NotFound."""

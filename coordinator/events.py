@@ -179,14 +179,6 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskBroken:
-    """Something about this task could not be handled, by a defect of the server: its attempt must not go on."""
-
-    task_id: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class CheckpointDamaged:
     """Another answer to ``OpenRound``: the checkpoint that it names cannot be read (digest, size, missing file).
 
@@ -234,7 +226,6 @@ Event = (
     | RoundAggregated
     | AggregationFailed
     | CheckpointDamaged
-    | TaskBroken
     | Tick
     | Restored
 )

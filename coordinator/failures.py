@@ -46,6 +46,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
 
     It may be the server that found so: then the client keeps the result until it hears that nobody wants it.
     """
+    turn.put_at_stake(event)
     settle_uncounted(turn, event, f"not counted: {event.message}")
     if late := find_late(turn, event):
         drop_late(turn, *late, event.message, AssignmentState.FAILED)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
+from coordinator.containment import contained
 from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady, ClientThrottled
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, forget, suspend
 from coordinator.records import ClientRecord
-from coordinator.state import ClientState
+from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Cancel, HeldAssignment, Hello
 
@@ -20,8 +22,6 @@ def connected(turn: Turn, event: ClientConnected) -> None:
     """A client joined, or came back under a new incarnation; what its former self held is lost."""
     hello = event.hello
     known = turn.farm.clients.get(hello.client_id)
-    if known is not None:
-        _suspend_all(turn, known, "its connection was replaced")
     first_seen = known.record.first_seen if known else turn.now
     record = ClientRecord(
         client_id=hello.client_id,
@@ -35,7 +35,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         delivered=known.record.delivered if known else 0,
         failed=known.record.failed if known else 0,
     )
-    client = turn.farm.clients[hello.client_id] = ClientState(
+    client = ClientState(
         record=record,
         online=True,
         load=hello.load,
@@ -50,6 +50,9 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         cooldowns=known.cooldowns if known else {},
         breaker=known.breaker if known else Breaker(),
     )
+    if known is not None:
+        _suspend_all(turn, known, "its connection was replaced")
+    turn.farm.clients[hello.client_id] = client
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
     _take_up(turn, client, hello)
@@ -71,29 +74,46 @@ def lost(turn: Turn, event: ClientLost) -> None:
     turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
 
 
+def _runs_of(turn: Turn, client: ClientState) -> list[TaskRun]:
+    """Return the tasks that the client works on."""
+    homes = (turn.farm.home(assignment_id) for assignment_id in sorted(client.held))
+    return list({run.task_id: run for run in homes if run is not None}.values())
+
+
 def _suspend_all(turn: Turn, client: ClientState, why: str) -> None:
-    for run in turn.farm.tasks.values():
-        for lease in list(run.late.values()):
-            if lease.record.client_id == client.client_id:
-                drop_late(turn, run, lease, why)
-        for lease in list(run.ahead.values()):
-            if lease.record.client_id == client.client_id:
-                drop_ahead(turn, run, lease, why)
-        for lease in list(run.step.leases.values()) if run.step else ():
-            if lease.record.client_id == client.client_id:
-                suspend(turn, run, lease, why)
+    for run in _runs_of(turn, client):
+        contained(turn, run, _suspend, run, client, why)
+
+
+def _suspend(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
+    for lease in list(run.late.values()):
+        if lease.record.client_id == client.client_id:
+            drop_late(turn, run, lease, why)
+    for lease in list(run.ahead.values()):
+        if lease.record.client_id == client.client_id:
+            drop_ahead(turn, run, lease, why)
+    for lease in list(run.step.leases.values()) if run.step else ():
+        if lease.record.client_id == client.client_id:
+            suspend(turn, run, lease, why)
 
 
 def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
     """Let the client go on with what it still holds, and forget what it does not."""
-    told = {held.assignment_id: held for held in hello.held}
-    for run in turn.farm.tasks.values():
-        for record in list(run.step.dormant.values()) if run.step else ():
-            if record.client_id == client.client_id and record.assignment_id not in told:
-                forget(turn, run, record)
+    told = {held.assignment_id for held in hello.held}
+    for run in list(turn.farm.tasks.values()):
+        if run.step is not None and run.step.dormant:
+            contained(turn, run, _forget_the_untold, run, client, told)
     for held in hello.held:
         if not held.finished:  # a finished one is counted, or not, when its result comes
-            _go_on_or_stop(turn, client, held)
+            run_of_it = turn.farm.home(held.assignment_id)
+            if run_of_it is None or not contained(turn, run_of_it, _go_on_or_stop, client, held):
+                _stop(turn, client, held)
+
+
+def _forget_the_untold(turn: Turn, run: TaskRun, client: ClientState, told: Collection[str]) -> None:
+    for record in list(run.step.dormant.values()) if run.step else ():
+        if record.client_id == client.client_id and record.assignment_id not in told:
+            forget(turn, run, record)
 
 
 def _go_on_or_stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
@@ -103,6 +123,10 @@ def _go_on_or_stop(turn: Turn, client: ClientState, held: HeldAssignment) -> Non
         if record.client_id == client.client_id and any(p.position == record.position for p in step.waiting):
             accept(turn, run, adopt(turn, run, record, client))
             return
+    _stop(turn, client, held)
+
+
+def _stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
     why = "somebody else has it, or its round is over"
     turn.send(client, Cancel(assignment_id=held.assignment_id, fence=held.fence, reason=why))
 
@@ -115,7 +139,7 @@ def ready(turn: Turn, event: ClientReady) -> None:
 
 
 def _unanswered(turn: Turn, client: ClientState) -> int:
-    runs = turn.farm.tasks.values() if client.held else ()
+    runs = _runs_of(turn, client)
     books = [book for run in runs for book in (run.late, run.ahead, run.step.leases if run.step else {})]
     leases = (book.get(assignment_id) for assignment_id in client.held for book in books)
     return sum(1 for lease in leases if lease and lease.record.state is AssignmentState.OFFERED)

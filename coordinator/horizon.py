@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from typing import Final
+
 from coordinator.planning import smallest_part
 from coordinator.records import TaskRecord
 from protocol.recipe import Recipe
 from protocol.tasks import Split, TaskSpec
 
+_FOR_EVER: Final = 2**53
+"""As many samples, or rounds, as a task without an end that anybody will see."""
+
 
 def rounds_total(spec: TaskSpec) -> int:
     """Return how many rounds the recipe asks for, if every round commits in full."""
     recipe = spec.recipe
-    limits = []
+    limits = [_FOR_EVER]
     if recipe.rounds is not None:
         limits.append(recipe.rounds)
     if recipe.epochs is not None:
@@ -20,11 +26,19 @@ def rounds_total(spec: TaskSpec) -> int:
 
 
 def _rounds_of_epochs(recipe: Recipe, epochs: float, samples: int) -> int:
+    if samples_of_epochs(epochs, samples) >= _FOR_EVER:
+        return _FOR_EVER
     full, stray = divmod(samples, recipe.round_samples)
     per_epoch = max(full + (stray >= smallest_part(recipe)), 1)  # the last round takes a stray sample along
     whole = int(epochs)
     rest = -(-int((epochs - whole) * samples) // recipe.round_samples)
     return max(whole * per_epoch + rest, 1)
+
+
+def samples_of_epochs(epochs: float, samples: int) -> int:
+    """Return how many samples so many epochs of ``samples`` are; for any number, however large."""
+    product = epochs * samples
+    return int(product) if isfinite(product) and product < _FOR_EVER else _FOR_EVER
 
 
 def is_finished(task: TaskRecord) -> bool:
@@ -36,4 +50,4 @@ def is_finished(task: TaskRecord) -> bool:
         return False
     samples = task.spec.dataset.samples(Split.TRAIN)
     consumed = task.epoch * samples + task.cursor
-    return not task.leftover and consumed >= max(int(recipe.epochs * samples), 1)
+    return not task.leftover and consumed >= max(samples_of_epochs(recipe.epochs, samples), 1)

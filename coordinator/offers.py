@@ -63,6 +63,7 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
     )
     lease = Lease(record, deadline=turn.now + _patience(turn, run, client, part.samples))
     (step.leases if book is None else book)[record.assignment_id] = lease
+    turn.farm.know(run, record.assignment_id)
     client.held.add(record.assignment_id)
     client.slots -= 1
     run.participants.add(client.client_id)

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from coordinator.containment import contained
 from coordinator.state import Lease, Step, TaskRun
 from coordinator.turn import Turn
 
 
 def forgive(turn: Turn, seconds: float) -> None:
     """Move every deadline on by so long: what clients said meanwhile may still wait to be heard."""
-    for run in turn.farm.tasks.values():
-        _forgive_leases(run, seconds)
-        if run.step is not None:
-            _forgive_step(run.step, seconds, turn.now)
+    for run in list(turn.farm.tasks.values()):
+        if run.step is not None or run.late or run.ahead:
+            contained(turn, run, _forgive_in, run, seconds)
+
+
+def _forgive_in(turn: Turn, run: TaskRun, seconds: float) -> None:
+    _forgive_leases(run, seconds)
+    if run.step is not None:
+        _forgive_step(run.step, seconds, turn.now)
 
 
 def _forgive_leases(run: TaskRun, seconds: float) -> None:

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from coordinator.records import SampleRange
 from protocol.recipe import Mode, Recipe
+
+_SLOWEST: Final = 1e-9
+_FASTEST: Final = 1e15
+"""Samples per second beyond which a speed is no measurement."""
 
 
 def shares(samples: int, speeds: Mapping[str, float], quantum: int = 1) -> dict[str, int]:
     """Part ``samples`` among clients in proportion to their speed, by largest remainder.
 
-    ``speeds``: samples per second by client, each over 0. Shares are multiples of ``quantum``, but for the last one,
-    which takes what is left over. Clients whose share would be 0 are left out. The result is in the order of
-    ``speeds`` and adds up to ``samples``.
+    ``speeds``: samples per second by client; what is no speed at all (NaN, 0 or less) counts as the slowest of the
+    others. Shares are multiples of ``quantum``, but for the last one, which takes what is left over. Clients whose
+    share would be 0 are left out. The result is in the order of ``speeds`` and adds up to ``samples``.
     """
     units = max(samples // quantum, 1)
-    total = sum(speeds.values())
-    exact = {client: units * speed / total for client, speed in speeds.items()}
+    weights = _weights(speeds)
+    total = sum(weights.values())
+    exact = {client: units * weight / total for client, weight in weights.items()}
     parts = {client: int(x) for client, x in exact.items()}
-    by_remainder = sorted(exact, key=lambda c: parts[c] - exact[c])
-    for client in by_remainder[: units - sum(parts.values())]:
-        parts[client] += 1
+    rest = units - sum(parts.values())
+    if 0 <= rest <= len(parts):
+        for client in sorted(exact, key=lambda c: parts[c] - exact[c])[:rest]:
+            parts[client] += 1
+    else:  # so many units that floats can't count them
+        parts[max(parts, key=parts.__getitem__)] += rest
     sizes = {client: n * quantum for client, n in parts.items() if n > 0}
     last = next(reversed(sizes))
     sizes[last] += samples - units * quantum
     return sizes
+
+
+def _weights(speeds: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the speeds as weights with a finite sum that is over 0; ordinary speeds as they are."""
+    if all(_SLOWEST <= speed <= _FASTEST for speed in speeds.values()):
+        return speeds
+    usable = [min(max(speed, _SLOWEST), _FASTEST) for speed in speeds.values() if speed > 0]  # false for NaN
+    slowest = min(usable, default=1.0)
+    return {client: min(max(s, _SLOWEST), _FASTEST) if s > 0 else slowest for client, s in speeds.items()}
 
 
 def smallest_part(recipe: Recipe) -> int:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from coordinator.ahead import drop_all_ahead
 from coordinator.commands import OpenRound
+from coordinator.containment import contained
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
@@ -47,18 +48,32 @@ def mend(turn: Turn) -> None:
     """Settle what the stop interrupted. Doing it twice changes nothing."""
     rounds, held = turn.farm.interrupted_rounds, turn.farm.interrupted_assignments
     turn.farm.interrupted_rounds, turn.farm.interrupted_assignments = [], []
+    reopened: set[tuple[str, int]] = set()
     for interrupted in rounds:
-        run = turn.farm.tasks.get(interrupted.task_id)
-        if run is None or not _reopen(turn, run, interrupted, held):
+        if (run := turn.farm.tasks.get(interrupted.task_id)) is not None:
+            contained(turn, run, _mend_round, run, interrupted, held, reopened)
+    for interrupted in rounds:
+        if (interrupted.task_id, interrupted.attempt) not in reopened:
             turn.save(replace(interrupted, state=RoundState.ABANDONED))
     for assignment in held:
         if turn.farm.dormant(assignment.assignment_id, assignment.fence) is None:
             state = move_assignment(assignment.assignment_id, assignment.state, AssignmentState.EXPIRED)
             turn.save(replace(assignment, state=state, error=RESTARTED))
-    for run in turn.farm.tasks.values():
-        if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
-            turn.move(run, TaskState.PENDING, RESTARTED)
-        _forget_the_old_clock(turn, run)
+    for run in list(turn.farm.tasks.values()):
+        contained(turn, run, _mend_task, run)
+
+
+def _mend_round(
+    turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[AssignmentRecord], reopened: set[tuple[str, int]]
+) -> None:
+    if _reopen(turn, run, interrupted, held):
+        reopened.add((interrupted.task_id, interrupted.attempt))
+
+
+def _mend_task(turn: Turn, run: TaskRun) -> None:
+    if run.record.state in (TaskState.ASSIGNED, TaskState.RUNNING):
+        turn.move(run, TaskState.PENDING, RESTARTED)
+    _forget_the_old_clock(turn, run)
 
 
 def _forget_the_old_clock(turn: Turn, run: TaskRun) -> None:
@@ -133,6 +148,10 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         dormant={a.assignment_id: a for a in mine},
         scales={a.assignment_id: discount(interrupted.number - a.round) for a in mine if a.round < interrupted.number},
     )
+    for record in (interrupted, *mine):
+        run.answered.take_in(record)
+    for record in mine:
+        turn.farm.know(run, record.assignment_id)
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))
     turn.note("round_reopened", f"round {interrupted.number} waits for {len(mine)} parts that clients held", run)
     return True

@@ -7,6 +7,7 @@ from typing import Final
 
 from coordinator.ahead import arrive_ahead, drop_ahead
 from coordinator.commands import DropUpdate
+from coordinator.containment import contained
 from coordinator.deltas import version_digest
 from coordinator.evaluation import finish_evaluation
 from coordinator.events import (
@@ -15,12 +16,11 @@ from coordinator.events import (
     AssignmentFailed,
     ClientBeat,
     ResultArrived,
-    TaskBroken,
 )
 from coordinator.failures import failed
 from coordinator.holdings import Claim, find_ahead, find_held, find_late, settle_uncounted
 from coordinator.lateness import arrive_late, drop_late
-from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, bury, renew
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
@@ -29,7 +29,7 @@ from coordinator.tasks import fail
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.compression import CodecName
-from protocol.messages import Ack, Kind, Scope
+from protocol.messages import Ack, AssignmentProgress, Kind, Scope
 
 _SHORTEST_SECONDS: Final = 1e-6
 """No computation is shorter: a speed that nobody has would leave no share for the others."""
@@ -52,13 +52,19 @@ def beat(turn: Turn, event: ClientBeat) -> None:
     if event.load is not None:
         client.load = event.load
     for progress in event.assignments:
-        named = Claim(event.client_id, progress.assignment_id, progress.fence)
-        if found := find_held(turn, named) or find_late(turn, named) or find_ahead(turn, named):
-            renew(turn, *found, progress)
+        if (run := turn.farm.home(progress.assignment_id)) is not None:
+            contained(turn, run, _renew, event.client_id, progress)
+
+
+def _renew(turn: Turn, client_id: str, progress: AssignmentProgress) -> None:
+    named = Claim(client_id, progress.assignment_id, progress.fence)
+    if found := find_held(turn, named) or find_late(turn, named) or find_ahead(turn, named):
+        renew(turn, *found, progress)
 
 
 def arrived(turn: Turn, event: ResultArrived) -> None:
     """A result: counted once, by the first round that may contain it; a repeat is acknowledged and dropped."""
+    turn.put_at_stake(event)
     if late := find_late(turn, event):
         _arrived_late(turn, *late, event)
         return
@@ -187,7 +193,8 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     if record.kind is Kind.TRAIN and event.compute_seconds > 0:
         seconds = max(event.compute_seconds, _SHORTEST_SECONDS)
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / seconds)
-    _charge(turn, run, event.compute_seconds)
+    # nobody computes for longer than the lease was held, whatever a client says
+    _charge(turn, run, min(event.compute_seconds, max(turn.now - record.offered_at, 1.0)))
     return record
 
 
@@ -201,11 +208,4 @@ def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:
     """The server could not load, fold or commit: the round is given up and the task retried after a backoff."""
     run = turn.farm.tasks.get(event.task_id)
     if run is not None and run.step is not None and run.step.attempt == event.attempt:
-        fail(turn, run, event.message, retryable=True)
-
-
-def broken(turn: Turn, event: TaskBroken) -> None:
-    """A defect of the server: the attempt is given up and the task retried, as for any failure of the server."""
-    run = turn.farm.tasks.get(event.task_id)
-    if run is not None and run.step is not None and run.record.state is not TaskState.PAUSED:
         fail(turn, run, event.message, retryable=True)

@@ -173,9 +173,11 @@ def _next_place(run: TaskRun, step: Step) -> tuple[int, int]:
 
 def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     """The new version is made: commit the round, its assignments and the task's new version as one."""
-    run = turn.farm.task(event.task_id)
-    step = run.step
-    if step is None or step.attempt != event.attempt or step.phase is not StepPhase.COMMIT or step.round is None:
+    run = turn.farm.tasks.get(event.task_id)
+    step = run.step if run else None
+    if run is None or step is None or step.round is None:
+        return
+    if step.attempt != event.attempt or step.phase is not StepPhase.COMMIT:
         return  # an answer about a round that was abandoned since
     metrics = mean_metrics(step.delivered)
     samples = step.delivered_samples

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import inf
 
 from coordinator.ahead import drop_ahead, offer_ahead, wants_ahead
+from coordinator.containment import contained
 from coordinator.decision import Decision
 from coordinator.eligibility import eligible, qualifies
 from coordinator.evaluation import give_up_evaluation, open_evaluation
@@ -27,14 +28,20 @@ LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
 
 
 def schedule(turn: Turn) -> None:
-    """Give free clients to the tasks that wait, in queue order."""
+    """Give free clients to the tasks that wait, in queue order. Each task is served in its own guard."""
     live = {t: run for t, run in turn.farm.tasks.items() if run.record.state in LIVE}
     waiting = [run.record for run in live.values() if _wants_clients(run)]
     for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds):
-        _serve(turn, live[task.task_id], waiting_peers(turn, live[task.task_id], list(live.values())))
+        run = live[task.task_id]
+        contained(turn, run, _serve, run, waiting_peers(turn, run, list(live.values())))
     for run in live.values():
-        if wants_ahead(run) and not any(_waits_to_open(turn, other) for other in live.values()):
-            offer_ahead(turn, run, [c for c in turn.farm.online() if c.slots > 0 and eligible(c, run, turn.now).value])
+        if run.record.spec.recipe.pipeline and not any(_waits_to_open(turn, other) for other in live.values()):
+            contained(turn, run, _serve_ahead, run)
+
+
+def _serve_ahead(turn: Turn, run: TaskRun) -> None:
+    if wants_ahead(run):
+        offer_ahead(turn, run, [c for c in turn.farm.online() if c.slots > 0 and eligible(c, run, turn.now).value])
 
 
 def _waits_to_open(turn: Turn, run: TaskRun) -> bool:
@@ -138,22 +145,27 @@ def nobody(turn: Turn, run: TaskRun) -> str:
 def expire(turn: Turn) -> None:
     """End the leases and steps whose time is up."""
     for run in list(turn.farm.tasks.values()):
-        for lease in list(run.late.values()):
-            if why := overdue(turn, lease, may_replace=False):
-                drop_late(turn, run, lease, why)
-        for lease in list(run.ahead.values()):
-            if why := overdue(turn, lease, may_replace=False):
-                _blame(turn, run, drop_ahead(turn, run, lease, why), why)
-        step = run.step
-        if step is None or step.phase is not StepPhase.COLLECT:
-            continue
-        may_replace = any(c.slots > 0 and eligible(c, run, turn.now).value for c in turn.farm.online())
-        for lease in list(step.leases.values()):
-            if why := overdue(turn, lease, may_replace):
-                _expire_lease(turn, run, lease, why)
-        waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
-        if waited > run.record.spec.recipe.longest_round_seconds:
-            _expire_step(turn, run, step)
+        if run.step is not None or run.late or run.ahead:
+            contained(turn, run, _expire_in, run)
+
+
+def _expire_in(turn: Turn, run: TaskRun) -> None:
+    for lease in list(run.late.values()):
+        if why := overdue(turn, lease, may_replace=False):
+            drop_late(turn, run, lease, why)
+    for lease in list(run.ahead.values()):
+        if why := overdue(turn, lease, may_replace=False):
+            _blame(turn, run, drop_ahead(turn, run, lease, why), why)
+    step = run.step
+    if step is None or step.phase is not StepPhase.COLLECT:
+        return
+    may_replace = any(c.slots > 0 and eligible(c, run, turn.now).value for c in turn.farm.online())
+    for lease in list(step.leases.values()):
+        if why := overdue(turn, lease, may_replace):
+            _expire_lease(turn, run, lease, why)
+    waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
+    if waited > run.record.spec.recipe.longest_round_seconds:
+        _expire_step(turn, run, step)
 
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:

@@ -14,6 +14,10 @@ from coordinator.state import ClientState, TaskRun
 from protocol.rest import ScoreTerm
 
 WEIGHTS: Final = {"throughput": 0.35, "memory": 0.15, "reliability": 0.2, "cached": 0.2, "load": 0.1}
+_MOST_BYTES: Final = 2**63
+_LEAST_GFLOPS: Final = 1e-6
+_MOST_GFLOPS: Final = 1e9
+"""From a machine of the 1950s to an exaflop: anything else is no measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,20 @@ def expected_speeds(run: TaskRun, clients: Sequence[ClientState]) -> dict[str, f
         return measured
     known = [c for c in clients if c.client_id in measured]
     mean_speed = sum(measured.values()) / len(measured) if measured else 1.0
-    rated = [c for c in (known or clients) if c.record.resources.bench_gflops > 0]
-    mean_gflops = sum(c.record.resources.bench_gflops for c in rated) / len(rated) if rated else 0.0
+    rated = [gflops for c in (known or clients) if (gflops := _gflops(c))]
+    mean_gflops = sum(rated) / len(rated) if rated else 0.0
 
     def expected(client: ClientState) -> float:
-        gflops = client.record.resources.bench_gflops
+        gflops = _gflops(client)
         return mean_speed * gflops / mean_gflops if gflops and mean_gflops else mean_speed
 
     return {c.client_id: measured.get(c.client_id, expected(c)) for c in clients}
+
+
+def _gflops(client: ClientState) -> float:
+    """Return what the machine says that it can do; 0 for what no machine can."""
+    gflops = client.record.resources.bench_gflops
+    return gflops if _LEAST_GFLOPS <= gflops <= _MOST_GFLOPS else 0.0
 
 
 def _measured(client: ClientState, run: TaskRun) -> float | None:
@@ -119,12 +129,12 @@ def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, s
         speed=speed,
         measured=_measured(client, run) is not None,
         best_speed=best_speed,
-        free_bytes=client.load.ram_free_bytes or client.record.resources.ram_bytes,
+        free_bytes=min(client.load.ram_free_bytes or client.record.resources.ram_bytes, _MOST_BYTES),
         needed_bytes=needed_ram_bytes(run.record.spec),
         delivered=client.record.delivered,
         failed=client.record.failed,
         cached_bytes=sum(size for digest, size in sizes.items() if digest in client.cached),
         data_bytes=sum(sizes.values()),
-        cpu=client.load.cpu,
+        cpu=client.load.cpu if 0 <= client.load.cpu <= 1 else 1.0,
         held=len(client.held),
     )

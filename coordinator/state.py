@@ -12,7 +12,16 @@ from enum import StrEnum
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
-from coordinator.records import AssignmentRecord, CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
+from coordinator.lifecycle import HELD, AssignmentState
+from coordinator.records import (
+    AssignmentRecord,
+    CheckpointRecord,
+    ClientRecord,
+    RoundRecord,
+    RoundState,
+    SampleRange,
+    TaskRecord,
+)
 from coordinator.retry import RetryPolicy
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.errors import NotFound
@@ -170,6 +179,34 @@ class Step:
 
 
 @dataclass(slots=True)
+class Answered:
+    """A task as the last turn left it, whose answer is being carried out: where a turn that breaks goes back to.
+
+    ``open``: its rounds that are open and its assignments that are not settled, as the ledger has them, by key.
+    """
+
+    record: TaskRecord
+    checkpoint: CheckpointRecord
+    volatile: Volatile | None = None
+    step: Step | None = None
+    open: dict[object, RoundRecord | AssignmentRecord] = field(default_factory=dict)
+
+    def take_in(self, record: object) -> None:
+        """Note what a turn saves of the task."""
+        if isinstance(record, AssignmentRecord):
+            delivered = record.state is AssignmentState.DELIVERED and not record.counted
+            self._keep(record.assignment_id, record, is_open=delivered or record.state in HELD)
+        elif isinstance(record, RoundRecord):
+            self._keep(record.number, record, is_open=record.state is RoundState.OPEN)
+
+    def _keep(self, key: object, record: RoundRecord | AssignmentRecord, *, is_open: bool) -> None:
+        if is_open:
+            self.open[key] = record
+        else:
+            self.open.pop(key, None)
+
+
+@dataclass(slots=True)
 class TaskRun:
     """A task, its newest checkpoint, and the step that is open, if any."""
 
@@ -205,12 +242,33 @@ class TaskRun:
     """When its last durable commit was."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
+    in_flight: set[str] = field(default_factory=set)
+    """Ids of its assignments that clients may still say something about."""
+    answered: Answered = field(init=False)
     _order: tuple[int, list[Shard]] | None = None
+
+    def __post_init__(self) -> None:
+        """A new task goes back to where it began."""
+        self.answered = Answered(self.record, self.checkpoint)
 
     @property
     def task_id(self) -> str:
         """The task's id."""
         return self.record.task_id
+
+    def delivered_ids(self) -> set[str]:
+        """Return the ids of the assignments whose results are here and in no committed round."""
+        records = [*(late.record for late in (*self.late_results, *self.ahead_results.values()))]
+        return {r.assignment_id for r in (*records, *(self.step.delivered if self.step else ()))}
+
+    def unsettled(self) -> set[str]:
+        """Return the ids of all assignments that are held, dormant, or delivered and not yet in a durable round."""
+        ids = {*self.late, *self.ahead} | self.delivered_ids()
+        if self.step is not None:
+            ids |= {*self.step.leases, *self.step.dormant}
+        if self.volatile is not None:
+            ids |= {ack.assignment_id for _, ack in self.volatile.acks}
+        return ids
 
     def ahead_records(self) -> list[AssignmentRecord]:
         """Return what is done ahead of the next round, delivered or not."""
@@ -247,6 +305,8 @@ class Farm:
     """Open when the server stopped."""
     interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)
     """Held when the server stopped."""
+    _homes: dict[str, TaskRun] = field(default_factory=dict)
+    """The tasks of assignments in flight."""
 
     def task(self, task_id: str) -> TaskRun:
         """Return a task. Raises: NotFound."""
@@ -264,46 +324,67 @@ class Farm:
         client = self.clients.get(client_id)
         return client if client and client.online and client.incarnation == incarnation else None
 
+    def know(self, run: TaskRun, assignment_id: str) -> None:
+        """Remember which task an assignment is of, for as long as it is in flight."""
+        run.in_flight.add(assignment_id)
+        self._homes[assignment_id] = run
+
+    def home(self, assignment_id: str) -> TaskRun | None:
+        """Return the task of an assignment that is in flight."""
+        return self._homes.get(assignment_id)
+
+    def settle(self, run: TaskRun) -> None:
+        """End a turn of a task: what it is now is what a turn that breaks goes back to."""
+        answered = run.answered
+        if answered.step is not run.step:
+            unsettled = run.unsettled()
+            for assignment_id in run.in_flight - unsettled:
+                self._homes.pop(assignment_id, None)
+                answered.open.pop(assignment_id, None)
+            run.in_flight = unsettled
+        answered.record, answered.checkpoint = run.record, run.checkpoint
+        answered.volatile, answered.step = run.volatile, run.step
+
     def lease(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, Lease] | None:
         """Find a lease that is still held under that fencing token."""
-        for run in self.tasks.values():
-            step = run.step
-            if step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
-                return run, step, lease
+        run = self.home(assignment_id)
+        step = run.step if run else None
+        if run and step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
+            return run, step, lease
         return None
 
     def late(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
         """Find a late assignment that is still held under that fencing token."""
-        for run in self.tasks.values():
-            if (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
-                return run, lease
+        run = self.home(assignment_id)
+        if run and (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
+            return run, lease
         return None
 
     def ahead(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
         """Find a part of a round to come that is held under that fencing token."""
-        for run in self.tasks.values():
-            if (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
-                return run, lease
+        run = self.home(assignment_id)
+        if run and (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
+            return run, lease
         return None
 
     def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
         """Find an assignment whose client went away and may come back, under that fencing token."""
-        for run in self.tasks.values():
-            step = run.step
-            if step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
-                return run, step, record
+        run = self.home(assignment_id)
+        step = run.step if run else None
+        if run and step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
+            return run, step, record
         return None
 
     def is_delivered(self, assignment_id: str) -> bool:
         """Whether the assignment's update is here already, and no durable round contains it yet."""
-        for run in self.tasks.values():
-            waiting = (*run.late_results, *run.ahead_results.values())
-            records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
-            if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
-                return True
-            if run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks):
-                return True
-        return False
+        run = self.home(assignment_id)
+        if run is None:
+            return False
+        waiting = (*run.late_results, *run.ahead_results.values())
+        records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
+        if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
+            return True
+        return bool(run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks))
 
     def next_fence(self, now: float) -> int:
         """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""

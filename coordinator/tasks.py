@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import Action, TaskAction, TaskSubmitted
 from coordinator.lateness import drop_all_late
-from coordinator.lifecycle import IllegalTransition, TaskState
+from coordinator.lifecycle import IllegalTransition, TaskState, move_task
 from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
@@ -16,6 +18,13 @@ from coordinator.state import StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.errors import Conflict
 from protocol.messages import Pause, Resume
+
+_GOALS: Final = {
+    Action.PAUSE: TaskState.PAUSED,
+    Action.RESUME: TaskState.RUNNING,
+    Action.CANCEL: TaskState.CANCELLED,
+    Action.RETRY: TaskState.PENDING,
+}
 
 
 def new_run(record: TaskRecord, checkpoint: CheckpointRecord | None = None) -> TaskRun:
@@ -41,10 +50,14 @@ def initial_checkpoint(task: TaskRecord) -> CheckpointRecord:
     )
 
 
-def submit(turn: Turn, event: TaskSubmitted) -> None:
-    """Take a new task into the queue. Raises: Conflict if the id is taken."""
+def check_submission(turn: Turn, event: TaskSubmitted) -> None:
+    """Refuse what can't be taken, before anything changes. Raises: Conflict if the id is taken."""
     if event.task_id in turn.farm.tasks:
         raise Conflict(f"there is a task {event.task_id} already")
+
+
+def submit(turn: Turn, event: TaskSubmitted) -> None:
+    """Take a new task into the queue."""
     record = TaskRecord(
         task_id=event.task_id,
         spec=event.spec,
@@ -58,10 +71,16 @@ def submit(turn: Turn, event: TaskSubmitted) -> None:
     turn.note("task_submitted", f"{event.spec.submitter} submitted {event.spec.name}", run)
 
 
-def act(turn: Turn, event: TaskAction) -> None:
-    """Do what a person asked of a task. Raises: NotFound, IllegalTransition."""
+def check_action(turn: Turn, event: TaskAction) -> None:
+    """Refuse what the task's state forbids, before anything changes. Raises: NotFound, IllegalTransition."""
     run = turn.farm.task(event.task_id)
     _check_may(run, event.action)
+    move_task(run.task_id, run.record.state, _GOALS[event.action])
+
+
+def act(turn: Turn, event: TaskAction) -> None:
+    """Do what a person asked of a task, and ``check_action`` allows."""
+    run = turn.farm.task(event.task_id)
     by = f" by {event.by}" if event.by else ""
     match event.action:
         case Action.PAUSE:
@@ -109,6 +128,8 @@ def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
 
 def complete(turn: Turn, run: TaskRun) -> None:
     """The recipe is fulfilled."""
+    if run.record.state is TaskState.PENDING:  # its last attempt ended when all was trained already
+        turn.move(run, TaskState.ASSIGNED, "nothing is left to train")
     if run.record.state is TaskState.ASSIGNED:
         turn.move(run, TaskState.RUNNING, "its last evaluation was given up")
     turn.move(run, TaskState.COMPLETED, f"trained {run.record.version} rounds", finished_at=turn.now)
@@ -141,6 +162,11 @@ def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
     stop_work(turn, run, error)
     run.code_failures.clear()
     run.failures = 0
+    end_attempt(turn, run, error, retryable)
+
+
+def end_attempt(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
+    """Fail a task on which nobody works any more; see ``fail``."""
     turn.move(run, TaskState.FAILED, error, error=error, finished_at=turn.now)
     retries = run.record.retries + 1
     if not retryable or retries > run.record.spec.recipe.max_retries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 
 @dataclass(slots=True)
@@ -14,7 +15,9 @@ class MovingAverage:
     """The share of the newest measurement."""
 
     def add(self, measured: float) -> None:
-        """Take in one measurement."""
+        """Take in one measurement; what is no number leaves it as it is."""
+        if not isfinite(measured):
+            return
         self.value = measured if self.value is None else self.value + self.weight * (measured - self.value)
 
 
@@ -27,8 +30,8 @@ class DecayingSum:
     at: float = 0.0
 
     def add(self, amount: float, now: float) -> None:
-        """Add ``amount`` as of ``now``."""
-        self.total = self.read(now) + amount
+        """Add ``amount`` as of ``now``; what is no amount adds nothing."""
+        self.total = self.read(now) + (amount if 0 < amount < inf else 0.0)
         self.at = now
 
     def read(self, now: float) -> float:

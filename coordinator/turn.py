@@ -8,6 +8,7 @@ from typing import Any
 
 from coordinator.commands import Command, Save, Send
 from coordinator.durability import Volatile
+from coordinator.events import AssignmentFailed, ResultArrived
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
     AssignmentRecord,
@@ -34,27 +35,67 @@ class Turn:
     new_id: Callable[[], str]
     draw: Callable[[], float]
     now: float
+    cause: str = ""
+    """The name of the event, for reports."""
+    stake: ResultArrived | AssignmentFailed | None = None
+    """What a client waits to hear of: if the rule breaks, it is told that this does not count."""
+    slots_before: int = 0
+    """The free slots of the client that has ``stake``, before the rule."""
     _records: dict[tuple[type, object], Record] = field(default_factory=dict)
+    _released: dict[tuple[type, object], Record] = field(default_factory=dict)
+    """Saved too, unless this turn has anything newer: what was held back of a task until now."""
     _entries: list[Entry] = field(default_factory=list)
+    _released_entries: list[Entry] = field(default_factory=list)
     _commands: list[Command] = field(default_factory=list)
+
+    def apart(self) -> Turn:
+        """Return an empty turn of the same moment; ``take_in`` adds its answer, and without that it leaves none."""
+        return Turn(self.farm, self.settings, self.new_id, self.draw, self.now, self.cause)
+
+    def take_in(self, part: Turn) -> None:
+        """Add all that a part of this turn decided."""
+        self._records |= part._records
+        self._released = {**part._released, **self._released}
+        self._entries += part._entries
+        self._released_entries += part._released_entries
+        self._commands += part._commands
+
+    def settle(self, run: TaskRun) -> None:
+        """End this part of a turn, which is about one task: what the task is now is what a later part goes back to."""
+        for record in self._records.values():
+            if _task_of(record) == run.task_id:
+                run.answered.take_in(record)
+        self.farm.settle(run)
+        if run.volatile is not None:
+            self._hold_back(run, run.volatile)
+
+    def put_at_stake(self, event: ResultArrived | AssignmentFailed) -> None:
+        """Note what a client waits to hear of, and the free slots that it has before anything changes."""
+        if self.stake is None:
+            client = self.farm.clients.get(event.client_id)
+            self.stake, self.slots_before = event, client.slots if client else 0
+
+    def drafts(self) -> tuple[Mapping[tuple[type, object], Record], Iterable[Command]]:
+        """Return what would be saved and done if the turn ended now."""
+        return self._records, self._commands
 
     def save(self, record: Record) -> None:
         """Keep a record; of several versions in one turn the last one is written."""
         self._records[type(record), _key(record)] = record
 
     def release(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
-        """Save what was held back of a task; what this turn saved already is newer."""
-        self._records = {**records, **self._records}
-        self._entries = [*entries, *self._entries]
+        """Save what was held back of a task; what this turn saves itself is newer."""
+        self._released |= records
+        self._released_entries += entries
 
     def release_uncounted(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
         """Save what is left of rounds that were rolled back: that they were tried, and what the code printed."""
         for key, record in records.items():
             if isinstance(record, AssignmentRecord):
-                self._records.setdefault(key, replace(record, counted=False, counted_in=None))
+                self._released[key] = replace(record, counted=False, counted_in=None)
             elif isinstance(record, RoundRecord):
-                self._records.setdefault(key, replace(record, state=RoundState.ABANDONED))
-        self._entries = [*(entry for entry in entries if isinstance(entry, LogRecord)), *self._entries]
+                self._released[key] = replace(record, state=RoundState.ABANDONED)
+        self._released_entries += [entry for entry in entries if isinstance(entry, LogRecord)]
 
     def do(self, command: Command) -> None:
         """Ask for something, after what was saved in this turn is durable."""
@@ -124,12 +165,10 @@ class Turn:
 
     def answer(self) -> list[Command]:
         """Return the commands: one ``Save`` first, if anything is to be kept now."""
-        for run in self.farm.tasks.values():
-            if run.volatile is not None:
-                self._hold_back(run, run.volatile)
-        if not self._records and not self._entries:
+        records, entries = {**self._released, **self._records}, (*self._released_entries, *self._entries)
+        if not records and not entries:
             return self._commands
-        return [Save(tuple(self._records.values()), tuple(self._entries)), *self._commands]
+        return [Save(tuple(records.values()), entries), *self._commands]
 
 
 def _task_of(item: Record | Entry) -> str | None:

@@ -115,7 +115,7 @@ class Farm:
         )
         self._placements = Placements()
         self._placements.restore(snapshot.assignments)
-        self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out, self._task_of)
+        self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
         self._loop = asyncio.get_running_loop()
         self._restored = bool(snapshot.tasks)
         self._background: list[asyncio.Task[None]] = []
@@ -314,12 +314,6 @@ class Farm:
 
     def _carry_out(self, command: Command) -> None:
         self._doers[type(command)](command)
-
-    def _task_of(self, event: Event) -> str | None:
-        """Name the task that an event is about, as far as the event says."""
-        task_id: str | None = getattr(event, "task_id", None)
-        placement = self._placements.find_any(getattr(event, "assignment_id", ""))
-        return task_id or (placement.task_id if placement else None)
 
     def _ring(self, entries: Sequence[Entry]) -> None:
         self.alarms.hear(entries)

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from coordinator.commands import Command, Save
-from coordinator.events import Event, TaskBroken
+from coordinator.commands import Command, ReportDefect, Save
+from coordinator.events import Event
 from coordinator.records import EventRecord
 from farm_server.clock import Clock
 from farm_server.journal import Journal
@@ -35,23 +35,14 @@ class Mind(Protocol):
 class Runtime:
     """Feeds one coordinator. Use it from the event loop only; threads come in by ``call_soon_threadsafe``.
 
-    ``carry_out`` does every command except ``Save`` and must not block. ``task_of`` names the task that an event
-    is about, if it can: a defect met there fails that task's attempt and nothing else.
+    ``carry_out`` does every command except ``Save`` and ``ReportDefect``, and must not block.
     """
 
-    def __init__(
-        self,
-        mind: Mind,
-        clock: Clock,
-        journal: Journal,
-        carry_out: Callable[[Command], None],
-        task_of: Callable[[Event], str | None] = lambda _: None,
-    ) -> None:
+    def __init__(self, mind: Mind, clock: Clock, journal: Journal, carry_out: Callable[[Command], None]) -> None:
         self._mind = mind
         self._clock = clock
         self._journal = journal
         self._carry_out = carry_out
-        self._task_of = task_of
         self._known_defects: set[str] = set()
         self._queue: deque[Command | asyncio.Future[None]] = deque()
         self._advancing = False
@@ -64,22 +55,26 @@ class Runtime:
     def post(self, event: Event) -> None:
         """Tell the coordinator of a fact; what it refuses is logged, for there is nobody to tell."""
         try:
-            self._handle(event)
+            self.enqueue(self._mind.handle(event, self._clock.now()))
         except FarmError as error:
             _log.warning("event refused", event_type=type(event).__name__, code=error.code, error=error.message)
         except Exception as error:
             # one event that trips over a defect must not take the farm down with it
-            _log.exception("event not handled", event_type=type(event).__name__)
-            self._contain(event, error)
+            message = f"the server has a defect: {type(error).__name__}: {error} (at {type(event).__name__})"
+            self._report(ReportDefect(None, f"{message}; see its log", error))
 
     async def ask(self, event: Event) -> None:
         """Tell the coordinator what a person wants; return once all that it decided is durable.
 
-        Raises: FarmError from the coordinator. Unavailable if the ledger can't be written.
+        Raises: FarmError from the coordinator, and for a defect that it met in doing so. Unavailable if the ledger
+        can't be written.
         """
         if self._journal.failure is not None:
             raise Unavailable(f"{self._journal.failure}; try again when the server's operator has made room")
-        saved = self._handle(event)
+        commands = self._mind.handle(event, self._clock.now())
+        saved = self.enqueue(commands)
+        if (defect := _defect_of(event, commands)) is not None:
+            raise FarmError(defect.message)
         if saved is None:
             return
         try:
@@ -93,19 +88,13 @@ class Runtime:
         if saves:
             await asyncio.wait(saves[-1:], timeout=_SETTLED_WITHIN_SECONDS)
 
-    def _contain(self, event: Event, error: Exception) -> None:
-        """Make a defect visible, and end the attempt of the task that met it: it is retried, then FAILED."""
-        task_id = self._task_of(event)
-        message = f"the server has a defect: {type(error).__name__}: {error} (at {type(event).__name__}); see its log"
-        if message not in self._known_defects:
-            self._known_defects.add(message)
-            self._journal.submit((), (EventRecord(self._clock.now(), "server_defect", message, task_id),))
-        if task_id is not None and not isinstance(event, TaskBroken):
-            self.post(TaskBroken(task_id, message))
-
-    def _handle(self, event: Event) -> asyncio.Future[None] | None:
-        """Handle one event and queue its commands; return the last save's future."""
-        return self.enqueue(self._mind.handle(event, self._clock.now()))
+    def _report(self, defect: ReportDefect) -> None:
+        """Make a defect visible: with its traceback in the log, and once as an event."""
+        _log.error("the server has a defect", task=defect.task_id, error=defect.message, exc_info=defect.error)
+        if defect.message not in self._known_defects:
+            self._known_defects.add(defect.message)
+            event = EventRecord(self._clock.now(), "server_defect", defect.message, defect.task_id)
+            self._journal.submit((), (event,))
 
     def enqueue(self, commands: Sequence[Command]) -> asyncio.Future[None] | None:
         """Carry out commands in order, after all earlier ones; return the last save's future."""
@@ -115,6 +104,8 @@ class Runtime:
                 saved = self._journal.submit(command.records, command.entries)
                 saved.add_done_callback(self._saved)
                 self._queue.append(saved)
+            elif isinstance(command, ReportDefect):
+                self._report(command)
             else:
                 self._queue.append(command)
         self._advance()
@@ -148,3 +139,9 @@ class Runtime:
         except Exception:
             # the next command still must run: it may belong to another task
             _log.exception("command not carried out", command=type(command).__name__)
+
+
+def _defect_of(event: Event, commands: Sequence[Command]) -> ReportDefect | None:
+    """Return the defect that kept a request from being done, if one did."""
+    task_id = getattr(event, "task_id", None)
+    return next((c for c in commands if isinstance(c, ReportDefect) and task_id and c.task_id == task_id), None)

@@ -10,7 +10,17 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from coordinator.commands import Command, CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask, Save, Send
+from coordinator.commands import (
+    Command,
+    CommitRound,
+    DropRound,
+    Fold,
+    OpenRound,
+    ReleaseTask,
+    ReportDefect,
+    Save,
+    Send,
+)
 from coordinator.engine import Coordinator
 from coordinator.events import (
     AssignmentAccepted,
@@ -192,6 +202,9 @@ class Simulation:
         self.open: dict[str, tuple[int, int]] = {}
         self.folded: dict[str, list[tuple[str, int]]] = {}
         self.counted_in: dict[str, int] = {}
+        self.defects: list[ReportDefect] = []
+        self.expects_defects = False
+        """Whether a test plants defects; any other is an error."""
         self.hold_commits = False
         self.delta_bytes = 0
         self.weights_size: dict[str, int] = {}
@@ -246,10 +259,15 @@ class Simulation:
                 self.pending_commits.append(command)
                 if not self.hold_commits:
                     self.finish_commits()
-            case DropRound():
+            case DropRound() | ReleaseTask():
                 self.open.pop(command.task_id, None)
-            case DropUpdate() | ReleaseTask():
-                pass
+            case ReportDefect():
+                self._report(command)
+
+    def _report(self, command: ReportDefect) -> None:
+        self.defects.append(command)
+        if not self.expects_defects:
+            raise AssertionError(command.message) from command.error
 
     def _save(self, command: Save) -> None:
         self.ledger.save(command)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 
-from coordinator.commands import Command, ReleaseTask, Save
-from coordinator.events import Action, AggregationFailed, Event, TaskAction, TaskBroken, Tick
+from coordinator.commands import Command, ReleaseTask, ReportDefect, Save
+from coordinator.events import Action, Event, TaskAction, Tick
 from coordinator.records import Entry
 from farm_server.journal import Journal
 from farm_server.runtime import Runtime
-from protocol.errors import NotFound, Unavailable
+from protocol.errors import FarmError, NotFound, Unavailable
 from tests.farm_server.test_journal import record
 
 
@@ -59,9 +60,7 @@ class Stage:
         self.ledger = SlowLedger()
         self.journal = Journal(self.ledger, lambda entries: None)
         self.mind = Script(*answers)
-        self.runtime = Runtime(
-            self.mind, StillClock(), self.journal, self._carry_out, lambda event: getattr(event, "task_id", None)
-        )
+        self.runtime = Runtime(self.mind, StillClock(), self.journal, self._carry_out)
         self.journal.start()
 
     def _carry_out(self, command: Command) -> None:
@@ -98,26 +97,40 @@ async def test_an_event_that_is_refused_does_not_stop_the_loop():
     await stage.journal.close()
 
 
-async def test_a_defect_is_one_event_and_fails_the_attempt_of_the_task_that_met_it():
-    failed = AggregationFailed("t", 3, 1, "why")
-    stage = Stage(RuntimeError("a defect"), [release("broken")], RuntimeError("a defect"), [release("again")])
-    stage.runtime.post(failed)
-    stage.runtime.post(failed)
-    assert stage.done == ["broken", "again"]
-    assert [type(e) for e in stage.mind.events] == [AggregationFailed, TaskBroken] * 2
-    assert "RuntimeError: a defect" in stage.mind.events[1].message
+def defect(task_id: str | None = "t") -> ReportDefect:
+    return ReportDefect(task_id, "the server has a defect: RuntimeError: a defect", RuntimeError("a defect"))
+
+
+async def test_a_defect_is_logged_with_its_traceback_and_is_one_event_however_often():
+    stage = Stage([defect(), release("first")], [defect(), release("second")])
+    with structlog.testing.capture_logs() as lines:
+        stage.runtime.post(Tick())
+        stage.runtime.post(Tick())
+    assert stage.done == ["first", "second"]
+    assert [type(line["exc_info"]) for line in lines] == [RuntimeError, RuntimeError]
     save = await stage.ledger.asked.get()
-    assert [(e.kind, e.task_id) for e in stage.ledger.entries] == [("server_defect", "t")], "once, however often"
+    assert [(e.kind, e.task_id) for e in stage.ledger.entries] == [("server_defect", "t")]
     save.set_result(None)
     await stage.journal.close()
 
 
-async def test_a_defect_in_ending_an_attempt_does_not_go_round_in_circles():
-    stage = Stage(RuntimeError("a defect"), RuntimeError("another"), [release("next")])
-    stage.runtime.post(AggregationFailed("t", 3, 1, "why"))
+async def test_an_event_that_is_not_handled_is_a_defect_and_the_next_one_is_handled():
+    stage = Stage(RuntimeError("a defect"), [release("next")])
+    stage.runtime.post(Tick())
     stage.runtime.post(Tick())
     assert stage.done == ["next"]
-    (await stage.ledger.asked.get()).set_result(None)
+    save = await stage.ledger.asked.get()
+    assert "RuntimeError: a defect (at Tick)" in stage.ledger.entries[0].message
+    save.set_result(None)
+    await stage.journal.close()
+
+
+async def test_a_person_whose_request_met_a_defect_is_not_told_that_it_is_done():
+    stage = Stage([defect("t"), release("given up")], [defect("another"), release("done")])
+    with pytest.raises(FarmError, match="a defect"):
+        await stage.runtime.ask(TaskAction("t", Action.PAUSE))
+    await stage.runtime.ask(TaskAction("t", Action.PAUSE))
+    assert stage.done == ["given up", "done"]
     (await stage.ledger.asked.get()).set_result(None)
     await stage.journal.close()
 

@@ -50,6 +50,16 @@ class Aggregator:
         """Delete a spooled update, unless another result brought the same one."""
         self._release(command.update)
 
+    def forgotten(self) -> list[str]:
+        """Return the digests of spooled updates that no job will fold or delete."""
+        known = Counter(
+            job.update.digest
+            for task in self._tasks.values()
+            for job in (*task.jobs, *task.folded)
+            if isinstance(job, Fold)
+        )
+        return [digest for digest, count in (self._spooled - known).items() if count > 0]
+
     def submit(self, job: Job) -> None:
         """Queue a job behind the others of its task."""
         task = self._tasks.setdefault(job.task_id, _Task())

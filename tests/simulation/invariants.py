@@ -99,8 +99,8 @@ def _check_fold(server: Server, command: Fold) -> None:
     attempt, last = audit.folds[key]
     run = server.coordinator._farm.tasks[command.task_id]
     check(attempt == command.attempt, f"{command.assignment_id} is folded into a round that is not open")
-    position = (
-        next(r.position for r in run.step.delivered if r.assignment_id == command.assignment_id) if run.step else 0
-    )
+    if run.step is None:  # a later part of this turn gave the round up
+        return
+    position = next(r.position for r in run.step.delivered if r.assignment_id == command.assignment_id)
     check(position > last, f"{command.assignment_id} is folded at {position}, after {last}")
     audit.folds[key] = (attempt, position)

@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 
-from coordinator import ahead, engine, fleet, offers, recovery, results, rounds, scheduling, tasks, views
+from coordinator import (
+    ahead,
+    engine,
+    failures,
+    fleet,
+    offers,
+    planning,
+    recovery,
+    results,
+    rounds,
+    scheduling,
+    tasks,
+    views,
+)
 from coordinator.commands import Fold, Save
 from coordinator.records import AssignmentRecord
 from coordinator.state import Farm
@@ -152,7 +165,8 @@ def free_a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def never_settle_the_refused(patch: pytest.MonkeyPatch) -> None:
     """A client is not told that nobody wants its result."""
-    patch.setattr(results, "_settle_uncounted", lambda *_args: None)
+    patch.setattr(results, "settle_uncounted", lambda *_args: None)
+    patch.setattr(failures, "settle_uncounted", lambda *_args: None)
 
 
 def say_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -232,7 +246,75 @@ def roll_nothing_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tasks, "roll_back", lambda _turn, run, _why: setattr(run, "volatile", None))
 
 
+def part_out_too_little(patch: pytest.MonkeyPatch) -> None:
+    """The last client's part lacks a sample."""
+    shares = rounds.shares
+
+    def short(*arguments: Any) -> dict[str, int]:
+        sizes = shares(*arguments)
+        last = next(reversed(sizes))
+        return {**sizes, last: max(sizes[last] - 1, 1)}
+
+    patch.setattr(rounds, "shares", short)
+
+
+def cut_at_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
+    """Each client's part begins with the first sample of the round."""
+    patch.setattr(rounds, "cut", lambda ranges, sizes: [planning.head_of(ranges, n) for n in sizes])
+
+
+def plan_the_same_samples_again(patch: pytest.MonkeyPatch) -> None:
+    """The cursor of an epoch does not move on."""
+    plan = rounds.plan_round
+    patch.setattr(rounds, "plan_round", lambda run, n: replace(plan(run, n), next_cursor=run.record.cursor))
+
+
+def give_work_to_the_busy(patch: pytest.MonkeyPatch) -> None:
+    """A client gets a part without having a slot for it."""
+    offer = offers.offer
+
+    def crowd(turn: Turn, run: Any, client: Any, *more: Any) -> None:
+        client.slots += 1
+        offer(turn, run, client, *more)
+
+    patch.setattr(rounds, "offer", crowd)
+
+
+def open_a_round_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    """What was lost is offered to nobody any more."""
+    patch.setattr(scheduling, "_offer_again", lambda *_args: None)
+
+
+def answer_half(patch: pytest.MonkeyPatch) -> None:
+    """The answer of a turn lacks its last command."""
+    answer = Turn.answer
+
+    def short(turn: Turn) -> list[Any]:
+        commands = answer(turn)
+        return commands[:-1] if len(commands) > 3 else commands
+
+    patch.setattr(Turn, "answer", short)
+
+
+def settle_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Assignments are forgotten while clients work on them."""
+    settle = Farm.settle
+
+    def forgetful(farm: Any, run: Any) -> None:
+        settle(farm, run)
+        farm._homes.clear()
+
+    patch.setattr(Farm, "settle", forgetful)
+
+
 MUTANTS: tuple[Mutant, ...] = (
+    part_out_too_little,
+    cut_at_the_wrong_place,
+    plan_the_same_samples_again,
+    give_work_to_the_busy,
+    open_a_round_for_nobody,
+    answer_half,
+    settle_nothing,
     fold_twice,
     fold_in_order_of_arrival,
     lose_parts,

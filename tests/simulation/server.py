@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from coordinator.commands import Command, CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask, Save, Send
+from coordinator.commands import (
+    Command,
+    CommitRound,
+    DropRound,
+    DropUpdate,
+    Fold,
+    OpenRound,
+    ReleaseTask,
+    ReportDefect,
+    Save,
+    Send,
+)
 from coordinator.engine import Coordinator
 from coordinator.events import (
     AssignmentFailed,
@@ -28,7 +39,7 @@ from tests.simulation.aggregator import Aggregator
 from tests.simulation.durable import Journal, Ticket
 from tests.simulation.invariants import check_command, check_farm
 from tests.simulation.network import Connection
-from tests.simulation.violation import Violation, check
+from tests.simulation.violation import Planted, Violation, check
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -141,6 +152,11 @@ class Server:
             return error.message
         return None
 
+    def forgotten_updates(self) -> list[str]:
+        """Return the updates that lie on the disk for ever, while all tasks have ended."""
+        waiting = {command.update.digest for command in self._queue if isinstance(command, Fold | DropUpdate)}
+        return [digest for digest in self._aggregator.forgotten() if digest not in waiting]
+
     def post(self, event: Event) -> None:
         """Tell the coordinator of a fact, which it has no reason to refuse."""
         if self.crashed:
@@ -156,6 +172,8 @@ class Server:
         commands = self.coordinator.handle(event, self.world.server_now())
         self.world.events += 1
         for number, command in enumerate(commands):
+            if isinstance(command, ReportDefect) and not isinstance(command.error, Planted):
+                raise Violation(command.message) from command.error
             check(not isinstance(command, Save) or number == 0, "one Save comes first")
             check_command(self, command)
             self._queue.append(self._journal.submit(command) if isinstance(command, Save) else command)

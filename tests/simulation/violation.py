@@ -9,3 +9,7 @@ def check(holds: bool, promise: str) -> None:
     """Raise Violation with the promise, unless it holds."""
     if not holds:
         raise Violation(promise)
+
+
+class Planted(Exception):
+    """An error that a test plants in the farm's rules, to see that the farm contains it."""

@@ -162,6 +162,8 @@ class World:
                 self._check_books(task.task_id)
         held = [a.assignment_id for a in self.ledger.assignments.values() if a.state in HELD]
         check(not held, f"nobody will ever settle {held}")
+        forgotten = self.server.forgotten_updates() if self.server is not None else []
+        check(not forgotten, f"nobody will ever delete the updates {forgotten}")
         rounds = [key for key, r in self.ledger.rounds.items() if r.state is RoundState.OPEN]
         check(not rounds, f"rounds {rounds} stay open for ever")
 

@@ -1,0 +1,141 @@
+"""What breaks in one task's rules ends that task's attempt, and nothing else.
+
+Each task is served in a part of the turn of its own. If a rule raises there, that part is thrown away whole: the task
+goes back to what the last turn left, as after a restart of the server; its open round is abandoned, its clients are
+told to stop, and it fails, to be tried again as after any failure of the server. All other tasks go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Concatenate, ParamSpec
+
+from coordinator.commands import Command, DropUpdate, Fold, ReleaseTask, ReportDefect
+from coordinator.durability import roll_back
+from coordinator.events import AssignmentFailed, ResultArrived
+from coordinator.lifecycle import ACTIVE, HELD, AssignmentState, move_assignment
+from coordinator.records import AssignmentRecord, RoundState
+from coordinator.rounds import evaluation_is_due
+from coordinator.state import TaskRun
+from coordinator.tasks import end_attempt
+from coordinator.turn import Turn
+from protocol.messages import Ack, Cancel, Pause
+from protocol.tasks import BlobRef
+
+P = ParamSpec("P")
+
+
+def contained(
+    turn: Turn, run: TaskRun, rule: Callable[Concatenate[Turn, P], None], *args: P.args, **kwargs: P.kwargs
+) -> bool:
+    """Apply a rule to one task; return whether it held. If it raises, nothing of it remains and the task fails."""
+    part = turn.apart()
+    try:
+        rule(part, *args, **kwargs)
+        part.settle(run)
+    except Exception as error:
+        _quarantine(turn, run, part, error)
+        return False
+    turn.take_in(part)
+    return True
+
+
+def describe(turn: Turn, error: Exception) -> str:
+    """Say in a line what broke."""
+    return f"the server has a defect: {type(error).__name__}: {error} (at {turn.cause}); see its log"
+
+
+def _quarantine(turn: Turn, run: TaskRun, broken: Turn, error: Exception) -> None:
+    why = describe(turn, error)
+    part = turn.apart()
+    try:
+        _give_up(part, run, broken, why)
+        part.settle(run)
+    except Exception as second:
+        # nothing can be done for it before the next start of the server; the others must go on all the same
+        turn.do(ReportDefect(run.task_id, f"{describe(turn, second)}; its task stands until a restart", second))
+        turn.farm.tasks.pop(run.task_id, None)
+    else:
+        turn.take_in(part)
+    turn.do(ReportDefect(run.task_id, why, error))
+
+
+def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
+    records, commands = broken.drafts()
+    answered, delivered, stake = run.answered, run.delivered_ids(), broken.stake
+    unsettled = _unsettled_updates(run, commands, stake)
+    _return_slots(turn, run, [r for r in records.values() if isinstance(r, AssignmentRecord)])
+    _forget_the_attempt(run)
+    for update in unsettled:
+        turn.do(DropUpdate(update))
+    for record in list(answered.open.values()):
+        if isinstance(record, AssignmentRecord):
+            told = stake is not None and stake.assignment_id == record.assignment_id
+            _settle(turn, record, told or record.assignment_id in delivered, why)
+        else:
+            turn.save(replace(record, state=RoundState.ABANDONED))
+    if stake is not None and (client := turn.farm.current(stake.client_id, stake.incarnation)) is not None:
+        client.slots = broken.slots_before  # it says itself what else it can take
+        if stake.assignment_id not in answered.open:
+            ack = Ack(assignment_id=stake.assignment_id, fence=stake.fence, counted=False, message=why)
+            turn.send(client, ack)
+    roll_back(turn, run, why)
+    run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
+    for client_id in sorted(run.participants):
+        turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
+    turn.do(ReleaseTask(run.task_id))
+    if run.record.state in ACTIVE:
+        end_attempt(turn, run, why, retryable=True)
+
+
+def _unsettled_updates(
+    run: TaskRun, commands: Iterable[Command], stake: ResultArrived | AssignmentFailed | None
+) -> list[BlobRef]:
+    """Return the updates that nobody will fold any more, each once."""
+    updates = [late.update for late in (*run.late_results, *run.ahead_results.values())]
+    updates += [delta.blob for delta in run.deltas]
+    if run.step is not None:
+        updates += run.step.updates.values()
+    updates += [command.update for command in commands if isinstance(command, Fold | DropUpdate)]
+    if isinstance(stake, ResultArrived) and stake.update is not None:
+        updates.append(stake.update)
+    return list({id(update): update for update in updates}.values())
+
+
+def _return_slots(turn: Turn, run: TaskRun, drafts: list[AssignmentRecord]) -> None:
+    """Take all of the task's assignments off its clients; an offer that never went out takes no slot."""
+    for record in drafts:
+        client = turn.farm.clients.get(record.client_id)
+        if client is not None and record.state is AssignmentState.OFFERED:
+            client.slots += record.assignment_id not in run.answered.open
+    for client in turn.farm.clients.values():
+        if gone := client.held & run.in_flight:
+            client.held -= gone
+            client.freed_at = turn.now
+
+
+def _forget_the_attempt(run: TaskRun) -> None:
+    """Go back to what the last turn left, without the round that was open."""
+    answered = run.answered
+    run.record, run.checkpoint, run.volatile = answered.record, answered.checkpoint, answered.volatile
+    run.step = None
+    run.late.clear()
+    run.late_results.clear()
+    run.ahead.clear()
+    run.ahead_results.clear()
+    run.deltas.clear()
+    run.code_failures.clear()
+    run.failures = 0
+
+
+def _settle(turn: Turn, record: AssignmentRecord, is_delivered: bool, why: str) -> None:
+    """Nothing of an assignment counts; its client is told, if it is there."""
+    if record.state in HELD:
+        state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
+        turn.save(replace(record, state=state, error=why))
+    client = turn.farm.clients[record.client_id]
+    if is_delivered:
+        turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why))
+    elif client.incarnation == record.incarnation:
+        turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))

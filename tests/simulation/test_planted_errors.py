@@ -1,0 +1,85 @@
+"""Errors planted at random into scheduling, planning, offering and counting: every promise holds all the same."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from coordinator import ahead, containment, durability, evaluation, fleet, offers, results, rounds, scheduling
+from tests.simulation.violation import Planted, Violation
+from tests.simulation.world import run_seed
+
+SEEDS = 100
+ONE_IN = 200
+PLACES = (
+    (scheduling, "choose"),
+    (scheduling, "open_round"),
+    (scheduling, "_offer_again"),
+    (scheduling, "complete"),
+    (scheduling, "_expire_lease"),
+    (rounds, "offer"),
+    (rounds, "by_affinity"),
+    (rounds, "shares"),
+    (rounds, "plan_round"),
+    (rounds, "take_up"),
+    (rounds, "join_round"),
+    (rounds, "become_durable"),
+    (rounds, "announce"),
+    (evaluation, "part_out"),
+    (ahead, "offer"),
+    (fleet, "suspend"),
+    (fleet, "adopt"),
+    (offers, "release"),
+    (results, "_done"),
+    (results, "_deliver"),
+    (results, "commit"),
+    (results, "finish_evaluation"),
+    (results, "arrive_late"),
+    (results, "arrive_ahead"),
+    (results, "renew"),
+    (durability, "must_be_durable"),
+)
+
+
+def plant(patch: pytest.MonkeyPatch, place: Any, name: str, rng: Random) -> None:
+    """Let a rule raise now and then, before it did anything or after it did all."""
+    rule = getattr(place, name)
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        if not rng.randrange(ONE_IN):
+            raise Planted(f"before {name}")
+        answer = rule(*arguments, **named)
+        if not rng.randrange(ONE_IN):
+            raise Planted(f"after {name}")
+        return answer
+
+    patch.setattr(place, name, broken)
+
+
+def run_with_errors(seed: int, patch: pytest.MonkeyPatch) -> int:
+    rng = Random(seed)
+    for place, name in PLACES:
+        plant(patch, place, name, rng)
+    return run_seed(seed).events
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_every_promise_holds_though_rules_raise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_with_errors(seed, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["_forget_the_attempt", "_return_slots", "_settle", "_unsettled_updates", "roll_back"])
+def test_a_broken_turn_that_leaves_traces_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, name, lambda *_: ())
+    assert any(breaks(seed) for seed in range(200)), name
+
+
+def breaks(seed: int) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            run_with_errors(seed, patch)
+        except Violation:
+            return True
+    return False
