@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
 from farm_server.settings import ServerSettings
+from protocol.terminal_text import one_line, plain_text
 
 
 def configure_logs(settings: ServerSettings) -> None:
@@ -20,7 +23,11 @@ def configure_logs(settings: ServerSettings) -> None:
     ]
     # plain tracebacks: those with local variables would put tokens and other people's data into the log
     final: list[structlog.types.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.processors.format_exc_info,
+            _harmless,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
         if people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -43,3 +50,11 @@ def configure_logs(settings: ServerSettings) -> None:
     # uvicorn tells each connection's coming and going; the gateway does it better, with the client's name
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _harmless(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Let no name or reason of a stranger act on the operator's terminal."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = plain_text(value) if key == "exception" else one_line(value)
+    return event

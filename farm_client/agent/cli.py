@@ -27,7 +27,9 @@ from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.settings import load_settings
 from farm_client.agent.status import Status, read_status
 from farm_client.proxies import BadProxy, proxy_for
+from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
+from protocol.terminal_text import one_line, plain_text
 
 OK: Final = 0
 FAILED: Final = 1
@@ -121,7 +123,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         _print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})
     else:
-        typer.echo(_describe(where.root, running, known))
+        typer.echo(plain_text(_describe(where.root, running, known)))
     raise typer.Exit(OK if running else FAILED)
 
 
@@ -138,13 +140,15 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
     typer.echo(f"{resources.hostname}: {resources.platform}, {resources.cpu_cores} cores, {_gib(resources.ram_bytes)}")
     typer.echo(f"free now: {_gib(load.ram_free_bytes)} of memory, {_gib(load.disk_free_bytes)} of disk")
     for gpu in resources.gpus:
-        typer.echo(f"GPU {gpu.index}: {gpu.name}, {_gib(gpu.memory_free_bytes)} of {_gib(gpu.memory_bytes)} free")
+        free = f"{_gib(gpu.memory_free_bytes)} of {_gib(gpu.memory_bytes)} free"
+        typer.echo(f"GPU {gpu.index}: {one_line(gpu.name)}, {free}")
     if not resources.gpus:
         typer.echo("no NVIDIA GPU found")
 
 
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr."""
+    prepare_streams()
     debug = "--debug" in sys.argv[1:]
     try:
         app()
@@ -160,7 +164,7 @@ def main() -> NoReturn:
 
 
 def _fail(reason: str, exit_code: int) -> NoReturn:
-    typer.echo(f"farm-client: {reason}", err=True)
+    typer.echo(f"farm-client: {one_line(reason)}", err=True)
     sys.exit(exit_code)
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, TextIO
 import structlog
 from structlog.typing import Processor
 
+from protocol.terminal_text import one_line, plain_text
+
 Format = Literal["lines", "json"]
 _REPEAT_SECONDS: Final = 15.0
 
@@ -55,4 +57,6 @@ class Narrator:
 
 
 def _text_alone(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-    return "\n".join(str(event[part]) for part in ("event", "traceback") if part in event)
+    """Return the line, and the traceback under it; names and reasons of strangers are in both."""
+    shown = {"event": one_line, "traceback": plain_text}
+    return "\n".join(show(str(event[part])) for part, show in shown.items() if part in event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
@@ -32,4 +34,4 @@ def _act(invocation: Invocation, reference: str, action: Action) -> None:
     with invocation.api() as api:
         task = api.act(invocation.task(api, reference).task_id, action)
     invocation.out.emit(Kind.TASK, task)
-    invocation.out.say(f"{task.task_id} is [bold]{task.state}[/]: {task.why}")
+    invocation.out.say(f"{task.task_id} is [bold]{task.state}[/]: {escape(task.why)}")

@@ -13,19 +13,23 @@ import typer
 from farm_client.cli.actions import cancel, pause, resume, retry
 from farm_client.cli.clients import clients, explain
 from farm_client.cli.demo import demo
+from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.invocation import Surroundings
 from farm_client.cli.login import login
 from farm_client.cli.logs import logs
 from farm_client.cli.metrics import metrics
+from farm_client.cli.output import Output
 from farm_client.cli.pull import pull
 from farm_client.cli.run import run
 from farm_client.cli.scaffold import init
 from farm_client.cli.submit import submit
 from farm_client.cli.tasks import checkpoints, ls, show, why
+from farm_client.cli.usage import COMMAND_LINE_ERROR, tell_wrong_usage, verb_first
 from farm_client.cli.verbs import verb
 from farm_client.cli.wait import wait
 from farm_client.cli.watch import watch
 from farm_client.signals import heeded
+from farm_client.streams import flush_streams, prepare_streams
 from protocol.versions import SUPPORTED
 
 VERBS: Final = {
@@ -65,19 +69,30 @@ app: Final = _build_app()
 
 
 def run_command(arguments: Sequence[str], surroundings: Surroundings) -> int:
-    """Run `farm` with these arguments and return its exit code. Wrong usage is told on stderr."""
+    """Run `farm` with these arguments and return its exit code. Wrong usage is told in a line, as every error is."""
+    if not arguments:
+        run_command(["--help"], surroundings)
+        return ExitCode.USAGE
     try:
-        app(list(arguments), prog_name="farm", obj=surroundings)
+        left_with = app(verb_first(arguments), prog_name="farm", obj=surroundings, standalone_mode=False)
+    except COMMAND_LINE_ERROR as error:
+        return tell_wrong_usage(error, Output(as_json="--json" in arguments))
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    return 0
+        return leaving.code if isinstance(leaving.code, int) else ExitCode.FAILURE
+    return left_with if isinstance(left_with, int) else ExitCode.OK
 
 
 def main() -> None:
     """Be the `farm` command. A request to end the process is treated as Ctrl-C, so that children are ended too."""
+    prepare_streams()
     for number in heeded(signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    sys.exit(run_command(sys.argv[1:], Surroundings()))
+    exit_code = run_command(sys.argv[1:], Surroundings())
+    if not flush_streams():
+        exit_code = exit_code or ExitCode.FAILURE
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

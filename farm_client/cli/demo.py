@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 from pydantic import BaseModel
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +90,7 @@ def _draw(report: DemoReport) -> RenderableType:
 
 
 def _serve_until_interrupted(trained: Trained, out: Output) -> None:
-    out.say(f"the farm runs on; Ctrl-C ends it. From another terminal: export FARM_URL={trained.farm.farm_url}")
+    out.say(f"the farm runs on; Ctrl-C ends it. From another terminal: export FARM_URL={escape(trained.farm.farm_url)}")
     try:
         signal.pause()
     except KeyboardInterrupt:

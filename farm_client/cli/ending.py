@@ -33,7 +33,7 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
         out.say(f"[bold]cancelled[/] after {task.round} rounds")
     if goes_on and outcome is not None:
         for command, purpose in _next_commands(task, outcome):
-            out.say(f"  {command:<44} {purpose}")
+            out.say(f"  {escape(f'{command:<44}')} {purpose}")
     exit_code = ExitCode.OK if outcome is None else code_of_outcome(outcome)
     if exit_code is not ExitCode.OK:
         raise typer.Exit(exit_code)

@@ -11,6 +11,12 @@ from farm_client.sdk.outcome import Outcome
 from protocol.errors import FarmError, Unauthorized
 
 
+class BadUsage(FarmError):
+    """The command line is wrong; `farm --help` lists the verbs."""
+
+    code = "usage"
+
+
 class ExitCode(IntEnum):
     """The exit codes of every verb."""
 
@@ -53,6 +59,6 @@ def code_of_error(error: FarmError) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(error, FarmUnreachable | Unauthorized):
         return ExitCode.NO_FARM
-    if isinstance(error, NoFarmAddress | BadFarmAddress | BadProxy):
+    if isinstance(error, NoFarmAddress | BadFarmAddress | BadProxy | BadUsage):
         return ExitCode.USAGE
     return ExitCode.FAILURE

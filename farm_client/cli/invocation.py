@@ -12,7 +12,7 @@ import httpx
 from farm_client.cli.output import Output
 from farm_client.cli.references import find_task
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.config import config_path, resolve_address
+from farm_client.sdk.config import FarmAddress, config_path, resolve_address
 from protocol.rest import TaskView
 
 
@@ -35,7 +35,11 @@ class Invocation:
 
     def api(self) -> FarmApi:
         """Return the farm's API; nothing is sent yet. Raises: NoFarmAddress, BadFarmAddress."""
-        return FarmApi(resolve_address(self.farm, self.surroundings.environ), self.surroundings.transport)
+        return self.api_at(resolve_address(self.farm, self.surroundings.environ))
+
+    def api_at(self, address: FarmAddress) -> FarmApi:
+        """Return the API of the farm at an address, its texts as they may be shown unless JSON escapes them."""
+        return FarmApi(address, self.surroundings.transport, tidy=not self.out.as_json)
 
     def task(self, api: FarmApi, reference: str) -> TaskView:
         """Return the task that the person means. Raises: NotFound."""

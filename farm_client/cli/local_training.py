@@ -17,6 +17,7 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import best_round
+from farm_client.sdk.download import check_output
 from farm_client.sdk.outcome import Outcome, outcome_of
 from protocol.errors import FarmError
 from protocol.rest import TaskView
@@ -49,13 +50,14 @@ def train_locally(
     The farm ends with the block. Raises: DaemonFailed if a process does not start or ends before its time; InvalidTask;
     Interrupted for a Ctrl-C.
     """
+    check_output(output)
     out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
     with _ending_on_interrupt(), launched_farm(folder / "farm") as complete:
         # The server starts while the task is tried and packed.
         prepared = prepare_here(options, folder / "task", out)
         farm = complete(volunteers)
         out.say(f"[dim]the farm is at {farm.address.url}/ in a browser; its volunteers test their machine and join[/]")
-        with FarmApi(farm.address) as api:
+        with FarmApi(farm.address, tidy=not out.as_json) as api:
             task_id = send(api, prepared, out).task.task_id
             task = watch_task(api, task_id, out, guard=farm.check)
             model = None

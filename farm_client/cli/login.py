@@ -9,7 +9,6 @@ from rich.text import Text
 
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
-from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address, save_address
 
 
@@ -18,7 +17,7 @@ def login(
     url: Annotated[str, typer.Argument(metavar="URL", help="The address that `farm-server up` printed.")],
 ) -> None:
     """Check a farm's address and remember it, so that no verb needs --farm."""
-    with FarmApi(parse_address(url, "farm login"), invocation.surroundings.transport) as api:
+    with invocation.api_at(parse_address(url, "farm login")) as api:
         farm = api.farm()
         api.tasks()  # Proves that the token is good for more than the front page.
     path = invocation.config_path()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,11 @@ from enum import StrEnum
 from typing import Any, Final
 
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+from rich.text import Text
+
+from farm_client.cli.console import SafeConsole
+from protocol.terminal_text import one_line
 
 SCHEMA_VERSION: Final = 1
 PIPE_COLUMNS: Final = 10_000
@@ -55,14 +60,14 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         is_fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-        self.results = Console(
+        self.results = SafeConsole(
+            ignores_broken_pipe=False,
             file=sys.stdout,
-            highlight=False,
             soft_wrap=not sys.stdout.isatty(),
             # What reads a pipe wants a line for each record, however long.
             width=None if is_fixed else PIPE_COLUMNS,
         )
-        self.chatter = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.chatter = SafeConsole(ignores_broken_pipe=True, file=sys.stderr, soft_wrap=True)
 
     @property
     def live(self) -> bool:
@@ -93,17 +98,21 @@ class Output:
 
     def say(self, text: str) -> None:
         """Tell a person something that is not the result; ``text`` may hold rich markup."""
-        self.chatter.print(text)
+        with contextlib.suppress(OSError):  # A full disk under a log of what was said is no reason to end.
+            self.chatter.print(text)
 
     def complain(self, text: str) -> None:
         """Print one error line; ``text`` is taken literally."""
-        self.chatter.print("[bold red]farm:[/] ", end="")
-        self.chatter.print(" ".join(text.split()), markup=False)
+        with contextlib.suppress(OSError):
+            self.chatter.print(Text.assemble(("farm:", "bold red"), " ", one_line(" ".join(text.split()))))
 
 
 def envelope(kind: Kind, data: Data) -> str:
-    """Return one line of JSON: ``{"schema": 1, "kind": …, "data": …}``."""
-    return json.dumps({"schema": SCHEMA_VERSION, "kind": kind.value, "data": _plain(data)}, ensure_ascii=False)
+    """Return one line of JSON in ASCII: ``{"schema": 1, "kind": …, "data": …}``.
+
+    All else is escaped as JSON does it: control characters of strangers, and what no encoding of a pipe has.
+    """
+    return json.dumps({"schema": SCHEMA_VERSION, "kind": kind.value, "data": _plain(data)})
 
 
 def _plain(data: Data) -> Any:

@@ -80,7 +80,8 @@ def task_detail(detail: TaskDetail, now: float) -> RenderableType:
     facts.add_column(style="dim")
     facts.add_column()
     for name, value in _facts(detail, now):
-        facts.add_row(name, value)
+        # Not as markup: mode and metrics are called as it pleases those who submit.
+        facts.add_row(name, Text(value) if isinstance(value, str) else value)
     title = Text.assemble((task.name, "bold"), "  ", state_text(task.state), f"  {task.task_id}")
     parts: list[RenderableType] = [title, Padding(facts, (0, 0, 1, 2))]
     if detail.rounds:

@@ -6,6 +6,8 @@ import re
 import time
 from typing import Final
 
+from rich.markup import escape
+
 from farm_client.cli.formatting import format_metrics, format_rate, format_value
 from farm_client.cli.output import Output
 from farm_client.cli.scene import Scene
@@ -32,7 +34,7 @@ class ProgressLines:
             return
         self._shown, self._shown_at = content, now
         if scene.absent:
-            out.say(scene.absent)
+            out.say(escape(scene.absent))
         else:
             out.results.print(progress_line(task), markup=False)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind
@@ -37,9 +38,10 @@ def init(
     points, spirals = make_spirals(POINTS)
     np.savez_compressed(directory / DATA, point=points, spiral=spirals)
     invocation.out.emit(Kind.INIT, {"directory": str(directory), "files": [str(file) for file in files]})
-    invocation.out.say(f"{directory} is ready: {', '.join(file.name for file in files)}")
-    invocation.out.say(f"  farm run {directory} --local 2      train it on this machine")
-    invocation.out.say(f"  farm submit {directory} --watch     train it on a farm")
+    shown = escape(str(directory))
+    invocation.out.say(f"{shown} is ready: {', '.join(file.name for file in files)}")
+    invocation.out.say(f"  farm run {shown} --local 2      train it on this machine")
+    invocation.out.say(f"  farm submit {shown} --watch     train it on a farm")
 
 
 def make_spirals(points: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

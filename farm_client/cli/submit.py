@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
 from farm_client.cli.ending import finish
+from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import format_bytes, format_value
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
@@ -30,7 +31,10 @@ from farm_client.sdk.warm_start import WarmStart, find_warm_start
 from farm_client.transfer.source import size_of
 from protocol.rest import SubmitReply
 from protocol.tasks import Split
+from protocol.terminal_text import one_line
 
+MAX_SUBMITTER_CHARS: Final = 100
+MAX_TOKEN_CHARS: Final = 200
 _SENDING: Final = "sending code and data"
 _STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cutting the data into shards"}
 
@@ -81,7 +85,7 @@ def send(api: FarmApi, prepared: Prepared, out: Output) -> SubmitReply:
 def _find_warm_start(api: FarmApi, source: str, out: Output) -> WarmStart:
     task, round_number = find_round(api.tasks(), source)
     found = find_warm_start(api, task.task_id, round_number)
-    out.say(f"[dim]it begins with the weights of {escape(task.name)}, {found.label}[/]")
+    out.say(f"[dim]it begins with the weights of {escape(f'{task.name}, {found.label}')}[/]")
     return found
 
 
@@ -101,10 +105,25 @@ def describe_submission(options: SubmitOptions) -> Submission:
         samples=table.samples,
         check=not options.no_check,
         priority=table.priority,
-        submitter=f"{getpass.getuser()}@{socket.gethostname()}",
-        submit_token=options.submit_token,
+        submitter=_submitter(),
+        submit_token=_token(options.submit_token),
         requirements=described.requirements,
     )
+
+
+def _submitter() -> str:
+    """Return who submits: ``user@host``, as far as the machine knows them and the farm takes it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = "anonymous"  # As in a container whose user has no entry.
+    return one_line(f"{user}@{socket.gethostname()}")[:MAX_SUBMITTER_CHARS]
+
+
+def _token(token: str | None) -> str | None:
+    if token is not None and len(token) > MAX_TOKEN_CHARS:
+        raise BadUsage(f"--submit-token has {len(token):,} characters: give at most {MAX_TOKEN_CHARS}")
+    return token
 
 
 def _prepare(submission: Submission, folder: Path, out: Output) -> Prepared:

@@ -14,6 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ty
 
 from farm_client.cli.submit_options import SubmitOptions, recipe_of, requirements_of, task_of
 from farm_client.data.text import DEFAULT_ROW_BYTES
+from farm_client.sdk.errors import first_problem
+from farm_client.sdk.submission import MAX_NAME_CHARS
+from protocol.bounds import FilePath
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
 
@@ -54,8 +57,8 @@ class TaskTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = ""
-    entry: str | None = None
+    name: str = Field(default="", max_length=MAX_NAME_CHARS)
+    entry: FilePath | None = None
     data: tuple[Path, ...] = ()
     holdout: float = Field(default=0.0, ge=0, le=0.9)
     row_bytes: int = Field(default=DEFAULT_ROW_BYTES, ge=1)
@@ -104,14 +107,6 @@ def describe_task(options: SubmitOptions) -> TaskFile:
         raise InvalidTask(first_problem(error, path)) from error
 
 
-def first_problem(error: ValidationError, path: Path | None) -> str:
-    """Return the first thing wrong, in a line."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(step) for step in problem["loc"])
-    source = f"{path}: " if path else ""
-    return f"{source}{where}: {problem['msg'].removeprefix('Value error, ')}"
-
-
 def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
     """Write a codec that is only named as a table: ``update_codec = "int8"`` is ``{ name = "int8" }``."""
     named = {key: value for key in _CODECS if isinstance(value := recipe.get(key), str)}
@@ -125,18 +120,33 @@ def _usual_file(submitted: Path) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InvalidTask(f"there is no {path}: give --config an existing TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
         raise InvalidTask(f"{path} is not TOML: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InvalidTask(f"{path}: put {name!r} into a table: [task], [recipe], [requirements] or [config]")
-    if data := tables.get("task", {}).get("data"):
-        files = [data] if isinstance(data, str) else data
-        tables["task"]["data"] = tuple(path.parent / str(file) for file in files)
+    if "data" in (task := tables.get("task", {})):
+        task["data"] = tuple(path.parent / file for file in _data_files(path, task["data"]))
     return tables
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidTask(f"{path} is no regular file: give --config a TOML file")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InvalidTask(f"there is no {path}: give --config an existing TOML file") from error
+    except OSError as error:
+        raise InvalidTask(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _data_files(path: Path, data: object) -> list[str]:
+    files = [data] if isinstance(data, str) else data
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise InvalidTask(f'{path}: task.data is {data!r}: write data = "FILE", or a list of files')
+    return files
 
 
 def _assign(config: dict[str, Any], assignment: str) -> None:
@@ -151,7 +161,7 @@ def _assign(config: dict[str, Any], assignment: str) -> None:
             raise InvalidTask(f"--set {assignment}: {name!r} is a value, not a table")
     try:
         config[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         config[last] = text
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Final, NoReturn, get_type_hints
 
 import typer
 
 from farm_client.cli.exit_codes import ExitCode, code_of_error
 from farm_client.cli.failures import details_of
 from farm_client.cli.invocation import Invocation, Surroundings
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output
+from farm_client.cli.usage import check_values, tell_error
+from farm_client.streams import discard
 from protocol.errors import FarmError
 
 FarmOption = Annotated[
@@ -36,6 +37,7 @@ _COMMON = (
 )
 
 Verb = Callable[..., None]
+_LEAVING: Final = (typer.Exit, typer.Abort)
 
 
 def verb(app: typer.Typer, function: Verb, panel: str) -> None:
@@ -50,9 +52,15 @@ def _as_command(function: Verb) -> Verb:
     def command(ctx: typer.Context, *, farm: str | None, as_json: bool, debug: bool, **arguments: Any) -> None:
         surroundings = ctx.obj if isinstance(ctx.obj, Surroundings) else Surroundings()
         invocation = Invocation(Output(as_json=as_json), farm, debug, surroundings)
+        given = {**arguments, "farm": farm}
         for parameter, record in records.items():
             arguments[parameter] = record(**{field.name: arguments.pop(field.name) for field in fields(record)})
-        _run(invocation, functools.partial(function, invocation, **arguments))
+
+        def run() -> None:
+            check_values(given)
+            function(invocation, **arguments)
+
+        _run(invocation, run)
 
     context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     shown = [context, *(flat for parameter in _parameters(function) for flat in _flatten(parameter)), *_COMMON]
@@ -90,6 +98,8 @@ def _flatten(parameter: Parameter) -> list[Parameter]:
 def _run(invocation: Invocation, function: Callable[[], None]) -> None:
     try:
         function()
+        # What a pipe's reader or a full disk has to say comes here at the latest.
+        sys.stdout.flush()
     except FarmError as error:
         _give_up(invocation, error, error.code, error.message, code_of_error(error))
     except KeyboardInterrupt as error:
@@ -97,10 +107,23 @@ def _run(invocation: Invocation, function: Callable[[], None]) -> None:
         _give_up(invocation, error, "interrupted", message, ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left (`farm logs | head`): the interpreter must not complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         raise typer.Exit(ExitCode.FAILURE) from None
     except OSError as error:
-        _give_up(invocation, error, "os_error", str(error), ExitCode.FAILURE)
+        _give_up(invocation, error, "os_error", _sentence(error), ExitCode.FAILURE)
+    except _LEAVING:
+        raise
+    except Exception as error:
+        message = (
+            f"this is a mistake in farm ({type(error).__name__}: {error}); the same command with --debug shows where"
+        )
+        _give_up(invocation, error, "internal_error", message, ExitCode.FAILURE)
+
+
+def _sentence(error: OSError) -> str:
+    """Return ``No space left on device: FILE`` rather than Python's ``[Errno 28] No space ...``."""
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{what}: {error.filename}" if error.filename is not None else what
 
 
 def _give_up(invocation: Invocation, error: BaseException, code: str, message: str, exit_code: ExitCode) -> NoReturn:
@@ -109,6 +132,5 @@ def _give_up(invocation: Invocation, error: BaseException, code: str, message: s
         invocation.out.chatter.print(details, markup=False, style="dim")
     elif invocation.debug:
         invocation.out.chatter.print_exception()
-    invocation.out.complain(message)
-    invocation.out.emit(Kind.ERROR, {"code": code, "message": message, "exit_code": int(exit_code)})
+    tell_error(invocation.out, code, message, exit_code)
     raise typer.Exit(exit_code) from error

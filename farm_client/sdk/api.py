@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
+from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
 from protocol.rest import (
@@ -30,6 +31,7 @@ from protocol.rest import (
 from protocol.tasks import TaskSpec
 
 Action = Literal["pause", "resume", "cancel", "retry"]
+T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 CONNECT_SECONDS: Final = 5.0
@@ -43,11 +45,15 @@ class FarmApi:
     """A farm's HTTP API. Use as a context manager, or call ``close``; safe to share between threads.
 
     Every call raises: the FarmError that the farm answered; FarmUnreachable if it answered none; Unauthorized.
-    ``transport`` replaces the network in tests. Making one raises: BadProxy.
+    ``tidy``: the texts of what comes back are made fit to be shown (see ``sdk.tidy``). ``transport`` replaces the
+    network in tests. Making one raises: BadProxy.
     """
 
-    def __init__(self, address: FarmAddress, transport: httpx.MockTransport | None = None) -> None:
+    def __init__(
+        self, address: FarmAddress, transport: httpx.MockTransport | None = None, *, tidy: bool = False
+    ) -> None:
         self.address = address
+        self._tidy = tidy
         self._options = client_options(address.url, address.headers) | {"transport": transport}
         if transport is not None:
             self._options["proxy"] = None
@@ -70,7 +76,7 @@ class FarmApi:
     def submit(self, spec: TaskSpec) -> SubmitReply:
         """Submit a task whose blobs are uploaded."""
         response = self._request("POST", "/v1/tasks", json=spec.model_dump(mode="json"))
-        return parse(TypeAdapter(SubmitReply), response, self.address)
+        return self._parsed(TypeAdapter(SubmitReply), response)
 
     def tasks(self) -> list[TaskView]:
         """List all tasks."""
@@ -82,11 +88,11 @@ class FarmApi:
 
     def act(self, task_id: str, action: Action) -> TaskView:
         """Ask for a change of the task's state. Raises: Conflict where its state forbids it."""
-        return parse(TypeAdapter(TaskView), self._request("POST", f"/v1/tasks/{task_id}/{action}"), self.address)
+        return self._parsed(TypeAdapter(TaskView), self._request("POST", f"/v1/tasks/{task_id}/{action}"))
 
     def why(self, task_id: str) -> str:
         """Return in one line what the task waits for."""
-        answer = parse(TypeAdapter(dict[str, str]), self._request("GET", f"/v1/tasks/{task_id}/why"), self.address)
+        answer = self._parsed(TypeAdapter(dict[str, str]), self._request("GET", f"/v1/tasks/{task_id}/why"))
         return answer.get("why", "")
 
     def explain(self, task_id: str) -> Explanation:
@@ -154,10 +160,10 @@ class FarmApi:
             return read_answer(response, MAX_ANSWER_BYTES)
 
     def _get(self, path: str, model: type[M], query: dict[str, int] | None = None) -> M:
-        return parse(TypeAdapter(model), self._request("GET", path, params=query), self.address)
+        return self._parsed(TypeAdapter(model), self._request("GET", path, params=query))
 
     def _list(self, path: str, model: type[M]) -> list[M]:
-        return parse(TypeAdapter(list[model]), self._request("GET", path), self.address)  # type: ignore[valid-type]
+        return self._parsed(TypeAdapter(list[model]), self._request("GET", path))  # type: ignore[valid-type]
 
     def _feed(self, path: str, model: type[M], after: int, wait_seconds: float, limit: int) -> list[M]:
         response = self._request(
@@ -166,4 +172,8 @@ class FarmApi:
             params={"after": after, "wait": wait_seconds, "limit": limit},
             timeout=httpx.Timeout(ANSWER_SECONDS + wait_seconds, connect=CONNECT_SECONDS),
         )
-        return parse(TypeAdapter(list[model]), response, self.address)  # type: ignore[valid-type]
+        return self._parsed(TypeAdapter(list[model]), response)  # type: ignore[valid-type]
+
+    def _parsed(self, adapter: TypeAdapter[T], response: httpx.Response) -> T:
+        answer = parse(adapter, response, self.address)
+        return cast("T", tidied(answer)) if self._tidy else answer

@@ -50,13 +50,25 @@ def make_bundle(code: Path, entry: str | None = None, without: Iterable[Path] = 
     """
     if not code.exists():
         raise InvalidTask(f"there is no {code}: give the path of your Python file or of its folder")
-    if code.is_file():
+    if not code.is_dir():
+        if not code.is_file():
+            raise InvalidTask(f"{code} is no regular file: give your Python file, or its folder")
         if code.suffix != ".py":
             raise InvalidTask(f"{code.name} is not a Python file; give one that ends in .py, or a folder")
-        return Bundle(_zipped({code.name: code}), code.name)
+        return Bundle(_zipped({_text_name(code, code.name): code}), code.name)
     left_out = {path.resolve() for path in without}
-    files = {path.relative_to(code).as_posix(): path for path in _files(code) if path.resolve() not in left_out}
+    kept = (path for path in _files(code) if path.resolve() not in left_out)
+    files = {_text_name(path, path.relative_to(code).as_posix()): path for path in kept}
     return Bundle(_zipped(files), _entry(code, files, entry))
+
+
+def _text_name(path: Path, name: str) -> str:
+    """Return the name if other machines can have it. Raises: InvalidTask if it is not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidTask(f"the name of {str(path)!a} is not UTF-8: rename the file, or move it away") from error
+    return name
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.carrying import Forward, carry
+from farm_client.sdk.errors import BadOutput
 from farm_client.sdk.weights_file import write_model_file
 from farm_client.transfer.download import download
 from farm_client.transfer.partial_file import PartialFile
@@ -28,6 +29,7 @@ def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[
     Raises: DigestMismatch if the farm's copy is damaged; NotFound if it dropped the checkpoint; Conflict if another
         process is pulling the same model to the same place.
     """
+    check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     notes = {"task": model.task_id, "round": str(model.round), "weights_digest": model.digest}
     blobs = [BlobRef(digest=model.digest, size_bytes=model.size_bytes), *([model.frozen] if model.frozen else [])]
@@ -40,6 +42,12 @@ def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[
     finally:
         for file in weights:
             file.unlink()
+
+
+def check_output(output: Path) -> None:
+    """See that a model may take this place. Raises: BadOutput where a folder, a device or a pipe is."""
+    if output.exists() and not output.is_file():
+        raise BadOutput(f"{output} is a folder, a device or a pipe: give the model a file's name with -o")
 
 
 def download_weights(api: FarmApi, blob: BlobRef, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:

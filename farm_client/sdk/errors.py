@@ -3,10 +3,13 @@
 FarmError
 ├── NoFarmAddress        nobody said which farm
 ├── BadFarmAddress       the address cannot be one of a farm
-└── FarmUnreachable      nothing answers there, or what answers is not a farm
+├── FarmUnreachable      nothing answers there, or what answers is not a farm
+└── BadOutput            a model cannot be written there
 """
 
 from __future__ import annotations
+
+from pydantic import ValidationError
 
 from protocol.errors import FarmError
 
@@ -27,3 +30,17 @@ class FarmUnreachable(FarmError):
     """No farm answers there: is `farm-server up` running, and is the address right?"""
 
     code = "farm_unreachable"
+
+
+class BadOutput(FarmError):
+    """The model cannot be written there; give a file's name with -o."""
+
+    code = "bad_output"
+
+
+def first_problem(error: ValidationError, source: object = None) -> str:
+    """Return the first thing that is wrong with a record, in a line: ``SOURCE: recipe.rounds: …``."""
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(step) for step in problem["loc"])
+    parts = [str(source) if source else "", where, problem["msg"].removeprefix("Value error, ")]
+    return ": ".join(part for part in parts if part)

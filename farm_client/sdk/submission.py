@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from farm_client.data.guarded import RowSource
 from farm_client.data.readers import open_data
 from farm_client.data.sharding import PlannedShard, plan_shards, write_shards
@@ -16,12 +18,14 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
+from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
 from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
 
+MAX_NAME_CHARS: Final = 200
 MAX_ROUND_SAMPLES: Final = 65_536
 """Weights mode, by default: a round is the whole training split, up to this many samples."""
 GRADIENT_BATCHES: Final = 8
@@ -73,7 +77,13 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
 
     Raises: CheckFailed, InvalidTask, DataError: each with one sentence that says what to do.
     """
-    tell = on_progress or _ignore
+    try:
+        return _prepare(submission, folder, on_progress or _ignore)
+    except ValidationError as error:
+        raise InvalidTask(first_problem(error)) from error
+
+
+def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared:
     _check_config(submission.config)
     source = open_data(submission.data, submission.row_bytes) if submission.data else None
     bundle = make_bundle(submission.code, submission.entry, without=submission.data)
@@ -86,7 +96,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
     files |= start.files
     notes = (*(() if source is None else source.notes), *report.notes)
     spec = TaskSpec(
-        name=submission.name or submission.code.resolve().stem,
+        name=submission.name or _default_name(submission.code),
         submitter=submission.submitter,
         code=bundle.blob,
         entry=bundle.entry,
@@ -102,6 +112,12 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
         notes=notes[:MAX_NOTES],
     )
     return Prepared(spec, files, report, notes)
+
+
+def _default_name(code: Path) -> str:
+    """Return what a task is called that nobody named: as its file or folder, as far as that is text."""
+    stem = code.resolve().stem.encode(errors="replace").decode()
+    return stem[:MAX_NAME_CHARS] or "task"
 
 
 def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -> Recipe:
@@ -178,7 +194,9 @@ def _footprint(dataset: Dataset, report: RehearsalReport) -> Footprint:
 
 def _check_config(config: Mapping[str, Any]) -> None:
     try:
-        size = len(json.dumps(config, allow_nan=False))
+        size = len(json.dumps(config, allow_nan=False, ensure_ascii=False).encode())
+    except RecursionError as error:
+        raise InvalidTask("the config is nested too deeply: put it into a file of your code") from error
     except (TypeError, ValueError) as error:
         raise InvalidTask(
             f"the config cannot be sent: {error}; use numbers, strings, booleans, lists, tables"
