@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from psutil import virtual_memory
 
 from benchmarks import limit
 from benchmarks.ddp import Ddp
 from benchmarks.ddp import measure as measure_ddp
+from benchmarks.farm import BenchmarkError
+
+_T = TypeVar("_T")
 
 ALL_REDUCES: Final = 5.0
 DURABLE_WRITES: Final = 2.0
@@ -23,17 +29,17 @@ DDP_COPIES: Final = 3
 class References:
     """Rounds/s of ``benchmarks.limit``, seconds of a write of the model with fsync, and PyTorch DDP over gloo.
 
-    ``ddp`` is None where its processes do not fit into this machine's memory.
+    What failed is None, and why is on stderr; so is ``ddp`` where its processes do not fit into this machine's memory.
     """
 
-    limit_rounds_per_s: float
-    durable_write_s: float
+    limit_rounds_per_s: float | None
+    durable_write_s: float | None
     ddp: Ddp | None
 
     @property
     def budget_s(self) -> float | None:
-        """How long a round may take; None without an all-reduce to compare with."""
-        if self.ddp is None:
+        """How long a round may take; None without an all-reduce and a write to compare with."""
+        if self.ddp is None or self.durable_write_s is None:
             return None
         return ALL_REDUCES * self.ddp.all_reduce_s + DURABLE_WRITES * self.durable_write_s
 
@@ -41,13 +47,22 @@ class References:
     def measure(cls, params: int, clients: int, seconds: float, folder: Path) -> Self:
         """Measure all, with as many processes as the farm had clients, ``seconds`` each; files go to ``folder``.
 
-        Raises: BenchmarkError if a process fails.
+        A reference that fails costs its own figure and no other.
         """
         return cls(
-            limit_rounds_per_s=limit.measure(params, clients, seconds, folder),
-            durable_write_s=limit.durable_write_s(4 * params, folder),
-            ddp=measure_ddp(params, clients, seconds) if _fits(params, clients) else None,
+            limit_rounds_per_s=_tried("the limit", lambda: limit.measure(params, clients, seconds, folder)),
+            durable_write_s=_tried("a durable write", lambda: limit.durable_write_s(4 * params, folder)),
+            ddp=_tried("DDP", lambda: measure_ddp(params, clients, seconds)) if _fits(params, clients) else None,
         )
+
+
+def _tried(what: str, measure: Callable[[], _T]) -> _T | None:
+    """Return what is measured, or None after saying why there is nothing."""
+    try:
+        return measure()
+    except (BenchmarkError, OSError, subprocess.SubprocessError, ValueError, MemoryError) as error:
+        print(f"no figure of {what}: {error}", file=sys.stderr)
+        return None
 
 
 def _fits(params: int, processes: int) -> bool:

@@ -88,8 +88,8 @@ class Measured(Measurement):
     ``up_bytes_per_round`` and ``down_bytes_per_round`` are payload, as the server counted it; ``wire_bytes`` is all
     that crossed the loopback device during the window. Measured just after, at the same size: ``benchmarks.limit``
     (``ratio`` is the farm's share of it), ``benchmarks.ddp`` (``ddp_ratio``), and a durable write of the model;
-    ``budget_ratio`` is a round's seconds over those of five all-reduces and two such writes. What is of DDP is None
-    where it does not fit into the machine's memory.
+    ``budget_ratio`` is a round's seconds over those of five all-reduces and two such writes. A
+    reference that failed is None; so is what is of DDP where it does not fit into the machine's memory.
     """
 
     clients: int
@@ -105,12 +105,12 @@ class Measured(Measurement):
     down_bytes_per_round: int
     wire_bytes: int
     wire_bytes_per_round: int
-    limit_rounds_per_s: float
-    ratio: float
+    limit_rounds_per_s: float | None
+    ratio: float | None
     ddp_steps_per_s: float | None
     ddp_ratio: float | None
     all_reduce_s: float | None
-    durable_write_s: float
+    durable_write_s: float | None
     budget_ratio: float | None
 
 
@@ -172,7 +172,7 @@ def _compared(case: Case, window: Window, peak_bytes: int, references: Reference
         wire_bytes=window.wire_bytes,
         wire_bytes_per_round=window.wire_bytes // window.rounds,
         limit_rounds_per_s=references.limit_rounds_per_s,
-        ratio=rounds_per_s / references.limit_rounds_per_s,
+        ratio=rounds_per_s / references.limit_rounds_per_s if references.limit_rounds_per_s else None,
         ddp_steps_per_s=ddp.steps_per_s if ddp else None,
         ddp_ratio=rounds_per_s / ddp.steps_per_s if ddp else None,
         all_reduce_s=ddp.all_reduce_s if ddp else None,

@@ -31,3 +31,12 @@ def test_a_process_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(ddp.sys, "executable", shutil.which("false"))
     with pytest.raises(BenchmarkError, match=r"DDP failed: exit codes \[1, 1\]"):
         ddp.measure(params=100, processes=2, seconds=0.01)
+
+
+def test_a_process_that_aborts_while_it_exits_costs_no_figure(monkeypatch, tmp_path, capsys):
+    script = tmp_path / "python"
+    script.write_text("""#!/bin/sh\necho '{"steps_per_s": 5.0, "all_reduce_s": 0.5}'\nkill -ABRT $$\n""")
+    script.chmod(0o755)
+    monkeypatch.setattr(ddp.sys, "executable", str(script))
+    assert ddp.measure(params=100, processes=2, seconds=0.01) == ddp.Ddp(steps_per_s=5.0, all_reduce_s=0.5)
+    assert "did not exit cleanly: exit codes [-6, -6]" in capsys.readouterr().err

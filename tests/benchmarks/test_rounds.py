@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import rounds
+from benchmarks import references, rounds
 from benchmarks.ddp import Ddp
 from benchmarks.farm import BenchmarkError, RunningFarm
 from benchmarks.meters import ServerCount
@@ -101,13 +101,30 @@ def test_a_stalled_task_stops_the_measurement():
 def test_a_result_is_compared_with_the_references_in_one_line_of_rounded_json():
     counted = ServerCount(up_bytes=80, down_bytes=90, compute_seconds=1.0, rounds=10)
     window = rounds.Window(rounds=10, seconds=1.23456, wire_bytes=1000, counted=counted)
-    references = References(limit_rounds_per_s=81.0, durable_write_s=0.01, ddp=Ddp(100.0, 0.002))
-    line = rounds._compared(CASE, window, 10**8, references).to_json()
+    beside = References(limit_rounds_per_s=81.0, durable_write_s=0.01, ddp=Ddp(100.0, 0.002))
+    line = rounds._compared(CASE, window, 10**8, beside).to_json()
     assert "\n" not in line
     found = json.loads(line)
     assert (found["benchmark"], found["seconds"], found["ratio"], found["ddp_ratio"]) == ("rounds", 1.235, 0.1, 0.081)
     assert (found["up_bytes_per_round"], found["down_bytes_per_round"], found["wire_bytes_per_round"]) == (8, 9, 100)
     assert found["budget_ratio"] == pytest.approx(0.123456 / (5 * 0.002 + 2 * 0.01), rel=1e-3)
+
+
+def test_a_reference_that_fails_is_a_missing_field_and_not_a_lost_run(monkeypatch, tmp_path, capsys):
+    def fails(*_):
+        raise BenchmarkError("it aborted")
+
+    monkeypatch.setattr(references, "measure_ddp", fails)
+    monkeypatch.setattr(references.limit, "measure", fails)
+    found = References.measure(params=100, clients=2, seconds=0.01, folder=tmp_path)
+    assert (found.limit_rounds_per_s, found.ddp, found.budget_s) == (None, None, None)
+    assert found.durable_write_s is not None
+    assert capsys.readouterr().err.count("it aborted") == 2
+    counted = ServerCount(up_bytes=80, down_bytes=90, compute_seconds=1.0, rounds=10)
+    window = rounds.Window(rounds=10, seconds=1.0, wire_bytes=1000, counted=counted)
+    line = json.loads(rounds._compared(CASE, window, 10**8, found).to_json())
+    assert line["rounds_per_s"] == 10
+    assert [line[name] for name in ("ratio", "ddp_ratio", "all_reduce_s", "budget_ratio")] == [None] * 4
 
 
 def test_a_disk_without_room_is_told_before_anything_starts(tmp_path):
