@@ -26,6 +26,7 @@ from coordinator.events import (
     ClientReady,
     ClientThrottled,
     Event,
+    IdentityShared,
     Restored,
     ResultArrived,
     RoundAggregated,
@@ -54,6 +55,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         TaskAction: tasks.act,
         ClientConnected: fleet.connected,
         ClientLost: fleet.lost,
+        IdentityShared: fleet.identity_shared,
         ClientReady: fleet.ready,
         ClientPaused: fleet.paused,
         ClientThrottled: fleet.throttled,
@@ -76,7 +78,7 @@ REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
 )
 """What a person asks for may be refused. All other errors are defects."""
 
-UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted})
+UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted, IdentityShared})
 """Events after which nobody can be served who could not be before."""
 
 

@@ -57,6 +57,15 @@ class ClientLost:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentityShared:
+    """Two machines use one client's identity, or seem to."""
+
+    client_id: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClientReady:
     """The client can take ``slots`` more assignments."""
 
@@ -214,6 +223,7 @@ Event = (
     | TaskAction
     | ClientConnected
     | ClientLost
+    | IdentityShared
     | ClientReady
     | ClientPaused
     | ClientThrottled

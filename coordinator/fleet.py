@@ -8,7 +8,15 @@ from dataclasses import replace
 from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
 from coordinator.containment import contained
-from coordinator.events import ClientConnected, ClientDraining, ClientLost, ClientPaused, ClientReady, ClientThrottled
+from coordinator.events import (
+    ClientConnected,
+    ClientDraining,
+    ClientLost,
+    ClientPaused,
+    ClientReady,
+    ClientThrottled,
+    IdentityShared,
+)
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, forget, suspend
@@ -72,6 +80,12 @@ def lost(turn: Turn, event: ClientLost) -> None:
     client.record = replace(client.record, last_seen=turn.now)
     turn.save(client.record)
     turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
+
+
+def identity_shared(turn: Turn, event: IdentityShared) -> None:
+    """Two machines use this client's identity: that is for people to see and to mend."""
+    if client := turn.farm.current(event.client_id, event.incarnation):
+        turn.note("identity_shared", f"{client.record.name}: {event.reason}", client=client)
 
 
 def _runs_of(turn: Turn, client: ClientState) -> list[TaskRun]:

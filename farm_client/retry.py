@@ -33,8 +33,11 @@ class RetryPolicy:
 
     def delay_seconds(self, failures: int) -> float:
         """Draw the wait before the next try; ``failures`` in a row is at least 1."""
-        bound = self.first_seconds * self.growth ** min(failures - 1, MOST_GROWTHS)
-        return random.uniform(0, min(bound, self.longest_seconds))  # noqa: S311  jitter is no secret
+        return random.uniform(0, self.bound_seconds(failures))  # noqa: S311  jitter is no secret
+
+    def bound_seconds(self, failures: int) -> float:
+        """Return the longest wait before the next try."""
+        return min(self.first_seconds * self.growth ** min(failures - 1, MOST_GROWTHS), self.longest_seconds)
 
 
 def about(seconds: float) -> float:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from coordinator.events import ClientConnected, ClientLost, ClientThrottled, Event
+from coordinator.events import ClientConnected, ClientLost, ClientThrottled, Event, IdentityShared
 from farm_server.admission import Admission
 from farm_server.clock import Clock
 from farm_server.pace import Pacer, ServerLoad, Tempo
@@ -19,13 +19,18 @@ from farm_server.registry import Peer, Registry
 from farm_server.settings import ServerSettings
 from farm_server.telemetry import Telemetry
 from farm_server.wire import Wire, WireLimits
-from protocol.errors import FarmError, OutOfOrder
+from protocol.errors import FarmError, IdentityInUse, OutOfOrder
 from protocol.limits import PROGRESS_SECONDS
-from protocol.messages import Bye, Drain, Hello, Pace, Welcome
+from protocol.messages import Bye, Drain, Error, Hello, Pace, Scope, Welcome
 from protocol.rest import PaceView
 from protocol.session import Session, Side
 
 _log = structlog.get_logger(__name__)
+_TWINS = "two machines use this client's identity: its home folder was copied"
+_PERHAPS_TWINS = (
+    "its connection is replaced again and again: two machines use its identity, or its network breaks often"
+)
+_WAY_OUT = "start one of them with `farm-client join --new-identity ADDRESS`"
 
 
 class Gateway:
@@ -143,19 +148,47 @@ class Gateway:
             peer, secret_hash, replaced = self._registry.admit(
                 hello, wire, self._clock.now(), self._pacer.tempo.lost_after_seconds
             )
+        except IdentityInUse as error:
+            self._tell_of_twins(hello.client_id, _TWINS)
+            wire.session.fail(error)
+            return None
         except FarmError as error:
             _log.warning("a client is refused", client=hello.client_id, code=error.code, error=error.message)
             wire.session.fail(error)
             return None
-        if replaced is not None:
-            self._lose(replaced, "replaced by a newer connection of the same client")
+        is_suspected = replaced is not None and self._replace(replaced)
         wire.send(self._welcome(peer))
         self._telemetry.clients_online.set(len(self._registry))
         _log.info("client joined", client=peer.name, client_id=peer.client_id, incarnation=peer.incarnation)
         self._post(ClientConnected(hello, secret_hash, peer.incarnation))
+        if is_suspected:
+            self._tell_of_twins(peer.client_id, _PERHAPS_TWINS)
         if self._draining is not None:
             wire.send(Drain(reason=self._draining))
         return peer
+
+    def _replace(self, former: Peer) -> bool:
+        """Take leave of a connection whose client has a newer one: somebody who hears of it knows that there are two.
+
+        Returns whether this client is suspected of it, because that happened once too often.
+        """
+        now = self._clock.now()
+        answered = not former.wire.is_over and now - former.last_seen <= 2 * self._pacer.tempo.heartbeat_seconds
+        if former.wire.session.may_send("bye"):
+            former.wire.send(Bye(reason="another connection of this client took its place", replaced=True))
+        self._lose(former, "replaced by a newer connection of the same client")
+        return answered and self._registry.twins.replaced(former.client_id, now)
+
+    def _tell_of_twins(self, client_id: str, what: str) -> None:
+        """Say it once for each client: in the log, in the farm's events, and to the one that is connected."""
+        if not self._registry.twins.is_news(client_id):
+            return
+        _log.warning(what, client_id=client_id)
+        for peer in self._registry:
+            if peer.client_id == client_id:
+                self._post(IdentityShared(client_id, peer.incarnation, what))
+                if peer.wire.session.may_send("error"):
+                    peer.wire.send(Error(code=IdentityInUse.code, message=f"{what}; {_WAY_OUT}", scope=Scope.HERE))
 
     def _welcome(self, peer: Peer) -> Welcome:
         return Welcome(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from coordinator.allowance import Penalties
 from coordinator.records import ClientRecord
 from farm_server.pace import Patience
+from farm_server.twins import Twins
 from farm_server.wire import Wire
 from protocol.digests import digest_bytes
-from protocol.errors import Unauthorized, Unavailable
+from protocol.errors import IdentityInUse, Unauthorized, Unavailable
 from protocol.messages import Hello
 
 
@@ -42,6 +43,7 @@ class Registry:
     def __init__(self, known: Iterable[ClientRecord], max_clients: int) -> None:
         self._identities = {c.client_id: _Identity(c.secret_hash, c.incarnation) for c in known}
         self._peers: dict[str, Peer] = {}
+        self.twins = Twins()
         self._max_clients = max_clients
         self._penalties = Penalties()
 
@@ -54,8 +56,8 @@ class Registry:
     def admit(self, hello: Hello, wire: Wire, now: float, lost_after_seconds: float) -> tuple[Peer, str, Peer | None]:
         """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
 
-        Raises: Unauthorized if another secret was shown for this client id before. Unavailable if the farm is full,
-            or if the client must wait because of what it sent.
+        Raises: Unauthorized if another secret was shown for this client id before. IdentityInUse if another machine is
+            connected under it. Unavailable if the farm is full, or if the client must wait because of what it sent.
         """
         secret_hash = digest_bytes(hello.client_secret.encode())
         known = self._identities.get(hello.client_id)
@@ -69,6 +71,8 @@ class Registry:
                 f"client {hello.client_id} sent more than a connection may; it can join again in {wait_seconds:.0f} s"
             )
         replaced = self._peers.get(hello.client_id)
+        if replaced is not None and not replaced.wire.is_over and self.twins.returns(hello.client_id, hello.run_id):
+            raise IdentityInUse
         if replaced is None and len(self._peers) >= self._max_clients:
             raise Unavailable(f"the farm is full: {self._max_clients} clients are connected; try again later")
         incarnation = known.incarnation + 1 if known else 1
@@ -76,6 +80,7 @@ class Registry:
         name = hello.name or hello.resources.hostname or hello.client_id[:8]
         peer = Peer(hello.client_id, incarnation, name, wire, now, Patience(lost_after_seconds))
         self._peers[hello.client_id] = peer
+        self.twins.joined(hello.client_id, hello.run_id)
         return peer, secret_hash, replaced
 
     def punish(self, client_id: str, now: float) -> None:

@@ -17,6 +17,7 @@
     ├── NotFound                   no such task, client or blob
     ├── Conflict                   the record is in a state that forbids the request
     ├── Unauthorized               a missing or wrong token
+    ├── IdentityInUse              another machine works under this client's identity
     └── Unavailable                try again later: busy, draining, out of space
 
 Each class has a stable ``code`` that crosses the wire and an exit-worthy sentence as its message.
@@ -135,6 +136,12 @@ class Unauthorized(FarmError):
     """The token is missing or wrong; copy the address that `farm-server up` printed."""
 
     code = "unauthorized"
+
+
+class IdentityInUse(FarmError):
+    """Another machine works under this client's identity; give one of them a new one: farm-client --new-identity."""
+
+    code = "identity_in_use"
 
 
 class Unavailable(FarmError):

@@ -79,6 +79,8 @@ class Hello(Frozen):
     """The codecs that it knows besides ``none``."""
     features: tuple[Word, ...] = Field(default=(), max_length=64)
     """What it can do that older clients can't. ``frozen_apart``: take frozen tensors as a file of their own."""
+    run_id: Word = ""
+    """Of the client's process: connections of one run have the same, and no other run has it."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
 
 
@@ -354,11 +356,15 @@ class Drain(Frozen):
 
 
 class Bye(Frozen):
-    """CS: the last message before the close; ``crashed`` if the sender dies of an error."""
+    """CS: the last message before the close; ``crashed`` if the sender dies of an error.
+
+    S: ``replaced`` if another connection of the same ``client_id`` took this one's place.
+    """
 
     type: Literal["bye"] = "bye"
     reason: Text = ""
     crashed: bool = False
+    replaced: bool = False
 
 
 Message = Annotated[

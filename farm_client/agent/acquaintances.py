@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from farm_client.durable_file import write_durably
 
 _MOST: Final = 64
 _LONGEST_FILE_BYTES: Final = 64 * 1024
@@ -28,7 +29,7 @@ class Acquaintances:
             return
         self._known = [*self._known, address][-_MOST:]
         with suppress(OSError):  # a full disk: it is known until the agent ends, and asked again then
-            _write(self._path, json.dumps(self._known))
+            write_durably(self._path, json.dumps(self._known))
 
 
 def _read(path: Path) -> list[str]:
@@ -38,12 +39,3 @@ def _read(path: Path) -> list[str]:
     except (OSError, ValueError, RecursionError):
         return []
     return [address for address in known if isinstance(address, str)][-_MOST:] if isinstance(known, list) else []
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

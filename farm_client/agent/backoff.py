@@ -15,6 +15,9 @@ STEADY_SECONDS: Final = 3.0
 COSTLY: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0)
 """Quick to grow: each of these tries cost the farm a whole join, or most of one."""
 
+DISPLACED: Final = RetryPolicy(first_seconds=2.0, longest_seconds=600.0)
+"""Another machine works under this identity: each return would take its work away."""
+
 
 class Reconnecting:
     """How long to wait before the next connection: by what went wrong since the farm last let this client in.
@@ -28,7 +31,12 @@ class Reconnecting:
         self._unreached = 0
         self._slow = 0
         self._brief = 0
+        self._displaced = 0
         self._asked_seconds = 0.0
+
+    def displaced(self) -> None:
+        """Count a time that another machine had this one's identity."""
+        self._displaced += 1
 
     def failed(self, *, was_slow: bool = False, retry_after_seconds: float = 0.0) -> None:
         """Count a try that led to no welcome; ``was_slow``: in the time that it was given. It may be told to wait."""
@@ -41,9 +49,13 @@ class Reconnecting:
         self._unreached = self._slow = 0
         self._asked_seconds = 0.0
         self._brief = 0 if held_seconds >= STEADY_SECONDS else self._brief + 1
+        if held_seconds >= DISPLACED.longest_seconds:  # less, and two that take turns would quicken each other
+            self._displaced = 0
 
     def delay_seconds(self) -> float:
         """Draw the wait before the next try: what a farm asked for is the least."""
         waits = [RECONNECT.delay_seconds(max(1, self._unreached))]
         waits += [COSTLY.delay_seconds(count) for count in (self._slow, self._brief) if count]
+        if self._displaced:  # never at once: half of it is certain
+            waits.append(later_than(DISPLACED.bound_seconds(self._displaced) / 2))
         return max(waits) + later_than(self._asked_seconds)

@@ -94,6 +94,9 @@ def join(
         str | None, typer.Option(help="Most bytes to fetch in a second, like 10MB.", show_default="no limit")
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
+    new_identity: Annotated[
+        bool, typer.Option("--new-identity", help="Join as a new client: for a home folder that was copied.")
+    ] = False,
 ) -> None:
     """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once."""
     settings = load_settings(
@@ -112,7 +115,7 @@ def join(
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
     faults.arm()
-    uvloop.run(Agent(address, settings).run())
+    uvloop.run(Agent(address, settings, new_identity=new_identity).run())
 
 
 @app.command()

@@ -9,6 +9,7 @@ shutdown   end every executor, let the home go; a second Ctrl-C comes here at on
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -18,10 +19,9 @@ from typing import Final
 
 from farm_client.agent.acquaintances import Acquaintances
 from farm_client.agent.address import FarmAddress
-from farm_client.agent.backoff import Reconnecting
 from farm_client.agent.cache import BlobCache
 from farm_client.agent.display import Display
-from farm_client.agent.errors import NotAFarm, OutOfReach
+from farm_client.agent.errors import Displaced, OutOfReach
 from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.agent.farm_choice import remember_farm
 from farm_client.agent.fetcher import Fetcher
@@ -32,6 +32,7 @@ from farm_client.agent.link import Link, open_link
 from farm_client.agent.narrator import Narrator
 from farm_client.agent.outbox import Outbox
 from farm_client.agent.probe import Lending, Probe
+from farm_client.agent.reach import Reach
 from farm_client.agent.selftest import Verdicts, self_test
 from farm_client.agent.settings import AgentSettings
 from farm_client.agent.start_marks import StartMarks
@@ -48,17 +49,24 @@ from protocol.messages import Bye, Hello
 from protocol.versions import FROZEN_APART, SUPPORTED
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STRANGERS_SECONDS: Final = 10.0
-"""An address that never welcomed this machine may answer so long as no farm does, until it counts as a wrong one."""
 
 
 class Agent:
     """One volunteer machine's agent. ``run`` is its whole life."""
 
-    def __init__(self, address: FarmAddress, settings: AgentSettings, executor_module: str = EXECUTOR_MODULE) -> None:
+    def __init__(
+        self,
+        address: FarmAddress,
+        settings: AgentSettings,
+        executor_module: str = EXECUTOR_MODULE,
+        *,
+        new_identity: bool = False,
+    ) -> None:
+        """``new_identity``: join as a new client, and leave the former identity to whoever has a copy of it."""
         self._address = address
         self._settings = settings
         self._executor_module = executor_module
+        self._new_identity = new_identity
         # absolute: executors work in folders of their own, where a relative path leads nowhere
         self._home = Home(settings.home.absolute())
         self._narrator = Narrator(settings.log_format)
@@ -66,10 +74,8 @@ class Agent:
         self._leaving = asyncio.Event()
         self._leave_by = 0.0
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
-        self._reconnecting = Reconnecting()
-        self._unreached_since = 0.0
-        self._strange_since: float | None = None
-        """Since when every answer was one that no farm gives, where no farm was ever met."""
+        self._run_id = secrets.token_hex(8)
+        """Of this process, for the farm: it tells a client that comes back from two that share an identity."""
         self._carried = InlineLimit()
         self._signals = heeded(*_SIGNALS)
 
@@ -81,7 +87,6 @@ class Agent:
         with self._home.held():
             self._listen_to_signals(asyncio.current_task())
             self._board.show(farm=self._address.shown, name=self._settings.name)
-            self._welcomed_by = Acquaintances(self._home.acquaintances_file)
             probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
             pool: ExecutorPool | None = None
             try:
@@ -95,7 +100,7 @@ class Agent:
                 await self._shutdown(pool, probe)
 
     async def _startup(self, probe: Probe) -> Verdicts:
-        self._identity: Identity = load_identity(self._home.identity_file)
+        self._identity: Identity = load_identity(self._home.identity_file, anew=self._new_identity)
         self._board.show(doing="testing the devices", client_id=self._identity.client_id)
         verdicts = await self_test(probe, self._settings.self_test_file or self._home.self_test_file)
         for refused in verdicts.refused:
@@ -144,15 +149,13 @@ class Agent:
 
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
         worker = Worker(tools, Surroundings(probe, Display(self._board, self._narrator), self._settings.slots))
-        self._unreached_since = time.monotonic()
+        welcomed_by = Acquaintances(self._home.acquaintances_file)
+        reach = Reach(self._address.shown, welcomed_by, self._settings.give_up_seconds)
         try:
-            while (link := await self._connect(lambda: self._hello(tools, worker, probe, verdicts))) is not None:
-                connected_at = time.monotonic()
+            while (link := await self._connect(reach, lambda: self._hello(tools, worker, probe, verdicts))) is not None:
                 await self._work(link, worker)
-                self._unreached_since = time.monotonic()
-                self._reconnecting.ended(self._unreached_since - connected_at)
                 if not self._leaving.is_set():
-                    await self._wait_to_retry(link.farewell or "the connection ended")
+                    await self._wait_to_retry(link.reason, reach.ended(link.reason))
             if worker.busy:  # the connection went before the work was done
                 await self._leave_work(worker)
         except FarmError:
@@ -163,53 +166,32 @@ class Agent:
         finally:
             await worker.close()
 
-    async def _connect(self, hello: Callable[[], Hello]) -> Link | None:
+    async def _connect(self, reach: Reach, hello: Callable[[], Hello]) -> Link | None:
         """Return an open link, however long it takes; None if told to leave before there is one.
 
-        Raises: Unauthorized, VersionMismatch, BadAddress.
+        Raises: Unauthorized, VersionMismatch, BadAddress; OutOfReach at the owner's limit.
         """
         while not self._leaving.is_set():
             try:
                 link = await open_link(self._address, hello(), self._carried)
             except OutOfReach as error:
-                self._look_for_wrong_address(error)
-                self._reconnecting.failed(was_slow=error.was_slow, retry_after_seconds=error.retry_after_seconds)
-                await self._wait_to_retry(error.message)
+                await self._wait_to_retry(error, reach.failed(error))
             else:
-                self._welcomed_by.add(self._address.shown)
+                reach.welcomed()
                 remember_farm(self._home.farm_file, self._address)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
                 self._narrator.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
                 return link
         return None
 
-    def _look_for_wrong_address(self, error: OutOfReach) -> None:
-        """Give up an address where no farm was ever met, and where for a while nothing else answered than no farm.
-
-        Raises: the error that says so.
-        """
-        if not isinstance(error, NotAFarm) or self._address.shown in self._welcomed_by:
-            self._strange_since = None
-            return
-        now = time.monotonic()
-        self._strange_since = self._strange_since or now
-        if now - self._strange_since >= STRANGERS_SECONDS:
-            raise error.final() from error
-
-    async def _wait_to_retry(self, why: str) -> None:
-        """Sleep before the next try, or until told to leave.
-
-        Raises: OutOfReach if the owner set a limit to this and it is reached.
-        """
-        out_of_reach_seconds = time.monotonic() - self._unreached_since
-        limit_seconds = self._settings.give_up_seconds
-        if limit_seconds is not None and out_of_reach_seconds > limit_seconds:
-            raise OutOfReach(f"{why}; gave up after {out_of_reach_seconds:.0f} s; check the address and the network")
-        doing = f"waiting: {why}; trying again until it answers"
+    async def _wait_to_retry(self, why: OutOfReach, seconds: float) -> None:
+        """Sleep before the next try, or until told to leave."""
+        until = "until it leaves" if isinstance(why, Displaced) else "until it answers"
+        doing = f"waiting: {why.message}; trying again {until}"
         self._narrator.keep_telling(doing, doing)
         self._board.show(doing=doing)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._reconnecting.delay_seconds()):
+            async with asyncio.timeout(seconds):
                 await self._leaving.wait()
 
     async def _work(self, link: Link, worker: Worker) -> None:
@@ -260,6 +242,7 @@ class Agent:
             versions=SUPPORTED,
             client_id=self._identity.client_id,
             client_secret=self._identity.client_secret,
+            run_id=self._run_id,
             name=self._settings.name,
             agent=f"aifarm/{version('aifarm')}",
             resources=probe.resources(verdicts.bench_gflops),

@@ -8,7 +8,8 @@ FarmError
 │   └── DamagedIdentity    its identity cannot be read
 ├── DeviceRefused      no device of this machine computes rightly
 ├── OutOfReach         the farm was not reached; another try may reach it
-│   └── NotAFarm       what answers there does not answer as a farm does
+│   ├── NotAFarm       what answers there does not answer as a farm does
+│   └── Displaced      another machine works under this one's identity
 ├── CacheFull          the cache cannot make room within its limit
 ├── DiskFull           the disk cannot take what is to be kept
 ├── HomeGone           the home is not there any more
@@ -86,6 +87,21 @@ class NotAFarm(OutOfReach):
     def final(self) -> FarmError:
         """Return the error that ends an agent which never met a farm there."""
         return self._verdict(f"{self.message}; check the address: paste the one that `farm-server up` printed")
+
+
+class Displaced(OutOfReach):
+    """Another machine uses this one's identity: a home that was copied, with a disk or an image of a machine.
+
+    Let one of the two stop, and start it again with `farm-client join --new-identity ADDRESS`.
+    """
+
+    code = "displaced"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another machine uses this machine's identity (its home folder was copied); stop this agent and start it "
+            "with `farm-client join --new-identity ADDRESS`, and both can work"
+        )
 
 
 class CacheFull(FarmError):

@@ -19,13 +19,13 @@ class Identity(Frozen):
     client_secret: str = Field(min_length=16, max_length=128, repr=False)
 
 
-def load_identity(path: Path) -> Identity:
-    """Read the identity, or make one at the first start; the file is readable by its owner only.
+def load_identity(path: Path, *, anew: bool = False) -> Identity:
+    """Read the identity, or make one at the first start, or ``anew``; the file is readable by its owner only.
 
     Raises: DamagedIdentity if there is a file that holds none; BadHome if it cannot be read or written.
     """
     try:
-        if not path.exists():
+        if anew or not path.exists():
             return _create_identity(path)
         return Identity.model_validate_json(path.read_bytes())
     except ValidationError:

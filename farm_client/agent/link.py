@@ -14,11 +14,11 @@ from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.dialing import dial, explain
-from farm_client.agent.errors import OutOfReach
+from farm_client.agent.errors import Displaced, OutOfReach
 from farm_client.agent.fitting import shortened
 from farm_client.agent.untold import Telling, Untold
 from protocol.codec import decode
-from protocol.errors import FarmError, OversizedFrame, Unauthorized, VersionMismatch
+from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.messages import Bye, Error, Hello, Message, Welcome
@@ -40,6 +40,7 @@ class Link:
         self.welcome = welcome
         self.farewell = ""
         """Why the farm ended the conversation, if it said so."""
+        self._displaced = False
         self._websocket = websocket
         self._session = session
         self._queue = SendQueue()
@@ -47,6 +48,11 @@ class Link:
         self._untold = Untold()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    @property
+    def reason(self) -> OutOfReach:
+        """Why it ended."""
+        return Displaced() if self._displaced else OutOfReach(self.farewell or "the connection ended")
 
     @property
     def congested(self) -> bool:
@@ -105,6 +111,7 @@ class Link:
                 for message in self._session.receive(frame):
                     if isinstance(message, Bye) or (isinstance(message, Error) and message.fatal):
                         self.farewell = message.reason if isinstance(message, Bye) else message.message
+                        self._displaced = isinstance(message, Bye) and message.replaced
                     yield message
                 for answer in self._session.outgoing():
                     self._queue.answer(answer, last=self._session.closed)
@@ -190,6 +197,8 @@ async def _greet(websocket: ClientConnection, hello: Hello, carried: InlineLimit
         for message in session.receive(await websocket.recv()):
             if isinstance(message, Welcome):
                 return Link(websocket, session, sane(message), carried)
+            if isinstance(message, Error) and message.code == IdentityInUse.code:
+                raise Displaced
             if isinstance(message, Error):
                 raise _FINAL_ERRORS.get(message.code, OutOfReach)(message.message)
             if isinstance(message, Bye):

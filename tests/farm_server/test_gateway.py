@@ -30,6 +30,7 @@ from protocol.messages import (
 )
 from protocol.recipe import Recipe
 from protocol.resources import Load
+from protocol.session import Session, Side
 from tests.farm_server import model
 from tests.farm_server.offers import assign
 from tests.farm_server.volunteer import SECRET, Volunteer
@@ -142,6 +143,44 @@ async def test_a_newer_connection_replaces_the_older(server):
             assert (await states(server))["c1"][0] == "online"
         lost = await happened(server, "client_lost", after=(await happened(server, "client_lost"))["seq"])
         assert "closed" in lost["message"]
+
+
+async def test_who_is_replaced_hears_that_another_machine_has_its_identity(server):
+    async with server.volunteer("c1", run_id="a") as old, server.volunteer("c1", run_id="b"):
+        assert (await old.next(Bye)).replaced
+
+
+async def test_a_run_that_comes_back_is_refused_while_the_other_works_and_it_is_said_once(server, capsys):
+    async with server.volunteer("c1", run_id="a") as first, server.volunteer("c1", run_id="b") as second:
+        assert (await first.next(Bye)).replaced
+        for _ in range(3):
+            connection = await dial(server)
+            await connection.send(Session(Side.CLIENT).send(first.hello))
+            (error,) = await said(connection)
+            assert (error.code, error.fatal) == ("identity_in_use", True)
+            assert connection.close_code == 1008
+        notice = await second.next(Error)
+        assert (notice.code, notice.fatal) == ("identity_in_use", False)
+        assert "--new-identity" in notice.message
+        await happened(server, "identity_shared")
+        await second.send(Heartbeat())
+        assert (await states(server))["c1"][0] == "online"
+    events = (await server.http.get("/v1/events", params={"limit": 1000})).json()
+    assert [event["kind"] for event in events].count("identity_shared") == 1
+    assert [event["kind"] for event in events].count("client_joined") == 2
+    async with server.volunteer("c1", run_id="a"):  # the other one has left
+        assert (await states(server))["c1"][0] == "online"
+
+
+async def test_copies_that_cannot_be_told_apart_are_suspected_and_never_refused(server):
+    """A machine that was copied while its agent ran: both copies are the same run."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            newest = await stack.enter_async_context(server.volunteer("c1", run_id="a"))
+        shared = await happened(server, "identity_shared")
+        assert "two machines" in shared["message"]
+        await newest.send(Heartbeat())
+        assert (await states(server))["c1"][0] == "online"
 
 
 async def test_a_client_that_never_says_hello_is_closed(start):

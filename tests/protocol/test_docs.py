@@ -32,7 +32,7 @@ DIRECTIONS = {
     "Both directions.": set(Side),
 }
 EXAMPLES = re.findall(r"```json\n(.*?)```\n\n```hex\n(.*?)```", PAGE, re.DOTALL)
-NOT_OF_A_FRAME = {"unauthorized", "unavailable"}
+NOT_OF_A_FRAME = {"unauthorized", "identity_in_use", "unavailable"}
 """Refusals that the server decides after a well-formed hello."""
 
 
@@ -133,7 +133,7 @@ def test_the_error_codes_are_the_error_trees() -> None:
         error.code for error in errors.ProtocolError.__subclasses__() if error.__module__ == "protocol.errors"
     }
     assert {unquoted(row[0]) for row in rows(section("Errors"))} == frame_errors | NOT_OF_A_FRAME
-    assert {errors.Unauthorized.code, errors.Unavailable.code} == NOT_OF_A_FRAME
+    assert {errors.Unauthorized.code, errors.IdentityInUse.code, errors.Unavailable.code} == NOT_OF_A_FRAME
 
 
 def test_the_version_and_the_dtypes_are_the_codes() -> None:

@@ -50,9 +50,9 @@ def start_agent(farm, home):
     """Run an agent with fake executors for the length of a block."""
 
     @asynccontextmanager
-    async def start(executor_module=FAKE_EXECUTOR, **options):
+    async def start(executor_module=FAKE_EXECUTOR, *, new_identity=False, **options):
         settings = load_settings(**{"home": home, "name": "tester", "drain_seconds": 1.0} | options)
-        agent = Agent(parse_address(farm.url), settings, executor_module)
+        agent = Agent(parse_address(farm.url), settings, executor_module, new_identity=new_identity)
         life = asyncio.create_task(agent.run())
         try:
             yield life

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from farm_client.agent.backoff import COSTLY, RECONNECT, STEADY_SECONDS, Reconnecting
+from farm_client.agent.backoff import COSTLY, DISPLACED, RECONNECT, STEADY_SECONDS, Reconnecting
 from farm_client.retry import RetryPolicy, about
 from farm_client.transfer.carrier import RETRY
 
@@ -84,3 +84,36 @@ def test_an_outage_between_brief_connections_does_not_excuse_them():
     assert longest(reconnecting) > 0.8 * COSTLY.longest_seconds
     reconnecting.ended(STEADY_SECONDS)
     assert longest(reconnecting) <= RECONNECT.first_seconds
+
+
+def test_who_shares_an_identity_returns_more_and_more_seldom_and_never_at_once():
+    reconnecting, waits = Reconnecting(), []
+    for _ in range(12):
+        reconnecting.displaced()
+        reconnecting.ended(60.0)  # until the other one took its turn
+        drawn = [reconnecting.delay_seconds() for _ in range(200)]
+        assert min(drawn) >= DISPLACED.bound_seconds(len(waits) + 1) / 2
+        waits.append(max(drawn))
+    assert waits[-1] > DISPLACED.longest_seconds / 2
+    reconnecting.ended(DISPLACED.longest_seconds)
+    assert longest(reconnecting) <= RECONNECT.first_seconds
+
+
+def test_a_greeting_that_took_too_long_is_tried_less_and_less_until_it_succeeds():
+    reconnecting, waits = Reconnecting(), []
+    for _ in range(6):
+        reconnecting.failed(was_slow=True)
+        waits.append(longest(reconnecting))
+    assert all(later > 1.5 * earlier for earlier, later in pairwise(waits))
+    reconnecting.ended(STEADY_SECONDS)
+    assert longest(reconnecting) <= RECONNECT.first_seconds
+
+
+def test_what_a_farm_asks_for_is_waited_once_and_not_by_all_alike():
+    reconnecting = Reconnecting()
+    reconnecting.failed(retry_after_seconds=8.0)
+    drawn = [reconnecting.delay_seconds() for _ in range(300)]
+    assert 8.0 <= min(drawn) < 8.3
+    assert 9.7 < max(drawn) <= 10.5
+    reconnecting.failed()
+    assert longest(reconnecting) < 1.0

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from farm_client.agent import daemon, link
+from farm_client.agent import link, reach
 from farm_client.agent.acquaintances import Acquaintances
 from farm_client.retry import RetryPolicy
 from protocol.errors import Unauthorized
-from protocol.messages import Hello
+from protocol.messages import Bye, Error, Hello
 from tests.farm_client.agent.odd_server import BEFORE_THE_REQUEST, RELAY, RESET, SILENCE, odd_server, status
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
@@ -20,9 +20,9 @@ ODD = [b"", RESET, SILENCE, b"HTTP/1.1 40", *map(status, (200, 301, 403, 404, 50
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Strangers get no time at all, so that only what is known of an address counts; waits are short."""
-    monkeypatch.setattr(daemon, "STRANGERS_SECONDS", 0.0)
+    monkeypatch.setattr(reach, "STRANGERS_SECONDS", 0.0)
     monkeypatch.setattr(link, "_OPEN_SECONDS", 0.3)
-    for name in ("RECONNECT", "COSTLY"):
+    for name in ("RECONNECT", "COSTLY", "DISPLACED"):
         monkeypatch.setattr(f"farm_client.agent.backoff.{name}", RetryPolicy(0.02, 0.05))
 
 
@@ -101,3 +101,28 @@ async def test_a_farm_that_asks_for_time_gets_it(farm, start_agent):
         peer = await farm.next_client()
         await peer.expect(Hello)
         assert asyncio.get_running_loop().time() - began >= 1.0
+
+
+async def test_another_machine_with_this_identity_is_said_with_the_way_out(farm, start_agent, home, capsys):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        first = peer.log[0]
+        await peer.send(Bye(reason="replaced", replaced=True))
+        await until(lambda: "--new-identity" in doing(home))
+        peer = await farm.next_client()
+        again = await peer.expect(Hello)
+        assert (again.client_id, again.run_id) == (first.client_id, first.run_id) != (first.client_id, "")
+        await peer.send(Error(code="identity_in_use", message="two machines", fatal=True))
+        await joined(farm)  # the other one has left
+        assert not life.done()
+    assert "another machine uses this machine's identity" in capsys.readouterr().err
+
+
+async def test_each_run_of_an_agent_has_a_name_of_its_own_and_a_new_identity_is_kept(farm, start_agent):
+    hellos = []
+    for new in (False, False, True, False):
+        async with start_agent(new_identity=new):
+            hellos.append(await (await farm.next_client()).expect(Hello))
+    assert len({hello.run_id for hello in hellos}) == 4
+    ids = [(hello.client_id, hello.client_secret) for hello in hellos]
+    assert ids[0] == ids[1] != ids[2] == ids[3]
