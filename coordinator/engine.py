@@ -41,6 +41,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.state import TaskRun
 from coordinator.turn import Turn
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
+from protocol.tasks import TaskSpec
 
 
 def _tick(turn: Turn, event: Tick) -> None:
@@ -153,6 +154,10 @@ class Coordinator:
     def task_view(self, task_id: str, now: float) -> TaskView:
         """Return one task for people. Raises: NotFound."""
         return views.task_view(self._farm.task(task_id), now)
+
+    def spec(self, task_id: str) -> TaskSpec:
+        """Return what was submitted. Raises: NotFound."""
+        return self._farm.task(task_id).record.spec
 
     def task_views(self, now: float) -> list[TaskView]:
         """Return all tasks, newest first."""

@@ -11,6 +11,7 @@ from coordinator.records import TaskRecord
 from farm_server.bundle_check import check_bundle
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.layouts import Layouts, layout_of_file
+from farm_server.sendable import check_sendable
 from farm_server.torch_side import TorchSide
 from protocol.encoded import stored_tensors
 from protocol.errors import InvalidTask, TensorError, Unavailable
@@ -84,6 +85,7 @@ class Submissions:
             raise InvalidTask(
                 f"the config has {size} bytes, at most {MAX_CONFIG_BYTES} are allowed; move data to files"
             )
+        check_sendable(spec)
         self._check_blobs(spec)
         check_bundle(self._blobs.path(spec.code.digest), spec.entry)
         try:

@@ -20,6 +20,7 @@ from farm_server.settings import ServerSettings
 from farm_server.telemetry import Telemetry
 from farm_server.upload_desk import UploadDesk
 from farm_server.upload_views import upload_views
+from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
 from protocol.limits import INLINE_BYTES
 from protocol.ranges import BadContentRange, ContentRange
@@ -44,6 +45,7 @@ _LOOK_SECONDS: Final = 1.0
 """How often an answer that is held back looks whether a credit was left idle."""
 _WRITERS: Final = max(2, min(4, os.cpu_count() or 1))
 """Threads that write and hash. More than cores would only take turns."""
+_EMPTY: Final = digest_bytes(b"")
 _log = structlog.get_logger(__name__)
 
 
@@ -100,6 +102,9 @@ class Uploads:
         limit = self._settings.max_blob_bytes
         if request.size_bytes > limit:
             raise BlobTooLarge(f"the blob is larger than the {limit} bytes that are allowed; send a smaller one")
+        if request.size_bytes == 0 and digest != _EMPTY:
+            # it would be complete, and wrong, as soon as it was begun, over and over
+            raise DigestMismatch(f"no bytes hash to {_EMPTY}, not to {digest}; send the blob's size")
         until = self._clock.now() + request.wait_seconds
         async with self._bells.listen(_TOPIC) as rung:
             while True:

@@ -35,6 +35,7 @@ from protocol.messages import Kind
 from protocol.resources import Resources
 from protocol.tasks import BlobRef, TaskSpec
 from storage import tables
+from storage.old_specs import given_up, without_refused_fields
 
 R = TypeVar("R", bound=Record | Entry)
 Row = dict[str, Any]
@@ -175,4 +176,8 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
 
 def task_record(row: RowMapping) -> TaskRecord:
     """Return the task of a row of ``tasks`` joined with its submission's ``spec``."""
-    return TASKS.record(row, spec=TaskSpec.model_validate(row["spec"]))
+    try:
+        return TASKS.record(row, spec=TaskSpec.model_validate(row["spec"]))
+    except ValidationError as error:
+        readable = without_refused_fields(row["spec"], error)
+        return given_up(TASKS.record(row, spec=readable), error)

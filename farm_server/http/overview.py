@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from coordinator.lifecycle import ACTIVE
 from farm_server.http.access import FARM_TOKEN, FarmDep
+from farm_server.http.listing import listing
 from protocol.limits import INLINE_BYTES
 from protocol.rest import ClientView, FarmView
 
@@ -39,10 +40,10 @@ async def farm_view(farm: FarmDep) -> FarmView:
     )
 
 
-@router.get("/clients", summary="All known clients, the connected ones first")
-async def clients(farm: FarmDep) -> list[ClientView]:
+@router.get("/clients", summary="All known clients, the connected ones first", response_model=list[ClientView])
+async def clients(farm: FarmDep) -> Response:
     """Return every client with its resources, load and standing."""
-    return farm.coordinator.client_views(farm.clock.now())
+    return listing(farm.coordinator.client_views(farm.clock.now()))
 
 
 @watch_router.get("/healthz", summary="Is the process alive?", response_class=PlainTextResponse)

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
 from coordinator.books import shard_books
 from coordinator.events import Action, TaskAction
 from farm_server.farm import Farm
 from farm_server.http.access import FARM_TOKEN, FarmDep
+from farm_server.http.listing import listing, written
 from farm_server.http.rounds import newest_rounds
-from protocol.errors import NotFound
+from farm_server.spec_json import parse_spec
+from protocol.bounds import Natural
+from protocol.errors import NotFound, Unavailable
 from protocol.rest import CheckpointView, Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
 from protocol.tasks import BlobRef, TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
 
 _ROUNDS_SHOWN = 50
+_SHORT_BYTES: Final = 64 * 1024
+_long_ones: Final = asyncio.Semaphore(1)
+"""To read one takes some hundred megabytes for a moment."""
+_SPEC: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/TaskSpec"}}},
+    }
+}
 
 
-@router.post("", status_code=HTTPStatus.CREATED, summary="Submit a task")
-async def submit(spec: TaskSpec, farm: FarmDep, response: Response) -> SubmitReply:
+async def read_spec(request: Request) -> TaskSpec:
+    """Read the body, a long one in a thread. Raises: InvalidTask; Unavailable where the connection was cut."""
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise Unavailable("the connection was cut; submit again") from None
+    if len(body) <= _SHORT_BYTES:
+        return parse_spec(body)
+    async with _long_ones:
+        return await asyncio.to_thread(parse_spec, body)
+
+
+@router.post("", status_code=HTTPStatus.CREATED, summary="Submit a task", openapi_extra=_SPEC)
+async def submit(spec: Annotated[TaskSpec, Depends(read_spec)], farm: FarmDep, response: Response) -> SubmitReply:
     """Take a task in; its blobs were uploaded before. A repeat with its submit token gives 200 and the first one."""
     task_id, created = await farm.submissions.submit(spec)
     if not created:
@@ -30,20 +56,19 @@ async def submit(spec: TaskSpec, farm: FarmDep, response: Response) -> SubmitRep
     return SubmitReply(task=await _view(farm, task_id), created=created)
 
 
-@router.get("", summary="List tasks, newest first")
-async def list_tasks(farm: FarmDep) -> list[TaskView]:
+@router.get("", summary="List tasks, newest first", response_model=list[TaskView])
+async def list_tasks(farm: FarmDep) -> Response:
     """Return all tasks."""
-    return farm.coordinator.task_views(farm.clock.now())
+    return listing(farm.coordinator.task_views(farm.clock.now()))
 
 
-@router.get("/{task_id}", summary="One task with its specification and newest rounds")
-async def show(task_id: str, farm: FarmDep) -> TaskDetail:
+@router.get("/{task_id}", summary="One task with its specification and newest rounds", response_model=TaskDetail)
+async def show(task_id: str, farm: FarmDep) -> Response:
     """Return the task; its open round, if any, comes first."""
     view = await _view(farm, task_id)
-    record = await farm.ledger.task(task_id)
-    if record is None:
-        raise NotFound(f"task {task_id} is not in the ledger yet; try again in a moment")
-    return TaskDetail(task=view, spec=record.spec, rounds=tuple(await newest_rounds(farm, task_id, _ROUNDS_SHOWN)))
+    rounds = tuple(await newest_rounds(farm, task_id, _ROUNDS_SHOWN))
+    detail = TaskDetail(task=view, spec=farm.coordinator.spec(task_id), rounds=rounds)
+    return await asyncio.to_thread(written, detail)  # it names every shard
 
 
 @router.post("/{task_id}/{action}", summary="Pause, resume, cancel or retry a task")
@@ -68,11 +93,9 @@ async def explain(task_id: str, farm: FarmDep) -> Explanation:
 @router.get("/{task_id}/shards", summary="The books: how often each sample was counted")
 async def shards(task_id: str, farm: FarmDep) -> list[ShardBook]:
     """Return one book for each training shard and epoch, worked out from the counted assignments."""
-    record = await farm.ledger.task(task_id)
-    if record is None:
-        raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks")
+    spec = farm.coordinator.spec(task_id)
     counted = await farm.ledger.assignments(task_id, counted_only=True)
-    return shard_books(record.spec.dataset.shards, counted)
+    return shard_books(spec.dataset.shards, counted)
 
 
 @router.get("/{task_id}/checkpoints", summary="The checkpoints that are kept, oldest first")
@@ -101,7 +124,7 @@ async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
 async def model(
     task_id: str,
     farm: FarmDep,
-    number: Annotated[int | None, Query(alias="round", ge=0, description="The newest when absent.")] = None,
+    number: Annotated[Natural | None, Query(alias="round", description="The newest when absent.")] = None,
 ) -> ModelView:
     """Return the checkpoint's digest; fetch it from /v1/blobs."""
     view = await _view(farm, task_id)

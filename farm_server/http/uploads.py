@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from farm_server.http.access import ANY_TOKEN, FARM_TOKEN, FarmDep
 from farm_server.http.blobs import DigestPath
 from farm_server.http.bulk import client_of, hoarder_of, incoming
+from farm_server.http.listing import listing
 from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import ErrorBody, UploadReply, UploadRequest, UploadState, UploadView
 
@@ -32,7 +33,11 @@ def _errors(**said: str) -> dict[int | str, dict[str, Any]]:
 @router.post(
     "/{digest}/upload",
     summary="Begin an upload, or ask what it still lacks",
-    responses=_errors(_413="Larger than the farm allows.", _503="The disk is short, or the farm shuts down."),
+    responses=_errors(
+        _413="Larger than the farm allows.",
+        _422="The size is 0, and the digest is not that of nothing.",
+        _503="The disk is short, or the farm shuts down.",
+    ),
 )
 async def ask(digest: DigestPath, asked: UploadRequest, request: Request, farm: FarmDep) -> UploadReply:
     """Say that it is stored, or to wait (with the reason), or which ranges to send. `X-Farm-Client` says who asks."""
@@ -75,7 +80,9 @@ async def send(
     return Response(status_code=HTTPStatus.CREATED if stored else HTTPStatus.NO_CONTENT)
 
 
-@people_router.get("", summary="The uploads that are under way, wait, or were interrupted")
-async def uploads(farm: FarmDep) -> list[UploadView]:
+@people_router.get(
+    "", summary="The uploads that are under way, wait, or were interrupted", response_model=list[UploadView]
+)
+async def uploads(farm: FarmDep) -> Response:
     """Return every upload that is not finished: how much is here, who sends it, and what it waits for."""
-    return farm.uploads.views()
+    return listing(farm.uploads.views())

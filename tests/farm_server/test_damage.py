@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +107,24 @@ async def test_weights_that_another_task_begins_with_are_kept(start):
         assert [c.round for c in await server.farm.ledger.checkpoints(task_id)] == [0, 3]
         assert server.farm.blobs.read(begun_with.digest)
         assert server.farm.blobs.read(first.digest)
+
+
+async def test_a_stored_task_that_none_may_submit_today_hides_no_other(start, tmp_path):
+    async with start() as server, server.volunteer("a") as a:
+        odd, fine = await model.submit(server.http), await model.submit(server.http, model.spec(name="fine"))
+        await a.ready()
+        await a.accept()
+    with contextlib.closing(sqlite3.connect(tmp_path / "farm.db")) as ledger, ledger:
+        (text,) = ledger.execute("SELECT spec FROM submissions WHERE task_id = ?", (odd,)).fetchone()
+        deep = '{"a":' * 300 + "1" + "}" * 300
+        text = json.dumps(json.loads(text) | {"entry": "\udc00.py", "config": "@"}).replace('"@"', deep)
+        ledger.execute("UPDATE submissions SET spec = ? WHERE task_id = ?", (text, odd))
+    async with start() as server:
+        listed = {task["task_id"]: task for task in (await server.http.get("/v1/tasks")).json()}
+        assert (listed[odd]["state"], listed[fine]["state"]) == ("cancelled", "pending")
+        assert "submit it again" in listed[odd]["error"]
+        for path in (f"/v1/tasks/{odd}", f"/v1/tasks/{odd}/shards", f"/v1/tasks/{odd}/why", "/"):
+            assert (await server.http.get(path)).status_code == 200
+        async with server.volunteer("a") as a:
+            await a.ready()
+            assert (await a.accept()).task.task_id == fine

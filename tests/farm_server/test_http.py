@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import re
+import threading
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from farm_server.farm import Farm
+from farm_server.http.app import create_app
+from farm_server.spec_json import parse_spec
 from protocol.digests import digest_bytes
+from protocol.tasks import Dataset, Shard
 from protocol.tensors import Role, weights_metadata
 from tests.farm_server import model
 
@@ -262,3 +273,113 @@ async def test_the_reference_page_lists_every_route(server):
     document = (await server.http.get("/openapi.json")).json()
     served = {f"{method.upper()} {path}" for path, operations in document["paths"].items() for method in operations}
     assert listed == served | {"GET /"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/events?after=18446744073709551616", None),
+        ("GET", f"/v1/events?after={2**63}", None),
+        ("GET", "/v1/events?after=-1", None),
+        ("GET", f"/v1/events?limit={10**30}", None),
+        ("GET", "/v1/events?after=0&wait=nan", None),
+        ("GET", f"/v1/tasks/x/model?round={2**63}", None),
+        ("POST", f"/v1/blobs/{'0' * 64}/upload", {"size_bytes": 0}),
+        ("POST", f"/v1/blobs/{'0' * 64}/upload", {"size_bytes": 2**70}),
+        ("POST", f"/v1/blobs/{'0' * 64}/upload", {"size_bytes": 1, "wait_seconds": 1e308}),
+    ],
+)
+async def test_numbers_out_of_range_are_refused(server, method, path, body):
+    answer = await server.http.request(method, path, json=body)
+    assert answer.status_code == 422, answer.text
+
+
+async def test_an_upload_of_nothing_is_stored(server):
+    answer = await server.http.post(f"/v1/blobs/{digest_bytes(b'')}/upload", json={"size_bytes": 0})
+    assert answer.json()["state"] == "stored"
+
+
+async def test_a_long_submission_is_read_beside_the_event_loop(server, monkeypatch):
+    read_by: list[str] = []
+
+    def parse(body: bytes):
+        read_by.append(threading.current_thread().name)
+        return parse_spec(body)
+
+    monkeypatch.setattr("farm_server.http.tasks.parse_spec", parse)
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights())
+    shards = tuple(Shard(index=i, samples=1, blob=model.ref(model.SHARD)) for i in range(2000))
+    renewed: list[str] = []
+    renew = server.farm.blobs.renew
+    monkeypatch.setattr(server.farm.blobs, "renew", lambda digest: renewed.append(digest) or renew(digest))
+    for count in (1, 2000):
+        spec = model.spec(dataset=Dataset(kind="files", shards=shards[:count]))
+        answer = await server.http.post("/v1/tasks", json=spec.model_dump(mode="json"))
+        assert answer.status_code == 201, answer.text
+    assert read_by[0] == threading.main_thread().name != read_by[1]
+    assert len(renewed) == 2 * 3  # each blob once, however many shards are in it
+
+
+_ODD_TEXTS = ["", "x", "é", "\udc00", "\0", "a" * 70_000, "../..", "%00", "1e999"]
+_ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([2**31, 2**53, 2**63, 2**64, 10**30, -1, -(2**63)]),
+        st.floats(),
+        st.sampled_from(_ODD_TEXTS),
+        st.text(max_size=20),
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(_ODD_TEXTS), inner, max_size=4),
+    max_leaves=12,
+)
+_SPEC_FIELDS = ["name", "submitter", "code", "entry", "config", "dataset", "initial_weights", "recipe", "priority"]
+_RECIPE_FIELDS = sorted(model.spec().recipe.model_dump())
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_odd_submission_is_a_fault_of_the_server(server, data):
+    body: dict[str, Any] = model.spec().model_dump(mode="json")
+    if data.draw(st.booleans()):
+        body["recipe"][data.draw(st.sampled_from(_RECIPE_FIELDS))] = data.draw(_ODD)
+    else:
+        body[data.draw(st.sampled_from([*_SPEC_FIELDS, "requirements", "footprint", "submit_token"]))] = data.draw(_ODD)
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights())
+    answer = await server.http.post("/v1/tasks", content=json.dumps(body).encode())
+    assert answer.status_code < 500, answer.text
+    assert (await server.http.get("/v1/tasks")).status_code == 200
+    if answer.status_code == 201:
+        task_id = answer.json()["task"]["task_id"]
+        assert (await server.http.get(f"/v1/tasks/{task_id}")).status_code == 200
+        assert (await server.http.post(f"/v1/tasks/{task_id}/cancel")).status_code < 500
+
+
+@functools.cache
+def routes(farm: Farm) -> list[tuple[str, str]]:
+    paths = create_app(farm).openapi()["paths"]
+    return sorted((method.upper(), path) for path, item in paths.items() for method in item)
+
+
+_QUERY = ["after", "limit", "round", "wait"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_odd_request_is_a_fault_of_the_server(server, data):
+    method, path = data.draw(st.sampled_from(routes(server.farm)))
+    text = st.one_of(st.sampled_from(_ODD_TEXTS), st.text(max_size=10), st.integers().map(str)).filter(len)
+    digest = st.one_of(st.just("0" * 64), text)
+    for name, values in (("{digest}", digest), ("{task_id}", text), ("{action}", text)):
+        if name in path:
+            path = path.replace(name, quote(data.draw(values)[:300], safe="", errors="replace"))
+    query = data.draw(st.dictionaries(st.sampled_from(_QUERY), text.map(lambda t: t[:50]), max_size=2))
+    wait = query.get("wait", "").strip().lower()
+    if wait not in ("", "nan", "inf"):
+        query["wait"] = f"-{wait.lstrip('-')}"  # never a long one
+    odd_body = json.dumps(data.draw(_ODD)).encode()
+    headers = {"content-type": data.draw(st.sampled_from(["application/json", "text/plain", "é"])).encode()}
+    encoded = urlencode(query, errors="replace")
+    answer = await server.http.request(method, f"{path}?{encoded}", content=odd_body, headers=headers)
+    assert answer.status_code < 500, (answer.status_code, answer.text)

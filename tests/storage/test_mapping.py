@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from sqlalchemy import Engine, select
 
+from coordinator.lifecycle import TaskState
 from coordinator.records import TaskRecord
 from protocol.resources import Resources
 from protocol.tasks import BlobRef
@@ -80,6 +81,29 @@ def test_what_a_client_once_told_of_itself_and_none_may_tell_today_keeps_no_serv
     told = Resources().model_copy(update={"bench_gflops": float("inf"), "hostname": "x" * 5000})
     read = _saved_and_read(engine, a.client(resources=told))
     assert read == a.client(resources=Resources())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"entry": "\udc00.py"}, "entry"),
+        ({"name": "x" * 5000}, "name"),
+        ({"config": {"x": 10**400}}, "config"),
+        ({"recipe": a.spec().recipe.model_copy(update={"batch_samples": 10**30})}, "recipe.batch_samples"),
+        ({"requirements": a.spec().requirements.model_copy(update={"tags": ("\udc00",)})}, "requirements.tags.0"),
+    ],
+)
+def test_a_specification_that_none_may_submit_today_is_shown_and_not_worked_on(
+    engine: Engine, changes: dict[str, Any], field: str
+) -> None:
+    odd = a.spec().model_copy(update=changes)
+    read = _saved_and_read(engine, a.task(spec=odd))
+    assert (read.state, read.spec.code) == (TaskState.CANCELLED, odd.code)
+    assert field in read.error
+    assert "submit it again" in read.error
+    read.spec.model_dump_json()
+    finished = a.task(spec=odd, state=TaskState.COMPLETED)
+    assert _saved_and_read(engine, finished).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("mapper", MAPPERS.values(), ids=lambda mapper: mapper.record_type.__name__)
