@@ -26,8 +26,11 @@ class Rows(Protocol):
         """Count the rows."""
 
     @property
-    def size_bytes(self) -> int:
-        """Estimate the memory that it holds."""
+    def grows(self) -> bool:
+        """Tell whether it may hold more memory when it is read."""
+
+    def kept(self) -> object:
+        """Return all that only this shard keeps in memory."""
 
     def take(self, index: torch.Tensor) -> Any:
         """Return the rows of ``index`` ([n] int64)."""
@@ -41,18 +44,21 @@ class TextColumn:
 
     def __init__(self, data: torch.Tensor, offsets: torch.Tensor) -> None:
         self._data = data.numpy().tobytes()
-        self._offsets: list[int] = offsets.tolist()
+        self._offsets = offsets.clone()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def take(self, index: torch.Tensor) -> list[str]:
         """Return the strings of these rows."""
-        return [self._data[self._offsets[i] : self._offsets[i + 1]].decode() for i in index.tolist()]
+        starts, stops = self._offsets[index].tolist(), self._offsets[index + 1].tolist()
+        return [self._data[start:stop].decode() for start, stop in zip(starts, stops, strict=True)]
 
 
 class TableRows:
     """A shard of columns; a batch is a dict of tensors [rows, ...] and lists of strings."""
+
+    grows = False
 
     def __init__(self, columns: Mapping[str, torch.Tensor | TextColumn]) -> None:
         """Raises: DataError if there is no column or the columns' lengths differ."""
@@ -61,7 +67,10 @@ class TableRows:
             raise DataError(f"a shard's columns must have one length; they have {lengths or 'none'}")
         self._columns = dict(columns)
         self.samples = next(iter(lengths.values()))
-        self.size_bytes = sum(c.nbytes if isinstance(c, torch.Tensor) else 0 for c in columns.values())
+
+    def kept(self) -> object:
+        """Return the columns."""
+        return self._columns
 
     def take(self, index: torch.Tensor) -> dict[str, torch.Tensor | list[str]]:
         """Return the rows of ``index``, copied."""
@@ -78,14 +87,20 @@ class TableRows:
 
 
 class DatasetRows:
-    """Rows of a map-style data set; ``item`` says which of its items each row is."""
+    """Rows of a map-style data set; ``item`` says which of its items each row is.
 
-    size_bytes = 0
+    ``is_shared``: all shards are rows of this one data set, which is kept in any case.
+    """
 
-    def __init__(self, dataset: Any, samples: int, item: Callable[[int], int]) -> None:
+    def __init__(self, dataset: Any, samples: int, item: Callable[[int], int], *, is_shared: bool) -> None:
         self._dataset = dataset
         self._item = item
         self.samples = samples
+        self.grows = not is_shared
+
+    def kept(self) -> object:
+        """Return the data set, unless others share it."""
+        return self._dataset if self.grows else None
 
     def take(self, index: torch.Tensor) -> list[Any]:
         """Return the items of these rows."""

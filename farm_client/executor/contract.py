@@ -84,6 +84,19 @@ class Contract:
         with calling("loss(model, batch)", self.code_dir, lambda: f"the batch is {describe_batch(batch)}", function):
             return _as_loss_value(function(model, batch))
 
+    def begin(self, model: nn.Module) -> None:
+        """Begin an assignment: what a LightningModule's metric objects gathered in former ones is over."""
+        if lightning_steps.is_lightning(model):
+            with calling("resetting the model's metrics", self.code_dir):
+                lightning_steps.begin(model)
+
+    def finish(self, model: nn.Module) -> dict[str, float]:
+        """Return the metrics that are known only after all batches of an assignment."""
+        if not lightning_steps.is_lightning(model):
+            return {}
+        with calling("computing the model's metrics", self.code_dir):
+            return lightning_steps.finish(model)
+
     def evaluate(self, model: nn.Module, data: Iterable[Any]) -> dict[str, float] | None:
         """Return the researcher's own evaluation, or None where the default one is wanted."""
         function = self._function("evaluate", model)

@@ -80,7 +80,7 @@ def calling(
     """
     try:
         yield
-    except (CodeError, MissingModule):
+    except (CodeError, MissingModule, MissingFile):
         raise
     except BaseException as error:
         if is_out_of_memory(error) or is_out_of_disk(error):
@@ -146,7 +146,8 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
     if isinstance(error, CodeError):
         return error.code, error.message, Scope.NOBODY, error.trace
     if isinstance(error, FarmError):
-        return error.code, error.message, Scope.ELSEWHERE, getattr(error, "trace", None)
+        scope = Scope.HERE if isinstance(error, MissingFile) else Scope.ELSEWHERE
+        return error.code, error.message, scope, getattr(error, "trace", None)
     if is_out_of_memory(error):
         return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
     if is_out_of_disk(error):

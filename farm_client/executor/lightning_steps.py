@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,10 +59,15 @@ def instantiate(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
 
 
 class CapturedLogs:
-    """Stands in for the Trainer's logging: ``self.log`` and ``self.log_dict`` of a model end up here."""
+    """Stands in for the Trainer's logging: ``self.log`` and ``self.log_dict`` of a model end up here.
+
+    A metric object (torchmetrics) is asked once, at the end of an assignment: it is of all of its batches.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._values: dict[str, float] = {}
+        self._objects: dict[str, Any] = {}
+        self.batch_index = -1
         # Set on the instance, past nn.Module's own attribute handling: the class keeps its methods.
         object.__setattr__(model, "log", self._log)
         object.__setattr__(model, "log_dict", self._log_dict)
@@ -71,12 +77,42 @@ class CapturedLogs:
         values, self._values = self._values, {}
         return values
 
+    def begin(self, model: nn.Module) -> None:
+        """Begin an assignment: what metric objects saw in former ones is over."""
+        self._values, self.batch_index = {}, -1
+        for metric in (*model.modules(), *self._objects.values()):
+            if _is_metric(metric):
+                metric.reset()
+        self._objects = {}
+
+    def finish(self) -> dict[str, float]:
+        """Return the values of the metric objects that were logged."""
+        return {name: as_number(metric.compute()) for name, metric in self._objects.items()}
+
     def _log(self, name: str, value: Any, *_args: object, **_options: object) -> None:
-        self._values[metric_name(name)] = as_number(value.compute() if hasattr(value, "compute") else value)
+        if _is_metric(value):
+            self._objects[metric_name(name)] = value
+        else:
+            self._values[metric_name(name)] = as_number(value.compute() if hasattr(value, "compute") else value)
 
     def _log_dict(self, dictionary: Mapping[str, Any], *_args: object, **_options: object) -> None:
         for name, value in dictionary.items():
             self._log(name, value)
+
+
+def _is_metric(thing: object) -> bool:
+    """Tell whether a thing gathers over batches, as a torchmetrics object does."""
+    return all(callable(getattr(thing, name, None)) for name in ("update", "compute", "reset"))
+
+
+def begin(model: nn.Module) -> None:
+    """Begin an assignment: metric objects are reset, as the Trainer does at each epoch."""
+    _logs(model).begin(model)
+
+
+def finish(model: nn.Module) -> dict[str, float]:
+    """Return the values of the metric objects that the assignment logged."""
+    return _logs(model).finish()
 
 
 def _logs(model: nn.Module) -> CapturedLogs:
@@ -93,8 +129,11 @@ def loss(model: Any, batch: Any) -> dict[str, Any]:
     if getattr(model, "automatic_optimization", True) is False:
         raise CodeError("manual optimization is not supported: leave automatic_optimization on and return the loss")
     logs = _logs(model)
-    value = model.training_step(*_step_arguments(model.training_step, batch, 0))
-    return {**logs.take(), **_as_losses(value, "training_step")}
+    logs.batch_index += 1
+    value = model.training_step(*_step_arguments(model.training_step, batch, logs.batch_index))
+    if value is None:
+        raise CodeError("training_step returned None: return the loss")
+    return {**logs.take(), **_numbers(value)}
 
 
 def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -118,12 +157,13 @@ def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optim
 def evaluate(model: Any, data: Iterable[Any]) -> dict[str, float]:
     """Average what ``validation_step`` returns and logs (``training_step`` where the class has none) over samples."""
     logs, means = _logs(model), WeightedMeans()
+    logs.begin(model)
     step = model.validation_step if _has_own(model, "validation_step") else model.training_step
     for index, batch in enumerate(data):
         value = step(*_step_arguments(step, batch, index))
-        metrics = {**logs.take(), **({} if value is None else _as_losses(value, step.__name__))}
+        metrics = {**logs.take(), **_numbers(value)}
         means.add({name: as_number(v) for name, v in metrics.items()}, count_samples(batch))
-    found = means.result()
+    found = {**means.result(), **logs.finish()}
     if "loss" not in found and "val_loss" in found:
         found["loss"] = found["val_loss"]
     return found
@@ -139,7 +179,17 @@ def _step_arguments(step: Any, batch: Any, index: int) -> tuple[Any, ...]:
     return (batch, index) if len(inspect.signature(step).parameters) > 1 else (batch,)
 
 
-def _as_losses(value: Any, step: str) -> dict[str, Any]:
-    if value is None:
-        raise CodeError(f"{step} returned None: return the loss")
-    return dict(value) if isinstance(value, Mapping) else {"loss": value}
+def _numbers(value: Any) -> dict[str, Any]:
+    """Return the loss and the other single numbers of what a step returned; the Trainer only hands on the rest."""
+    values = dict(value) if isinstance(value, Mapping) else {"loss": value}
+    return {
+        name: number
+        for name, number in values.items()
+        if (name == "loss" and isinstance(value, Mapping)) or _is_number(number)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, int | float | np.number)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -21,6 +19,7 @@ from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, Load, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
@@ -181,15 +180,3 @@ def _with_faults(advance: Advance, round_number: int) -> Advance:
         faults.reach(Fault.EXECUTOR_SLOW, round_number)
 
     return advance_and_reach
-
-
-def seed_everything(seed: int, device: torch.device) -> None:
-    """Seed torch, numpy's legacy generator and ``random``, so that a repeated assignment gives the same update.
-
-    Not by ``torch.manual_seed``: where CUDA is not in use it formats a traceback for later, a third of a tiny round.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed % 2**32)  # the legacy generator: the researcher's code may use it
-    random.seed(seed)

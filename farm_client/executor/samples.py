@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.seeds import derived_seed
 from farm_client.data.shards import Batch, DatasetRows, Rows, TableRows, read_shard
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, EmptyData, calling
+from farm_client.executor.failures import CodeError, EmptyData, MissingFile, calling
 from farm_client.executor.messages import Load, Piece
+from farm_client.executor.randomness import apart
+from farm_client.executor.shard_cache import ShardCache
 from protocol.tasks import Split
 
 KEPT_SHARDS_BYTES: Final = 1 << 30
 """Shards stay in memory up to this; the least recently used go first."""
+KEPT_ORDERS_BYTES: Final = 1 << 28
+"""The shuffled orders of shards likewise: 8 bytes a row."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Batches:
     """The batches of some pieces, in order; iterable any number of times. ``len`` counts batches."""
 
     def __init__(
-        self, parts: Sequence[tuple[Rows, torch.Tensor]], size: int, device: torch.device, code_dir: Path
+        self, parts: Sequence[tuple[Callable[[], Rows], torch.Tensor]], size: int, device: torch.device, code_dir: Path
     ) -> None:
         self._parts = parts
         self._size = size
@@ -61,8 +67,8 @@ class Batches:
         sizes = iter(even_sizes(self.samples, self._size))
         pending: list[tuple[Rows, torch.Tensor]] = []
         size = room = next(sizes, 0)
-        for rows, index in self._parts:
-            rest = index
+        for read, index in self._parts:
+            rows, rest = read(), index
             while len(rest) >= room > 0:
                 yield size, self._batch([*pending, (rows, rest[:room])])
                 rest, pending = rest[room:], []
@@ -96,16 +102,17 @@ class SampleSource:
         self._contract = contract
         self._order = order
         self._device = device
-        self._shards: OrderedDict[int, Rows] = OrderedDict()
+        self._shards = ShardCache(lambda: KEPT_SHARDS_BYTES)
         self._dataset: Any = None
-        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
+        self._orders: OrderedDict[int, tuple[int, torch.Tensor]] = OrderedDict()
 
     def batches(self, pieces: Sequence[Piece], epoch: int) -> Batches:
-        """Return the batches of the pieces, concatenated in their order.
+        """Return the batches of the pieces, concatenated in their order. Shards are read as their rows are needed.
 
-        Raises: EmptyData if there is no row; FileNotFoundError if a shard's file is gone; CodeError.
+        Raises: EmptyData if there is no row. Iterating raises MissingFile if a shard's file is gone; CodeError.
         """
-        parts = [(self._rows(piece), self._index(piece, epoch)) for piece in pieces]
+        self._shards.trim()
+        parts = [(partial(self._rows, piece), self._index(piece, epoch)) for piece in pieces]
         if not any(len(index) for _, index in parts):
             raise EmptyData("the assignment has no sample: the data set is empty")
         return Batches(parts, self._order.batch_samples, self._device, self._contract.code_dir)
@@ -113,40 +120,42 @@ class SampleSource:
     def count_rows(self) -> int:
         """Return the length of the ``make_dataset`` data set, which is built at the first use. Raises: CodeError."""
         if self._dataset is None:
-            self._dataset = self._contract.make_dataset()
+            with apart(derived_seed(self._order.seed, "make_dataset"), self._device):
+                self._dataset = self._contract.make_dataset()
         return len(self._dataset)
 
     def _index(self, piece: Piece, epoch: int) -> torch.Tensor:
-        """Slice the shard's order of this epoch, which is kept until the next."""
-        known = self._orders.get(piece.shard)
+        """Slice the shard's order of this epoch, which is kept for a while."""
+        known = self._orders.pop(piece.shard, None)
         if known is None or known[0] != epoch:
             order = shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
-            known = self._orders[piece.shard] = (epoch, order)
+            known = (epoch, order)
+        self._orders[piece.shard] = known
+        while len(self._orders) > 1 and sum(o.nbytes for _, o in self._orders.values()) > KEPT_ORDERS_BYTES:
+            self._orders.popitem(last=False)
         return known[1][piece.start : piece.stop]
 
     def _rows(self, piece: Piece) -> Rows:
-        rows = self._shards.pop(piece.shard, None)
+        rows = self._shards.get(piece.shard)
         if rows is None:
-            rows = self._read(piece)
+            with apart(derived_seed(self._order.seed, "shard", piece.shard), self._device):
+                rows = self._read(piece)
             if rows.samples != piece.shard_samples:
                 raise CodeError(f"shard {piece.shard} has {rows.samples} rows and should have {piece.shard_samples}")
-            self._make_room(rows.size_bytes)
-        self._shards[piece.shard] = rows  # at the end: the most recently used
+            self._shards.put(piece.shard, rows)
         return rows
-
-    def _make_room(self, needed_bytes: int) -> None:
-        held = sum(rows.size_bytes for rows in self._shards.values())
-        while self._shards and held + needed_bytes > KEPT_SHARDS_BYTES:
-            _, oldest = self._shards.popitem(last=False)
-            held -= oldest.size_bytes
 
     def _read(self, piece: Piece) -> Rows:
         if self._contract.has("load_shard"):
             return self._own_rows(piece)
         if piece.path is not None:
-            return read_shard(Path(piece.path))
+            try:
+                return read_shard(Path(piece.path))
+            except FileNotFoundError as error:  # in the middle of the researcher's code, perhaps, and not theirs
+                raise MissingFile(f"{MissingFile().message} ({piece.path})") from error
         stride = StrideOrder(self.count_rows(), self._order.seed)
-        return DatasetRows(self._dataset, piece.shard_samples, lambda row: stride.item(piece.first_row + row))
+        first = piece.first_row
+        return DatasetRows(self._dataset, piece.shard_samples, lambda row: stride.item(first + row), is_shared=True)
 
     def _own_rows(self, piece: Piece) -> Rows:
         path = None if piece.path is None else Path(piece.path)
@@ -156,7 +165,7 @@ class SampleSource:
             with calling("load_shard(shard)", self._contract.code_dir):
                 return TableRows({str(name): as_column(name, values) for name, values in loaded.items()})
         if hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__"):
-            return DatasetRows(loaded, len(loaded), lambda row: row)
+            return DatasetRows(loaded, len(loaded), lambda row: row, is_shared=False)
         raise CodeError(
             f"load_shard must return a dict of tensors or a map-style data set, it returned {type(loaded).__name__}"
         )

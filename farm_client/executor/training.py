@@ -53,6 +53,7 @@ def train_locally(
     """
     model = tensors.model
     set_mode(model, contract.code_dir, training=True)
+    contract.begin(model)
     means = WeightedMeans()
     untouched = dict(tensors.parameters)
     for step, (samples, batch) in enumerate(data.sized(), start=1):
@@ -66,7 +67,8 @@ def train_locally(
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
-    return _trained(_subtracted(base, tensors), tensors, means, untouched)
+    metrics = {**means.result(), **contract.finish(model)}
+    return _trained(_subtracted(base, tensors), tensors, metrics, untouched)
 
 
 def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> Trained:
@@ -76,6 +78,7 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
     """
     model = tensors.model
     set_mode(model, contract.code_dir, training=True)
+    contract.begin(model)
     sums: TensorMap = {}
     means = WeightedMeans()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
@@ -92,7 +95,8 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
         name: sums[name].to(parameter.dtype) if name in sums else torch.zeros_like(parameter, requires_grad=False)
         for name, parameter in tensors.parameters.items()
     }
-    return _trained(update, tensors, means, tensors.parameters.keys() - sums.keys())
+    metrics = {**means.result(), **contract.finish(model)}
+    return _trained(update, tensors, metrics, tensors.parameters.keys() - sums.keys())
 
 
 def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> dict[str, float]:
@@ -102,6 +106,7 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
     """
     model = tensors.model
     set_mode(model, contract.code_dir, training=False)
+    contract.begin(model)
     with torch.no_grad():
         own = contract.evaluate(model, data)
         if own is not None:
@@ -131,12 +136,12 @@ def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int)
     return {"loss": number, **value.metrics}
 
 
-def _trained(update: TensorMap, tensors: ModelTensors, means: WeightedMeans, untouched: Iterable[str]) -> Trained:
+def _trained(update: TensorMap, tensors: ModelTensors, metrics: dict[str, float], untouched: Iterable[str]) -> Trained:
     update |= {name: buffer.detach().clone() for name, buffer in tensors.buffers.items()}
     for name, tensor in update.items():
         if not is_finite(tensor):
             raise LossNotFinite(f"training left NaN or infinity in {name}: lower the learning rate or clip gradients")
-    return Trained(update, means.result(), frozenset(untouched))
+    return Trained(update, metrics, frozenset(untouched))
 
 
 def _subtracted(base: Mapping[str, torch.Tensor], tensors: ModelTensors) -> TensorMap:

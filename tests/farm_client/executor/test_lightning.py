@@ -94,3 +94,83 @@ def test_what_lightning_cannot_do_here_is_said(
 ) -> None:
     with pytest.raises(CodeError, match=sentence):
         Bench(tmp_path, source, config=config).train()
+
+
+MEASURED = """
+    import torch
+    import lightning
+    import torchmetrics
+    from torch import nn
+
+    class Lit(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+            self.accuracy = torchmetrics.classification.BinaryAccuracy()
+            self.several = torchmetrics.MetricCollection({"recall": torchmetrics.classification.BinaryRecall()})
+            self.rows = torchmetrics.SumMetric()
+            self.indices = []
+
+        def _step(self, batch, batch_idx):
+            self.indices.append(batch_idx)
+            scores = self.net(batch["x"])
+            hits = scores.argmax(1)
+            self.accuracy(hits, batch["y"])
+            self.several(hits, batch["y"])
+            self.rows(float(len(hits)))
+            self.log("object", self.accuracy, on_epoch=True)
+            self.log("rows", self.rows)
+            self.log_dict(self.several)
+            self.log("plain", (hits == batch["y"]).float().mean())
+            return scores, nn.functional.cross_entropy(scores, batch["y"])
+
+        def training_step(self, batch, batch_idx):
+            scores, loss = self._step(batch, batch_idx)
+            return {"loss": loss, "doubled": 2 * loss, "scores": scores, "words": ["a"], "count": 3, "none": None}
+
+        def validation_step(self, batch, batch_idx):
+            scores, loss = self._step(batch, batch_idx)
+            RETURNED
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+"""
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_metric_objects_are_of_one_assignment(tmp_path: Path, mode: Mode) -> None:
+    bench = Bench(tmp_path, MEASURED.replace("RETURNED", "pass"), mode=mode)
+    for _ in range(3):
+        for done in (bench.train(), bench.evaluate()):
+            assert done.metrics["object"] == pytest.approx(done.metrics["plain"])
+            assert done.metrics["rows"] == done.samples
+            assert 0 <= done.metrics["recall"] <= 1
+        assert done.samples == 24
+
+
+def test_what_a_step_returns_beside_the_loss_is_as_with_the_trainer(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MEASURED.replace("RETURNED", "return {'scores': scores, 'val_loss': loss, 'none': None}"))
+    done, found = bench.train(), bench.evaluate().metrics
+    assert done.metrics["doubled"] == pytest.approx(2 * done.metrics["loss"])
+    assert done.metrics["count"] == 3
+    assert not {"scores", "words", "none"} & {*done.metrics, *found}
+    assert found["loss"] == found["val_loss"] > 0
+
+
+@pytest.mark.parametrize("returned", ["return", "return scores", "return [scores]", "return 'words'", "return {}"])
+def test_a_validation_step_may_return_anything(tmp_path: Path, returned: str) -> None:
+    found = Bench(tmp_path, MEASURED.replace("RETURNED", returned)).evaluate().metrics
+    assert set(found) == {"object", "rows", "recall", "plain"}
+
+
+def test_steps_are_given_the_batchs_number(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, MEASURED.replace("RETURNED", "pass"))
+    for _ in range(2):
+        bench.train()
+        bench.evaluate()
+    assert bench.runner.tensors.model.indices == [*range(9), *range(3)] * 2
+
+
+def test_a_training_step_without_a_loss_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CodeError, match='a dict without "loss"'):
+        Bench(tmp_path, MEASURED.replace('{"loss": loss, ', "{").replace("RETURNED", "pass")).train()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from farm_client.data.shards import read_shard
-from farm_client.executor.failures import CodeError, LossNotFinite
+from farm_client.executor.failures import CodeError, LossNotFinite, MissingFile
 from farm_client.executor.samples import even_sizes
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
@@ -404,7 +404,7 @@ def test_a_missing_shard_is_this_machines_fault(tmp_path: Path) -> None:
     bench = Bench(tmp_path, LINEAR)
     for path in bench.files.values():
         path.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MissingFile, match="it will be fetched again"):
         bench.train()
 
 
