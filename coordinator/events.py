@@ -179,12 +179,23 @@ class RoundAggregated:
 
 @dataclass(frozen=True, slots=True)
 class AggregationFailed:
-    """``OpenRound``, ``Fold`` or ``CommitRound`` could not be done (a damaged blob, a full disk)."""
+    """``OpenRound``, ``Fold`` or ``CommitRound`` could not be done (a damaged blob, a full disk).
+
+    ``servers_fault``: the server lacked something (room, memory, descriptors), which says nothing of the task.
+    """
 
     task_id: str
     round: int
     attempt: int
     message: str
+    servers_fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerShort:
+    """What the server lacks now, so that tasks wait for it; None: it is well again."""
+
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +246,7 @@ Event = (
     | ResultArrived
     | RoundAggregated
     | AggregationFailed
+    | ServerShort
     | CheckpointDamaged
     | Tick
     | Restored

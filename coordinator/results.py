@@ -16,6 +16,7 @@ from coordinator.events import (
     AssignmentFailed,
     ClientBeat,
     ResultArrived,
+    ServerShort,
 )
 from coordinator.failures import failed
 from coordinator.holdings import Claim, find_ahead, find_held, find_late, settle_uncounted
@@ -25,7 +26,7 @@ from coordinator.offers import accept, adopt, bury, renew
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
 from coordinator.state import Lease, Step, TaskRun
-from coordinator.tasks import fail
+from coordinator.tasks import fail, wait_for_server
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.compression import CodecName
@@ -207,5 +208,14 @@ def _charge(turn: Turn, run: TaskRun, seconds: float) -> None:
 def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:
     """The server could not load, fold or commit: the round is given up and the task retried after a backoff."""
     run = turn.farm.tasks.get(event.task_id)
-    if run is not None and run.step is not None and run.step.attempt == event.attempt:
+    if run is None or run.step is None or run.step.attempt != event.attempt:
+        return
+    if event.servers_fault:
+        wait_for_server(turn, run, event.message)
+    else:
         fail(turn, run, event.message, retryable=True)
+
+
+def server_short(turn: Turn, event: ServerShort) -> None:
+    """The server ran short of something, or is well again; people are told what tasks wait for."""
+    turn.farm.server_lacks = event.reason

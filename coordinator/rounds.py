@@ -210,7 +210,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
             run.volatile.acks.append((client.client_id, ack))
     run.step = None
     run.code_failures.clear()
-    run.failures = 0
+    run.failures = run.server_faults = 0
     task = run.update(
         version=step.number + 1,
         epoch=run.checkpoint.epoch,

@@ -224,6 +224,8 @@ class TaskRun:
     """Client id to message: where the researcher's code failed since the last commit."""
     failures: int = 0
     """Failed assignments since the last commit, over all openings of the round."""
+    server_faults: int = 0
+    """How often in a row the server itself could not go on with it; these cost it no retries."""
     desertions: int = 0
     """How often in a row all of its clients left, with no result in between."""
     late: dict[str, Lease] = field(default_factory=dict)
@@ -301,6 +303,8 @@ class Farm:
     clients: dict[str, ClientState] = field(default_factory=dict)
     usage: dict[str, DecayingSum] = field(default_factory=dict)
     last_fence: int = 0
+    server_lacks: str | None = None
+    """What the server is short of, so that tasks wait for it."""
     interrupted_rounds: list[RoundRecord] = field(default_factory=list)
     """Open when the server stopped."""
     interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)

@@ -157,6 +157,17 @@ def back_to_waiting(turn: Turn, run: TaskRun, why: str, *, deserted: bool) -> No
     turn.move(run, TaskState.PENDING, why, not_before=turn.now + wait)
 
 
+def wait_for_server(turn: Turn, run: TaskRun, why: str) -> None:
+    """The server could not go on, for no fault of the task: it begins again after a backoff, and loses no retry."""
+    stop_work(turn, run, why)
+    run.server_faults += 1
+    if run.record.state not in (TaskState.ASSIGNED, TaskState.RUNNING):
+        return
+    policy = turn.settings.task_retry
+    wait = policy.longest_seconds(run.server_faults) / 2 + policy.delay_seconds(run.server_faults, turn.draw()) / 2
+    turn.move(run, TaskState.PENDING, f"the server could not go on: {why}", not_before=turn.now + wait)
+
+
 def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
     """The task failed. A retryable failure starts over from the last commit after a backoff, ``max_retries`` times."""
     stop_work(turn, run, error)

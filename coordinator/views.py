@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.eligibility import eligible
 from coordinator.horizon import rounds_total
-from coordinator.lifecycle import TaskState
+from coordinator.lifecycle import ACTIVE, TaskState
 from coordinator.records import RoundState
 from coordinator.scoring import rank, reliability
 from coordinator.state import ClientState, Farm, Step, StepPhase, TaskRun
@@ -90,6 +90,8 @@ def _step_line(step: Step, now: float) -> str:
 def why(farm: Farm, run: TaskRun, now: float) -> str:
     """Say in one line what the task waits for; for an open step, who holds which part and how far it is."""
     line = _state_line(run, now)
+    if farm.server_lacks is not None and run.record.state in ACTIVE:
+        line = f"{line}; it waits for the server: {farm.server_lacks}"
     if run.step is None or not run.step.leases:
         return line
     holders = []

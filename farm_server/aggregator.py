@@ -23,7 +23,7 @@ from farm_server.serial_worker import SerialWorker
 from farm_server.spooled_updates import SpooledUpdates
 from farm_server.torch_side import TorchSide
 from protocol.compression import CodecSpec
-from protocol.errors import DigestMismatch, FarmError, NotFound
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.faults import Fault
 from protocol.limits import INLINE_BYTES
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _DAMAGE = (NotFound, DigestMismatch)
 """What an unreadable checkpoint raises: a file that is gone, truncated or changed."""
+_FAULT_SECONDS = 60.0
 _log = structlog.get_logger(__name__)
 
 
@@ -107,9 +108,12 @@ class Aggregator:
         self._outcomes = outcomes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregator")
         self._tasks: dict[str, _Task] = {}
+        self._closing = False
+        self._fault: tuple[float, str] | None = None
 
     def close(self) -> None:
-        """Finish the jobs that run and drop those that wait."""
+        """Finish the jobs that run and drop those that wait; what ends because of that fails no round."""
+        self._closing = True
         for task in list(self._tasks.values()):
             task.given_up = math.inf
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -119,11 +123,19 @@ class Aggregator:
         """Why a checkpoint can't be written now, if one waits for that."""
         return next((task.waits_for for task in list(self._tasks.values()) if task.waits_for), None)
 
+    @property
+    def fault(self) -> str | None:
+        """What the server lacked when it last failed a round, for a while after that or until a round is committed."""
+        fault = self._fault
+        return fault[1] if fault is not None and time.monotonic() - fault[0] < _FAULT_SECONDS else None
+
     def open_round(self, command: OpenRound) -> None:
         """Load what the round starts from, unless it is in memory, and zero the accumulator.
 
         Unreadable bytes are told to ``damaged``; anything else that goes wrong is AggregationFailed, as always.
         """
+        if self._closing:
+            return
         task = self._tasks.get(command.task_id)
         if task is None:
             task = self._tasks[command.task_id] = _Task(SerialWorker(self._pool), command.spec)
@@ -141,20 +153,20 @@ class Aggregator:
     def drop_round(self, command: DropRound) -> None:
         """Forget the accumulator and delete the spooled updates that are in it."""
         task = self._tasks.get(command.task_id)
-        if task is not None:
+        if task is not None and not self._closing:
             task.given_up = command.attempt
             task.worker.submit(lambda: self._end_round(task))
 
     def release_task(self, command: ReleaseTask) -> None:
         """Free the task's tensors."""
         task = self._tasks.pop(command.task_id, None)
-        if task is not None:
+        if task is not None and not self._closing:
             task.given_up = math.inf
             task.worker.submit(lambda: self._release(task))
 
     def _submit(self, command: _C, work: Callable[[_Task, TaskTensors, _C], None]) -> None:
         task = self._tasks.get(command.task_id)
-        if task is None:  # released meanwhile
+        if task is None or self._closing:  # released meanwhile
             self._discard(command)
             return
 
@@ -184,7 +196,16 @@ class Aggregator:
             self._discard(command)
             self._end_round(task)
             task.forget()
-            self._outcomes.event(AggregationFailed(command.task_id, command.round, command.attempt, message))
+            if not self._closing:  # else the round stays open, and the next start goes on with it
+                opening = (command.task_id, command.round, command.attempt)
+                self._outcomes.event(AggregationFailed(*opening, message, self._note_fault(error, message)))
+
+    def _note_fault(self, error: Exception, message: str) -> bool:
+        """Whether the server itself is at fault; then the watch hears of it for a while."""
+        is_own = is_servers_fault(error)
+        if is_own:
+            self._fault = (time.monotonic(), message)
+        return is_own
 
     def _open(self, task: _Task, command: OpenRound) -> None:
         wanted = _digests(command.checkpoint)
@@ -216,6 +237,7 @@ class Aggregator:
         reach(Fault.SERVER_WHILE_COMMITTING, command.round)
         task.holds = _digests(written.record)
         self._end_round(task)
+        self._fault = None
         small = _small_blobs(version, written)
         self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
         delta = _delta(task.spec.recipe.weights_codec, before, written)
@@ -252,6 +274,13 @@ class Aggregator:
     def _discard(self, command: OpenRound | Fold | CommitRound) -> None:
         if isinstance(command, Fold):
             self._spooled.release(command.update)
+
+
+def is_servers_fault(error: Exception) -> bool:
+    """Whether the server lacked something (room, memory, descriptors, torch), as it would have for any task."""
+    if isinstance(error, (Unavailable, OSError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator
 
 
 def _explained(error: Exception) -> str:

@@ -19,6 +19,7 @@ from farm_server.http.app import create_app
 from farm_server.listener import bind_kept, server_info
 from farm_server.serving import Serving
 from farm_server.settings import ServerSettings
+from protocol.errors import FarmError
 
 _log = structlog.get_logger(__name__)
 
@@ -77,9 +78,24 @@ class Daemon:
         info = server_info(self._settings, self._listener, farm.tokens)
         self._folder.publish(info)
         self._folder.keep_port(self._listener.getsockname()[1])
+        try:
+            await self._warm(farm)
+        except FarmError:
+            await serving.stop(force=True)
+            raise
         _log.info("serving", url=info.url, data_dir=str(self._folder.root), tasks=len(farm.coordinator.task_views(0.0)))
         self._on_ready(info)
         return serving
+
+    async def _warm(self, farm: Farm) -> None:
+        """Wait until the server can train, or is told to stop; clients come back meanwhile. Raises: Unavailable."""
+        warm, stopped = asyncio.create_task(farm.warm()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({warm, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if warm.done():
+            warm.result()
+        else:
+            warm.cancel()
 
     async def _serve(self, serving: Serving) -> None:
         stopped = asyncio.create_task(self._stop.wait())

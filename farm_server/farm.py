@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
 import structlog
@@ -25,7 +25,7 @@ from coordinator.commands import (
     Send,
 )
 from coordinator.engine import Coordinator
-from coordinator.events import Event, Restored, Tick
+from coordinator.events import Event, Restored, ServerShort, Tick
 from coordinator.records import CheckpointRecord, Entry, Snapshot
 from coordinator.settings import CoordinatorSettings
 from farm_server.admission import Admission
@@ -61,6 +61,7 @@ from farm_server.tokens import Tokens
 from farm_server.torch_side import TorchSide
 from farm_server.unwrapping import Unwrapper
 from farm_server.uploads import UploadPlaces, Uploads
+from protocol.errors import FarmError
 from protocol.tasks import TaskSpec
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
@@ -120,6 +121,8 @@ class Farm:
         self._restored = bool(snapshot.tasks)
         self._background: list[asyncio.Task[None]] = []
         self._draining = False
+        self._warming: asyncio.Future[FarmError | None] = self._loop.create_future()
+        self._told_lacks: str | None = None
         self.upload_bandwidth = Bandwidth(settings.upload_rate, settings.client_upload_rate)
         self.download_bandwidth = Bandwidth(settings.download_rate, settings.client_download_rate)
         self.hoards = Hoards(blobs, ledger, self.room)
@@ -247,9 +250,24 @@ class Farm:
         views = ((task_id, self.coordinator.open_round_view(task_id, now)) for task_id in ids)
         return [f"{task_id}@{view.number}" for task_id, view in views if view is not None]
 
+    async def warm(self) -> None:
+        """Wait until torch is imported. Raises: Unavailable if it can't be: this process will never train."""
+        if (failure := await asyncio.shield(self._warming)) is not None:
+            raise failure
+
     def _warm_up(self) -> None:
-        self.torch_side.warm_up()
+        failure: FarmError | None = None
+        try:
+            self.torch_side.warm_up()
+        except FarmError as error:
+            failure = error
         gc.freeze()  # torch brings a million objects that live for ever: no collection should walk them again
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._warmed, failure)
+
+    def _warmed(self, failure: FarmError | None) -> None:
+        if not self._warming.done():
+            self._warming.set_result(failure)
 
     async def drain(self, reason: str) -> None:
         """Let clients leave in peace and end every wait; nothing new is taken."""
@@ -276,6 +294,18 @@ class Farm:
         if self._draining:
             return "the server is shutting down"
         return self.short_of()
+
+    def problem(self) -> str | None:
+        """Say what a watch should know: all of ``not_ready``, an import of torch under way, a fault of a moment ago."""
+        warming = None if self.torch_side.is_warm else "torch is being imported"
+        return self.not_ready() or warming or self._aggregator.fault
+
+    def _tell_lacks(self) -> None:
+        """Let people who ask what a task waits for hear that it is the server."""
+        lacks = self.short_of()
+        if (lacks is None) is not (self._told_lacks is None):
+            self._told_lacks = lacks
+            self.runtime.post(ServerShort(lacks))
 
     def short_of(self) -> str | None:
         """Say what the data folder's disk refuses now, or return None."""
@@ -332,6 +362,7 @@ class Farm:
             self.gateway.sweep(late_seconds)
             self.gateway.keep_pace(lag_seconds, self.runtime.backlog)
             self.entries.flush(self.clock.now())
+            self._tell_lacks()
             self.runtime.post(Tick(late_seconds))
 
 

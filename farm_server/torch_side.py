@@ -1,6 +1,7 @@
-"""The door to everything that needs torch, opened late: importing torch takes seconds that a start should not cost.
+"""The door to everything that needs torch: importing it takes seconds, in which clients may come back already.
 
-These are the only imports inside functions; the first call of any of them waits for torch.
+These are the only imports inside functions; the first call of any of them waits for torch. An import that failed
+half-way can't be repaired in the same process: whoever needs torch then is told so, and the server ends.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from protocol.compression import CodecSpec
+from protocol.errors import Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
 from protocol.tensors import Layout
 from storage.checkpoints import CheckpointFiles
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from farm_server.task_tensors import TaskTensors
     from protocol.codecs.checking import BadNumbers
 
-_log = structlog.get_logger(__name__)
-
 
 class TorchSide:
     """Imports torch once, on whichever thread needs it first."""
@@ -32,6 +30,7 @@ class TorchSide:
         self._torch_threads = torch_threads
         self._warm = threading.Event()
         self._lock = threading.Lock()
+        self._broken: str | None = None
 
     @property
     def is_warm(self) -> bool:
@@ -39,11 +38,8 @@ class TorchSide:
         return self._warm.is_set()
 
     def warm_up(self) -> None:
-        """Import torch ahead of need. A failure shows again when torch is needed."""
-        try:
-            self._ready()
-        except ImportError as error:
-            _log.error("torch can't be imported; no task will train", error=str(error))
+        """Import torch ahead of need. Raises: Unavailable, now and whenever torch is needed, if that fails."""
+        self._ready()
 
     def bad_tensor(self, update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
         """Return a stored tensor of an update whose numbers can't be summed over a round of ``samples``, or None.
@@ -73,8 +69,18 @@ class TorchSide:
         if self._warm.is_set():
             return
         with self._lock:
+            if self._broken is not None:
+                raise Unavailable(self._broken)
             if not self._warm.is_set():
-                _imported().warm_up(self._torch_threads)
+                try:
+                    _imported().warm_up(self._torch_threads)
+                except Exception as error:
+                    # modules that are imported half-way stay so, and give other errors at each further try
+                    self._broken = (
+                        f"torch can't be imported ({type(error).__name__}: {error}); "
+                        "see to open files, memory and the installation, and start the server again"
+                    )
+                    raise Unavailable(self._broken) from error
                 self._warm.set()
 
 

@@ -55,7 +55,7 @@ async def healthz() -> str:
 @watch_router.get("/readyz", summary="Can it take work?", response_class=PlainTextResponse)
 async def readyz(farm: FarmDep) -> Response:
     """Return 200, or 503 with the reason."""
-    reason = farm.not_ready()
+    reason = farm.problem()
     if reason is None:
         return PlainTextResponse("ready\n")
     return PlainTextResponse(reason + "\n", HTTPStatus.SERVICE_UNAVAILABLE)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from coordinator.commands import DropRound, ReleaseTask, Save
-from coordinator.events import Action, AggregationFailed, Restored, TaskAction, TaskSubmitted
+from coordinator.events import Action, AggregationFailed, Restored, ServerShort, TaskAction, TaskSubmitted
 from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.records import RoundState
 from coordinator.retry import RetryPolicy
+from coordinator.settings import CoordinatorSettings
 from protocol.errors import Conflict, NotFound
 from protocol.messages import Cancel, Pause, Resume, Scope
 from tests.coordinator.farm_simulation import Simulation, spec
@@ -87,6 +88,42 @@ def test_a_failed_commit_is_retried_from_the_last_commit_after_a_backoff(farm: S
     farm.tick(2)
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
+
+
+def test_what_the_server_lacks_costs_a_task_no_retry_however_often(farm: Simulation) -> None:
+    ada = farm.join("ada")
+    waits = []
+    for _ in range(10):
+        farm.hold_commits = True
+        while not farm.pending_commits:
+            farm.tick(1)
+            if ada.held:
+                farm.deliver(ada)
+        commit = farm.pending_commits.pop()
+        message = "OSError: [Errno 24] Too many open files"
+        farm.handle(AggregationFailed("t1", commit.round, commit.attempt, message, servers_fault=True))
+        assert farm.task().state is TaskState.PENDING
+        assert farm.task().retries == 0
+        assert "Too many open files" in farm.task().reason
+        waits.append(farm.task().not_before - farm.now)
+    assert waits[0] > 0
+    assert max(waits) <= CoordinatorSettings().task_retry.cap_seconds
+    farm.hold_commits = False
+    farm.tick(CoordinatorSettings().task_retry.cap_seconds)
+    farm.run()
+    assert farm.task().state is TaskState.COMPLETED
+
+
+def test_why_says_that_a_task_waits_for_the_server(farm: Simulation) -> None:
+    farm.hold_commits = True
+    farm.deliver(farm.join("ada"))
+    assert "waits for the server" not in farm.coordinator.why("t1", farm.now)
+    farm.handle(ServerShort("only 5 bytes are free"))
+    assert "writing the checkpoint; it waits for the server: only 5 bytes are free" in farm.coordinator.why(
+        "t1", farm.now
+    )
+    farm.handle(ServerShort(None))
+    assert "waits for the server" not in farm.coordinator.why("t1", farm.now)
 
 
 def test_retry_of_a_failed_task_starts_over_from_the_last_commit(farm: Simulation) -> None:

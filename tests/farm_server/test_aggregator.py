@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 
@@ -98,7 +99,7 @@ def test_a_round_that_waits_for_the_disk_can_be_given_up(bench, end):
     eventually(lambda: bench.aggregator.stalled)
     give_up = bench.aggregator.drop_round if isinstance(end, DropRound) else bench.aggregator.release_task
     give_up(end)
-    assert bench.outcome() == AggregationFailed("t", 0, 1, "no space is left")
+    assert bench.outcome() == AggregationFailed("t", 0, 1, "no space is left", servers_fault=True)
     bench.full = None
     bench.open(attempt=2)
     bench.fold(model.update(3.0), attempt=2)
@@ -121,6 +122,46 @@ def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatc
     bench.fold(model.update(1.0), attempt=2)
     assert isinstance(bench.commit(attempt=2), RoundAggregated)
     np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_servers"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("what"), False),
+    ],
+)
+def test_whose_fault_a_failed_round_is(bench, monkeypatch, error, is_servers):
+    def fails(*_: object) -> WrittenCheckpoint:
+        raise error
+
+    bench.open()
+    bench.fold(model.update(1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.checkpoints, "write", fails)
+        event = bench.commit()
+    assert isinstance(event, AggregationFailed)
+    assert event.servers_fault is is_servers
+    assert (bench.aggregator.fault is not None) is is_servers
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    assert bench.aggregator.fault is None
+
+
+def test_a_stop_while_the_disk_is_full_fails_no_round(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled)
+    bench.aggregator.close()
+    bench.aggregator.drop_round(DropRound("t", 0, 1))  # what is told it afterwards is nothing to complain of
+    bench.aggregator.release_task(ReleaseTask("t"))
+    assert bench.outcomes.empty()
 
 
 def test_a_stale_update_weighs_less(bench):
