@@ -117,7 +117,9 @@ class Agent:
             module=self._executor_module,
         )
         keeping = Keeping(
-            limit=slots + 1,
+            fewest=slots + 1,
+            most=self._settings.warm_executors,
+            has_room=probe.has_room_for,
             idle_seconds=self._settings.idle_executor_seconds,
             may_spare=lambda: self._settings.spare_executor and probe.can_spare(SPARE_RAM_BYTES),
         )
@@ -151,6 +153,7 @@ class Agent:
         worker = Worker(tools, Surroundings(probe, Display(self._board, self._narrator), self._settings.slots))
         welcomed_by = Acquaintances(self._home.acquaintances_file)
         reach = Reach(self._address.shown, welcomed_by, self._settings.give_up_seconds)
+        sweeping = asyncio.get_running_loop().create_task(tools.pool.sweep_regularly())
         try:
             while (link := await self._connect(reach, lambda: self._hello(tools, worker, probe, verdicts))) is not None:
                 await self._work(link, worker)
@@ -164,6 +167,7 @@ class Agent:
             tools.starts.keep()
             raise
         finally:
+            sweeping.cancel()
             await worker.close()
 
     async def _connect(self, reach: Reach, hello: Callable[[], Hello]) -> Link | None:

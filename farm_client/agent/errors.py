@@ -139,8 +139,8 @@ class ExecutorDied(FarmError):
 
     code = "executor_died"
 
-    def __init__(self, death: Death, last_lines: tuple[str, ...]) -> None:
-        super().__init__(death.message)
+    def __init__(self, death: Death, doing: str, last_lines: tuple[str, ...]) -> None:
+        super().__init__(f"{death.message} while it was {doing}")
         self.death = death
         self.last_lines = last_lines
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from farm_client.agent.bundle import unpack_bundle
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.executor.messages import (
     Advance,
+    Building,
     Difference,
     Done,
     Failed,
@@ -26,7 +29,7 @@ from farm_client.executor.messages import (
 from farm_client.executor.postmortem import Death
 from farm_client.executor.process import ExecutorProcess, Launch, Listener, Stream, start_executor
 from protocol.errors import FarmError
-from protocol.messages import TaskBrief
+from protocol.messages import Kind, TaskBrief
 
 LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
@@ -43,6 +46,8 @@ class Executor:
         self.leased = False
         self.running: str | None = None
         """The assignment that its process works on."""
+        self.doing = "starting"
+        """What it was last told or heard to do, for the report of its death."""
         self.held_weights: str | None = None
         self.serves_since = 0.0
         self.idle_since = 0.0
@@ -84,6 +89,7 @@ class Executor:
         await asyncio.to_thread(unpack_bundle, bundle, code_dir)
         own_dir.mkdir()
         await self._answered()
+        self.doing = "importing the task's code"
         self._ask(Loaded)
         self._process.send(_load_order(task, code_dir, frozen, own_dir, inline_bytes))
         await self._answered()
@@ -94,6 +100,7 @@ class Executor:
         Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
         """
         self.running, self.held_weights = order.assignment_id, order.weights_digest
+        self.doing = "training" if order.kind is Kind.TRAIN else "evaluating"
         self._ask(Done)
         self._process.send(order)
         report = await self._answered()
@@ -108,6 +115,7 @@ class Executor:
         """
         made = self.scratch_dir / "rebased.weights"
         self.running = assignment_id
+        self.doing = "making the weights from a difference"
         self._ask(Rebased)
         self._process.send(
             Rebase(assignment_id=assignment_id, base_path=str(base), differences=differences, made_path=str(made))
@@ -131,6 +139,13 @@ class Executor:
         """Wait until it is warm, or dead."""
         await self._warmed.wait()
 
+    def memory_bytes(self) -> int:
+        """Measure the resident memory of its process; 0 if that is gone."""
+        try:
+            return psutil.Process(self.pid).memory_info().rss
+        except psutil.Error:
+            return 0
+
     async def closed(self) -> None:
         """Wait until its process is gone and its scratch folder with it."""
         await self._process.closed()
@@ -153,13 +168,16 @@ class Executor:
     async def _answered(self) -> Report:
         outcome = await self._answer
         if isinstance(outcome, Death):
-            raise ExecutorDied(outcome, tuple(self._last_lines))
+            raise ExecutorDied(outcome, self.doing, tuple(self._last_lines))
         if isinstance(outcome, Failed):
             raise ExecutorFailed(outcome)
         return outcome
 
     def _on_report(self, report: Report) -> None:
         """Match a report with what was asked; one that answers nothing asked is left unheard."""
+        if isinstance(report, Building):
+            self.doing = "building the model"
+            return
         if isinstance(report, Advance):
             if report.assignment_id == self.running:
                 self.hear_advance(report)

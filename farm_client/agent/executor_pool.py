@@ -1,4 +1,4 @@
-"""The executors of this machine: one per task kept warm between rounds, and a spare that is warm before any task."""
+"""The executors of this machine: tasks' own, kept warm between rounds, and a spare that is warm before any task."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from protocol.messages import TaskBrief
 
 SPARE_RAM_BYTES: Final = 300 * 1024**2
 """What an executor holds before it has a task: Python, torch and its optimizers."""
+_SWEEP_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
     """How many executors are kept, and for how long.
 
-    At most ``limit`` serve tasks; one that was idle for ``idle_seconds`` is stopped. Once a task was served for
-    ``settled_seconds``, a spare is kept beside it, should its executor die, for as long as ``may_spare`` says so:
-    not at once, because its start takes processor time from the task's first rounds.
+    ``fewest`` serve tasks whatever the memory; more of them, up to ``most``, stay warm while ``has_room`` says that
+    there is memory in plenty beside so many bytes. One that was idle for ``idle_seconds`` is stopped. Once a task was
+    served for ``settled_seconds``, a spare is kept beside it, should its executor die, for as long as ``may_spare``
+    says so: not at once, because its start takes processor time from the task's first rounds.
     """
 
-    limit: int
+    fewest: int
     idle_seconds: float
+    most: int = 0
+    has_room: Callable[[int], bool] = lambda _ram_bytes: False
     settled_seconds: float = 3.0
     may_spare: Callable[[], bool] = lambda: True
 
@@ -81,7 +85,7 @@ class ExecutorPool:
 
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
-        self._make_room(task.task_id)
+        self._make_room(task)
         executor = await self._take_spare() or await Executor.start(self._launch)
         executor.leased, executor.hear_line = True, hear_line
         executor.serves_since = time.monotonic()
@@ -120,15 +124,27 @@ class ExecutorPool:
         for executor in [e for e in self._serving if task_id in (None, e.task_id)]:
             self.kill(executor)
 
+    async def sweep_regularly(self) -> None:
+        """Sweep until cancelled, with a connection or without: what is idle holds memory, and perhaps a GPU."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.sweep()
+
     def sweep(self) -> None:
-        """Forget the dead, stop what was idle for too long, and start a spare beside what has settled."""
+        """Forget the dead, stop what was idle for too long, and start a spare beside what has settled.
+
+        A spare holds no GPU, so it also takes the place of the last one that was idle.
+        """
         now = time.monotonic()
-        for executor in [e for e in self._serving if not e.leased]:
-            is_old = executor.idle_since < now - self._keeping.idle_seconds
-            if executor.death is not None or (_is_free(executor) and is_old):
-                self._end(executor)
+        old = [e for e in self._serving if _is_free(e) and e.idle_since < now - self._keeping.idle_seconds]
+        dead = [e for e in self._serving if not e.leased and e.death is not None]
+        for executor in (*old, *dead):
+            self._end(executor)
+        if len(self._serving) > self._keeping.fewest and not self._keeping.has_room(0):
+            self._end_least_recent()  # other programs need the memory
         settled = any(e.serves_since < now - self._keeping.settled_seconds for e in self._serving)
-        if settled and not self._has_spare() and self._keeping.may_spare():
+        idle_again = bool(old) and not self._serving
+        if (settled or idle_again) and not self._has_spare() and self._keeping.may_spare():
             self.prestart()
 
     def stop_idle(self) -> bool:
@@ -153,14 +169,19 @@ class ExecutorPool:
             self._end(executor)
         await self.settled()
 
-    def _make_room(self, task_id: str) -> None:
-        """Keep within the limit. An executor of the same task that could not be taken is dead."""
-        for executor in [e for e in self._serving if e.task_id == task_id and not e.leased]:
+    def _make_room(self, task: TaskBrief) -> None:
+        """Keep within memory and limits. An executor of the same task that could not be taken is dead."""
+        for executor in [e for e in self._serving if e.task_id == task.task_id and not e.leased]:
             self._end(executor)
-        while len(self._serving) >= self._keeping.limit:
-            unused = [e for e in self._serving if not e.leased]
-            if not unused:
-                return
+        if len(self._serving) < self._keeping.fewest:
+            return
+        likely_bytes = max(task.needed_ram_bytes, SPARE_RAM_BYTES, *(e.memory_bytes() for e in self._serving))
+        if len(self._serving) >= self._keeping.most or not self._keeping.has_room(likely_bytes):
+            self._end_least_recent()
+
+    def _end_least_recent(self) -> None:
+        unused = [e for e in self._serving if not e.leased]
+        if unused:
             self._end(min(unused, key=lambda e: e.idle_since))
 
     async def _take_spare(self) -> Executor | None:

@@ -14,7 +14,7 @@ from farm_client.agent.cache import BlobCache
 from farm_client.agent.disk_room import is_full
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.agent.output import PendingOutput
-from farm_client.executor.messages import DISK_FULL, Done, Piece, Run
+from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.messages import Assign, AssignmentProgress, Error, Phase, Reject, RejectCode, Result, Scope
@@ -116,7 +116,7 @@ class Held:
             case ExecutorFailed(report=report):
                 return self._error(report.code, report.message, report.scope, report.traceback)
             case ExecutorDied(death=death, last_lines=last_lines):
-                return self._error(death.code, death.message, Scope.ELSEWHERE, "\n".join(last_lines))
+                return self._error(death.code, error.message, Scope.ELSEWHERE, "\n".join(last_lines))
             case ValidationError():
                 reason = f"the executor's result breaks the contract: {error.errors()[0]['msg']}"
                 return self._error("bad_report", reason, Scope.NOBODY)
@@ -139,6 +139,12 @@ class Held:
 def filled_disk(error: BaseException) -> bool:
     """Tell whether the disk was full, for the agent or for its executor."""
     return is_full(error) or (isinstance(error, ExecutorFailed) and error.report.code == DISK_FULL)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, the machine's or the accelerator's."""
+    code = error.report.code if isinstance(error, ExecutorFailed) else None
+    return OUT_OF_MEMORY in (code, error.death.code if isinstance(error, ExecutorDied) else None)
 
 
 def inline_update(done: Done) -> BlobRef | None:

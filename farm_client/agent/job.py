@@ -14,7 +14,7 @@ from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executor import Executor
 from farm_client.agent.executor_pool import ExecutorPool
 from farm_client.agent.fetcher import Fetcher
-from farm_client.agent.held import Held, filled_disk, inline_update
+from farm_client.agent.held import Held, filled_disk, inline_update, ran_out_of_memory
 from farm_client.agent.home import Home
 from farm_client.agent.outbox import Outbox, Parcel
 from farm_client.agent.start_marks import StartMarks
@@ -27,7 +27,7 @@ from protocol.faults import Fault
 from protocol.messages import Error, Kind, Phase, Reject
 from protocol.tasks import BlobRef
 
-_WORTH_ANOTHER_TRY: Final = frozenset({"out_of_memory", "killed", "exited"})
+_WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
 """How an executor may die for once: of the machine, not of what it said."""
 _SCRATCH_BYTES: Final = 64 * 1024**2
 """What is evicted for an executor that found the disk full."""
@@ -72,15 +72,24 @@ class Job:
     async def _attempts(self) -> Parcel:
         try:
             return await self._attempt()
-        except ExecutorDied as died:
-            if died.death.code not in _WORTH_ANOTHER_TRY and not self._weights.shuns_links:
+        except (OSError, ExecutorFailed, ExecutorDied) as error:
+            if (remedy := await self._remedy(error)) is None:
                 raise
-            self.held.output.add_note(f"{died.message}; the assignment begins again in a new one")
-        except (OSError, ExecutorFailed) as error:
-            if not filled_disk(error) or not self._tools.fetcher.cache.evict(_SCRATCH_BYTES):
-                raise
-            self.held.output.add_note("the disk was full: blobs were evicted, and the assignment begins again")
+            self.held.output.add_note(f"{remedy}; the assignment begins again")
         return await self._attempt()
+
+    async def _remedy(self, error: OSError | ExecutorFailed | ExecutorDied) -> str | None:
+        """Do what makes another try worth it, and say what; None if nothing does."""
+        if filled_disk(error):
+            is_mended = self._tools.fetcher.cache.evict(_SCRATCH_BYTES) > 0
+            return "the disk was full, blobs were evicted" if is_mended else None
+        if ran_out_of_memory(error):
+            is_mended = self._tools.pool.stop_idle()
+            await self._tools.pool.settled()
+            return "memory ran out, idle executors were stopped" if is_mended else None
+        if isinstance(error, ExecutorDied) and (error.death.code in _WORTH_ANOTHER_TRY or self._weights.shuns_links):
+            return f"{error.message}, another one takes its place"
+        return None
 
     def arrived_bytes(self) -> int:
         """Count the bytes of its running downloads that are here."""
@@ -108,6 +117,10 @@ class Job:
                     executor = await self._load()
                 done = await self._compute(executor, route)
             return await self._keep(done, executor)
+        except ExecutorFailed as error:
+            if executor is not None and ran_out_of_memory(error):
+                self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
+            raise
         finally:
             if executor is not None:
                 self._release(executor)

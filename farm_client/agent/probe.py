@@ -13,6 +13,8 @@ import psutil
 from farm_client.agent.accelerators import Accelerators
 from protocol.resources import Load, Resources
 
+_RESERVED_PART: Final = 8
+"""One of so many parts of the memory stays free of tasks that are only kept warm."""
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -66,11 +68,17 @@ class Probe:
         return max(0, min(free, self.lending.max_ram_bytes - own_memory_bytes()))
 
     def can_spare(self, ram_bytes: int) -> bool:
-        """Whether memory that only might be needed is there in plenty: four times as much is free.
+        """Whether memory that only might be needed is there in plenty: four times as much is free."""
+        return self.ram_free_bytes() > 4 * ram_bytes
 
-        Never with accelerators: a process that has opened one holds some of its memory too, and that is scarce.
+    def has_room_for(self, ram_bytes: int) -> bool:
+        """Whether another task may be kept warm in so much memory, beside a reserve for the owner's own programs.
+
+        Of each accelerator at least half must be free: what a warm task holds of it cannot be told in advance.
         """
-        return not self.accelerators.visible and self.ram_free_bytes() > 4 * ram_bytes
+        if self.ram_free_bytes() - memory_limit_bytes() // _RESERVED_PART < ram_bytes:
+            return False
+        return all(2 * gpu.memory_free_bytes >= gpu.memory_bytes for gpu in self.accelerators.sample())
 
     def close(self) -> None:
         """Let NVML go."""

@@ -54,7 +54,12 @@ class AgentSettings(BaseSettings):
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."
     )
     idle_executor_seconds: float = Field(
-        default=600.0, gt=0, description="An executor without work for so long is stopped."
+        default=300.0, gt=0, description="An executor without work for so long is stopped, and lets its GPU go."
+    )
+    warm_executors: int = Field(
+        default=16,
+        ge=1,
+        description="The most tasks to stay warm for. More than slots + 1 only while an eighth of the memory is free.",
     )
     spare_executor: bool = Field(
         default=True,

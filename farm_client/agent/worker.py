@@ -325,7 +325,6 @@ class Worker:
             self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=tuple(progress)[:_MAX_HELD]))
         if not self._roster.taken_slots and self._latest is None:
             self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
-        self._tools.pool.sweep()
         newest = next((job.held.assign for job in self._roster), self._latest)
         self._latest = None
         self._around.display.show(newest, self._draining)

@@ -7,6 +7,7 @@ One process serves one task. Its stdout and stderr are the researcher's and are 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from farm_client import faults, task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Load, Loaded, Rebase, Rebased, Run, Stop, Warm
+from farm_client.executor.messages import Building, Load, Loaded, Rebase, Rebased, Run, Stop, Warm
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
@@ -23,20 +24,25 @@ from farm_client.executor.runner import TaskRunner, choose_device
 from protocol.errors import FarmError, OutOfOrder
 
 
-def warm_up(device: torch.device) -> None:
-    """Step an optimizer once: the first construction imports torch._dynamo, which takes over a second."""
-    parameter = torch.zeros(1, device=device, requires_grad=True)
+def warm_up(*, lends_accelerator: bool) -> None:
+    """Build an optimizer once: the first construction imports torch._dynamo, which takes over a second.
+
+    Where an accelerator is lent that is all. The first backward pass and the first step ask CUDA for its devices, on
+    whichever device they run, and so open a context on the card: hundreds of megabytes, and a clock that does not
+    rest, for an executor that only waits.
+    """
+    parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.AdamW([parameter])
-    torch.autograd.backward(parameter.sum())
-    optimizer.step()
+    if not lends_accelerator:
+        torch.autograd.backward(parameter.sum())
+        optimizer.step()
 
 
 class Executor:
     """Answers each order with its reports."""
 
-    def __init__(self, channel: Channel, device: torch.device) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._device = device
         self._progress = ProgressReporter(channel.send)
         self._runner: TaskRunner | None = None
 
@@ -56,7 +62,8 @@ class Executor:
 
     def _load(self, order: Load) -> None:
         try:
-            self._runner = TaskRunner(order, self._device)
+            # not before: to choose a device is to open it
+            self._runner = TaskRunner(order, choose_device(), lambda: self._channel.send(Building()))
         except BaseException as error:
             self._fail(error, None)
         else:
@@ -103,11 +110,10 @@ def main() -> int:
         sys.stderr.write(f"{error.message}\n")
         return 2
     print_anything()
-    device = choose_device()
-    warm_up(device)
+    warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
-        channel.send(Warm(device=str(device), torch_version=torch.__version__))
-        Executor(channel, device).serve()
+        channel.send(Warm(torch_version=torch.__version__))
+        Executor(channel).serve()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     return 0

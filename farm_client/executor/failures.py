@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from farm_client.executor.messages import DISK_FULL, Failed
+from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Failed
 from protocol.errors import FarmError
 from protocol.messages import Scope
 
@@ -149,7 +149,7 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
         scope = Scope.HERE if isinstance(error, MissingFile) else Scope.ELSEWHERE
         return error.code, error.message, scope, getattr(error, "trace", None)
     if is_out_of_memory(error):
-        return "out_of_memory", f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
+        return OUT_OF_MEMORY, f"this machine ran out of memory: {_one_line(error)}", Scope.ELSEWHERE, None
     if is_out_of_disk(error):
         return DISK_FULL, f"this machine's disk is full: {_one_line(error)}", Scope.ELSEWHERE, None
     if isinstance(error, FileNotFoundError):

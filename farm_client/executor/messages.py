@@ -18,6 +18,8 @@ from protocol.tasks import Split
 
 DISK_FULL: Final = "disk_full"
 """The code of a ``Failed`` that says nothing but that the disk had no room."""
+OUT_OF_MEMORY: Final = "out_of_memory"
+"""Likewise of memory, the machine's or the accelerator's; of an executor's death too."""
 
 
 class Load(Frozen):
@@ -95,11 +97,16 @@ class Stop(Frozen):
 
 
 class Warm(Frozen):
-    """Report: torch is imported and an optimizer was built once; ready for ``load``."""
+    """Report: torch is imported and an optimizer was built once; ready for ``load``. No accelerator is in use yet."""
 
     type: Literal["warm"] = "warm"
-    device: str
     torch_version: str
+
+
+class Building(Frozen):
+    """Report: the task's code is imported, and now its model is built."""
+
+    type: Literal["building"] = "building"
 
 
 class Loaded(Frozen):
@@ -150,6 +157,6 @@ class Failed(Frozen):
 
 
 Order = Annotated[Load | Run | Rebase | Stop, Field(discriminator="type")]
-Report = Annotated[Warm | Loaded | Advance | Done | Rebased | Failed, Field(discriminator="type")]
+Report = Annotated[Warm | Building | Loaded | Advance | Done | Rebased | Failed, Field(discriminator="type")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from farm_client.executor.messages import OUT_OF_MEMORY
+
 _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
@@ -29,7 +31,7 @@ def explain_death(exit_code: int, ran_out_of_memory: bool, broke_protocol: str |
         return Death("exited", f"the executor exited by itself with code {exit_code}")
     name = _signal_name(-exit_code)
     if -exit_code == signal.SIGKILL and ran_out_of_memory:
-        return Death("out_of_memory", f"the executor was killed ({name}) because memory ran out on this machine")
+        return Death(OUT_OF_MEMORY, f"the executor was killed ({name}) because memory ran out on this machine")
     return Death("killed", f"the executor was killed by {name}")
 
 

@@ -42,6 +42,9 @@ _READ_BYTES: Final = 64 * 1024
 _READS_PER_WAKE: Final = 8
 """An executor that prints without end must not keep the event loop from its other work."""
 
+_CLOSING_SECONDS: Final = 5.0
+"""A process that ends closes its connection first; one that lives on for so long after it closed it on purpose."""
+
 Stream = Literal["stdout", "stderr"]
 
 
@@ -101,6 +104,14 @@ class ExecutorProcess(asyncio.Protocol):
         # A stream's transport writes; uvloop's does so without being a subclass of asyncio's.
         self._transport = cast("asyncio.WriteTransport", transport)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See that a process that cannot be spoken to any more ends soon (asyncio calls this)."""
+        asyncio.get_running_loop().call_later(_CLOSING_SECONDS, self._end_if_mute)
+
+    def _end_if_mute(self) -> None:
+        if self._process is not None and self._process.returncode is None and not self._killed:
+            self._stop("it closed its connection to the agent")
+
     def data_received(self, data: bytes) -> None:
         """Hear reports (asyncio calls this). The executor runs strangers' code, so each report is checked."""
         try:
@@ -116,7 +127,10 @@ class ExecutorProcess(asyncio.Protocol):
 
     def _refuse(self, error: ProtocolError | ValidationError) -> None:
         reason = error.message if isinstance(error, ProtocolError) else MalformedFrame().message
-        self._broke_protocol = f"it sent a report that cannot be read: {reason}"
+        self._stop(f"it sent a report that cannot be read: {reason}")
+
+    def _stop(self, why: str) -> None:
+        self._broke_protocol = why
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -38,12 +38,13 @@ def choose_device() -> torch.device:
 class TaskRunner:
     """A loaded task. Holds the weights that it was last given, so that the next order need not repeat them."""
 
-    def __init__(self, order: Load, device: torch.device) -> None:
-        """Import the code and build the model. Raises: CodeError; memory errors."""
+    def __init__(self, order: Load, device: torch.device, imported: Callable[[], None] = lambda: None) -> None:
+        """Import the code and build the model; ``imported`` is called in between. Raises: CodeError; memory errors."""
         self._order = order
         self._device = device
         seed_everything(order.seed, device)
         self.contract = load_contract(Path(order.code_dir), order.entry, order.config)
+        imported()
         model = self.contract.build_model()
         with calling("reading the model's tensors", self.contract.code_dir):
             self.tensors = ModelTensors.of(model.to(device))

@@ -30,7 +30,7 @@ def main():
     decoder = FrameDecoder()
     load = None
     held = None
-    connection.sendall(pack_frame(Warm(device="cpu", torch_version="0").model_dump()))
+    connection.sendall(pack_frame(Warm(torch_version="0").model_dump()))
     while data := connection.recv(1 << 18):
         for frame in decoder.feed(data):
             order = ORDER.validate_python(frame)
@@ -110,6 +110,12 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), getattr(signal, load.config["signal"]))
+        case "out_of_memory":
+            failed = {"code": "out_of_memory", "message": "no memory", "scope": Scope.ELSEWHERE}
+            return Failed(assignment_id=order.assignment_id, **failed)
+        case "close_descriptors":
+            os.closerange(0, 100)
+            time.sleep(600)
         case "fill_disk_once" if not Path(load.config["marker"]).exists():
             Path(load.config["marker"]).touch()
             failed = {"code": "disk_full", "message": "full", "scope": Scope.ELSEWHERE}

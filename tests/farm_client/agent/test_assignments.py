@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from farm_client.agent.link import Link
+from farm_client.executor import process
 from protocol.messages import (
     Accept,
     Cancel,
@@ -144,15 +145,18 @@ async def test_a_pause_ends_the_tasks_executor(farm, start_agent):
     [
         ({"doing": "fail"}, "task_code", Scope.NOBODY, "boom"),
         ({"fail_load": True}, "task_code", Scope.NOBODY, "build_model"),
-        ({"doing": "die", "signal": "SIGSEGV"}, "killed", Scope.ELSEWHERE, "SIGSEGV"),
-        ({"doing": "die", "signal": "SIGKILL"}, "killed", Scope.ELSEWHERE, "SIGKILL"),
-        ({"doing": "exit", "code": 3}, "exited", Scope.ELSEWHERE, "code 3"),
+        ({"doing": "die", "signal": "SIGSEGV"}, "killed", Scope.ELSEWHERE, "SIGSEGV while it was training"),
+        ({"doing": "die", "signal": "SIGKILL"}, "killed", Scope.ELSEWHERE, "SIGKILL while it was training"),
+        ({"doing": "exit", "code": 3}, "exited", Scope.ELSEWHERE, "code 3 while it was training"),
+        ({"doing": "close_descriptors"}, "bad_report", Scope.ELSEWHERE, "closed its connection"),
+        ({"doing": "out_of_memory"}, "out_of_memory", Scope.ELSEWHERE, "no memory"),
         ({"doing": "garbage"}, "bad_report", Scope.ELSEWHERE, "cannot be read"),
         ({"doing": "bad_metrics"}, "bad_report", Scope.NOBODY, "contract"),
         ({"doing": "steal", "target": "/etc/hostname"}, "farm_error", Scope.ELSEWHERE, "scratch"),
     ],
 )
-async def test_a_failure_says_why_and_the_agent_works_on(farm, start_agent, config, code, scope, words):
+async def test_a_failure_says_why_and_the_agent_works_on(farm, start_agent, monkeypatch, config, code, scope, words):
+    monkeypatch.setattr(process, "_CLOSING_SECONDS", 0.1)
     async with start_agent():
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(**config)))
@@ -161,6 +165,22 @@ async def test_a_failure_says_why_and_the_agent_works_on(farm, start_agent, conf
         assert words in error.message
         await peer.send(farm.assign(farm.task("task2")))
         assert (await peer.expect(Result)).update.inline == b"weights-shard"
+
+
+async def test_an_executor_that_ran_out_of_memory_is_ended_and_the_idle_ones_with_it(farm, start_agent):
+    async with start_agent(idle_executor_seconds=600):
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task("idle")))
+        await peer.acknowledge(await peer.expect(Result))
+        await peer.send(farm.assign(farm.task(doing="out_of_memory")))
+        assert (await peer.expect(Error)).code == "out_of_memory"
+        notes = [line.text for m in peer.log if isinstance(m, Progress) for line in m.logs if line.stream == "agent"]
+        assert notes == ["memory ran out, idle executors were stopped; the assignment begins again"]
+        await peer.send(farm.assign(farm.task("idle")))
+        await peer.expect(Result)
+        printed = [line.text for m in peer.log if isinstance(m, Progress) for line in m.logs]
+    assert printed.count("round 0: out_of_memory") == 2, "once more with the idle one's memory, then it is told"
+    assert printed.count("loading code") == 4
 
 
 async def test_a_dead_executors_last_lines_reach_the_researcher(farm, start_agent):

@@ -5,17 +5,19 @@ import os
 import signal
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 
-from farm_client.agent.executor_pool import ExecutorPool, Keeping
+from farm_client.agent import executor_pool
+from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.executor.process import Launch
-from protocol.messages import Ready
+from protocol.messages import Ready, Result
 from tests.farm_client.agent.conftest import FAKE_EXECUTOR
-from tests.farm_client.agent.scripted_farm import ScriptedFarm
+from tests.farm_client.agent.scripted_farm import ScriptedFarm, joined
 from tests.farm_client.agent.waiting import until
 
 COLD_EXECUTOR = "tests.farm_client.agent.cold_executor"
-AT_ONCE = Keeping(limit=2, idle_seconds=600, settled_seconds=0)
+AT_ONCE = Keeping(fewest=2, idle_seconds=600, settled_seconds=0)
 
 
 @pytest.fixture
@@ -93,8 +95,8 @@ async def test_one_that_dies_is_replaced_by_the_spare_beside_it(open_pool, bundl
 @pytest.mark.parametrize(
     "keeping",
     [
-        Keeping(limit=2, idle_seconds=600, settled_seconds=600),
-        Keeping(limit=2, idle_seconds=600, settled_seconds=0, may_spare=lambda: False),
+        Keeping(fewest=2, idle_seconds=600, settled_seconds=600),
+        Keeping(fewest=2, idle_seconds=600, settled_seconds=0, may_spare=lambda: False),
     ],
 )
 async def test_no_spare_is_kept_too_early_or_where_memory_is_scarce(open_pool, bundle, keeping):
@@ -127,6 +129,92 @@ async def test_what_is_idle_is_stopped_with_the_spare_where_memory_is_needed(ope
         assert pool.stop_idle()
         assert pids(pool) == []
         assert not pool.stop_idle()
+
+
+def task_of(bundle, name):
+    task, path = bundle
+    return task.model_copy(update={"task_id": name}), path
+
+
+async def serve(pool, bundle, *names):
+    """Serve tasks one after the other; return the ids of those that are still warm."""
+    for name in names:
+        executor = pool.take(name) or await take(pool, task_of(bundle, name))
+        pool.give_back(executor)
+    return [executor.task_id for executor in pool._serving]
+
+
+@pytest.mark.parametrize(
+    ("has_room", "most", "warm"),
+    [
+        (True, 9, ["a", "b", "c", "d"]),
+        (False, 9, ["c", "d"]),
+        (True, 3, ["b", "c", "d"]),
+    ],
+)
+async def test_as_many_tasks_stay_warm_as_memory_and_the_limit_allow(open_pool, bundle, has_room, most, warm):
+    keeping = Keeping(fewest=2, most=most, idle_seconds=600, settled_seconds=600, has_room=lambda _: has_room)
+    async with open_pool(keeping=keeping) as pool:
+        assert await serve(pool, bundle, "a", "b", "c", "d") == warm
+
+
+async def test_the_task_that_was_served_least_recently_goes_first(open_pool, bundle):
+    keeping = Keeping(fewest=2, idle_seconds=600, settled_seconds=600)
+    async with open_pool(keeping=keeping) as pool:
+        assert await serve(pool, bundle, "a", "b", "a", "c") == ["a", "c"]
+
+
+async def test_room_is_asked_for_by_the_size_of_what_is_there_or_is_to_come(open_pool, bundle):
+    asked = []
+    keeping = Keeping(
+        fewest=1, most=9, idle_seconds=600, settled_seconds=600, has_room=lambda size: asked.append(size) or True
+    )
+    async with open_pool(keeping=keeping) as pool:
+        await serve(pool, bundle, "a", "b")
+        pool._serving[0].memory_bytes = lambda: 10**9
+        await serve(pool, bundle, "c")
+        large, path = task_of(bundle, "d")
+        pool.give_back(await take(pool, (large.model_copy(update={"needed_ram_bytes": 10**10}), path)))
+    assert asked == [SPARE_RAM_BYTES, 10**9, 10**10]
+
+
+async def test_where_others_need_the_memory_the_least_recent_goes_at_each_sweep(open_pool, bundle):
+    room = [True]
+    keeping = Keeping(fewest=2, most=9, idle_seconds=600, settled_seconds=600, has_room=lambda _: room[0])
+    async with open_pool(keeping=keeping) as pool:
+        await serve(pool, bundle, "a", "b", "c", "d")
+        room[0] = False
+        pool.sweep()
+        assert [e.task_id for e in pool._serving] == ["b", "c", "d"]
+        pool.sweep()
+        pool.sweep()
+        assert [e.task_id for e in pool._serving] == ["c", "d"]
+
+
+async def test_what_is_idle_for_too_long_is_ended_and_a_spare_takes_its_place(open_pool, bundle):
+    keeping = Keeping(fewest=2, idle_seconds=0, settled_seconds=600)
+    async with open_pool(keeping=keeping) as pool:
+        first = await take(pool, bundle)
+        pool.sweep()
+        assert pids(pool) == [first.pid], "it is at work"
+        pool.give_back(first)
+        pool.sweep()
+        await until(lambda: len(pids(pool)) == 1 and pids(pool) != [first.pid])
+        assert pool._spare.task_id is None
+        pool.sweep()
+        assert pool._spare.death is None, "a spare holds no accelerator: it may stay"
+
+
+async def test_idle_executors_are_ended_without_a_connection_too(farm, start_agent, monkeypatch):
+    monkeypatch.setattr(executor_pool, "_SWEEP_SECONDS", 0.01)
+    async with start_agent(idle_executor_seconds=0.2, spare_executor=False) as life:
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task()))
+        await peer.acknowledge(await peer.expect(Result))
+        farm.refuse_status = 503
+        await peer.close()
+        await until(lambda: not [p for p in psutil.Process().children() if "fake_executor" in " ".join(p.cmdline())])
+        assert not life.done()
 
 
 async def test_a_client_takes_no_work_before_its_first_executor_is_warm(farm, start_agent, home):

@@ -15,6 +15,7 @@ from farm_client.agent.probe import Lending, Probe
 from farm_client.agent.selftest import self_test
 from farm_client.executor.environment import executor_environment
 from farm_client.executor.postmortem import explain_death
+from protocol.resources import Gpu
 
 GOOD = {"device": "cpu", "name": "CPU", "gflops": 5.0}
 BAD = {"device": "cuda:0", "name": "Old GPU", "reason": "a matrix product came out wrong"}
@@ -35,6 +36,21 @@ def test_a_containers_limit_is_the_machines_memory(tmp_path, monkeypatch):
     assert probe_module.free_memory_bytes() == 600_000
     (tmp_path / "memory.max").write_text("max\n")
     assert probe_module.memory_limit_bytes() > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "gpu_free_bytes", "room"),
+    [(8000, None, True), (1999, None, False), (8000, 50, True), (8000, 49, False)],
+)
+def test_another_task_stays_warm_only_where_memory_is_plenty(tmp_path, monkeypatch, free_bytes, gpu_free_bytes, room):
+    monkeypatch.setattr(probe_module, "memory_limit_bytes", lambda: 8000)
+    monkeypatch.setattr(probe_module, "free_memory_bytes", lambda: free_bytes)
+    probe = Probe(tmp_path)
+    gpus = (
+        () if gpu_free_bytes is None else (Gpu(index=0, name="G", memory_bytes=100, memory_free_bytes=gpu_free_bytes),)
+    )
+    monkeypatch.setattr(Accelerators, "sample", lambda _: gpus)
+    assert probe.has_room_for(1000) is room
 
 
 def test_a_machine_without_a_driver_has_no_gpu():

@@ -17,7 +17,7 @@ from torch import nn
 
 from farm_client.executor.channel import FD_VARIABLE
 from farm_client.executor.layout import ModelTensors
-from farm_client.executor.messages import REPORT, Advance, Load, Order, Piece, Report, Run
+from farm_client.executor.messages import REPORT, Advance, Building, Load, Order, Piece, Report, Run
 from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind
@@ -42,7 +42,8 @@ class Agent:
             data = self.connection.recv(1 << 16)
             assert data, "the executor closed its socket"
             self.reports += [REPORT.validate_python(frame) for frame in self.decoder.feed(data)]
-        return self.reports.pop(0)
+        report = self.reports.pop(0)
+        return self.hear() if isinstance(report, Building) else report
 
     def hear_end(self) -> tuple[list[Advance], Report]:
         """Hear the progress of an assignment and its outcome."""
@@ -53,11 +54,11 @@ class Agent:
 
 
 @contextmanager
-def started(**variables: str) -> Iterator[Agent]:
+def started(module: str = "farm_client.executor", **variables: str) -> Iterator[Agent]:
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "farm_client.executor"],
+        [sys.executable, "-P", "-m", module],
         env={**os.environ, **variables, FD_VARIABLE: str(theirs.fileno())},
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ from pathlib import Path
 from farm_client.data.readers import known_suffixes
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, EmptyData, LossNotFinite, MissingFile, MissingModule
+from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY
 from tests.farm_client.executor.bench_task import Bench
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/researcher-contract.md").read_text()
@@ -32,4 +33,4 @@ def test_every_form_of_data_has_its_row() -> None:
 def test_every_code_has_its_row() -> None:
     codes = {error.code for error in (CodeError, LossNotFinite, EmptyData, MissingFile, MissingModule)}
     rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert set(rows) == codes | {"out_of_memory", "executor_error"}
+    assert set(rows) == codes | {OUT_OF_MEMORY, DISK_FULL, "executor_error"}

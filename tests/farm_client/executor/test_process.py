@@ -170,3 +170,25 @@ def test_started_by_hand_it_says_how_it_is_meant_to_start() -> None:
     assert ended.returncode == 2
     assert b"farm-client join" in ended.stderr
     assert b"Traceback" not in ended.stderr
+
+
+RECORDER = "tests.farm_client.executor.cuda_recorder"
+
+
+def test_a_spare_opens_no_accelerator_before_its_task_comes(tmp_path: Path) -> None:
+    """A stand-in for a card: what would open one is noted. Nothing does before the load, and something after it."""
+    calls = tmp_path / "calls"
+    root = {"PYTHONPATH": str(Path(__file__).parents[3]), "CUDA_CALLS": str(calls)}
+    with started(RECORDER, CUDA_VISIBLE_DEVICES="0", **root) as agent:
+        assert isinstance(agent.hear(), Warm)
+        assert calls.read_text() == ""
+        agent.send(load_order(tmp_path, TRAIN))
+        assert agent.hear() == Loaded()
+        assert "torch.cuda.is_available" in calls.read_text()
+
+
+def test_a_spare_without_an_accelerator_takes_its_first_step_before_its_task_comes(tmp_path: Path) -> None:
+    root = {"PYTHONPATH": str(Path(__file__).parents[3]), "CUDA_CALLS": str(tmp_path / "calls")}
+    with started(RECORDER, CUDA_VISIBLE_DEVICES="", **root) as agent:
+        assert isinstance(agent.hear(), Warm)
+        assert "AdamW.step" in (tmp_path / "calls").read_text()
