@@ -5,7 +5,8 @@ The rules live in the modules that it dispatches to; none of them does I/O, read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from heapq import nsmallest
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -35,11 +36,12 @@ from coordinator.events import (
     TaskSubmitted,
     Tick,
 )
+from coordinator.lifecycle import TaskState
 from coordinator.patience import forgive
 from coordinator.records import Snapshot
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import TaskRun
+from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
 from protocol.tasks import TaskSpec
@@ -161,19 +163,30 @@ class Coordinator:
         """Return what was submitted. Raises: NotFound."""
         return self._farm.task(task_id).record.spec
 
-    def task_views(self, now: float) -> list[TaskView]:
-        """Return all tasks, newest first."""
+    def task_views(self, now: float, newest: int | None = None) -> list[TaskView]:
+        """Return all tasks, or so many of them, newest first."""
         runs = sorted(self._farm.tasks.values(), key=lambda r: r.record.created_at, reverse=True)
-        return [views.task_view(run, now) for run in runs]
+        return [views.task_view(run, now) for run in runs[:newest]]
+
+    def task_states(self) -> list[TaskState]:
+        """Return the state of each task, in no order."""
+        return [run.record.state for run in self._farm.tasks.values()]
 
     def open_round_view(self, task_id: str, now: float) -> RoundView | None:
         """Return the round that is open, if one is. Raises: NotFound."""
         return views.open_round_view(self._farm.task(task_id), now)
 
-    def client_views(self, now: float) -> list[ClientView]:
-        """Return all known clients, the connected ones first."""
-        ordered = sorted(self._farm.clients.values(), key=lambda c: (not c.online, c.record.name, c.client_id))
+    def client_views(self, now: float, newest: int | None = None) -> list[ClientView]:
+        """Return all known clients, or the ``newest`` ones, the connected ones first."""
+        chosen: Iterable[ClientState] = self._farm.clients.values()
+        if newest is not None:
+            chosen = nsmallest(newest, chosen, key=lambda c: (not c.online, -c.record.last_seen))
+        ordered = sorted(chosen, key=lambda c: (not c.online, c.record.name, c.client_id))
         return [views.client_view(client, now) for client in ordered]
+
+    def client_count(self) -> int:
+        """Count the known clients."""
+        return len(self._farm.clients)
 
     def why(self, task_id: str, now: float) -> str:
         """Say in one line what a task waits for. Raises: NotFound."""

@@ -42,13 +42,15 @@ def running_server(data_dir: Path) -> ServerInfo:
 def farm_view(info: ServerInfo) -> FarmView:
     """Ask a running server how it is. Raises: Unavailable if it doesn't answer."""
     token, _, place = info.farm_url.removeprefix(f"{urlsplit(info.farm_url).scheme}://").rpartition("@")
-    url = f"{urlsplit(info.farm_url).scheme}://{place}/v1/farm"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {unquote(token)}"})  # noqa: S310  # http(s) only
+    # the machine's own address: a proxy may be down, or not reachable from here
+    url = info.local_url or f"{urlsplit(info.farm_url).scheme}://{place}"
+    request = urllib.request.Request(f"{url}/v1/farm", headers={"Authorization": f"Bearer {unquote(token)}"})  # noqa: S310  # http(s) only
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+        with direct.open(request, timeout=_ANSWER_SECONDS) as answer:
             return FarmView.model_validate_json(answer.read())
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise Unavailable(f"the server with process id {info.pid} does not answer at {info.url}: {error}") from error
+        raise Unavailable(f"the server with process id {info.pid} does not answer at {url}: {error}") from error
 
 
 def start_detached(settings: ServerSettings, arguments: list[str]) -> ServerInfo:

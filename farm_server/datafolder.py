@@ -27,6 +27,8 @@ class ServerInfo:
     url: str
     join_url: str
     farm_url: str
+    local_url: str = ""
+    """How this machine reaches it, past any proxy; empty in what an older server wrote."""
 
     def to_json(self) -> str:
         """Return one line of JSON."""

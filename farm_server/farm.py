@@ -223,7 +223,7 @@ class Farm:
             DropUpdate: lambda command: spooled.release(command.update),
             ReleaseTask: self._release_task,
         }
-        self.telemetry.watch_tasks(lambda: Counter(t.state for t in self.coordinator.task_views(self.clock.now())))
+        self.telemetry.watch_tasks(lambda: Counter(self.coordinator.task_states()))
 
     def start(self) -> None:
         """Begin to work: mend what the last stop interrupted, tick, keep house, and warm torch up."""

@@ -13,7 +13,8 @@ from farm_server.tokens import Tokens
 from protocol.errors import Conflict, FarmError, Unavailable
 
 _UNACKNOWLEDGED_MILLISECONDS = 30_000
-_EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # recognised, not bound
+_EVERY_ADDRESS = _LOOPBACK.keys()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -48,7 +49,9 @@ def bind_kept(host: str, port: int, kept_port: int | None) -> socket.socket:
 
 def server_info(settings: ServerSettings, listener: socket.socket, tokens: Tokens) -> ServerInfo:
     """Return the addresses, with tokens, that a server with this socket is reached by."""
-    url = (settings.public_url or _local_url(settings.host, listener.getsockname()[1])).rstrip("/")
+    port = listener.getsockname()[1]
+    host = socket.gethostname() if settings.host in _EVERY_ADDRESS else settings.host
+    url = (settings.public_url or _url(host, port)).rstrip("/")
     parts = urlsplit(url)
     websocket = "wss" if parts.scheme == "https" else "ws"
     place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -57,12 +60,18 @@ def server_info(settings: ServerSettings, listener: socket.socket, tokens: Token
         url=url,
         join_url=f"{websocket}://{quote(tokens.join, safe='')}@{place}",
         farm_url=f"{parts.scheme}://{quote(tokens.farm, safe='')}@{place}",
+        local_url=_url(_LOOPBACK.get(settings.host, settings.host), port),
     )
 
 
-def _local_url(host: str, port: int) -> str:
-    if host in _EVERY_ADDRESS:
-        host = socket.gethostname()
+def names_of(settings: ServerSettings) -> list[str]:
+    """Return the names that this server is reached by, as far as it can know them, and those that the settings add."""
+    here = socket.gethostname()
+    public = urlsplit(settings.public_url or "").hostname or ""
+    return [settings.host, here, f"{here}.local", public, *settings.allowed_hosts.split(",")]
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -43,6 +43,9 @@ class ServerSettings(BaseSettings):
     """The port to listen on; 0 picks a free one."""
     public_url: str | None = None
     """How others reach this server (http://host:port or https://host), where a proxy stands in front."""
+    allowed_hosts: str = ""
+    """More names that it answers to without a token, with commas between; its own, `localhost`, the public URL's and
+    numeric addresses always are; `*` allows every name."""
     database_url: SecretStr | None = None
     """Where the ledger is kept; a SQLite file in the data folder when unset."""
     join_token: SecretStr | None = None

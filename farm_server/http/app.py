@@ -7,10 +7,13 @@ from importlib.metadata import version
 from fastapi import FastAPI, WebSocket
 
 from farm_server.edge.guard import Guard
+from farm_server.edge.hosts import AllowedHosts
 from farm_server.farm import Farm
 from farm_server.file_limit import connection_book
 from farm_server.http import blobs, errors, feeds, overview, page, tasks, uploads
 from farm_server.http.gate import Gate
+from farm_server.http.page_view import PageView
+from farm_server.listener import names_of
 
 
 def create_app(farm: Farm) -> FastAPI:
@@ -25,7 +28,9 @@ def create_app(farm: Farm) -> FastAPI:
     app.state.farm = farm
     app.state.guard = Guard(connection_book(farm.settings), farm.entrance.refusal)
     errors.install(app)
-    app.add_middleware(Gate, tokens=farm.tokens, max_body_bytes=farm.settings.max_body_bytes)
+    app.state.page = PageView(farm)
+    hosts = AllowedHosts(names_of(farm.settings))
+    app.add_middleware(Gate, tokens=farm.tokens, hosts=hosts, max_body_bytes=farm.settings.max_body_bytes)
     for module in (tasks, feeds, blobs, uploads, overview, page):
         app.include_router(module.router)
     for router in (uploads.people_router, overview.watch_router):

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm_server.edge.credentials import Headers, header, token_refusal, upgrade_refusal
+from farm_server.edge.hosts import AllowedHosts
 from farm_server.edge.http_protocol import CONNECTION, Seen
 from farm_server.edge.refusal import Refusal
 from farm_server.http.routes import Needs, needs_of
@@ -27,9 +28,10 @@ LEAST_BODY_RATE: Final = 16 * 1024
 class Gate:
     """ASGI middleware for HTTP requests and WebSockets."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, hosts: AllowedHosts, max_body_bytes: int) -> None:
         self._app = app
         self._tokens = tokens
+        self._hosts = hosts
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +66,11 @@ class Gate:
             await self._app(scope, Body(receive, needs.body_bytes).receive, send)
 
     def _refusal(self, needs: Needs, headers: Headers) -> Refusal | None:
-        if needs.role is not None and (refusal := token_refusal(self._tokens, needs.role, headers)) is not None:
+        if needs.role is not None:
+            refusal = token_refusal(self._tokens, needs.role, headers)
+        else:
+            refusal = self._hosts.refusal(header(headers, b"host"))  # who has a token is no page of another site
+        if refusal is not None:
             return refusal
         announced = _announced_bytes(headers)
         if needs.body_bytes is not None and announced > needs.body_bytes:

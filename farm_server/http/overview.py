@@ -22,13 +22,12 @@ watch_router = APIRouter(tags=["watch"])
 @router.get("/farm", summary="The farm at a glance")
 async def farm_view(farm: FarmDep) -> FarmView:
     """Return name, version and counts."""
-    tasks = farm.coordinator.task_views(farm.clock.now())
     received, sent = farm.telemetry.wire.views()
     return FarmView(
         name=farm.settings.name,
         version=version("aifarm"),
         clients_online=len(farm.registry),
-        tasks_active=sum(t.state in ACTIVE for t in tasks),
+        tasks_active=sum(state in ACTIVE for state in farm.coordinator.task_states()),
         inline_bytes=INLINE_BYTES,
         started_at=farm.started_at,
         problem=farm.not_ready(),

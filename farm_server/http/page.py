@@ -1,60 +1,79 @@
-"""The status page at ``/``: plain HTML, rendered here, for anyone who can reach the server."""
+"""The status page at ``/``: counts for everybody, names and errors for who has shown the farm token.
+
+A browser sends no bearer token, so the page asks for it in a form and remembers it in a cookie, which holds a proof of
+the token and not the token: it opens this page and nothing else, and no other site's page can send it.
+"""
 
 from __future__ import annotations
 
-import time
-from importlib.metadata import version
+import hashlib
+import hmac
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qs
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
-from jinja2 import Environment, PackageLoader, select_autoescape
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 
+from farm_server.farm import Farm
 from farm_server.http.access import FarmDep
-from farm_server.http.rounds import newest_rounds
+from farm_server.http.page_view import HEADERS, PageView
+from farm_server.tokens import Role
+from protocol.errors import Unauthorized
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
-_TASKS_WITH_ROUNDS = 3
-_ROUNDS_SHOWN = 8
-
-_pages = Environment(loader=PackageLoader("farm_server", "pages"), autoescape=select_autoescape(), trim_blocks=True)
-
-
-def size(value: float) -> str:
-    """Return bytes for people: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+COOKIE: Final = "aifarm_page"
+_COOKIE_SECONDS: Final = 30 * 24 * 3600
 
 
-def ago(seconds: float) -> str:
-    """Return a span of time for people: 5 s, 3 min, 2.5 h."""
-    if seconds < 60:
-        return f"{max(seconds, 0):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+@router.get("/", response_class=HTMLResponse)
+async def status_page(request: Request, farm: FarmDep) -> Response:
+    """Return the page that the token, or the cookie, entitles to."""
+    view = _view(request)
+    if _has_token(request, farm):
+        return HTMLResponse(await view.full(by_cookie=False), headers=HEADERS)
+    if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(errors="replace"), _proof(farm).encode()):
+        return HTMLResponse(await view.full(by_cookie=True), headers=HEADERS)
+    return HTMLResponse(await view.guest(), headers=HEADERS)
 
 
-_pages.filters |= {"size": size, "ago": ago}
+@router.post("/login", response_class=HTMLResponse)
+async def login(request: Request, farm: FarmDep) -> Response:
+    """Take the farm token from the form, and remember that it was shown."""
+    form = parse_qs((await request.body()).decode("utf-8", "replace"))
+    token = form.get("token", [""])[0].strip()
+    try:
+        farm.tokens.require(Role.RESEARCHER, f"Bearer {token}")
+    except Unauthorized:
+        refused = "That is not this farm's farm token; `farm-server status` prints it, in FARM_URL before the @."
+        return HTMLResponse(await _view(request).guest(refused), HTTPStatus.UNAUTHORIZED, HEADERS)
+    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER, HEADERS)
+    is_https = (farm.settings.public_url or "").startswith("https:")
+    answer.set_cookie(COOKIE, _proof(farm), _COOKIE_SECONDS, httponly=True, samesite="strict", secure=is_https)
+    return answer
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def status_page(farm: FarmDep) -> str:
-    """Return tasks, the newest rounds of the newest of them, and clients, as they are now."""
-    now = farm.clock.now()
-    tasks = farm.coordinator.task_views(now)
-    trained = [task for task in tasks if task.started_at is not None][:_TASKS_WITH_ROUNDS]
-    rounds = [(task, await newest_rounds(farm, task.task_id, _ROUNDS_SHOWN)) for task in trained]
-    return _pages.get_template("status.html").render(
-        name=farm.settings.name,
-        version=version("aifarm"),
-        up_seconds=now - farm.started_at,
-        problem=farm.not_ready(),
-        alarms=farm.alarms.newest_first(),
-        tasks=tasks,
-        rounds=rounds,
-        clients=farm.coordinator.client_views(now),
-        now=now,
-        rendered_at=time.strftime("%H:%M:%S"),
-    )
+@router.post("/logout", response_class=HTMLResponse)
+async def logout() -> Response:
+    """Forget the token."""
+    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER, HEADERS)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
+def _view(request: Request) -> PageView:
+    view: PageView = request.app.state.page
+    return view
+
+
+def _has_token(request: Request, farm: Farm) -> bool:
+    try:
+        farm.tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
+    except Unauthorized:
+        return False
+    return True
+
+
+def _proof(farm: Farm) -> str:
+    return hmac.new(farm.tokens.farm.encode(), b"status page", hashlib.sha256).hexdigest()

@@ -37,7 +37,7 @@ class Running:
         return f"{self.info.url.replace('http', 'ws', 1)}/v1/farm"
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.info.url, trust_env=False, timeout=40, **options)
+        return httpx.AsyncClient(base_url=self.info.local_url, trust_env=False, timeout=40, **options)
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import socket
 import stat
@@ -12,6 +14,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.sync.client import connect
@@ -171,3 +174,33 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
 def test_version_and_help():
     assert run("--version").stdout.strip()
     assert run("up", "--help").returncode == 0
+
+
+def test_status_asks_the_server_itself_and_not_what_stands_in_front_of_it(tmp_path):
+    proxies = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    with server(tmp_path, "--public-url", "https://farm.invalid") as (_, info):
+        status = run("status", "--data-dir", str(tmp_path), "--json", env=proxies)
+        assert json.loads(status.stdout)["farm"]["clients_online"] == 0
+        assert "farm.invalid" in info["join_url"]
+
+
+def test_idle_connections_leave_a_server_with_few_files_its_own(tmp_path):
+    limits = (64, 64)
+    command = ["prlimit", f"--nofile={limits[0]}:{limits[1]}", *COMMAND]
+    if shutil.which("prlimit") is None:
+        pytest.skip("prlimit is not here")
+    arguments = [*command, "up", "--data-dir", str(tmp_path), "--port", "0", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        info = json.loads(process.stdout.readline())
+        parts = urlsplit(info["local_url"])
+        idle = [socket.create_connection((parts.hostname, parts.port)) for _ in range(200)]
+        try:
+            for _ in range(20):
+                assert urllib.request.urlopen(info["local_url"] + "/readyz", timeout=30).read() == b"ready\n"
+            open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+            assert open_files < limits[0] - 10
+        finally:
+            for connection in idle:
+                connection.close()
+            process.terminate()
+        assert process.wait(20) == 0

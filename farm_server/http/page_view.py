@@ -1,0 +1,143 @@
+"""The status page as HTML: bounded, whatever strangers call themselves, and made at most once a second."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from farm_server.farm import Farm
+from farm_server.http.rounds import newest_rounds
+from protocol.terminal_text import one_line
+
+_MADE_ANEW_SECONDS: Final = 1.0
+_SHOWN: Final = 100
+"""The newest so many tasks and clients are shown."""
+_TEXT_CHARS: Final = 300
+_TASKS_WITH_ROUNDS: Final = 3
+_ROUNDS_SHOWN: Final = 8
+_CSS: Final = files("farm_server").joinpath("pages/status.css").read_text(encoding="utf-8")
+_CSS_DIGEST: Final = base64.b64encode(hashlib.sha256(_CSS.encode()).digest()).decode()
+
+HEADERS: Final = {
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{_CSS_DIGEST}'; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""Nothing on the page runs, loads or is framed, even if a text came through as HTML."""
+
+_pages = Environment(loader=PackageLoader("farm_server", "pages"), autoescape=select_autoescape(), trim_blocks=True)
+
+
+def size(value: float) -> str:
+    """Return bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def ago(seconds: float) -> str:
+    """Return a span of time for people: 5 s, 3 min, 2.5 h."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as one line of bounded length, without control characters."""
+    line = one_line(text[: 2 * _TEXT_CHARS])
+    return line if len(line) <= _TEXT_CHARS else line[: _TEXT_CHARS - 1] + "…"
+
+
+_pages.filters |= {"size": size, "ago": ago, "shown": shown}
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    html: str
+    made_at: float
+
+
+class PageView:
+    """Renders for all readers; while one page is made, who asks for the same waits for it."""
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+        self._made: dict[str, _Made] = {}
+        self._making = asyncio.Lock()
+
+    async def full(self, *, by_cookie: bool) -> str:
+        """Return the page for who may see everything; ``by_cookie``: and may be forgotten."""
+        return await self._page("by cookie" if by_cookie else "by token")
+
+    async def guest(self, refused: str = "") -> str:
+        """Return the page for everybody else: counts, health, and the question for the token."""
+        if refused:
+            return await asyncio.to_thread(_render, "guest.html", self._counts() | {"refused": refused})
+        return await self._page("guest")
+
+    async def _page(self, kind: str) -> str:
+        async with self._making:
+            now = time.monotonic()
+            known = self._made.get(kind)
+            if known is None or now - known.made_at >= _MADE_ANEW_SECONDS:
+                known = self._made[kind] = _Made(await self._make(kind), now)
+            return known.html
+
+    async def _make(self, kind: str) -> str:
+        if kind == "guest":
+            return await asyncio.to_thread(_render, "guest.html", self._counts())
+        context = await self._everything() | {"by_cookie": kind == "by cookie", "refresh": True}
+        return await asyncio.to_thread(_render, "status.html", context)
+
+    def _frame(self) -> dict[str, Any]:
+        farm = self._farm
+        now = farm.clock.now()
+        return {
+            "name": farm.settings.name,
+            "version": version("aifarm"),
+            "up_seconds": now - farm.started_at,
+            "now": now,
+            "rendered_at": time.strftime("%H:%M:%S"),
+        }
+
+    def _counts(self) -> dict[str, Any]:
+        farm = self._farm
+        states = Counter(farm.coordinator.task_states())
+        return self._frame() | {
+            "problem": "it can't take new work now; /readyz says why" if farm.not_ready() else None,
+            "clients_online": len(farm.registry),
+            "task_counts": sorted(states.items()),
+        }
+
+    async def _everything(self) -> dict[str, Any]:
+        farm, frame = self._farm, self._frame()
+        tasks = farm.coordinator.task_views(frame["now"], newest=_SHOWN)
+        trained = [task for task in tasks if task.started_at is not None][:_TASKS_WITH_ROUNDS]
+        return frame | {
+            "problem": farm.not_ready(),
+            "alarms": farm.alarms.newest_first(),
+            "tasks": tasks,
+            "task_count": len(farm.coordinator.task_states()),
+            "rounds": [(task, await newest_rounds(farm, task.task_id, _ROUNDS_SHOWN)) for task in trained],
+            "clients": farm.coordinator.client_views(frame["now"], newest=_SHOWN),
+            "client_count": farm.coordinator.client_count(),
+        }
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    return _pages.get_template(template).render(css=_CSS, **context)
