@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from rich.markup import escape
 
 from farm_client.cli.output import Output
 from farm_client.cli.references import find_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import FarmAddress, config_path, resolve_address
+from farm_client.sdk.patience import Patience
 from protocol.rest import TaskView
 
 
@@ -33,13 +35,20 @@ class Invocation:
     debug: bool = False
     surroundings: Surroundings = field(default_factory=Surroundings)
 
-    def api(self) -> FarmApi:
-        """Return the farm's API; nothing is sent yet. Raises: NoFarmAddress, BadFarmAddress."""
-        return self.api_at(resolve_address(self.farm, self.surroundings.environ))
+    def api(self, patience_seconds: float = 0.0, *, from_start: bool = False) -> FarmApi:
+        """Return the farm's API; nothing is sent yet. A verb that waits for something says how patiently.
 
-    def api_at(self, address: FarmAddress) -> FarmApi:
+        ``from_start``: even for the first answer. Raises: NoFarmAddress, BadFarmAddress.
+        """
+        address = resolve_address(self.farm, self.surroundings.environ)
+        return self.api_at(address, Patience(patience_seconds, self._tell_of_farm, from_start=from_start))
+
+    def api_at(self, address: FarmAddress, patience: Patience | None = None) -> FarmApi:
         """Return the API of the farm at an address, its texts as they may be shown unless JSON escapes them."""
-        return FarmApi(address, self.surroundings.transport, tidy=not self.out.as_json)
+        return FarmApi(address, self.surroundings.transport, tidy=not self.out.as_json, patience=patience)
+
+    def _tell_of_farm(self, text: str) -> None:
+        self.out.say(f"[yellow]{escape(text)}[/]")
 
     def task(self, api: FarmApi, reference: str) -> TaskView:
         """Return the task that the person means. Raises: NotFound."""

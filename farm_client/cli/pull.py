@@ -9,13 +9,14 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from farm_client.cli.arguments import OutputOption, TaskArgument
+from farm_client.cli.arguments import OutputOption, PatienceOption, TaskArgument
 from farm_client.cli.formatting import format_bytes, format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
+from farm_client.sdk.patience import PATIENCE_SECONDS
 from protocol.rest import ModelView
 
 
@@ -27,9 +28,11 @@ def pull(
         int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; else the newest.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best model, by the task's keep_best.")] = False,
+    *,
+    patience: PatienceOption = PATIENCE_SECONDS,
 ) -> None:
     """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
-    with invocation.api() as api:
+    with invocation.api(patience) as api:
         task_id = invocation.task(api, task).task_id
         if best:
             round_number = find_best(api, task_id, round_number)

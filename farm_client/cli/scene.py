@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.errors import FarmUnreachable
 from farm_client.sdk.feeds import read_all
 from farm_client.sdk.outcome import is_over
+from farm_client.sdk.patience import AWAY, Patience
 from protocol.rest import ClientView, EventView, TaskDetail
 
 SHORTEST_STEP_SECONDS: Final = 0.25
 """Farms commit up to a hundred rounds a second; people read four pictures."""
 LONG_POLL_SECONDS: Final = 1.0
 KEPT_EVENTS: Final = 200
-PATIENCE_SECONDS: Final = 60.0
-"""How long a farm that stopped answering (a restart, a broken link) is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Scene:
 def scenes(api: FarmApi, task_id: str) -> Iterator[Scene]:
     """Yield a scene at once, then one after each change (or each second), the last one when the task is over.
 
-    Raises: FarmUnreachable when the farm stays away for ``PATIENCE_SECONDS``; NotFound.
+    Raises: FarmUnreachable when the farm stays away for longer than the API's patience; NotFound.
     """
     view = _View(api, task_id)
     scene = view.look(wait_seconds=0)
@@ -48,21 +46,20 @@ def scenes(api: FarmApi, task_id: str) -> Iterator[Scene]:
         if is_over(scene.detail.task):
             return
         began = time.monotonic()
-        scene = yield from _look_patiently(view, scene)
+        scene = yield from _look_patiently(view, scene, api.patience)
         time.sleep(max(0.0, SHORTEST_STEP_SECONDS - (time.monotonic() - began)))
 
 
-def _look_patiently(view: _View, last: Scene) -> Generator[Scene, None, Scene]:
+def _look_patiently(view: _View, last: Scene, patience: Patience) -> Generator[Scene, None, Scene]:
     """Return the next scene; while the farm is away, yield the last one with the reason."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return view.look(LONG_POLL_SECONDS)
-        except FarmUnreachable as error:
-            if time.monotonic() > deadline:
-                raise
-            yield Scene(last.detail, last.clients, (), last.recent, last.losses, absent=error.message)
-            time.sleep(LONG_POLL_SECONDS)
+    with patience.suspended():
+        while True:
+            try:
+                return view.look(LONG_POLL_SECONDS)
+            except AWAY as error:
+                patience.bear(error)
+                yield Scene(last.detail, last.clients, (), last.recent, last.losses, absent=error.message)
+                time.sleep(LONG_POLL_SECONDS)
 
 
 class _View:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.live import Live
 
-from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.arguments import PatienceOption, TaskArgument
 from farm_client.cli.ending import finish
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.live_picture import draw_scene
@@ -15,14 +15,15 @@ from farm_client.cli.output import Kind, Output
 from farm_client.cli.plain_progress import ProgressLines
 from farm_client.cli.scene import Scene, scenes
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.patience import PATIENCE_SECONDS
 from protocol.rest import TaskView
 
 Show = Callable[[Scene], None]
 
 
-def watch(invocation: Invocation, task: TaskArgument) -> None:
+def watch(invocation: Invocation, task: TaskArgument, patience: PatienceOption = PATIENCE_SECONDS) -> None:
     """Watch a task live until it is over; the exit code tells how it ended."""
-    with invocation.api() as api:
+    with invocation.api(patience, from_start=True) as api:
         last = watch_task(api, invocation.task(api, task).task_id, invocation.out)
         finish(api, last, invocation.out)
 

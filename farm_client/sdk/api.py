@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
+from farm_client.sdk.patience import Patience
 from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
@@ -45,14 +46,21 @@ class FarmApi:
     """A farm's HTTP API. Use as a context manager, or call ``close``; safe to share between threads.
 
     Every call raises: the FarmError that the farm answered; FarmUnreachable if it answered none; Unauthorized.
-    ``tidy``: the texts of what comes back are made fit to be shown (see ``sdk.tidy``). ``transport`` replaces the
-    network in tests. Making one raises: BadProxy.
+    ``tidy``: the texts of what comes back are made fit to be shown (see ``sdk.tidy``). ``patience``: what only reads,
+    and transfers, bear a farm that is away for so long. ``transport`` replaces the network in tests.
+    Making one raises: BadProxy.
     """
 
     def __init__(
-        self, address: FarmAddress, transport: httpx.MockTransport | None = None, *, tidy: bool = False
+        self,
+        address: FarmAddress,
+        transport: httpx.MockTransport | None = None,
+        *,
+        tidy: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         self.address = address
+        self.patience = patience or Patience()
         self._tidy = tidy
         self._options = client_options(address.url, address.headers) | {"transport": transport}
         if transport is not None:
@@ -92,7 +100,7 @@ class FarmApi:
 
     def why(self, task_id: str) -> str:
         """Return in one line what the task waits for."""
-        answer = self._parsed(TypeAdapter(dict[str, str]), self._request("GET", f"/v1/tasks/{task_id}/why"))
+        answer = self._read(TypeAdapter(dict[str, str]), f"/v1/tasks/{task_id}/why")
         return answer.get("why", "")
 
     def explain(self, task_id: str) -> Explanation:
@@ -160,19 +168,22 @@ class FarmApi:
             return read_answer(response, MAX_ANSWER_BYTES)
 
     def _get(self, path: str, model: type[M], query: dict[str, int] | None = None) -> M:
-        return self._parsed(TypeAdapter(model), self._request("GET", path, params=query))
+        return self._read(TypeAdapter(model), path, params=query)
 
     def _list(self, path: str, model: type[M]) -> list[M]:
-        return self._parsed(TypeAdapter(list[model]), self._request("GET", path))  # type: ignore[valid-type]
+        return self._read(TypeAdapter(list[model]), path)  # type: ignore[valid-type]
 
     def _feed(self, path: str, model: type[M], after: int, wait_seconds: float, limit: int) -> list[M]:
-        response = self._request(
-            "GET",
+        return self._read(
+            TypeAdapter(list[model]),  # type: ignore[valid-type]
             path,
             params={"after": after, "wait": wait_seconds, "limit": limit},
             timeout=httpx.Timeout(ANSWER_SECONDS + wait_seconds, connect=CONNECT_SECONDS),
         )
-        return self._parsed(TypeAdapter(list[model]), response)  # type: ignore[valid-type]
+
+    def _read(self, adapter: TypeAdapter[T], path: str, **arguments: Any) -> T:
+        """Put a question that changes nothing, again while the farm is away and patience lasts."""
+        return self.patience.ask(lambda: self._parsed(adapter, self._request("GET", path, **arguments)))
 
     def _parsed(self, adapter: TypeAdapter[T], response: httpx.Response) -> T:
         answer = parse(adapter, response, self.address)

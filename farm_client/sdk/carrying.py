@@ -12,7 +12,12 @@ from farm_client.sdk.answers import explaining
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.interrupts import run_interruptible
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier
-from protocol.errors import Unavailable
+from protocol.errors import FarmError, Unavailable
+
+
+class FarmRefuses(FarmError):
+    """The farm takes no transfer now, by its own word."""
+
 
 _NAME: Final = f"farm-{uuid4().hex[:12]}"
 """Of this process, for the farm's turns and limits."""
@@ -22,6 +27,7 @@ T = TypeVar("T")
 def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
     """Do ``work`` with a way to the farm's blobs, from a thread without a running event loop.
 
+    It is begun again while no farm answers and the API's patience lasts: what it has moved stays moved.
     Ctrl-C cancels it, so that it can keep what it has, and is raised when it has ended.
     Raises: FarmUnreachable where ``work`` raises Unavailable because no farm answers; what else ``work`` raises.
     """
@@ -32,13 +38,20 @@ def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
             with api.open_bulk(timeout=TIMEOUT, headers=headers) as bulk:
                 return await work(Carrier(http, bulk, RETRY))
 
+    def once() -> T:
+        try:
+            return run_interruptible(run())
+        except Unavailable as error:
+            if isinstance(error.__cause__, httpx.RequestError):
+                with explaining(api.address):
+                    raise error.__cause__ from None
+            # The farm's own word, such as of a full disk: the tries of the transfer were all that it is worth.
+            raise FarmRefuses(error.message) from error
+
     try:
-        return run_interruptible(run())
-    except Unavailable as error:
-        if isinstance(error.__cause__, httpx.RequestError):
-            with explaining(api.address):
-                raise error.__cause__ from None
-        raise
+        return api.patience.ask(once)
+    except FarmRefuses as refused:
+        raise Unavailable(refused.message) from refused.__cause__
 
 
 class Forward:
