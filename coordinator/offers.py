@@ -32,6 +32,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         needed_ram_bytes=needed_ram_bytes(spec),
         keep_inner_optimizer=spec.recipe.keep_inner_optimizer,
         ignore=spec.recipe.ignore,
+        tuple_columns=spec.recipe.tuple_columns,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,

@@ -45,7 +45,7 @@ Every verb takes:
 command line wins over the file. Paths in the file are relative to it.
 
 ```toml
-[task]            # name, entry, data, holdout, row_bytes, samples, priority
+[task]            # name, entry, data, batch, holdout, row_bytes, samples, priority
 name = "digits"
 data = "digits.npz"
 holdout = 0.2

@@ -31,6 +31,7 @@ from protocol.bounds import (
     Positive,
     Seconds,
     Secret,
+    TensorName,
     Text,
     Title,
     Traceback,
@@ -168,6 +169,8 @@ class TaskBrief(Frozen):
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: Natural = 0
     keep_inner_optimizer: bool = False
+    tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
+    """``Recipe.tuple_columns``."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)
     """``Recipe.ignore``: what the executor leaves out although the code asks for it."""
     update_codec: CodecSpec = CodecSpec()

@@ -90,6 +90,8 @@ class Recipe(Frozen):
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
     outer: OuterOptimizer = OuterOptimizer()
+    tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
+    """A batch is a tuple of these columns, in this order; a dict by name where there are none."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)
     """What the task's code asks for, would change what is trained, and is left out all the same: ``schedule`` (the rate
     then stays at ``initial_lr``), ``optimizer_hooks``, a LightningModule's hooks by their names, and so on."""

@@ -224,6 +224,7 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         inline_bytes=inline_bytes,
         keep_inner_optimizer=task.keep_inner_optimizer,
         ignore=task.ignore,
+        tuple_columns=task.tuple_columns,
         update_codec=task.update_codec,
     )
 

@@ -18,7 +18,7 @@ from farm_client.sdk.feeds import follow, read_all
 from farm_client.sdk.patience import PATIENCE_SECONDS
 from protocol.rest import LogView
 
-SHOWN_PRINTS: Final = 1000
+SHOWN_PRINTS: Final = 200
 """The most lines that `farm run` shows at its end."""
 _STREAM_STYLES = {"stderr": "red", "agent": "dim"}
 _CLIENT_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")

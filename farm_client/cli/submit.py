@@ -105,6 +105,7 @@ def describe_submission(options: SubmitOptions) -> Submission:
         entry=table.entry,
         holdout=table.holdout,
         row_bytes=table.row_bytes,
+        batch=table.batch,
         samples=table.samples,
         check=not options.no_check,
         priority=table.priority,

@@ -45,6 +45,15 @@ class SubmitOptions:
         int | None,
         typer.Option("--row-bytes", min=1, metavar="N", help="Text data: bytes of one row.", rich_help_panel=_TASK),
     ] = None
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="tuple|X,Y",
+            help="Batches as tuples: of all columns, or of those named, in that order.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
     samples: Annotated[
         int | None,
         typer.Option(
@@ -243,6 +252,7 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "data": tuple(options.data) if options.data else None,
             "holdout": options.holdout,
             "row_bytes": options.row_bytes,
+            "batch": options.batch,
             "samples": options.samples,
             "priority": options.priority,
         }

@@ -51,8 +51,8 @@ def _refuse_unknown(table: dict[str, Any], model: type[BaseModel], where: str = 
 class TaskTable(BaseModel):
     """The ``[task]`` table: what ``farm_client.sdk.submission`` calls by the same names.
 
-    ``holdout`` is a share of the rows; ``row_bytes`` a text file's row; ``samples`` the size of a data set that only
-    ``load_shard`` knows.
+    ``batch`` is "dict", "tuple" or a list of columns. ``holdout`` is a share of the rows; ``row_bytes`` a text
+    file's row; ``samples`` the size of a data set that only ``load_shard`` knows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +61,7 @@ class TaskTable(BaseModel):
     entry: FilePath | None = None
     data: tuple[Path, ...] = ()
     holdout: float = Field(default=0.0, ge=0, le=0.9)
+    batch: str | tuple[str, ...] = "dict"
     row_bytes: int = Field(default=DEFAULT_ROW_BYTES, ge=1)
     samples: int | None = Field(default=None, ge=1)
     priority: int = Field(default=5, ge=0, le=9)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from farm_client.executor import lightning_steps
-from farm_client.executor.failures import CodeError, calling
+from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.task import metric_name
 
@@ -81,7 +82,7 @@ class Contract:
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
         function = self.module.loss if self.has("loss") else lightning_steps.loss
-        with calling("loss(model, batch)", self.code_dir, lambda: f"the batch is {describe_batch(batch)}", function):
+        with calling("loss(model, batch)", self.code_dir, lambda error: _about_batch(batch, error), function):
             return _as_loss_value(function(model, batch))
 
     def begin(self, model: nn.Module) -> None:
@@ -177,6 +178,24 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     # The class's own: an instance's may be the wrapper that a scheduler puts around it.
     _self, *rest = inspect.signature(type(optimizer).step).parameters.values()
     return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest)
+
+
+def _about_batch(batch: Any, error: BaseException) -> str:
+    """Return what a batch is, and what may have been meant by code that unpacks a dict."""
+    about = f" (the batch is {describe_batch(batch)})"
+    if isinstance(batch, Mapping) and _smells_of_unpacking(error):
+        about += (
+            "; a dict that is unpacked gives its columns' names: take batch['name'], or submit with --batch tuple, "
+            "which makes tuples"
+        )
+    return about
+
+
+def _smells_of_unpacking(error: BaseException) -> bool:
+    """Tell whether an error is like those of ``x, y = batch`` and ``batch[0]`` over a dict."""
+    if isinstance(error, KeyError):
+        return bool(error.args) and isinstance(error.args[0], int)
+    return bool(re.search(r"\bstr\b|to unpack", text_of(error)))
 
 
 def _as_loss_value(answer: Any) -> LossValue:

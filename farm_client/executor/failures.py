@@ -69,10 +69,10 @@ class MissingFile(FarmError):
 def calling(
     what: str,
     code_dir: Path,
-    note: Callable[[], str] | None = None,
+    note: Callable[[BaseException], str] | None = None,
     function: Callable[..., Any] | None = None,
 ) -> Iterator[None]:
-    """Run a piece of the researcher's code; ``what`` names it, ``note`` adds a clause to the message.
+    """Run a piece of the researcher's code; ``what`` names it, ``note`` adds to the message.
 
     ``function`` says where that piece stands, for errors in what it gives back. Raises: CodeError with the
     researcher's file, line and trimmed traceback for anything that it raises, interrupts and exits too; MissingModule
@@ -88,7 +88,7 @@ def calling(
         place = _location(error, code_dir) or f"{_definition(function, code_dir)}{what}"
         message = f"{place}: {_one_line(error)}{_advice(error)}"
         if note is not None:
-            message += f" ({note()})"
+            message += note(error)
         kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
         raise kind(message, _trimmed(error, code_dir)) from error
 
@@ -115,14 +115,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether the machine ran out of memory, on the GPU or in RAM."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in _text(error) for words in _MEMORY_WORDS)
+    return isinstance(error, RuntimeError) and any(words in text_of(error) for words in _MEMORY_WORDS)
 
 
 def is_out_of_disk(error: BaseException) -> bool:
     """Tell whether a write found the disk full. ``safetensors`` and torch wrap the system's error into their own."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(words in _text(error) for words in _DISK_WORDS)
+    return any(words in text_of(error) for words in _DISK_WORDS)
 
 
 def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
@@ -160,12 +160,12 @@ def _verdict(error: BaseException) -> tuple[str, str, Scope, str | None]:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of(error).splitlines() if line.strip()]
     text = error.msg if isinstance(error, SyntaxError) else (lines[0] if lines else "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """Return what an error says of itself; an error of the researcher's may fail even at that."""
     try:
         return str(error)
@@ -240,7 +240,7 @@ def _entry_folders(code_dir: Path) -> list[Path]:
 
 def _is_installed_thing(error: ImportError) -> bool:
     """Tell whether an import failed for want of a module, or of a shared library that one needs."""
-    is_library = any(words in _text(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
+    is_library = any(words in text_of(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
     return isinstance(error, ModuleNotFoundError) or is_library
 
 

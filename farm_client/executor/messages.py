@@ -40,6 +40,7 @@ class Load(Frozen):
     inline_bytes: int
     keep_inner_optimizer: bool = False
     ignore: tuple[str, ...] = ()
+    tuple_columns: tuple[str, ...] = ()
     update_codec: CodecSpec = CodecSpec()
 
 

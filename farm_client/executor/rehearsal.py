@@ -86,6 +86,7 @@ def _load_order(request: RehearsalRequest) -> Load:
         inline_bytes=INLINE_BYTES,
         update_codec=request.update_codec,
         ignore=request.ignore,
+        tuple_columns=request.tuple_columns,
     )
 
 

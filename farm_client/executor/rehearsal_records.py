@@ -26,6 +26,7 @@ class RehearsalRequest(Frozen):
     seed: int
     batch_samples: int
     update_codec: CodecSpec = CodecSpec()
+    tuple_columns: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     """``Recipe.ignore``: what would not run on the farm and is accepted."""
     folder: str

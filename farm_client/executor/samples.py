@@ -44,10 +44,15 @@ class Batches:
     """The batches of some pieces, in order; iterable any number of times. ``len`` counts batches."""
 
     def __init__(
-        self, parts: Sequence[tuple[Callable[[], Rows], torch.Tensor]], size: int, device: torch.device, code_dir: Path
+        self,
+        parts: Sequence[tuple[Callable[[], Rows], torch.Tensor]],
+        order: Load,
+        device: torch.device,
+        code_dir: Path,
     ) -> None:
         self._parts = parts
-        self._size = size
+        self._size = order.batch_samples
+        self._columns = order.tuple_columns
         self._device = device
         self._code_dir = code_dir
         self.samples = sum(len(index) for _, index in parts)
@@ -80,7 +85,16 @@ class Batches:
     def _batch(self, parts: Sequence[tuple[Rows, torch.Tensor]]) -> Batch:
         with calling("the data set's items", self._code_dir):
             batch = parts[0][0].join([rows.take(index) for rows, index in parts])
+        if self._columns and isinstance(batch, Mapping):
+            batch = as_tuple(batch, self._columns)
         return batch if self._device.type == "cpu" else moved(batch, self._device)
+
+
+def as_tuple(batch: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
+    """Return these columns of a batch, in this order. Raises: CodeError if there is no such column."""
+    if absent := [name for name in columns if name not in batch]:
+        raise CodeError(f"a batch has no column {absent[0]!r} to make a tuple of: its columns are {', '.join(batch)}")
+    return tuple(batch[name] for name in columns)
 
 
 def even_sizes(samples: int, largest: int) -> list[int]:
@@ -115,7 +129,7 @@ class SampleSource:
         parts = [(partial(self._rows, piece), self._index(piece, epoch)) for piece in pieces]
         if not any(len(index) for _, index in parts):
             raise EmptyData("the assignment has no sample: the data set is empty")
-        return Batches(parts, self._order.batch_samples, self._device, self._contract.code_dir)
+        return Batches(parts, self._order, self._device, self._contract.code_dir)
 
     def count_rows(self) -> int:
         """Return the length of the ``make_dataset`` data set, which is built at the first use. Raises: CodeError."""

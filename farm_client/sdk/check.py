@@ -54,6 +54,7 @@ class Trial:
     tries_batch: bool = True
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
+    tuple_columns: tuple[str, ...] = ()
     beside: Path | None = None
     """The folder of a file that was submitted alone: what it imports may lie there."""
 
@@ -109,6 +110,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         tries_batch=trial.tries_batch,
         update_codec=trial.update_codec,
         ignore=trial.ignore,
+        tuple_columns=trial.tuple_columns,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

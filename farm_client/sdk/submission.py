@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ OnProgress = Callable[[str, int, int], None]
 class Submission:
     """What the researcher asks for. Recipe fields that were not set get this module's defaults.
 
+    ``batch``: "dict", "tuple" (of all columns, in the data file's order), or the columns of the tuple.
+
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
     ``warm_start`` takes the place of the weights that ``build_model`` starts with.
     """
@@ -52,6 +54,7 @@ class Submission:
     name: str = ""
     entry: str | None = None
     holdout: float = 0.0
+    batch: str | tuple[str, ...] = "dict"
     row_bytes: int = DEFAULT_ROW_BYTES
     samples: int | None = None
     check: bool = True
@@ -86,6 +89,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
 def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared:
     _check_config(submission.config)
     source = open_data(submission.data, submission.row_bytes) if submission.data else None
+    submission = replace(submission, recipe=with_tuple_columns(submission.recipe, submission.batch, source))
     bundle = make_bundle(submission.code, submission.entry, without=submission.data)
     tell("checking", 0, 1)
     report = run_trial(_trial(submission, bundle, source), folder)
@@ -120,6 +124,24 @@ def _default_name(code: Path) -> str:
     return stem[:MAX_NAME_CHARS] or "task"
 
 
+def with_tuple_columns(recipe: Recipe, batch: str | tuple[str, ...], source: RowSource | None) -> Recipe:
+    """Write the form of a batch into the recipe, so that all clients have the columns in one order.
+
+    Raises: InvalidTask if the columns are not known here.
+    """
+    if batch == "dict":
+        return recipe
+    if batch != "tuple":
+        names = tuple(name.strip() for name in batch.split(",")) if isinstance(batch, str) else batch
+        return recipe.model_copy(update={"tuple_columns": names})
+    if source is None:
+        raise InvalidTask(
+            "--batch tuple takes the columns of --data; name those that load_shard returns, as in --batch x,y (tuples "
+            "of make_dataset are tuples in any case)"
+        )
+    return recipe.model_copy(update={"tuple_columns": tuple(column.name for column in source.columns)})
+
+
 def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -> Recipe:
     """Fill the fields that the researcher did not set: the round's samples, evaluation, and the outer optimizer.
 
@@ -148,6 +170,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         tries_batch=submission.check,
         update_codec=submission.recipe.update_codec,
         ignore=submission.recipe.ignore,
+        tuple_columns=submission.recipe.tuple_columns,
         beside=folder_of(submission.code),
     )
 

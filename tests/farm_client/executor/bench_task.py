@@ -73,6 +73,7 @@ class Bench:
     keep_inner_optimizer: bool = False
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
+    tuple_columns: tuple[str, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -113,6 +114,7 @@ class Bench:
             keep_inner_optimizer=self.keep_inner_optimizer,
             update_codec=self.update_codec,
             ignore=self.ignore,
+            tuple_columns=self.tuple_columns,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

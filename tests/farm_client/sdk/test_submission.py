@@ -258,3 +258,21 @@ def test_the_researchers_side_needs_no_torch_in_its_own_process() -> None:
     code = "import farm_client.sdk.submission, sys, json; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+UNPACKS = TASK.replace(
+    'nn.functional.cross_entropy(model(batch["x"]), batch["y"])',
+    "nn.functional.cross_entropy(model(batch[0]), batch[1])",
+)
+
+
+@pytest.mark.parametrize("batch", ["tuple", "x,y", "x, y", ("x", "y")])
+def test_the_columns_of_a_tuple_batch_are_written_into_the_recipe(
+    in_process: None, tmp_path: Path, batch: str | tuple[str, ...]
+) -> None:
+    assert prepared(tmp_path, UNPACKS, batch=batch).spec.recipe.tuple_columns == ("x", "y")
+
+
+def test_a_tuple_of_all_columns_needs_data_whose_columns_are_known(in_process: None, tmp_path: Path) -> None:
+    with pytest.raises(InvalidTask, match="--batch tuple takes the columns of --data"):
+        prepared(tmp_path, UNPACKS, batch="tuple", data=())
