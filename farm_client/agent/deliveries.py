@@ -41,10 +41,13 @@ class Deliveries:
         """Why, by the assignments whose uploads wait for their turn."""
         self._link: Link | None = None
         self._under_way: set[str] = set()
+        self._sent_inline: set[str] = set()
+        """The assignments whose updates have left inside a result, and are not settled."""
 
     def attach(self, link: Link) -> tuple[str, ...]:
         """Use this connection from now on; returns the assignments whose results are to be sent again."""
         self._link = link
+        self._sent_inline.intersection_update(self._outbox.assignment_ids())
         return tuple(i for i in self._outbox.assignment_ids() if i not in self._under_way)
 
     def detach(self) -> None:
@@ -89,6 +92,7 @@ class Deliveries:
 
     def settle(self, assignment_id: str) -> None:
         """Forget a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
+        self._sent_inline.discard(assignment_id)
         round_number = self._outbox.round_of(assignment_id)
         if round_number is None or not faults.reach(Fault.CLIENT_REPLY_LOST, round_number):
             self._outbox.remove(assignment_id)
@@ -137,10 +141,20 @@ class Deliveries:
         if link is None:
             return
         link.post(result)
+        self._count(result)
         if faults.armed():
             await link.flushed()
             if await _reach(Fault.CLIENT_AFTER_SEND, parcel):
                 link.cut()
+
+    def _count(self, result: Result) -> None:
+        """Count an update that left inside its result; ``settle`` forgets that it did."""
+        if result.update is None or result.update.inline is None:
+            return
+        size_bytes, tally = len(result.update.inline), self._transfers.tally
+        tally.sent_bytes += size_bytes
+        tally.sent_again_bytes += size_bytes if result.assignment_id in self._sent_inline else 0
+        self._sent_inline.add(result.assignment_id)
 
 
 async def _reach(place: Fault, parcel: Parcel) -> bool:

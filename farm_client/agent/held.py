@@ -54,6 +54,12 @@ class Held:
         refs = (part.shard.blob for part in self.assign.slices if part.shard.blob is not None)
         return list({ref.digest: ref for ref in refs}.values())
 
+    def inline_bytes(self) -> int:
+        """Count the bytes of the blobs that came inside the assignment itself."""
+        task, links = self.assign.task, self.assign.deltas
+        refs = (task.code, task.frozen, self.assign.weights, *(link.blob for link in links), *self.shards())
+        return sum(len(ref.inline) for ref in refs if ref is not None and ref.inline is not None)
+
     def sent(self, count: int) -> None:
         """Hear how many bytes of the update have left."""
         self.sent_bytes = count

@@ -187,6 +187,7 @@ class Worker:
 
     def _take_up(self, assign: Assign) -> None:
         held = Held(assign)
+        self._tools.transfers.tally.received_bytes += held.inline_bytes()
         try:
             self._consider(held)
         except Exception as error:  # as in ``_do``

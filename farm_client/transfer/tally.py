@@ -9,7 +9,7 @@ from pydantic import ByteSize
 
 @dataclass(slots=True)
 class Tally:
-    """Counts bytes of blobs, not of headers. ``..._again_bytes`` are those among them that had moved before."""
+    """Counts bytes of blobs, those inside messages too, and no headers. ``..._again_bytes`` had moved before."""
 
     sent_bytes: int = 0
     sent_again_bytes: int = 0

@@ -47,6 +47,24 @@ async def test_a_running_agent_keeps_its_status_up_to_date(farm, start_agent, ho
     assert known.moved.received_bytes > len(HUGE)
 
 
+async def test_what_rides_inside_messages_is_counted_too(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(), weights=b"w" * 500)
+        await peer.send(assign)
+        result = await peer.expect(Result)
+        await peer.close(1012)
+        peer = await joined(farm, incarnation=2)
+        assert await peer.expect(Result) == result
+        await peer.acknowledge(result)
+        update_bytes = len(result.update.inline)
+        await until(lambda: read_status(home / "status.json").delivered == 1)
+    moved = read_status(home / "status.json").moved
+    fetched = assign.task.code.size_bytes + assign.slices[0].shard.blob.size_bytes
+    assert (moved.sent_bytes, moved.sent_again_bytes) == (2 * update_bytes, update_bytes)
+    assert moved.received_bytes == 500 + fetched
+
+
 async def test_an_update_that_waits_for_its_turn_says_so_here_and_to_the_farm(farm, start_agent, home):
     farm.waits = ["3 uploads are before it"] * 100_000
     async with start_agent():
