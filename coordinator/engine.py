@@ -110,6 +110,11 @@ class Coordinator:
         self._draw = draw
         self._snapshot = snapshot
         self._farm = recovery.restore(snapshot)
+        self._offers = True
+
+    def offer_nothing_more(self) -> None:
+        """Take in what comes, and give out no work: the server goes down."""
+        self._offers = False
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in a fact and say what must follow, in order.
@@ -123,7 +128,7 @@ class Coordinator:
         if (refuse := REQUESTS.get(type(event))) is not None:
             refuse(turn, event)
         self._apply(turn, event)
-        if type(event) not in UNEVENTFUL:
+        if self._offers and type(event) not in UNEVENTFUL:
             self._schedule(turn)
         return turn.answer()
 

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import structlog
 import uvloop
@@ -57,13 +58,14 @@ class Daemon:
         self._listener = listener
         self._on_ready = on_ready
         self._new_ledger = new_ledger
+        self._farm: Farm | None = None
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
     async def live(self) -> None:
         """Start up, serve until a signal, shut down."""
         with self._signals():
-            farm = await Farm.open(self._settings, self._folder, new_ledger=self._new_ledger)
+            farm = self._farm = await Farm.open(self._settings, self._folder, new_ledger=self._new_ledger)
             try:
                 serving = await self._startup(farm)
                 await self._serve(serving)
@@ -117,14 +119,20 @@ class Daemon:
     def _signals(self) -> Iterator[None]:
         """Hear of signals, but of those that whoever started the server told to be ignored (a shell's background)."""
         loop = asyncio.get_running_loop()
+
+        def interrupted(_number: int, _frame: FrameType | None) -> None:
+            # between any two steps of Python code: a loop with seconds of work before it would hear of it after that
+            if self._farm is not None:
+                self._farm.coordinator.offer_nothing_more()
+            loop.call_soon_threadsafe(self._signalled)
+
         heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-        for number in heeded:
-            loop.add_signal_handler(number, self._signalled)
+        before = [(number, signal.signal(number, interrupted)) for number in heeded]
         try:
             yield
         finally:
-            for number in heeded:
-                loop.remove_signal_handler(number)
+            for number, handler in before:
+                signal.signal(number, handler)
 
     def _signalled(self) -> None:
         if self._stop.is_set():

@@ -102,7 +102,7 @@ class Farm:
         self.inline = InlineBlobs(settings.inline_cache_bytes)
         self.registry = Registry(snapshot.clients, settings.max_clients)
         self._admission = Admission()
-        self.entrance = Entrance(tokens, self.short_of, self._admission, self.clock)
+        self.entrance = Entrance(tokens, self.not_ready, self._admission, self.clock)
         self.alarms = Alarms()
         self.room = Room(settings.data_dir, settings.min_free_bytes)
         self.retention = Retention(ledger, blobs, settings.superseded_grace_seconds)
@@ -270,8 +270,9 @@ class Farm:
             self._warming.set_result(failure)
 
     async def drain(self, reason: str) -> None:
-        """Let clients leave in peace and end every wait; nothing new is taken."""
+        """Let clients leave in peace and end every wait; nothing new is taken, and no work is given out."""
         self._draining = True
+        self.coordinator.offer_nothing_more()
         self.bells.close()
         await self.gateway.drain(reason)
 

@@ -240,3 +240,17 @@ def test_a_server_that_stood_still_ends_nobodys_lease_or_round() -> None:
     assert (farm.task().state, farm.view().retries) == (TaskState.RUNNING, 0)
     farm.tick(70)  # silence while the server listened is silence
     assert state(farm, offered.assignment_id) is AssignmentState.EXPIRED
+
+
+def test_a_server_that_goes_down_offers_nothing_and_takes_what_comes() -> None:
+    farm = Simulation()
+    farm.join("ada")
+    farm.submit(spec())
+    ada = farm.volunteers["ada"]
+    farm.coordinator.offer_nothing_more()
+    farm.deliver(ada)
+    assert farm.ledger.assignments
+    assert not ada.held
+    farm.join("bob")
+    farm.tick(1)
+    assert not farm.volunteers["bob"].held
