@@ -33,6 +33,7 @@ from coordinator.events import (
     RoundAggregated,
     ServerShort,
     TaskAction,
+    TaskRemoved,
     TaskSubmitted,
     Tick,
 )
@@ -72,6 +73,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         RoundAggregated: round_aggregated,
         AggregationFailed: results.aggregation_failed,
         ServerShort: results.server_short,
+        TaskRemoved: tasks.remove,
         CheckpointDamaged: recovery.fall_back,
         Tick: _tick,
         Restored: lambda turn, _: recovery.mend(turn),
@@ -79,7 +81,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
 )
 
 REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
-    {TaskSubmitted: tasks.check_submission, TaskAction: tasks.check_action}
+    {TaskSubmitted: tasks.check_submission, TaskAction: tasks.check_action, TaskRemoved: tasks.check_removal}
 )
 """What a person asks for may be refused. All other errors are defects."""
 
@@ -121,7 +123,7 @@ class Coordinator:
 
         ``now`` is in seconds and never goes back. What breaks in the rules of one task ends its attempt and is
         reported (``ReportDefect``); the turn holds for all others. Raises: NotFound, Conflict or IllegalTransition for
-        a request (TaskSubmitted, TaskAction) that the farm refuses; Broken if a rule of no task breaks. Nothing has
+        a request (``REQUESTS``) that the farm refuses; Broken if a rule of no task breaks. Nothing has
         changed then.
         """
         turn = Turn(self._farm, self._settings, self._new_id, self._draw, now, type(event).__name__)

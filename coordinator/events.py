@@ -192,6 +192,13 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskRemoved:
+    """A person wants an ended task forgotten; the shell removes what is recorded of it."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerShort:
     """What the server lacks now, so that tasks wait for it; None: it is well again."""
 
@@ -247,6 +254,7 @@ Event = (
     | RoundAggregated
     | AggregationFailed
     | ServerShort
+    | TaskRemoved
     | CheckpointDamaged
     | Tick
     | Restored

@@ -1,8 +1,9 @@
-"""Which checkpoints of a task stay."""
+"""Which checkpoints of a task stay, and how much of its history."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from coordinator.records import CheckpointRecord
 from protocol.recipe import Recipe
@@ -28,3 +29,24 @@ def best_checkpoint(checkpoints: Sequence[CheckpointRecord], rule: str | None) -
     sign = 1 if direction == "max" else -1
     rated = [c for c in checkpoints if metric in c.metrics]
     return max(rated, key=lambda c: (sign * c.metrics[metric], c.round), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPolicy:
+    """How much stays of each task: its newest rows, and after its end all of it for so long. Seconds."""
+
+    log_lines: int
+    metric_points: int
+    events: int
+    ended_seconds: float
+
+    def is_stale(self, finished_at: float | None, now: float) -> bool:
+        """Whether the history of a task that ended then may go altogether."""
+        return finished_at is not None and finished_at + self.ended_seconds < now
+
+    def __str__(self) -> str:
+        days = self.ended_seconds / 86400
+        return (
+            f"each task keeps its newest {self.log_lines:,} log lines, {self.metric_points:,} metric values and "
+            f"{self.events:,} events; {days:g} days after its end its history goes, its checkpoints stay"
+        )

@@ -8,7 +8,7 @@ from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
-from coordinator.events import Action, TaskAction, TaskSubmitted
+from coordinator.events import Action, TaskAction, TaskRemoved, TaskSubmitted
 from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
 from coordinator.offers import brief
@@ -25,6 +25,7 @@ _GOALS: Final = {
     Action.CANCEL: TaskState.CANCELLED,
     Action.RETRY: TaskState.PENDING,
 }
+_OVER: Final = frozenset({TaskState.COMPLETED, TaskState.CANCELLED, TaskState.FAILED})
 
 
 def new_run(record: TaskRecord, checkpoint: CheckpointRecord | None = None) -> TaskRun:
@@ -96,6 +97,25 @@ def act(turn: Turn, event: TaskAction) -> None:
             for client in turn.farm.clients.values():
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
+
+
+def check_removal(turn: Turn, event: TaskRemoved) -> None:
+    """Refuse to forget a task that may still train, before anything changes. Raises: NotFound, Conflict."""
+    run = turn.farm.task(event.task_id)
+    if run.record.state not in _OVER:
+        raise Conflict(
+            f"task {run.task_id} is {run.record.state}, and only one that is over can be removed; "
+            f"`farm cancel {run.task_id}` ends it (or `farm rm --force`)"
+        )
+
+
+def remove(turn: Turn, event: TaskRemoved) -> None:
+    """Forget a task that is over; it left nothing open."""
+    run = turn.farm.tasks.pop(event.task_id)
+    for client in turn.farm.clients.values():
+        for known in (client.speeds, client.versions, client.cooldowns, client.failures):
+            known.pop(run.task_id, None)
+    turn.note("task_removed", f"{run.record.spec.name} ({run.task_id}) was removed")
 
 
 def _check_may(run: TaskRun, action: Action) -> None:

@@ -1,4 +1,4 @@
-"""``farm-server``: up, status, down, doctor, backup, restore.
+"""``farm-server``: up, status, down, doctor, gc, backup, restore.
 
 Results on stdout, chatter on stderr; exit codes 0, 1 and 2 (usage).
 """
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from farm_server import control
 from farm_server.datafolder import ServerInfo
+from farm_server.room_lines import room_lines, size_text
 from farm_server.setting_options import with_settings
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
@@ -93,14 +94,16 @@ def up(
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Say whether a server runs on the folder, how it is, and how to reach it."""
     info = control.running_server(_settings(data_dir=data_dir).data_dir)
-    view = control.farm_view(info)
+    view, room = control.farm_view(info), control.room_view(info)
     if as_json:
-        _print_json({**asdict(info), "farm": view.model_dump()})
+        _print_json({**asdict(info), "farm": view.model_dump(), "room": room.model_dump()})
         return
     typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
     if view.uploads_open or view.uploads_waiting:
         typer.echo(f"uploads: {view.uploads_open} under way, {view.uploads_waiting} wait for their turn")
     for line in _traffic_lines(view):
+        typer.echo(line)
+    for line in room_lines(room):
         typer.echo(line)
     if view.problem:
         typer.echo(f"NOT READY: {view.problem}")
@@ -140,6 +143,23 @@ def doctor(
             typer.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    data_dir: DataDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove now what nothing needs: unreferenced blobs, and history beyond what is kept; a server may run."""
+    from farm_server.gc import collect  # noqa: PLC0415  # it needs the database driver
+
+    cleaned = collect(_settings(data_dir=data_dir), dry_run=dry_run)
+    if as_json:
+        _print_json(cleaned.model_dump())
+        return
+    verb = "would be removed" if dry_run else "are removed"
+    typer.echo(f"{cleaned.blobs} blobs ({size_text(cleaned.bytes)}) and {cleaned.rows} rows of history {verb}")
 
 
 @app.command()

@@ -12,18 +12,21 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError, NotFound, Unavailable
-from protocol.rest import FarmView
+from protocol.rest import CollectedView, FarmView, RoomView, View
 
 _ANSWER_SECONDS = 5.0
+_COLLECT_SECONDS = 600.0
 _STOP_SECONDS = 30.0
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 3
+V = TypeVar("V", bound=View)
 
 
 def running_server(data_dir: Path) -> ServerInfo:
@@ -41,14 +44,31 @@ def running_server(data_dir: Path) -> ServerInfo:
 
 def farm_view(info: ServerInfo) -> FarmView:
     """Ask a running server how it is. Raises: Unavailable if it doesn't answer."""
+    return _asked(info, "/v1/farm", FarmView)
+
+
+def room_view(info: ServerInfo) -> RoomView:
+    """Ask a running server what takes its room. Raises: Unavailable if it doesn't answer."""
+    return _asked(info, "/v1/room", RoomView)
+
+
+def collect(info: ServerInfo, *, dry_run: bool) -> CollectedView:
+    """Let a running server remove what nothing needs. Raises: Unavailable if it doesn't answer."""
+    return _asked(info, f"/v1/gc?dry_run={str(dry_run).lower()}", CollectedView, "POST", _COLLECT_SECONDS)
+
+
+def _asked(
+    info: ServerInfo, path: str, view: type[V], method: str = "GET", within_seconds: float = _ANSWER_SECONDS
+) -> V:
     token, _, place = info.farm_url.removeprefix(f"{urlsplit(info.farm_url).scheme}://").rpartition("@")
     # the machine's own address: a proxy may be down, or not reachable from here
     url = info.local_url or f"{urlsplit(info.farm_url).scheme}://{place}"
-    request = urllib.request.Request(f"{url}/v1/farm", headers={"Authorization": f"Bearer {unquote(token)}"})  # noqa: S310  # http(s) only
+    headers = {"Authorization": f"Bearer {unquote(token)}"}
+    request = urllib.request.Request(f"{url}{path}", headers=headers, method=method)  # noqa: S310  # http(s) only
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(request, timeout=_ANSWER_SECONDS) as answer:
-            return FarmView.model_validate_json(answer.read())
+        with direct.open(request, timeout=within_seconds) as answer:
+            return view.model_validate_json(answer.read())
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise Unavailable(f"the server with process id {info.pid} does not answer at {url}: {error}") from error
 

@@ -34,6 +34,7 @@ from farm_server.alarms import Alarms
 from farm_server.bandwidth import Bandwidth
 from farm_server.bells import FARM, Bells
 from farm_server.checkpoint_writer import CheckpointWriter
+from farm_server.cleaning import Cleaner
 from farm_server.clock import Clock, SteadyClock
 from farm_server.datafolder import DataFolder
 from farm_server.dispatch import Dispatch
@@ -49,6 +50,7 @@ from farm_server.layouts import Layouts
 from farm_server.placements import Placements
 from farm_server.reception import Reception
 from farm_server.registry import Registry
+from farm_server.removal import Removal
 from farm_server.rescue import Rescue
 from farm_server.retention import Retention
 from farm_server.room import Room
@@ -166,7 +168,9 @@ class Farm:
 
     def _assemble(self, snapshot: Snapshot) -> None:
         """Connect the parts that talk to each other."""
-        layouts = Layouts(self.blobs)
+        layouts = self._layouts = Layouts(self.blobs)
+        self.cleaner = Cleaner(self.ledger, self.blobs, self.settings)
+        self.removal = Removal(self.ledger, self.retention, self.runtime.ask, self._forget_task)
         for task in snapshot.tasks:
             layouts.add(task.task_id, task.spec)
         spooled = SpooledUpdates(self.blobs)
@@ -239,10 +243,20 @@ class Farm:
             ),
             every(settings.collect_seconds, self.uploads.collect, "collection of uploads"),
             every(settings.retention_seconds, self.hoards.make_room, "making room"),
+            every(settings.collect_seconds, self._prune, "pruning of histories"),
             self._tick_for_ever(),
         ]
         self._background = [asyncio.create_task(job) for job in jobs]
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    async def _prune(self) -> None:
+        if rows := await self.cleaner.prune(self.clock.now()):
+            _log.info("histories are pruned", rows=rows)
+
+    def _forget_task(self, task_id: str) -> None:
+        self._placements.forget(task_id)
+        self._layouts.drop(task_id)
+        self.inline.unpin(task_id)
 
     def _open_rounds(self) -> list[str]:
         now = self.clock.now()

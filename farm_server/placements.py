@@ -39,6 +39,11 @@ class Placements:
         for record in held:
             self._by_id[record.assignment_id] = Placement(record.client_id, record.task_id, record.round, record.kind)
 
+    def forget(self, task_id: str) -> None:
+        """Forget the assignments of a task that was removed."""
+        for assignment_id in [a for a, placement in self._by_id.items() if placement.task_id == task_id]:
+            del self._by_id[assignment_id]
+
     def find(self, client_id: str, assignment_id: str) -> Placement | None:
         """Return where the assignment belongs, if it was sent to this client."""
         placement = self.find_any(assignment_id)

@@ -33,6 +33,10 @@ class Retention:
         """Look at this task the next time: it has a new checkpoint."""
         self._recipes[task_id] = recipe
 
+    def discard(self, digests: Collection[str]) -> None:
+        """Let these blobs go, a while after somebody last asked for them, unless something else needs them."""
+        self._garbage |= set(digests)
+
     async def drop_superseded(self, now: float) -> None:
         """Drop what is too much of the tasks that were noted. ``now`` is on the server's clock."""
         noted, self._recipes = self._recipes, {}

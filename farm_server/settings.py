@@ -100,6 +100,15 @@ class ServerSettings(BaseSettings):
     superseded_grace_seconds: float = Field(default=20.0, ge=0)
     """A superseded checkpoint too large to ride inline stays downloadable for so long."""
 
+    keep_log_lines: int = Field(default=100_000, ge=0)
+    """Log lines of one task that are kept, the newest."""
+    keep_metric_points: int = Field(default=500_000, ge=0)
+    """Metric values of one task that are kept, the newest."""
+    keep_events: int = Field(default=100_000, ge=0)
+    """Events of one task that are kept, the newest."""
+    keep_history_seconds: float = Field(default=90 * 86400.0, ge=0)
+    """So long after a task's end its rounds, assignments, events, metrics and log lines go; its checkpoints stay."""
+
     upload_credits: int = Field(default_factory=lambda data: max(2, 2 * data.get("aggregator_threads", 1)), ge=1)
     """Uploads over 1 MiB that may be under way at once; others wait their turn."""
     upload_idle_seconds: float = Field(default=10.0, gt=0)

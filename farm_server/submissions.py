@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final
 
 from coordinator.events import Event, TaskSubmitted
 from coordinator.records import TaskRecord
@@ -14,7 +15,7 @@ from farm_server.layouts import Layouts, layout_of_file
 from farm_server.sendable import check_sendable
 from farm_server.torch_side import TorchSide
 from protocol.encoded import stored_tensors
-from protocol.errors import InvalidTask, TensorError, Unavailable
+from protocol.errors import Conflict, InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
@@ -25,6 +26,7 @@ from storage.ledger import Ledger
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 8
 _NAMED_AT_MOST = 5
+_SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes"}
 
 
 def new_task_id() -> str:
@@ -64,6 +66,7 @@ class Submissions:
         """
         async with self._turn:
             if (known := await self._known(spec)) is not None:
+                _check_same(known, spec)
                 return known.task_id, False
             if (reason := self._refuses()) is not None:
                 raise Unavailable(f"no task is taken in: {reason}")
@@ -118,6 +121,19 @@ class Submissions:
         for ref in _references(spec):
             if (size := sizes[ref.digest]) != ref.size_bytes:
                 raise InvalidTask(f"blob {ref.digest} has {size} bytes and the submission says {ref.size_bytes}")
+
+
+def _check_same(known: TaskRecord, spec: TaskSpec) -> None:
+    """See that a submit token comes with what it came with before. Raises: Conflict naming what differs.
+
+    Weights that are drawn anew at each run, and what was measured or said of them, may differ in a repeat.
+    """
+    differ = [name for name in sorted(_SAME) if getattr(known.spec, name) != getattr(spec, name)]
+    if differ:
+        raise Conflict(
+            f"the submit token {spec.submit_token!r} was used for task {known.task_id} with another "
+            f"{', '.join(differ)}; take another token for another task"
+        )
 
 
 def _digests(spec: TaskSpec) -> set[str]:

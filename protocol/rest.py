@@ -95,6 +95,43 @@ class TaskView(View):
     finished_at: float | None = None
 
 
+class TaskRoom(View):
+    """What one task takes on the server: bytes of the blobs that it names, and rows of its history."""
+
+    task_id: str
+    name: str
+    state: str
+    blob_bytes: int
+    rows: int
+
+
+class RoomView(View):
+    """GET /v1/room: what takes the server's disk. A blob that two tasks name counts for both."""
+
+    free_bytes: int
+    ledger_bytes: int
+    policy: str
+    """What is kept of tasks, and for how long, in a sentence."""
+    tasks: tuple[TaskRoom, ...]
+    """The largest 100, the largest first."""
+
+
+class CollectedView(View):
+    """POST /v1/gc?dry_run=BOOL: what was removed, or would be: blobs that nothing needs, and rows of histories."""
+
+    dry_run: bool
+    blobs: int
+    bytes: int
+    rows: int
+
+
+class RemovedView(View):
+    """DELETE /v1/tasks/{id}?force=BOOL: the task is gone; blobs that only it needed follow within a minute."""
+
+    task_id: str
+    removed: bool = True
+
+
 class SubmitReply(View):
     """POST /v1/tasks (body: TaskSpec). ``created`` is false when the submit token was seen before."""
 

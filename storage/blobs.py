@@ -198,12 +198,14 @@ class FolderBlobStore:
         older_than_seconds: float,
         now: float,
         among: Iterable[str] | None = None,
+        *,
+        dry_run: bool = False,
     ) -> Collected:
         """Remove blobs that are not ``referenced`` and were stored more than ``older_than_seconds`` before ``now``.
 
         A young blob may belong to a record that is not written yet; one that a lost ledger may refer to is spared
         (``storage.owner``). ``now`` is in seconds since Unix time. With ``among`` only blobs of these names are
-        looked at.
+        looked at; a ``dry_run`` removes none.
         """
         owner = read_owner(self._root)
 
@@ -215,11 +217,11 @@ class FolderBlobStore:
         removed = [
             size_bytes
             for digest in digests
-            if digest not in referenced and (size_bytes := self._remove_old(digest, goes)) is not None
+            if digest not in referenced and (size_bytes := self._remove_old(digest, goes, dry_run=dry_run)) is not None
         ]
         return Collected(len(removed), sum(removed))
 
-    def _remove_old(self, digest: str, goes: Callable[[float], bool]) -> int | None:
+    def _remove_old(self, digest: str, goes: Callable[[float], bool], *, dry_run: bool) -> int | None:
         """Remove the blob if one stored at its time ``goes``; return its size in bytes if so."""
         if not self.has(digest):
             return None
@@ -228,7 +230,8 @@ class FolderBlobStore:
             status = path.stat() if path.exists() else None
             if status is None or not goes(status.st_mtime):
                 return None
-            path.unlink()
+            if not dry_run:
+                path.unlink()
             return status.st_size
 
     def _place(self, digest: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,11 +16,15 @@ from storage.engine import ledger_path, reader_engine, writer_engine
 from storage.errors import ledger_error
 from storage.ledger_identity import LedgerIdentity, begin_run
 from storage.migrate import migrate
+from storage.pruning import History, Pruned
 from storage.reads import Numbered, Reads
 from storage.transaction import Change
 from storage.writer import Writer
 
 __all__ = ["Ledger", "Numbered"]
+
+
+_NEWEST: Final = 2**62
 
 
 class Ledger(Reads):
@@ -72,6 +76,22 @@ class Ledger(Reads):
     async def drop_checkpoints(self, task_id: str, rounds: Iterable[int]) -> None:
         """Forget these checkpoints of the task; unknown ones are no error. Raises: Unavailable."""
         await self._writer.submit(Change(dropped=tuple((task_id, number) for number in rounds)))
+
+    async def prune(self, history: History, task_id: str, upto: int) -> int:
+        """Remove a task's history up to that number, in steps; return how many rows that were. Raises: Unavailable."""
+        rows = await self.count_upto(history, task_id, upto)
+        while (step := await self.next_step(history, task_id, upto)) is not None:
+            await self._writer.submit(Change(pruned=(Pruned(history, task_id, step),)))
+        return rows
+
+    async def remove_task(self, task_id: str) -> None:
+        """Remove all that is recorded of a task; nobody may save anything of it any more. Raises: Unavailable.
+
+        Until it is done the task itself is still there, to be removed again.
+        """
+        for history in History:
+            await self.prune(history, task_id, _NEWEST)
+        await self._writer.submit(Change(removed=(task_id,)))
 
     async def close(self) -> None:
         """Write what was submitted, then close; submitting later raises Unavailable. Twice is harmless."""

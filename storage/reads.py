@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from coordinator.records import (
     Snapshot,
     TaskRecord,
 )
-from storage import references
+from storage import pruning, references, usage
 from storage.errors import DamagedLedger, ledger_error
 from storage.mapping import (
     ASSIGNMENTS,
@@ -38,6 +39,7 @@ from storage.mapping import (
     Mapper,
     task_record,
 )
+from storage.pruning import History
 from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
 
 T = TypeVar("T")
@@ -160,6 +162,37 @@ class Reads:
         """Return the names of all blobs that something kept still needs (``storage.references``)."""
         return set(await self._list(references.NEEDED, lambda row: str(row["digest"])))
 
+    async def beyond(self, history: History, task_id: str, keep: int) -> int | None:
+        """Return up to which number a task's history is too long, where the newest ``keep`` rows stay; None if not."""
+        return await self._number(pruning.beyond(history, task_id, keep))
+
+    async def next_step(self, history: History, task_id: str, upto: int) -> int | None:
+        """Return up to which number one transaction may remove; None if nothing is left."""
+        return await self._number(pruning.next_step(history, task_id, upto))
+
+    async def count_upto(self, history: History, task_id: str, upto: int) -> int:
+        """Count the rows of a task's history up to that number."""
+        return await self._number(pruning.count_upto(history, task_id, upto)) or 0
+
+    async def task_ends(self) -> list[usage.TaskEnd]:
+        """Return each task's state and end."""
+        return await self._list(usage.TASK_ENDS, lambda row: usage.TaskEnd(**row))
+
+    async def usage(self) -> list[usage.TaskUsage]:
+        """Return what each task takes, the largest first. Reads an index of each table from end to end."""
+        sizes = dict(await self._list(usage.BLOB_BYTES, _amount))
+        rows: Counter[str] = Counter()
+        for query in usage.ROWS:
+            rows.update(dict(await self._list(query, _amount)))
+        tasks = {end.task_id for end in await self.task_ends()}
+        found = [usage.TaskUsage(task_id, sizes.get(task_id, 0), rows[task_id]) for task_id in tasks]
+        return sorted(found, key=lambda one: (one.blob_bytes, one.rows, one.task_id), reverse=True)
+
+    async def _number(self, query: _Query) -> int | None:
+        async with self._session() as session:
+            number: int | None = (await session.execute(query)).scalar()
+            return number
+
     async def _feed(self, mapper: Mapper[E], task_id: str | None, after: int, limit: int) -> list[Numbered[E]]:
         table = mapper.table
         query = select(table).where(table.c.seq > after).order_by(table.c.seq).limit(limit)
@@ -183,6 +216,10 @@ class Reads:
                 yield session
         except DBAPIError as error:
             raise ledger_error(self._path, error) from error
+
+
+def _amount(row: RowMapping) -> tuple[str, int]:
+    return row["task_id"], int(row["amount"] or 0)
 
 
 def _checkpoints_of(task_id: str) -> Select[Any]:

@@ -12,6 +12,7 @@ from coordinator.lifecycle import ENDED
 from coordinator.records import Entry, Record, TaskRecord
 from protocol.tasks import TaskSpec
 from storage.mapping import CHECKPOINTS, Row, blob_rows, submission_row
+from storage.pruning import Pruned, prune, remove_task
 from storage.saving import SAVINGS, Parameters, insert_statement
 from storage.tables import BlobRow, SubmissionRow, table_of
 
@@ -21,16 +22,26 @@ _BLOBS: Final = insert_statement(table_of(BlobRow))
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one caller wants written, all or nothing. ``dropped`` are keys (task_id, round) of checkpoints."""
+    """What one caller wants written, all or nothing.
+
+    ``dropped`` are keys (task_id, round) of checkpoints, ``pruned`` parts of histories, ``removed`` ids of tasks.
+    """
 
     records: tuple[Record, ...] = ()
     entries: tuple[Entry, ...] = ()
     dropped: tuple[tuple[str, int], ...] = ()
+    pruned: tuple[Pruned, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Count what is written."""
         return len(self.records) + len(self.entries) + len(self.dropped)
+
+    @property
+    def removes(self) -> bool:
+        """Whether it takes anything away."""
+        return bool(self.dropped or self.pruned or self.removed)
 
 
 class StoredSpecs:
@@ -63,6 +74,7 @@ def write_changes(connection: Connection, changes: Iterable[Change], stored: Sto
     submissions: list[Row] = []
     blobs: list[Row] = []
     dropped: list[Row] = []
+    removals: list[Change] = []
     for change in changes:
         for record in (*change.records, *change.entries):
             kind = type(record)
@@ -70,12 +82,18 @@ def write_changes(connection: Connection, changes: Iterable[Change], stored: Sto
             if isinstance(record, TaskRecord) and stored.lacks(record):
                 submissions.append(submission_row(record.task_id, record.spec))
                 blobs += blob_rows(record.task_id, record.spec)
+        removals += [change] if change.pruned or change.removed else []
         dropped += [{"dropped_task": task_id, "dropped_round": number} for task_id, number in change.dropped]
     for kind, parameters in saved.items():
         connection.exec_driver_sql(SAVINGS[kind].statement, parameters)
     for statement, rows in ((_SUBMISSIONS, submissions), (_BLOBS, blobs), (_DROP_CHECKPOINT, dropped)):
         if rows:
             connection.execute(statement, rows)
+    for change in removals:
+        for pruned in change.pruned:
+            prune(connection, pruned)
+        for task_id in change.removed:
+            remove_task(connection, task_id)
 
 
 _DROP_CHECKPOINT: Final = delete(CHECKPOINTS.table).where(

@@ -79,7 +79,7 @@ class Writer:
         while waiting is not None:
             group.append(waiting)
             records += waiting.change.size
-            if records >= GROUP_RECORDS or waiting.change.dropped:
+            if records >= GROUP_RECORDS or waiting.change.removes:
                 return group, True
             try:
                 waiting = self._queue.get_nowait()

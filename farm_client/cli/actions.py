@@ -1,7 +1,10 @@
-"""Changing a task's state: `farm pause`, `resume`, `cancel`, `retry`."""
+"""Changing a task's state: `farm pause`, `resume`, `cancel`, `retry`; and removing it: `farm rm`."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 
 from farm_client.cli.arguments import TaskArgument
@@ -28,6 +31,18 @@ def cancel(invocation: Invocation, task: TaskArgument) -> None:
 def retry(invocation: Invocation, task: TaskArgument) -> None:
     """Let a failed task try again from its last committed round."""
     _act(invocation, task, "retry")
+
+
+def rm(
+    invocation: Invocation,
+    task: TaskArgument,
+    force: Annotated[bool, typer.Option("--force", help="Cancel it first, if it is not over.")] = False,
+) -> None:
+    """Remove a task that is over: its model, its logs, its metrics, all that the farm has of it."""
+    with invocation.api() as api:
+        removed = api.remove(invocation.task(api, task).task_id, force=force)
+    invocation.out.emit(Kind.REMOVED, removed)
+    invocation.out.say(f"{removed.task_id} is removed")
 
 
 def _act(invocation: Invocation, reference: str, action: Action) -> None:

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     METRIC = "metric"
     CHECKPOINTS = "checkpoints"
     MODEL = "model"
+    REMOVED = "removed"
     RUN = "run"
     DEMO = "demo"
 

@@ -24,6 +24,7 @@ from protocol.rest import (
     LogView,
     MetricView,
     ModelView,
+    RemovedView,
     ShardBook,
     SubmitReply,
     TaskDetail,
@@ -97,6 +98,12 @@ class FarmApi:
     def act(self, task_id: str, action: Action) -> TaskView:
         """Ask for a change of the task's state. Raises: Conflict where its state forbids it."""
         return self._parsed(TypeAdapter(TaskView), self._request("POST", f"/v1/tasks/{task_id}/{action}"))
+
+    def remove(self, task_id: str, *, force: bool = False) -> RemovedView:
+        """Remove a task and all that is recorded of it. Raises: Conflict if it is not over, unless ``force``."""
+        query = {"force": "true"} if force else {}
+        response = self._request("DELETE", f"/v1/tasks/{task_id}", params=query)
+        return self._parsed(TypeAdapter(RemovedView), response)
 
     def why(self, task_id: str) -> str:
         """Return in one line what the task waits for."""

@@ -10,7 +10,7 @@ from farm_server.edge.guard import Guard
 from farm_server.edge.hosts import AllowedHosts
 from farm_server.farm import Farm
 from farm_server.file_limit import connection_book
-from farm_server.http import blobs, errors, feeds, overview, page, tasks, uploads
+from farm_server.http import blobs, errors, feeds, overview, page, room, tasks, uploads
 from farm_server.http.gate import Gate
 from farm_server.http.page_view import PageView
 from farm_server.listener import names_of
@@ -31,7 +31,7 @@ def create_app(farm: Farm) -> FastAPI:
     app.state.page = PageView(farm)
     hosts = AllowedHosts(names_of(farm.settings))
     app.add_middleware(Gate, tokens=farm.tokens, hosts=hosts, max_body_bytes=farm.settings.max_body_bytes)
-    for module in (tasks, feeds, blobs, uploads, overview, page):
+    for module in (tasks, feeds, blobs, uploads, overview, page, room):
         app.include_router(module.router)
     for router in (uploads.people_router, overview.watch_router):
         app.include_router(router)

@@ -18,7 +18,17 @@ from farm_server.http.rounds import newest_rounds
 from farm_server.spec_json import parse_spec
 from protocol.bounds import Natural
 from protocol.errors import NotFound, Unavailable
-from protocol.rest import CheckpointView, Explanation, ModelView, ShardBook, SubmitReply, TaskDetail, TaskView, WhyView
+from protocol.rest import (
+    CheckpointView,
+    Explanation,
+    ModelView,
+    RemovedView,
+    ShardBook,
+    SubmitReply,
+    TaskDetail,
+    TaskView,
+    WhyView,
+)
 from protocol.tasks import BlobRef, TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
@@ -76,6 +86,17 @@ async def act(task_id: str, action: Action, farm: FarmDep) -> TaskView:
     """Do it; 409 where the task's state forbids it. Durable on return."""
     await farm.runtime.ask(TaskAction(task_id, action))
     return await _view(farm, task_id)
+
+
+@router.delete("/{task_id}", summary="Remove a task that is over, and all that is recorded of it")
+async def remove(
+    task_id: str,
+    farm: FarmDep,
+    force: Annotated[bool, Query(description="Cancel it first, if it is not over.")] = False,
+) -> RemovedView:
+    """Do it; 409 where the task is not over. Blobs that only it needed follow within a minute."""
+    await farm.removal.remove(task_id, force=force)
+    return RemovedView(task_id=task_id)
 
 
 @router.get("/{task_id}/why", summary="What the task waits for, in one line")

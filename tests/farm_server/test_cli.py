@@ -129,6 +129,9 @@ def test_detached_it_is_controlled_by_its_folder(tmp_path):
         said = run("status", *data).stdout
         assert "farm-client join ws://" in said
         assert "clients report every" in said
+        assert "each task keeps its newest 100,000 log lines" in said
+        assert json.loads(run("gc", *data, "--dry-run", "--json").stdout)["dry_run"] is True
+        assert "are removed" in run("gc", *data).stdout
         again = one_line(run("up", *data, "--port", "0", "--detach"))
         assert "in use" in again
         assert json.loads(run("doctor", *data, "--json").stdout)["ok"]
@@ -137,6 +140,7 @@ def test_detached_it_is_controlled_by_its_folder(tmp_path):
     assert json.loads(stopped.stdout) == {"stopped": True, "pid": info["pid"]}
     assert "no server runs" in one_line(run("status", *data))
     assert "no server runs" in one_line(run("down", *data))
+    assert json.loads(run("gc", *data, "--json").stdout)["rows"] == 0
 
 
 def test_doctor_says_what_is_wrong(tmp_path):

@@ -23,6 +23,7 @@ from protocol.rest import (
     LogView,
     MetricView,
     ModelView,
+    RemovedView,
     RoundView,
     ScoreTerm,
     ShardBook,
@@ -175,6 +176,8 @@ class FakeFarm:
         if task is None:
             return problem(404, "not_found", f"no task {task_id}")
         match rest:
+            case [] if request.method == "DELETE":
+                return self._removal_answer(request, task)
             case []:
                 rounds = (
                     RoundView(
@@ -198,6 +201,12 @@ class FakeFarm:
                 entries = {"events": self.events, "logs": self.logs, "metrics": self.metrics}[feed]
                 return answer([entry for entry in entries if entry.seq > after][:limit])
         return problem(404, "not_found", "no such question")
+
+    def _removal_answer(self, request: httpx.Request, task: TaskView) -> httpx.Response:
+        if task.state == "running" and request.url.params.get("force") != "true":
+            return problem(409, "conflict", "only one that is over can be removed")
+        self.tasks.remove(task)
+        return answer(RemovedView(task_id=task.task_id))
 
     def _model_answer(self, task: TaskView, number: int) -> httpx.Response:
         if self.checkpoints and number not in {checkpoint.round for checkpoint in self.checkpoints}:

@@ -78,6 +78,15 @@ def test_actions_ask_the_farm(farm, fake, action):
     assert outcome.envelope("task")["state"] == f"{action}d"
 
 
+def test_rm_removes_what_is_over_and_the_rest_by_force(farm, fake):
+    refused = farm("rm", "digits")
+    assert refused.exit_code == 1
+    assert refused.stderr == "farm: only one that is over can be removed\n"
+    outcome = farm("rm", "digits", "--force", "--json")
+    assert outcome.envelope("removed") == {"task_id": "abcd2345", "removed": True}
+    assert "abcd2345" not in {task.task_id for task in fake.tasks}
+
+
 def test_an_action_that_the_state_forbids_is_one_line(farm, fake):
     fake.overrides["POST", "/v1/tasks/abcd2345/retry"] = lambda: problem(
         409, "illegal_transition", "task abcd2345 is running and cannot become pending"

@@ -1,0 +1,50 @@
+"""What takes the room: bytes of blobs and rows of history, by task, as queries of the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import func, select, union
+
+from storage.mapping import ASSIGNMENTS, CHECKPOINTS, EVENTS, LOGS, METRICS, TASKS
+from storage.tables import BlobRow, table_of
+
+_blobs, _checkpoints = table_of(BlobRow), CHECKPOINTS.table
+_named = union(
+    select(_blobs.c.task_id, _blobs.c.digest, _blobs.c.size_bytes),
+    *(
+        select(_checkpoints.c.task_id, digest, size).where(digest.is_not(None))
+        for digest, size in (
+            (_checkpoints.c.weights_digest, _checkpoints.c.weights_bytes),
+            (_checkpoints.c.optimizer_digest, _checkpoints.c.optimizer_bytes),
+            (_checkpoints.c.manifest_digest, _checkpoints.c.manifest_bytes),
+        )
+    ),
+).subquery()
+
+BLOB_BYTES: Final = select(_named.c.task_id, func.sum(_named.c.size_bytes).label("amount")).group_by(_named.c.task_id)
+"""What each task's submission and kept checkpoints name; a blob that two tasks name counts for both."""
+ROWS: Final = tuple(
+    select(table.c.task_id, func.count().label("amount")).group_by(table.c.task_id)
+    for table in (LOGS.table, METRICS.table, EVENTS.table, ASSIGNMENTS.table)
+)
+TASK_ENDS: Final = select(TASKS.table.c.task_id, TASKS.table.c.state, TASKS.table.c.finished_at)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """A task's state, and when it ended, if it did. Seconds on the server's clock."""
+
+    task_id: str
+    state: str
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUsage:
+    """What one task takes: bytes of the blobs that it names, and rows of its history in the ledger."""
+
+    task_id: str
+    blob_bytes: int
+    rows: int
