@@ -44,16 +44,6 @@ class HeldMemory:
         return self.own_bytes + sum(self.buffers.values())
 
 
-def total_bytes(held: Iterable[HeldMemory]) -> int:
-    """Add up what several things hold; a buffer that they share counts once."""
-    own = 0
-    buffers: dict[int, int] = {}
-    for memory in held:
-        own += memory.own_bytes
-        buffers |= memory.buffers
-    return own + sum(buffers.values())
-
-
 def measure(thing: object) -> HeldMemory:
     """Estimate what ``thing`` holds, with all that it refers to."""
     return _Survey().over(thing)

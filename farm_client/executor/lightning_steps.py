@@ -124,10 +124,8 @@ def _logs(model: nn.Module) -> CapturedLogs:
 def loss(model: Any, batch: Any) -> dict[str, Any]:
     """Run ``training_step``; the loss and what it logged, by name.
 
-    Raises: CodeError if the model optimizes by hand.
+    Raises: CodeError if it returns none.
     """
-    if getattr(model, "automatic_optimization", True) is False:
-        raise CodeError("manual optimization is not supported: leave automatic_optimization on and return the loss")
     logs = _logs(model)
     logs.batch_index += 1
     value = model.training_step(*_step_arguments(model.training_step, batch, logs.batch_index))
@@ -139,8 +137,10 @@ def loss(model: Any, batch: Any) -> dict[str, Any]:
 def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Return the one optimizer of ``configure_optimizers``; its schedulers live as long, so that they can be found.
 
-    Raises: CodeError if there is none, or more than one.
+    Raises: CodeError if there is none, or more than one, or the model optimizes by hand.
     """
+    if getattr(model, "automatic_optimization", True) is False:
+        raise CodeError("manual optimization is not supported: leave automatic_optimization on and return the loss")
     answer = whole = model.configure_optimizers()
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], list | tuple):
         answer = answer[0]

@@ -37,8 +37,15 @@ def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) 
             f"in gradients mode the server applies the optimizer, and it has SGD, Adam and AdamW, not "
             f"{type(optimizer).__name__}: return one of those from build_optimizer, or use --mode weights"
         )
-    if name == "adam" and optimizer.defaults.get("decoupled_weight_decay"):
+    if name == "adam" and optimizer.param_groups[0].get("decoupled_weight_decay"):
         name = "adamw"
+    if any(
+        group.get("decoupled_weight_decay") != optimizer.param_groups[0].get("decoupled_weight_decay")
+        for group in optimizer.param_groups
+    ):
+        raise CodeError(
+            "in gradients mode all parameter groups decay alike: decoupled_weight_decay differs between them"
+        )
     options = _options(name, optimizer.defaults)
     named = {id(parameter): key for key, parameter in tensors.parameters.items()}
     groups = [_group(name, group, named, options) for group in optimizer.param_groups]

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.data.held_memory import measure, total_bytes
+from farm_client.data.held_memory import measure
 
 MB = 1_000_000
 
@@ -108,14 +108,13 @@ def test_a_megabyte_is_found_wherever_it_is(kind: str, holder: str) -> None:
     assert 0.8 * MB < held < 1.8 * MB
 
 
-def test_what_is_shared_counts_once() -> None:
+def test_a_buffer_is_known_by_its_identity_and_counts_once() -> None:
     whole = torch.zeros(10 * MB, dtype=torch.uint8)
-    parts = [measure(Dataset([whole[i : i + 1] for i in range(200)])) for _ in range(5)]
-    assert 10 * MB <= total_bytes(parts) < 11 * MB
-    own = [measure(np.zeros(MB, np.uint8)) for _ in range(2)]
-    assert own[0].total_bytes == MB
-    apart = [np.zeros(MB, np.uint8) for _ in range(3)]
-    assert total_bytes(measure(array) for array in apart) == 3 * MB
+    one, other = (measure(Dataset([whole[i : i + 1] for i in range(200)])) for _ in range(2))
+    assert one.buffers == other.buffers == {whole.untyped_storage().data_ptr(): 10 * MB}
+    assert one.own_bytes < MB
+    arrays = [np.zeros(MB, np.uint8) for _ in range(3)]
+    assert measure(arrays + arrays).total_bytes == pytest.approx(3 * MB, rel=0.01)
 
 
 @given(count=st.integers(1, 30_000), row_bytes=st.sampled_from([10, 100, 1000]))

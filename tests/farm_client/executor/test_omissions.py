@@ -326,3 +326,16 @@ def test_a_misspelt_function_is_noted(tmp_path: Path) -> None:
     told = rehearsed(tmp_path, source).notes
     assert any("build_optimiser" in note and "did you mean build_optimizer?" in note for note in told)
     assert any("build_scheduler" in note for note in told)
+
+
+def test_groups_that_decay_differently_are_refused_in_gradients_mode(tmp_path: Path) -> None:
+    source = (
+        LINEAR
+        + """
+    def build_optimizer(model, config):
+        groups = [{"params": [model.weight]}, {"params": [model.bias], "decoupled_weight_decay": True}]
+        return torch.optim.Adam(groups, weight_decay=0.1)
+    """
+    )
+    assert complaint(rehearsed(tmp_path, source)) == ""
+    assert "decoupled_weight_decay differs" in complaint(rehearsed(tmp_path, source, mode=Mode.GRADIENTS))

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farm_client.executor import samples
 from farm_client.executor.failures import MissingFile, as_failed
+from farm_client.executor.shard_cache import ShardCache
 from protocol.messages import Scope
 from protocol.recipe import Mode
 from protocol.tasks import Shard
@@ -135,3 +138,41 @@ def test_the_orders_of_shards_are_bounded_too(tmp_path: Path, monkeypatch: pytes
     assert len(bench.runner._source._orders) == 3
     again = update_of(bench.train())
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+class OneBuffer:
+    """Rows that hold these arrays, and grow."""
+
+    grows = True
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self.arrays = list(arrays)
+
+    def kept(self) -> object:
+        return self.arrays
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.sampled_from(["put", "get", "grow"]), st.integers(0, 3)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_the_books_of_what_is_kept_add_up(steps: list[tuple[int, str, int]]) -> None:
+    """The running total is that of a fresh count over all that is kept, whatever is put, read, grown and let go."""
+    limit = 400_000
+    cache = ShardCache(lambda: limit)
+    shared = [np.zeros(70_000 + i, np.uint8) for i in range(4)]
+    for shard, what, buffer in steps:
+        kept = cache.get(shard) if what != "put" else None
+        if what == "put":
+            cache.put(shard, OneBuffer(shared[buffer], np.zeros(1000, np.uint8)))  # type: ignore[arg-type]
+        elif kept is not None and what == "grow":
+            kept.arrays += [shared[buffer], np.zeros(66_000, np.uint8)]  # type: ignore[attr-defined]
+        cache.trim()
+        fresh = ShardCache(lambda: 10**12)
+        for number, rows in cache._rows.items():
+            fresh.put(number, rows)
+        assert cache._total_bytes == fresh._total_bytes
+        assert cache._total_bytes <= limit or len(cache) == 1
