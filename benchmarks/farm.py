@@ -36,7 +36,8 @@ def running_farm(clients: int, folder: Path, environ: Mapping[str, str] | None =
     """Start a farm in ``folder``, wait until every client is online, and stop it all at the end.
 
     ``environ`` are settings of the clients.
-    Raises: DaemonFailed with the log of a process that ended early; BenchmarkError if clients do not come.
+    Raises: DaemonFailed with the log of a process that ended early, seen at the end too; BenchmarkError if clients do
+    not come.
     """
     with local_farm(folder, clients, environ) as processes, FarmApi(processes.address) as api:
 
@@ -46,6 +47,7 @@ def running_farm(clients: int, folder: Path, environ: Mapping[str, str] | None =
 
         wait_until(all_are_online, JOIN_SECONDS, lambda: f"not all of {clients} clients came online")
         yield RunningFarm(processes, api)
+        processes.check()
 
 
 def submit(farm: RunningFarm, arguments: Sequence[str]) -> str:

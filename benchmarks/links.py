@@ -142,6 +142,7 @@ def farm_behind_lines(folder: Path, lines: Lines) -> Iterator[MortalFarm]:
             farm.start_client(name, join_url=farm.join_url.replace(f":{farm.port}", f":{proxy.port}"))
         farm.wait_online(*names)
         yield farm
+        farm.check_ends()
 
 
 def _prepare(lines: Lines, folder: Path) -> Prepared:

@@ -23,11 +23,24 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import FarmUnreachable
 from protocol.errors import Unavailable
+from protocol.faults import FAULTS_VARIABLE
 
 POLL_SECONDS: Final = 0.02
 """Short: what is measured here lasts fractions of a second."""
 ONLINE_SECONDS: Final = 60.0
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A process that ended although nobody had asked it to: a supervisor would hide that, a volunteer has none."""
+
+    name: str
+    exit_code: int
+    last_line: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ended by itself (exit code {self.exit_code}): {self.last_line}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +54,10 @@ class _Manner:
 class MortalFarm:
     """A server on ``folder/server`` and clients by name. Whatever it started, ``close`` ends.
 
-    A server that is started again keeps its folder and port, and so the addresses that clients know. Start processes
-    from one thread that lives as long as they shall: the system ends them with the thread that started them.
+    Each end that nobody asked for is kept in ``ends``: who kills something says so by ``kill``, or by a plan of faults
+    in its environment. A server that is started again keeps its folder and port, and so the addresses that clients
+    know. Start processes from one thread that lives as long as they shall: the system ends them with the thread that
+    started them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,6 +70,9 @@ class MortalFarm:
         self._server_environ: Mapping[str, str] = {}
         self._manners: dict[str, _Manner] = {}
         self._started: list[Daemon] = []
+        self.ends: list[End] = []
+        self._accounted: set[int] = set()
+        """The processes, by id, whose ends were asked for, or are in ``ends``."""
 
     @property
     def data_dir(self) -> Path:
@@ -72,11 +90,17 @@ class MortalFarm:
         Without ``environ`` it gets the same as the last time. Raises: DaemonFailed with the last log lines if it
         does not start.
         """
+        if self._started:
+            self._account(self.server)
         self._server_environ = self._server_environ if environ is None else environ
         began = time.monotonic()
         self.server = launch_server(self.folder, self.port, self._server_environ)
         self._started.append(self.server)
-        urls = read_urls(self.server)
+        try:
+            urls = read_urls(self.server)
+        except DaemonFailed:
+            self._accounted.add(self.server.pid)  # told by this error
+            raise
         took = time.monotonic() - began
         if not self.farm_url:
             self.farm_url, self.join_url = urls["farm_url"], urls["join_url"]
@@ -88,6 +112,8 @@ class MortalFarm:
 
         What is not given is as the last time.
         """
+        if name in self.clients:
+            self._account(self.clients[name])
         known = self._manners.get(name, _Manner({}, self.join_url))
         self._manners[name] = _Manner(known.environ if environ is None else environ, join_url or known.join_url)
         client = start_volunteer(name, self._manners[name].join_url, self.folder, self._manners[name].environ)
@@ -96,7 +122,10 @@ class MortalFarm:
         return client
 
     def revive(self) -> list[str]:
-        """Start every process again that ended, as a supervisor does, and return the names of those."""
+        """Start every process again that ended, as a supervisor does, and return the names of those.
+
+        Unlike one it keeps in ``ends`` what nobody had asked for.
+        """
         ended = []
         if self.server.process.poll() is not None:
             ended.append(self.server.name)
@@ -110,11 +139,15 @@ class MortalFarm:
     def dismiss(self, name: str) -> None:
         """End a client for good."""
         client = self.clients.pop(name)
+        self._account(client)
+        self._accounted.add(client.pid)
         _let_run(client)
         end([client])
 
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL a process of ours and wait until it is gone."""
+        self._account(daemon)
+        self._accounted.add(daemon.pid)
         daemon.process.kill()
         daemon.process.wait()
 
@@ -146,6 +179,34 @@ class MortalFarm:
                 raise DaemonFailed(
                     f"{daemon.name} ended (exit code {daemon.process.returncode}): {daemon.last_words()}"
                 )
+
+    def all_ends(self) -> list[End]:
+        """Return all ends that nobody asked for, up to now."""
+        if self._started:
+            for daemon in (self.server, *self.clients.values()):
+                self._account(daemon)
+        return self.ends
+
+    def check_ends(self) -> None:
+        """See that nothing ended that nobody asked to. Raises: BenchmarkError naming what did, and its last line."""
+        if ends := self.all_ends():
+            raise BenchmarkError("; ".join(str(end) for end in ends))
+
+    def _account(self, daemon: Daemon) -> None:
+        """Keep the end of a process, if it has ended and nobody had asked for that."""
+        exit_code = daemon.process.poll()
+        if exit_code is None or daemon.pid in self._accounted:
+            return
+        self._accounted.add(daemon.pid)
+        if not self._is_planned(daemon):
+            lines = daemon.last_words().splitlines()
+            self.ends.append(End(daemon.name, exit_code, lines[-1] if lines else "it said nothing"))
+
+    def _is_planned(self, daemon: Daemon) -> bool:
+        """Whether its environment plans faults, which may end it."""
+        is_client = daemon.name in self._manners
+        environ = self._manners[daemon.name].environ if is_client else self._server_environ
+        return bool(environ.get(FAULTS_VARIABLE))
 
     def ask(self, question: Callable[[], T]) -> T | None:
         """Return the server's answer, or None while it is dead, starting, or without space."""
@@ -180,7 +241,8 @@ class MortalFarm:
 def mortal_farm(folder: Path, clients: int, environ: Mapping[str, str] | None = None) -> Iterator[MortalFarm]:
     """Run a farm for the length of the block, its clients ``client-1`` and so on online at the beginning.
 
-    ``environ`` is the server's. Raises: DaemonFailed, BenchmarkError.
+    ``environ`` is the server's. Raises: DaemonFailed; BenchmarkError, at the end also where something ended that nobody
+    had asked to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     farm = MortalFarm(folder)
@@ -191,6 +253,7 @@ def mortal_farm(folder: Path, clients: int, environ: Mapping[str, str] | None = 
             farm.start_client(name)
         farm.wait_online(*names)
         yield farm
+        farm.check_ends()
     finally:
         farm.close()
 

@@ -40,6 +40,7 @@ def _run(folder: Path, seconds: float, seed: int) -> int:
             f"tasks: {verdict.completed} completed, {verdict.exact} compared with the undisturbed run, "
             f"largest relative difference {verdict.largest_difference:.1e}"
         )
+        print(f"processes that ended by themselves: {len(outcome.ends)}")
         for complaint in outcome.complaints:
             print(f"wrong: {complaint}")
         if not outcome.complaints:

@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from benchmarks.mortal_farm import MortalFarm
+from benchmarks.mortal_farm import End, MortalFarm
 from tests.chaos.full_disk import SmallDisk, small_disk
 from tests.chaos.monkey import Monkey
 from tests.chaos.proxy import FaultProxy
@@ -25,16 +25,21 @@ MIN_FREE_BYTES: Final = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done, what became of the tasks, and which processes outlived the farm."""
+    """What was done, what became of the tasks, which processes ended by themselves, and which outlived the farm."""
 
     did: dict[str, int]
     verdict: Verdict
+    ends: list[End]
     left_running: list[str]
 
     @property
     def complaints(self) -> list[str]:
         """All that is wrong."""
-        return [*self.verdict.complaints, *(f"still running: {name}" for name in self.left_running)]
+        return [
+            *self.verdict.complaints,
+            *map(str, self.ends),
+            *(f"still running: {name}" for name in self.left_running),
+        ]
 
 
 def run_chaos(folder: Path, seconds: float, seed: int, say: Callable[[str], None]) -> Outcome:
@@ -62,7 +67,8 @@ def run_chaos(folder: Path, seconds: float, seed: int, say: Callable[[str], None
             tell("calm")
             verdict = researcher.finish(CALM_SECONDS)
             tell(f"{verdict.completed} tasks completed")
-    return Outcome(dict(sorted(monkey.did.items())), verdict, _left_running(folder))
+            ends = list(farm.all_ends())
+    return Outcome(dict(sorted(monkey.did.items())), verdict, ends, _left_running(folder))
 
 
 @contextmanager

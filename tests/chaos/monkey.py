@@ -187,11 +187,14 @@ class Monkey:
         if now < self._revive_at:
             return
         self._revive_at = time.monotonic() + self._random.uniform(0.0, 1.0)
+        told = len(self._farm.ends)
         try:
             self._farm.revive()
         except DaemonFailed as error:
             # A full disk may keep a server from starting, as long as it says so; the calm at the end insists.
             self._say(f"not started: {error.last_words.splitlines()[-1:] or error}")
+        for end in self._farm.ends[told:]:
+            self._say(str(end))
 
 
 def _wake(process: psutil.Process) -> None:

@@ -16,18 +16,24 @@ BEFORE_THE_REQUEST = object()
 
 @dataclass
 class OddServer:
-    """Gives every connection the same ``answer``: bytes, RESET, SILENCE, RELAY, or a tuple that begins as above."""
+    """Gives every connection its ``answer``, which may be drawn: bytes, RESET, SILENCE, RELAY, or a tuple as above."""
 
     answer: object = b""
     port: int = 0
     farm_port: int = 0
     dials: int = 0
     held: list = field(default_factory=list)
+    listener: object = None
+
+    async def listen(self):
+        """Take connections, on the same port as before; until then they are refused."""
+        self.listener = await asyncio.start_server(self.meet, "127.0.0.1", self.port)
+        self.port = self.listener.sockets[0].getsockname()[1]
 
     async def meet(self, reader, writer):
         self.dials += 1
         self.held.append(writer)
-        answer = self.answer
+        answer = self.answer() if callable(self.answer) else self.answer
         with suppress(OSError, asyncio.IncompleteReadError):
             if answer is RELAY:
                 await self.relay(reader, writer)
@@ -72,12 +78,11 @@ async def carry(reader, writer):
 @asynccontextmanager
 async def odd_server(answer=b"", farm_port=0):
     server = OddServer(answer, farm_port=farm_port)
-    listener = await asyncio.start_server(server.meet, "127.0.0.1", 0)
-    server.port = listener.sockets[0].getsockname()[1]
+    await server.listen()
     try:
         yield server
     finally:
-        listener.close()
+        server.listener.close()
         server.cut()
 
 
