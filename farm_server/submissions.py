@@ -14,6 +14,7 @@ from farm_server.inline_blobs import InlineBlobs
 from farm_server.layouts import Layouts, layout_of_file
 from farm_server.sendable import check_sendable
 from farm_server.torch_side import TorchSide
+from protocol.contradictions import contradiction
 from protocol.encoded import stored_tensors
 from protocol.errors import Conflict, InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
@@ -89,6 +90,8 @@ class Submissions:
                 f"the config has {size} bytes, at most {MAX_CONFIG_BYTES} are allowed; move data to files"
             )
         check_sendable(spec)
+        if why := contradiction(spec.recipe, spec.dataset):
+            raise InvalidTask(f"the recipe contradicts itself: {why}")
         self._check_blobs(spec)
         check_bundle(self._blobs.path(spec.code.digest), spec.entry)
         try:

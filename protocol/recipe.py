@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from protocol.bounds import (
     MAX_TAGS,
@@ -24,6 +25,8 @@ from protocol.bounds import (
 )
 from protocol.compression import CodecName, CodecSpec
 from protocol.frozen import Frozen
+
+BEST_RULE: Final = r"^(min|max):.+$"
 
 
 class Mode(StrEnum):
@@ -132,8 +135,15 @@ class Recipe(Frozen):
     """With ``durable_every``: a round is durable too if the last durable one was so long ago."""
     keep_every: Count = 0
     """Every Nth round's checkpoint stays; 0 means none."""
-    keep_best: str | None = Field(default=None, max_length=100, pattern=r"^(min|max):.+$")
+    keep_best: str | None = Field(default=None, max_length=100, json_schema_extra={"pattern": BEST_RULE})
     """``max:accuracy`` or ``min:loss``: the checkpoint with the best held-out metric stays."""
+
+    @field_validator("keep_best")
+    @classmethod
+    def _says_which_way(cls, rule: str | None) -> str | None:
+        if rule is not None and not re.match(BEST_RULE, rule):
+            raise ValueError(f"{rule!r} does not say which way is better: write max:accuracy, or min:loss")
+        return rule
 
     @model_validator(mode="after")
     def _stops(self) -> Recipe:

@@ -17,6 +17,7 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.submission import MAX_NAME_CHARS
 from protocol.bounds import FilePath
+from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
 
@@ -103,9 +104,12 @@ def describe_task(options: SubmitOptions) -> TaskFile:
         "config": config,
     }
     try:
-        return TaskFile.model_validate(merged)
+        described = TaskFile.model_validate(merged)
     except ValidationError as error:
         raise InvalidTask(first_problem(error, path)) from error
+    if why := contradiction(described.recipe):
+        raise InvalidTask(f"the recipe contradicts itself: {why}")
+    return described
 
 
 def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:

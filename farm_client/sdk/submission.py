@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
+from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
@@ -94,6 +96,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     tell("checking", 0, 1)
     report = run_trial(_trial(submission, bundle, source), folder)
     tell("checking", 1, 1)
+    _check_best(submission.recipe.keep_best, report.evaluation)
     dataset, files = _sharded(submission, source, report, folder, tell)
     files[bundle.blob.digest] = bundle.data
     start = _start(submission, report, folder)
@@ -115,6 +118,8 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         submit_token=submission.submit_token,
         notes=notes[:MAX_NOTES],
     )
+    if why := contradiction(spec.recipe, dataset):
+        raise InvalidTask(f"the recipe contradicts itself: {why}")
     return Prepared(spec, files, report, notes)
 
 
@@ -213,6 +218,16 @@ def _footprint(dataset: Dataset, report: RehearsalReport) -> Footprint:
         peak_ram_bytes=report.peak_rss_bytes + 2 * largest,
         largest_shard_bytes=largest,
     )
+
+
+def _check_best(rule: str | None, measured: Mapping[str, float]) -> None:
+    """Refuse to keep the best by a metric that the evaluation, where it was tried, does not measure."""
+    metric = (rule or "").partition(":")[2]
+    if not metric or not measured or metric in measured:
+        return
+    near = get_close_matches(metric, measured, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it measures {', '.join(sorted(measured))}"
+    raise InvalidTask(f"keep_best is {rule!r}, and the evaluation measures no {metric!r}: {hint}")
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -155,6 +155,7 @@ async def test_a_submission_names_the_blobs_that_are_missing(server):
         ({"initial_weights": model.ref(model.SHARD)}, "initial weights"),
         ({"recipe": {"rounds": 1, "outer": {"name": "sgd", "options": {"betas": [0.9, 0.99]}}}}, "betas"),
         ({"recipe": {"round_samples": 5}}, "rounds or epochs"),
+        ({"recipe": {"rounds": 1, "min_clients": 5, "max_clients": 2}}, "min_clients is 5 and max_clients is 2"),
         ({"config": {"x": "y" * 300_000}}, "config"),
         ({"code": {"digest": digest_bytes(model.CODE), "size_bytes": 1}}, "1"),
     ],

@@ -228,6 +228,25 @@ def test_empty_data_is_refused(tmp_path: Path) -> None:
         prepare(Submission(write_task(tmp_path), Recipe(rounds=1), data=(write_npz(tmp_path, 0),)), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "sentence"),
+    [
+        (Recipe(rounds=1, keep_best="max:acuracy"), {}, "measures no 'acuracy': did you mean 'accuracy'"),
+        (Recipe(rounds=1, keep_best="max:f1"), {}, "measures no 'f1': it measures accuracy, loss"),
+        (Recipe(rounds=1, keep_best="max:accuracy"), {"holdout": 0.0}, "keep_best needs held-out samples"),
+        (Recipe(rounds=1, min_clients=9, round_samples=8), {}, "a round of 8 samples cannot be shared by 9 clients"),
+    ],
+)
+def test_what_can_never_be_met_is_refused(
+    in_process: None, tmp_path: Path, recipe: Recipe, options: dict[str, Any], sentence: str
+) -> None:
+    source = TASK.replace("return nn.functional.cross_entropy", "loss = nn.functional.cross_entropy") + (
+        '        return {"loss": loss, "accuracy": loss * 0}\n'
+    )
+    with pytest.raises(InvalidTask, match=sentence):
+        prepared(tmp_path, source, recipe, **options)
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rehearse in this process: torch takes seconds to import, and some mistakes need no process to end."""

@@ -1,0 +1,39 @@
+"""Settings that are each fine and together can never be met: told to who submits, before anything waits for ever.
+
+Apart from ``Recipe``'s own validators, because a ledger may hold a task of before, which must still be read.
+"""
+
+from __future__ import annotations
+
+from protocol.recipe import Recipe
+from protocol.tasks import Dataset, Split
+
+
+def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
+    """Return what cannot be met, in a sentence, or None. ``dataset``: of the recipe that is submitted, complete."""
+    return _of_clients(recipe) or _of_best(recipe, dataset) or _of_samples(recipe, dataset)
+
+
+def _of_clients(recipe: Recipe) -> str | None:
+    most = recipe.max_clients
+    for name, least in (("min_clients", recipe.min_clients), ("init_min_clients", recipe.init_min_clients)):
+        if most is not None and least is not None and least > most:
+            return f"{name} is {least} and max_clients is {most}: no round could begin; raise one or lower the other"
+    return None
+
+
+def _of_best(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    if recipe.keep_best is None:
+        return None
+    if not recipe.evaluate_every:
+        return "keep_best needs evaluations, and evaluate_every is 0: leave one of them out"
+    if dataset is not None and not dataset.samples(Split.HOLDOUT):
+        return "keep_best needs held-out samples to measure on, and there are none: give a holdout, such as 0.2"
+    return None
+
+
+def _of_samples(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    least = max(recipe.min_clients, recipe.init_min_clients or 1)
+    if dataset is None or least <= recipe.round_samples:
+        return None
+    return f"a round of {recipe.round_samples} samples cannot be shared by {least} clients: raise round_samples"
