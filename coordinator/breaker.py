@@ -1,12 +1,13 @@
 """A circuit breaker per client: one that fails again and again gets no work until a probe succeeds.
 
-Source: M. Nygard, "Release It!" (2007): closed, open, half-open. Only the machine's own faults count, on whichever
-task: neither the researcher's errors nor a refusal.
+Source: M. Nygard, "Release It!" (2007): closed, open, half-open. Only the machine's own faults count: neither the
+researcher's errors nor a refusal. A machine that fails on a single task is kept off that task alone, for the fault may
+be the task's: no one task opens the breaker.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.decision import Decision
@@ -23,9 +24,9 @@ class BreakerState(StrEnum):
 
 @dataclass(slots=True)
 class Breaker:
-    """One client's breaker. ``failures`` are in a row; ``trips`` lengthen the time that it stays open."""
+    """One client's breaker. ``by_task``: failures in a row; ``trips`` lengthen the time that it stays open."""
 
-    failures: int = 0
+    by_task: dict[str, int] = field(default_factory=dict)
     trips: int = 0
     open_until: float | None = None
 
@@ -35,9 +36,17 @@ class Breaker:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
-    def failed(self, now: float, threshold: int, policy: RetryPolicy) -> bool:
-        """Count a failure; returns whether the breaker tripped: at the threshold, or because a probe failed."""
-        self.failures += 1
+    @property
+    def failures(self) -> int:
+        """Count the failures in a row, on all tasks."""
+        return sum(self.by_task.values())
+
+    def failed(self, task_id: str, now: float, threshold: int, policy: RetryPolicy) -> bool:
+        """Count a failure; returns whether the breaker tripped: at the threshold, or because a probe failed.
+
+        No single task counts for as much as the threshold.
+        """
+        self.by_task[task_id] = min(self.by_task.get(task_id, 0) + 1, threshold - 1)
         if self.open_until is None and self.failures < threshold:
             return False
         self.trips += 1
@@ -47,8 +56,12 @@ class Breaker:
     def succeeded(self) -> bool:
         """Close the breaker; returns whether it was open."""
         was_open = self.open_until is not None
-        self.failures, self.trips, self.open_until = 0, 0, None
+        self.by_task, self.trips, self.open_until = {}, 0, None
         return was_open
+
+    def forgive(self, task_id: str) -> None:
+        """Take back what one task counted: it was its own fault. An open breaker stays so until its probe."""
+        self.by_task.pop(task_id, None)
 
     def allows(self, now: float, held: int) -> Decision[bool]:
         """Whether the client may get an assignment while it holds ``held`` others."""

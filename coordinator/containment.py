@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec
 from coordinator.commands import Command, DropUpdate, Fold, ReleaseTask, ReportDefect
 from coordinator.durability import roll_back
 from coordinator.events import AssignmentFailed, ResultArrived
+from coordinator.evidence import Evidence
 from coordinator.lifecycle import ACTIVE, HELD, AssignmentState, move_assignment
 from coordinator.records import AssignmentRecord, RoundState
 from coordinator.rounds import evaluation_is_due
@@ -125,8 +126,7 @@ def _forget_the_attempt(run: TaskRun) -> None:
     run.ahead.clear()
     run.ahead_results.clear()
     run.deltas.clear()
-    run.code_failures.clear()
-    run.failures = 0
+    run.evidence = Evidence()
 
 
 def _settle(turn: Turn, record: AssignmentRecord, is_delivered: bool, why: str) -> None:

@@ -89,6 +89,8 @@ def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     fit = qualifies(client.record, run.record.spec)
     if fit.value and client.online:
         fit = understands(client, run)
+    if run.task_id in client.lacks:
+        fit = Decision(False, f"lacks what the task imports: {client.lacks[run.task_id]}")
     return available(client, run, now) if fit.value else fit
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from coordinator.ahead import drop_ahead
-from coordinator.eligibility import qualifies
 from coordinator.events import AssignmentFailed, AssignmentRejected
+from coordinator.evidence import Death, death_of
 from coordinator.holdings import find_ahead, find_held, find_late, settle_uncounted
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
@@ -14,7 +15,12 @@ from coordinator.offers import lose, trip
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.tasks import fail
 from coordinator.turn import Turn
+from coordinator.witnesses import askable, convinces, counts
 from protocol.messages import RejectCode, Scope
+
+OUT_OF_MEMORY: Final = "out_of_memory"
+MISSING_MODULE: Final = "missing_module"
+"""The code of a failure that is the machine's lack: it is not asked again before it comes with another connection."""
 
 
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
@@ -61,24 +67,59 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     else:
         return
     turn.log(run, client, event.traceback or event.message)
+    if event.code == MISSING_MODULE:
+        client.lacks[run.task_id] = event.message
+        return
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
-    run.failures += 1
-    if event.scope is Scope.NOBODY:
-        _code_failed(turn, run, client, event)
-        return
-    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
-    trip(turn, client)
-    if run.failures >= turn.settings.round_failures:
-        fail(turn, run, f"{run.failures} assignments failed, the last one: {event.message}", retryable=True)
+    _weigh(turn, run, client, event)
 
 
-def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
-    run.code_failures[client.client_id] = event.message
-    askable = sum(1 for c in turn.farm.online() if not c.draining and qualifies(c.record, run.record.spec).value)
-    enough = len(run.code_failures) >= min(turn.settings.code_failure_clients, max(askable, 1))
-    if enough or run.failures >= turn.settings.round_failures:
-        where = "a client" if len(run.code_failures) == 1 else f"{len(run.code_failures)} clients"
+def _weigh(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
+    """Find out whose fault it is: the task ends, or the client is kept off it for a while."""
+    run.evidence.since = min(run.evidence.since, turn.now)
+    run.evidence.failures += counts(turn, run, client)
+    death = death_of(event.code, event.message)
+    if death is not None and _died(turn, run, client, death):
+        _forgive(turn, run)
+        fail(turn, run, f"the task's code ends its executor, on every client: {event.message}", retryable=False)
+    elif event.scope is Scope.NOBODY and _code_failed(turn, run, client, event):
+        where = "a client" if len(run.evidence.code) == 1 else f"{len(run.evidence.code)} clients"
         fail(turn, run, f"the task's code failed on {where}: {event.message}", retryable=False)
-        return
-    client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+    elif run.evidence.failures >= turn.settings.round_failures:
+        why = f"{run.evidence.failures} assignments failed, the last one: {event.message}"
+        fail(turn, run, why, retryable=True)
+    else:
+        _put_aside(turn, run, client, event)
+
+
+def _put_aside(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
+    """Keep the client off the task for a while: somebody else gets the part."""
+    is_full = event.code == OUT_OF_MEMORY
+    policy = turn.settings.memory_retry if is_full else turn.settings.client_retry
+    client.back_off(run.task_id, event.message, policy, turn.now)
+    if event.scope is not Scope.NOBODY and not is_full:
+        trip(turn, run, client)
+
+
+def _died(turn: Turn, run: TaskRun, client: ClientState, death: Death) -> bool:
+    """Count the death of an executor; returns whether the task must be at fault."""
+    settings = turn.settings
+    times = run.evidence.deaths.setdefault(death.kind, {})
+    times[client.client_id] = times.get(client.client_id, 0) + 1
+    alone = {c.client_id for c in askable(turn, run)} <= {client.client_id}
+    often = settings.deaths_of_one if alone or death.from_outside else 1
+    witnesses = {client_id for client_id, count in times.items() if count >= often}
+    return bool(witnesses) and convinces(turn, run, witnesses, settings.death_clients)
+
+
+def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> bool:
+    """Count a failure that is said to happen everywhere; returns whether it does."""
+    run.evidence.code[client.client_id] = event.message
+    return convinces(turn, run, run.evidence.code, turn.settings.code_failure_clients)
+
+
+def _forgive(turn: Turn, run: TaskRun) -> None:
+    """The machines are not at fault for what this task did to them."""
+    for client in turn.farm.clients.values():
+        client.breaker.forgive(run.task_id)

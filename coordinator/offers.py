@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.eligibility import needed_ram_bytes
+from coordinator.evidence import Evidence
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.prefetch import likely_next
 from coordinator.records import AssignmentRecord
@@ -192,11 +193,20 @@ def cancel(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
         turn.send(client, Cancel(assignment_id=lease.record.assignment_id, fence=lease.record.fence, reason=why))
 
 
-def trip(turn: Turn, client: ClientState) -> None:
-    """Count a fault of the machine in its circuit breaker."""
-    if client.breaker.failed(turn.now, turn.settings.breaker_failures, turn.settings.breaker_retry):
+def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:
+    """Count a fault of the machine, met on this task, in its circuit breaker."""
+    settings = turn.settings
+    if client.breaker.failed(run.task_id, turn.now, settings.breaker_failures, settings.breaker_retry):
         verdict = client.breaker.allows(turn.now, 0)
         turn.note("breaker_opened", f"{client.record.name}: {verdict.reason}", client=client)
+
+
+def clear_up(turn: Turn, run: TaskRun, step: Step) -> None:
+    """A round is committed: the code works, and who said that it works nowhere has a fault of its own."""
+    delivered = {record.client_id for record in step.delivered}
+    for client_id in sorted(run.evidence.speakers - delivered):
+        trip(turn, run, turn.farm.clients[client_id])
+    run.evidence = Evidence()
 
 
 def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:

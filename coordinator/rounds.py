@@ -17,7 +17,7 @@ from coordinator.durability import Volatile, become_durable, must_be_durable
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
-from coordinator.offers import bury, cancel, offer
+from coordinator.offers import bury, cancel, clear_up, offer
 from coordinator.planning import by_affinity, count_samples, cut, fixed_sizes, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
@@ -209,8 +209,8 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         elif run.volatile is not None:
             run.volatile.acks.append((client.client_id, ack))
     run.step = None
-    run.code_failures.clear()
-    run.failures = run.server_faults = 0
+    run.server_faults = 0
+    clear_up(turn, run, step)
     task = run.update(
         version=step.number + 1,
         epoch=run.checkpoint.epoch,

@@ -175,7 +175,7 @@ def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
 
 def _blame(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
     client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
-    trip(turn, client)
+    trip(turn, run, client)
 
 
 def _needed_samples(run: TaskRun, step: Step) -> int:

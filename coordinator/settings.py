@@ -31,7 +31,15 @@ class CoordinatorSettings:
     stripe_shards: int = 8
     """How many shards a round draws from side by side."""
     code_failure_clients: int = 3
-    """A fault of the researcher's code on so many different clients fails the task."""
+    """A fault of the researcher's code on so many different clients fails the task, if their word counts."""
+    death_clients: int = 2
+    """Executors that die in the same way on so many different clients do so because of the task."""
+    deaths_of_one: int = 3
+    """So many deaths in a row count where there is only one client, or where they may come from outside."""
+    stranger_witnesses: int = 5
+    """The word of clients that never delivered anything counts if so many, or all there are, say the same..."""
+    stranger_seconds: float = 20.0
+    """...and for so long, where the researcher ran the code before."""
     round_failures: int = 12
     """Failed assignments in one round after which the round is given up."""
     breaker_failures: int = 5
@@ -41,5 +49,7 @@ class CoordinatorSettings:
     task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
     desertion_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
     """A task whose clients all leave again and again without a result waits so long before it begins anew."""
+    memory_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))
+    """A client that ran out of memory on a task: what else runs there may have ended by then."""
     client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=2.0, cap_seconds=300.0))
     breaker_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))

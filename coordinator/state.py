@@ -12,6 +12,7 @@ from enum import StrEnum
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
+from coordinator.evidence import Evidence
 from coordinator.lifecycle import HELD, AssignmentState
 from coordinator.records import (
     AssignmentRecord,
@@ -72,7 +73,8 @@ class ClientState:
     """By task id."""
     failures: dict[str, int] = field(default_factory=dict)
     """Consecutive failures, by task id."""
-
+    lacks: dict[str, str] = field(default_factory=dict)
+    """What it has not installed, by the id of the task that needs it; another connection may have it."""
     breaker: Breaker = field(default_factory=Breaker)
 
     def back_off(self, task_id: str, why: str, policy: RetryPolicy, now: float) -> None:
@@ -220,10 +222,8 @@ class TaskRun:
     speed: MovingAverage = field(default_factory=MovingAverage)
     why: str = ""
     """What the task waits for, in a clause; the scheduler keeps it true."""
-    code_failures: dict[str, str] = field(default_factory=dict)
-    """Client id to message: where the researcher's code failed since the last commit."""
-    failures: int = 0
-    """Failed assignments since the last commit, over all openings of the round."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """What clients said against the task since its last commit."""
     server_faults: int = 0
     """How often in a row the server itself could not go on with it; these cost it no retries."""
     desertions: int = 0

@@ -9,6 +9,7 @@ from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import Action, TaskAction, TaskRemoved, TaskSubmitted
+from coordinator.evidence import Evidence
 from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
 from coordinator.offers import brief
@@ -97,6 +98,7 @@ def act(turn: Turn, event: TaskAction) -> None:
             for client in turn.farm.clients.values():
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
+                client.lacks.pop(run.task_id, None)
 
 
 def check_removal(turn: Turn, event: TaskRemoved) -> None:
@@ -113,7 +115,7 @@ def remove(turn: Turn, event: TaskRemoved) -> None:
     """Forget a task that is over; it left nothing open."""
     run = turn.farm.tasks.pop(event.task_id)
     for client in turn.farm.clients.values():
-        for known in (client.speeds, client.versions, client.cooldowns, client.failures):
+        for known in (client.speeds, client.versions, client.cooldowns, client.failures, client.lacks):
             known.pop(run.task_id, None)
     turn.note("task_removed", f"{run.record.spec.name} ({run.task_id}) was removed")
 
@@ -191,8 +193,7 @@ def wait_for_server(turn: Turn, run: TaskRun, why: str) -> None:
 def fail(turn: Turn, run: TaskRun, error: str, retryable: bool) -> None:
     """The task failed. A retryable failure starts over from the last commit after a backoff, ``max_retries`` times."""
     stop_work(turn, run, error)
-    run.code_failures.clear()
-    run.failures = 0
+    run.evidence = Evidence()
     end_attempt(turn, run, error, retryable)
 
 

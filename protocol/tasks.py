@@ -115,5 +115,7 @@ class TaskSpec(Frozen):
     priority: int = Field(default=5, ge=0, le=9)
     notes: tuple[Text, ...] = Field(default=(), max_length=MAX_NOTES)
     """What the researcher was told when it was submitted, such as parts of the code that the farm does not run."""
+    rehearsed: bool = False
+    """The researcher's machine ran the code on a batch before this was submitted."""
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""

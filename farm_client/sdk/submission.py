@@ -115,6 +115,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         requirements=submission.requirements,
         footprint=_footprint(dataset, report),
         priority=submission.priority,
+        rehearsed=submission.check,
         submit_token=submission.submit_token,
         notes=notes[:MAX_NOTES],
     )

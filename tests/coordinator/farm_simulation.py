@@ -383,11 +383,16 @@ class Simulation:
         self.handle(self.result(v, assign))
 
     def fail(
-        self, v: Volunteer, scope: Scope = Scope.ELSEWHERE, message: str = "boom", traceback: str | None = None
+        self,
+        v: Volunteer,
+        scope: Scope = Scope.ELSEWHERE,
+        message: str = "boom",
+        traceback: str | None = None,
+        code: str = "executor_error",
     ) -> Assign:
         assign = v.held.popleft()
         here = (f"id-{v.name}", v.incarnation, assign.assignment_id, assign.fence)
-        self.handle(AssignmentFailed(*here, code="executor_died", message=message, scope=scope, traceback=traceback))
+        self.handle(AssignmentFailed(*here, code=code, message=message, scope=scope, traceback=traceback))
         self._ready(v)
         return assign
 

@@ -30,6 +30,8 @@ def test_the_times_are_the_codes() -> None:
         f"{settings.desertion_retry.cap_seconds:.0f} s, with full jitter",
         f"at most {settings.warm_up_seconds:.0f} s | the step opens without it",
         f"`longest_round_seconds` ({recipe.longest_round_seconds:.0f} s)",
+        f"of memory for {settings.memory_retry.base_seconds:.0f} s",
+        f"must see it for {settings.stranger_seconds:.0f} s",
         f"left alone for {settings.client_retry.base_seconds:.0f} s",
     ):
         assert sentence in PAGE, sentence
