@@ -73,6 +73,7 @@ from storage.ledger import Ledger
 from storage.owner import SPARED_SECONDS, check_owner, settle_owner
 from storage.uploads import UPLOADS, UploadFolder
 
+_SKEW_SECONDS = 60.0
 _log = structlog.get_logger(__name__)
 
 _LATE_SECONDS: Final = 0.5
@@ -162,6 +163,9 @@ class Farm:
             open_rounds=len(snapshot.rounds),
             held_assignments=len(snapshot.assignments),
         )
+        if (ahead_seconds := _newest_time(snapshot) - time.time()) > _SKEW_SECONDS:
+            # it must not run backwards: leases and backoffs would last as long as it was ahead
+            _log.warning("the farm's time is ahead of this machine's clock, and stays so", seconds=round(ahead_seconds))
         if spared is not None:
             _log.warning("blobs that nothing refers to are kept", reason=spared, seconds=SPARED_SECONDS)
         return farm

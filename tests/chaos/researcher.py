@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from benchmarks.regression import (
 )
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared
+from protocol.errors import FarmError, NotFound
 
 IN_FLIGHT: Final = 2
 PAUSE_SECONDS: Final = 0.2
@@ -55,6 +57,13 @@ class Verdict:
     largest_difference: float = 0.0
     complaints: list[str] = field(default_factory=list)
 
+    def add(self, other: Verdict) -> None:
+        """Add what another task came to."""
+        self.completed += other.completed
+        self.exact += other.exact
+        self.largest_difference = max(self.largest_difference, other.largest_difference)
+        self.complaints += other.complaints
+
 
 class Researcher:
     """Keeps some tasks in flight, in a thread of its own: a frozen server must not keep chaos from waking it."""
@@ -67,6 +76,10 @@ class Researcher:
         weights = Kind("weights", small.prepared, small.samples, None, dict(AVERAGING))
         self._kinds = [small, large, weights]
         self._tasks: dict[str, Kind] = {}
+        """Those that are not judged yet."""
+        self._judged_ids: list[str] = []
+        """Those that are judged, and to be removed."""
+        self._verdict = Verdict()
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._work, name="researcher")
         self._failure: BaseException | None = None
@@ -76,16 +89,15 @@ class Researcher:
         self._thread.start()
 
     def finish(self, seconds: float) -> Verdict:
-        """Submit no more, wait so long for what is in flight, and judge all. Raises: what broke the submitting."""
+        """Submit no more, wait so long for what is in flight, and judge the rest. Raises: what broke the submitting."""
         self._enough.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        verdict = Verdict()
         self._farm.wait_for(lambda: not self._running(), "every task ends", seconds)
         for task_id, kind in self._tasks.items():
-            self._judge(task_id, kind, verdict)
-        return verdict
+            self._verdict.add(self._judged(task_id, kind))
+        return self._verdict
 
     def _work(self) -> None:
         try:
@@ -93,6 +105,7 @@ class Researcher:
                 while not self._has_room():
                     if self._enough.wait(PAUSE_SECONDS):
                         return
+                self._judge_what_ended()
                 self._submit(self._kinds[number % len(self._kinds)], number)
         except BaseException as error:
             self._failure = error
@@ -107,6 +120,27 @@ class Researcher:
                 return
         self._say(f"submitted {name} as {task_id}")
         self._tasks[task_id] = kind
+
+    def _judge_what_ended(self) -> None:
+        """Judge and remove the tasks that are over, or the server's small disk would hold the models of all of them.
+
+        What can't be asked now, because something is broken, is asked the next time.
+        """
+        with suppress(FarmError):
+            for task_id, kind in list(self._tasks.items()):
+                if is_over(self._farm.api.task(task_id).task):
+                    self._judge_one(task_id, kind)
+            for task_id in list(self._judged_ids):
+                with suppress(NotFound):  # the answer to an earlier removal was lost
+                    self._farm.api.remove(task_id)
+                self._judged_ids.remove(task_id)
+
+    def _judge_one(self, task_id: str, kind: Kind) -> None:
+        judged = self._judged(task_id, kind)
+        if not judged.complaints:  # else it is kept for a look, and judged again at the end
+            self._verdict.add(judged)
+            del self._tasks[task_id]
+            self._judged_ids.append(task_id)
 
     def _has_room(self) -> bool:
         running = self._farm.ask(self._running)
@@ -124,19 +158,20 @@ class Researcher:
         )
         return Kind(name, prepared, what.samples, pull_weights(self._farm.api, task_id, self._folder))
 
-    def _judge(self, task_id: str, kind: Kind, verdict: Verdict) -> None:
-        api = self._farm.api
+    def _judged(self, task_id: str, kind: Kind) -> Verdict:
+        api, verdict = self._farm.api, Verdict()
         task = api.task(task_id).task
         if task.state != "completed":
             verdict.complaints.append(f"{task.name} ({task_id}) {task.state}: {task.error or task.why}")
-            return
-        verdict.completed += 1
+            return verdict
+        verdict.completed = 1
         wrong = unbalanced(api.shards(task_id), kind.samples)
         verdict.complaints += [f"{task.name} ({task_id}): {complaint}" for complaint in wrong]
         if kind.expected is None:
-            return
-        difference = relative_difference(pull_weights(api, task_id, self._folder), kind.expected)
-        verdict.largest_difference = max(verdict.largest_difference, difference)
-        verdict.exact += difference <= TOLERANCE
-        if not difference <= TOLERANCE:
+            return verdict
+        verdict.largest_difference = relative_difference(pull_weights(api, task_id, self._folder), kind.expected)
+        verdict.exact = int(verdict.largest_difference <= TOLERANCE)
+        if not verdict.exact:
+            difference = verdict.largest_difference
             verdict.complaints.append(f"{task.name} ({task_id}): its weights differ by {difference:.1e}")
+        return verdict
