@@ -136,7 +136,10 @@ class AssignmentRejected:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentFailed:
-    """It went wrong: on the client (an error message), or its update was unusable (found by the server)."""
+    """It went wrong: on the client (an error message), or its update was unusable (found by the server).
+
+    ``servers_fault``: the server lacked something to look at it with, which says nothing of client or task.
+    """
 
     client_id: str
     incarnation: int
@@ -146,6 +149,7 @@ class AssignmentFailed:
     message: str
     scope: Scope
     traceback: str | None = None
+    servers_fault: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,12 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         client = lose(turn, run, lease, to, why)
     else:
         return
+    if event.servers_fault:
+        wait = turn.settings.client_retry.longest_seconds(1)
+        client.cooldowns[run.task_id] = Cooldown(
+            turn.now + wait, f"the server could not take its result: {event.message}"
+        )
+        return
     turn.log(run, client, event.traceback or event.message)
     if event.code == MISSING_MODULE:
         client.lacks[run.task_id] = event.message

@@ -10,7 +10,7 @@ from coordinator import events
 from farm_server.intake import NonFiniteUpdate
 from farm_server.registry import Peer
 from protocol import messages
-from protocol.errors import FarmError
+from protocol.errors import FarmError, Unavailable
 from protocol.messages import Message, Scope
 
 
@@ -87,8 +87,10 @@ def failure_of(peer: Peer, error: messages.Error) -> events.AssignmentFailed | N
 def unusable(peer: Peer, result: messages.Result, error: FarmError) -> events.AssignmentFailed:
     """Return the failure of an assignment whose result the server can't use.
 
-    NaN comes from the task's own code and will come everywhere; anything else may be that machine's fault.
+    NaN comes from the task's own code and will come everywhere; what the server lacks is nobody's fault; anything else
+    may be that machine's.
     """
     scope = Scope.NOBODY if isinstance(error, NonFiniteUpdate) else Scope.ELSEWHERE
     here = (peer.client_id, peer.incarnation, result.assignment_id, result.fence)
-    return events.AssignmentFailed(*here, error.code, error.message, scope)
+    is_servers = isinstance(error, Unavailable)
+    return events.AssignmentFailed(*here, error.code, error.message, scope, servers_fault=is_servers)

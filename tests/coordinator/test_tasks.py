@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from coordinator.commands import DropRound, ReleaseTask, Save
-from coordinator.events import Action, AggregationFailed, Restored, ServerShort, TaskAction, TaskSubmitted
+from coordinator.events import (
+    Action,
+    AggregationFailed,
+    AssignmentFailed,
+    ClientReady,
+    Restored,
+    ServerShort,
+    TaskAction,
+    TaskSubmitted,
+)
 from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.records import RoundState
 from coordinator.retry import RetryPolicy
@@ -112,6 +121,25 @@ def test_what_the_server_lacks_costs_a_task_no_retry_however_often(farm: Simulat
     farm.tick(CoordinatorSettings().task_retry.cap_seconds)
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
+
+
+def test_a_result_that_the_server_has_no_room_to_check_is_held_against_nobody(farm: Simulation) -> None:
+    ada = farm.join("ada")
+    for _ in range(10):
+        while not ada.held:
+            farm.tick(1)
+        assign = ada.held.popleft()
+        here = ("id-ada", ada.incarnation, assign.assignment_id, assign.fence)
+        scope = Scope.ELSEWHERE
+        farm.handle(AssignmentFailed(*here, "unavailable", "only 5 bytes are free", scope, servers_fault=True))
+        farm.handle(ClientReady("id-ada", ada.incarnation, 1))
+        assert not ada.held, "not at once again"
+    (view,) = farm.coordinator.client_views(farm.now)
+    assert (view.failed, view.breaker) == (0, "closed")
+    farm.tick(60)
+    farm.run()
+    assert farm.task().state is TaskState.COMPLETED
+    assert farm.task().retries == 0
 
 
 def test_why_says_that_a_task_waits_for_the_server(farm: Simulation) -> None:
