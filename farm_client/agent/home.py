@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,8 @@ class Home:
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             return f"the agent's folder {self.root} is gone or cannot be used ({error.strerror}): waiting until it can"
+        if not os.access(self.cache_dir, os.W_OK):  # to a read-only disk root may not write either
+            return f"the agent's folder {self.root} is read-only: waiting until it can be written to"
         return None
 
     def in_use(self) -> bool:

@@ -247,6 +247,15 @@ async def test_an_agent_whose_home_is_gone_waits_until_it_is_back(farm, start_ag
         assert not life.done()
 
 
+async def test_an_agent_on_a_disk_that_turns_read_only_waits_too(farm, start_agent, monkeypatch):
+    async with start_agent():
+        peer = await joined(farm)
+        with monkeypatch.context() as read_only:
+            read_only.setattr(os, "access", lambda *_: False)
+            assert "read-only" in (await peer.expect(Pause)).reason
+        await peer.expect(Resume)
+
+
 async def test_folders_that_somebody_deleted_are_made_again(farm, start_agent, home):
     async with start_agent():
         peer = await joined(farm)
