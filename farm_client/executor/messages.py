@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.bounds import Count
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.messages import Kind, MetricPoint, Scope
@@ -121,7 +122,7 @@ class Advance(Frozen):
 
     type: Literal["advance"] = "advance"
     assignment_id: str
-    samples_done: int
+    samples_done: Count
     metrics: tuple[MetricPoint, ...] = ()
 
 

@@ -113,6 +113,10 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
         case "out_of_memory":
             failed = {"code": "out_of_memory", "message": "no memory", "scope": Scope.ELSEWHERE}
             return Failed(assignment_id=order.assignment_id, **failed)
+        case "lie":
+            lie = {"type": "advance", "assignment_id": order.assignment_id, "samples_done": load.config["samples_done"]}
+            connection.sendall(pack_frame(lie))
+            time.sleep(600)
         case "close_descriptors":
             os.closerange(0, 100)
             time.sleep(600)
