@@ -206,4 +206,11 @@ def _as_loss_value(answer: Any) -> LossValue:
         raise CodeError(f'loss must return a scalar tensor, or a dict with one under "loss"; it returned {kind}')
     if loss.numel() != 1:
         raise CodeError(f"loss must return one number and returned shape {list(loss.shape)}: take its .mean()")
-    return LossValue(loss.reshape(()), {metric_name(name): as_number(value) for name, value in values.items()})
+    return LossValue(loss.reshape(()), {metric_name(name): _metric(name, value) for name, value in values.items()})
+
+
+def _metric(name: object, value: Any) -> float:
+    try:
+        return as_number(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CodeError(f"loss returned {name!r} beside the loss, which is no number: {text_of(error)}") from error

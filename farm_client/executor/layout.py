@@ -54,6 +54,8 @@ class ModelTensors:
     tied: Mapping[str, str]
     identities: Mapping[str, int]
     """The ``id`` of each parameter, by all of its names."""
+    forms: Mapping[str, tuple[torch.Size, torch.dtype]]
+    """What each tensor that training changes was like when the model was built."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelTensors:
@@ -76,7 +78,8 @@ class ModelTensors:
         constants = tuple(name for name, buffer in buffers.items() if not is_finite(buffer))
         changing = tuple(name for name in buffers if name not in constants)
         identities = {name: id(parameter) for name, parameter in named_parameters.items()}
-        return cls(model, trained, frozen, changing, constants, tied, identities)
+        forms = {n: _form(t) for n, t in {**trained, **{n: buffers[n] for n in changing}}.items()}
+        return cls(model, trained, frozen, changing, constants, tied, identities, forms)
 
     @property
     def buffers(self) -> TensorMap:
@@ -95,8 +98,18 @@ class ModelTensors:
     def check_structure(self) -> None:
         """Look whether the model still has the parameters that it was built with: no others are trained and sent.
 
-        Raises: CodeError naming one that was made, replaced or removed.
+        Raises: CodeError naming one that was made, replaced or removed, or a tensor of another shape than it had.
         """
+        self._check_parameters()
+        for name, tensor in self.changing().items():
+            if _form(tensor) != self.forms[name]:
+                was, now = (f"{list(s)} {str(d).removeprefix('torch.')}" for s, d in (self.forms[name], _form(tensor)))
+                raise CodeError(
+                    f"tensor {name} was {was} and is {now} after training, which cannot be added up: keep its shape "
+                    "and dtype, or register the buffer with persistent=False"
+                )
+
+    def _check_parameters(self) -> None:
         now = {name: id(p) for name, p in self.model.named_parameters(remove_duplicate=False)}
         if now == self.identities:
             return
@@ -173,6 +186,10 @@ class ModelTensors:
     def _roles(self) -> dict[str, Role]:
         frozen = dict.fromkeys((*self.frozen, *self.constant_names), Role.FROZEN)
         return frozen | dict.fromkeys(self.buffer_names, Role.BUFFER)
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -38,7 +38,8 @@ def refuse_unless_ignored(omissions: Iterable[Omission], ignored: Collection[str
         raise CodeError(
             f"the farm would train something else than this code says: {told}; or accept that with {options}"
         )
-    return tuple(
+    needless = sorted(set(ignored) - {omission.name for omission in found})
+    return tuple(f"--ignore {name} does nothing: there is nothing of that name here" for name in needless) + tuple(
         f"ignored, as asked: {omission.sentence}" if omission.changes_training else omission.sentence
         for omission in found
     )

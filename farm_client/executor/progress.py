@@ -55,7 +55,6 @@ class ProgressReporter:
     def _report(self, now: float) -> None:
         if self._assignment_id is None:
             return
-        points = tuple(self._points)
-        self._points.clear()
+        points = tuple(self._points.popleft() for _ in range(len(self._points)))  # others' threads may log meanwhile
         self._sent_at = now
         self._send(Advance(assignment_id=self._assignment_id, samples_done=self._samples_done, metrics=points))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from farm_client.executor.failures import EmptyData, as_failed
+from farm_client.executor.failures import EmptyData, as_failed, blaming
 from farm_client.executor.messages import Advance, Done, Load, Piece, Run
 from farm_client.executor.omissions import refuse_unless_ignored
 from farm_client.executor.optimizer_spec import outer_optimizer_of
@@ -42,6 +42,11 @@ def rehearse(request: RehearsalRequest) -> RehearsalReport:
 def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     device = choose_device()
     runner = TaskRunner(_load_order(request), device)
+    with blaming(runner.contract.code_dir):
+        return _tried_out(runner, request, str(device))
+
+
+def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> RehearsalReport:
     weights = runner.weights_file()
     digest = digest_bytes(weights)
     path = Path(request.folder) / "initial.weights"
@@ -64,7 +69,7 @@ def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
         frozen_bytes=0 if frozen is None else len(frozen),
         rows=rows,
         outer=outer_optimizer_of(optimizer, runner.tensors) if request.mode is Mode.GRADIENTS else None,
-        device=str(device),
+        device=device,
     )
     if request.tries_batch:
         report = report.model_copy(update=_tried(runner, survey, _orders(request, digest, path, rows)))

@@ -16,7 +16,7 @@ from farm_client.data.order import StrideOrder, shard_order
 from farm_client.data.seeds import derived_seed
 from farm_client.data.shards import Batch, DatasetRows, Rows, TableRows, read_shard
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, EmptyData, MissingFile, calling
+from farm_client.executor.failures import CodeError, EmptyData, MissingFile, calling, text_of
 from farm_client.executor.messages import Load, Piece
 from farm_client.executor.randomness import apart
 from farm_client.executor.shard_cache import ShardCache
@@ -83,11 +83,17 @@ class Batches:
                 room -= len(rest)
 
     def _batch(self, parts: Sequence[tuple[Rows, torch.Tensor]]) -> Batch:
-        with calling("the data set's items", self._code_dir):
+        with calling("the data set's items", self._code_dir, _about_items):
             batch = parts[0][0].join([rows.take(index) for rows, index in parts])
         if self._columns and isinstance(batch, Mapping):
             batch = as_tuple(batch, self._columns)
         return batch if self._device.type == "cpu" else moved(batch, self._device)
+
+
+def _about_items(error: BaseException) -> str:
+    if "equal size" not in text_of(error):
+        return ""
+    return "; the items of one batch must have one shape (there is no collate_fn): pad them"
 
 
 def as_tuple(batch: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:

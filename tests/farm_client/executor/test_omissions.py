@@ -339,3 +339,8 @@ def test_groups_that_decay_differently_are_refused_in_gradients_mode(tmp_path: P
     )
     assert complaint(rehearsed(tmp_path, source)) == ""
     assert "decoupled_weight_decay differs" in complaint(rehearsed(tmp_path, source, mode=Mode.GRADIENTS))
+
+
+def test_a_name_that_fits_nothing_is_noted(tmp_path: Path) -> None:
+    [note] = rehearsed(tmp_path, LINEAR, ignore=("shedule",)).notes
+    assert note == "--ignore shedule does nothing: there is nothing of that name here"
