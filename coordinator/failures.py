@@ -8,10 +8,10 @@ from typing import Final
 from coordinator.ahead import drop_ahead
 from coordinator.events import AssignmentFailed, AssignmentRejected
 from coordinator.evidence import Death, death_of
-from coordinator.holdings import find_ahead, find_held, find_late, settle_uncounted
+from coordinator.holdings import find_ahead, find_dormant, find_held, find_late, settle_uncounted
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import lose, trip
+from coordinator.offers import forget, lose, trip
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.tasks import fail
 from coordinator.turn import Turn
@@ -35,6 +35,10 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     elif held := find_held(turn, event):
         run, lease = held
         client = lose(turn, run, lease, to, why)
+    elif slow := find_dormant(turn, event):
+        run, record = slow
+        client = turn.farm.clients[event.client_id]
+        forget(turn, run, record)
     else:
         return
     if event.code is RejectCode.DOES_NOT_FIT:
@@ -64,6 +68,10 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     elif held := find_held(turn, event):
         run, lease = held
         client = lose(turn, run, lease, to, why)
+    elif slow := find_dormant(turn, event):
+        run, record = slow
+        client = turn.farm.clients[event.client_id]
+        forget(turn, run, record)
     else:
         return
     if event.servers_fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.records import AssignmentRecord
 from coordinator.state import Lease, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Ack
@@ -57,6 +58,12 @@ def find_late(turn: Turn, event: Named) -> tuple[TaskRun, Lease] | None:
 def find_ahead(turn: Turn, event: Named) -> tuple[TaskRun, Lease] | None:
     """Find what that client does for a round to come."""
     return _own(turn.farm.ahead(event.assignment_id, event.fence), event.client_id)
+
+
+def find_dormant(turn: Turn, event: Named) -> tuple[TaskRun, AssignmentRecord] | None:
+    """Find what that client goes on with although somebody else may have begun it too."""
+    found = turn.farm.dormant(event.assignment_id, event.fence)
+    return (found[0], found[2]) if found and found[2].client_id == event.client_id else None
 
 
 def _own(found: tuple[TaskRun, Lease] | None, client_id: str) -> tuple[TaskRun, Lease] | None:

@@ -12,6 +12,7 @@ from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.prefetch import likely_next
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Lease, Part, Step, TaskRun
+from coordinator.stragglers import take_in
 from coordinator.turn import Turn
 from protocol.messages import Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
 from protocol.tasks import TaskSpec
@@ -63,7 +64,7 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
         offered_at=turn.now,
         expires_at=turn.now + turn.settings.offer_seconds,
     )
-    lease = Lease(record, deadline=turn.now + _patience(turn, run, client, part.samples))
+    lease = _lease(turn, run, client, record)
     (step.leases if book is None else book)[record.assignment_id] = lease
     turn.farm.know(run, record.assignment_id)
     client.held.add(record.assignment_id)
@@ -73,13 +74,12 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
     turn.send(client, _assign(turn, run, client, record), holds_weights=holds_present(run, client))
 
 
-def _patience(turn: Turn, run: TaskRun, client: ClientState, samples: int) -> float:
-    longest = run.record.spec.recipe.longest_round_seconds
-    average = client.speeds.get(run.task_id)
+def _lease(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Lease:
+    settings, average = turn.settings, client.speeds.get(run.task_id)
     if average is None or not average.value:
-        return longest
-    settings = turn.settings
-    return min(settings.deadline_grace_seconds + settings.deadline_factor * samples / average.value, longest)
+        return Lease(record, began_at=turn.now)
+    patience = settings.deadline_grace_seconds + settings.deadline_factor * record.samples / average.value
+    return Lease(record, began_at=turn.now, deadline=turn.now + patience, is_measured=True)
 
 
 def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Assign:
@@ -111,9 +111,8 @@ def accept(turn: Turn, run: TaskRun, lease: Lease) -> None:
 def renew(turn: Turn, run: TaskRun, lease: Lease, progress: AssignmentProgress) -> None:
     """Renew a lease, if the client got any further since its last report."""
     accept(turn, run, lease)
-    if lease.progress == progress:
+    if not take_in(lease, progress, turn.now, turn.settings):
         return
-    lease.progress = progress
     lease.record = replace(lease.record, expires_at=turn.now + turn.settings.stall_seconds)
     if progress.phase is Phase.COMPUTING and lease.record.state is AssignmentState.ACCEPTED:
         turn.move_lease(lease, AssignmentState.RUNNING)
@@ -130,7 +129,7 @@ def release(turn: Turn, run: TaskRun, lease: Lease) -> ClientState:
 
 
 def suspend(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
-    """The client is gone, but its work may not be: somebody else may start, and whoever delivers first is counted."""
+    """The client is gone, or far too slow: somebody else may start as well, and whoever delivers first is counted."""
     step = _step(run)
     client = release(turn, run, lease)
     step.dormant[lease.record.assignment_id] = replace(lease.record, error=why)
@@ -148,10 +147,9 @@ def adopt(turn: Turn, run: TaskRun, record: AssignmentRecord, client: ClientStat
     if run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, f"{client.record.name} came back")
         step.collect_since = turn.now
-    lease = Lease(
-        replace(record, incarnation=client.incarnation, expires_at=turn.now + turn.settings.stall_seconds, error=None),
-        deadline=turn.now + _patience(turn, run, client, record.samples),
-    )
+    expires_at = turn.now + turn.settings.stall_seconds
+    record = replace(record, incarnation=client.incarnation, expires_at=expires_at, error=None)
+    lease = _lease(turn, run, client, record)
     step.leases[record.assignment_id] = lease
     client.held.add(record.assignment_id)
     run.participants.add(client.client_id)
@@ -159,12 +157,22 @@ def adopt(turn: Turn, run: TaskRun, record: AssignmentRecord, client: ClientStat
 
 
 def bury(turn: Turn, step: Step, position: int | None = None) -> None:
-    """Expire dormant assignments that can't count any more: those of a part, or all."""
+    """Expire dormant assignments that can't count any more: those of a part, for it is delivered, or all.
+
+    Who is still there and was outrun on a part gets nothing more of the task for a while.
+    """
     for record in list(step.dormant.values()):
         if position is None or record.position == position:
             del step.dormant[record.assignment_id]
             state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
             turn.save(replace(record, state=state))
+            client = turn.farm.clients[record.client_id]
+            if not client.online or client.incarnation != record.incarnation:
+                continue
+            why = "somebody else was faster" if position is not None else "its round is over"
+            turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
+            if position is not None:
+                client.back_off(record.task_id, "it was outrun on its part", turn.settings.outrun_retry, turn.now)
 
 
 def forget(turn: Turn, run: TaskRun, record: AssignmentRecord) -> None:
@@ -209,17 +217,14 @@ def clear_up(turn: Turn, run: TaskRun, step: Step) -> None:
     run.evidence = Evidence()
 
 
-def overdue(turn: Turn, lease: Lease, may_replace: bool) -> str | None:
-    """Return why a lease is over, or None. ``may_replace``: another client could do the part at once."""
+def overdue(turn: Turn, lease: Lease) -> str | None:
+    """Return why a lease is over, or None."""
     record = lease.record
-    if turn.now > record.expires_at:
-        if record.state is AssignmentState.OFFERED:
-            return f"did not answer the offer within {turn.settings.offer_seconds:.0f} s"
-        return f"made no progress for {turn.settings.stall_seconds:.0f} s"
-    is_done = lease.progress is not None and lease.progress.phase is Phase.UPLOADING  # it may wait for its turn
-    if may_replace and turn.now > lease.deadline and not is_done:
-        return f"took over {turn.now - record.offered_at:.0f} s, far longer than its speed promised"
-    return None
+    if turn.now <= record.expires_at:
+        return None
+    if record.state is AssignmentState.OFFERED:
+        return f"did not answer the offer within {turn.settings.offer_seconds:.0f} s"
+    return f"made no progress for {turn.settings.stall_seconds:.0f} s"
 
 
 def _part(record: AssignmentRecord) -> Part:

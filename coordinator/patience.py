@@ -28,6 +28,10 @@ def _forgive_leases(run: TaskRun, seconds: float) -> None:
     for book in books:
         for lease in book.values():
             lease.deadline += seconds
+            lease.began_at += seconds
+            lease.computing_at += seconds
+            lease.uploading_at += seconds
+            lease.grown_at += seconds
             lease.record = replace(lease.record, expires_at=lease.record.expires_at + seconds)
 
 

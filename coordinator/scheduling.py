@@ -13,13 +13,14 @@ from coordinator.evaluation import give_up_evaluation, open_evaluation
 from coordinator.horizon import is_finished
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import TaskState
-from coordinator.offers import cancel, offer, overdue, trip
+from coordinator.offers import cancel, offer, overdue, suspend, trip
 from coordinator.planning import samples_at_hand
 from coordinator.prefetch import held_shards
 from coordinator.queue import band, fair_share, queue_order
 from coordinator.rounds import abandon, commit, open_round
 from coordinator.scoring import rank
 from coordinator.state import ClientState, Lease, Step, StepPhase, TaskRun
+from coordinator.stragglers import end_of, gets_on
 from coordinator.tasks import back_to_waiting, complete, fail
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -86,11 +87,14 @@ def _serve(turn: Turn, run: TaskRun, peers: int) -> None:
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
     open_parts = [part for part in step.waiting if part.reserved_until <= turn.now]
     free = list(idle)
-    for part in open_parts[: len(free)]:
-        client = max(free, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
-        free.remove(client)
-        step.waiting.remove(part)
-        offer(turn, run, client, part)
+    slow = {(r.position, r.client_id, r.incarnation) for r in step.dormant.values()}
+    for part in open_parts:
+        able = [c for c in free if (part.position, c.client_id, c.incarnation) not in slow]  # not its own once more
+        if able:
+            client = max(able, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
+            free.remove(client)
+            step.waiting.remove(part)
+            offer(turn, run, client, part)
 
 
 def choose(
@@ -151,21 +155,35 @@ def expire(turn: Turn) -> None:
 
 def _expire_in(turn: Turn, run: TaskRun) -> None:
     for lease in list(run.late.values()):
-        if why := overdue(turn, lease, may_replace=False):
+        if why := overdue(turn, lease):
             drop_late(turn, run, lease, why)
     for lease in list(run.ahead.values()):
-        if why := overdue(turn, lease, may_replace=False):
+        if why := overdue(turn, lease):
             _blame(turn, run, drop_ahead(turn, run, lease, why), why)
     step = run.step
     if step is None or step.phase is not StepPhase.COLLECT:
         return
-    may_replace = any(c.slots > 0 and eligible(c, run, turn.now).value for c in turn.farm.online())
     for lease in list(step.leases.values()):
-        if why := overdue(turn, lease, may_replace):
+        if why := overdue(turn, lease):
             _expire_lease(turn, run, lease, why)
+    _double_stragglers(turn, run, step)
     waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
     if waited > run.record.spec.recipe.longest_round_seconds:
-        _expire_step(turn, run, step)
+        _expire_step(turn, run, step, waited)
+
+
+def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
+    """Let free clients begin parts whose leases are past their end, one each."""
+    longest = run.record.spec.recipe.longest_round_seconds
+    slow = [x for x in step.leases.values() if turn.now > end_of(x, step, turn.now, longest, turn.settings)]
+    if not slow or step.waiting:
+        return
+    free = {c.client_id for c in turn.farm.online() if c.slots > 0 and eligible(c, run, turn.now).value}
+    for lease in slow:
+        if others := free - {lease.record.client_id}:
+            free.discard(min(others))
+            took = turn.now - lease.began_at
+            suspend(turn, run, lease, f"took over {took:.0f} s: somebody else begins its part as well")
 
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
@@ -182,12 +200,25 @@ def _needed_samples(run: TaskRun, step: Step) -> int:
     return min(step.samples, run.record.spec.recipe.round_samples)
 
 
-def _expire_step(turn: Turn, run: TaskRun, step: Step) -> None:
+def _gets_on(turn: Turn, run: TaskRun, step: Step, waited: float) -> bool:
+    """Whether somebody gets on steadily with a part, or only just began with one that somebody else held up."""
+    if any(gets_on(lease, turn.now, turn.settings) for lease in step.leases.values()):
+        return True
     longest = run.record.spec.recipe.longest_round_seconds
+    late = [x.began_at for x in step.leases.values() if x.began_at >= step.collect_since + longest / 2]
+    doubled = any(turn.farm.clients[r.client_id].incarnation == r.incarnation for r in step.dormant.values())
+    return waited <= 2 * longest and (doubled or turn.now - max(late, default=-inf) <= turn.settings.stall_seconds)
+
+
+def _expire_step(turn: Turn, run: TaskRun, step: Step, waited: float) -> None:
+    longest = run.record.spec.recipe.longest_round_seconds
+    has_quorum = step.own_samples and step.own_samples >= run.record.spec.recipe.quorum * _needed_samples(run, step)
+    if not (has_quorum and step.kind is Kind.TRAIN) and _gets_on(turn, run, step, waited):
+        return
     if step.kind is Kind.EVALUATE:
         abandon(turn, run, f"the evaluation took over {longest:.0f} s")
         give_up_evaluation(turn, run, f"it took over {longest:.0f} s")
-    elif step.own_samples and step.own_samples >= run.record.spec.recipe.quorum * _needed_samples(run, step):
+    elif has_quorum:
         commit(turn, run, step)
     else:
         share = step.own_samples / step.samples

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
@@ -110,8 +111,18 @@ class Lease:
 
     record: AssignmentRecord
     progress: AssignmentProgress | None = None
-    deadline: float = float("inf")
+    deadline: float = inf
     """The latest end, from the client's measured speed, whatever progress it reports."""
+    is_measured: bool = False
+    """Whether that speed is known."""
+    began_at: float = 0.0
+    """When this client was given it, or came back with it."""
+    grown_at: float = -inf
+    """When a report last said more than those before it."""
+    computing_at: float = inf
+    """When it was first said to be computing."""
+    uploading_at: float = inf
+    """When it was first said to be computed."""
 
 
 @dataclass(frozen=True, slots=True)

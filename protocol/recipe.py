@@ -120,7 +120,7 @@ class Recipe(Frozen):
     gather_seconds: Seconds = 2.0
     """The longest wait for busy eligible clients once ``min_clients`` are free."""
     longest_round_seconds: Interval = 600.0
-    """A round that is not complete by then commits at quorum or is given up."""
+    """A round that is not complete by then commits at quorum, or is given up once nobody gets on with it."""
     quorum: float = Field(default=1.0, gt=0, le=1)
     over_provision: float = Field(default=0.0, ge=0, le=4)
     """Weights mode: hand out this fraction more samples than the round needs, and commit as soon as it has enough."""

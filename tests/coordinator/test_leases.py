@@ -75,7 +75,7 @@ def test_downloading_counts_as_progress(farm: Simulation) -> None:
     assert ada.held[0] is first
 
 
-def test_a_straggler_is_replaced_when_somebody_else_is_free(farm: Simulation) -> None:
+def test_a_stragglers_part_is_begun_by_somebody_else_who_is_free(farm: Simulation) -> None:
     ada = farm.volunteers["ada"]
     farm.deliver(ada, seconds=1.0)  # 20 samples/s: the next 20 are expected in 1 s
     slow = ada.held[0]
@@ -87,7 +87,10 @@ def test_a_straggler_is_replaced_when_somebody_else_is_free(farm: Simulation) ->
     bob = farm.join("bob")
     farm.tick(1)
     assert bob.held[0].slices == slow.slices
+    assert ada.held[0] is slow, "it may go on: whoever is first counts"
+    farm.deliver(bob)
     assert state(farm, slow.assignment_id) is AssignmentState.EXPIRED
+    assert any(isinstance(m, Cancel) and m.assignment_id == slow.assignment_id for m in ada.messages)
 
 
 def test_a_client_whose_update_waits_for_its_turn_is_no_straggler(farm: Simulation) -> None:

@@ -22,7 +22,7 @@ def test_the_times_are_the_codes() -> None:
     settings, recipe = CoordinatorSettings(), Recipe(rounds=1)
     for sentence in (
         f"| an offer without an answer | {settings.offer_seconds:.0f} s |",
-        f"| heartbeats without progress | {settings.stall_seconds:.0f} s |",
+        f"| heartbeats that tell of nothing new | {settings.stall_seconds:.0f} s |",
         f"{settings.deadline_grace_seconds:.0f} s + {settings.deadline_factor:.0f} x the expected time",
         f"| a client without any sign of life | {LOST_AFTER_SECONDS:.0f} s |",
         f"`gather_seconds` ({recipe.gather_seconds:.0f} s)",

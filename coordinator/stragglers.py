@@ -1,0 +1,77 @@
+"""What a client's reports say of its lease: whether it got any further, and when somebody else may begin the same part.
+
+A report renews a lease only if something grew. And no report moves the lease's end: then its part is offered to a free
+client as well, and whoever delivers first counts. So neither a machine that is far slower than was thought nor a client
+that only says how busy it is holds a round up for long, and no work is thrown away before somebody was faster.
+Source: Dean and Ghemawat, "MapReduce", OSDI 2004, section 3.6 (backup tasks).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from statistics import median
+from types import MappingProxyType
+from typing import Final
+
+from coordinator.settings import CoordinatorSettings
+from coordinator.state import Lease, Step
+from protocol.messages import AssignmentProgress, Phase
+
+_ORDER: Final = MappingProxyType({phase: place for place, phase in enumerate(Phase)})
+
+
+def take_in(lease: Lease, progress: AssignmentProgress, now: float, settings: CoordinatorSettings) -> bool:
+    """Take in a report; returns whether it renews the lease.
+
+    It does if the phase is a later one, more samples are done, or more bytes moved, than in any report before it; and
+    for ``upload_patience_seconds`` if the farm told the client once more to wait with its upload.
+    """
+    best = lease.progress
+    done = min(progress.samples_done, lease.record.samples)
+    if best is None or _ORDER[progress.phase] > _ORDER[best.phase]:
+        so_far = {} if best is None else {"waits": max(progress.waits, best.waits)}
+        done = max(done, best.samples_done if best else 0)
+        lease.progress = progress.model_copy(update={"samples_done": done, **so_far})
+        lease.grown_at = now
+        if progress.phase in (Phase.COMPUTING, Phase.UPLOADING):
+            lease.computing_at = min(lease.computing_at, now)
+        if progress.phase is Phase.UPLOADING:
+            lease.uploading_at = now
+        return True
+    moved = max(best.fetched_bytes, progress.fetched_bytes) if progress.phase is best.phase else best.fetched_bytes
+    grew = done > best.samples_done or moved > best.fetched_bytes
+    waits = progress.waits > best.waits and now - lease.uploading_at <= settings.upload_patience_seconds
+    lease.progress = best.model_copy(
+        update={
+            "samples_done": max(done, best.samples_done),
+            "fetched_bytes": moved,
+            "waits": max(progress.waits, best.waits),
+        }
+    )
+    if grew:
+        lease.grown_at = now
+    return grew or waits
+
+
+def gets_on(lease: Lease, now: float, settings: CoordinatorSettings) -> bool:
+    """Whether something grew lately."""
+    return now - lease.grown_at <= settings.stall_seconds
+
+
+def end_of(lease: Lease, step: Step, now: float, longest_seconds: float, settings: CoordinatorSettings) -> float:
+    """Return when a free client may begin the same part as well; no report moves it further than this.
+
+    From the client's own measured speed where there is one (``deadline``); else from the median time of the step's
+    parts that are here, counted from when it began to compute, with the same factor and grace; else a while.
+    """
+    stall = settings.stall_seconds
+    if lease.is_measured:
+        end = lease.deadline
+    else:
+        times = [r.delivered_at - r.offered_at for r in step.delivered if r.delivered_at is not None]
+        grace = min(settings.deadline_grace_seconds, stall / 3)
+        patience = grace + settings.deadline_factor * median(times) if times else stall
+        end = min(lease.computing_at, lease.began_at + 2 / 3 * stall) + patience
+    if lease.uploading_at < inf:
+        end = max(end, lease.uploading_at + (stall if gets_on(lease, now, settings) else stall / 2))
+    return min(end, lease.began_at + longest_seconds / 2)
