@@ -6,15 +6,19 @@ but the protocol itself, which answers each ping at once: so they are counted he
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
 from coordinator.allowance import Bucket
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+
 TOO_MANY: Final = 1008
 """The close code for a peer that sends too much."""
+_BROKE_PROTOCOL: Final = 1002
 TOO_MANY_REASON: Final = "too many control frames"
 CONTROL_PER_SECOND: Final = 64.0
 CONTROL_BURST: Final = 256.0
@@ -51,6 +55,19 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         else:
             super().handle_events()
 
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send; who is thrown out for what it sent (1002) is not read to the end of its flood."""
+        await super().send(message)
+        if message["type"] == "websocket.close" and message.get("code") == _BROKE_PROTOCOL and not self._given_up:
+            self._given_up = True
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        """Leave unread what still comes, and cut the connection when the last word has had time to arrive."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
     def _may_go_on(self, counted: int) -> bool:
         """Whether so many control frames are within bounds, and the peer reads what it is answered."""
         reads = self.transport.get_write_buffer_size() <= _UNREAD_BYTES
@@ -64,5 +81,4 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.conn.fail(TOO_MANY, TOO_MANY_REASON)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        self.transport.pause_reading()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        self._stop_reading()
