@@ -52,6 +52,12 @@ def proxy_for(url: str, proxies: Mapping[str, str] | None = None) -> str | None:
     return None
 
 
+def way_to(url: str) -> str:
+    """Return " through the proxy …", without its password, for a sentence on ``url``; nothing where there is none."""
+    proxy = proxy_for(url)
+    return f" through the proxy {proxy.rpartition('@')[2].rpartition('://')[2]}" if proxy is not None else ""
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a host, a name or an address, is this machine itself."""
     name = host.rstrip(".").lower()

@@ -27,7 +27,7 @@ from websockets.exceptions import (
 
 from farm_client.agent.address import FarmAddress
 from farm_client.agent.errors import BadAddress, NotAFarm, OutOfReach
-from farm_client.proxies import proxy_for
+from farm_client.proxies import proxy_for, way_to
 from protocol.errors import FarmError, Unauthorized
 from protocol.limits import MAX_FRAME_BYTES
 
@@ -87,9 +87,10 @@ async def dial(address: FarmAddress) -> ClientConnection:
 def explain(error: Exception, address: FarmAddress) -> FarmError:
     """Return what a failure to connect means: Unauthorized and BadAddress are final, OutOfReach is not."""
     told: FarmError
+    way = way_to(address.websocket_url)
     match error:
         case TimeoutError():
-            told = OutOfReach(f"{address.shown} does not answer", was_slow=True)
+            told = OutOfReach(f"{address.shown} does not answer{way}", was_slow=True)
         case InvalidURI():
             told = BadAddress(f"the address {address.shown} is not valid: {error.msg}")
         case ssl.SSLCertVerificationError():
@@ -105,7 +106,7 @@ def explain(error: Exception, address: FarmAddress) -> FarmError:
         case InvalidMessage(__cause__=ValueError()) | InvalidHeader() | NegotiationError():
             told = NotAFarm(f"there is no farm at {address.shown} (it answers otherwise: {_brief(error)})")
         case _:
-            told = OutOfReach(f"{address.shown} cannot be reached ({_brief(error)})")
+            told = OutOfReach(f"{address.shown} cannot be reached{way} ({_brief(error)})")
     return told
 
 

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from farm_client.proxies import way_to
 from farm_client.sdk.config import FarmAddress
 from farm_client.sdk.errors import FarmUnreachable
 from protocol.errors import FarmError, Unauthorized
@@ -34,12 +35,13 @@ def explaining(address: FarmAddress) -> Iterator[None]:
         yield
     except httpx.ConnectError as error:
         raise FarmUnreachable(
-            f"no farm answers at {address.url} (from {address.source}): "
+            f"no farm answers at {address.url}{way_to(address.url)} (from {address.source}): "
             "is `farm-server up` running there, and is the address right?"
         ) from error
     except httpx.TimeoutException as error:
         raise FarmUnreachable(
-            f"the farm at {address.url} did not answer in time: try again, or look at `farm-server status` there"
+            f"the farm at {address.url} did not answer in time{way_to(address.url)}: "
+            "try again, or look at `farm-server status` there"
         ) from error
     except (httpx.RequestError, httpx.StreamError) as error:
         raise FarmUnreachable(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.proxy import parse_proxy
 
-from farm_client.proxies import BadProxy, is_loopback, is_spared, proxy_for
+from farm_client.proxies import BadProxy, is_loopback, is_spared, proxy_for, way_to
 
 WORLD = ("http://farm.example:8470", "https://farm.example", "ws://farm.example:8470", "wss://farm.example")
 HERE = (
@@ -122,3 +122,12 @@ def test_the_environment_is_read_in_both_cases(monkeypatch, lower):
     assert proxy_for("ws://farm.example") == "http://p:1"
     monkeypatch.setenv("no_proxy" if lower else "NO_PROXY", "example")
     assert proxy_for("ws://farm.example") is None
+
+
+def test_a_proxy_is_named_in_a_sentence_without_its_password(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert way_to("ws://farm.example") == ""
+    monkeypatch.setenv("ALL_PROXY", "http://user:secret@proxy:3128")
+    assert way_to("ws://farm.example") == " through the proxy proxy:3128"
+    assert way_to("ws://127.0.0.1:1") == ""

@@ -288,3 +288,17 @@ def test_no_pace_is_too_odd(heartbeat_seconds, progress_seconds):
         heartbeat_seconds=heartbeat_seconds, progress_seconds=progress_seconds, lost_after_seconds=1.0
     )
     assert MIN_PACE_SECONDS <= Tempo.told(pace).step_seconds <= MAX_PACE_SECONDS
+
+
+async def test_a_link_that_cannot_write_does_not_stay_open(monkeypatch):
+    """Whatever the library raises: a client that is not heard would be lost, and wait for orders for ever."""
+    async with linked() as (link, _):
+
+        async def fail(_frame):
+            raise RuntimeError("unable to perform operation on <TCPTransport closed>")
+
+        monkeypatch.setattr(link._websocket, "send", fail)
+        link.post(ERROR)
+        async with asyncio.timeout(5):
+            await ended(link)
+        assert "unable to perform" in link.reason.message
