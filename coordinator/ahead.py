@@ -98,8 +98,7 @@ def take_up(turn: Turn, run: TaskRun, step: Step) -> None:
         if (lease := run.ahead.get(own.assignment_id)) is not None:
             step.leases[own.assignment_id] = replace(lease, record=own)
         else:
-            step.delivered.append(own)
-            step.updates[own.assignment_id] = run.ahead_results[own.assignment_id].update
+            step.take_in(own, run.ahead_results[own.assignment_id].update)
         turn.save(own)
     run.ahead.clear()
     run.ahead_results.clear()

@@ -22,6 +22,9 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half-open"
 
 
+_CLOSED = Decision(True)
+
+
 @dataclass(slots=True)
 class Breaker:
     """One client's breaker. ``by_task``: failures in a row; ``trips`` lengthen the time that it stays open."""
@@ -65,6 +68,8 @@ class Breaker:
 
     def allows(self, now: float, held: int) -> Decision[bool]:
         """Whether the client may get an assignment while it holds ``held`` others."""
+        if self.open_until is None:
+            return _CLOSED
         match self.state(now):
             case BreakerState.OPEN:
                 wait = (self.open_until or now) - now

@@ -31,6 +31,7 @@ def contained(
     turn: Turn, run: TaskRun, rule: Callable[Concatenate[Turn, P], None], *args: P.args, **kwargs: P.kwargs
 ) -> bool:
     """Apply a rule to one task; return whether it held. If it raises, nothing of it remains and the task fails."""
+    turn.touched[run.task_id] = run
     part = turn.apart()
     try:
         rule(part, *args, **kwargs)
@@ -56,7 +57,7 @@ def _quarantine(turn: Turn, run: TaskRun, broken: Turn, error: Exception) -> Non
     except Exception as second:
         # nothing can be done for it before the next start of the server; the others must go on all the same
         turn.do(ReportDefect(run.task_id, f"{describe(turn, second)}; its task stands until a restart", second))
-        turn.farm.tasks.pop(run.task_id, None)
+        turn.farm.drop(run.task_id)
     else:
         turn.take_in(part)
     turn.do(ReportDefect(run.task_id, why, error))
@@ -64,10 +65,13 @@ def _quarantine(turn: Turn, run: TaskRun, broken: Turn, error: Exception) -> Non
 
 def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
     records, commands = broken.drafts()
-    answered, delivered, stake = run.answered, run.delivered_ids(), broken.stake
+    answered, stake = run.answered, broken.stake
+    delivered = run.delivered_ids() | {r.assignment_id for r in (answered.step.delivered if answered.step else ())}
     unsettled = _unsettled_updates(run, commands, stake)
     _return_slots(turn, run, [r for r in records.values() if isinstance(r, AssignmentRecord)])
     _forget_the_attempt(run)
+    turn.farm.sort_in(run)
+    turn.farm.reserve(run, ())
     for update in unsettled:
         turn.do(DropUpdate(update))
     for record in list(answered.open.values()):
@@ -135,7 +139,7 @@ def _settle(turn: Turn, record: AssignmentRecord, is_delivered: bool, why: str) 
         state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
         turn.save(replace(record, state=state, error=why))
     client = turn.farm.clients[record.client_id]
-    if is_delivered:
+    if is_delivered or client.incarnation != record.incarnation:
         turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why))
-    elif client.incarnation == record.incarnation:
+    else:
         turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))

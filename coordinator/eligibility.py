@@ -16,6 +16,8 @@ from protocol.versions import FROZEN_APART
 EXECUTOR_RAM_BYTES = 400 * 1024**2
 """What an executor holds before any model: Python, torch and its optimizers (217 + 75 MB were measured)."""
 
+YES = Decision(True)
+
 
 def gigabytes(size_bytes: int) -> str:
     """Write a size for people: ``3.2 GB``."""
@@ -38,6 +40,8 @@ def needed_ram_bytes(spec: TaskSpec) -> int:
 def qualifies(client: ClientRecord, spec: TaskSpec) -> Decision[bool]:
     """Whether the machine meets the task's requirements, and the task fits it."""
     need, have = spec.requirements, client.resources
+    if is_enough(client, spec):
+        return YES
     gpu_memory = max((g.memory_bytes for g in have.gpus), default=0)
     missing_tags = sorted(set(need.tags) - set(client.tags))
     ram = needed_ram_bytes(spec)
@@ -58,18 +62,41 @@ def qualifies(client: ClientRecord, spec: TaskSpec) -> Decision[bool]:
     return next((Decision(False, reason) for ok, reason in checks if not ok), Decision(True))
 
 
+def is_enough(client: ClientRecord, spec: TaskSpec) -> bool:
+    """Whether the machine meets the requirements, without saying what is missing."""
+    need, have = spec.requirements, client.resources
+    return (
+        have.cpu_cores >= need.cpu_cores
+        and have.ram_bytes >= needed_ram_bytes(spec)
+        and (not need.clients or client.client_id in need.clients or client.name in need.clients)
+        and (not need.tags or set(need.tags) <= set(client.tags))
+        and (not need.gpu or bool(have.gpus))
+        and (not need.gpu_memory_bytes or max((g.memory_bytes for g in have.gpus), default=0) >= need.gpu_memory_bytes)
+    )
+
+
 def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether the client takes part in this task at this moment; a busy client does."""
     if not client.online:
         return Decision(False, f"offline: {client.offline_reason}")
-    if client.draining:
-        return Decision(False, "is leaving")
-    if client.throttled or client.paused is not None:
-        owner = f"paused by its owner{': ' + client.paused if client.paused else ''}"
-        return Decision(False, "sends more than a connection may" if client.throttled else owner)
+    if client.rests:
+        return Decision(False, _rest(client))
     breaker = client.breaker.allows(now, len(client.held))
-    if not breaker.value:
-        return breaker
+    return _may_try(client, run, now) if breaker.value else breaker
+
+
+def _rest(client: ClientState) -> str:
+    if client.draining:
+        return "is leaving"
+    if client.throttled:
+        return "sends more than a connection may"
+    return f"paused by its owner{': ' + client.paused if client.paused else ''}"
+
+
+def _may_try(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
+    """Whether nothing that the client met on this task keeps it off."""
+    if run.task_id in client.lacks:
+        return Decision(False, f"lacks what the task imports: {client.lacks[run.task_id]}")
     cooldown = client.cooldowns.get(run.task_id)
     if cooldown and cooldown.until > now:
         return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")
@@ -78,28 +105,26 @@ def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
 
 def fits_now(client: ClientState, run: TaskRun) -> Decision[bool]:
     """The pre-flight against the memory that is free now. A client that runs the task already has passed it."""
-    need, free = needed_ram_bytes(run.record.spec), client.load.ram_free_bytes
+    need, free = run.brief.needed_ram_bytes, client.load.ram_free_bytes
     if free and free < need and client.client_id not in run.participants:
         return Decision(False, f"has {gigabytes(free)} RAM free of {gigabytes(need)}")
-    return Decision(True)
+    return YES
 
 
 def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether the client may be offered parts of this task, as soon as it has a free slot."""
     fit = qualifies(client.record, run.record.spec)
     if fit.value and client.online:
-        fit = understands(client, run)
-    if run.task_id in client.lacks:
-        fit = Decision(False, f"lacks what the task imports: {client.lacks[run.task_id]}")
+        fit = understands(client, run.record.spec)
     return available(client, run, now) if fit.value else fit
 
 
-def understands(client: ClientState, run: TaskRun) -> Decision[bool]:
+def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     """Whether the client can take the task's weights, encode its updates and decode new versions."""
-    if run.record.spec.frozen is not None and FROZEN_APART not in client.features:
+    if spec.frozen is not None and FROZEN_APART not in client.features:
         return Decision(False, "cannot take frozen tensors as a file of their own: it needs a newer aifarm")
-    recipe = run.record.spec.recipe
+    recipe = spec.recipe
     needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
     if unknown := sorted(needed - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
-    return Decision(True)
+    return YES

@@ -37,6 +37,7 @@ from coordinator.events import (
     TaskSubmitted,
     Tick,
 )
+from coordinator.expiry import expire
 from coordinator.lifecycle import TaskState
 from coordinator.patience import forgive
 from coordinator.records import Snapshot
@@ -51,7 +52,7 @@ from protocol.tasks import TaskSpec
 def _tick(turn: Turn, event: Tick) -> None:
     if event.late_seconds > 0:
         forgive(turn, event.late_seconds)
-    scheduling.expire(turn)
+    expire(turn)
 
 
 RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
@@ -87,6 +88,10 @@ REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
 
 UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted, IdentityShared})
 """Events after which nobody can be served who could not be before."""
+
+
+OF_ALL: Final = frozenset({Tick, Restored})
+"""Events after which all tasks are looked at: time has passed."""
 
 
 class Broken(RuntimeError):
@@ -126,12 +131,12 @@ class Coordinator:
         a request (``REQUESTS``) that the farm refuses; Broken if a rule of no task breaks. Nothing has
         changed then.
         """
-        turn = Turn(self._farm, self._settings, self._new_id, self._draw, now, type(event).__name__)
+        turn = Turn(self._farm, self._settings, self._new_id, self._draw, now, cause=type(event).__name__)
         if (refuse := REQUESTS.get(type(event))) is not None:
             refuse(turn, event)
         self._apply(turn, event)
         if self._offers and type(event) not in UNEVENTFUL:
-            self._schedule(turn)
+            self._schedule(turn, everything=type(event) in OF_ALL)
         return turn.answer()
 
     def _apply(self, turn: Turn, event: Any) -> None:
@@ -140,31 +145,27 @@ class Coordinator:
         if run is not None:
             contained(turn, run, rule, event)
             return
-        part = turn.apart()
         try:
-            rule(part, event)
+            rule(turn, event)
         except Exception as error:
             if isinstance(event, TaskSubmitted):
-                self._farm.tasks.pop(event.task_id, None)
+                self._farm.drop(event.task_id)
             raise Broken(describe(turn, error)) from error
-        turn.take_in(part)
 
     def _task_of(self, event: Any) -> TaskRun | None:
         if (task_id := getattr(event, "task_id", None)) is not None:
             return self._farm.tasks.get(task_id)
         return self._farm.home(getattr(event, "assignment_id", ""))
 
-    def _schedule(self, turn: Turn) -> None:
-        part = turn.apart()
+    def _schedule(self, turn: Turn, everything: bool) -> None:
         try:
-            scheduling.schedule(part)
+            scheduling.schedule(turn, everything)
         except Exception as error:  # of no task: each is served in its own guard
             turn.do(ReportDefect(None, describe(turn, error), error))
-        turn.take_in(part)
 
     def task_view(self, task_id: str, now: float) -> TaskView:
         """Return one task for people. Raises: NotFound."""
-        return views.task_view(self._farm.task(task_id), now)
+        return views.task_view(self._moment(now), self._farm.task(task_id))
 
     def spec(self, task_id: str) -> TaskSpec:
         """Return what was submitted. Raises: NotFound."""
@@ -173,7 +174,8 @@ class Coordinator:
     def task_views(self, now: float, newest: int | None = None) -> list[TaskView]:
         """Return all tasks, or so many of them, newest first."""
         runs = sorted(self._farm.tasks.values(), key=lambda r: r.record.created_at, reverse=True)
-        return [views.task_view(run, now) for run in runs[:newest]]
+        moment = self._moment(now)
+        return [views.task_view(moment, run) for run in runs[:newest]]
 
     def task_states(self) -> list[TaskState]:
         """Return the state of each task, in no order."""
@@ -197,8 +199,12 @@ class Coordinator:
 
     def why(self, task_id: str, now: float) -> str:
         """Say in one line what a task waits for. Raises: NotFound."""
-        return views.why(self._farm, self._farm.task(task_id), now)
+        return views.why(self._moment(now), self._farm.task(task_id))
 
     def explain(self, task_id: str, now: float) -> Explanation:
         """Return every client's score for a task, or why it is left out. Raises: NotFound."""
-        return views.explain(self._farm, self._farm.task(task_id), now)
+        return views.explain(self._moment(now), self._farm.task(task_id))
+
+    def _moment(self, now: float) -> Turn:
+        """Return a turn that is only looked at."""
+        return Turn(self._farm, self._settings, self._new_id, self._draw, now, cause="a question")

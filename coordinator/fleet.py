@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from coordinator.ahead import drop_ahead
@@ -57,13 +57,14 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         failures=known.failures if known else {},
         cooldowns=known.cooldowns if known else {},
         breaker=known.breaker if known else Breaker(),
+        serves=known.serves if known else set(),
     )
     if known is not None:
         _suspend_all(turn, known, "its connection was replaced")
-    turn.farm.clients[hello.client_id] = client
+    turn.farm.admit(client)
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
-    _take_up(turn, client, hello)
+    _take_up(turn, client, hello, sorted(known.dormant) if known else ())
 
 
 def lost(turn: Turn, event: ClientLost) -> None:
@@ -75,8 +76,10 @@ def lost(turn: Turn, event: ClientLost) -> None:
     client.slots = 0
     client.offline_reason = event.reason
     _suspend_all(turn, client, f"the client is gone: {event.reason}")
-    for run in turn.farm.tasks.values():
-        run.participants.discard(client.client_id)
+    for task_id in client.serves:
+        if (run := turn.farm.tasks.get(task_id)) is not None:
+            run.participants.discard(client.client_id)
+    client.serves.clear()
     client.record = replace(client.record, last_seen=turn.now)
     turn.save(client.record)
     turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
@@ -111,11 +114,11 @@ def _suspend(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
             suspend(turn, run, lease, why)
 
 
-def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
+def _take_up(turn: Turn, client: ClientState, hello: Hello, left: Iterable[str]) -> None:
     """Let the client go on with what it still holds, and forget what it does not."""
     told = {held.assignment_id for held in hello.held}
-    for run in list(turn.farm.tasks.values()):
-        if run.step is not None and run.step.dormant:
+    for task_id in left:
+        if (run := turn.farm.live.get(task_id)) is not None:
             contained(turn, run, _forget_the_untold, run, client, told)
     for held in hello.held:
         if not held.finished:  # a finished one is counted, or not, when its result comes

@@ -54,8 +54,7 @@ def join_round(run: TaskRun, step: Step) -> None:
     for late in run.late_results:
         place = step.samples + sum(a.samples for a in step.delivered if a.position >= step.samples)
         record = replace(late.record, position=place)
-        step.delivered.append(record)
-        step.updates[record.assignment_id] = late.update
+        step.take_in(record, late.update)
         step.scales[record.assignment_id] = discount(step.number - record.round)
     run.late_results.clear()
 

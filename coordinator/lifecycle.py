@@ -70,6 +70,8 @@ ASSIGNMENT_EDGES: Final = MappingProxyType(
 
 ACTIVE: Final = frozenset({_T.PENDING, _T.ASSIGNED, _T.RUNNING, _T.PAUSED})
 """States of a task that may still train."""
+LIVE: Final = frozenset({_T.PENDING, _T.ASSIGNED, _T.RUNNING})
+"""States of a task that clients may work on."""
 ENDED: Final = frozenset({_T.COMPLETED, _T.FAILED, _T.CANCELLED})
 HELD: Final = frozenset({_A.OFFERED, _A.ACCEPTED, _A.RUNNING})
 """States of an assignment whose client still holds the lease."""

@@ -12,6 +12,7 @@ from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.prefetch import likely_next
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Lease, Part, Step, TaskRun
+from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
 from protocol.messages import Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
@@ -69,7 +70,8 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
     turn.farm.know(run, record.assignment_id)
     client.held.add(record.assignment_id)
     client.slots -= 1
-    run.participants.add(client.client_id)
+    begin_stint(client, run, turn.settings, turn.now)
+    run.join(client)
     turn.save(record)
     turn.send(client, _assign(turn, run, client, record), holds_weights=holds_present(run, client))
 
@@ -133,6 +135,7 @@ def suspend(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     step = _step(run)
     client = release(turn, run, lease)
     step.dormant[lease.record.assignment_id] = replace(lease.record, error=why)
+    client.dormant.add(run.task_id)
     insort(step.waiting, _part(lease.record), key=_position)
     turn.note("assignment_suspended", f"{client.record.name}: {why}", run, client)
 
@@ -152,7 +155,7 @@ def adopt(turn: Turn, run: TaskRun, record: AssignmentRecord, client: ClientStat
     lease = _lease(turn, run, client, record)
     step.leases[record.assignment_id] = lease
     client.held.add(record.assignment_id)
-    run.participants.add(client.client_id)
+    run.join(client)
     return lease
 
 

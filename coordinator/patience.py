@@ -12,7 +12,7 @@ from coordinator.turn import Turn
 
 def forgive(turn: Turn, seconds: float) -> None:
     """Move every deadline on by so long: what clients said meanwhile may still wait to be heard."""
-    for run in list(turn.farm.tasks.values()):
+    for run in list(turn.farm.live.values()):
         if run.step is not None or run.late or run.ahead:
             contained(turn, run, _forgive_in, run, seconds)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from typing import Final
 
 from coordinator.records import SampleRange
 from protocol.recipe import Mode, Recipe
 
+_LOOKED_AT: Final = 16
+"""So many clients are compared for a part."""
 _SLOWEST: Final = 1e-9
 _FASTEST: Final = 1e15
 """Samples per second beyond which a speed is no measurement."""
@@ -90,16 +94,79 @@ def by_affinity(
     """Order the clients along ``ranges`` so that each part goes to one that holds its shards, as far as possible.
 
     Greedy, from the first part on: of the clients that are left, the one with the most samples of its part at hand,
-    and of equals the first. ``sizes`` are the parts' samples and ``shards`` the held shards' indices, by client.
+    and of equals the first; where very many are left, of the first ones that hold the part's first shard, and the
+    first of all. ``sizes`` are the parts' samples and ``shards`` the held shards' indices, by client.
     """
+    places = {client: place for place, client in enumerate(sizes)}
+    left = dict.fromkeys(sizes)
+    if not any(shards[client] for client in sizes):
+        return list(left)
+    holders = _Holders(ranges, shards, places)
+    line, start = Line(ranges), 0
     order: list[str] = []
-    rest, left = list(ranges), dict(sizes)
     while left:
-        chosen = max(left, key=lambda c: samples_at_hand(head_of(rest, left[c]), shards[c]))
+        some = left if len(left) <= _LOOKED_AT else holders.of(line.shard_at(start), next(iter(left)))
+        chosen = max(some, key=lambda c: (line.at_hand(start, sizes[c], shards[c]), -places[c]))
         order.append(chosen)
-        size = left.pop(chosen)
-        rest = list(cut(rest, [size, count_samples(rest) - size])[1]) if left else []
+        del left[chosen]
+        holders.drop(chosen)
+        start += sizes[chosen]
     return order
+
+
+class _Holders:
+    """Which clients of those that are left hold which shards of a round; of one client, and of one shard, not all."""
+
+    def __init__(
+        self, ranges: Sequence[SampleRange], shards: Mapping[str, Collection[int]], places: Mapping[str, int]
+    ) -> None:
+        wanted = {r.shard for r in ranges}
+        self._shards = {client: list(islice(wanted.intersection(shards[client]), _LOOKED_AT * 2)) for client in places}
+        self._clients: dict[int, dict[str, None]] = {}
+        for client in places:
+            for shard in self._shards[client]:
+                self._clients.setdefault(shard, {})[client] = None
+
+    def of(self, shard: int, first: str) -> list[str]:
+        """Return the first clients that are left and hold a shard, and ``first``."""
+        found = list(islice(self._clients.get(shard, ()), _LOOKED_AT))
+        return found if first in found else [*found, first]
+
+    def drop(self, client: str) -> None:
+        """A client has its part."""
+        for shard in self._shards[client]:
+            del self._clients[shard][client]
+
+
+class Line:
+    """Ranges laid end to end, with their places."""
+
+    def __init__(self, ranges: Sequence[SampleRange]) -> None:
+        self._ranges = ranges
+        self._ends = list(accumulate(r.samples for r in ranges))
+
+    def shard_at(self, place: int) -> int:
+        """Return the shard of the sample at a place."""
+        return self._ranges[min(bisect_right(self._ends, place), len(self._ranges) - 1)].shard
+
+    def at_hand(self, start: int, samples: int, shards: Collection[int]) -> int:
+        """Count how many of so many samples from a place on lie in these shards."""
+        count, stop = 0, start + samples
+        for index in range(bisect_right(self._ends, start), len(self._ranges)):
+            end = self._ends[index]
+            begin = end - self._ranges[index].samples
+            if begin >= stop:
+                break
+            if self._ranges[index].shard in shards:
+                count += min(end, stop) - max(begin, start)
+        return count
+
+    def between(self, start: int, stop: int) -> Iterator[int]:
+        """Iterate over the shards of the samples from one place to another."""
+        for index in range(bisect_right(self._ends, start), len(self._ranges)):
+            if self._ends[index] - self._ranges[index].samples >= stop:
+                return
+            yield self._ranges[index].shard
 
 
 def samples_at_hand(ranges: Sequence[SampleRange], shards: Collection[int]) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from coordinator.epoch import take
-from coordinator.planning import cut
+from coordinator.planning import Line
 from coordinator.records import AssignmentRecord
-from coordinator.state import ClientState, TaskRun
+from coordinator.state import ClientState, Step, TaskRun
 from protocol.messages import Kind
 from protocol.tasks import BlobRef
 
@@ -16,8 +16,9 @@ def held_shards(run: TaskRun, client: ClientState) -> Collection[int]:
     """Return the indices of the task's shards that the client is known to hold; none where there are no files."""
     if not client.cached:
         return ()
-    shards = run.record.spec.dataset.shards
-    return {shard.index for shard in shards if shard.blob is not None and shard.blob.digest in client.cached}
+    shards = run.shards_by_digest()
+    held = client.cached & shards.keys()
+    return {index for digest in held for index in shards[digest]}
 
 
 def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, stripe_shards: int) -> tuple[BlobRef, ...]:
@@ -29,11 +30,18 @@ def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, str
     if record.kind is not Kind.TRAIN or step is None or run.record.spec.dataset.kind != "files":
         return ()
     start = record.position % max(step.samples, 1)
-    ranges = take(run.order(), step.next_cursor, start + record.samples, stripe_shards)
-    if sum(r.samples for r in ranges) <= start:  # the epoch ends before
-        return ()
-    part = cut(ranges, [start, sum(r.samples for r in ranges) - start])[1]
     own = {r.shard for r in record.ranges}
     shards = run.record.spec.dataset.shards
-    blobs = {b.digest: b for r in part if r.shard not in own and (b := shards[r.shard].blob) is not None}
-    return tuple(blob for digest, blob in blobs.items() if digest not in client.cached)[:256]
+    blobs = (shards[shard].blob for shard in _upcoming(run, step, stripe_shards).between(start, start + record.samples))
+    others = {blob.digest: blob for blob in blobs if blob is not None and blob.digest not in client.cached}
+    for shard in own:
+        if (blob := shards[shard].blob) is not None:
+            others.pop(blob.digest, None)
+    return tuple(others.values())[:256]
+
+
+def _upcoming(run: TaskRun, step: Step, stripe_shards: int) -> Line:
+    """Return what the next round is likely to be, worked out once for all parts of this one."""
+    if step.upcoming is None or step.upcoming[0] != step.next_cursor:
+        step.upcoming = (step.next_cursor, Line(take(run.order(), step.next_cursor, step.samples, stripe_shards)))
+    return step.upcoming[1]

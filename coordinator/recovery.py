@@ -15,13 +15,14 @@ from coordinator.containment import contained
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
+from coordinator.farm import Farm
 from coordinator.lateness import discount, drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round
 from coordinator.rounds import abandon, evaluation_is_due
-from coordinator.state import ClientState, Farm, Part, Step, TaskRun
+from coordinator.state import ClientState, Part, Step, TaskRun
 from coordinator.tasks import fail, new_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -32,15 +33,17 @@ RESTARTED = "the server restarted; the task waits for its clients to come back"
 def restore(snapshot: Snapshot) -> Farm:
     """Build the farm in memory. Nothing is decided here; ``mend`` does that in its turn."""
     farm = Farm(
-        clients={c.client_id: ClientState(record=c) for c in snapshot.clients},
         last_fence=max([snapshot.last_fence, *(a.fence for a in snapshot.assignments)]),
         interrupted_rounds=list(snapshot.rounds),
         interrupted_assignments=list(snapshot.assignments),
     )
+    for client in snapshot.clients:
+        farm.admit(ClientState(record=client))
     newest = {c.task_id: c for c in sorted(snapshot.checkpoints, key=lambda c: c.round)}
     for record in snapshot.tasks:
-        run = farm.tasks[record.task_id] = new_run(record, newest.get(record.task_id))
+        run = new_run(record, newest.get(record.task_id))
         run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
+        farm.add(run)
     return farm
 
 
@@ -59,7 +62,7 @@ def mend(turn: Turn) -> None:
         if turn.farm.dormant(assignment.assignment_id, assignment.fence) is None:
             state = move_assignment(assignment.assignment_id, assignment.state, AssignmentState.EXPIRED)
             turn.save(replace(assignment, state=state, error=RESTARTED))
-    for run in list(turn.farm.tasks.values()):
+    for run in list(turn.farm.live.values()):
         contained(turn, run, _mend_task, run)
 
 
@@ -152,6 +155,7 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         run.answered.take_in(record)
     for record in mine:
         turn.farm.know(run, record.assignment_id)
+        turn.farm.clients[record.client_id].dormant.add(run.task_id)
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))
     turn.note("round_reopened", f"round {interrupted.number} waits for {len(mine)} parts that clients held", run)
     return True

@@ -153,9 +153,7 @@ def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultAr
     record = _done(turn, run, lease, event)
     del step.leases[record.assignment_id]
     bury(turn, step, record.position)
-    step.delivered.append(record)
-    if event.update is not None:
-        step.updates[record.assignment_id] = event.update
+    step.take_in(record, event.update)
     if step.kind is Kind.EVALUATE:
         turn.send(
             turn.farm.clients[record.client_id],
@@ -203,6 +201,7 @@ def _charge(turn: Turn, run: TaskRun, seconds: float) -> None:
     submitter = run.record.spec.submitter
     used = turn.farm.usage.setdefault(submitter, DecayingSum(turn.settings.usage_half_life_seconds))
     used.add(seconds, turn.now)
+    run.spent.add(seconds, turn.now)
 
 
 def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:

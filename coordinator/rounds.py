@@ -118,15 +118,19 @@ def _part_out_fixed(
 
 def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) -> None:
     """Give the accumulator the updates whose turn has come; with ``skip_gaps`` all that arrived."""
-    for record in sorted(step.delivered, key=lambda a: a.position):
-        if record.position < step.folded_to:
-            continue
-        if record.position > step.folded_to and not skip_gaps:
-            break
-        update = step.updates.pop(record.assignment_id)
-        scale = step.scales.get(record.assignment_id, 1.0)
-        turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples, scale))
-        step.folded_to = record.position + record.samples
+    if skip_gaps:
+        for position in sorted(step.unfolded):
+            _fold(turn, run, step, position)
+    while step.folded_to in step.unfolded:
+        _fold(turn, run, step, step.folded_to)
+
+
+def _fold(turn: Turn, run: TaskRun, step: Step, position: int) -> None:
+    record = step.unfolded.pop(position)
+    update = step.updates.pop(record.assignment_id)
+    scale = step.scales.get(record.assignment_id, 1.0)
+    turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples, scale))
+    step.folded_to = record.position + record.samples
 
 
 def has_enough(run: TaskRun, step: Step) -> bool:

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Final
 
-from coordinator.eligibility import gigabytes, needed_ram_bytes
+from coordinator.eligibility import gigabytes
 from coordinator.state import ClientState, TaskRun
 from protocol.rest import ScoreTerm
 
 WEIGHTS: Final = {"throughput": 0.35, "memory": 0.15, "reliability": 0.2, "cached": 0.2, "load": 0.1}
+_SHORTLIST: Final = 256
 _MOST_BYTES: Final = 2**63
 _LEAST_GFLOPS: Final = 1e-6
 _MOST_GFLOPS: Final = 1e9
@@ -115,26 +117,54 @@ def _measured(client: ClientState, run: TaskRun) -> float | None:
 def rank(run: TaskRun, clients: Sequence[ClientState]) -> list[tuple[float, ClientState, tuple[ScoreTerm, ...]]]:
     """Score the clients for the task and return (score, client, terms), best first; ties by client id."""
     speeds = expected_speeds(run, clients)
-    best = max(speeds.values(), default=0.0)
+    fastest = max(speeds.values(), default=0.0)
     sizes = {s.blob.digest: s.blob.size_bytes for s in run.record.spec.dataset.shards if s.blob}
-    scored = []
+    data, scored = _Data(sizes, sum(sizes.values())), []
     for client in clients:
-        terms = score(_facts(run, client, speeds[client.client_id], best, sizes))
+        terms = score(_facts(run, client, speeds[client.client_id], fastest, data))
         scored.append((total(terms), client, terms))
     return sorted(scored, key=lambda x: (-x[0], x[1].client_id))
 
 
-def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, sizes: dict[str, int]) -> Facts:
+def best(run: TaskRun, clients: Sequence[ClientState], count: int) -> list[ClientState]:
+    """Choose clients for a task: those that worked on it last, and may have warm executors, then by score.
+
+    Where there are very many, only the fastest of them are scored.
+    """
+
+    def quick(client: ClientState) -> tuple[bool, float, float, int]:
+        return run.task_id in client.recent, _measured(client, run) or 0.0, _gflops(client), -client.place
+
+    shortlist = clients if len(clients) <= _SHORTLIST else nlargest(max(_SHORTLIST, count), clients, key=quick)
+    ranked = [client for _, client, _ in rank(run, shortlist)]
+    warm = [client for client in ranked if run.task_id in client.recent]
+    cold = [client for client in ranked if run.task_id not in client.recent]
+    return (warm + cold)[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """A task's data set: the sizes of its blobs by digest, and in all."""
+
+    sizes: Mapping[str, int]
+    size_bytes: int
+
+    def held_by(self, client: ClientState) -> int:
+        """Count the bytes that a client has."""
+        return sum(self.sizes[digest] for digest in client.cached & self.sizes.keys()) if client.cached else 0
+
+
+def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, data: _Data) -> Facts:
     return Facts(
         speed=speed,
         measured=_measured(client, run) is not None,
         best_speed=best_speed,
         free_bytes=min(client.load.ram_free_bytes or client.record.resources.ram_bytes, _MOST_BYTES),
-        needed_bytes=needed_ram_bytes(run.record.spec),
+        needed_bytes=run.brief.needed_ram_bytes,
         delivered=client.record.delivered,
         failed=client.record.failed,
-        cached_bytes=sum(size for digest, size in sizes.items() if digest in client.cached),
-        data_bytes=sum(sizes.values()),
+        cached_bytes=data.held_by(client),
+        data_bytes=data.size_bytes,
         cpu=client.load.cpu if 0 <= client.load.cpu <= 1 else 1.0,
         held=len(client.held),
     )

@@ -26,6 +26,11 @@ class CoordinatorSettings:
     deadline_grace_seconds: float = 20.0
     ageing_seconds: float = 60.0
     """A waiting task rises by one priority level in this time."""
+    quantum_seconds: float = 30.0
+    """How long a client serves a task before another one of no higher priority may have it: ten times what the start
+    of an executor takes."""
+    keep_seconds: float = 2.0
+    """Within that time, how long it is kept idle while its task has nothing for it: less than such a start."""
     usage_half_life_seconds: float = 600.0
     """How fast a submitter's past use of the farm is forgotten."""
     stripe_shards: int = 8

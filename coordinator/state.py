@@ -5,16 +5,18 @@ These are the only mutable objects of the core; the records inside them are immu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
+from typing import Final
 
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
 from coordinator.evidence import Evidence
-from coordinator.lifecycle import HELD, AssignmentState
+from coordinator.lifecycle import HELD, AssignmentState, TaskState
+from coordinator.planning import Line
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
@@ -26,7 +28,6 @@ from coordinator.records import (
 )
 from coordinator.retry import RetryPolicy
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.errors import NotFound
 from protocol.messages import AssignmentProgress, Kind, TaskBrief
 from protocol.resources import Load
 from protocol.tasks import BlobRef, Shard, Split, WeightsDelta
@@ -38,6 +39,9 @@ class Cooldown:
 
     until: float
     reason: str
+
+
+_NEWS: Final = frozenset({"online", "slots", "paused", "throttled", "draining", "freed_at", "warms_up"})
 
 
 @dataclass(slots=True)
@@ -77,6 +81,30 @@ class ClientState:
     lacks: dict[str, str] = field(default_factory=dict)
     """What it has not installed, by the id of the task that needs it; another connection may have it."""
     breaker: Breaker = field(default_factory=Breaker)
+    place: int = 0
+    """Its place in the order in which clients first came."""
+    stints: dict[str, float] = field(default_factory=dict)
+    """Since when it serves which task, by task id: one for each of its slots (see ``coordinator.stints``)."""
+    recent: tuple[str, ...] = ()
+    """The tasks that it worked on last, the newest first: it may have warm executors for them."""
+    dormant: set[str] = field(default_factory=set)
+    """Tasks of which it may come back with something that it held."""
+    serves: set[str] = field(default_factory=set)
+    """Tasks of which it is a participant."""
+    watch: Callable[[ClientState], None] | None = None
+    """Told of each change that decides who may be served."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a field; the pools hear of what concerns them, so that no rule can forget to say it."""
+        is_news = name in _NEWS and (name == "freed_at" or getattr(self, name, None) != value)
+        object.__setattr__(self, name, value)
+        if is_news and (watch := getattr(self, "watch", None)) is not None:
+            watch(self)
+
+    @property
+    def rests(self) -> bool:
+        """Whether it wants no work now, or gets none."""
+        return self.draining or self.throttled or self.paused is not None
 
     def back_off(self, task_id: str, why: str, policy: RetryPolicy, now: float) -> None:
         """Count a failure on a task, and keep the client off it for longer after each in a row."""
@@ -163,6 +191,12 @@ class Step:
     delivered: list[AssignmentRecord] = field(default_factory=list)
     updates: dict[str, BlobRef] = field(default_factory=dict)
     """Updates that wait for their turn to be folded, by assignment id; small ones with their bytes."""
+    unfolded: dict[int, AssignmentRecord] = field(default_factory=dict)
+    """The delivered assignments of these updates, by position."""
+    upcoming: tuple[int, Line] | None = None
+    """What the round after it is likely to be, and the cursor where that begins."""
+    own_samples: int = 0
+    """Samples of the round's own parts that arrived."""
     folded_to: int = 0
     collect_since: float = 0.0
     """When clients began to work on it (again): the longest time counts from here."""
@@ -185,10 +219,14 @@ class Step:
         """Count the samples of the updates that arrived, stale ones included."""
         return sum(a.samples for a in self.delivered)
 
-    @property
-    def own_samples(self) -> int:
-        """Count the samples of the round's own parts that arrived."""
-        return sum(a.samples for a in self.delivered if a.position < self.samples)
+    def take_in(self, record: AssignmentRecord, update: BlobRef | None) -> None:
+        """Add a delivered assignment, and its update, which waits for its turn to be folded."""
+        self.delivered.append(record)
+        if record.position < self.samples:
+            self.own_samples += record.samples
+        if update is not None:
+            self.updates[record.assignment_id] = update
+            self.unfolded[record.position] = record
 
 
 @dataclass(slots=True)
@@ -231,8 +269,6 @@ class TaskRun:
     attempt: int = 0
     """Numbers the openings of rounds, so that an answer about an abandoned one is recognised."""
     speed: MovingAverage = field(default_factory=MovingAverage)
-    why: str = ""
-    """What the task waits for, in a clause; the scheduler keeps it true."""
     evidence: Evidence = field(default_factory=Evidence)
     """What clients said against the task since its last commit."""
     server_faults: int = 0
@@ -253,12 +289,19 @@ class TaskRun:
     """What is committed in memory only (recipes with ``durable_every``)."""
     durable_at: float = 0.0
     """When its last durable commit was."""
+    spent: DecayingSum = field(default_factory=lambda: DecayingSum(600.0))
+    """Client-seconds that it had of late."""
+    reserves: tuple[str, ...] = ()
+    """Clients that are kept free until there are as many as it needs."""
+    look_again: float = 0.0
+    """Not before this, if nothing happens that concerns it, is it worth while to look for clients again."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
     in_flight: set[str] = field(default_factory=set)
     """Ids of its assignments that clients may still say something about."""
     answered: Answered = field(init=False)
     _order: tuple[int, list[Shard]] | None = None
+    _shards: dict[str, list[int]] | None = None
 
     def __post_init__(self) -> None:
         """A new task goes back to where it began."""
@@ -268,6 +311,11 @@ class TaskRun:
     def task_id(self) -> str:
         """The task's id."""
         return self.record.task_id
+
+    def join(self, client: ClientState) -> None:
+        """Note that a client may hold an executor of this task from now on."""
+        self.participants.add(client.client_id)
+        client.serves.add(self.task_id)
 
     def delivered_ids(self) -> set[str]:
         """Return the ids of the assignments whose results are here and in no committed round."""
@@ -282,6 +330,11 @@ class TaskRun:
         if self.volatile is not None:
             ids |= {ack.assignment_id for _, ack in self.volatile.acks}
         return ids
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no clients and no step, and knows it."""
+        return self.step is None and self.record.state is TaskState.PENDING
 
     def ahead_records(self) -> list[AssignmentRecord]:
         """Return what is done ahead of the next round, delivered or not."""
@@ -300,108 +353,16 @@ class TaskRun:
             self._order = (self.record.epoch, shards)
         return self._order[1]
 
+    def shards_by_digest(self) -> Mapping[str, Sequence[int]]:
+        """Return the indices of the shards that are blobs, by digest."""
+        if self._shards is None:
+            self._shards = {}
+            for shard in self.record.spec.dataset.shards:
+                if shard.blob is not None:
+                    self._shards.setdefault(shard.blob.digest, []).append(shard.index)
+        return self._shards
+
     def update(self, **changes: object) -> TaskRecord:
         """Replace fields of the record and return the new one."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # the caller names fields of TaskRecord
         return self.record
-
-
-@dataclass(slots=True)
-class Farm:
-    """All of it, with look-ups."""
-
-    tasks: dict[str, TaskRun] = field(default_factory=dict)
-    clients: dict[str, ClientState] = field(default_factory=dict)
-    usage: dict[str, DecayingSum] = field(default_factory=dict)
-    last_fence: int = 0
-    server_lacks: str | None = None
-    """What the server is short of, so that tasks wait for it."""
-    interrupted_rounds: list[RoundRecord] = field(default_factory=list)
-    """Open when the server stopped."""
-    interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)
-    """Held when the server stopped."""
-    _homes: dict[str, TaskRun] = field(default_factory=dict)
-    """The tasks of assignments in flight."""
-
-    def task(self, task_id: str) -> TaskRun:
-        """Return a task. Raises: NotFound."""
-        try:
-            return self.tasks[task_id]
-        except KeyError:
-            raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks") from None
-
-    def online(self) -> Iterator[ClientState]:
-        """Iterate over the connected clients."""
-        return (c for c in self.clients.values() if c.online)
-
-    def current(self, client_id: str, incarnation: int) -> ClientState | None:
-        """Return the client if that connection is its present one."""
-        client = self.clients.get(client_id)
-        return client if client and client.online and client.incarnation == incarnation else None
-
-    def know(self, run: TaskRun, assignment_id: str) -> None:
-        """Remember which task an assignment is of, for as long as it is in flight."""
-        run.in_flight.add(assignment_id)
-        self._homes[assignment_id] = run
-
-    def home(self, assignment_id: str) -> TaskRun | None:
-        """Return the task of an assignment that is in flight."""
-        return self._homes.get(assignment_id)
-
-    def settle(self, run: TaskRun) -> None:
-        """End a turn of a task: what it is now is what a turn that breaks goes back to."""
-        answered = run.answered
-        if answered.step is not run.step:
-            unsettled = run.unsettled()
-            for assignment_id in run.in_flight - unsettled:
-                self._homes.pop(assignment_id, None)
-                answered.open.pop(assignment_id, None)
-            run.in_flight = unsettled
-        answered.record, answered.checkpoint = run.record, run.checkpoint
-        answered.volatile, answered.step = run.volatile, run.step
-
-    def lease(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, Lease] | None:
-        """Find a lease that is still held under that fencing token."""
-        run = self.home(assignment_id)
-        step = run.step if run else None
-        if run and step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
-            return run, step, lease
-        return None
-
-    def late(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
-        """Find a late assignment that is still held under that fencing token."""
-        run = self.home(assignment_id)
-        if run and (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
-            return run, lease
-        return None
-
-    def ahead(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
-        """Find a part of a round to come that is held under that fencing token."""
-        run = self.home(assignment_id)
-        if run and (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
-            return run, lease
-        return None
-
-    def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
-        """Find an assignment whose client went away and may come back, under that fencing token."""
-        run = self.home(assignment_id)
-        step = run.step if run else None
-        if run and step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
-            return run, step, record
-        return None
-
-    def is_delivered(self, assignment_id: str) -> bool:
-        """Whether the assignment's update is here already, and no durable round contains it yet."""
-        run = self.home(assignment_id)
-        if run is None:
-            return False
-        waiting = (*run.late_results, *run.ahead_results.values())
-        records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
-        if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
-            return True
-        return bool(run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks))
-
-    def next_fence(self, now: float) -> int:
-        """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""
-        self.last_fence = max(self.last_fence + 1, int(now * 1000))
-        return self.last_fence

@@ -58,19 +58,26 @@ def gets_on(lease: Lease, now: float, settings: CoordinatorSettings) -> bool:
     return now - lease.grown_at <= settings.stall_seconds
 
 
-def end_of(lease: Lease, step: Step, now: float, longest_seconds: float, settings: CoordinatorSettings) -> float:
+def usual_seconds(step: Step) -> float | None:
+    """Return the median time of the step's parts that are here, if any is."""
+    times = [r.delivered_at - r.offered_at for r in step.delivered if r.delivered_at is not None]
+    return median(times) if times else None
+
+
+def end_of(
+    lease: Lease, usual: float | None, now: float, longest_seconds: float, settings: CoordinatorSettings
+) -> float:
     """Return when a free client may begin the same part as well; no report moves it further than this.
 
-    From the client's own measured speed where there is one (``deadline``); else from the median time of the step's
-    parts that are here, counted from when it began to compute, with the same factor and grace; else a while.
+    From the client's own measured speed where there is one (``deadline``); else from ``usual``, the median time of
+    the step's parts that are here, counted from when it began to compute, with the same factor and grace; else a while.
     """
     stall = settings.stall_seconds
     if lease.is_measured:
         end = lease.deadline
     else:
-        times = [r.delivered_at - r.offered_at for r in step.delivered if r.delivered_at is not None]
         grace = min(settings.deadline_grace_seconds, stall / 3)
-        patience = grace + settings.deadline_factor * median(times) if times else stall
+        patience = grace + settings.deadline_factor * usual if usual is not None else stall
         end = min(lease.computing_at, lease.began_at + 2 / 3 * stall) + patience
     if lease.uploading_at < inf:
         end = max(end, lease.uploading_at + (stall if gets_on(lease, now, settings) else stall / 2))

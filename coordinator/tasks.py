@@ -16,6 +16,7 @@ from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
 from coordinator.state import StepPhase, TaskRun
+from coordinator.throughput import DecayingSum
 from coordinator.turn import Turn
 from protocol.errors import Conflict
 from protocol.messages import Pause, Resume
@@ -67,10 +68,19 @@ def submit(turn: Turn, event: TaskSubmitted) -> None:
         created_at=turn.now,
         reason="submitted",
     )
-    run = turn.farm.tasks[event.task_id] = new_run(record)
+    run = new_run(record)
+    run.spent = level_spent(turn)
+    turn.farm.add(run)
+    turn.touched[run.task_id] = run
     turn.save(record)
     turn.save(run.checkpoint)
     turn.note("task_submitted", f"{event.spec.submitter} submitted {event.spec.name}", run)
+
+
+def level_spent(turn: Turn) -> DecayingSum:
+    """Let a task begin level with the one that had least of late: it is owed nothing for the time before it came."""
+    least = min((run.spent.read(turn.now) for run in turn.farm.live.values()), default=0.0)
+    return DecayingSum(turn.settings.usage_half_life_seconds, least, turn.now)
 
 
 def check_action(turn: Turn, event: TaskAction) -> None:
@@ -113,7 +123,8 @@ def check_removal(turn: Turn, event: TaskRemoved) -> None:
 
 def remove(turn: Turn, event: TaskRemoved) -> None:
     """Forget a task that is over; it left nothing open."""
-    run = turn.farm.tasks.pop(event.task_id)
+    run = turn.farm.task(event.task_id)
+    turn.farm.drop(run.task_id)
     for client in turn.farm.clients.values():
         for known in (client.speeds, client.versions, client.cooldowns, client.failures, client.lacks):
             known.pop(run.task_id, None)
@@ -132,7 +143,7 @@ def _check_may(run: TaskRun, action: Action) -> None:
 def _resume(turn: Turn, run: TaskRun, message: str) -> None:
     started = run.record.started_at is not None
     turn.move(run, TaskState.RUNNING if started else TaskState.PENDING, message)
-    for client_id in sorted(run.participants):
+    for client_id in sorted(run.participants):  # of those that left meanwhile nobody hears
         turn.send(turn.farm.clients[client_id], Resume(task_id=run.task_id))
 
 

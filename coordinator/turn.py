@@ -9,6 +9,7 @@ from typing import Any
 from coordinator.commands import Command, Save, Send
 from coordinator.durability import Volatile
 from coordinator.events import AssignmentFailed, ResultArrived
+from coordinator.farm import Farm
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
     AssignmentRecord,
@@ -22,7 +23,7 @@ from coordinator.records import (
     TaskRecord,
 )
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import ClientState, Farm, Lease, TaskRun
+from coordinator.state import ClientState, Lease, TaskRun
 from protocol.messages import Message
 
 
@@ -35,6 +36,8 @@ class Turn:
     new_id: Callable[[], str]
     draw: Callable[[], float]
     now: float
+    touched: dict[str, TaskRun] = field(default_factory=dict)
+    """The tasks that this turn is about."""
     cause: str = ""
     """The name of the event, for reports."""
     stake: ResultArrived | AssignmentFailed | None = None
@@ -50,7 +53,7 @@ class Turn:
 
     def apart(self) -> Turn:
         """Return an empty turn of the same moment; ``take_in`` adds its answer, and without that it leaves none."""
-        return Turn(self.farm, self.settings, self.new_id, self.draw, self.now, self.cause)
+        return Turn(self.farm, self.settings, self.new_id, self.draw, self.now, self.touched, self.cause)
 
     def take_in(self, part: Turn) -> None:
         """Add all that a part of this turn decided."""
@@ -145,6 +148,8 @@ class Turn:
         """Take a task along an edge of its table, save it, and append the event. Raises: IllegalTransition."""
         move_task(run.task_id, run.record.state, to)
         record = run.update(state=to, reason=message, **changes)
+        self.farm.sort_in(run)
+        self.touched[run.task_id] = run
         self.save(record)
         self.note(f"task_{to}", message, run)
         return record

@@ -7,12 +7,14 @@ from coordinator.horizon import rounds_total
 from coordinator.lifecycle import ACTIVE, TaskState
 from coordinator.records import RoundState
 from coordinator.scoring import rank, reliability
-from coordinator.state import ClientState, Farm, Step, StepPhase, TaskRun
+from coordinator.state import ClientState, Step, StepPhase, TaskRun
+from coordinator.turn import Turn
+from coordinator.verdict import Outlook, verdict
 from protocol.messages import Kind
 from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView
 
 
-def task_view(run: TaskRun, now: float) -> TaskView:
+def task_view(turn: Turn, run: TaskRun) -> TaskView:
     """Return one task as people see it."""
     task, spec = run.record, run.record.spec
     step = run.step
@@ -22,7 +24,7 @@ def task_view(run: TaskRun, now: float) -> TaskView:
         name=spec.name,
         submitter=spec.submitter,
         state=task.state,
-        why=_state_line(run, now),
+        why=_state_line(turn, run),
         priority=spec.priority,
         mode=spec.recipe.mode,
         round=task.version,
@@ -63,13 +65,15 @@ def open_round_view(run: TaskRun, now: float) -> RoundView | None:
     )
 
 
-def _state_line(run: TaskRun, now: float) -> str:
-    task = run.record
+def _state_line(turn: Turn, run: TaskRun) -> str:
+    task, now = run.record, turn.now
     match task.state:
-        case TaskState.PENDING if run.why:
-            return run.why
+        case TaskState.PENDING if reason := verdict(turn, run, Outlook(turn)).reason():
+            return reason
+        case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING if run.step:
+            return _step_line(run.step, now)
         case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING:
-            return _step_line(run.step, now) if run.step else (run.why or task.reason)
+            return verdict(turn, run, Outlook(turn)).reason() or task.reason
         case TaskState.PAUSED:
             return f"{task.reason}; `farm resume {task.task_id}` continues it from round {task.version}"
         case TaskState.FAILED:
@@ -87,16 +91,16 @@ def _step_line(step: Step, now: float) -> str:
     return f"{line}; {len(step.waiting)} wait for a free client" if step.waiting else line
 
 
-def why(farm: Farm, run: TaskRun, now: float) -> str:
+def why(turn: Turn, run: TaskRun) -> str:
     """Say in one line what the task waits for; for an open step, who holds which part and how far it is."""
-    line = _state_line(run, now)
-    if farm.server_lacks is not None and run.record.state in ACTIVE:
-        line = f"{line}; it waits for the server: {farm.server_lacks}"
+    line = _state_line(turn, run)
+    if turn.farm.server_lacks is not None and run.record.state in ACTIVE:
+        line = f"{line}; it waits for the server: {turn.farm.server_lacks}"
     if run.step is None or not run.step.leases:
         return line
     holders = []
     for lease in run.step.leases.values():
-        name = farm.clients[lease.record.client_id].record.name
+        name = turn.farm.clients[lease.record.client_id].record.name
         if lease.progress is None:
             holders.append(f"{name} ({lease.record.state})")
         else:
@@ -146,9 +150,9 @@ def _client_state(client: ClientState, now: float) -> tuple[str, str]:
     return "online", f"works on {held} assignment{'s' if held > 1 else ''}" if held else "is free"
 
 
-def explain(farm: Farm, run: TaskRun, now: float) -> Explanation:
+def explain(turn: Turn, run: TaskRun) -> Explanation:
     """Return every known client's standing for the task: best first, the left-out ones last, with the reason."""
-    verdicts = {c.client_id: eligible(c, run, now) for c in farm.clients.values()}
+    verdicts = {c.client_id: eligible(c, run, turn.now) for c in turn.farm.clients.values()}
     scores = [
         ClientScore(
             client_id=client.client_id,
@@ -158,9 +162,9 @@ def explain(farm: Farm, run: TaskRun, now: float) -> Explanation:
             score=score,
             terms=terms,
         )
-        for score, client, terms in rank(run, [c for c in farm.clients.values() if verdicts[c.client_id].value])
+        for score, client, terms in rank(run, [c for c in turn.farm.clients.values() if verdicts[c.client_id].value])
     ]
-    for client in sorted(farm.clients.values(), key=lambda c: c.record.name):
+    for client in sorted(turn.farm.clients.values(), key=lambda c: c.record.name):
         verdict = verdicts[client.client_id]
         if not verdict.value:
             scores.append(
@@ -172,4 +176,4 @@ def explain(farm: Farm, run: TaskRun, now: float) -> Explanation:
                     score=0.0,
                 )
             )
-    return Explanation(task_id=run.task_id, why=why(farm, run, now), clients=tuple(scores))
+    return Explanation(task_id=run.task_id, why=why(turn, run), clients=tuple(scores))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from typing import Final, Literal
 
 from pydantic import Field, model_validator
@@ -69,7 +71,15 @@ class Dataset(Frozen):
 
     def samples(self, split: Split) -> int:
         """Count the samples of one split."""
-        return sum(s.samples for s in self.shards if s.split is split)
+        return self.samples_by_split[split]
+
+    @cached_property
+    def samples_by_split(self) -> Mapping[Split, int]:
+        """Count the samples of each split."""
+        counts = dict.fromkeys(Split, 0)
+        for shard in self.shards:
+            counts[shard.split] += shard.samples
+        return counts
 
     @model_validator(mode="after")
     def _numbered(self) -> Dataset:

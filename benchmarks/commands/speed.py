@@ -20,6 +20,7 @@ from benchmarks.memory import measure as measure_memory
 from benchmarks.report import report, report_each, say, whole_numbers
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
+from benchmarks.scheduling import measure as measure_scheduling
 from benchmarks.transitions import measure as measure_transitions
 from protocol.compression import CodecName
 from protocol.recipe import Mode
@@ -111,3 +112,14 @@ def transitions(
 ) -> None:
     """Durable task-state transitions per second, beside plain sqlite3 with one transaction for each."""
     report([partial(measure_transitions, count, seconds, folder) for count in whole_numbers(writers)])
+
+
+@app.command()
+def scheduling(
+    clients: Annotated[str, typer.Option(help="Numbers of idle clients.")] = "10,1000,10000",
+    ended_tasks: Annotated[str, typer.Option(help="Numbers of tasks that have ended.")] = "10,10000",
+    waiting_tasks: Annotated[str, typer.Option(help="Numbers of tasks that nobody can work on.")] = "1,200",
+) -> None:
+    """What an event costs the coordinator, beside more and more clients and tasks that it does not concern."""
+    grid = product(whole_numbers(clients), whole_numbers(ended_tasks), whole_numbers(waiting_tasks))
+    report([partial(measure_scheduling, *sizes) for sizes in grid])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import offers, results, rounds, scheduling
+from coordinator import expiry, offers, results, rounds, scheduling
 from coordinator.events import Action, TaskAction
 from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.records import AssignmentRecord, RoundState
@@ -64,7 +64,7 @@ def check_books(farm: Simulation) -> None:
 @pytest.mark.parametrize("error", DEFECTS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("place", "name"), [(scheduling, "_serve"), (scheduling, "choose"), (scheduling, "open_round"), (rounds, "offer")]
+    ("place", "name"), [(scheduling, "_serve"), (scheduling, "verdict"), (scheduling, "open_round"), (rounds, "offer")]
 )
 def test_a_defect_in_serving_a_task_ends_its_attempt_and_no_other(
     monkeypatch: pytest.MonkeyPatch, place: Any, name: str, after: bool, error: Exception
@@ -164,7 +164,7 @@ def test_a_client_is_lost_whole_though_one_of_its_tasks_breaks(monkeypatch: pyte
 def test_a_defect_in_one_task_keeps_the_tick_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     farm = farm_of_two()
     farm.join("ada"), farm.join("bob")
-    break_for("bad", monkeypatch, scheduling, "_expire_in", RuntimeError("planted"), after=False)
+    break_for("bad", monkeypatch, expiry, "_expire_in", RuntimeError("planted"), after=False)
     farm.tick(farm.settings.offer_seconds + 1)
     assert farm.task("bad").state is TaskState.FAILED
     expired = [a for a in farm.ledger.assignments.values() if a.task_id == "good" and a.state == "expired"]

@@ -21,6 +21,8 @@ def test_the_weights_are_the_codes() -> None:
 def test_the_times_are_the_codes() -> None:
     settings, recipe = CoordinatorSettings(), Recipe(rounds=1)
     for sentence in (
+        f"stays with a task for {settings.quantum_seconds:.0f} s",
+        f"kept idle for its task for {settings.keep_seconds:.0f} s at most",
         f"| an offer without an answer | {settings.offer_seconds:.0f} s |",
         f"| heartbeats that tell of nothing new | {settings.stall_seconds:.0f} s |",
         f"{settings.deadline_grace_seconds:.0f} s + {settings.deadline_factor:.0f} x the expected time",

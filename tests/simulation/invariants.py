@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
+from coordinator.farm import Farm
 from coordinator.lifecycle import ENDED, HELD, TaskState
-from coordinator.state import Farm, Step, StepPhase, TaskRun
+from coordinator.state import Step, StepPhase, TaskRun
 from protocol.messages import Assign
 from tests.simulation.violation import Violation, check
 

@@ -23,8 +23,8 @@ from coordinator import (
     views,
 )
 from coordinator.commands import Fold, Save
+from coordinator.farm import Farm
 from coordinator.records import AssignmentRecord
-from coordinator.state import Farm
 from coordinator.turn import Turn
 from protocol.messages import Ack
 from tests.simulation import server
@@ -116,7 +116,7 @@ def keep_leases_of_the_gone(patch: pytest.MonkeyPatch) -> None:
 
 def never_expire(patch: pytest.MonkeyPatch) -> None:
     """A client that makes no progress keeps its lease, and no round is ever given up."""
-    patch.setattr(scheduling, "expire", lambda *_args: None)
+    patch.setattr(engine, "expire", lambda *_args: None)
 
 
 def offer_the_same_part_twice(patch: pytest.MonkeyPatch) -> None:

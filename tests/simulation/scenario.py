@@ -99,6 +99,8 @@ def _settings() -> CoordinatorSettings:
         deadline_grace_seconds=5.0,
         breaker_failures=3,
         does_not_fit_seconds=10.0,
+        quantum_seconds=4.0,
+        keep_seconds=1.0,
         task_retry=RetryPolicy(base_seconds=0.5, cap_seconds=4.0),
         client_retry=RetryPolicy(base_seconds=1.0, cap_seconds=8.0),
         breaker_retry=RetryPolicy(base_seconds=2.0, cap_seconds=15.0),

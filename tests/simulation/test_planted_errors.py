@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from coordinator import ahead, containment, durability, evaluation, fleet, offers, results, rounds, scheduling
+from coordinator import ahead, containment, durability, evaluation, expiry, fleet, offers, results, rounds, scheduling
 from tests.simulation.violation import Planted, Violation
 from tests.simulation.world import run_seed
 
 SEEDS = 100
 ONE_IN = 200
 PLACES = (
-    (scheduling, "choose"),
+    (scheduling, "verdict"),
     (scheduling, "open_round"),
     (scheduling, "_offer_again"),
     (scheduling, "complete"),
-    (scheduling, "_expire_lease"),
+    (expiry, "_expire_lease"),
     (rounds, "offer"),
     (rounds, "by_affinity"),
     (rounds, "shares"),

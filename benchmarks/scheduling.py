@@ -1,0 +1,162 @@
+"""What an event costs the coordinator, in CPU time: alone in its process, without sockets, disk or clients."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Final
+
+from benchmarks.measurement import Measurement
+from coordinator.commands import Command, CommitRound, Send
+from coordinator.engine import Coordinator
+from coordinator.events import (
+    Action,
+    ClientBeat,
+    ClientConnected,
+    ClientReady,
+    Event,
+    ResultArrived,
+    RoundAggregated,
+    TaskAction,
+    TaskSubmitted,
+)
+from coordinator.records import CheckpointRecord, Snapshot
+from coordinator.settings import CoordinatorSettings
+from protocol.digests import digest_bytes
+from protocol.messages import Assign, AssignmentProgress, Hello, Phase
+from protocol.recipe import Recipe, Requirements
+from protocol.resources import Load, Resources
+from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
+
+GIGABYTE: Final = 10**9
+WORKERS: Final = 3
+"""Clients that train one task, beside the idle ones."""
+EVENTS: Final = 300
+_TRAINS: Final = Requirements(tags=("trains",))
+_NOBODY: Final = Requirements(tags=("nobody has this",))
+
+
+@dataclass(frozen=True)
+class Scheduling(Measurement):
+    """``event_us``: the mean of each kind of event; ``open_round_ms``: the first round of a task, with all clients."""
+
+    clients: int
+    ended_tasks: int
+    waiting_tasks: int
+    event_us: dict[str, float]
+    open_round_ms: float
+
+
+def _blob(name: str) -> BlobRef:
+    return BlobRef(digest=digest_bytes(name.encode()), size_bytes=100)
+
+
+def _spec(shards: int, needs: Requirements, rounds: int = 10**6) -> TaskSpec:
+    parts = tuple(Shard(index=i, samples=10, blob=_blob(f"shard {i}")) for i in range(shards))
+    return TaskSpec(
+        name="task",
+        code=_blob("code"),
+        initial_weights=_blob("weights"),
+        dataset=Dataset(kind="files", shards=parts),
+        recipe=Recipe(rounds=rounds, round_samples=10 * shards, batch_samples=1, gather_seconds=0.0),
+        requirements=needs,
+    )
+
+
+class _Farm:
+    """A coordinator whose commits take no time, and the messages that it sent."""
+
+    def __init__(self) -> None:
+        numbers = count()
+        self.now = 1_000_000.0
+        self.coordinator = Coordinator(Snapshot(), CoordinatorSettings(), lambda: f"a{next(numbers)}")
+        self.assigned: dict[str, tuple[str, Assign]] = {}
+
+    def handle(self, event: Event) -> float:
+        """Handle an event; return the CPU seconds that it took, without what follows from it."""
+        began = time.process_time()
+        commands = self.coordinator.handle(event, self.now)
+        seconds = time.process_time() - began
+        for command in commands:
+            self._carry_out(command)
+        return seconds
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Send) and isinstance(command.message, Assign):
+            self.assigned[command.message.assignment_id] = (command.client_id, command.message)
+        elif isinstance(command, CommitRound):
+            name = f"{command.task_id}/{command.round + 1}"
+            checkpoint = CheckpointRecord(
+                command.task_id, command.round + 1, command.epoch, command.cursor, _blob(name), None, None, self.now
+            )
+            self.handle(RoundAggregated(command.task_id, command.round, command.attempt, checkpoint))
+
+    def join(self, name: str, tags: tuple[str, ...] = ()) -> float:
+        resources = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE, bench_gflops=50.0)
+        hello = Hello(versions=(1,), client_id=name, client_secret="s" * 16, name=name, tags=tags, resources=resources)
+        return self.handle(ClientConnected(hello, "hash", 1)) + self.handle(ClientReady(name, 1, 1))
+
+    def result(self, assignment_id: str) -> float:
+        client_id, assign = self.assigned.pop(assignment_id)
+        here = (client_id, 1, assignment_id, assign.fence)
+        return self.handle(ResultArrived(*here, assign.samples, {"loss": 1.0}, _blob(assignment_id), 1.0))
+
+    def beat(self, assignment_id: str, samples: int) -> float:
+        client_id, assign = self.assigned[assignment_id]
+        progress = AssignmentProgress(
+            assignment_id=assignment_id, fence=assign.fence, phase=Phase.COMPUTING, samples_done=samples
+        )
+        return self.handle(ClientBeat(client_id, 1, Load(), (progress,)))
+
+
+def measure(clients: int, ended_tasks: int, waiting_tasks: int) -> Scheduling:
+    """Measure a farm of so many idle clients and tasks, beside one task that three clients train."""
+    farm = _Farm()
+    for number in range(ended_tasks):
+        farm.handle(TaskSubmitted(f"ended {number}", _spec(1, _NOBODY)))
+        farm.handle(TaskAction(f"ended {number}", Action.CANCEL))
+    for number in range(waiting_tasks):
+        farm.handle(TaskSubmitted(f"waits {number}", _spec(1, _NOBODY)))
+    for number in range(clients):
+        farm.join(f"idle {number}")
+    for number in range(WORKERS):
+        farm.join(f"worker {number}", ("trains",))
+    farm.handle(TaskSubmitted("trains", _spec(WORKERS, _TRAINS)))
+    gc.collect()
+    events = {
+        "heartbeat": _mean(lambda n: farm.beat(next(iter(farm.assigned)), n % 10)),
+        "ready": _mean(lambda n: farm.handle(ClientReady(f"idle {n % clients}", 1, 1))),
+        "join": _mean(lambda n: farm.join(f"new {n}")),
+        "result": _mean(lambda _: farm.result(next(iter(farm.assigned)))),
+    }
+    return Scheduling("scheduling", clients, ended_tasks, waiting_tasks, events, open_round_ms(clients))
+
+
+def _mean(once: Callable[[int], float]) -> float:
+    """Return the mean microseconds of one kind of event."""
+    return sum(once(number) for number in range(EVENTS)) / EVENTS * 1e6
+
+
+def open_round_ms(clients: int) -> float:
+    """Return the CPU milliseconds in which the second round of a task opens: each client gets a part of its own."""
+    farm = _Farm()
+    for number in range(clients):
+        farm.join(f"client {number}")
+    farm.handle(TaskSubmitted("task", _spec(clients, Requirements(), rounds=2)))
+    gc.collect()
+    opening = 0.0
+    handle = farm.handle
+
+    def note(event: Event) -> float:
+        nonlocal opening
+        seconds = handle(event)
+        opening = seconds if isinstance(event, RoundAggregated) else opening
+        return seconds
+
+    farm.handle = note  # type: ignore[method-assign]  # the event that opens it follows from a command
+    for assignment_id in list(farm.assigned):
+        farm.result(assignment_id)
+    return opening * 1000

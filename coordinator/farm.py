@@ -1,0 +1,166 @@
+"""The farm in memory: all tasks and clients, with look-ups that cost the same however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from coordinator.lifecycle import LIVE
+from coordinator.pools import Pool, Pools
+from coordinator.records import AssignmentRecord, RoundRecord
+from coordinator.state import ClientState, Lease, Step, TaskRun
+from coordinator.throughput import DecayingSum
+from protocol.errors import NotFound
+from protocol.messages import Kind
+
+
+@dataclass(slots=True)
+class Farm:
+    """All of it, with look-ups.
+
+    ``live`` are the tasks that clients may work on now: what is done for each event looks at no other ones.
+    """
+
+    tasks: dict[str, TaskRun] = field(default_factory=dict)
+    live: dict[str, TaskRun] = field(default_factory=dict)
+    pools: Pools = field(default_factory=Pools)
+    reserved: dict[str, TaskRun] = field(default_factory=dict)
+    """Clients that are kept free for a task that needs several, by client id."""
+    clients: dict[str, ClientState] = field(default_factory=dict)
+    usage: dict[str, DecayingSum] = field(default_factory=dict)
+    last_fence: int = 0
+    server_lacks: str | None = None
+    """What the server is short of, so that tasks wait for it."""
+    interrupted_rounds: list[RoundRecord] = field(default_factory=list)
+    """Open when the server stopped."""
+    interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)
+    """Held when the server stopped."""
+    _homes: dict[str, TaskRun] = field(default_factory=dict)
+    """The tasks of assignments in flight."""
+
+    def task(self, task_id: str) -> TaskRun:
+        """Return a task. Raises: NotFound."""
+        try:
+            return self.tasks[task_id]
+        except KeyError:
+            raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks") from None
+
+    def add(self, run: TaskRun) -> None:
+        """Take a task in."""
+        self.tasks[run.task_id] = run
+        self.sort_in(run)
+
+    def drop(self, task_id: str) -> None:
+        """Forget a task, as if it had never been."""
+        self.tasks.pop(task_id, None)
+        self.live.pop(task_id, None)
+        self.pools.leave(task_id)
+
+    def sort_in(self, run: TaskRun) -> None:
+        """Put a task among those that clients may work on, or take it out, by its state."""
+        if run.record.state in LIVE:
+            self.live[run.task_id] = run
+            return
+        self.live.pop(run.task_id, None)
+        self.pools.leave(run.task_id)
+        self.reserve(run, ())
+
+    def pool(self, run: TaskRun, now: float) -> Pool:
+        """Return who could work on a live task, as of now."""
+        self.pools.refresh(now)
+        return self.pools.of(run)
+
+    def reserve(self, run: TaskRun, client_ids: tuple[str, ...]) -> None:
+        """Keep clients free for a task, and those of before no longer."""
+        for client_id in run.reserves:
+            if self.reserved.get(client_id) is run:
+                del self.reserved[client_id]
+        run.reserves = client_ids
+        self.reserved.update(dict.fromkeys(client_ids, run))
+
+    def admit(self, client: ClientState) -> None:
+        """Take in a client, or its newest connection."""
+        known = self.clients.get(client.client_id)
+        client.place = known.place if known else len(self.clients)
+        if known is not None:
+            known.watch = None
+        self.clients[client.client_id] = client
+        client.watch = self.pools.note
+        self.pools.note(client)
+
+    def online(self) -> Iterator[ClientState]:
+        """Iterate over the connected clients."""
+        self.pools.refresh(0.0)
+        return iter(list(self.pools.connected.values()))
+
+    def current(self, client_id: str, incarnation: int) -> ClientState | None:
+        """Return the client if that connection is its present one."""
+        client = self.clients.get(client_id)
+        return client if client and client.online and client.incarnation == incarnation else None
+
+    def know(self, run: TaskRun, assignment_id: str) -> None:
+        """Remember which task an assignment is of, for as long as it is in flight."""
+        run.in_flight.add(assignment_id)
+        self._homes[assignment_id] = run
+
+    def home(self, assignment_id: str) -> TaskRun | None:
+        """Return the task of an assignment that is in flight."""
+        return self._homes.get(assignment_id)
+
+    def settle(self, run: TaskRun) -> None:
+        """End a turn of a task: what it is now is what a turn that breaks goes back to."""
+        answered = run.answered
+        if answered.step is not run.step:
+            unsettled = run.unsettled()
+            for assignment_id in run.in_flight - unsettled:
+                self._homes.pop(assignment_id, None)
+                answered.open.pop(assignment_id, None)
+            run.in_flight = unsettled
+        answered.record, answered.checkpoint = run.record, run.checkpoint
+        answered.volatile, answered.step = run.volatile, run.step
+
+    def lease(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, Lease] | None:
+        """Find a lease that is still held under that fencing token."""
+        run = self.home(assignment_id)
+        step = run.step if run else None
+        if run and step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
+            return run, step, lease
+        return None
+
+    def late(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
+        """Find a late assignment that is still held under that fencing token."""
+        run = self.home(assignment_id)
+        if run and (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
+            return run, lease
+        return None
+
+    def ahead(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
+        """Find a part of a round to come that is held under that fencing token."""
+        run = self.home(assignment_id)
+        if run and (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
+            return run, lease
+        return None
+
+    def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
+        """Find an assignment whose client went away and may come back, under that fencing token."""
+        run = self.home(assignment_id)
+        step = run.step if run else None
+        if run and step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
+            return run, step, record
+        return None
+
+    def is_delivered(self, assignment_id: str) -> bool:
+        """Whether the assignment's update is here already, and no durable round contains it yet."""
+        run = self.home(assignment_id)
+        if run is None:
+            return False
+        waiting = (*run.late_results, *run.ahead_results.values())
+        records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
+        if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
+            return True
+        return bool(run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks))
+
+    def next_fence(self, now: float) -> int:
+        """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""
+        self.last_fence = max(self.last_fence + 1, int(now * 1000))
+        return self.last_fence
