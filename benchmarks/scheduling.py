@@ -141,22 +141,20 @@ def _mean(once: Callable[[int], float]) -> float:
 
 
 def open_round_ms(clients: int) -> float:
-    """Return the CPU milliseconds in which the second round of a task opens: each client gets a part of its own."""
+    """Return the CPU milliseconds in which a round opens that waited for the last of so many clients.
+
+    Each gets a part of its own. As in the server, what lives for long is no matter of the garbage collector's.
+    """
     farm = _Farm()
-    for number in range(clients):
-        farm.join(f"client {number}")
-    farm.handle(TaskSubmitted("task", _spec(clients, Requirements(), rounds=2)))
-    gc.collect()
+    task = _spec(clients, Requirements(), rounds=1)
+    gathers = task.recipe.model_copy(update={"min_clients": clients})
+    farm.handle(TaskSubmitted("task", task.model_copy(update={"recipe": gathers})))
     opening = 0.0
-    handle = farm.handle
-
-    def note(event: Event) -> float:
-        nonlocal opening
-        seconds = handle(event)
-        opening = seconds if isinstance(event, RoundAggregated) else opening
-        return seconds
-
-    farm.handle = note  # type: ignore[method-assign]  # the event that opens it follows from a command
-    for assignment_id in list(farm.assigned):
-        farm.result(assignment_id)
+    for number in range(clients):
+        if number + 1 == clients:
+            gc.collect()
+            gc.freeze()
+        opening = farm.join(f"client {number}")
+    gc.unfreeze()
+    assert len(farm.assigned) == clients, "the round is open"
     return opening * 1000

@@ -22,9 +22,7 @@ from coordinator.rounds import open_round
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import back_to_waiting, complete
 from coordinator.turn import Turn
-from coordinator.verdict import Outcome, Outlook, verdict
-
-_MANY_CLIENTS = 100
+from coordinator.verdict import MANY_CLIENTS, Outcome, Outlook, needed_clients, verdict
 
 
 def schedule(turn: Turn, everything: bool) -> None:
@@ -38,9 +36,9 @@ def schedule(turn: Turn, everything: bool) -> None:
     if not runs:
         return
     live = len(turn.farm.live)
-    _serve_all(turn, runs)
+    _serve_all(turn, runs, everything)
     if len(turn.farm.live) < live and not everything:  # what they kept is free
-        _serve_all(turn, list(turn.farm.live.values()))
+        _serve_all(turn, list(turn.farm.live.values()), thorough=True)
     turn.farm.pools.refresh(turn.now)
 
 
@@ -55,8 +53,8 @@ def _concerned(turn: Turn, pools: Iterable[Pool]) -> list[TaskRun]:
     return list(runs.values())
 
 
-def _serve_all(turn: Turn, runs: Sequence[TaskRun]) -> None:
-    outlook = Outlook(turn)
+def _serve_all(turn: Turn, runs: Sequence[TaskRun], thorough: bool) -> None:
+    outlook = Outlook(turn, thorough)
     by_id = {run.task_id: run for run in runs if run.step is None or run.step.waiting}
     spent = {task_id: run.spent.read(turn.now) for task_id, run in by_id.items()}
     waiting = [run.record for run in by_id.values()]
@@ -75,7 +73,8 @@ def _serve_ahead(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
 
 def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
     found = verdict(turn, run, outlook)
-    turn.farm.reserve(run, tuple(client.client_id for client in found.reserved))
+    if found.reserved is not None:
+        turn.farm.reserve(run, tuple(client.client_id for client in found.reserved))
     match found.outcome:
         case Outcome.DONE:
             complete(turn, run)
@@ -94,7 +93,8 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
 def _look_again_later(turn: Turn, run: TaskRun) -> None:
     """Where many free clients are of no use for now, it costs something to find that out: not for each event."""
     many = len(turn.farm.pool(run, turn.now).idle)
-    run.look_again = turn.now + many / 1000 if many > _MANY_CLIENTS else 0.0
+    in_vain = many > MANY_CLIENTS and many >= needed_clients(run)
+    run.look_again = turn.now + many / 1000 if in_vain else 0.0
 
 
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:

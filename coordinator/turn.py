@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Final
 
 from coordinator.commands import Command, Save, Send
 from coordinator.durability import Volatile
@@ -13,6 +15,8 @@ from coordinator.farm import Farm
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
     AssignmentRecord,
+    CheckpointRecord,
+    ClientRecord,
     Entry,
     EventRecord,
     LogRecord,
@@ -84,7 +88,7 @@ class Turn:
 
     def save(self, record: Record) -> None:
         """Keep a record; of several versions in one turn the last one is written."""
-        self._records[type(record), _key(record)] = record
+        self._records[type(record), _KEYS[type(record)](record)] = record
 
     def release(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
         """Save what was held back of a task; what this turn saves itself is newer."""
@@ -180,8 +184,13 @@ def _task_of(item: Record | Entry) -> str | None:
     return getattr(item, "task_id", None)
 
 
-def _key(record: Record) -> object:
-    for names in (("assignment_id",), ("task_id", "number"), ("task_id", "round"), ("task_id",), ("client_id",)):
-        if all(hasattr(record, name) for name in names):
-            return tuple(getattr(record, name) for name in names)
-    raise TypeError(f"{type(record).__name__} has no key")
+_KEYS: Final[Mapping[type, Callable[[Any], object]]] = MappingProxyType(
+    {
+        AssignmentRecord: attrgetter("assignment_id"),
+        RoundRecord: attrgetter("task_id", "number"),
+        CheckpointRecord: attrgetter("task_id", "round"),
+        TaskRecord: attrgetter("task_id"),
+        ClientRecord: attrgetter("client_id"),
+    }
+)
+"""What identifies a record of each kind."""

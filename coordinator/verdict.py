@@ -21,6 +21,8 @@ from coordinator.state import ClientState, TaskRun
 from coordinator.stints import expected_by, is_in_stint
 from coordinator.turn import Turn
 
+MANY_CLIENTS = 100
+
 
 class Outcome(Enum):
     """What happens to a task that wants clients."""
@@ -38,19 +40,26 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``clients`` get parts of it; ``reserved`` are kept free for it; ``reason`` says in a clause what it waits for."""
+    """What a task gets, and a clause that says what it waits for.
+
+    ``clients`` get parts of it; ``reserved`` are kept free for it (None: those that are already).
+    """
 
     outcome: Outcome
     reason: Callable[[], str] = str
     clients: Sequence[ClientState] = ()
-    reserved: Sequence[ClientState] = ()
+    reserved: Sequence[ClientState] | None = ()
 
 
 class Outlook:
-    """One moment's view of who outranks whom; what several tasks' verdicts ask for is worked out once."""
+    """One moment's view of who outranks whom; what several tasks' verdicts ask for is worked out once.
 
-    def __init__(self, turn: Turn) -> None:
+    Unless it is ``thorough``, nobody looks through a large number of clients in vain.
+    """
+
+    def __init__(self, turn: Turn, thorough: bool = True) -> None:
         self.turn = turn
+        self.thorough = thorough
         self._bands: dict[str, int] = {}
         self._goes_on: dict[str, bool] = {}
 
@@ -155,6 +164,8 @@ def _choose(turn: Turn, run: TaskRun, pool: Pool, outlook: Outlook) -> Verdict:
     if len(pool.idle) >= needed and (coming := _coming(turn, run, pool, 1)):
         names = ", ".join(client.record.name for client in coming)
         return Verdict(Outcome.WAIT, lambda: f"waits a moment for {names} to be ready")
+    if MANY_CLIENTS < len(pool.idle) < needed and not outlook.thorough:
+        return Verdict(Outcome.WAIT, lambda: _lacking(run, pool, outlook, needed), reserved=None)
     idle = outlook.idle(run, pool)
     if len(idle) < needed:
         reserved = idle if _can_be_whole(outlook, run, pool, needed) else ()

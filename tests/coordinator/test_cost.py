@@ -171,3 +171,18 @@ def test_many_clients_still_get_the_shards_that_they_hold() -> None:
     order = by_affinity(ranges, dict.fromkeys(held, 10), held)
     hits = sum(place in held[client] for place, client in enumerate(order))
     assert hits == clients
+
+
+def test_a_task_that_gathers_very_many_clients_costs_each_of_them_little() -> None:
+    def last_joins(clients: int) -> tuple[int, Coordinator]:
+        coordinator = Coordinator(Snapshot(), CoordinatorSettings(), iter(map(str, range(10**6))).__next__)
+        coordinator.handle(TaskSubmitted("t", spec(min_clients=clients, round_samples=10 * clients)), NOW)
+        for number in range(clients - 2):
+            Farm.join(coordinator, f"c{number}")
+        return calls_of(lambda: Farm.join(coordinator, "almost the last")), coordinator
+
+    few, _ = last_joins(20)
+    many, coordinator = last_joins(800)
+    assert many < 3 * few
+    Farm.join(coordinator, "the last")
+    assert coordinator.task_view("t", NOW).clients > 1, "it opens as soon as it has enough"
