@@ -25,6 +25,7 @@ help:
 	@echo "make clean    remove .venv, caches and the demo's output"
 
 install: $(STAMP)
+	@echo "farm, farm-server and farm-client are in $(BIN). Put them on the PATH of this shell: source $(BIN)/activate"
 
 demo: $(STAMP)
 	@$(BIN)/farm demo

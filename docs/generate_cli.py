@@ -29,7 +29,7 @@ What was asked for goes to stdout, everything else to stderr. A task is named by
 or its name (the newest task of that name). [Exit codes](exit-codes.md) and [JSON envelopes](json-output.md) have
 pages of their own.
 
-Every verb takes:
+Every verb takes, before its name or behind it:
 
 | option | meaning |
 | --- | --- |
@@ -41,8 +41,9 @@ Every verb takes:
 
 ## Settings in a file
 
-`farm submit` and `farm run` read `task.toml` from the submitted folder, or the file that `--config` names. The
-command line wins over the file. Paths in the file are relative to it.
+`farm submit` and `farm run` read `task.toml` from the submitted folder, or from beside the submitted file (unless its
+`entry` is another one), or the file that `--config` names. The command line wins over the file. Paths in the file are
+relative to it.
 
 ```toml
 [task]            # name, entry, data, batch, holdout, row_bytes, samples, priority

@@ -23,7 +23,7 @@ from farm_client.cli.output import Kind, Output
 from farm_client.cli.pull import transfer_bar
 from farm_client.cli.references import find_round
 from farm_client.cli.submit_options import SubmitOptions
-from farm_client.cli.task_file import describe_task
+from farm_client.cli.task_file import describe_task, settings_file
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.patience import PATIENCE_SECONDS
@@ -70,6 +70,8 @@ def prepare_here(options: SubmitOptions, folder: Path, out: Output, warm_start: 
 
     Raises: InvalidTask and its kin, saying what is wrong with the code, the data or the settings.
     """
+    if options.config is None and (settings := settings_file(options)) is not None:
+        out.say(f"[dim]settings: {escape(str(settings))}; the command line wins over it[/]")
     submission = replace(describe_submission(options), warm_start=warm_start)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = _prepare(submission, folder, out)

@@ -23,7 +23,7 @@ from protocol.recipe import Recipe, Requirements
 
 DEFAULT_ROUNDS: Final = 20
 USUAL_FILE: Final = "task.toml"
-"""Read by itself from a submitted folder, unless --config names another."""
+"""Read by itself from a submitted folder, or from beside a submitted file, unless --config names another."""
 _CODECS: Final = ("update_codec", "weights_codec")
 _SIZE: Final = TypeAdapter(ByteSize)
 
@@ -84,7 +84,7 @@ def describe_task(options: SubmitOptions) -> TaskFile:
 
     Paths in the file are relative to it. Raises: InvalidTask naming the first wrong value.
     """
-    path = options.config or _usual_file(options.file)
+    path = settings_file(options)
     tables = _read(path) if path else {}
     recipe = {**tables.get("recipe", {})}
     if options.rounds or options.epochs or not recipe.keys() & {"rounds", "epochs"}:
@@ -118,9 +118,21 @@ def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, **{key: {"name": name} for key, name in named.items()}}
 
 
-def _usual_file(submitted: Path) -> Path | None:
-    path = submitted / USUAL_FILE
-    return path if path.is_file() else None
+def settings_file(options: SubmitOptions) -> Path | None:
+    """Return the file that says the rest: of ``--config``, else the submitted folder's, else the one beside the file.
+
+    One beside a file counts unless it is about another file of the folder. Raises: InvalidTask if it cannot be read.
+    """
+    if options.config is not None:
+        return options.config
+    if options.file.is_dir():
+        path = options.file / USUAL_FILE
+        return path if path.is_file() else None
+    path = options.file.parent / USUAL_FILE
+    if not options.file.is_file() or not path.is_file():
+        return None
+    entry = _read(path).get("task", {}).get("entry")
+    return path if entry in {None, options.file.name} else None
 
 
 def _read(path: Path) -> dict[str, Any]:

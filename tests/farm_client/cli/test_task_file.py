@@ -73,7 +73,20 @@ def test_the_command_line_wins(folder):
     assert described.requirements.gpu
 
 
+def test_a_file_brings_the_settings_beside_it(folder):
+    described = describe_task(SubmitOptions(folder / "train.py"))
+    assert described == describe_task(SubmitOptions(folder))
+    assert described.config["layers"] == {"width": 8}
+
+
+@pytest.mark.parametrize(("entry", "is_meant"), [("train.py", True), ("other.py", False)])
+def test_settings_about_another_file_are_not_a_files_own(folder, entry, is_meant):
+    (folder / "task.toml").write_text(f"[task]\nname = 'x'\nentry = '{entry}'")
+    assert (describe_task(SubmitOptions(folder / "train.py")).task.name == "x") is is_meant
+
+
 def test_epochs_on_the_command_line_replace_rounds_and_both_may_be_given(folder):
+    (folder / "task.toml").unlink()
     file = folder / "train.py"
     assert describe_task(SubmitOptions(file)).recipe.rounds == 20
     only_epochs = describe_task(SubmitOptions(file, epochs=1.5)).recipe
@@ -83,6 +96,7 @@ def test_epochs_on_the_command_line_replace_rounds_and_both_may_be_given(folder)
 
 
 def test_recipe_fields_that_nobody_gave_are_left_to_the_submission(folder):
+    (folder / "task.toml").unlink()
     given = describe_task(SubmitOptions(folder / "train.py", batch_samples=8)).recipe.model_fields_set
     assert "batch_samples" in given
     assert not given & {"round_samples", "evaluate_every", "outer"}
