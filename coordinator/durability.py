@@ -16,6 +16,7 @@ from protocol.compression import CodecName
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack
 from protocol.tasks import Split, TaskSpec
+from protocol.wording import counted
 
 if TYPE_CHECKING:
     from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord
@@ -84,6 +85,6 @@ def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
     run.evaluate_next = False
     turn.save(run.update(**{name: getattr(volatile.record, name) for name in _BOOKS}))
     turn.release_uncounted(volatile.records, volatile.entries)
-    turn.note("rounds_rolled_back", f"{undone} rounds since the last durable one are trained again: {why}", run)
+    turn.note("rounds_rolled_back", f"{counted(undone, 'round')} since the last durable one to train again: {why}", run)
     for client_id, ack in volatile.acks:
         turn.send(turn.farm.clients[client_id], ack.model_copy(update={"counted": False, "message": why}))

@@ -118,7 +118,7 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
             metrics=kept.metrics,
         )
     )
-    message = f"CHECKPOINT DAMAGED: {event.message}; back to round {kept.round}, {lost} rounds are trained again"
+    message = f"CHECKPOINT DAMAGED: {event.message}; back to round {kept.round}, rounds to train again: {lost}"
     turn.note("checkpoint_damaged", message, run)
 
 

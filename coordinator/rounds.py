@@ -28,6 +28,7 @@ from coordinator.turn import Turn
 from protocol.messages import Ack, Kind
 from protocol.recipe import Parts
 from protocol.tasks import Split
+from protocol.wording import counted
 
 
 def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
@@ -243,7 +244,8 @@ def evaluation_is_due(run: TaskRun) -> bool:
 
 def _summary(step: Step, samples: int, seconds: float, metrics: Mapping[str, float]) -> str:
     loss = f", loss {metrics['loss']:.4g}" if "loss" in metrics else ""
-    return f"round {step.number}: {samples} samples of {len(step.delivered)} clients in {seconds:.2f} s{loss}"
+    done = f"{counted(samples, 'sample')} of {counted(len(step.delivered), 'client')}"
+    return f"round {step.number}: {done} in {seconds:.2f} s{loss}"
 
 
 def mean_metrics(delivered: Sequence[AssignmentRecord]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from coordinator.throughput import DecayingSum
 from coordinator.turn import Turn
 from protocol.errors import Conflict
 from protocol.messages import Pause, Resume
+from protocol.wording import counted
 
 _GOALS: Final = {
     Action.PAUSE: TaskState.PAUSED,
@@ -165,7 +166,7 @@ def complete(turn: Turn, run: TaskRun) -> None:
         turn.move(run, TaskState.ASSIGNED, "nothing is left to train")
     if run.record.state is TaskState.ASSIGNED:
         turn.move(run, TaskState.RUNNING, "its last evaluation was given up")
-    turn.move(run, TaskState.COMPLETED, f"trained {run.record.version} rounds", finished_at=turn.now)
+    turn.move(run, TaskState.COMPLETED, f"trained {counted(run.record.version, 'round')}", finished_at=turn.now)
     stop_work(turn, run, "the task is complete")
 
 

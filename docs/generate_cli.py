@@ -75,7 +75,9 @@ def option_row(parameter: Any) -> str:
         name = parameter.metavar or parameter.human_readable_name
     else:
         name = ", ".join(parameter.opts) + ("" if parameter.is_flag else f" {parameter.metavar or 'VALUE'}")
-    return f"| `{name}` | {parameter.help or ''} |"
+    default = getattr(parameter, "show_default", None)
+    shown = f" Default: {default}." if isinstance(default, str) else ""
+    return f"| `{name}` | {parameter.help or ''}{shown} |"
 
 
 def verb_section(name: str, command: Any) -> str:

@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 from protocol.bundles import MAX_BUNDLE_BYTES, TAIL_BYTES, Inventory, directory_fault
 from protocol.errors import InvalidTask
+from protocol.wording import sized
 
 _READ_BYTES: Final = 1024 * 1024
 
@@ -27,7 +28,8 @@ def check_bundle(path: Path, entry: str) -> None:
 def _fault(file: BinaryIO, entry: str) -> str | None:
     size_bytes = file.seek(0, os.SEEK_END)
     if size_bytes > MAX_BUNDLE_BYTES:
-        return f"it has {size_bytes} bytes, at most {MAX_BUNDLE_BYTES} are allowed; give data with --data, not as code"
+        much = f"{sized(size_bytes)}, at most {sized(MAX_BUNDLE_BYTES)} are allowed"
+        return f"it has {much}; give data with --data, not as code"
     file.seek(max(0, size_bytes - TAIL_BYTES))
     if (fault := directory_fault(file.read(TAIL_BYTES))) is not None:
         return fault

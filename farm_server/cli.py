@@ -24,6 +24,7 @@ from farm_server.setting_options import with_settings
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
 from protocol.rest import FarmView
+from protocol.wording import counted, sized
 
 app = typer.Typer(
     help="The farm's server: it hands out work, adds up what comes back, and keeps every task safe.",
@@ -98,7 +99,9 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({**asdict(info), "farm": view.model_dump(), "room": room.model_dump()})
         return
-    typer.echo(f"{view.name}: {view.clients_online} clients online, {view.tasks_active} tasks active")
+    typer.echo(
+        f"{view.name}: {counted(view.clients_online, 'client')} online, {counted(view.tasks_active, 'task')} active"
+    )
     if view.uploads_open or view.uploads_waiting:
         typer.echo(f"uploads: {view.uploads_open} under way, {view.uploads_waiting} wait for their turn")
     for line in _traffic_lines(view):
@@ -175,7 +178,7 @@ def backup(
     if as_json:
         _print_json({"backup": str(target), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
         return
-    typer.echo(f"{len(manifest.files)} files, {manifest.size_bytes} bytes are in {target}")
+    typer.echo(f"{counted(len(manifest.files), 'file')}, {sized(manifest.size_bytes)}, are in {target}")
     for digest in manifest.missing:
         typer.echo(f"MISSING: blob {digest} was lost or damaged before the backup", err=True)
 
@@ -193,7 +196,7 @@ def restore(
     if as_json:
         _print_json({"data_dir": str(data_dir), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
         return
-    typer.echo(f"{len(manifest.files)} files, {manifest.size_bytes} bytes are in {data_dir}")
+    typer.echo(f"{counted(len(manifest.files), 'file')}, {sized(manifest.size_bytes)}, are in {data_dir}")
 
 
 def _traffic_lines(view: FarmView) -> Iterator[str]:

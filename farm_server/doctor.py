@@ -22,6 +22,7 @@ from farm_server.datafolder import DataFolder, is_locked, read_server_info
 from farm_server.listener import bind
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
+from protocol.wording import counted, sized
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
 from storage.errors import ledger_error
@@ -92,7 +93,7 @@ def _permissions(settings: ServerSettings) -> str:
 def _space(settings: ServerSettings) -> str:
     free = shutil.disk_usage(_existing(settings.data_dir)).free
     if free < settings.min_free_bytes:
-        raise OSError(f"{free} bytes are free and {settings.min_free_bytes} are needed; make room")
+        raise OSError(f"{sized(free)} are free and {sized(settings.min_free_bytes)} are needed; make room")
     return f"{free / 1024**3:.1f} GiB"
 
 
@@ -113,7 +114,7 @@ def _ledger(settings: ServerSettings) -> str:
         raise OSError(f"{path} is damaged: {' '.join(verdict.split())}; restore it from a backup")
     snapshot = load_snapshot(path)
     recovery.restore(snapshot)
-    return f"{path}, intact, {len(snapshot.tasks)} tasks, {path.stat().st_size} bytes"
+    return f"{path}, intact, {counted(len(snapshot.tasks), 'task')}, {sized(path.stat().st_size)}"
 
 
 def _checkpoints(settings: ServerSettings) -> str:
@@ -150,7 +151,7 @@ def _repaired(settings: ServerSettings) -> str:
     finally:
         folder.unlock()
     return (
-        f"removed {blobs.leftovers} half-written files and {gone.count} blobs that nothing needs ({gone.bytes} bytes)"
+        f"removed {blobs.leftovers} half-written files and {gone.count} blobs that nothing needs ({sized(gone.bytes)})"
     )
 
 

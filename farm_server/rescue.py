@@ -72,7 +72,7 @@ class Rescue:
         counted = await self._ledger.assignments(command.task_id, counted_only=True)
         undone = tuple(a for a in counted if a.counted_in is not None and a.counted_in >= fallback.round)
         lost = command.checkpoint.round - fallback.round
-        text = f"CHECKPOINT DAMAGED: {message}; back to round {fallback.round}, {lost} rounds are trained again"
+        text = f"CHECKPOINT DAMAGED: {message}; back to round {fallback.round}, rounds to train again: {lost}"
         line = LogRecord(self._clock.now(), command.task_id, "", "server", command.round, "error", text)
         await self._ledger.save((), (line,))
         return CheckpointDamaged(*where, undone)

@@ -16,6 +16,7 @@ from typing import Final
 
 from coordinator.allowance import LeastRate
 from protocol.errors import Unavailable
+from protocol.wording import sized
 
 _RESERVE_SHARE: Final = 0.25
 """Of ``min_free_bytes``: what not even a checkpoint may take."""
@@ -110,7 +111,7 @@ class Room:
             return f"the data folder {self._folder} can't be used: {error.strerror or error}; check its disk"
         if free >= needed_bytes:
             return None
-        return f"only {free} bytes are free in {self._folder} and {needed_bytes} must be; free some space"
+        return f"only {sized(free)} are free in {self._folder} and {sized(needed_bytes)} must be; free some space"
 
 
 Claim = Callable[[int], None]

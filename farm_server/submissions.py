@@ -21,6 +21,7 @@ from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
 from protocol.tensors import Layout, joined_layout
+from protocol.wording import sized
 from storage.blobs import FolderBlobStore
 from storage.ledger import Ledger
 
@@ -87,7 +88,7 @@ class Submissions:
         """Look for what no client could make up for. Runs in a thread: it reads headers and may wait for torch."""
         if (size := len(pack_map(spec.config))) > MAX_CONFIG_BYTES:
             raise InvalidTask(
-                f"the config has {size} bytes, at most {MAX_CONFIG_BYTES} are allowed; move data to files"
+                f"the config has {sized(size)}, at most {sized(MAX_CONFIG_BYTES)} are allowed; move data to files"
             )
         check_sendable(spec)
         if why := contradiction(spec.recipe, spec.dataset):

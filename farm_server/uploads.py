@@ -25,6 +25,7 @@ from protocol.errors import DigestMismatch, Unavailable
 from protocol.limits import INLINE_BYTES
 from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState, UploadView
+from protocol.wording import sized
 from storage.blobs import FolderBlobStore
 from storage.errors import BlobTooLarge, NoUpload
 from storage.part_writer import PartWriter
@@ -242,7 +243,7 @@ class Uploads:
         if part.total_bytes > INLINE_BYTES and not self._desk.progress(partial.name, self._clock.now()):
             raise NoUpload
         if part.size_bytes > self._settings.upload_part_bytes:
-            raise BlobTooLarge(f"a part has at most {self._settings.upload_part_bytes} bytes; send smaller ones")
+            raise BlobTooLarge(f"a part has at most {sized(self._settings.upload_part_bytes)}; send smaller ones")
         holes = partial.missing()
         if len(holes) >= _MOST_RANGES and all(part.start != hole.start for hole in holes):
             raise BadContentRange("this upload lies in too many pieces; send what is missing, from where a hole begins")

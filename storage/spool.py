@@ -13,6 +13,7 @@ from aiofiles.threadpool.binary import AsyncFileIO
 
 from protocol.digests import new_hasher
 from protocol.tasks import BlobRef
+from protocol.wording import sized
 from storage.errors import BlobTooLarge, disk_errors
 
 BLOCK_BYTES: Final = 1024 * 1024
@@ -32,7 +33,7 @@ async def spool(file_path: Path, chunks: AsyncIterator[bytes], max_bytes: int | 
             size_bytes += len(block)
             if max_bytes is not None and size_bytes > max_bytes:
                 raise BlobTooLarge(
-                    f"the blob is larger than the {max_bytes} bytes that are allowed; send a smaller one"
+                    f"the blob is larger than the {sized(max_bytes)} that are allowed; send a smaller one"
                 )
             with disk_errors(file_path.parent):
                 await asyncio.gather(_write_all(file, block), asyncio.to_thread(hasher.update, block))

@@ -29,6 +29,7 @@ from farm_client.agent.errors import CacheFull, HomeGone
 from farm_client.transfer.partial_file import remove_partial
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch
+from protocol.wording import sized
 
 _TOUCH_EVERY_SECONDS: Final = 60.0
 """How exactly the order of use survives a restart; a write for every use would cost more than it is worth."""
@@ -196,7 +197,7 @@ class BlobCache:
         idle_bytes = sum(entry.size_bytes for entry in idle.values())
         if over_bytes > idle_bytes:
             raise CacheFull(
-                f"a blob of {size_bytes} bytes does not fit into the cache of {self._max_bytes} bytes"
+                f"a blob of {sized(size_bytes)} does not fit into the cache of {sized(self._max_bytes)}"
                 f" ({self.used_bytes - idle_bytes} are in use); raise --cache-bytes"
             )
         lacking_bytes = size_bytes - self._room_bytes()

@@ -30,6 +30,7 @@ from farm_client.proxies import BadProxy, proxy_for
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
 from protocol.terminal_text import one_line, plain_text
+from protocol.wording import counted
 
 OK: Final = 0
 FAILED: Final = 1
@@ -174,7 +175,7 @@ def _fail(reason: str, exit_code: int) -> NoReturn:
 def _describe(home: Path, running: bool, known: Status) -> str:
     if not running:
         return f"no agent runs in {home}; start one with `farm-client join ADDRESS`"
-    doing = f"{known.name} at {known.farm}: {known.doing}; {known.delivered} results delivered"
+    doing = f"{known.name} at {known.farm}: {known.doing}; {counted(known.delivered, 'result')} delivered"
     return "\n".join((doing, known.cache.in_words(), known.moved.in_words()))
 
 

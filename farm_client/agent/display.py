@@ -8,6 +8,7 @@ from typing import Final
 from farm_client.agent.narrator import Narrator
 from farm_client.agent.status import StatusBoard
 from protocol.messages import Assign
+from protocol.wording import counted
 
 _NO_WORK: Final = "the farm has no work for this machine now"
 _IDLE_AFTER_SECONDS: Final = 3.0
@@ -70,7 +71,7 @@ class Display:
 
     def _show_work(self, assign: Assign) -> None:
         doing = self._also(f"working on {assign.task.name}")
-        progress = f"{doing}, round {assign.round} ({self._board.delivered} results delivered so far)"
+        progress = f"{doing}, round {assign.round} ({counted(self._board.delivered, 'result')} delivered so far)"
         self._narrator.keep_telling(doing, progress, **_ids(assign))
         self._board.show(doing=doing, task=assign.task.task_id, round=assign.round)
 

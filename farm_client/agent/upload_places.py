@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from farm_client.agent.held import Held
+from protocol.wording import counted
 
 
 class UploadPlaces:
@@ -47,4 +48,4 @@ class UploadPlaces:
 
     @property
     def _reason(self) -> str:
-        return f"{self._count} results are on their way already; the slot is free again when one has arrived"
+        return f"{counted(self._count, 'result')} on the way already; the slot is free again when one has arrived"

@@ -10,9 +10,11 @@ from rich.text import Text
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
+from farm_client.cli.names import ClientNames
 from farm_client.cli.output import Kind
 from farm_client.cli.pictures import clients_table
 from farm_client.cli.tables import FittingTable
+from farm_client.sdk.outcome import is_over
 from protocol.rest import ClientScore, Explanation
 
 
@@ -20,8 +22,11 @@ def clients(invocation: Invocation) -> None:
     """List the volunteer machines, what they have and how they do."""
     with invocation.api() as api:
         known = api.clients()
+        working = (
+            {} if invocation.out.as_json else {task.task_id: task.name for task in api.tasks() if not is_over(task)}
+        )
     nobody = Text("No client has joined yet: run the `farm-client join …` line that `farm-server up` printed.")
-    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known, time.time()) if known else nobody)
+    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known, working, time.time()) if known else nobody)
 
 
 def explain(invocation: Invocation, task: TaskArgument) -> None:
@@ -32,20 +37,21 @@ def explain(invocation: Invocation, task: TaskArgument) -> None:
 
 
 def _draw(explanation: Explanation) -> RenderableType:
+    names = ClientNames((client.client_id, client.name) for client in explanation.clients)
     parts: list[RenderableType] = [Text(explanation.why, style="bold")]
     eligible = [client for client in explanation.clients if client.eligible]
     if eligible:
-        parts.append(_scores(eligible))
+        parts.append(_scores(eligible, names))
     filtered = [client for client in explanation.clients if not client.eligible]
     if filtered:
         table = FittingTable("filtered out", "reason")
         for client in filtered:
-            table.add_row(client.name or client.client_id, client.reason)
+            table.add_row(names.shown(client.client_id, client.name), client.reason)
         parts.append(table)
     return Group(*parts)
 
 
-def _scores(eligible: list[ClientScore]) -> RenderableType:
+def _scores(eligible: list[ClientScore], names: ClientNames) -> RenderableType:
     """Draw the terms' values, from 0 to 1, under the weights that they are multiplied with."""
     weights = {term.name: term.weight for client in eligible for term in client.terms}
     headers = {name: name.replace("_", " ") for name in weights}
@@ -55,5 +61,5 @@ def _scores(eligible: list[ClientScore]) -> RenderableType:
     for client in eligible:
         values = {term.name: f"{term.value:.2f}" for term in client.terms}
         cells = [values.get(name, NOTHING) for name in weights]
-        table.add_row(client.name or client.client_id, f"{client.score:.3f}", *cells)
+        table.add_row(names.shown(client.client_id, client.name), f"{client.score:.3f}", *cells)
     return table

@@ -10,11 +10,13 @@ from rich.markup import escape
 from farm_client.cli.exit_codes import ExitCode, code_of_outcome
 from farm_client.cli.formatting import format_metrics, format_seconds
 from farm_client.cli.logs import LogPainter
+from farm_client.cli.names import names_on
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import read_all
 from farm_client.sdk.outcome import Outcome, outcome_of
 from protocol.rest import TaskView
+from protocol.wording import counted
 
 SHOWN_LOG_LINES = 15
 
@@ -30,7 +32,7 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
     elif outcome is Outcome.FAILED:
         _tell_failure(api, task, out)
     elif outcome is Outcome.CANCELLED:
-        out.say(f"[bold]cancelled[/] after {task.round} rounds")
+        out.say(f"[bold]cancelled[/] after {counted(task.round, 'round')}")
     if goes_on and outcome is not None:
         for command, purpose in _next_commands(task, outcome):
             out.say(f"  {escape(f'{command:<44}')} {purpose}")
@@ -42,18 +44,20 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
 def _summary(task: TaskView) -> str:
     took = (task.finished_at or 0.0) - (task.started_at or task.finished_at or 0.0)
     quality = format_metrics(task.metrics)
-    return f"{task.round} rounds in {format_seconds(took)}" + (f"; held out: {escape(quality)}" if quality else "")
+    return f"{counted(task.round, 'round')} in {format_seconds(took)}" + (
+        f"; held out: {escape(quality)}" if quality else ""
+    )
 
 
 def _tell_failure(api: FarmApi, task: TaskView, out: Output) -> None:
-    painter = LogPainter()
+    painter = LogPainter(names_on(api))
     for line in deque(read_all(api.logs, task.task_id), maxlen=SHOWN_LOG_LINES):
         out.chatter.print(painter.draw(line))
     out.complain(f"{task.name} failed: {task.error or task.why}")
 
 
 def _next_commands(task: TaskView, outcome: Outcome) -> list[tuple[str, str]]:
-    pull = (f"farm pull {task.task_id} -o model.safetensors", f"the model after {task.round} rounds")
+    pull = (f"farm pull {task.task_id} -o model.safetensors", f"the model after {counted(task.round, 'round')}")
     if outcome is not Outcome.FAILED:
         return [pull]
     return [

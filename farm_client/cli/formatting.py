@@ -7,20 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-_BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGE_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
-
-
-def format_bytes(size_bytes: float) -> str:
-    """Return a size such as ``1.5 GiB``."""
-    size = float(size_bytes)
-    for unit in _BYTE_UNITS[:-1]:
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} {_BYTE_UNITS[-1]}"
 
 
 def format_seconds(seconds: float) -> str:

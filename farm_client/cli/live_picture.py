@@ -21,6 +21,7 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
+from farm_client.cli.names import ClientNames
 from farm_client.cli.pictures import hardware, state_text
 from farm_client.cli.scene import Scene
 from farm_client.cli.tables import FittingTable
@@ -85,11 +86,12 @@ def _clients(scene: Scene) -> RenderableType:
     present = [client for client in scene.clients if client.state != "offline"]
     if not present:
         return Text("\nno client is online", style="yellow")
+    names = ClientNames((client.client_id, client.name) for client in scene.clients)
     table = FittingTable("client", "does", "load", "speed", "has", spare=("has", "load"))
     for client in sorted(present, key=lambda client: (-client.assignments, client.name))[:SHOWN_CLIENTS]:
         speed = client.samples_per_second.get(scene.detail.task.task_id, 0.0)
         table.add_row(
-            client.name or client.client_id,
+            names.shown(client.client_id, client.name),
             _doing(client),
             _load_bar(client.load.cpu),
             format_rate(speed),

@@ -22,6 +22,7 @@ from farm_client.sdk.outcome import Outcome, outcome_of
 from farm_client.sdk.patience import PATIENCE_SECONDS, Patience
 from protocol.errors import FarmError
 from protocol.rest import TaskView
+from protocol.wording import counted
 
 
 class Interrupted(FarmError):
@@ -52,7 +53,7 @@ def train_locally(
     Interrupted for a Ctrl-C.
     """
     check_output(output)
-    out.say(f"[dim]starting a farm with {volunteers} volunteers on this machine[/]")
+    out.say(f"[dim]starting a farm with {counted(volunteers, 'volunteer')} on this machine[/]")
     with _ending_on_interrupt(), launched_farm(folder / "farm") as complete:
         # The server starts while the task is tried and packed.
         prepared = prepare_here(options, folder / "task", out)
@@ -76,7 +77,7 @@ def wanted_round(api: FarmApi, keep_best: str | None, task_id: str, out: Output)
     if best is None:
         out.say(f"[bold yellow]note:[/] {escape(keep_best)} was never measured: this is the newest model, not the best")
     else:
-        out.say(f"the best by {escape(keep_best)} is the model after {best} rounds")
+        out.say(f"the best by {escape(keep_best)} is the model after {counted(best, 'round')}")
     return best
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from farm_client.cli.arguments import PatienceOption, TaskArgument
 from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
+from farm_client.cli.names import ClientNames, names_on
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
@@ -37,7 +38,7 @@ def logs(
     with invocation.api(patience if follow_on else 0.0, from_start=follow_on) as api:
         task_id = invocation.task(api, task).task_id
         lines = follow(api, api.logs, task_id) if follow_on else read_all(api.logs, task_id)
-        painter = LogPainter()
+        painter = LogPainter(None if invocation.out.as_json else names_on(api))
         for line in _only(lines, client):
             invocation.out.emit(Kind.LOG, line, lambda line=line: painter.draw(line))  # type: ignore[misc]
 
@@ -67,7 +68,8 @@ def _only(lines: Iterable[LogView], client: str | None) -> Iterator[LogView]:
 class LogPainter:
     """Draws log lines, each client in its own colour."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: ClientNames | None = None) -> None:
+        self._names = names or ClientNames()
         self._colours: dict[str, str] = {}
 
     def draw(self, line: LogView) -> Text:
@@ -75,7 +77,7 @@ class LogPainter:
         colour = self._colours.setdefault(line.client_id, _CLIENT_COLOURS[len(self._colours) % len(_CLIENT_COLOURS)])
         return Text.assemble(
             (f"{format_clock(line.at)} ", "dim"),
-            (f"{line.client_name or line.client_id} ", colour),
+            (f"{self._names.shown(line.client_id, line.client_name)} ", colour),
             (f"r{line.round} ", "dim"),
             (line.text, _STREAM_STYLES.get(line.stream, "")),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,19 +13,20 @@ from rich.text import Text
 from farm_client.cli.formatting import (
     NOTHING,
     format_age,
-    format_bytes,
     format_metrics,
     format_rate,
     format_seconds,
     format_short_age,
     format_value,
 )
+from farm_client.cli.names import ClientNames
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.outcome import is_over
 from protocol.resources import Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
+from protocol.wording import counted, sized
 
 _STATE_STYLES = {
     "pending": "yellow",
@@ -95,14 +96,24 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
     facts: list[tuple[str, RenderableType]] = [
         ("why", Text(task.why)),
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
-        ("recipe", f"{task.mode}, {spec.recipe.round_samples} samples a round, {spec.recipe.batch_samples} a batch"),
+        (
+            "recipe",
+            f"{task.mode}, {counted(spec.recipe.round_samples, 'sample')} a round, {spec.recipe.batch_samples} a batch",
+        ),
         (
             "data",
-            f"{spec.dataset.samples(Split.TRAIN):,} samples to train on, {spec.dataset.samples(Split.HOLDOUT):,} held "
-            f"out, {len(spec.dataset.shards)} shards",
+            f"{counted(spec.dataset.samples(Split.TRAIN), 'sample')} to train on, "
+            f"{spec.dataset.samples(Split.HOLDOUT):,} held out, {counted(len(spec.dataset.shards), 'shard')}",
         ),
-        ("progress", f"round {task.round} of {task.rounds_total}, epoch {task.epoch}, {task.samples_done:,} samples"),
-        ("speed", f"{format_rate(task.samples_per_second)}, {task.clients} clients at work, {format_seconds(took)}"),
+        (
+            "progress",
+            f"round {task.round} of {task.rounds_total}, epoch {task.epoch}, {counted(task.samples_done, 'sample')}",
+        ),
+        (
+            "speed",
+            f"{format_rate(task.samples_per_second)}, {counted(task.clients, 'client')} at work, "
+            f"{format_seconds(took)}",
+        ),
         ("train loss", format_value(task.loss)),
         ("held out", format_metrics(task.metrics) or NOTHING),
     ]
@@ -147,15 +158,15 @@ def shards_table(books: Sequence[ShardBook]) -> RenderableType:
     for book in books:
         by_epoch[book.epoch].append(book)
     for epoch, shards in sorted(by_epoch.items()):
-        samples, counted = sum(b.samples for b in shards), sum(b.counted_samples for b in shards)
+        samples, done = sum(b.samples for b in shards), sum(b.counted_samples for b in shards)
         repeated = sum(b.repeated_samples for b in shards)
         if repeated:
             balance = Text(f"{repeated} counted twice", style="bold red")
-        elif counted == samples:
+        elif done == samples:
             balance = Text("each sample once", style="green")
         else:
-            balance = Text(f"{samples - counted} to go", style="yellow")
-        table.add_row(str(epoch), str(len(shards)), f"{samples:,}", f"{counted:,}", f"{repeated:,}", balance)
+            balance = Text(f"{samples - done} to go", style="yellow")
+        table.add_row(str(epoch), str(len(shards)), f"{samples:,}", f"{done:,}", f"{repeated:,}", balance)
     return table if books else Text("No sample has been counted yet.")
 
 
@@ -170,7 +181,7 @@ def checkpoints_table(checkpoints: Sequence[CheckpointView], keep_best: str | No
         table.add_row(
             str(checkpoint.round),
             str(checkpoint.epoch),
-            format_bytes(checkpoint.size_bytes),
+            sized(checkpoint.size_bytes),
             format_short_age(checkpoint.created_at, now),
             Text(", ".join(filter(None, marks)), style="bold green"),
             format_metrics(checkpoint.metrics) or NOTHING,
@@ -178,23 +189,36 @@ def checkpoints_table(checkpoints: Sequence[CheckpointView], keep_best: str | No
     return table
 
 
-def clients_table(clients: Sequence[ClientView], now: float) -> RenderableType:
-    """Draw volunteers: what they have, what they do, how well; the speed is that of their fastest task."""
+def clients_table(clients: Sequence[ClientView], working: Mapping[str, str], now: float) -> RenderableType:
+    """Draw volunteers: what they have, what they do, how well.
+
+    ``working`` are the names of the tasks that are not over, by id; the speed is that of the one they do fastest.
+    """
+    names = ClientNames((client.client_id, client.name) for client in clients)
     headers = ("client", "state", "has", "cpu", "holds", "done", "failed", "speed", "note")
     table = FittingTable(*headers, spare=("cpu", "holds", "speed", "has"))
     for client in clients:
         table.add_row(
-            client.name or client.client_id,
+            names.shown(client.client_id, client.name),
             state_text(client.state),
             hardware(client.resources),
             f"{client.load.cpu:.0%}",
             str(client.assignments or NOTHING),
             str(client.delivered),
             Text(str(client.failed), style="red" if client.failed else ""),
-            format_rate(max(client.samples_per_second.values(), default=0.0)),
+            _speed(client, working),
             _note(client, now),
         )
     return table
+
+
+def _speed(client: ClientView, working: Mapping[str, str]) -> str:
+    """Return a speed with the task that it is of: samples of another task are other samples."""
+    of = {task_id: speed for task_id, speed in client.samples_per_second.items() if task_id in working and speed}
+    if not of:
+        return NOTHING
+    fastest = max(of, key=of.__getitem__)
+    return f"{format_rate(of[fastest])} ({working[fastest]})"
 
 
 def _note(client: ClientView, now: float) -> Text:
@@ -207,5 +231,5 @@ def _note(client: ClientView, now: float) -> Text:
 def hardware(resources: Resources) -> str:
     """Return what a machine has: ``4 cores, 15.5 GiB, NVIDIA H100``."""
     gpus = ", ".join(gpu.name for gpu in resources.gpus)
-    cores = f"{resources.cpu_cores} core{'' if resources.cpu_cores == 1 else 's'}"
-    return ", ".join(part for part in (cores, format_bytes(resources.ram_bytes), gpus) if part)
+    cores = counted(resources.cpu_cores, "core")
+    return ", ".join(part for part in (cores, sized(resources.ram_bytes), gpus) if part)

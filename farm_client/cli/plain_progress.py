@@ -12,6 +12,7 @@ from farm_client.cli.formatting import format_metrics, format_rate, format_value
 from farm_client.cli.output import Output
 from farm_client.cli.scene import Scene
 from protocol.rest import TaskView
+from protocol.wording import counted
 
 REMINDER_SECONDS: Final = 30.0
 """A task that waits for the same reason says so again after this long: a log that stands still looks dead."""
@@ -53,7 +54,7 @@ def progress_line(task: TaskView) -> str:
         "" if task.loss is None else f"loss {format_value(task.loss)}",
         format_metrics({name: value for name, value in task.metrics.items() if name != "loss"}),
         format_rate(task.samples_per_second) if task.samples_per_second else "",
-        f"{task.clients} client{'' if task.clients == 1 else 's'}" if task.clients else "",
+        counted(task.clients, "client") if task.clients else "",
         "" if task.state == "running" else task.why,
     ]
     return "  ".join(part for part in parts if part)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.text import Text
 
 from farm_client.cli.arguments import OutputOption, PatienceOption, TaskArgument
-from farm_client.cli.formatting import format_bytes, format_metrics
+from farm_client.cli.formatting import format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
@@ -18,6 +18,7 @@ from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
 from farm_client.sdk.patience import PATIENCE_SECONDS
 from protocol.rest import ModelView
+from protocol.wording import counted, sized
 
 
 def pull(
@@ -39,7 +40,7 @@ def pull(
         model = api.model(task_id, round_number)
         fetch(api, model, output, invocation.out)
     data = {**model.model_dump(), "path": str(output)}
-    text = f"{output}: after {model.round} rounds, {format_bytes(model.size_bytes)}"
+    text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"
     invocation.out.emit(Kind.MODEL, data, lambda: Text("  ".join(filter(None, [text, format_metrics(model.metrics)]))))
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from farm_client.cli.arguments import PatienceOption
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import BadUsage
-from farm_client.cli.formatting import format_bytes, format_value
+from farm_client.cli.formatting import format_value
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Kind, Output
 from farm_client.cli.pull import transfer_bar
@@ -34,6 +34,7 @@ from farm_client.transfer.source import size_of
 from protocol.rest import SubmitReply
 from protocol.tasks import Split
 from protocol.terminal_text import one_line
+from protocol.wording import counted, sized
 
 MAX_SUBMITTER_CHARS: Final = 100
 MAX_TOKEN_CHARS: Final = 200
@@ -147,8 +148,8 @@ def _describe(prepared: Prepared) -> str:
     loss = prepared.report.loss
     tried = "the code is not tried" if loss is None else f"the code works here: loss {format_value(loss)} on a batch"
     dataset = prepared.spec.dataset
-    train, held_out = (f"{dataset.samples(split):,} samples" for split in (Split.TRAIN, Split.HOLDOUT))
-    return f"{tried}; {train} to train on, {held_out} held out, in {len(dataset.shards)} shards"
+    train, held_out = (counted(dataset.samples(split), "sample") for split in (Split.TRAIN, Split.HOLDOUT))
+    return f"{tried}; {train} to train on, {held_out} held out, in {counted(len(dataset.shards), 'shard')}"
 
 
 def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
@@ -164,8 +165,8 @@ def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
         except KeyboardInterrupt:
             out.say("[dim]the farm keeps what it got: the same command goes on from there[/]")
             raise
-    rest = "" if uploaded.sent_blobs == uploaded.blobs else f" of {format_bytes(total_bytes)}; the farm had the rest"
-    out.say(f"[dim]sent {format_bytes(uploaded.sent_bytes)}{rest}[/]")
+    rest = "" if uploaded.sent_blobs == uploaded.blobs else f" of {sized(total_bytes)}; the farm had the rest"
+    out.say(f"[dim]sent {sized(uploaded.sent_bytes)}{rest}[/]")
 
 
 def _tell_next(reply: SubmitReply, out: Output) -> None:

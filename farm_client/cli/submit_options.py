@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final
 
 import typer
 
+from farm_client.data.text import DEFAULT_ROW_BYTES
+from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from protocol.compression import CodecName
-from protocol.recipe import Mode, Parts
+from protocol.recipe import Mode, Parts, Recipe
 
+DEFAULT_ROUNDS: Final = 20
+_PLAIN_DEFAULTS: Final = (
+    "mode",
+    "batch_samples",
+    "seed",
+    "min_clients",
+    "over_provision",
+    "max_staleness",
+    "keep_checkpoints",
+    "durable_every",
+    "keep_every",
+)
 _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
     """What the command line says of a task; ``--config`` may say the rest (see ``task_file``)."""
+
+    SHOWN_DEFAULTS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **{name: str(Recipe.model_fields[name].default) for name in _PLAIN_DEFAULTS},
+            "rounds": f"{DEFAULT_ROUNDS}, where neither is given",
+            "epochs": "no limit",
+            "name": "the file's",
+            "holdout": "0",
+            "priority": "5",
+            "row_bytes": str(DEFAULT_ROW_BYTES),
+            "round_samples": f"all, up to {MAX_ROUND_SAMPLES:,}; in gradients mode {GRADIENT_BATCHES} batches",
+            "evaluate_every": "once an epoch",
+            "init_min_clients": "as --min-clients",
+            "max_clients": "no limit",
+            "update_codec": "none",
+            "weights_codec": "none",
+            "pipeline": "no-pipeline",
+            "keep_best": "none",
+        }
+    )
+    """What holds where neither command line nor file says it."""
 
     file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="Your train.py, or the folder that holds it.")]
     data: Annotated[

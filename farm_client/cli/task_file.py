@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
-from farm_client.cli.submit_options import SubmitOptions, recipe_of, requirements_of, task_of
+from farm_client.cli.submit_options import DEFAULT_ROUNDS, SubmitOptions, recipe_of, requirements_of, task_of
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.submission import MAX_NAME_CHARS
@@ -21,7 +21,6 @@ from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
 
-DEFAULT_ROUNDS: Final = 20
 USUAL_FILE: Final = "task.toml"
 """Read by itself from a submitted folder, or from beside a submitted file, unless --config names another."""
 _CODECS: Final = ("update_codec", "weights_codec")

@@ -84,6 +84,9 @@ def _flatten(parameter: Parameter) -> list[Parameter]:
         return [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
     record = parameter.annotation
     hints = get_type_hints(record, include_extras=True)
+    for name, default in getattr(record, "SHOWN_DEFAULTS", {}).items():
+        # Of options that are None where they are not given: what holds then is decided elsewhere.
+        hints[name].__metadata__[0].show_default = default
     return [
         Parameter(
             field.name,

@@ -26,6 +26,7 @@ from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
 from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
+from protocol.wording import sized
 
 MAX_NAME_CHARS: Final = 200
 MAX_ROUND_SAMPLES: Final = 65_536
@@ -241,7 +242,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
             f"the config cannot be sent: {error}; use numbers, strings, booleans, lists, tables"
         ) from error
     if size > MAX_CONFIG_BYTES:
-        raise InvalidTask(f"the config has {size} bytes, over {MAX_CONFIG_BYTES}: put large values into a file or data")
+        raise InvalidTask(
+            f"the config has {sized(size)}, over {sized(MAX_CONFIG_BYTES)}: put large values into a file or data"
+        )
 
 
 def _ignore(_what: str, _done: int, _total: int) -> None:

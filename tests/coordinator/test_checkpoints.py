@@ -49,7 +49,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so_loudly() -> None:
     opened = [c for c in farm.log if isinstance(c, OpenRound)][-1]
     assert opened.checkpoint.round == 1
     loud = next(e for e in farm.ledger.events if e.kind == "checkpoint_damaged")
-    assert "back to round 1, 1 rounds are trained again" in loud.message
+    assert "back to round 1, rounds to train again: 1" in loud.message
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
     assert farm.task().samples_done == 80

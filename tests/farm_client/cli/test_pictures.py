@@ -10,7 +10,6 @@ from rich.console import Console
 
 from farm_client.cli.formatting import (
     format_age,
-    format_bytes,
     format_metrics,
     format_rate,
     format_seconds,
@@ -20,6 +19,7 @@ from farm_client.cli.formatting import (
 from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.scene import Scene
 from protocol.rest import EventView, TaskDetail
+from protocol.wording import sized
 from tests.farm_client.cli.fake_farm import make_client, make_spec, make_task
 
 
@@ -27,7 +27,7 @@ from tests.farm_client.cli.fake_farm import make_client, make_spec, make_task
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**52, "4096.0 TiB")]
 )
 def test_sizes(size, text):
-    assert format_bytes(size) == text
+    assert sized(size) == text
 
 
 @pytest.mark.parametrize(

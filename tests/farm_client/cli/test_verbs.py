@@ -9,7 +9,7 @@ from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from protocol.rest import EventView, LogView, MetricView, ShardBook
-from tests.farm_client.cli.fake_farm import ADDRESS, make_task, problem
+from tests.farm_client.cli.fake_farm import ADDRESS, make_client, make_task, problem
 
 
 def make_log(seq: int, client: str, text: str, stream: str = "stdout") -> LogView:
@@ -100,6 +100,24 @@ def test_clients_shows_machines(farm):
     text = farm("clients").stdout
     assert "laptop" in text
     assert "4 cores, 16.0 GiB" in text
+
+
+def test_clients_of_one_name_are_told_apart(farm, fake):
+    fake.clients = [make_client("vm", client_id="aaaa1111aaaa"), make_client("vm", client_id="bbbb2222bbbb")]
+    fake.clients.append(make_client("desk", client_id="cccc3333cccc"))
+    text = farm("clients").stdout
+    assert "vm (aaaa11)" in text
+    assert "vm (bbbb22)" in text
+    assert "desk (" not in text
+    fake.logs = [make_log(1, "vm", "hello").model_copy(update={"client_id": "bbbb2222bbbb"})]
+    assert "vm (bbbb22) r1 hello" in farm("logs", "digits").stdout
+
+
+def test_a_speed_is_told_with_its_task(farm, fake):
+    fake.clients = [make_client("vm", samples_per_second={"gone5555": 48_441.0, "abcd2345": 600.0})]
+    assert "600 samples/s (digits)" in farm("clients").stdout
+    fake.tasks = [make_task(state="completed")]
+    assert "samples/s" not in farm("clients").stdout
 
 
 def test_no_client_says_what_to_do(farm, fake):
