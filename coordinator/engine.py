@@ -33,6 +33,7 @@ from coordinator.events import (
     RoundAggregated,
     ServerShort,
     TaskAction,
+    TaskPrioritized,
     TaskRemoved,
     TaskSubmitted,
     Tick,
@@ -59,6 +60,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
     {
         TaskSubmitted: tasks.submit,
         TaskAction: tasks.act,
+        TaskPrioritized: tasks.prioritize,
         ClientConnected: fleet.connected,
         ClientLost: fleet.lost,
         IdentityShared: fleet.identity_shared,
@@ -82,7 +84,12 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
 )
 
 REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
-    {TaskSubmitted: tasks.check_submission, TaskAction: tasks.check_action, TaskRemoved: tasks.check_removal}
+    {
+        TaskSubmitted: tasks.check_submission,
+        TaskAction: tasks.check_action,
+        TaskPrioritized: tasks.check_priority,
+        TaskRemoved: tasks.check_removal,
+    }
 )
 """What a person asks for may be refused. All other errors are defects."""
 
@@ -90,8 +97,8 @@ UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted, IdentityShared})
 """Events after which nobody can be served who could not be before."""
 
 
-OF_ALL: Final = frozenset({Tick, Restored})
-"""Events after which all tasks are looked at: time has passed."""
+OF_ALL: Final = frozenset({Tick, Restored, TaskPrioritized})
+"""Events after which all tasks are looked at: time has passed, or their order is another."""
 
 
 class Broken(RuntimeError):

@@ -39,6 +39,14 @@ class TaskAction:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskPrioritized:
+    """A person gave a task another priority, from 0 to 9."""
+
+    task_id: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientConnected:
     """A client said hello and proved its identity. ``incarnation`` is higher than any before it."""
 
@@ -243,6 +251,7 @@ class Restored:
 Event = (
     TaskSubmitted
     | TaskAction
+    | TaskPrioritized
     | ClientConnected
     | ClientLost
     | IdentityShared

@@ -20,7 +20,7 @@ TOP_BAND = 9
 def band(task: TaskRecord, now: float, ageing_seconds: float) -> int:
     """Return the task's priority, raised by the time it has waited since it was last served."""
     waited = max(now - max(task.served_at, task.created_at), 0.0)
-    return min(task.spec.priority + int(waited / ageing_seconds), max(TOP_BAND, task.spec.priority))
+    return min(task.priority + int(waited / ageing_seconds), max(TOP_BAND, task.priority))
 
 
 def queue_order(

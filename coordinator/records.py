@@ -59,6 +59,13 @@ class TaskRecord:
     samples_done: int = 0
     loss: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    priority_set: int | None = None
+    """What a person set since it was submitted, instead of the specification's priority."""
+
+    @property
+    def priority(self) -> int:
+        """Return the priority that holds, from 0 to 9."""
+        return self.spec.priority if self.priority_set is None else self.priority_set
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
-from coordinator.events import Action, TaskAction, TaskRemoved, TaskSubmitted
+from coordinator.events import Action, TaskAction, TaskPrioritized, TaskRemoved, TaskSubmitted
 from coordinator.evidence import Evidence
 from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
@@ -110,6 +110,21 @@ def act(turn: Turn, event: TaskAction) -> None:
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
                 client.lacks.pop(run.task_id, None)
+
+
+def check_priority(turn: Turn, event: TaskPrioritized) -> None:
+    """Refuse what would change nothing, before anything changes. Raises: NotFound, Conflict if the task is over."""
+    run = turn.farm.task(event.task_id)
+    if run.record.state in _OVER - {TaskState.FAILED}:
+        raise Conflict(f"task {run.task_id} is {run.record.state}: it waits for nothing any more")
+
+
+def prioritize(turn: Turn, event: TaskPrioritized) -> None:
+    """Serve a task sooner or later from now on; what its clients hold goes on."""
+    run = turn.farm.task(event.task_id)
+    before = run.record.priority
+    turn.save(run.update(priority_set=event.priority))
+    turn.note("task_prioritized", f"priority {event.priority}, before {before}", run)
 
 
 def check_removal(turn: Turn, event: TaskRemoved) -> None:

@@ -20,6 +20,7 @@ from coordinator.scoring import best
 from coordinator.state import ClientState, TaskRun
 from coordinator.stints import expected_by, is_in_stint
 from coordinator.turn import Turn
+from protocol.wording import counted
 
 MANY_CLIENTS = 100
 
@@ -110,7 +111,7 @@ class Outlook:
 
     def _expects(self, other: TaskRun, client: ClientState, run: TaskRun) -> bool:
         """Whether a task will soon have work for a client of its, which this one may not take away."""
-        if run.record.spec.priority > other.record.spec.priority or other.record.not_before > self.turn.now:
+        if run.record.priority > other.record.priority or other.record.not_before > self.turn.now:
             return False
         if any(self.turn.farm.home(assignment_id) is other for assignment_id in client.held):
             return False  # it has what it wants of it
@@ -228,14 +229,16 @@ def _lacking(run: TaskRun, pool: Pool, outlook: Outlook, needed: int) -> str:
     counts = [f"{len(free) - kept.total()} are free", f"{busy} are busy"]
     counts += [f"{warming} warm up"] if warming else []
     counts += [f"{n} are kept for {_keeper(turn.farm.tasks[task_id])}" for task_id, n in kept.items()]
-    return f"waits for {needed} free clients: {', '.join(counts)}"
+    return f"waits for {counted(needed, 'free client')}: {', '.join(counts)}"
 
 
 def _keeper(keeper: TaskRun) -> str:
     spec = keeper.record.spec
     if not keeper.reserves:
         return f"{spec.name}, whose turn it is"
-    return f"{spec.name} (priority {spec.priority}), which has {len(keeper.reserves)} of {needed_clients(keeper)}"
+    return (
+        f"{spec.name} (priority {keeper.record.priority}), which has {len(keeper.reserves)} of {needed_clients(keeper)}"
+    )
 
 
 def nobody(turn: Turn, run: TaskRun) -> str:

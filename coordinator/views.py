@@ -25,7 +25,7 @@ def task_view(turn: Turn, run: TaskRun) -> TaskView:
         submitter=spec.submitter,
         state=task.state,
         why=_state_line(turn, run),
-        priority=spec.priority,
+        priority=task.priority,
         mode=spec.recipe.mode,
         round=task.version,
         rounds_total=max(rounds_total(spec), task.version),

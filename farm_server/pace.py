@@ -10,7 +10,6 @@ from typing import Final
 
 from coordinator.decision import Decision
 from protocol.limits import MAX_PACE_SECONDS
-from protocol.wording import counted
 
 BEATS_PER_SECOND: Final = 1000.0
 """So many heartbeats leave a core most of its time."""
@@ -60,7 +59,10 @@ class ServerLoad:
 def slowdown(load: ServerLoad, heartbeat_seconds: float) -> Decision[float]:
     """Return how many times longer than usual the intervals should be, from 1 to ``MAX_SLOWDOWN``, and why."""
     factor, reason = max(
-        (load.clients / heartbeat_seconds / BEATS_PER_SECOND, f"beats of {counted(load.clients, 'client')}"),
+        (
+            load.clients / heartbeat_seconds / BEATS_PER_SECOND,
+            f"{load.clients} client{'s beat' if load.clients != 1 else ' beats'}",
+        ),
         (load.lag_seconds / LAG_SECONDS, f"the event loop is {load.lag_seconds * 1000:.0f} ms late"),
         (load.backlog / BACKLOG, f"{load.backlog} commands wait for the ledger"),
     )

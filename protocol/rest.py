@@ -132,6 +132,12 @@ class RemovedView(View):
     removed: bool = True
 
 
+class PriorityRequest(Frozen):
+    """PUT /v1/tasks/{id}/priority: 9 is served first."""
+
+    priority: int = Field(ge=0, le=9)
+
+
 class SubmitReply(View):
     """POST /v1/tasks (body: TaskSpec). ``created`` is false when the submit token was seen before."""
 

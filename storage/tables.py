@@ -56,6 +56,7 @@ class TaskRow(SQLModel, table=True):
     samples_done: int = Field(sa_type=WHOLE)
     loss: float | None
     metrics: dict[str, float] = Field(sa_type=JSON)
+    priority_set: int | None = Field(sa_type=WHOLE)
 
 
 class SubmissionRow(SQLModel, table=True):

@@ -45,6 +45,18 @@ def rm(
     invocation.out.say(f"{removed.task_id} is removed")
 
 
+def priority(
+    invocation: Invocation,
+    task: TaskArgument,
+    number: Annotated[int, typer.Argument(metavar="N", min=0, max=9, help="9 is served first.")],
+) -> None:
+    """Serve a task sooner or later than before; what its clients compute now goes on."""
+    with invocation.api() as api:
+        view = api.prioritize(invocation.task(api, task).task_id, number)
+    invocation.out.emit(Kind.TASK, view)
+    invocation.out.say(f"{view.task_id} has priority [bold]{view.priority}[/]: {escape(view.why or view.state)}")
+
+
 def _act(invocation: Invocation, reference: str, action: Action) -> None:
     with invocation.api() as api:
         task = api.act(invocation.task(api, reference).task_id, action)

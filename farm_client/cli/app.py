@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from farm_client.cli.actions import cancel, pause, resume, retry, rm
+from farm_client.cli.actions import cancel, pause, priority, resume, retry, rm
 from farm_client.cli.clients import clients, explain
 from farm_client.cli.demo import demo
 from farm_client.cli.exit_codes import ExitCode
@@ -35,7 +35,7 @@ from protocol.versions import SUPPORTED
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
     "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, clients, explain),
-    "Act": (pull, pause, resume, cancel, retry, rm),
+    "Act": (pull, pause, resume, cancel, retry, priority, rm),
 }
 
 

@@ -24,6 +24,7 @@ from protocol.rest import (
     LogView,
     MetricView,
     ModelView,
+    PriorityRequest,
     RemovedView,
     ShardBook,
     SubmitReply,
@@ -104,6 +105,12 @@ class FarmApi:
         query = {"force": "true"} if force else {}
         response = self._request("DELETE", f"/v1/tasks/{task_id}", params=query)
         return self._parsed(TypeAdapter(RemovedView), response)
+
+    def prioritize(self, task_id: str, priority: int) -> TaskView:
+        """Give the task another priority, from 0 to 9. Raises: Conflict if it is completed or cancelled."""
+        request = PriorityRequest(priority=priority)
+        response = self._request("PUT", f"/v1/tasks/{task_id}/priority", json=request.model_dump())
+        return self._parsed(TypeAdapter(TaskView), response)
 
     def why(self, task_id: str) -> str:
         """Return in one line what the task waits for."""

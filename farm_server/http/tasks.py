@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from coordinator.books import shard_books
-from coordinator.events import Action, TaskAction
+from coordinator.events import Action, TaskAction, TaskPrioritized
 from farm_server.farm import Farm
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.listing import listing, written
@@ -22,6 +22,7 @@ from protocol.rest import (
     CheckpointView,
     Explanation,
     ModelView,
+    PriorityRequest,
     RemovedView,
     ShardBook,
     SubmitReply,
@@ -85,6 +86,13 @@ async def show(task_id: str, farm: FarmDep) -> Response:
 async def act(task_id: str, action: Action, farm: FarmDep) -> TaskView:
     """Do it; 409 where the task's state forbids it. Durable on return."""
     await farm.runtime.ask(TaskAction(task_id, action))
+    return await _view(farm, task_id)
+
+
+@router.put("/{task_id}/priority", summary="Give a task another priority")
+async def prioritize(task_id: str, request: PriorityRequest, farm: FarmDep) -> TaskView:
+    """Do it; 409 where the task is completed or cancelled. Durable on return."""
+    await farm.runtime.ask(TaskPrioritized(task_id, request.priority))
     return await _view(farm, task_id)
 
 

@@ -76,7 +76,7 @@ async def test_a_stream_of_other_bytes_is_refused(store: FolderBlobStore) -> Non
 
 
 async def test_a_stream_over_the_limit_is_refused(store: FolderBlobStore) -> None:
-    with pytest.raises(BlobTooLarge, match="10 bytes"):
+    with pytest.raises(BlobTooLarge, match="10 B that"):
         await store.put_stream(digest_bytes(b"x" * 11), _chunks(b"x" * 5, b"x" * 6), max_bytes=10)
     assert not store.has(digest_bytes(b"x" * 11))
 

@@ -13,9 +13,11 @@ from coordinator.events import (
     Restored,
     ServerShort,
     TaskAction,
+    TaskPrioritized,
     TaskSubmitted,
 )
 from coordinator.lifecycle import IllegalTransition, TaskState
+from coordinator.queue import queue_order
 from coordinator.records import RoundState
 from coordinator.retry import RetryPolicy
 from coordinator.settings import CoordinatorSettings
@@ -230,3 +232,26 @@ def test_backoff_doubles_up_to_its_cap_with_full_jitter(attempt: int, longest: f
     assert policy.longest_seconds(attempt) == longest
     assert policy.delay_seconds(attempt, 0.5) == longest / 2
     assert policy.delay_seconds(attempt, 0.0) == 0.0
+
+
+def test_a_priority_that_a_person_sets_holds_over_a_restart(farm: Simulation) -> None:
+    farm.handle(TaskPrioritized("t1", 9))
+    assert farm.view().priority == 9
+    farm.restart()
+    assert farm.view().priority == 9
+    assert queue_order([farm.task()], {}, farm.now, 60.0)[0].priority == 9
+
+
+def test_a_priority_of_what_is_over_is_refused(farm: Simulation) -> None:
+    act(farm, Action.CANCEL)
+    with pytest.raises(Conflict, match="waits for nothing"):
+        farm.handle(TaskPrioritized("t1", 9))
+    with pytest.raises(NotFound):
+        farm.handle(TaskPrioritized("nosuch", 9))
+
+
+def test_a_task_that_was_raised_is_served_first(farm: Simulation) -> None:
+    farm.submit(spec(), "t2")
+    farm.handle(TaskPrioritized("t2", 9))
+    farm.join("ada")
+    assert (farm.view("t2").clients, farm.view("t1").clients) == (1, 0)

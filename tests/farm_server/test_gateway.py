@@ -326,7 +326,7 @@ async def test_the_load_is_looked_at_by_itself(start, monkeypatch):
     monkeypatch.setattr(pace, "BEATS_PER_SECOND", 0.1)  # one client is a crowd
     async with start() as server, server.volunteer("a") as a:
         assert (await a.next(Pace)).heartbeat_seconds == 10.0
-        assert "beats of 1 client" in (await server.http.get("/v1/farm")).json()["pace"]["reason"]
+        assert "1 client beats" in (await server.http.get("/v1/farm")).json()["pace"]["reason"]
 
 
 async def test_a_client_of_an_older_version_keeps_its_pace_and_is_lost_by_it(server):

@@ -186,8 +186,9 @@ class FakeFarm:
                     ),
                 )  # fmt: skip
                 return answer(TaskDetail(task=task, spec=make_spec(self.recipe), rounds=rounds))
-            case ["pause" | "resume" | "cancel" | "retry" as action]:
-                return answer(task.model_copy(update={"state": f"{action}d"}))
+            case ["pause" | "resume" | "cancel" | "retry" | "priority" as action]:
+                changed = json.loads(request.content) if action == "priority" else {"state": f"{action}d"}
+                return answer(task.model_copy(update=changed))
             case ["why"]:
                 return httpx.Response(200, json={"why": task.why})
             case ["explain"]:

@@ -58,7 +58,7 @@ def test_a_best_that_is_not_there_is_told(farm, fake, tmp_path: Path, recipe, op
 @pytest.mark.parametrize(
     ("rule", "wanted", "told"),
     [
-        ("min:loss", 1, "the best by min:loss is the model after 1 rounds"),
+        ("min:loss", 1, "the best by min:loss is the model after 1 round"),
         ("max:loss", 6, "the best by max:loss is the model after 6 rounds"),
         ("max:acuracy", None, "max:acuracy was never measured"),
         (None, None, ""),

@@ -24,7 +24,7 @@ from protocol.rest import EventView, LogView, MetricView
 from tests.farm_client.cli.fake_farm import make_checkpoint, make_task
 
 VERBS = typer.main.get_group(app).commands
-NEEDS = {"FILE_OR_DIR": "train.py", "TASK": "digits", "URL": "http://t0ken@farm.test:8470", "[DIR]": "new"}
+NEEDS = {"FILE_OR_DIR": "train.py", "TASK": "digits", "URL": "http://t0ken@farm.test:8470", "[DIR]": "new", "N": "5"}
 NO_ROLES = {"roles": "{}", "tied": "{}"}
 ODD = {
     "empty": "",

@@ -70,7 +70,11 @@ def said_by_strangers(fake: FakeFarm, text: str) -> None:
 
 def acting(shown: str) -> set[str]:
     """Return the characters that a terminal would act on."""
-    return {char for char in shown if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}} - {"\n"}
+    return {char for char in shown if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}} - {
+        "\n",
+        "\u200c",
+        "\u200d",
+    }
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -58,11 +58,11 @@ def test_markup_in_a_cell_is_text():
 def test_tasks_and_clients_fit(columns):
     tasks = [make_task(why="waits for 2 more clients"), make_task("bcde3456", name="a-rather-long-name", why="")]
     clients = [make_client(), make_client("a-workstation", state="offline", last_seen=NOW - 90)]
-    for table in (tasks_table(tasks, NOW), clients_table(clients, NOW)):
+    for table in (tasks_table(tasks, NOW), clients_table(clients, {}, NOW)):
         lines = drawn(table, columns)
         assert all(len(line) <= columns for line in lines)
     assert drawn(tasks_table(tasks, NOW), columns)[0].split()[:4] == ["id", "name", "state", "round"]
-    assert "seen 1 min ago" in "\n".join(drawn(clients_table(clients, NOW), 200))
+    assert "seen 1 min ago" in "\n".join(drawn(clients_table(clients, {}, NOW), 200))
 
 
 def test_a_pipe_gets_one_line_a_task_however_long(farm, fake, monkeypatch):

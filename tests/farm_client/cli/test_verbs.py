@@ -87,6 +87,13 @@ def test_rm_removes_what_is_over_and_the_rest_by_force(farm, fake):
     assert "abcd2345" not in {task.task_id for task in fake.tasks}
 
 
+def test_a_priority_is_given_to_the_farm(farm, fake):
+    outcome = farm("priority", "digits", "9", "--json")
+    assert "PUT /v1/tasks/abcd2345/priority" in fake.sent()
+    assert outcome.envelope("task")["priority"] == 9
+    assert farm("priority", "digits", "10").exit_code == 2
+
+
 def test_an_action_that_the_state_forbids_is_one_line(farm, fake):
     fake.overrides["POST", "/v1/tasks/abcd2345/retry"] = lambda: problem(
         409, "illegal_transition", "task abcd2345 is running and cannot become pending"
