@@ -80,5 +80,6 @@ def end_of(
         patience = grace + settings.deadline_factor * usual if usual is not None else stall
         end = min(lease.computing_at, lease.began_at + 2 / 3 * stall) + patience
     if lease.uploading_at < inf:
-        end = max(end, lease.uploading_at + (stall if gets_on(lease, now, settings) else stall / 2))
+        moves = lease.grown_at > lease.uploading_at and gets_on(lease, now, settings)
+        end = max(end, lease.uploading_at + (stall if moves else stall / 2))
     return min(end, lease.began_at + longest_seconds / 2)
