@@ -94,6 +94,7 @@ def load_settings(**given: Any) -> AgentSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
+        expected = "write a size as 8GB or 512MiB" if first["type"].startswith("byte_size") else first["msg"]
         raise BadSettings(
-            f"--{name.replace('_', '-')} (or {ENV_PREFIX}{name.upper()}): {first['msg']}, not {first['input']!r}"
+            f"--{name.replace('_', '-')} (or {ENV_PREFIX}{name.upper()}): {expected}, not {first['input']!r}"
         ) from None

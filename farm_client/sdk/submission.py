@@ -140,7 +140,8 @@ def with_tuple_columns(recipe: Recipe, batch: str | tuple[str, ...], source: Row
         return recipe
     if batch != "tuple":
         names = tuple(name.strip() for name in batch.split(",")) if isinstance(batch, str) else batch
-        return recipe.model_copy(update={"tuple_columns": names})
+        # Not a copy, which would take any names: these come from the command line.
+        return Recipe.model_validate(recipe.model_dump(exclude_unset=True) | {"tuple_columns": names})
     if source is None:
         raise InvalidTask(
             "--batch tuple takes the columns of --data; name those that load_shard returns, as in --batch x,y (tuples "

@@ -37,3 +37,9 @@ def test_a_wrong_value_is_named_with_its_option_and_variable(given):
     (name,) = given
     with pytest.raises(BadSettings, match=f"--{name.replace('_', '-')} .*FARM_CLIENT_{name.upper()}"):
         load_settings(**given)
+
+
+@pytest.mark.parametrize("size", ["lots", "5parsecs"])
+def test_a_size_that_is_none_says_how_to_write_one(size):
+    with pytest.raises(BadSettings, match="write a size as 8GB or 512MiB, not "):
+        load_settings(max_ram=size)
