@@ -70,9 +70,9 @@ class ServerSettings(BaseSettings):
     """Clients at once."""
     max_connections: int = Field(default_factory=lambda data: 2 * data.get("max_clients", 0) + 1000, ge=8)
     """Connections of all kinds at once; fewer where the process may open fewer files."""
-    max_unknown_connections: int = Field(default=4096, ge=4)
+    max_unknown_connections: int = Field(default=8192, ge=4)
     """Connections at once that have shown no token yet; where one more comes, the oldest of them goes."""
-    max_unknown_per_address: int = Field(default=2048, ge=4)
+    max_unknown_per_address: int = Field(default=6000, ge=4)
     """The same for one address; many clients may share one (a proxy, a network behind one router)."""
     max_frame_bytes: int = Field(default=MAX_FRAME_BYTES, ge=64 * 1024)
     """The largest WebSocket message."""

@@ -10,7 +10,7 @@ from farm_server.edge.refusal import Refusal
 MAX_LINE_BYTES: Final = 8000
 """A request line or a header; the WebSocket library takes 8192 with everything around it."""
 MAX_HEADERS: Final = 100
-MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_HEAD_BYTES: Final = 16 * 1024
 
 
 class HeadTooLarge(Exception):  # it ends the parser's run, and is not an error of this farm's
