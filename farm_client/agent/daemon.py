@@ -156,9 +156,9 @@ class Agent:
         sweeping = asyncio.get_running_loop().create_task(tools.pool.sweep_regularly())
         try:
             while (link := await self._connect(reach, lambda: self._hello(tools, worker, probe, verdicts))) is not None:
-                await self._work(link, worker)
+                why = await self._work(link, worker)
                 if not self._leaving.is_set():
-                    await self._wait_to_retry(link.reason, reach.ended(link.reason))
+                    await self._wait_to_retry(why, reach.ended(why))
             if worker.busy:  # the connection went before the work was done
                 await self._leave_work(worker)
         except FarmError:
@@ -198,9 +198,14 @@ class Agent:
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
 
-    async def _work(self, link: Link, worker: Worker) -> None:
-        """Serve one connection to its end. A mistake of the agent's own is told to the farm before it ends us."""
+    async def _work(self, link: Link, worker: Worker) -> OutOfReach:
+        """Serve one connection to its end, and return why it ended.
+
+        A mistake of the agent's own is told to the farm and ends the connection; what is being done goes on, and the
+        agent connects again.
+        """
         bye: Bye | None = None
+        mistake: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 worker.attach(link)
@@ -211,12 +216,16 @@ class Agent:
                     worker.handle(message)
                 for chore in chores:
                     chore.cancel()
-        except BaseExceptionGroup as errors:
-            bye = Bye(reason=f"the agent failed: {errors.exceptions[0]!r}"[:500], crashed=True)
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as errors:  # of anything else, such as an interrupt, there are groups too: they end us
+            mistake = errors.exceptions[0]
+            bye = Bye(reason=f"the agent failed: {mistake!r}"[:500], crashed=True)
         finally:
             worker.detach()
             await link.close(bye)
+        if mistake is None:
+            return link.reason
+        self._narrator.trace("a mistake in farm-client ended the connection", mistake)
+        return OutOfReach(f"a mistake in farm-client ended the connection ({mistake!r}); its traceback is above")
 
     async def _drain(self, worker: Worker, link: Link) -> None:
         await self._leaving.wait()

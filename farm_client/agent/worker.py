@@ -117,8 +117,12 @@ class Worker:
         self._deliveries.detach()
 
     async def watch(self) -> None:
-        """Wait for a mistake of the agent's own, and raise it; otherwise for ever."""
-        await asyncio.shield(self._mistake)
+        """Wait for a mistake of the agent's own, and raise it, once; otherwise for ever."""
+        try:
+            await asyncio.shield(self._mistake)
+        finally:
+            if self._mistake.done():
+                self._mistake = asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""

@@ -14,7 +14,7 @@ from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
 from protocol.compression import CodecName
-from protocol.errors import Unauthorized, VersionMismatch
+from protocol.errors import OversizedFrame, Unauthorized, VersionMismatch
 from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result, Scope
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
@@ -117,18 +117,51 @@ async def test_a_farm_that_is_down_is_waited_for(farm, start_agent, capsys):
         await joined(farm)
 
 
-async def test_an_error_of_the_agent_itself_is_told_before_it_dies(farm, start_agent, monkeypatch):
-    def broken(*_):
+def beat_wrongly(*_):
+    raise RuntimeError("a mistake")
+
+
+def speak_wrongly(*_):
+    raise OversizedFrame("a mistake")
+
+
+@pytest.mark.parametrize(("place", "wrong"), [("_beat_once", beat_wrongly), ("handle", speak_wrongly)])
+async def test_an_error_of_the_agent_itself_ends_the_connection_and_not_the_agent(
+    farm, start_agent, monkeypatch, capsys, place, wrong
+):
+    async with start_agent() as life:
+        peer = await joined(farm)
+        with monkeypatch.context() as broken:
+            broken.setattr(worker.Worker, place, wrong)
+            if place == "handle":
+                await peer.send(farm.assign(farm.task()))
+            bye = await peer.expect(Bye)
+        assert bye.crashed
+        assert "a mistake" in bye.reason
+        peer = await joined(farm, incarnation=2)
+        await peer.send(farm.assign(farm.task()))
+        await peer.expect(Result)
+        assert not life.done()
+    assert wrong.__name__ in capsys.readouterr().err, "the traceback is in the log"
+
+
+async def test_an_error_of_a_task_in_the_background_is_raised_once(farm, start_agent, monkeypatch):
+    do = worker.Worker._do
+
+    async def end_wrongly(*arguments):
+        await do(*arguments)
         raise RuntimeError("a mistake")
 
     async with start_agent() as life:
         peer = await joined(farm)
-        monkeypatch.setattr(worker.Worker, "_beat_once", broken)
-        bye = await peer.expect(Bye)
-        assert bye.crashed
-        assert "a mistake" in bye.reason
-        with pytest.raises(RuntimeError, match="a mistake"):
-            await life
+        with monkeypatch.context() as broken:
+            broken.setattr(worker.Worker, "_do", end_wrongly)
+            await peer.send(farm.assign(farm.task()))
+            assert (await peer.expect(Bye)).crashed
+        peer = await joined(farm, incarnation=2)
+        await peer.send(farm.assign(farm.task("task2")))
+        await peer.expect(Result)
+        assert not life.done()
 
 
 def refuse_wrongly(*_):

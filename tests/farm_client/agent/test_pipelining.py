@@ -107,7 +107,7 @@ async def test_uploads_that_pile_up_keep_the_slot_and_say_why(farm, start_agent,
         assert doing[third.assignment_id].phase is Phase.UPLOADING
         assert set(doing) == {a.assignment_id for a in (*first_two, third)}
         assert not is_free_again(peer, third)
-        await until(lambda: "2 results are on their way" in read_status(home / "status.json").doing)
+        await until(lambda: "2 results on the way already" in read_status(home / "status.json").doing)
         farm.upload_gate.set()
         await until(lambda: is_free_again(peer, third))
         results = {(await peer.expect(Result)).assignment_id for _ in range(3)}
