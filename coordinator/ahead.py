@@ -73,8 +73,8 @@ def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
 def announce(turn: Turn, run: TaskRun) -> None:
     """Tell clients that compute ahead how the new version comes: it is there when they are done with the old one."""
     for client_id in sorted({record.client_id for record in run.ahead_records()}):
-        client = turn.farm.clients[client_id]
-        if holds_present(run, client):
+        client = turn.farm.clients.get(client_id)
+        if client is None or holds_present(run, client):
             continue
         way = tuple(link.blob for link in cheapest_chain(run, client)) or (run.checkpoint.weights,)
         # what is smaller rides inside the next assignment
@@ -133,7 +133,7 @@ def drop_all_ahead(turn: Turn, run: TaskRun, why: str) -> None:
         turn.do(DropUpdate(done.update))
         _owe(run, record.ranges)
         drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
-        turn.send(turn.farm.clients[record.client_id], drop)
+        turn.send_to(record.client_id, drop)
     run.ahead_results.clear()
 
 

@@ -98,6 +98,15 @@ class ReleaseTask:
 
 
 @dataclass(frozen=True, slots=True)
+class DropClient:
+    """Forget the secret of this client, and close its connection; a later one than ``incarnation`` is a newcomer's."""
+
+    client_id: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReportDefect:
     """A rule of the farm broke: ``error``, with its traceback, belongs into the log.
 
@@ -109,4 +118,6 @@ class ReportDefect:
     error: Exception
 
 
-Command = Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask | ReportDefect
+Command = (
+    Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask | DropClient | ReportDefect
+)

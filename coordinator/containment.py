@@ -88,7 +88,7 @@ def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
     roll_back(turn, run, why)
     run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
     for client_id in sorted(run.participants):
-        turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
+        turn.send_to(client_id, Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))
     if run.record.state in ACTIVE:
         end_attempt(turn, run, why, retryable=True)
@@ -138,7 +138,9 @@ def _settle(turn: Turn, record: AssignmentRecord, is_delivered: bool, why: str) 
     if record.state in HELD:
         state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
         turn.save(replace(record, state=state, error=why))
-    client = turn.farm.clients[record.client_id]
+    client = turn.farm.clients.get(record.client_id)
+    if client is None:
+        return
     if is_delivered or client.incarnation != record.incarnation:
         turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why))
     else:

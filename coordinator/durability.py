@@ -72,7 +72,7 @@ def become_durable(turn: Turn, run: TaskRun) -> None:
         return
     turn.release(volatile.records, volatile.entries)
     for client_id, ack in volatile.acks:
-        turn.send(turn.farm.clients[client_id], ack)
+        turn.send_to(client_id, ack)
 
 
 def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
@@ -87,4 +87,4 @@ def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
     turn.release_uncounted(volatile.records, volatile.entries)
     turn.note("rounds_rolled_back", f"{counted(undone, 'round')} since the last durable one to train again: {why}", run)
     for client_id, ack in volatile.acks:
-        turn.send(turn.farm.clients[client_id], ack.model_copy(update={"counted": False, "message": why}))
+        turn.send_to(client_id, ack.model_copy(update={"counted": False, "message": why}))

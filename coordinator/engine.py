@@ -25,6 +25,7 @@ from coordinator.events import (
     ClientLost,
     ClientPaused,
     ClientReady,
+    ClientRemoved,
     ClientThrottled,
     Event,
     IdentityShared,
@@ -77,6 +78,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         AggregationFailed: results.aggregation_failed,
         ServerShort: results.server_short,
         TaskRemoved: tasks.remove,
+        ClientRemoved: fleet.remove,
         CheckpointDamaged: recovery.fall_back,
         Tick: _tick,
         Restored: lambda turn, _: recovery.mend(turn),
@@ -89,6 +91,7 @@ REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         TaskAction: tasks.check_action,
         TaskPrioritized: tasks.check_priority,
         TaskRemoved: tasks.check_removal,
+        ClientRemoved: fleet.check_removal,
     }
 )
 """What a person asks for may be refused. All other errors are defects."""

@@ -211,6 +211,14 @@ class TaskRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientRemoved:
+    """A person wants a client forgotten; one that is connected only with ``force``."""
+
+    client_id: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ServerShort:
     """What the server lacks now, so that tasks wait for it; None: it is well again."""
 
@@ -268,6 +276,7 @@ Event = (
     | AggregationFailed
     | ServerShort
     | TaskRemoved
+    | ClientRemoved
     | CheckpointDamaged
     | Tick
     | Restored

@@ -37,6 +37,8 @@ class Farm:
     """Held when the server stopped."""
     _homes: dict[str, TaskRun] = field(default_factory=dict)
     """The tasks of assignments in flight."""
+    _next_place: int = 0
+    """The place of the next client that is new; it is not used again when a client is removed."""
 
     def task(self, task_id: str) -> TaskRun:
         """Return a task. Raises: NotFound."""
@@ -81,12 +83,21 @@ class Farm:
     def admit(self, client: ClientState) -> None:
         """Take in a client, or its newest connection."""
         known = self.clients.get(client.client_id)
-        client.place = known.place if known else len(self.clients)
-        if known is not None:
-            known.watch = None
+        if known is None:
+            client.place = self._next_place
+            self._next_place += 1
+        else:
+            client.place, known.watch = known.place, None
         self.clients[client.client_id] = client
         client.watch = self.pools.note
         self.pools.note(client)
+
+    def dismiss(self, client: ClientState) -> None:
+        """Forget a client that is not connected (any more) and holds nothing; records of its work keep its id."""
+        self.pools.note(client)
+        client.watch = None
+        self.reserved.pop(client.client_id, None)
+        del self.clients[client.client_id]
 
     def online(self) -> Iterator[ClientState]:
         """Iterate over the connected clients."""

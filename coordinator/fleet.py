@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
+from coordinator.commands import DropClient
 from coordinator.containment import contained
 from coordinator.events import (
     ClientConnected,
@@ -14,15 +15,17 @@ from coordinator.events import (
     ClientLost,
     ClientPaused,
     ClientReady,
+    ClientRemoved,
     ClientThrottled,
     IdentityShared,
 )
 from coordinator.lateness import drop_late
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, forget, suspend
-from coordinator.records import ClientRecord
+from coordinator.records import ClientRecord, RemovedClient
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
+from protocol.errors import Conflict, NotFound
 from protocol.messages import Cancel, HeldAssignment, Hello
 
 
@@ -72,17 +75,48 @@ def lost(turn: Turn, event: ClientLost) -> None:
     client = turn.farm.current(event.client_id, event.incarnation)
     if client is None:
         return
+    _leave(turn, client, event.reason)
+    client.record = replace(client.record, last_seen=turn.now)
+    turn.save(client.record)
+    turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
+
+
+def _leave(turn: Turn, client: ClientState, reason: str) -> None:
+    """The client is not there any more: what it holds goes to others."""
     client.online = False
     client.slots = 0
-    client.offline_reason = event.reason
-    _suspend_all(turn, client, f"the client is gone: {event.reason}")
+    client.offline_reason = reason
+    _suspend_all(turn, client, f"the client is gone: {reason}")
     for task_id in client.serves:
         if (run := turn.farm.tasks.get(task_id)) is not None:
             run.participants.discard(client.client_id)
     client.serves.clear()
-    client.record = replace(client.record, last_seen=turn.now)
-    turn.save(client.record)
-    turn.note("client_lost", f"{client.record.name}: {event.reason}", client=client)
+
+
+def check_removal(turn: Turn, event: ClientRemoved) -> None:
+    """Refuse to forget who is connected, before anything changes. Raises: NotFound, Conflict."""
+    client = turn.farm.clients.get(event.client_id)
+    if client is None:
+        raise NotFound(f"there is no client {event.client_id}; `farm clients` lists the clients")
+    if client.online and not event.force:
+        raise Conflict(
+            f"client {client.record.name} ({client.client_id}) is connected: stop its agent first, "
+            "or give --force to close its connection"
+        )
+
+
+def remove(turn: Turn, event: ClientRemoved) -> None:
+    """Forget a client. What it delivered counts as before; nobody waits for what it held."""
+    client = turn.farm.clients[event.client_id]
+    if client.online:
+        _leave(turn, client, "it was removed")
+    for run in list(turn.farm.live.values()):
+        if run.step and any(record.client_id == client.client_id for record in run.step.dormant.values()):
+            contained(turn, run, _forget_the_untold, run, client, ())
+    turn.farm.dismiss(client)
+    turn.save(RemovedClient(client.client_id))
+    turn.note("client_removed", f"{client.record.name} ({client.client_id}) was removed", client=client)
+    turn.do(DropClient(client.client_id, client.incarnation, "it was removed from the farm; it may join anew"))
 
 
 def identity_shared(turn: Turn, event: IdentityShared) -> None:

@@ -86,6 +86,6 @@ def drop_all_late(turn: Turn, run: TaskRun, why: str) -> None:
     for late in run.late_results:
         turn.save(late.record)
         turn.do(DropUpdate(late.update))
-        client, record = turn.farm.clients[late.record.client_id], late.record
-        turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why))
+        drop = Ack(assignment_id=late.record.assignment_id, fence=late.record.fence, counted=False, message=why)
+        turn.send_to(late.record.client_id, drop)
     run.late_results.clear()

@@ -215,7 +215,7 @@ def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:
 def clear_up(turn: Turn, run: TaskRun, step: Step) -> None:
     """A round is committed: the code works, and who said that it works nowhere has a fault of its own."""
     delivered = {record.client_id for record in step.delivered}
-    for client_id in sorted(run.evidence.speakers - delivered):
+    for client_id in sorted((run.evidence.speakers - delivered) & turn.farm.clients.keys()):
         trip(turn, run, turn.farm.clients[client_id])
     run.evidence = Evidence()
 

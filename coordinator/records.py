@@ -202,7 +202,14 @@ class LogRecord:
     text: str
 
 
-Record = TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord
+@dataclass(frozen=True, slots=True)
+class RemovedClient:
+    """Saved instead of a ``ClientRecord``: what is recorded of the client goes, but for what it did for tasks."""
+
+    client_id: str
+
+
+Record = TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord | RemovedClient
 """A record with a key: saving it again replaces it."""
 Entry = EventRecord | MetricRecord | LogRecord
 """A record without a key: saving appends it."""

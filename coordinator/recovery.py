@@ -132,6 +132,7 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     opening = (run.task_id, interrupted.attempt, Kind.TRAIN)
     # a part that was begun ahead of its round has the round before it; one that still is has no place in this round
     mine = [a for a in held if (a.task_id, a.attempt, a.kind) == opening and a.position < interrupted.samples]
+    mine = [a for a in mine if a.client_id in turn.farm.clients]  # who was removed brings nothing any more
     parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds)
     pieces = {part.position: part.ranges for part in parts}
     if any(pieces[a.position] != a.ranges for a in mine):  # late updates changed what the round consists of

@@ -206,13 +206,13 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     )
     for assignment in step.delivered:
         turn.save(replace(assignment, counted=True, counted_in=step.number))
-        client = turn.farm.clients[assignment.client_id]
         ack = Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True)
         if event.durable:
-            turn.save(client.record)
-            turn.send(client, ack)
+            if (client := turn.farm.clients.get(assignment.client_id)) is not None:
+                turn.save(client.record)
+                turn.send(client, ack)
         elif run.volatile is not None:
-            run.volatile.acks.append((client.client_id, ack))
+            run.volatile.acks.append((assignment.client_id, ack))
     run.step = None
     run.server_faults = 0
     clear_up(turn, run, step)
@@ -286,7 +286,7 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         return
     for record in step.delivered:
         drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
-        turn.send(turn.farm.clients[record.client_id], drop)
+        turn.send_to(record.client_id, drop)
     for update in step.updates.values():
         turn.do(DropUpdate(update))
     if step.round is not None:

@@ -160,7 +160,7 @@ def _resume(turn: Turn, run: TaskRun, message: str) -> None:
     started = run.record.started_at is not None
     turn.move(run, TaskState.RUNNING if started else TaskState.PENDING, message)
     for client_id in sorted(run.participants):  # of those that left meanwhile nobody hears
-        turn.send(turn.farm.clients[client_id], Resume(task_id=run.task_id))
+        turn.send_to(client_id, Resume(task_id=run.task_id))
 
 
 def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
@@ -171,7 +171,7 @@ def stop_work(turn: Turn, run: TaskRun, why: str) -> None:
     forget_deltas(turn, run)
     roll_back(turn, run, why)
     for client_id in sorted(run.participants):
-        turn.send(turn.farm.clients[client_id], Pause(task_id=run.task_id, reason=why))
+        turn.send_to(client_id, Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))
 
 

@@ -22,6 +22,7 @@ from coordinator.records import (
     LogRecord,
     MetricRecord,
     Record,
+    RemovedClient,
     RoundRecord,
     RoundState,
     TaskRecord,
@@ -113,6 +114,11 @@ class Turn:
         if client.online:
             self.do(Send(client.client_id, client.incarnation, message, holds_weights))
 
+    def send_to(self, client_id: str, message: Message) -> None:
+        """Send a message to who did something for a task once; a client that was removed since then gets none."""
+        if (client := self.farm.clients.get(client_id)) is not None:
+            self.send(client, message)
+
     def note(
         self,
         kind: str,
@@ -191,6 +197,7 @@ _KEYS: Final[Mapping[type, Callable[[Any], object]]] = MappingProxyType(
         CheckpointRecord: attrgetter("task_id", "round"),
         TaskRecord: attrgetter("task_id"),
         ClientRecord: attrgetter("client_id"),
+        RemovedClient: attrgetter("client_id"),
     }
 )
 """What identifies a record of each kind."""

@@ -17,6 +17,7 @@ import structlog
 from coordinator.commands import (
     Command,
     CommitRound,
+    DropClient,
     DropRound,
     DropUpdate,
     Fold,
@@ -230,6 +231,7 @@ class Farm:
             DropRound: self._aggregator.drop_round,
             DropUpdate: lambda command: spooled.release(command.update),
             ReleaseTask: self._release_task,
+            DropClient: self.gateway.drop_client,
         }
         self.telemetry.watch_tasks(lambda: Counter(self.coordinator.task_states()))
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from coordinator.commands import DropClient
 from coordinator.events import ClientConnected, ClientLost, ClientThrottled, Event, IdentityShared
 from farm_server.admission import Admission
 from farm_server.clock import Clock
@@ -113,6 +114,12 @@ class Gateway:
         if peer.wire.session.may_send("bye"):
             peer.wire.send(Bye(reason=reason))
         peer.wire.end(reason)
+
+    def drop_client(self, command: DropClient) -> None:
+        """A client was removed: forget its secret, and say goodbye if that connection of it is still there."""
+        self._registry.forget(command.client_id, command.incarnation)
+        if (peer := self._registry.find(command.client_id, command.incarnation)) is not None:
+            self.dismiss(peer, command.reason)
 
     async def _greet(self, wire: Wire) -> Peer | None:
         """Hear who it is, and welcome it; None if that came to nothing."""

@@ -33,7 +33,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    secret_hash: str
+    """``secret_hash``: None once the client was removed, so that its next connection may show another secret."""
+
+    secret_hash: str | None
     incarnation: int
 
 
@@ -61,7 +63,7 @@ class Registry:
         """
         secret_hash = digest_bytes(hello.client_secret.encode())
         known = self._identities.get(hello.client_id)
-        if known and not hmac.compare_digest(known.secret_hash, secret_hash):
+        if known and known.secret_hash is not None and not hmac.compare_digest(known.secret_hash, secret_hash):
             raise Unauthorized(
                 f"client {hello.client_id} is known by another secret; start the agent with a fresh --home "
                 "to join as a new client"
@@ -93,6 +95,15 @@ class Registry:
             return False
         del self._peers[peer.client_id]
         return True
+
+    def forget(self, client_id: str, incarnation: int) -> None:
+        """Forget the secret of a client that was removed, unless it joined anew meanwhile.
+
+        Its connections are counted on: what is still said of an earlier one must not be taken for a later one's.
+        """
+        known = self._identities.get(client_id)
+        if known is not None and known.incarnation == incarnation:
+            self._identities[client_id] = _Identity(None, incarnation)
 
     def find(self, client_id: str, incarnation: int) -> Peer | None:
         """Return the peer if that incarnation is the one that is connected."""

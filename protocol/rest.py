@@ -132,6 +132,13 @@ class RemovedView(View):
     removed: bool = True
 
 
+class RemovedClientView(View):
+    """DELETE /v1/clients/{id}?force=BOOL: the client is forgotten; if it joins again, it is a newcomer."""
+
+    client_id: str
+    removed: bool = True
+
+
 class PriorityRequest(Frozen):
     """PUT /v1/tasks/{id}/priority: 9 is served first."""
 

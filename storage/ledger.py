@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from coordinator.records import Entry, Record
+from coordinator.records import Entry, Record, RemovedClient
 from storage.engine import ledger_path, reader_engine, writer_engine
 from storage.errors import ledger_error
 from storage.ledger_identity import LedgerIdentity, begin_run
@@ -62,7 +62,14 @@ class Ledger(Reads):
 
         Call it on the event loop's thread.
         """
-        return self._writer.submit(Change(tuple(records), tuple(entries)))
+        kept: list[Record] = []
+        removed: list[str] = []
+        for record in records:
+            if isinstance(record, RemovedClient):
+                removed.append(record.client_id)
+            else:
+                kept.append(record)
+        return self._writer.submit(Change(tuple(kept), tuple(entries), removed_clients=tuple(removed)))
 
     async def save(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> None:
         """Write all of it in one transaction; on return it is durable.

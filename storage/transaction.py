@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, delete
 from coordinator.lifecycle import ENDED
 from coordinator.records import Entry, Record, TaskRecord
 from protocol.tasks import TaskSpec
-from storage.mapping import CHECKPOINTS, Row, blob_rows, submission_row
+from storage.mapping import CHECKPOINTS, CLIENTS, Row, blob_rows, submission_row
 from storage.pruning import Pruned, prune, remove_task
 from storage.saving import SAVINGS, Parameters, insert_statement
 from storage.tables import BlobRow, SubmissionRow, table_of
@@ -24,7 +24,8 @@ _BLOBS: Final = insert_statement(table_of(BlobRow))
 class Change:
     """What one caller wants written, all or nothing.
 
-    ``dropped`` are keys (task_id, round) of checkpoints, ``pruned`` parts of histories, ``removed`` ids of tasks.
+    ``dropped`` are keys (task_id, round) of checkpoints, ``pruned`` parts of histories, ``removed`` ids of tasks,
+    ``removed_clients`` ids of clients.
     """
 
     records: tuple[Record, ...] = ()
@@ -32,6 +33,7 @@ class Change:
     dropped: tuple[tuple[str, int], ...] = ()
     pruned: tuple[Pruned, ...] = ()
     removed: tuple[str, ...] = ()
+    removed_clients: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -41,7 +43,7 @@ class Change:
     @property
     def removes(self) -> bool:
         """Whether it takes anything away."""
-        return bool(self.dropped or self.pruned or self.removed)
+        return bool(self.dropped or self.pruned or self.removed or self.removed_clients)
 
 
 class StoredSpecs:
@@ -82,7 +84,7 @@ def write_changes(connection: Connection, changes: Iterable[Change], stored: Sto
             if isinstance(record, TaskRecord) and stored.lacks(record):
                 submissions.append(submission_row(record.task_id, record.spec))
                 blobs += blob_rows(record.task_id, record.spec)
-        removals += [change] if change.pruned or change.removed else []
+        removals += [change] if change.removes else []
         dropped += [{"dropped_task": task_id, "dropped_round": number} for task_id, number in change.dropped]
     for kind, parameters in saved.items():
         connection.exec_driver_sql(SAVINGS[kind].statement, parameters)
@@ -90,10 +92,16 @@ def write_changes(connection: Connection, changes: Iterable[Change], stored: Sto
         if rows:
             connection.execute(statement, rows)
     for change in removals:
-        for pruned in change.pruned:
-            prune(connection, pruned)
-        for task_id in change.removed:
-            remove_task(connection, task_id)
+        _remove(connection, change)
+
+
+def _remove(connection: Connection, change: Change) -> None:
+    for pruned in change.pruned:
+        prune(connection, pruned)
+    for task_id in change.removed:
+        remove_task(connection, task_id)
+    for client_id in change.removed_clients:
+        connection.execute(delete(CLIENTS.table).where(CLIENTS.table.c.client_id == client_id))
 
 
 _DROP_CHECKPOINT: Final = delete(CHECKPOINTS.table).where(

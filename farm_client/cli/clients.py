@@ -1,25 +1,71 @@
-"""Looking at volunteers: `farm clients`, and why a task gets which of them: `farm explain`."""
+"""Volunteers: `farm clients` lists and removes them; why a task gets which of them: `farm explain`."""
 
 from __future__ import annotations
 
 import time
+from enum import StrEnum
+from typing import Annotated
 
+import typer
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.text import Text
 
 from farm_client.cli.arguments import TaskArgument
+from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.names import ClientNames
 from farm_client.cli.output import Kind
 from farm_client.cli.pictures import clients_table
+from farm_client.cli.references import find_client
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.outcome import is_over
 from protocol.rest import ClientScore, Explanation
 
 
-def clients(invocation: Invocation) -> None:
-    """List the volunteer machines, what they have and how they do."""
+class ClientsAction(StrEnum):
+    """What `farm clients` may do besides listing."""
+
+    RM = "rm"
+
+
+def clients(
+    invocation: Invocation,
+    action: Annotated[
+        ClientsAction | None, typer.Argument(metavar="[rm]", help="Remove a client instead of listing all.")
+    ] = None,
+    client: Annotated[
+        str | None,
+        typer.Argument(metavar="[CLIENT]", help="Which one: its id, a unique beginning of it, or the machine's name."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With `rm`: close its connection first, if it has one.")
+    ] = False,
+) -> None:
+    """List the volunteer machines, what they have and how they do.
+
+    `farm clients rm CLIENT` removes one; if it joins again, it is a newcomer.
+    """
+    if action is None:
+        if force:
+            raise BadUsage("--force is for `farm clients rm CLIENT`")
+        _list(invocation)
+    elif client is None:
+        raise BadUsage("`farm clients rm` removes one client: say which, by its name or its id")
+    else:
+        _remove(invocation, client, force)
+
+
+def _remove(invocation: Invocation, reference: str, force: bool) -> None:
+    with invocation.api() as api:
+        meant = find_client(api.clients(), reference)
+        removed = api.remove_client(meant.client_id, force=force)
+    invocation.out.emit(Kind.CLIENT_REMOVED, removed)
+    invocation.out.say(f"{escape(meant.name)} ({removed.client_id}) is removed")
+
+
+def _list(invocation: Invocation) -> None:
     with invocation.api() as api:
         known = api.clients()
         working = (

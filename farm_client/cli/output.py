@@ -41,6 +41,7 @@ class Kind(StrEnum):
     WHY = "why"
     EXPLANATION = "explanation"
     CLIENTS = "clients"
+    CLIENT_REMOVED = "client_removed"
     EVENT = "event"
     LOG = "log"
     METRIC = "metric"

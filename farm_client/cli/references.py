@@ -1,11 +1,15 @@
-"""What a person may call a task: its id, a unique beginning of the id, or its name (the newest of that name)."""
+"""What a person may call a task or a client: its id, a unique beginning of the id, or its name.
+
+Several tasks of one name are runs of one thing, and the newest is meant; several clients of one name are several
+machines.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from protocol.errors import NotFound
-from protocol.rest import TaskView
+from protocol.rest import ClientView, TaskView
 
 
 def find_round(tasks: Sequence[TaskView], reference: str) -> tuple[TaskView, int | None]:
@@ -33,3 +37,22 @@ def find_task(tasks: Sequence[TaskView], reference: str) -> TaskView:
         ids = ", ".join(sorted(task.task_id for task in begun))
         raise NotFound(f"{reference!r} is the beginning of several task ids ({ids}): give more of it")
     raise NotFound(f"there is no task {reference!r} on this farm: `farm ls` lists the tasks")
+
+
+def find_client(clients: Sequence[ClientView], reference: str) -> ClientView:
+    """Return the client meant by ``reference``: an id before a name before a beginning of an id.
+
+    Raises: NotFound if it is none's, or several clients' (whose ids the message lists).
+    """
+    for client in clients:
+        if client.client_id == reference:
+            return client
+    named = [client for client in clients if client.name == reference]
+    meant = named or [client for client in clients if reference and client.client_id.startswith(reference)]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        ids = ", ".join(sorted(client.client_id for client in meant))
+        what = "the name of several clients" if named else "the beginning of several client ids"
+        raise NotFound(f"{reference!r} is {what} ({ids}): give an id")
+    raise NotFound(f"there is no client {reference!r} on this farm: `farm clients` lists the clients")

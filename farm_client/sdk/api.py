@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self, TypeVar, cast
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
@@ -25,6 +26,7 @@ from protocol.rest import (
     MetricView,
     ModelView,
     PriorityRequest,
+    RemovedClientView,
     RemovedView,
     ShardBook,
     SubmitReply,
@@ -137,6 +139,14 @@ class FarmApi:
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""
         return self._list("/v1/clients", ClientView)
+
+    def remove_client(self, client_id: str, *, force: bool = False) -> RemovedClientView:
+        """Let the farm forget a client. Raises: Conflict if it is connected, unless ``force``."""
+        query = {"force": "true"} if force else {}
+        # a client says its id itself: it may hold anything that a path could be misled by
+        name = quote(client_id, safe="").replace(".", "%2E")
+        response = self._request("DELETE", f"/v1/clients/{name}", params=query)
+        return self._parsed(TypeAdapter(RemovedClientView), response)
 
     def events(self, task_id: str, after: int = 0, wait_seconds: float = 0, limit: int = 200) -> list[EventView]:
         """Return events numbered above ``after``, oldest first; wait up to ``wait_seconds`` (<= 30) for the first."""

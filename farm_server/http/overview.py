@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from coordinator.events import ClientRemoved
 from coordinator.lifecycle import ACTIVE
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.listing import listing
 from protocol.limits import INLINE_BYTES
-from protocol.rest import ClientView, FarmView
+from protocol.rest import ClientView, FarmView, RemovedClientView
 
 router = APIRouter(prefix="/v1", tags=["farm"], dependencies=FARM_TOKEN)
 watch_router = APIRouter(tags=["watch"])
@@ -43,6 +45,17 @@ async def farm_view(farm: FarmDep) -> FarmView:
 async def clients(farm: FarmDep) -> Response:
     """Return every client with its resources, load and standing."""
     return listing(farm.coordinator.client_views(farm.clock.now()))
+
+
+@router.delete("/clients/{client_id:path}", summary="Forget a client that is not connected")
+async def remove_client(
+    client_id: str,
+    farm: FarmDep,
+    force: Annotated[bool, Query(description="Close its connection first, if it has one.")] = False,
+) -> RemovedClientView:
+    """Do it; 409 where it is connected. Durable on return. What it did for tasks stays recorded, with its id."""
+    await farm.runtime.ask(ClientRemoved(client_id, force))
+    return RemovedClientView(client_id=client_id)
 
 
 @watch_router.get("/healthz", summary="Is the process alive?", response_class=PlainTextResponse)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from coordinator.commands import (
     Command,
     CommitRound,
+    DropClient,
     DropRound,
     Fold,
     OpenRound,
@@ -43,6 +44,7 @@ from coordinator.records import (
     EventRecord,
     LogRecord,
     MetricRecord,
+    RemovedClient,
     RoundRecord,
     RoundState,
     Snapshot,
@@ -113,6 +115,8 @@ class Ledger:
                     self.tasks[record.task_id] = record
                 case ClientRecord():
                     self.clients[record.client_id] = record
+                case RemovedClient():
+                    del self.clients[record.client_id]
                 case RoundRecord():
                     self.rounds[record.task_id, record.number] = record
                 case AssignmentRecord():
@@ -243,7 +247,7 @@ class Simulation:
         match command:
             case Save():
                 self._save(command)
-            case Send():
+            case Send() | DropClient():
                 self._deliver(command)
             case OpenRound():
                 self.open[command.task_id] = (command.round, command.attempt)
@@ -300,9 +304,12 @@ class Simulation:
         codec = self.ledger.tasks[c.task_id].spec.recipe.weights_codec
         return WeightsDelta(base=before.digest, digest=after.weights.digest, codec=codec, blob=encoded)
 
-    def _deliver(self, command: Send) -> None:
+    def _deliver(self, command: Send | DropClient) -> None:
         volunteer = next(v for v in self.volunteers.values() if f"id-{v.name}" == command.client_id)
         if not volunteer.online or volunteer.incarnation != command.incarnation:
+            return
+        if isinstance(command, DropClient):
+            volunteer.online = False
             return
         message = command.message
         volunteer.messages.append(message)

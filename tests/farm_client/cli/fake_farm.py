@@ -23,6 +23,7 @@ from protocol.rest import (
     LogView,
     MetricView,
     ModelView,
+    RemovedClientView,
     RemovedView,
     RoundView,
     ScoreTerm,
@@ -156,8 +157,8 @@ class FakeFarm:
                     name="barn", version="0.1.0", clients_online=1, tasks_active=1, inline_bytes=1, started_at=0
                 )
                 return answer(farm)
-            case ["v1", "clients"]:
-                return answer(self.clients)
+            case ["v1", "clients", *rest]:
+                return self._clients_answer(request, rest)
             case ["v1", "tasks"] if request.method == "POST":
                 self.submitted.append(TaskSpec.model_validate_json(request.content))
                 return answer(SubmitReply(task=self.tasks[0], created=True))
@@ -208,6 +209,15 @@ class FakeFarm:
             return problem(409, "conflict", "only one that is over can be removed")
         self.tasks.remove(task)
         return answer(RemovedView(task_id=task.task_id))
+
+    def _clients_answer(self, request: httpx.Request, rest: list[str]) -> httpx.Response:
+        if not rest:
+            return answer(self.clients)
+        (client,) = (client for client in self.clients if client.client_id == "/".join(rest))
+        if client.state != "offline" and request.url.params.get("force") != "true":
+            return problem(409, "conflict", "it is connected: give --force")
+        self.clients.remove(client)
+        return answer(RemovedClientView(client_id=client.client_id))
 
     def _model_answer(self, task: TaskView, number: int) -> httpx.Response:
         if self.checkpoints and number not in {checkpoint.round for checkpoint in self.checkpoints}:

@@ -87,6 +87,33 @@ def test_rm_removes_what_is_over_and_the_rest_by_force(farm, fake):
     assert "abcd2345" not in {task.task_id for task in fake.tasks}
 
 
+def test_clients_rm_removes_one_by_its_name(farm, fake):
+    fake.clients = [make_client("vm", client_id="aaaa1111"), make_client("desk", client_id="a/../b?", state="offline")]
+    refused = farm("clients", "rm", "vm")
+    assert (refused.exit_code, refused.stderr) == (1, "farm: it is connected: give --force\n")
+    assert farm("clients", "rm", "aaaa", "--force", "--json").envelope("client_removed") == {
+        "client_id": "aaaa1111",
+        "removed": True,
+    }
+    assert farm("clients", "rm", "desk").stderr == "desk (a/../b?) is removed\n"
+    assert fake.requests[-1].url.raw_path == b"/v1/clients/a%2F%2E%2E%2Fb%3F"
+    assert fake.clients == []
+
+
+def test_clients_rm_of_a_name_that_several_have_lists_their_ids(farm, fake):
+    fake.clients = [make_client("vm", client_id=client_id) for client_id in ("ab12", "ab34")]
+    assert "'vm' is the name of several clients (ab12, ab34): give an id" in farm("clients", "rm", "vm").stderr
+    assert "'ab' is the beginning of several client ids (ab12, ab34)" in farm("clients", "rm", "ab").stderr
+    assert "there is no client 'cd'" in farm("clients", "rm", "cd").stderr
+    assert len(fake.clients) == 2
+
+
+@pytest.mark.parametrize("arguments", [("rm",), ("--force",), ("vanish",), ("vanish", "vm")])
+def test_clients_with_half_a_command_is_wrong_usage(farm, fake, arguments):
+    assert farm("clients", *arguments).exit_code == 2
+    assert not any(sent.startswith("DELETE") for sent in fake.sent())
+
+
 def test_a_priority_is_given_to_the_farm(farm, fake):
     outcome = farm("priority", "digits", "9", "--json")
     assert "PUT /v1/tasks/abcd2345/priority" in fake.sent()
