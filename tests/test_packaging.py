@@ -140,6 +140,6 @@ def test_an_installed_environment_is_not_installed_again(clone):
     stamp = clone / ".venv" / ".installed"
     stamp.parent.mkdir()
     stamp.touch()
-    assert make("--dry-run", "install", cwd=clone).stdout.strip() == "make: Nothing to be done for 'install'."
+    assert "pip" not in make("--dry-run", "install", cwd=clone).stdout
     os.utime(clone / "constraints.txt", (stamp.stat().st_mtime + 10,) * 2)
     assert "pip" in make("--dry-run", "install", cwd=clone).stdout
