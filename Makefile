@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
-	@echo "make test     run the test suite, on two cores (JOBS=2)"
+	@echo "make test     run the test suite, three files at a time (JOBS=3)"
 	@echo "make faults   break farms, simulated and of real processes, at every named place, and compare the weights"
 	@echo "make benchmark-tests  see that each benchmark runs, and counts what it says (they measure on a quiet machine only)"
 	@echo "make simulate run 20,000 seeded schedules of faults against the coordinator (SEEDS=0-20000 JOBS=2)"
@@ -35,8 +35,8 @@ demo: $(STAMP)
 FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_upload_kills.py \
                tests/farm_server/test_full_disk.py tests/simulation tests/e2e/test_training.py tests/e2e/test_slow_links.py
 BENCHMARK_TESTS := tests/benchmarks
-# A file's tests stay together: the farms that they share are started once.
-JOBS ?= 2
+# A file's tests stay together: the farms that they share are started once. More files than cores: tests also wait.
+JOBS ?= 3
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
 
 test: $(STAMP)
