@@ -129,7 +129,7 @@ class BadBundle(FarmError):
 
 
 class EndsAgent(FarmError):
-    """This machine's agent ended twice in the midst of this task's work, so it leaves the task alone for an hour."""
+    """This machine's agent ended twice in the midst of this task's work, so it leaves the task alone for a while."""
 
     code = "ends_agent"
 

@@ -4,8 +4,9 @@
 
 A mark is there while a job of the task is at work, and is removed when the job ends in whatever way. One that a life of
 the agent finds at its start was left by a life that ended in the midst of such a job: killed by it, or by chance. So
-once counts for nothing; after the second time in a row the task's jobs are handed back for an hour. Nothing is
-fsynced: what a process has written outlives the process.
+once counts for nothing; after the second time in a row the task's jobs are handed back for a minute, after each
+further one for twice as long, up to an hour: a machine that was only unlucky is soon of use again. Nothing is fsynced:
+what a process has written outlives the process.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from farm_client.agent.errors import EndsAgent
+from farm_client.retry import RetryPolicy
 from protocol.digests import digest_bytes
 from protocol.frozen import Frozen
 
 MAX_ENDS: Final = 2
-_REMEMBERED_SECONDS: Final = 3600.0
+_SHUN: Final = RetryPolicy(first_seconds=60.0, longest_seconds=3600.0)
+"""How long a task is left alone after ``MAX_ENDS`` lives, and after each one more."""
+_REMEMBERED_SECONDS: Final = 7200.0
 
 
 class Mark(Frozen):
@@ -42,6 +46,7 @@ class StartMarks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._ends: dict[str, int] = {}
+        self._shunned_until: dict[str, float] = {}
         self._jobs: Counter[str] = Counter()
         self._keeps = False
         with suppress(OSError):
@@ -50,8 +55,8 @@ class StartMarks:
                 self._take_in(path)
 
     def check(self, task_id: str) -> None:
-        """Raises: EndsAgent if the last lives of this agent ended in the midst of this task's jobs."""
-        if self._ends.get(task_id, 0) >= MAX_ENDS:
+        """Raises: EndsAgent if the last lives of this agent ended in the midst of this task's jobs, not long ago."""
+        if time.time() < self._shunned_until.get(task_id, 0.0):
             raise EndsAgent
 
     @contextmanager
@@ -73,6 +78,7 @@ class StartMarks:
 
     def _clear(self, task_id: str) -> None:
         self._ends.pop(task_id, None)
+        self._shunned_until.pop(task_id, None)
         if not self._jobs[task_id]:
             del self._jobs[task_id]
             with suppress(OSError):
@@ -83,7 +89,10 @@ class StartMarks:
         if mark is None or abs(time.time() - mark.written_at) > _REMEMBERED_SECONDS:
             path.unlink(missing_ok=True)
             return
-        self._ends[mark.task_id] = mark.ends + mark.at_work
+        ends = self._ends[mark.task_id] = mark.ends + mark.at_work
+        since = time.time() if mark.at_work else mark.written_at
+        if ends >= MAX_ENDS:
+            self._shunned_until[mark.task_id] = since + _SHUN.bound_seconds(ends - MAX_ENDS + 1)
         if mark.at_work:
             self._write(mark.task_id, at_work=False)
 

@@ -57,13 +57,27 @@ def test_of_two_jobs_side_by_side_the_last_one_clears_the_mark(tmp_path):
     assert not any((tmp_path / "started").iterdir())
 
 
-def test_marks_are_forgotten_after_an_hour_and_damaged_ones_at_once(tmp_path, monkeypatch):
+def test_a_task_is_left_alone_for_twice_as_long_each_time(tmp_path, monkeypatch):
+    folder, now = tmp_path / "started", [time.time()]
+    monkeypatch.setattr(start_marks.time, "time", lambda: now[0])
+    die_at_work(folder)
+    for minutes in (1, 2, 4, 8, 16, 32, 60, 60):
+        die_at_work(folder)
+        for _ in range(2):  # a life that ends without having begun it changes nothing
+            with pytest.raises(EndsAgent):
+                StartMarks(folder).check("t1")
+            now[0] += 29 * minutes
+        now[0] += 2 * minutes
+        StartMarks(folder).check("t1")
+
+
+def test_marks_are_forgotten_after_two_hours_and_damaged_ones_at_once(tmp_path, monkeypatch):
     folder = tmp_path / "started"
     die_at_work(folder)
     die_at_work(folder)
     (folder / "damaged.json").write_text("{")
     now = time.time()
-    monkeypatch.setattr(start_marks.time, "time", lambda: now + 3601)
+    monkeypatch.setattr(start_marks.time, "time", lambda: now + 7201)
     StartMarks(folder).check("t1")
     assert not any(folder.iterdir())
 
