@@ -56,7 +56,7 @@ class CoordinatorSettings:
     """A task whose clients all leave again and again without a result waits so long before it begins anew."""
     upload_patience_seconds: float = 600.0
     """An upload that waits for its turn, as the farm told it, keeps its lease for so long."""
-    outrun_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))
+    outrun_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=10.0, cap_seconds=900.0))
     """A client whose part somebody else began later and finished first."""
     memory_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))
     """A client that ran out of memory on a task: what else runs there may have ended by then."""
