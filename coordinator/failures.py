@@ -29,18 +29,10 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
         drop_late(turn, *late, event.message, AssignmentState.REJECTED)
         return
     why, to = f"{event.code.replace('_', ' ')}: {event.message}", AssignmentState.REJECTED
-    if ahead := find_ahead(turn, event):
-        run, lease = ahead
-        client = drop_ahead(turn, run, lease, why, to)
-    elif held := find_held(turn, event):
-        run, lease = held
-        client = lose(turn, run, lease, to, why)
-    elif slow := find_dormant(turn, event):
-        run, record = slow
-        client = turn.farm.clients[event.client_id]
-        forget(turn, run, record)
-    else:
+    given_up = _give_up(turn, event, why, to)
+    if given_up is None:
         return
+    run, client = given_up
     if event.code is RejectCode.DOES_NOT_FIT:
         wait = turn.settings.does_not_fit_seconds
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
@@ -49,6 +41,23 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     else:
         wait = turn.settings.client_retry.longest_seconds(1)
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"{event.code}: {event.message}")
+
+
+def _give_up(
+    turn: Turn, event: AssignmentRejected | AssignmentFailed, why: str, to: AssignmentState
+) -> tuple[TaskRun, ClientState] | None:
+    """End the assignment that the sender holds, so that others get its samples; return its task and client.
+
+    None where the sender holds none of that name any more.
+    """
+    if ahead := find_ahead(turn, event):
+        return ahead[0], drop_ahead(turn, *ahead, why, to)
+    if held := find_held(turn, event):
+        return held[0], lose(turn, *held, to, why)
+    if slow := find_dormant(turn, event):
+        forget(turn, *slow)
+        return slow[0], turn.farm.clients[event.client_id]
+    return None
 
 
 def failed(turn: Turn, event: AssignmentFailed) -> None:
@@ -62,18 +71,10 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         drop_late(turn, *late, event.message, AssignmentState.FAILED)
         return
     why, to = f"{event.code}: {event.message}", AssignmentState.FAILED
-    if ahead := find_ahead(turn, event):
-        run, lease = ahead
-        client = drop_ahead(turn, run, lease, why, to)
-    elif held := find_held(turn, event):
-        run, lease = held
-        client = lose(turn, run, lease, to, why)
-    elif slow := find_dormant(turn, event):
-        run, record = slow
-        client = turn.farm.clients[event.client_id]
-        forget(turn, run, record)
-    else:
+    given_up = _give_up(turn, event, why, to)
+    if given_up is None:
         return
+    run, client = given_up
     if event.servers_fault:
         wait = turn.settings.client_retry.longest_seconds(1)
         client.cooldowns[run.task_id] = Cooldown(
