@@ -201,8 +201,10 @@ def restore(
 
 def _traffic_lines(view: FarmView) -> Iterator[str]:
     if view.pace is not None:
-        beat, lost = view.pace.heartbeat_seconds, view.pace.lost_after_seconds
+        beat, lost, idle = view.pace.heartbeat_seconds, view.pace.lost_after_seconds, view.pace.idle_heartbeat_seconds
         yield f"clients report every {beat:g} s and are lost after {lost:g} s of silence: {view.pace.reason}"
+        if idle is not None and idle > beat:
+            yield f"clients without work report every {idle:.3g} s"
     for name, traffic in (("in", view.received), ("out", view.sent)):
         messages = traffic.solo_messages + traffic.batched_messages
         yield f"{name}: {messages} messages in {traffic.frames} frames, {traffic.batched_messages} of them batched"

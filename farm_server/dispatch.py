@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator.commands import Send
+from farm_server.clock import Clock
 from farm_server.faults import armed, reach
 from farm_server.inline_blobs import InlineBlobs
 from farm_server.placements import Placements
@@ -15,10 +16,11 @@ from protocol.messages import Ack, Assign, Kind, Message
 class Dispatch:
     """Never waits: each connection has a queue of its own."""
 
-    def __init__(self, registry: Registry, placements: Placements, inline: InlineBlobs) -> None:
+    def __init__(self, registry: Registry, placements: Placements, inline: InlineBlobs, clock: Clock) -> None:
         self._registry = registry
         self._placements = placements
         self._inline = inline
+        self._clock = clock
 
     def send(self, command: Send) -> None:
         """Send a message, if that incarnation of the client is still connected."""
@@ -28,6 +30,7 @@ class Dispatch:
         message = command.message
         if isinstance(message, Assign):
             self._placements.add(peer.client_id, message)
+            self._registry.set_to_work(peer, self._clock.now())
             filled = message if command.holds_weights else self._inline.filled(message, peer.wire.inline_bytes)
             self._say(peer, filled, message)
         elif isinstance(message, Ack) and self._is_lost(message):

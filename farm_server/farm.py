@@ -182,7 +182,7 @@ class Farm:
         checkpoints = CheckpointStore(self.blobs)
         unwrapper = Unwrapper(self.blobs, self.room.claim)
         self._intake = Intake(layouts, spooled, self.torch_side, unwrapper)
-        dispatch = Dispatch(self.registry, self._placements, self.inline)
+        dispatch = Dispatch(self.registry, self._placements, self.inline, self.clock)
         reception = Reception(
             post=self.runtime.post,
             intake=self._intake,

@@ -22,7 +22,7 @@ from farm_server.telemetry import Telemetry
 from farm_server.wire import Wire, WireLimits
 from protocol.errors import FarmError, IdentityInUse, OutOfOrder
 from protocol.limits import PROGRESS_SECONDS
-from protocol.messages import Bye, Drain, Error, Hello, Pace, Scope, Welcome
+from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Pace, Scope, Welcome
 from protocol.rest import PaceView
 from protocol.session import Session, Side
 
@@ -55,7 +55,7 @@ class Gateway:
         self._post = post
         self._telemetry = telemetry
         self._clock = clock
-        self._pacer = Pacer(Tempo(settings.heartbeat_seconds, PROGRESS_SECONDS, settings.lost_after_seconds))
+        self._pacer = Pacer(_usual_tempo(settings))
         self._draining: str | None = None
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -80,19 +80,20 @@ class Gateway:
         if late_seconds > 0:
             self._registry.forgive(late_seconds, now)
         for peer in self._registry.silent(now):
-            peer.wire.end(f"silent for more than {peer.patience.at(now):g} s")
+            peer.wire.end(f"silent for more than {peer.longest_silence(now):g} s")
 
     def keep_pace(self, lag_seconds: float, backlog: int) -> None:
         """Let clients beat as often as the server can hear them now; it is told how late it is, and what waits."""
         now = self._clock.now()
-        if not self._pacer.look(ServerLoad(len(self._registry), lag_seconds, backlog), now):
+        load = ServerLoad(len(self._registry), self._registry.working(), lag_seconds, backlog)
+        if not self._pacer.look(load, now):
             return
         tempo = self._pacer.tempo
         _log.info("clients are told another pace", reason=self._pacer.reason, **asdict(tempo))
         for peer in self._registry:
             if peer.wire.session.may_send("pace") and not peer.wire.is_over:
                 peer.wire.send(Pace(**asdict(tempo)))
-                peer.patience.change(tempo.lost_after_seconds, now)
+                peer.change_pace(tempo, now)
 
     def pace_view(self) -> PaceView:
         """Return how often clients report now, and why."""
@@ -152,9 +153,7 @@ class Gateway:
     def _admit(self, hello: Hello, wire: Wire) -> Peer | None:
         """Welcome a client, or refuse it with a fatal error."""
         try:
-            peer, secret_hash, replaced = self._registry.admit(
-                hello, wire, self._clock.now(), self._pacer.tempo.lost_after_seconds
-            )
+            peer, secret_hash, replaced = self._registry.admit(hello, wire, self._clock.now(), self._pacer.tempo)
         except IdentityInUse as error:
             self._tell_of_twins(hello.client_id, _TWINS)
             wire.session.fail(error)
@@ -226,6 +225,8 @@ class Gateway:
                 was_flooded = wire.is_flooded
                 self._post(ClientThrottled(peer.client_id, peer.incarnation, was_flooded))
             for message in messages:
+                if isinstance(message, Heartbeat):
+                    self._registry.beats(peer, holds_some=bool(message.assignments), now=peer.last_seen)
                 await self._reception.take(peer, message)
         wire.end(f"it broke the protocol: {wire.session.error.message}" if wire.session.error else "it left")
 
@@ -234,3 +235,8 @@ class Gateway:
         peer.wire.end(reason)
         self._telemetry.clients_online.set(len(self._registry))
         self._post(ClientLost(peer.client_id, peer.incarnation, reason))
+
+
+def _usual_tempo(settings: ServerSettings) -> Tempo:
+    beat = settings.heartbeat_seconds
+    return Tempo(beat, PROGRESS_SECONDS, settings.lost_after_seconds, idle_heartbeat_seconds=beat)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 from coordinator.allowance import Penalties
 from coordinator.records import ClientRecord
-from farm_server.pace import Patience
+from farm_server.pace import Patience, Tempo
 from farm_server.twins import Twins
 from farm_server.wire import Wire
 from protocol.digests import digest_bytes
@@ -20,7 +23,8 @@ from protocol.messages import Hello
 class Peer:
     """One connected client. ``last_seen`` is when its last frame came, on the server's clock.
 
-    ``patience`` is how long it may be silent.
+    ``patience`` is how long it may be silent while it works, ``idle_patience`` while it ``is_idle``: it has said itself
+    that it holds nothing, and was offered nothing since.
     """
 
     client_id: str
@@ -29,6 +33,51 @@ class Peer:
     wire: Wire
     last_seen: float
     patience: Patience
+    idle_patience: Patience
+    is_idle: bool = False
+    looked_at_next: float = math.inf
+    """When it is due to be looked at: see ``SilenceWatch``."""
+
+    def longest_silence(self, now: float) -> float:
+        """Return how long it may be silent now, in seconds."""
+        return (self.idle_patience if self.is_idle else self.patience).at(now)
+
+    def change_pace(self, tempo: Tempo, now: float) -> None:
+        """Expect it to beat at another pace."""
+        self.patience.change(tempo.lost_after_seconds, now)
+        self.idle_patience.change(tempo.idle_lost_after_seconds, now)
+
+
+class SilenceWatch:
+    """Who was silent for too long, without a look at everybody each time: each is looked at when it might have been.
+
+    A peer that was heard meanwhile is due again when the silence that began then may not last longer.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Peer]] = []
+        self._numbers = count()
+
+    def expect(self, peer: Peer, now: float) -> None:
+        """Look at the peer when it may not be silent any longer, if that is earlier than it would be."""
+        at = peer.last_seen + peer.longest_silence(now)
+        if at < peer.looked_at_next:
+            peer.looked_at_next = at
+            heappush(self._due, (at, next(self._numbers), peer))
+
+    def silent(self, now: float) -> list[Peer]:
+        """Return the peers of whom nothing was heard for longer than they may be silent; each is due no more."""
+        found = []
+        while self._due and self._due[0][0] < now:
+            at, _, peer = heappop(self._due)
+            if at != peer.looked_at_next:
+                continue  # it was looked at since, or is due earlier
+            peer.looked_at_next = math.inf
+            if peer.last_seen < now - peer.longest_silence(now):
+                found.append(peer)
+            else:
+                self.expect(peer, now)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +97,7 @@ class Registry:
         self.twins = Twins()
         self._max_clients = max_clients
         self._penalties = Penalties()
+        self._watch = SilenceWatch()
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -55,7 +105,7 @@ class Registry:
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers.values()))
 
-    def admit(self, hello: Hello, wire: Wire, now: float, lost_after_seconds: float) -> tuple[Peer, str, Peer | None]:
+    def admit(self, hello: Hello, wire: Wire, now: float, tempo: Tempo) -> tuple[Peer, str, Peer | None]:
         """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
 
         Raises: Unauthorized if another secret was shown for this client id before. IdentityInUse if another machine is
@@ -80,8 +130,10 @@ class Registry:
         incarnation = known.incarnation + 1 if known else 1
         self._identities[hello.client_id] = _Identity(secret_hash, incarnation)
         name = hello.name or hello.resources.hostname or hello.client_id[:8]
-        peer = Peer(hello.client_id, incarnation, name, wire, now, Patience(lost_after_seconds))
+        patience, idle_patience = Patience(tempo.lost_after_seconds), Patience(tempo.idle_lost_after_seconds)
+        peer = Peer(hello.client_id, incarnation, name, wire, now, patience, idle_patience)
         self._peers[hello.client_id] = peer
+        self._watch.expect(peer, now)
         self.twins.joined(hello.client_id, hello.run_id)
         return peer, secret_hash, replaced
 
@@ -120,6 +172,23 @@ class Registry:
         peer = self._peers.get(client_id)
         return peer is not None and peer.wire.address == address
 
+    def working(self) -> int:
+        """Count the peers that beat as who works."""
+        return sum(not peer.is_idle for peer in self._peers.values())
+
+    def beats(self, peer: Peer, *, holds_some: bool, now: float) -> None:
+        """Note what its heartbeat said: whether it holds an assignment."""
+        if holds_some:
+            self.set_to_work(peer, now)
+        else:
+            peer.is_idle = True
+
+    def set_to_work(self, peer: Peer, now: float) -> None:
+        """It was offered an assignment: from now on it beats as who works, and may be silent for less long."""
+        if peer.is_idle:
+            peer.is_idle, peer.last_seen = False, now
+            self._watch.expect(peer, now)
+
     def silent(self, now: float) -> list[Peer]:
-        """Return the peers of whom nothing was heard for longer than they may be silent."""
-        return [p for p in self._peers.values() if p.last_seen < now - p.patience.at(now)]
+        """Return, once, the connected peers of whom nothing was heard for longer than they may be silent."""
+        return [p for p in self._watch.silent(now) if self._peers.get(p.client_id) is p]

@@ -97,6 +97,7 @@ class Welcome(Frozen):
     max_frame_bytes: FrameBytes = MAX_FRAME_BYTES
     inline_bytes: Bytes = INLINE_BYTES
     progress_seconds: Interval = PROGRESS_SECONDS
+    idle_heartbeat_seconds: Interval | None = None
 
 
 class Pace(Frozen):
@@ -106,6 +107,7 @@ class Pace(Frozen):
     heartbeat_seconds: Interval
     progress_seconds: Interval
     lost_after_seconds: Interval
+    idle_heartbeat_seconds: Interval | None = None
 
 
 class Phase(StrEnum):
@@ -129,7 +131,10 @@ class AssignmentProgress(Frozen):
 
 
 class Heartbeat(Frozen):
-    """C: every ``heartbeat_seconds``; carries the load and the progress of each held assignment."""
+    """C: every ``heartbeat_seconds``, without work every ``idle_heartbeat_seconds``.
+
+    Carries the load and the progress of each held assignment.
+    """
 
     type: Literal["heartbeat"] = "heartbeat"
     load: Load = Load()

@@ -40,11 +40,15 @@ class WireTraffic(Frozen):
 
 
 class PaceView(View):
-    """How often clients beat and report now, after how long a silent one is lost, and why."""
+    """How often clients beat and report now, after how long a silent one is lost, and why.
+
+    ``idle_heartbeat_seconds``: how often those without work do; None from a server that knows no difference.
+    """
 
     heartbeat_seconds: float
     progress_seconds: float
     lost_after_seconds: float
+    idle_heartbeat_seconds: float | None = None
     reason: str
 
 

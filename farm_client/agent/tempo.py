@@ -15,11 +15,18 @@ class Tempo:
 
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     progress_seconds: float = PROGRESS_SECONDS
+    idle_heartbeat_seconds: float = HEARTBEAT_SECONDS
 
     @classmethod
     def told(cls, message: Welcome | Pace) -> Self:
         """Return what a farm asked for, as far as it is sane."""
-        return cls(_bounded(message.heartbeat_seconds), _bounded(message.progress_seconds))
+        heartbeat_seconds = _bounded(message.heartbeat_seconds)
+        idle_seconds = message.idle_heartbeat_seconds
+        return cls(
+            heartbeat_seconds,
+            _bounded(message.progress_seconds),
+            heartbeat_seconds if idle_seconds is None else _bounded(idle_seconds),
+        )
 
     @property
     def step_seconds(self) -> float:

@@ -86,6 +86,8 @@ class Worker:
         self._shortage = Shortage(tools.home, tools.fetcher, self._voice, display)
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
+        self._said_idle_at: float | None = None
+        """When the farm last heard that this client holds nothing; None if it thinks otherwise."""
 
     def held(self) -> tuple[HeldAssignment, ...]:
         """Name what outlived the last connection, for the next hello."""
@@ -105,6 +107,7 @@ class Worker:
     def attach(self, link: Link) -> None:
         """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
         self._inline_bytes, self._tempo = link.welcome.inline_bytes, Tempo.told(link.welcome)
+        self._said_idle_at = None
         self._voice.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
@@ -136,6 +139,7 @@ class Worker:
         """Act on one message of the farm; never waits."""
         match message:
             case Assign():
+                self._said_idle_at = None
                 self._take_up(message)
             case Ack():
                 self._deliveries.settle(message.assignment_id)
@@ -325,14 +329,25 @@ class Worker:
         self._places.beat()
         if self._shortage.look():
             self._tell_ready()
-        if not self._voice.congested:
-            progress = (job.held.progress(job.arrived_bytes()) for job in self._roster)
-            self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=tuple(progress)[:_MAX_HELD]))
-        if not self._roster.taken_slots and self._latest is None:
-            self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
+        if self._is_beat_due():
+            self._send_beat()
         newest = next((job.held.assign for job in self._roster), self._latest)
         self._latest = None
         self._around.display.show(newest, self._draining)
+
+    def _is_beat_due(self) -> bool:
+        """Whether the farm is to hear something now: who holds nothing, and has said so, beats less often."""
+        if self.busy or self._said_idle_at is None:
+            return True
+        return time.monotonic() >= self._said_idle_at + self._tempo.idle_heartbeat_seconds
+
+    def _send_beat(self) -> None:
+        if not self._voice.congested:
+            progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._roster)[:_MAX_HELD]
+            self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
+            self._said_idle_at = None if progress else time.monotonic()
+        if not self._roster.taken_slots and self._latest is None:
+            self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
