@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from benchmarks.measurement import Measurement
-from coordinator.robust import trimmed_mean
+from coordinator.numerics.robust import trimmed_mean
 from farm_server.mapped_reader import MappedFileReader
 from protocol.codecs import CHUNK_ELEMENTS, BytesReader, Reader, Scratch, encode, sum_of
 from protocol.codecs.decoder import chunks_of

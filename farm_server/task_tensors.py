@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from coordinator.aggregation import Accumulator, all_finite
-from coordinator.outer_optimizer import OuterStep
+from coordinator.numerics.aggregation import Accumulator, all_finite
+from coordinator.numerics.outer_optimizer import OuterStep
 from farm_server.mapped_reader import MappedFileReader
 from farm_server.tensor_reader import FileReader
 from farm_server.wrapped_chunks import wrapped

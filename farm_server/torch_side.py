@@ -54,7 +54,7 @@ class TorchSide:
     def check_outer_optimizer(self, spec: OuterOptimizer, layout: Layout) -> None:
         """Check that the optimizer can be built for the layout. Raises: InvalidTask."""
         self._ready()
-        from coordinator.outer_optimizer import check_outer_optimizer  # noqa: PLC0415
+        from coordinator.numerics.outer_optimizer import check_outer_optimizer  # noqa: PLC0415
 
         check_outer_optimizer(spec, layout)
 

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coordinator.aggregation import Accumulator
-from coordinator.outer_optimizer import OuterStep
+from coordinator.numerics.aggregation import Accumulator
+from coordinator.numerics.outer_optimizer import OuterStep
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from farm_client.data.order import shard_order

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coordinator.aggregation import Accumulator
-from coordinator.outer_optimizer import OuterStep
+from coordinator.numerics.aggregation import Accumulator
+from coordinator.numerics.outer_optimizer import OuterStep
 from farm_client.data.order import shard_order
 from farm_client.data.readers import open_data
 from farm_client.data.sharding import PlannedShard, write_shards

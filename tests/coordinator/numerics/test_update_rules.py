@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.update_rules import RULES, Adam, AdamW, Sgd, State
+from coordinator.numerics.update_rules import RULES, Adam, AdamW, Sgd, State
 
 WITHOUT_COMPILER = """
 import sys
 import torch
-from coordinator.update_rules import RULES
+from coordinator.numerics.update_rules import RULES
 for rule in RULES.values():
     rule().step(torch.ones(2), torch.ones(2), {})
 sys.exit("torch._dynamo" in sys.modules)

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from coordinator.update_rules import RULES, State, UpdateRule
+from coordinator.numerics.update_rules import RULES, State, UpdateRule
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OptionValue, OuterOptimizer
 from protocol.tensors import Layout, Role

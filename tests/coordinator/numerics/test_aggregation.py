@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinator.aggregation import Accumulator, EmptyRound, all_finite
-from coordinator.outer_optimizer import OuterStep
+from coordinator.numerics.aggregation import Accumulator, EmptyRound, all_finite
+from coordinator.numerics.outer_optimizer import OuterStep
 from protocol.codecs import CHUNK_ELEMENTS, TORCH_DTYPES, TensorReader, decoder, encode
 from protocol.compression import CodecName, CodecSpec
 from protocol.encoded import untouched_metadata

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinator.aggregation import EmptyRound
-from coordinator.robust import median, robust_mean, sorting_network, trimmed_mean
+from coordinator.numerics.aggregation import EmptyRound
+from coordinator.numerics.robust import median, robust_mean, sorting_network, trimmed_mean
 from protocol.codecs import BytesReader, decoder, encode
 from protocol.compression import CodecName, CodecSpec
 from protocol.tensors import Layout, Role, TensorSpec

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from coordinator.aggregation import EmptyRound
+from coordinator.numerics.aggregation import EmptyRound
 from protocol.codecs import Decoder, Reader, Scratch, decoder
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecSpec

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from coordinator.aggregation import Accumulator
-from coordinator.outer_optimizer import OuterStep, check_outer_optimizer
+from coordinator.numerics.aggregation import Accumulator
+from coordinator.numerics.outer_optimizer import OuterStep, check_outer_optimizer
 from protocol.codecs import TORCH_DTYPES, TensorReader
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OuterOptimizer, ParameterGroup
