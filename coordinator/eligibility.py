@@ -90,7 +90,7 @@ def _rest(client: ClientState) -> str:
         return "is leaving"
     if client.throttled:
         return "sends more than a connection may"
-    return f"paused by its owner{': ' + client.paused if client.paused else ''}"
+    return f"paused: {client.paused}" if client.paused else "paused by its owner"
 
 
 def _may_try(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:

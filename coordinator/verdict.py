@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import islice
 from math import inf
 
 from coordinator.eligibility import available, eligible
@@ -20,7 +21,7 @@ from coordinator.scoring import best
 from coordinator.state import ClientState, TaskRun
 from coordinator.stints import expected_by, is_in_stint
 from coordinator.turn import Turn
-from protocol.wording import counted
+from protocol.wording import ClientNames, counted
 
 MANY_CLIENTS = 100
 
@@ -163,8 +164,7 @@ def _choose(turn: Turn, run: TaskRun, pool: Pool, outlook: Outlook) -> Verdict:
     """Choose the clients for the task's next step: nobody, with the reason, or at least as many as it needs."""
     needed = needed_clients(run)
     if len(pool.idle) >= needed and (coming := _coming(turn, run, pool, 1)):
-        names = ", ".join(client.record.name for client in coming)
-        return Verdict(Outcome.WAIT, lambda: f"waits a moment for {names} to be ready")
+        return Verdict(Outcome.WAIT, lambda: f"waits a moment for {', '.join(_names(turn, coming))} to be ready")
     if MANY_CLIENTS < len(pool.idle) < needed and not outlook.thorough:
         return Verdict(Outcome.WAIT, lambda: _lacking(run, pool, outlook, needed), reserved=None)
     idle = outlook.idle(run, pool)
@@ -246,9 +246,16 @@ def nobody(turn: Turn, run: TaskRun) -> str:
     online = turn.farm.pools.connected
     if not online:
         return "no client is connected; volunteers join with `farm-client join`"
-    some = [client for client, _ in zip(online.values(), range(3), strict=False)]
-    shown = "; ".join(f"{c.record.name} {eligible(c, run, turn.now).reason}" for c in some)
+    some = list(islice(online.values(), 3))
+    named = zip(_names(turn, some), some, strict=True)
+    shown = "; ".join(f"{name} {eligible(client, run, turn.now).reason}" for name, client in named)
     fit = bool(turn.farm.pool(run, turn.now).qualified)
     kind = "no client can take it now" if fit else "no client meets its requirements"
     more = f"; and {len(online) - 3} more" if len(online) > 3 else ""
     return f"{kind}: {shown}{more}"
+
+
+def _names(turn: Turn, clients: Iterable[ClientState]) -> list[str]:
+    """Return what to call clients; those of one name are told apart."""
+    known = ClientNames((client.client_id, client.record.name) for client in turn.farm.clients.values())
+    return [known.shown(client.client_id, client.record.name) for client in clients]

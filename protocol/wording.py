@@ -1,9 +1,12 @@
-"""Numbers in sentences: how many of a thing, and sizes as people read them."""
+"""Numbers and names in sentences: how many of a thing, sizes as people read them, clients told apart."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Final
 
+_ID_CHARS: Final = 6
 _BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -20,3 +23,20 @@ def sized(size_bytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} {_BYTE_UNITS[-1]}"
+
+
+class ClientNames:
+    """What clients are called: a name that two have is shown with an id, from when both are known."""
+
+    def __init__(self, known: Iterable[tuple[str, str]] = ()) -> None:
+        """Take pairs of id and name."""
+        self._ids: dict[str, set[str]] = defaultdict(set)
+        for client_id, name in known:
+            self._ids[name].add(client_id)
+
+    def shown(self, client_id: str, name: str) -> str:
+        """Return what to call a client: its name, ``name (4f1c2a)`` where others have it, or its id without one."""
+        if not name:
+            return client_id
+        self._ids[name].add(client_id)
+        return name if len(self._ids[name]) == 1 else f"{name} ({client_id[:_ID_CHARS]})"

@@ -15,13 +15,13 @@ from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.names import ClientNames
 from farm_client.cli.output import Kind
 from farm_client.cli.pictures import clients_table
 from farm_client.cli.references import find_client
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.outcome import is_over
 from protocol.rest import ClientScore, Explanation
+from protocol.wording import ClientNames
 
 
 class ClientsAction(StrEnum):

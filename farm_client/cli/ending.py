@@ -9,8 +9,7 @@ from rich.markup import escape
 
 from farm_client.cli.exit_codes import ExitCode, code_of_outcome
 from farm_client.cli.formatting import format_metrics, format_seconds
-from farm_client.cli.logs import LogPainter
-from farm_client.cli.names import names_on
+from farm_client.cli.logs import LogPainter, names_on
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import read_all

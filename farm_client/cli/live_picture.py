@@ -21,12 +21,12 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
-from farm_client.cli.names import ClientNames
 from farm_client.cli.pictures import hardware, state_text
 from farm_client.cli.scene import Scene
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.outcome import is_over
 from protocol.rest import ClientView, TaskView
+from protocol.wording import ClientNames
 
 SHOWN_EVENTS = 6
 SHOWN_CLIENTS = 10

@@ -12,12 +12,12 @@ from rich.text import Text
 from farm_client.cli.arguments import PatienceOption, TaskArgument
 from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.names import ClientNames, names_on
 from farm_client.cli.output import Kind, Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
 from farm_client.sdk.patience import PATIENCE_SECONDS
 from protocol.rest import LogView
+from protocol.wording import ClientNames
 
 SHOWN_PRINTS: Final = 200
 """The most lines that `farm run` shows at its end."""
@@ -63,6 +63,11 @@ def show_prints(api: FarmApi, task_id: str, out: Output) -> None:
 
 def _only(lines: Iterable[LogView], client: str | None) -> Iterator[LogView]:
     return (line for line in lines if client is None or client in {line.client_name, line.client_id})
+
+
+def names_on(api: FarmApi) -> ClientNames:
+    """Return the names of all clients that a farm knows."""
+    return ClientNames((client.client_id, client.name) for client in api.clients())
 
 
 class LogPainter:

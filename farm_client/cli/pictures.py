@@ -19,14 +19,13 @@ from farm_client.cli.formatting import (
     format_short_age,
     format_value,
 )
-from farm_client.cli.names import ClientNames
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.outcome import is_over
 from protocol.resources import Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
-from protocol.wording import counted, sized
+from protocol.wording import ClientNames, counted, sized
 
 _STATE_STYLES = {
     "pending": "yellow",

@@ -310,3 +310,16 @@ def test_frozen_tensors_as_a_file_of_their_own_go_to_clients_that_can_take_them(
     assert new.held[0].task.frozen == blob("frozen")
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "it needs a newer aifarm" in reasons["old"]
+
+
+def test_clients_of_one_name_are_told_apart_where_reasons_name_them(farm: Simulation) -> None:
+    for client_id, name in (("1a2b3c4d", "box"), ("9f8e7d6c", "box"), ("id-ada", "ada")):
+        hello = Volunteer(name).hello().model_copy(update={"client_id": client_id})
+        farm.volunteers[client_id.removeprefix("id-")] = Volunteer(client_id.removeprefix("id-"))
+        farm.handle(ClientConnected(hello, "hash", 1))
+    farm.submit(spec(requirements=Requirements(tags=("lab",))))
+    why = farm.view().why
+    assert "box (1a2b3c) " in why
+    assert "box (9f8e7d) " in why
+    assert "ada " in why
+    assert "ada (" not in why

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.wording import counted, sized
+from protocol.wording import ClientNames, counted, sized
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ def test_one_is_no_plural(number: int, said: str) -> None:
 )
 def test_sizes_have_units(size_bytes: float, said: str) -> None:
     assert sized(size_bytes) == said
+
+
+def test_a_name_that_two_have_is_shown_with_an_id_from_when_both_are_known() -> None:
+    names = ClientNames([("1a2b3c4d", "box")])
+    assert names.shown("1a2b3c4d", "box") == "box"
+    assert names.shown("9f8e7d6c", "box") == "box (9f8e7d)"
+    assert names.shown("1a2b3c4d", "box") == "box (1a2b3c)"
+    assert names.shown("5a5a5a5a", "") == "5a5a5a5a"
