@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.decision import Decision
-from coordinator.retry import RetryPolicy
+from protocol.retry import RetryPolicy
 
 
 class BreakerState(StrEnum):
@@ -53,7 +53,7 @@ class Breaker:
         if self.open_until is None and self.failures < threshold:
             return False
         self.trips += 1
-        self.open_until = now + policy.longest_seconds(self.trips)
+        self.open_until = now + policy.bound_seconds(self.trips)
         return True
 
     def succeeded(self) -> bool:

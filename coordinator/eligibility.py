@@ -12,16 +12,12 @@ from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.tasks import TaskSpec
 from protocol.versions import FROZEN_APART
+from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
 """What an executor holds before any model: Python, torch and its optimizers (217 + 75 MB were measured)."""
 
 YES = Decision(True)
-
-
-def gigabytes(size_bytes: int) -> str:
-    """Write a size for people: ``3.2 GB``."""
-    return f"{min(size_bytes, 2**63) / 1e9:.1f} GB"
 
 
 def needed_ram_bytes(spec: TaskSpec) -> int:
@@ -55,9 +51,9 @@ def qualifies(client: ClientRecord, spec: TaskSpec) -> Decision[bool]:
         (not need.gpu or bool(have.gpus), "has no GPU"),
         (
             gpu_memory >= need.gpu_memory_bytes,
-            f"has {gigabytes(gpu_memory)} GPU memory of {gigabytes(need.gpu_memory_bytes)}",
+            f"has {sized(gpu_memory)} GPU memory of {sized(need.gpu_memory_bytes)}",
         ),
-        (have.ram_bytes >= ram, f"has {gigabytes(have.ram_bytes)} RAM of {gigabytes(ram)}"),
+        (have.ram_bytes >= ram, f"has {sized(have.ram_bytes)} RAM of {sized(ram)}"),
     )
     return next((Decision(False, reason) for ok, reason in checks if not ok), Decision(True))
 
@@ -107,7 +103,7 @@ def fits_now(client: ClientState, run: TaskRun) -> Decision[bool]:
     """The pre-flight against the memory that is free now. A client that runs the task already has passed it."""
     need, free = run.brief.needed_ram_bytes, client.load.ram_free_bytes
     if free and free < need and client.client_id not in run.participants:
-        return Decision(False, f"has {gigabytes(free)} RAM free of {gigabytes(need)}")
+        return Decision(False, f"has {sized(free)} RAM free of {sized(need)}")
     return YES
 
 

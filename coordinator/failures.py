@@ -39,7 +39,7 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     elif event.code is RejectCode.DRAINING:
         client.draining = True
     else:
-        wait = turn.settings.client_retry.longest_seconds(1)
+        wait = turn.settings.client_retry.bound_seconds(1)
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"{event.code}: {event.message}")
 
 
@@ -76,7 +76,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         return
     run, client = given_up
     if event.servers_fault:
-        wait = turn.settings.client_retry.longest_seconds(1)
+        wait = turn.settings.client_retry.bound_seconds(1)
         client.cooldowns[run.task_id] = Cooldown(
             turn.now + wait, f"the server could not take its result: {event.message}"
         )

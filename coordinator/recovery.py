@@ -81,7 +81,7 @@ def _mend_task(turn: Turn, run: TaskRun) -> None:
 
 def _forget_the_old_clock(turn: Turn, run: TaskRun) -> None:
     """If the wall clock was set back meanwhile, a backoff of seconds might end in an hour."""
-    latest = turn.now + turn.settings.task_retry.cap_seconds
+    latest = turn.now + turn.settings.task_retry.longest_seconds
     if run.record.not_before > latest:
         turn.save(run.update(not_before=latest))
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Final
 
-from coordinator.eligibility import gigabytes
 from coordinator.state import ClientState, TaskRun
 from protocol.rest import ScoreTerm
+from protocol.wording import sized
 
 WEIGHTS: Final = {"throughput": 0.35, "memory": 0.15, "reliability": 0.2, "cached": 0.2, "load": 0.1}
 _SHORTLIST: Final = 256
@@ -60,14 +60,14 @@ def score(facts: Facts) -> tuple[ScoreTerm, ...]:
             facts.speed / facts.best_speed if facts.best_speed else 0.5,
             f"{facts.speed:.0f} samples/s {'measured' if facts.measured else 'expected'}",
         ),
-        "memory": (memory, f"{gigabytes(facts.free_bytes)} free, {gigabytes(facts.needed_bytes)} needed"),
+        "memory": (memory, f"{sized(facts.free_bytes)} free, {sized(facts.needed_bytes)} needed"),
         "reliability": (
             reliability(facts.delivered, facts.failed),
             f"{facts.delivered} delivered, {facts.failed} failed",
         ),
         "cached": (
             facts.cached_bytes / facts.data_bytes if facts.data_bytes else 1.0,
-            f"{gigabytes(facts.cached_bytes)} of {gigabytes(facts.data_bytes)}",
+            f"{sized(facts.cached_bytes)} of {sized(facts.data_bytes)}",
         ),
         "load": ((1 - facts.cpu) * 0.5**facts.held, f"CPU {facts.cpu:.0%}, {facts.held} assignments held"),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from coordinator.retry import RetryPolicy
+from protocol.retry import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class CoordinatorSettings:
     """A client that failed so many assignments in a row gets no work for a while."""
     does_not_fit_seconds: float = 600.0
     """A client that said a task does not fit is not asked again before this."""
-    task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
-    desertion_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=1.0, cap_seconds=60.0))
+    task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=1.0, longest_seconds=60.0))
+    desertion_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=1.0, longest_seconds=60.0))
     """A task whose clients all leave again and again without a result waits so long before it begins anew."""
     upload_patience_seconds: float = 600.0
     """An upload that waits for its turn, as the farm told it, keeps its lease for so long."""
-    outrun_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=10.0, cap_seconds=900.0))
+    outrun_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=10.0, longest_seconds=900.0))
     """A client whose part somebody else began later and finished first."""
-    memory_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))
+    memory_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=30.0, longest_seconds=900.0))
     """A client that ran out of memory on a task: what else runs there may have ended by then."""
-    client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=2.0, cap_seconds=300.0))
-    breaker_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(base_seconds=30.0, cap_seconds=900.0))
+    client_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=2.0, longest_seconds=300.0))
+    breaker_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=30.0, longest_seconds=900.0))

@@ -26,10 +26,10 @@ from coordinator.records import (
     SampleRange,
     TaskRecord,
 )
-from coordinator.retry import RetryPolicy
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import AssignmentProgress, Kind, TaskBrief
 from protocol.resources import Load
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef, Shard, Split, WeightsDelta
 
 
@@ -109,7 +109,7 @@ class ClientState:
     def back_off(self, task_id: str, why: str, policy: RetryPolicy, now: float) -> None:
         """Count a failure on a task, and keep the client off it for longer after each in a row."""
         count = self.failures[task_id] = self.failures.get(task_id, 0) + 1
-        self.cooldowns[task_id] = Cooldown(now + policy.longest_seconds(count), f"failed {count} times, last: {why}")
+        self.cooldowns[task_id] = Cooldown(now + policy.bound_seconds(count), f"failed {count} times, last: {why}")
 
     @property
     def client_id(self) -> str:

@@ -213,7 +213,7 @@ def wait_for_server(turn: Turn, run: TaskRun, why: str) -> None:
     if run.record.state not in (TaskState.ASSIGNED, TaskState.RUNNING):
         return
     policy = turn.settings.task_retry
-    wait = policy.longest_seconds(run.server_faults) / 2 + policy.delay_seconds(run.server_faults, turn.draw()) / 2
+    wait = policy.bound_seconds(run.server_faults) / 2 + policy.delay_seconds(run.server_faults, turn.draw()) / 2
     turn.move(run, TaskState.PENDING, f"the server could not go on: {why}", not_before=turn.now + wait)
 
 

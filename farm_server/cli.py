@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from farm_server import control
 from farm_server.datafolder import ServerInfo
-from farm_server.room_lines import room_lines, size_text
+from farm_server.room_lines import room_lines
 from farm_server.setting_options import with_settings
 from farm_server.settings import ServerSettings
 from protocol.errors import FarmError
@@ -162,7 +162,7 @@ def gc(
         _print_json(cleaned.model_dump())
         return
     verb = "would be removed" if dry_run else "are removed"
-    typer.echo(f"{cleaned.blobs} blobs ({size_text(cleaned.bytes)}) and {cleaned.rows} rows of history {verb}")
+    typer.echo(f"{cleaned.blobs} blobs ({sized(cleaned.bytes)}) and {cleaned.rows} rows of history {verb}")
 
 
 @app.command()

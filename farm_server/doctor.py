@@ -94,7 +94,7 @@ def _space(settings: ServerSettings) -> str:
     free = shutil.disk_usage(_existing(settings.data_dir)).free
     if free < settings.min_free_bytes:
         raise OSError(f"{sized(free)} are free and {sized(settings.min_free_bytes)} are needed; make room")
-    return f"{free / 1024**3:.1f} GiB"
+    return sized(free)
 
 
 def _ledger(settings: ServerSettings) -> str:

@@ -8,6 +8,8 @@ from typing import Final
 
 _ID_CHARS: Final = 6
 _BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_MOST_BYTES: Final = 2**63
+"""An integer may be anything, and a float can't."""
 
 
 def counted(number: int, thing: str) -> str:
@@ -17,7 +19,7 @@ def counted(number: int, thing: str) -> str:
 
 def sized(size_bytes: float) -> str:
     """Return a size such as ``1.5 GiB``."""
-    size = float(size_bytes)
+    size = float(min(size_bytes, _MOST_BYTES))
     for unit in _BYTE_UNITS[:-1]:
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

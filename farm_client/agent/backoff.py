@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Final
 
-from farm_client.retry import RetryPolicy, later_than
+from protocol.retry import RetryPolicy, later_than
 
 RECONNECT: Final = RetryPolicy(first_seconds=0.5, longest_seconds=30.0, growth=1.1)
 """Slow to grow: a server that restarts is back in seconds, and work must go on within five of its start. A wait stays
@@ -27,7 +29,8 @@ class Reconnecting:
     one that has too much to do to answer in time: what was begun for that try is lost work of the farm's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draw: Callable[[], float] = random.random) -> None:
+        self._draw = draw
         self._unreached = 0
         self._slow = 0
         self._brief = 0
@@ -54,8 +57,8 @@ class Reconnecting:
 
     def delay_seconds(self) -> float:
         """Draw the wait before the next try: what a farm asked for is the least."""
-        waits = [RECONNECT.delay_seconds(max(1, self._unreached))]
-        waits += [COSTLY.delay_seconds(count) for count in (self._slow, self._brief) if count]
+        waits = [RECONNECT.delay_seconds(self._unreached, self._draw())]
+        waits += [COSTLY.delay_seconds(count, self._draw()) for count in (self._slow, self._brief) if count]
         if self._displaced:  # never at once: half of it is certain
-            waits.append(later_than(DISPLACED.bound_seconds(self._displaced) / 2))
-        return max(waits) + later_than(self._asked_seconds)
+            waits.append(later_than(DISPLACED.bound_seconds(self._displaced) / 2, self._draw()))
+        return max(waits) + later_than(self._asked_seconds, self._draw())

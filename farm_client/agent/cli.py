@@ -30,7 +30,7 @@ from farm_client.proxies import BadProxy, proxy_for
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
 from protocol.terminal_text import one_line, plain_text
-from protocol.wording import counted
+from protocol.wording import counted, sized
 
 OK: Final = 0
 FAILED: Final = 1
@@ -141,10 +141,10 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
     if as_json:
         _print_envelope("probe", {"resources": resources.model_dump(), "load": load.model_dump()})
         return
-    typer.echo(f"{resources.hostname}: {resources.platform}, {resources.cpu_cores} cores, {_gib(resources.ram_bytes)}")
-    typer.echo(f"free now: {_gib(load.ram_free_bytes)} of memory, {_gib(load.disk_free_bytes)} of disk")
+    typer.echo(f"{resources.hostname}: {resources.platform}, {resources.cpu_cores} cores, {sized(resources.ram_bytes)}")
+    typer.echo(f"free now: {sized(load.ram_free_bytes)} of memory, {sized(load.disk_free_bytes)} of disk")
     for gpu in resources.gpus:
-        free = f"{_gib(gpu.memory_free_bytes)} of {_gib(gpu.memory_bytes)} free"
+        free = f"{sized(gpu.memory_free_bytes)} of {sized(gpu.memory_bytes)} free"
         typer.echo(f"GPU {gpu.index}: {one_line(gpu.name)}, {free}")
     if not resources.gpus:
         typer.echo("no NVIDIA GPU found")
@@ -181,7 +181,3 @@ def _describe(home: Path, running: bool, known: Status) -> str:
 
 def _print_envelope(kind: str, data: dict[str, Any]) -> None:
     typer.echo(json.dumps({"schema": SCHEMA, "kind": kind, "data": data}))
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 1024**3:.1f} GiB"

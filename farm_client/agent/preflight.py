@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.messages import Assign, RejectCode
+from protocol.wording import sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,5 @@ def refusal(assign: Assign, standing: Standing) -> Refusal | None:
         return Refusal(RejectCode.BUSY, "this client holds as many assignments as it has slots")
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
-        return Refusal(
-            RejectCode.DOES_NOT_FIT, f"needs {_mib(needed)} MiB of memory and {_mib(free)} MiB are free to lend"
-        )
+        return Refusal(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
     return None
-
-
-def _mib(size_bytes: int) -> int:
-    return size_bytes // 1024**2

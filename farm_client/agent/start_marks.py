@@ -21,9 +21,9 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from farm_client.agent.errors import EndsAgent
-from farm_client.retry import RetryPolicy
 from protocol.digests import digest_bytes
 from protocol.frozen import Frozen
+from protocol.retry import RetryPolicy
 
 MAX_ENDS: Final = 2
 _SHUN: Final = RetryPolicy(first_seconds=60.0, longest_seconds=3600.0)

@@ -8,7 +8,6 @@ from typing import Self
 import httpx
 
 from farm_client.agent.address import FarmAddress
-from farm_client.retry import RetryPolicy
 from farm_client.transfer.answers import client_options
 from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
@@ -17,6 +16,7 @@ from farm_client.transfer.partial_file import PartialFile
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from farm_client.transfer.upload import Listener, upload
+from protocol.retry import RetryPolicy
 
 
 class Transfers:

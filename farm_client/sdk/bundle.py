@@ -12,6 +12,7 @@ from typing import Final
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask
 from protocol.tasks import BlobRef
+from protocol.wording import sized
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_BUNDLE_BYTES: Final = 64 << 20
@@ -106,7 +107,7 @@ def _zipped(files: dict[str, Path]) -> bytes:
             size = path.stat().st_size
             total += size
             if size > MAX_FILE_BYTES or total > MAX_BUNDLE_BYTES:
-                raise InvalidTask(f"{name} has {size >> 20} MiB, too large for code: give data with --data")
+                raise InvalidTask(f"{name} has {sized(size)}, too large for code: give data with --data")
             info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = _MODE

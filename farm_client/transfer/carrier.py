@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -10,12 +11,12 @@ from typing import Any, Final, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from farm_client.retry import RetryPolicy
 from farm_client.transfer.answers import IDENTITY, read_answer_async
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
 from protocol.rest import ErrorBody
+from protocol.retry import RetryPolicy
 
 RETRY: Final = RetryPolicy(first_seconds=0.2, longest_seconds=10.0, tries=8)
 TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
@@ -60,6 +61,8 @@ class Carrier:
     upload_rate: RateLimit = field(default_factory=RateLimit)
     download_rate: RateLimit = field(default_factory=RateLimit)
     tally: Tally = field(default_factory=Tally)
+    draw: Callable[[], float] = random.random
+    """Draws the jitter of waits."""
 
     async def ask(self, method: str, url: str, **request: Any) -> httpx.Response:
         """Send a request and return the answer, of which no more was read than is sane.
@@ -90,7 +93,7 @@ class Carrier:
                 if not self.retry.allows(failures):
                     reason = str(error) or type(error).__name__
                     raise Unavailable(f"{failed} after {failures} tries: {reason}") from error
-                await asyncio.sleep(self.retry.delay_seconds(failures))
+                await asyncio.sleep(self.retry.delay_seconds(failures, self.draw()))
             else:
                 return
 

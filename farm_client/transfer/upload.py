@@ -10,12 +10,12 @@ from typing import Final
 import httpx
 from pydantic import ValidationError
 
-from farm_client.retry import about
 from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
 from farm_client.transfer.source import Content, Source, open_source
 from protocol.errors import DigestMismatch, FarmError
 from protocol.ranges import ByteRange, ByteRanges, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState
+from protocol.retry import about
 
 ONE_SHOT_BYTES: Final = 1024 * 1024
 """A blob up to this size is one request: it needs no turn, and a cut costs little."""
@@ -117,7 +117,7 @@ class _Upload:
         while reply.state is UploadState.WAIT:
             has_waited = True
             self.listener.waits(reply.reason or f"{reply.ahead} uploads are before it")
-            await asyncio.sleep(about(_sane_seconds(reply.retry_seconds)))
+            await asyncio.sleep(about(_sane_seconds(reply.retry_seconds), self.carrier.draw()))
             reply = await self._ask(_WAIT_SECONDS)
         if has_waited:
             self.listener.waits(None)

@@ -16,7 +16,8 @@ _log = structlog.get_logger(__name__)
 
 _LOG_SECONDS: Final = 10.0
 """Strangers must not fill the log: one line for all refusals of so long a time."""
-_RETRY_SECONDS: Final = 5
+RETRY_SECONDS: Final = 5
+"""When to come again to a server that can take nothing now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Refusal:
     @classmethod
     def of(cls, status: HTTPStatus, error: FarmError) -> Refusal:
         """Return the refusal that says what an error says."""
-        retry_seconds = _RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        retry_seconds = RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
         return cls(status, error.code, error.message, retry_seconds)
 
     @property

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from coordinator.lifecycle import IllegalTransition
+from farm_server.edge.refusal import RETRY_SECONDS
 from protocol.errors import (
     Conflict,
     DigestMismatch,
@@ -45,7 +46,6 @@ STATUS: Final[tuple[tuple[type[FarmError], HTTPStatus], ...]] = (
     (FarmError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 """The first class that fits gives the status."""
-RETRY_SECONDS: Final = 5
 
 
 def install(app: FastAPI) -> None:

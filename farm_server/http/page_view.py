@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from farm_server.farm import Farm
 from farm_server.http.rounds import newest_rounds
 from protocol.terminal_text import one_line
+from protocol.wording import sized
 
 _MADE_ANEW_SECONDS: Final = 1.0
 _SHOWN: Final = 100
@@ -41,15 +42,6 @@ HEADERS: Final = {
 _pages = Environment(loader=PackageLoader("farm_server", "pages"), autoescape=select_autoescape(), trim_blocks=True)
 
 
-def size(value: float) -> str:
-    """Return bytes for people: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
 def ago(seconds: float) -> str:
     """Return a span of time for people: 5 s, 3 min, 2.5 h."""
     if seconds < 60:
@@ -63,7 +55,7 @@ def shown(text: str) -> str:
     return line if len(line) <= _TEXT_CHARS else line[: _TEXT_CHARS - 1] + "…"
 
 
-_pages.filters |= {"size": size, "ago": ago, "shown": shown}
+_pages.filters |= {"size": sized, "ago": ago, "shown": shown}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from coordinator.breaker import Breaker, BreakerState
-from coordinator.retry import RetryPolicy
 from protocol.messages import Scope
+from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, spec
 
-POLICY = RetryPolicy(base_seconds=30.0, cap_seconds=100.0)
+POLICY = RetryPolicy(first_seconds=30.0, longest_seconds=100.0)
 
 
 def test_it_opens_at_the_threshold_and_lets_one_probe_through_later() -> None:

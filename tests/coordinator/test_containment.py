@@ -11,11 +11,11 @@ from coordinator import expiry, offers, results, rounds, scheduling
 from coordinator.events import Action, TaskAction
 from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.records import AssignmentRecord, RoundState
-from coordinator.retry import RetryPolicy
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import TaskRun
 from protocol.errors import Conflict, FarmError, NotFound
 from protocol.messages import Ack, Cancel
+from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 DEFECTS = (RuntimeError("planted"), Conflict("planted"), IllegalTransition("planted"), OverflowError("planted"))

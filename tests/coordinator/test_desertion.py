@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from coordinator.lifecycle import TaskState
-from coordinator.retry import RetryPolicy
 from coordinator.settings import CoordinatorSettings
 from protocol.messages import Scope
+from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
-LONGEST = RetryPolicy(base_seconds=4.0, cap_seconds=10.0)
+LONGEST = RetryPolicy(first_seconds=4.0, longest_seconds=10.0)
 
 
 @pytest.fixture

@@ -116,4 +116,4 @@ def test_a_backoff_does_not_outlast_a_clock_that_was_set_back(farm: Simulation) 
     farm.handle(AggregationFailed("t1", number, attempt, "the disk is full"))
     farm.now -= 3600.0
     farm.restart()
-    assert farm.task().not_before <= farm.now + farm.settings.task_retry.cap_seconds
+    assert farm.task().not_before <= farm.now + farm.settings.task_retry.longest_seconds

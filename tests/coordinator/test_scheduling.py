@@ -108,9 +108,9 @@ def test_a_high_priority_task_takes_all_it_can_use(farm: Simulation) -> None:
     ("requirements", "reason"),
     [
         (Requirements(cpu_cores=8), "has 4 CPU cores of 8"),
-        (Requirements(ram_bytes=32 * GIGABYTE), "has 16.0 GB RAM of 32.0 GB"),
+        (Requirements(ram_bytes=32 * GIGABYTE), "has 14.9 GiB RAM of 29.8 GiB"),
         (Requirements(gpu=True), "has no GPU"),
-        (Requirements(gpu_memory_bytes=8 * GIGABYTE), "has 0.0 GB GPU memory of 8.0 GB"),
+        (Requirements(gpu_memory_bytes=8 * GIGABYTE), "has 0 B GPU memory of 7.5 GiB"),
         (Requirements(tags=("lab", "fast")), "lacks the tag fast, lab"),
         (Requirements(clients=("bob",)), "is not a named client"),
     ],
@@ -133,7 +133,7 @@ def test_the_pre_flight_refuses_a_client_without_the_memory(farm: Simulation) ->
     assert not small.held
     assert big.held
     refused = next(c for c in farm.coordinator.explain("t1", farm.now).clients if c.name == "small")
-    assert refused.reason == "has 1.0 GB RAM free of 3.0 GB"
+    assert refused.reason == "has 953.7 MiB RAM free of 2.8 GiB"
 
 
 def test_a_client_that_says_it_does_not_fit_is_not_asked_again(farm: Simulation) -> None:

@@ -28,12 +28,12 @@ def test_the_times_are_the_codes() -> None:
         f"{settings.deadline_grace_seconds:.0f} s + {settings.deadline_factor:.0f} x the expected time",
         f"| a client without any sign of life | {LOST_AFTER_SECONDS:.0f} s |",
         f"`gather_seconds` ({recipe.gather_seconds:.0f} s)",
-        f"up to {settings.desertion_retry.base_seconds:.0f} s, doubled each time up to "
-        f"{settings.desertion_retry.cap_seconds:.0f} s, with full jitter",
+        f"up to {settings.desertion_retry.first_seconds:.0f} s, doubled each time up to "
+        f"{settings.desertion_retry.longest_seconds:.0f} s, with full jitter",
         f"at most {settings.warm_up_seconds:.0f} s | the step opens without it",
         f"`longest_round_seconds` ({recipe.longest_round_seconds:.0f} s)",
-        f"of memory for {settings.memory_retry.base_seconds:.0f} s",
+        f"of memory for {settings.memory_retry.first_seconds:.0f} s",
         f"must see it for {settings.stranger_seconds:.0f} s",
-        f"left alone for {settings.client_retry.base_seconds:.0f} s",
+        f"left alone for {settings.client_retry.first_seconds:.0f} s",
     ):
         assert sentence in PAGE, sentence

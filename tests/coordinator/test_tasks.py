@@ -19,10 +19,10 @@ from coordinator.events import (
 from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.queue import queue_order
 from coordinator.records import RoundState
-from coordinator.retry import RetryPolicy
 from coordinator.settings import CoordinatorSettings
 from protocol.errors import Conflict, NotFound
 from protocol.messages import Cancel, Pause, Resume, Scope
+from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, spec
 
 
@@ -118,9 +118,9 @@ def test_what_the_server_lacks_costs_a_task_no_retry_however_often(farm: Simulat
         assert "Too many open files" in farm.task().reason
         waits.append(farm.task().not_before - farm.now)
     assert waits[0] > 0
-    assert max(waits) <= CoordinatorSettings().task_retry.cap_seconds
+    assert max(waits) <= CoordinatorSettings().task_retry.longest_seconds
     farm.hold_commits = False
-    farm.tick(CoordinatorSettings().task_retry.cap_seconds)
+    farm.tick(CoordinatorSettings().task_retry.longest_seconds)
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
 
@@ -228,8 +228,8 @@ def test_an_endless_evaluation_is_given_up_and_the_task_completes() -> None:
 
 @pytest.mark.parametrize(("attempt", "longest"), [(1, 1.0), (2, 2.0), (5, 16.0), (100, 60.0)])
 def test_backoff_doubles_up_to_its_cap_with_full_jitter(attempt: int, longest: float) -> None:
-    policy = RetryPolicy(base_seconds=1.0, cap_seconds=60.0)
-    assert policy.longest_seconds(attempt) == longest
+    policy = RetryPolicy(first_seconds=1.0, longest_seconds=60.0)
+    assert policy.bound_seconds(attempt) == longest
     assert policy.delay_seconds(attempt, 0.5) == longest / 2
     assert policy.delay_seconds(attempt, 0.0) == 0.0
 

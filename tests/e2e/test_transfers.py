@@ -16,11 +16,11 @@ from farm_client.agent.address import parse_address
 from farm_client.agent.cache import BlobCache
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.transfers import Transfers
-from farm_client.retry import RetryPolicy
 from farm_client.transfer.upload import Listener
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRanges, ContentRange
 from protocol.rest import UploadReply, UploadState
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from tests.chaos.proxy import FaultProxy
 from tests.farm_server.conftest import Running, running

@@ -9,7 +9,6 @@ import pytest
 from farm_client.agent.address import parse_address
 from farm_client.agent.link import open_link
 from farm_client.agent.transfers import Transfers
-from farm_client.retry import RetryPolicy
 from farm_client.sdk import config
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.errors import FarmUnreachable
@@ -17,6 +16,7 @@ from farm_client.transfer.partial_file import PartialFile
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from protocol.inline_limit import InlineLimit
+from protocol.retry import RetryPolicy
 from tests.farm_client.agent.odd_server import carry
 from tests.farm_client.agent.scripted_farm import TOKEN, running_farm
 from tests.farm_client.agent.test_link import hello

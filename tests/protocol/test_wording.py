@@ -16,7 +16,14 @@ def test_one_is_no_plural(number: int, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "said"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (45_909_078_016, "42.8 GiB"), (9e17, "818545.2 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (45_909_078_016, "42.8 GiB"),
+        (9e17, "818545.2 TiB"),
+        (10**400, "8388608.0 TiB"),
+    ],
 )
 def test_sizes_have_units(size_bytes: float, said: str) -> None:
     assert sized(size_bytes) == said

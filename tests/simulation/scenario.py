@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from coordinator.retry import RetryPolicy
 from coordinator.settings import CoordinatorSettings
 from protocol.recipe import Requirements
+from protocol.retry import RetryPolicy
 from protocol.tasks import TaskSpec
 from tests.coordinator.farm_simulation import spec
 
@@ -101,9 +101,9 @@ def _settings() -> CoordinatorSettings:
         does_not_fit_seconds=10.0,
         quantum_seconds=4.0,
         keep_seconds=1.0,
-        task_retry=RetryPolicy(base_seconds=0.5, cap_seconds=4.0),
-        client_retry=RetryPolicy(base_seconds=1.0, cap_seconds=8.0),
-        breaker_retry=RetryPolicy(base_seconds=2.0, cap_seconds=15.0),
+        task_retry=RetryPolicy(first_seconds=0.5, longest_seconds=4.0),
+        client_retry=RetryPolicy(first_seconds=1.0, longest_seconds=8.0),
+        breaker_retry=RetryPolicy(first_seconds=2.0, longest_seconds=15.0),
     )
 
 

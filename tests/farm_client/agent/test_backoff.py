@@ -6,20 +6,20 @@ from itertools import pairwise
 import pytest
 
 from farm_client.agent.backoff import COSTLY, DISPLACED, RECONNECT, STEADY_SECONDS, Reconnecting
-from farm_client.retry import RetryPolicy, about
 from farm_client.transfer.carrier import RETRY
+from protocol.retry import RetryPolicy, about
 
 
 def test_waits_are_drawn_from_a_bound_that_grows_up_to_the_longest():
     policy = RetryPolicy(first_seconds=1.0, longest_seconds=10.0, growth=3.0)
-    longest = [max(policy.delay_seconds(failures) for _ in range(300)) for failures in (1, 2, 3, 4)]
+    longest = [max(policy.delay_seconds(failures, random.random()) for _ in range(300)) for failures in (1, 2, 3, 4)]
     for drawn, bound in zip(longest, (1, 3, 9, 10), strict=True):
         assert 0.8 * bound < drawn <= bound
 
 
 @pytest.mark.parametrize("policy", [RECONNECT, RETRY])
 def test_no_number_of_failures_is_too_many(policy):
-    assert 0 <= policy.delay_seconds(1_000_000) <= policy.longest_seconds
+    assert 0 <= policy.delay_seconds(1_000_000, 0.999) <= policy.longest_seconds
 
 
 def test_a_client_is_back_soon_after_a_server_that_was_away_for_seconds():
@@ -29,7 +29,7 @@ def test_a_client_is_back_soon_after_a_server_that_was_away_for_seconds():
         away, failures = 0.0, 0
         while away < 5.0:
             failures += 1
-            away += (wait := RECONNECT.delay_seconds(failures))
+            away += (wait := RECONNECT.delay_seconds(failures, random.random()))
         assert wait < 2.5
 
 
@@ -40,7 +40,7 @@ def test_only_a_limit_ends_the_tries():
 
 
 def test_those_who_were_told_to_wait_alike_do_not_come_together():
-    waits = [about(4.0) for _ in range(300)]
+    waits = [about(4.0, random.random()) for _ in range(300)]
     assert 3.0 <= min(waits) < 3.2
     assert 4.8 < max(waits) <= 5.0
 

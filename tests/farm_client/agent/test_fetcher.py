@@ -9,10 +9,10 @@ from farm_client.agent.cache import BlobCache
 from farm_client.agent.errors import CacheFull
 from farm_client.agent.fetcher import Fetcher
 from farm_client.agent.transfers import Transfers
-from farm_client.retry import RetryPolicy
 from protocol.digests import digest_bytes
 from protocol.errors import NotFound, Unavailable
 from protocol.messages import Prefetch, Result
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until

@@ -7,9 +7,9 @@ import pytest
 
 from farm_client.agent import link, reach
 from farm_client.agent.acquaintances import Acquaintances
-from farm_client.retry import RetryPolicy
 from protocol.errors import Unauthorized
 from protocol.messages import Bye, Error, Hello
+from protocol.retry import RetryPolicy
 from tests.farm_client.agent.odd_server import BEFORE_THE_REQUEST, RELAY, RESET, SILENCE, odd_server, status
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from farm_client.retry import RetryPolicy
 from farm_client.sdk import carrying
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
@@ -23,6 +22,7 @@ from farm_client.transfer import download
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, NotFound
 from protocol.recipe import Recipe
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from protocol.tensors import Role, weights_metadata
 from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, make_checkpoint

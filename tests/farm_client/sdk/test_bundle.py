@@ -88,7 +88,7 @@ def test_what_cannot_be_code_is_refused(tmp_path: Path) -> None:
         (tmp_path / "empty", None, "no Python file"),
         (tmp_path / "two", None, "several Python files"),
         (tmp_path / "two", "c.py", "there is no c.py"),
-        (large, None, r"blob.bin has 16 MiB, too large for code: give data with --data"),
+        (large, None, r"blob.bin has 16\.0 MiB, too large for code: give data with --data"),
     ):
         with pytest.raises(InvalidTask, match=sentence):
             make_bundle(code, entry)

@@ -2,9 +2,9 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from farm_client.retry import RetryPolicy
 from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import Carrier
+from protocol.retry import RetryPolicy
 from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
 
 AT_ONCE = RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=4)

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from farm_client.retry import RetryPolicy
 from farm_client.sdk import api as api_module
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
@@ -24,6 +23,7 @@ from farm_client.transfer.upload import upload
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, Unavailable
 from protocol.rest import TaskView
+from protocol.retry import RetryPolicy
 
 BOMB = gzip.compress(bytes(64 * 1024 * 1024))
 MOST_BYTES = 16 * 1024 * 1024

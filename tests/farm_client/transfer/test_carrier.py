@@ -3,9 +3,9 @@ import asyncio
 import httpx
 import pytest
 
-from farm_client.retry import RetryPolicy
 from farm_client.transfer.carrier import Carrier, Interrupted, check, in_parallel
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
+from protocol.retry import RetryPolicy
 
 THRICE = RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=3)
 

@@ -1,12 +1,13 @@
 """The one retry policy: how long to wait after the n-th failure in a row, and when to give up.
 
 Exponential backoff with full jitter, so that a thousand clients do not return to a restarted server at once.
-Source: Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015), "full jitter".
+Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 ("full jitter").
+
+Pure: whoever waits draws the jitter. A ``draw`` is uniform in [0, 1).
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,20 +32,21 @@ class RetryPolicy:
         """Tell whether another try is due after so many failures in a row."""
         return self.tries is None or failures < self.tries
 
-    def delay_seconds(self, failures: int) -> float:
-        """Draw the wait before the next try; ``failures`` in a row is at least 1."""
-        return random.uniform(0, self.bound_seconds(failures))  # noqa: S311  jitter is no secret
-
     def bound_seconds(self, failures: int) -> float:
-        """Return the longest wait before the next try."""
-        return min(self.first_seconds * self.growth ** min(failures - 1, MOST_GROWTHS), self.longest_seconds)
+        """Return the longest wait before the next try; fewer than one failure in a row count as one."""
+        growths = min(max(failures, 1) - 1, MOST_GROWTHS)
+        return min(self.first_seconds * self.growth**growths, self.longest_seconds)
+
+    def delay_seconds(self, failures: int, draw: float) -> float:
+        """Return the wait before the next try, after so many failures in a row."""
+        return draw * self.bound_seconds(failures)
 
 
-def about(seconds: float) -> float:
-    """Draw a wait around the one that a farm asked for, so that those who were told the same do not come together."""
-    return random.uniform(0.75 * seconds, 1.25 * seconds)  # noqa: S311  jitter is no secret
+def about(seconds: float, draw: float) -> float:
+    """Return a wait up to a quarter off the one asked for: those who were told the same do not come together."""
+    return (0.75 + 0.5 * draw) * seconds
 
 
-def later_than(seconds: float) -> float:
-    """Draw a wait of at least ``seconds``, and up to a quarter more: who asks for a time is not to be asked before."""
-    return random.uniform(seconds, 1.25 * seconds)  # noqa: S311  jitter is no secret
+def later_than(seconds: float, draw: float) -> float:
+    """Return a wait of at least ``seconds``, and up to a quarter more: who asks for a time is not asked before it."""
+    return (1.0 + 0.25 * draw) * seconds
