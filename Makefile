@@ -32,7 +32,7 @@ demo: $(STAMP)
 
 # Faults take longer than all the rest: simulated ones, clients that die in mid-round, the matrix on real processes. The
 # benchmarks run whole farms to see that they measure something. Both have targets of their own; CI runs all three.
-FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/test_upload_kills.py \
+FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/farm_server/transfers/test_upload_kills.py \
                tests/farm_server/test_full_disk.py tests/simulation tests/e2e/test_training.py tests/e2e/test_slow_links.py
 BENCHMARK_TESTS := tests/benchmarks
 # A file's tests stay together: the farms that they share are started once. More files than cores: tests also wait.

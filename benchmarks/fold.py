@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.measurement import Measurement
 from coordinator.numerics.robust import trimmed_mean
-from farm_server.mapped_reader import MappedFileReader
+from farm_server.tensors.mapped_reader import MappedFileReader
 from protocol.codecs import CHUNK_ELEMENTS, BytesReader, Reader, Scratch, encode, sum_of
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecName, CodecSpec

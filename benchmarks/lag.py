@@ -24,12 +24,12 @@ from benchmarks.measurement import Measurement
 from coordinator.commands import CommitRound, Fold, OpenRound
 from coordinator.events import Event, RoundAggregated
 from coordinator.records import CheckpointRecord
-from farm_server.aggregator import Aggregator
-from farm_server.checkpoint_writer import CheckpointWriter
-from farm_server.clock import SteadyClock
-from farm_server.room import Room
-from farm_server.spooled_updates import SpooledUpdates
-from farm_server.torch_side import TorchSide
+from farm_server.environment.clock import SteadyClock
+from farm_server.environment.disk_space import Room
+from farm_server.tensors.aggregator import Aggregator
+from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from farm_server.tensors.spooled_updates import SpooledUpdates
+from farm_server.tensors.torch_side import TorchSide
 from protocol.recipe import Recipe
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
 from protocol.tensor_header import header_bytes

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from farm_server import control
-from farm_server.datafolder import ServerInfo
-from farm_server.room_lines import room_lines
-from farm_server.setting_options import with_settings
-from farm_server.settings import ServerSettings
+from farm_server.environment.data_folder import ServerInfo
+from farm_server.environment.settings import ServerSettings
+from farm_server.operations import running_server
+from farm_server.operations.room_lines import room_lines
+from farm_server.operations.setting_options import with_settings
 from protocol.errors import FarmError
 from protocol.rest import FarmView
 from protocol.wording import counted, sized
@@ -82,10 +82,10 @@ def up(
     settings = _settings(**given)
     if detach:
         arguments = [*_as_arguments(given), *(["--new-ledger"] if new_ledger else [])]
-        _announce(control.start_detached(settings, arguments), as_json=as_json)
+        _announce(running_server.start_detached(settings, arguments), as_json=as_json)
         return
-    from farm_server.daemon import run  # noqa: PLC0415  # status and down must not pay for the web framework
-    from farm_server.logs import configure_logs  # noqa: PLC0415
+    from farm_server.observability.logs import configure_logs  # noqa: PLC0415
+    from farm_server.operations.daemon import run  # noqa: PLC0415  # status and down must not pay for the web framework
 
     configure_logs(settings)
     run(settings, lambda info: _announce(info, as_json=as_json), new_ledger=new_ledger)
@@ -94,8 +94,8 @@ def up(
 @app.command()
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Say whether a server runs on the folder, how it is, and how to reach it."""
-    info = control.running_server(_settings(data_dir=data_dir).data_dir)
-    view, room = control.farm_view(info), control.room_view(info)
+    info = running_server.running_server(_settings(data_dir=data_dir).data_dir)
+    view, room = running_server.farm_view(info), running_server.room_view(info)
     if as_json:
         _print_json({**asdict(info), "farm": view.model_dump(), "room": room.model_dump()})
         return
@@ -120,7 +120,7 @@ def down(
     as_json: AsJson = False,
 ) -> None:
     """Stop the folder's server: clients are told, rounds that are committed stay."""
-    info = control.stop(_settings(data_dir=data_dir).data_dir, force=force)
+    info = running_server.stop(_settings(data_dir=data_dir).data_dir, force=force)
     if as_json:
         _print_json({"stopped": True, "pid": info.pid})
     else:
@@ -136,7 +136,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check folder, permissions, space, ledger, checkpoints, leftovers, port; exit code 1 if something is wrong."""
-    from farm_server.doctor import examine  # noqa: PLC0415  # it needs torch and the database driver
+    from farm_server.operations.doctor import examine  # noqa: PLC0415  # it needs torch and the database driver
 
     findings = list(examine(_settings(data_dir=data_dir, host=host, port=port), repair=repair))
     if as_json:
@@ -155,7 +155,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove now what nothing needs: unreferenced blobs, and history beyond what is kept; a server may run."""
-    from farm_server.gc import collect  # noqa: PLC0415  # it needs the database driver
+    from farm_server.operations.gc import collect  # noqa: PLC0415  # it needs the database driver
 
     cleaned = collect(_settings(data_dir=data_dir), dry_run=dry_run)
     if as_json:
@@ -172,7 +172,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy ledger, blobs and tokens into DIR, consistent as of one moment; the server may run meanwhile."""
-    from farm_server.backup import back_up  # noqa: PLC0415  # it needs the database driver
+    from farm_server.operations.backup import back_up  # noqa: PLC0415  # it needs the database driver
 
     manifest = back_up(_settings(data_dir=data_dir), target)
     if as_json:
@@ -190,7 +190,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Check a backup's digests and load it into a new data folder; then start `farm-server up` on that."""
-    from farm_server.backup import restore as load  # noqa: PLC0415  # it needs the database driver
+    from farm_server.operations.backup import restore as load  # noqa: PLC0415  # it needs the database driver
 
     manifest = load(source, data_dir)
     if as_json:

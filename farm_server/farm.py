@@ -29,41 +29,41 @@ from coordinator.engine import Coordinator
 from coordinator.events import Event, Restored, ServerShort, Tick
 from coordinator.records import CheckpointRecord, Entry, Snapshot
 from coordinator.settings import CoordinatorSettings
-from farm_server.admission import Admission
-from farm_server.aggregator import Aggregator
-from farm_server.alarms import Alarms
-from farm_server.bandwidth import Bandwidth
-from farm_server.bells import FARM, Bells
-from farm_server.checkpoint_writer import CheckpointWriter
-from farm_server.cleaning import Cleaner
-from farm_server.clock import Clock, SteadyClock
-from farm_server.datafolder import DataFolder
-from farm_server.dispatch import Dispatch
-from farm_server.entrance import Entrance
-from farm_server.entry_buffer import EntryBuffer
-from farm_server.gateway import Gateway
-from farm_server.hoards import Hoards
-from farm_server.housekeeping import collect_blobs, every
-from farm_server.inline_blobs import InlineBlobs
-from farm_server.intake import Intake
-from farm_server.journal import Journal
-from farm_server.layouts import Layouts
-from farm_server.placements import Placements
-from farm_server.reception import Reception
-from farm_server.registry import Registry
-from farm_server.removal import Removal
-from farm_server.rescue import Rescue
-from farm_server.retention import Retention
-from farm_server.room import Room
-from farm_server.runtime import Runtime
-from farm_server.settings import ServerSettings
-from farm_server.spooled_updates import SpooledUpdates
-from farm_server.submissions import Submissions
-from farm_server.telemetry import Telemetry
-from farm_server.tokens import Tokens
-from farm_server.torch_side import TorchSide
-from farm_server.unwrapping import Unwrapper
-from farm_server.uploads import UploadPlaces, Uploads
+from farm_server.clients.dispatch import Dispatch
+from farm_server.clients.entry_buffer import EntryBuffer
+from farm_server.clients.gateway import Gateway
+from farm_server.clients.reception import Reception
+from farm_server.clients.registry import Registry
+from farm_server.control.journal import Journal
+from farm_server.control.long_polling import FARM, Bells
+from farm_server.control.placements import Placements
+from farm_server.control.runtime import Runtime
+from farm_server.edge.admission import Admission
+from farm_server.edge.entrance import Entrance
+from farm_server.environment.clock import Clock, SteadyClock
+from farm_server.environment.data_folder import DataFolder
+from farm_server.environment.disk_space import Room
+from farm_server.environment.settings import ServerSettings
+from farm_server.environment.tokens import Tokens
+from farm_server.housekeeping.cleaning import Cleaner
+from farm_server.housekeeping.periodic import collect_blobs, every
+from farm_server.housekeeping.retention import Retention
+from farm_server.observability.alarms import Alarms
+from farm_server.observability.telemetry import Telemetry
+from farm_server.tasks.removal import Removal
+from farm_server.tasks.rescue import Rescue
+from farm_server.tasks.submissions import Submissions
+from farm_server.tensors.aggregator import Aggregator
+from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from farm_server.tensors.intake import Intake
+from farm_server.tensors.layouts import Layouts
+from farm_server.tensors.spooled_updates import SpooledUpdates
+from farm_server.tensors.torch_side import TorchSide
+from farm_server.tensors.unwrapping import Unwrapper
+from farm_server.transfers.bandwidth import Bandwidth
+from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.unreferenced_blobs import Hoards
+from farm_server.transfers.uploads import UploadPlaces, Uploads
 from protocol.errors import FarmError
 from protocol.tasks import TaskSpec
 from storage.blobs import FolderBlobStore

@@ -69,7 +69,7 @@ NOT_RUN = {
     r"farm-client join( wss.*)?": "needs a last join, or TLS; see tests/farm_client/agent/test_cli.py",
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
     r"farm submit .*(charlm|codec int8|--set lr).*": "trains for minutes; its options are parsed by tests",
-    r"farm-server doctor .* --repair": "is for a damaged folder; tests/farm_server/test_damage.py",
+    r"farm-server doctor .* --repair": "is for a damaged folder; tests/farm_server/operations/test_damage.py",
     r"farm-server (backup|restore) /backups/monday .*": "is the recovery page's line with an operator's own paths",
     r'cp "\$\(python -c .*': "makes the text of the charlm example",
 }

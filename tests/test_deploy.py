@@ -26,7 +26,7 @@ def unit(path):
 
 def known_settings():
     from farm_client.agent.settings import ENV_PREFIX, AgentSettings
-    from farm_server.settings import ServerSettings
+    from farm_server.environment.settings import ServerSettings
 
     server = {f"FARM_SERVER_{name}".upper() for name in ServerSettings.model_fields}
     return server | {f"{ENV_PREFIX}{name}".upper() for name in AgentSettings.model_fields}

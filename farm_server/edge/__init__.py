@@ -1,1 +1,4 @@
-"""What stands before the application: connections, request heads and upgrades, bounded before any token is checked."""
+"""What stands before the application: the listening socket, connections, request heads, upgrades and admission.
+
+It may import the environment and observability; whatever it bounds, it bounds before any token is checked.
+"""

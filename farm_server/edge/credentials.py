@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Final
 
 from farm_server.edge.refusal import Refusal
-from farm_server.tokens import Role, Tokens
+from farm_server.environment.tokens import Role, Tokens
 from protocol.errors import Unauthorized
 
 Headers = list[tuple[bytes, bytes]]

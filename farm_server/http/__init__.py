@@ -1,1 +1,4 @@
-"""The HTTP side: one router for each part of the API, one place for errors, one for tokens."""
+"""The REST API and the status page: one router for each part, one place for errors, one for tokens.
+
+It may import the rooms below it; it decides nothing itself.
+"""

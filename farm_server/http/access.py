@@ -11,8 +11,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from farm_server.environment.tokens import Role
 from farm_server.farm import Farm
-from farm_server.tokens import Role
 
 _documented = HTTPBearer(auto_error=False, description="Or HTTP Basic with the token as the user name.")
 

@@ -6,14 +6,14 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, WebSocket
 
+from farm_server.edge.file_limit import connection_book
 from farm_server.edge.guard import Guard
 from farm_server.edge.hosts import AllowedHosts
+from farm_server.edge.listener import names_of
 from farm_server.farm import Farm
-from farm_server.file_limit import connection_book
 from farm_server.http import blobs, errors, feeds, overview, page, room, tasks, uploads
 from farm_server.http.gate import Gate
 from farm_server.http.page_view import PageView
-from farm_server.listener import names_of
 
 
 def create_app(farm: Farm) -> FastAPI:

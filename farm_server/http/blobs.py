@@ -10,10 +10,10 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Request, Response
 
+from farm_server.environment.disk_space import Promise
 from farm_server.farm import Farm
 from farm_server.http.access import ANY_TOKEN, FarmDep
 from farm_server.http.bulk import BulkFile, client_of, hoarder_of, incoming
-from farm_server.room import Promise
 from protocol.errors import Unavailable
 from storage.errors import BlobTooLarge
 

@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from farm_server.environment.tokens import Role
 from farm_server.farm import Farm
-from farm_server.tokens import Role
 from protocol.errors import Unavailable
 
 CLIENT_HEADER: Final = "x-farm-client"

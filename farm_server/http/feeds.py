@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
 
 from coordinator.records import EventRecord
-from farm_server.bells import FARM, Bells
+from farm_server.control.long_polling import FARM, Bells
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.listing import listing
 from protocol.bounds import Natural

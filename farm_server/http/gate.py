@@ -17,8 +17,8 @@ from farm_server.edge.credentials import Headers, header, token_refusal, upgrade
 from farm_server.edge.hosts import AllowedHosts
 from farm_server.edge.http_protocol import CONNECTION, Seen
 from farm_server.edge.refusal import Refusal
+from farm_server.environment.tokens import Tokens
 from farm_server.http.routes import Needs, needs_of
-from farm_server.tokens import Tokens
 
 BODY_GRACE_SECONDS: Final = 20.0
 LEAST_BODY_RATE: Final = 16 * 1024

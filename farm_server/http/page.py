@@ -15,10 +15,10 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from farm_server.environment.tokens import Role
 from farm_server.farm import Farm
 from farm_server.http.access import FarmDep
 from farm_server.http.page_view import HEADERS, PageView
-from farm_server.tokens import Role
 from protocol.errors import Unauthorized
 
 router = APIRouter(include_in_schema=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
-from farm_server.cleaning import history_policy
+from farm_server.housekeeping.cleaning import history_policy
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from protocol.errors import NotFound
 from protocol.rest import CollectedView, RoomView, TaskRoom

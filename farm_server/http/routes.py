@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from farm_server.tokens import Role
+from farm_server.environment.tokens import Role
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 """More than any request needs that names no shards."""

@@ -15,7 +15,7 @@ from farm_server.farm import Farm
 from farm_server.http.access import FARM_TOKEN, FarmDep
 from farm_server.http.listing import listing, written
 from farm_server.http.rounds import newest_rounds
-from farm_server.spec_json import parse_spec
+from farm_server.http.spec_json import parse_spec
 from protocol.bounds import Natural
 from protocol.errors import NotFound, Unavailable
 from protocol.rest import (

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from farm_server import pace
-from farm_server.datafolder import DataFolder, ServerInfo
+from farm_server.clients import report_interval
+from farm_server.edge.listener import bind, server_info
+from farm_server.edge.serving import Serving
+from farm_server.environment.data_folder import DataFolder, ServerInfo
+from farm_server.environment.settings import ServerSettings
 from farm_server.farm import Farm
 from farm_server.http.app import create_app
-from farm_server.listener import bind, server_info
-from farm_server.serving import Serving
-from farm_server.settings import ServerSettings
 from tests.farm_server.volunteer import Volunteer
 
 
@@ -66,7 +66,7 @@ async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
 @pytest.fixture
 def steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the load of the machine that runs the tests change nothing that clients are told."""
-    monkeypatch.setattr(pace, "LAG_SECONDS", float("inf"))
+    monkeypatch.setattr(report_interval, "LAG_SECONDS", float("inf"))
 
 
 @pytest.fixture

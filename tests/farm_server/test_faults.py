@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farm_server import faults
+from farm_server.environment import faults
 from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE, BadFaultPlan, Fault, InjectedFault
 
 
@@ -56,7 +56,7 @@ def test_sleeping_takes_as_long_as_it_says() -> None:
 @pytest.mark.parametrize(("action", "code"), [("kill", -9), ("segfault", -11), ("exit", 1)])
 def test_a_process_ends_as_planned(action: str, code: int) -> None:
     script = (
-        "from farm_server import faults; from protocol.faults import Fault; faults.arm();"
+        "from farm_server.environment import faults; from protocol.faults import Fault; faults.arm();"
         "faults.reach(Fault.SERVER_BEFORE_COMMIT, 1)"
     )
     environ = {FAULTS_VARIABLE: f"server_before_commit:{action}"}

@@ -11,8 +11,8 @@ import time
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from farm_server.housekeeping import collect_blobs
-from farm_server.room import Room
+from farm_server.environment.disk_space import Room
+from farm_server.housekeeping.periodic import collect_blobs
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from protocol.messages import Ack

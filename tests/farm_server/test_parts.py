@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from farm_client.farm_address import split_address
-from farm_server.bells import FARM, Bells
-from farm_server.clock import SteadyClock
-from farm_server.control import running_server
-from farm_server.datafolder import DataFolder, ServerInfo, is_locked, read_server_info
-from farm_server.inline_blobs import InlineBlobs
-from farm_server.listener import bind, server_info
-from farm_server.placements import Placements
-from farm_server.serial_worker import SerialWorker
-from farm_server.settings import ServerSettings
-from farm_server.tokens import Role, Tokens, load_or_create_token
+from farm_server.control.long_polling import FARM, Bells
+from farm_server.control.placements import Placements
+from farm_server.edge.listener import bind, server_info
+from farm_server.environment.clock import SteadyClock
+from farm_server.environment.data_folder import DataFolder, ServerInfo, is_locked, read_server_info
+from farm_server.environment.settings import ServerSettings
+from farm_server.environment.tokens import Role, Tokens, load_or_create_token
+from farm_server.operations.running_server import running_server
+from farm_server.tensors.serial_worker import SerialWorker
+from farm_server.transfers.inline_blobs import InlineBlobs
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable

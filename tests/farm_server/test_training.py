@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from farm_server.retention import superseded
+from farm_server.housekeeping.retention import superseded
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress

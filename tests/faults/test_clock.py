@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from farm_server.clock import SteadyClock
+from farm_server.environment.clock import SteadyClock
 
 DAY_SECONDS = 86_400.0
 

@@ -1,6 +1,6 @@
 """The server's shell around the real coordinator: what ``farm_server`` does, in simulated time, and checked.
 
-Commands are carried out in order and none before an earlier ``Save`` is durable, as in ``farm_server/runtime.py``.
+Commands are carried out in order and none before an earlier ``Save`` is durable, as in ``farm_server.control.runtime``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.records import Snapshot
-from farm_server.translate import event_of, failure_of
+from farm_server.clients.translate import event_of, failure_of
 from protocol.errors import FarmError
 from protocol.messages import Ack, Assign, Bye, Error, Hello, Kind, Message, Ready, Result, Scope, Welcome
 from tests.simulation.aggregator import Aggregator

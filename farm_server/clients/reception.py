@@ -1,0 +1,151 @@
+"""What a client says, once it is in: turned into events, with results checked before they count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from coordinator.events import Event, ResultArrived
+from farm_server.clients.entry_buffer import EntryBuffer
+from farm_server.clients.registry import Peer
+from farm_server.clients.translate import event_of, failure_of, unusable
+from farm_server.control.placements import Placement, Placements
+from farm_server.environment.clock import Clock
+from farm_server.environment.faults import armed, reach
+from farm_server.observability.telemetry import Telemetry
+from farm_server.tensors.intake import Intake
+from farm_server.tensors.spooled_updates import SpooledUpdates
+from protocol.errors import FarmError
+from protocol.faults import Fault
+from protocol.messages import Bye, Error, Message, Progress, Result
+
+_CHECKS_AT_ONCE = 16
+_log = structlog.get_logger(__name__)
+
+
+class Reception:
+    """Takes messages in the order in which one connection brings them."""
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Event], None],
+        intake: Intake,
+        spooled: SpooledUpdates,
+        placements: Placements,
+        entries: EntryBuffer,
+        telemetry: Telemetry,
+        clock: Clock,
+        used: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._post = post
+        self._intake = intake
+        self._spooled = spooled
+        self._placements = placements
+        self._entries = entries
+        self._telemetry = telemetry
+        self._clock = clock
+        self._used = used
+        self._checks: set[asyncio.Task[None]] = set()
+        self._free_checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+    async def take(self, peer: Peer, message: Message) -> None:
+        """Act on one message. Waits only where too many large results are being checked already."""
+        match message:
+            case Result():
+                await self._result(peer, message)
+            case Error():
+                self._error(peer, message)
+            case Bye():
+                peer.wire.end(f"it {'crashed' if message.crashed else 'left'}: {message.reason or 'goodbye'}")
+            case _:
+                if isinstance(message, Progress):
+                    self._progress(peer, message)
+                if (event := event_of(peer, message)) is not None:
+                    self._post(event)
+
+    def _progress(self, peer: Peer, message: Progress) -> None:
+        placement = self._placements.find(peer.client_id, message.progress.assignment_id)
+        if placement is not None and (message.metrics or message.logs):
+            self._entries.add(peer, placement, message, self._clock.now())
+
+    def _error(self, peer: Peer, message: Error) -> None:
+        failure = failure_of(peer, message)
+        if failure is None:
+            _log.warning("a client reports an error", client=peer.name, code=message.code, error=message.message)
+        else:
+            self._post(failure)
+
+    async def _result(self, peer: Peer, result: Result) -> None:
+        placement = self._placements.find(peer.client_id, result.assignment_id)
+        if placement is not None and armed():
+            await asyncio.to_thread(reach, Fault.SERVER_SLOW, placement.round)
+        if placement is None:
+            # nobody holds it any more, or it is another client's: the coordinator will say that it came late
+            self._arrived(peer, result.model_copy(update={"update": None}))
+        elif self._intake.is_quick(result):
+            self._check_now(peer, placement, result)
+        else:
+            await self._free_checks.acquire()
+            check = asyncio.create_task(self._check_apart(peer, placement, result))
+            self._checks.add(check)
+            check.add_done_callback(self._checked)
+
+    def _check_now(self, peer: Peer, placement: Placement, result: Result) -> None:
+        try:
+            usable = self._intake.check(placement.task_id, placement.kind, result)
+        except FarmError as error:
+            self._refuse(peer, placement, result, error)
+        else:
+            self._usable(peer, result, usable)
+
+    async def _check_apart(self, peer: Peer, placement: Placement, result: Result) -> None:
+        try:
+            usable = await asyncio.to_thread(self._intake.check, placement.task_id, placement.kind, result)
+        except FarmError as error:
+            self._refuse(peer, placement, result, error)
+        else:
+            self._usable(peer, result, usable)
+
+    def _usable(self, peer: Peer, told: Result, usable: Result) -> None:
+        """Take a result that was checked; ``told`` names the update as it came, wrapped perhaps."""
+        self._used(r.update.digest for r in (told, usable) if r.update is not None)
+        self._arrived(peer, usable)
+
+    def _checked(self, check: asyncio.Task[None]) -> None:
+        self._checks.discard(check)
+        self._free_checks.release()
+        if not check.cancelled() and (error := check.exception()) is not None:
+            _log.error("a result could not be checked", exc_info=error)
+
+    def _refuse(self, peer: Peer, placement: Placement, result: Result, error: FarmError) -> None:
+        self._telemetry.updates.labels("refused").inc()
+        _log.warning(
+            "a result is refused",
+            client=peer.name,
+            task=placement.task_id,
+            round=placement.round,
+            assignment=result.assignment_id,
+            code=error.code,
+            error=error.message,
+        )
+        self._post(unusable(peer, result, error))
+
+    def _arrived(self, peer: Peer, result: Result) -> None:
+        self._spooled.hold(result.update)
+        self._telemetry.updates.labels("usable").inc()
+        self._telemetry.compute_seconds.inc(result.compute_seconds)
+        self._post(
+            ResultArrived(
+                peer.client_id,
+                peer.incarnation,
+                result.assignment_id,
+                result.fence,
+                result.samples,
+                result.metrics,
+                result.update,
+                result.compute_seconds,
+            )
+        )

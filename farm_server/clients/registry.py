@@ -1,0 +1,194 @@
+"""Who is connected now, as which incarnation, and whose identity is proven."""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+
+from coordinator.allowance import Penalties
+from coordinator.records import ClientRecord
+from farm_server.clients.copied_homes import Twins
+from farm_server.clients.report_interval import Patience, Tempo
+from farm_server.clients.wire import Wire
+from protocol.digests import digest_bytes
+from protocol.errors import IdentityInUse, Unauthorized, Unavailable
+from protocol.messages import Hello
+
+
+@dataclass(slots=True)
+class Peer:
+    """One connected client. ``last_seen`` is when its last frame came, on the server's clock.
+
+    ``patience`` is how long it may be silent while it works, ``idle_patience`` while it ``is_idle``: it has said itself
+    that it holds nothing, and was offered nothing since.
+    """
+
+    client_id: str
+    incarnation: int
+    name: str
+    wire: Wire
+    last_seen: float
+    patience: Patience
+    idle_patience: Patience
+    is_idle: bool = False
+    looked_at_next: float = math.inf
+    """When it is due to be looked at: see ``SilenceWatch``."""
+
+    def longest_silence(self, now: float) -> float:
+        """Return how long it may be silent now, in seconds."""
+        return (self.idle_patience if self.is_idle else self.patience).at(now)
+
+    def change_pace(self, tempo: Tempo, now: float) -> None:
+        """Expect it to beat at another pace."""
+        self.patience.change(tempo.lost_after_seconds, now)
+        self.idle_patience.change(tempo.idle_lost_after_seconds, now)
+
+
+class SilenceWatch:
+    """Who was silent for too long, without a look at everybody each time: each is looked at when it might have been.
+
+    A peer that was heard meanwhile is due again when the silence that began then may not last longer.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Peer]] = []
+        self._numbers = count()
+
+    def expect(self, peer: Peer, now: float) -> None:
+        """Look at the peer when it may not be silent any longer, if that is earlier than it would be."""
+        at = peer.last_seen + peer.longest_silence(now)
+        if at < peer.looked_at_next:
+            peer.looked_at_next = at
+            heappush(self._due, (at, next(self._numbers), peer))
+
+    def silent(self, now: float) -> list[Peer]:
+        """Return the peers of whom nothing was heard for longer than they may be silent; each is due no more."""
+        found = []
+        while self._due and self._due[0][0] < now:
+            at, _, peer = heappop(self._due)
+            if at != peer.looked_at_next:
+                continue  # it was looked at since, or is due earlier
+            peer.looked_at_next = math.inf
+            if peer.last_seen < now - peer.longest_silence(now):
+                found.append(peer)
+            else:
+                self.expect(peer, now)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """``secret_hash``: None once the client was removed, so that its next connection may show another secret."""
+
+    secret_hash: str | None
+    incarnation: int
+
+
+class Registry:
+    """Identities are trusted on first use: the first secret that a client id shows is the one it must show again."""
+
+    def __init__(self, known: Iterable[ClientRecord], max_clients: int) -> None:
+        self._identities = {c.client_id: _Identity(c.secret_hash, c.incarnation) for c in known}
+        self._peers: dict[str, Peer] = {}
+        self.twins = Twins()
+        self._max_clients = max_clients
+        self._penalties = Penalties()
+        self._watch = SilenceWatch()
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def admit(self, hello: Hello, wire: Wire, now: float, tempo: Tempo) -> tuple[Peer, str, Peer | None]:
+        """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
+
+        Raises: Unauthorized if another secret was shown for this client id before. IdentityInUse if another machine is
+            connected under it. Unavailable if the farm is full, or if the client must wait because of what it sent.
+        """
+        secret_hash = digest_bytes(hello.client_secret.encode())
+        known = self._identities.get(hello.client_id)
+        if known and known.secret_hash is not None and not hmac.compare_digest(known.secret_hash, secret_hash):
+            raise Unauthorized(
+                f"client {hello.client_id} is known by another secret; start the agent with a fresh --home "
+                "to join as a new client"
+            )
+        if (wait_seconds := self._penalties.wait_seconds(hello.client_id, now)) > 0:
+            raise Unavailable(
+                f"client {hello.client_id} sent more than a connection may; it can join again in {wait_seconds:.0f} s"
+            )
+        replaced = self._peers.get(hello.client_id)
+        if replaced is not None and not replaced.wire.is_over and self.twins.returns(hello.client_id, hello.run_id):
+            raise IdentityInUse
+        if replaced is None and len(self._peers) >= self._max_clients:
+            raise Unavailable(f"the farm is full: {self._max_clients} clients are connected; try again later")
+        incarnation = known.incarnation + 1 if known else 1
+        self._identities[hello.client_id] = _Identity(secret_hash, incarnation)
+        name = hello.name or hello.resources.hostname or hello.client_id[:8]
+        patience, idle_patience = Patience(tempo.lost_after_seconds), Patience(tempo.idle_lost_after_seconds)
+        peer = Peer(hello.client_id, incarnation, name, wire, now, patience, idle_patience)
+        self._peers[hello.client_id] = peer
+        self._watch.expect(peer, now)
+        self.twins.joined(hello.client_id, hello.run_id)
+        return peer, secret_hash, replaced
+
+    def punish(self, client_id: str, now: float) -> None:
+        """Let a client wait before it may join again, each time longer: its connection ended for what it sent."""
+        self._penalties.punish(client_id, now)
+
+    def remove(self, peer: Peer) -> bool:
+        """Forget a connection; false if it was replaced or removed before."""
+        if self._peers.get(peer.client_id) is not peer:
+            return False
+        del self._peers[peer.client_id]
+        return True
+
+    def forget(self, client_id: str, incarnation: int) -> None:
+        """Forget the secret of a client that was removed, unless it joined anew meanwhile.
+
+        Its connections are counted on: what is still said of an earlier one must not be taken for a later one's.
+        """
+        known = self._identities.get(client_id)
+        if known is not None and known.incarnation == incarnation:
+            self._identities[client_id] = _Identity(None, incarnation)
+
+    def find(self, client_id: str, incarnation: int) -> Peer | None:
+        """Return the peer if that incarnation is the one that is connected."""
+        peer = self._peers.get(client_id)
+        return peer if peer and peer.incarnation == incarnation else None
+
+    def forgive(self, seconds: float, now: float) -> None:
+        """Count a time in which the server heard nobody as silence of nobody."""
+        for peer in self._peers.values():
+            peer.last_seen = min(peer.last_seen + seconds, now)
+
+    def is_connected(self, client_id: str, address: str) -> bool:
+        """Whether that client is connected now, and from there."""
+        peer = self._peers.get(client_id)
+        return peer is not None and peer.wire.address == address
+
+    def working(self) -> int:
+        """Count the peers that beat as who works."""
+        return sum(not peer.is_idle for peer in self._peers.values())
+
+    def beats(self, peer: Peer, *, holds_some: bool, now: float) -> None:
+        """Note what its heartbeat said: whether it holds an assignment."""
+        if holds_some:
+            self.set_to_work(peer, now)
+        else:
+            peer.is_idle = True
+
+    def set_to_work(self, peer: Peer, now: float) -> None:
+        """It was offered an assignment: from now on it beats as who works, and may be silent for less long."""
+        if peer.is_idle:
+            peer.is_idle, peer.last_seen = False, now
+            self._watch.expect(peer, now)
+
+    def silent(self, now: float) -> list[Peer]:
+        """Return, once, the connected peers of whom nothing was heard for longer than they may be silent."""
+        return [p for p in self._watch.silent(now) if self._peers.get(p.client_id) is p]

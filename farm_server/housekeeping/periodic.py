@@ -1,0 +1,36 @@
+"""What must happen from time to time, and the blobs that nothing refers to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from farm_server.environment.settings import ServerSettings
+from protocol.errors import FarmError
+from storage.blobs import FolderBlobStore
+from storage.ledger import Ledger
+
+_log = structlog.get_logger(__name__)
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]], what: str) -> None:
+    """Do ``work`` again and again, ``seconds`` apart; a failure is logged, and the next time is another chance."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except FarmError as error:
+            _log.warning(f"{what} failed", code=error.code, error=error.message)
+        except Exception:
+            _log.exception(f"{what} failed")
+
+
+async def collect_blobs(ledger: Ledger, blobs: FolderBlobStore, settings: ServerSettings) -> None:
+    """Delete blobs that nothing refers to, once they are older than an upload may wait for its submission."""
+    referenced = await ledger.referenced_digests()
+    collected = await asyncio.to_thread(blobs.collect, referenced, settings.blob_grace_seconds, time.time())
+    if collected.count:
+        _log.info("unreferenced blobs collected", blobs=collected.count, bytes=collected.bytes)

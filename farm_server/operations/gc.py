@@ -1,0 +1,58 @@
+"""``farm-server gc``: by the server that runs on the folder, else by this process."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+from farm_server.environment.data_folder import DataFolder, is_locked
+from farm_server.environment.settings import ServerSettings
+from farm_server.housekeeping.cleaning import Cleaned, Cleaner
+from farm_server.operations import running_server
+from protocol.errors import NotFound
+from protocol.rest import CollectedView
+from storage.blobs import FolderBlobStore
+from storage.engine import ledger_path
+from storage.errors import ledger_error
+from storage.ledger import Ledger
+from storage.ledger_identity import is_blank
+from storage.owner import check_owner
+
+
+def collect(settings: ServerSettings, *, dry_run: bool) -> CollectedView:
+    """Remove what nothing needs. Where no server runs the ledger's file shrinks too. Raises: FarmError."""
+    if is_locked(settings.data_dir):
+        return running_server.collect(running_server.running_server(settings.data_dir), dry_run=dry_run)
+    path = ledger_path(settings.ledger_url)
+    folder = DataFolder(settings.data_dir)
+    folder.lock()
+    try:
+        check_owner(folder.blobs, path)
+        if is_blank(path):
+            raise NotFound(f"there is no ledger {path}; give the server's folder by --data-dir")
+        cleaned = asyncio.run(_clean(settings, folder, dry_run=dry_run))
+        if not dry_run:
+            _shrink(path)
+    finally:
+        folder.unlock()
+    return CollectedView(dry_run=dry_run, blobs=cleaned.blobs, bytes=cleaned.bytes, rows=cleaned.rows)
+
+
+async def _clean(settings: ServerSettings, folder: DataFolder, *, dry_run: bool) -> Cleaned:
+    ledger = await Ledger.open(settings.ledger_url)
+    try:
+        return await Cleaner(ledger, FolderBlobStore(folder.blobs), settings).clean(time.time(), dry_run=dry_run)
+    finally:
+        await ledger.close()
+
+
+def _shrink(path: Path) -> None:
+    """Give the room of removed rows back to the disk."""
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("VACUUM")
+    except sqlite3.Error as error:
+        raise ledger_error(path, error) from error

@@ -1,0 +1,154 @@
+"""Takes a submission in: checks that it can run at all, and makes a repeat harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final
+
+from coordinator.events import Event, TaskSubmitted
+from coordinator.records import TaskRecord
+from farm_server.tasks.bundle_check import check_bundle
+from farm_server.tasks.sendable import check_sendable
+from farm_server.tensors.layouts import Layouts, layout_of_file
+from farm_server.tensors.torch_side import TorchSide
+from farm_server.transfers.inline_blobs import InlineBlobs
+from protocol.contradictions import contradiction
+from protocol.encoded import stored_tensors
+from protocol.errors import Conflict, InvalidTask, TensorError, Unavailable
+from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
+from protocol.packing import pack_map
+from protocol.tasks import BlobRef, TaskSpec
+from protocol.tensors import Layout, joined_layout
+from protocol.wording import sized
+from storage.blobs import FolderBlobStore
+from storage.ledger import Ledger
+
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+_ID_LENGTH = 8
+_NAMED_AT_MOST = 5
+_SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes"}
+
+
+def new_task_id() -> str:
+    """Return 8 random lowercase base32 characters."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+
+
+class Submissions:
+    """The way in for tasks. One submission with a token at a time, so that two cannot both be the first."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        blobs: FolderBlobStore,
+        layouts: Layouts,
+        inline: InlineBlobs,
+        torch_side: TorchSide,
+        ask: Callable[[Event], Awaitable[None]],
+        refuses: Callable[[], str | None],
+        used: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._layouts = layouts
+        self._inline = inline
+        self._torch_side = torch_side
+        self._ask = ask
+        self._refuses = refuses
+        self._used = used
+        self._turn = asyncio.Lock()
+
+    async def submit(self, spec: TaskSpec) -> tuple[str, bool]:
+        """Return the task's id, and whether it is new: a known submit token gives the first one's.
+
+        Raises: InvalidTask naming what is wrong. Unavailable if it can't be made durable.
+        """
+        async with self._turn:
+            if (known := await self._known(spec)) is not None:
+                _check_same(known, spec)
+                return known.task_id, False
+            if (reason := self._refuses()) is not None:
+                raise Unavailable(f"no task is taken in: {reason}")
+            self._used(_digests(spec))
+            await asyncio.to_thread(self._check, spec)
+            task_id = new_task_id()
+            self._layouts.add(task_id, spec)
+            if spec.initial_weights.size_bytes <= INLINE_BYTES:
+                self._inline.keep(await self._blobs.read_async(spec.initial_weights.digest))
+            await self._ask(TaskSubmitted(task_id, spec))
+            return task_id, True
+
+    async def _known(self, spec: TaskSpec) -> TaskRecord | None:
+        return None if spec.submit_token is None else await self._ledger.task_by_token(spec.submit_token)
+
+    def _check(self, spec: TaskSpec) -> None:
+        """Look for what no client could make up for. Runs in a thread: it reads headers and may wait for torch."""
+        if (size := len(pack_map(spec.config))) > MAX_CONFIG_BYTES:
+            raise InvalidTask(
+                f"the config has {sized(size)}, at most {sized(MAX_CONFIG_BYTES)} are allowed; move data to files"
+            )
+        check_sendable(spec)
+        if why := contradiction(spec.recipe, spec.dataset):
+            raise InvalidTask(f"the recipe contradicts itself: {why}")
+        self._check_blobs(spec)
+        check_bundle(self._blobs.path(spec.code.digest), spec.entry)
+        try:
+            layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
+            for codec in (spec.recipe.update_codec, spec.recipe.weights_codec):
+                stored_tensors(layout, codec)
+        except TensorError as error:
+            raise InvalidTask(f"the initial weights can't be used: {error.message}") from error
+        if spec.frozen is not None:
+            self._check_frozen(spec.frozen, layout)
+        self._torch_side.check_outer_optimizer(spec.recipe.outer, layout)
+
+    def _check_frozen(self, frozen: BlobRef, layout: Layout) -> None:
+        """Look whether the two files are parts of one model. Raises: InvalidTask."""
+        try:
+            joined_layout(layout, layout_of_file(self._blobs.path(frozen.digest)))
+        except TensorError as error:
+            raise InvalidTask(f"the frozen weights can't be used: {error.message}") from error
+
+    def _check_blobs(self, spec: TaskSpec) -> None:
+        if any(ref.inline is not None for ref in _references(spec)):
+            raise InvalidTask("a submission carries no bytes inline; upload its blobs first (PUT /v1/blobs/DIGEST)")
+        # many shards may be one blob: each is made young, which syncs, only once
+        missing = [digest for digest in sorted(_digests(spec)) if not self._blobs.renew(digest)]
+        if missing:
+            shown = ", ".join(missing[:_NAMED_AT_MOST])
+            more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+            raise InvalidTask(f"upload these blobs first (PUT /v1/blobs/DIGEST): {shown}{more}")
+        sizes = {digest: self._blobs.size(digest) for digest in _digests(spec)}
+        for ref in _references(spec):
+            if (size := sizes[ref.digest]) != ref.size_bytes:
+                raise InvalidTask(f"blob {ref.digest} has {size} bytes and the submission says {ref.size_bytes}")
+
+
+def _check_same(known: TaskRecord, spec: TaskSpec) -> None:
+    """See that a submit token comes with what it came with before. Raises: Conflict naming what differs.
+
+    Weights that are drawn anew at each run, and what was measured or said of them, may differ in a repeat.
+    """
+    differ = [name for name in sorted(_SAME) if getattr(known.spec, name) != getattr(spec, name)]
+    if differ:
+        raise Conflict(
+            f"the submit token {spec.submit_token!r} was used for task {known.task_id} with another "
+            f"{', '.join(differ)}; take another token for another task"
+        )
+
+
+def _digests(spec: TaskSpec) -> set[str]:
+    return {ref.digest for ref in _references(spec)}
+
+
+def _references(spec: TaskSpec) -> Iterator[BlobRef]:
+    yield spec.code
+    yield spec.initial_weights
+    if spec.frozen is not None:
+        yield spec.frozen
+    for shard in spec.dataset.shards:
+        if shard.blob is not None:
+            yield shard.blob

@@ -1,0 +1,322 @@
+"""Carries out the tensor part of rounds: one serial worker for each task, on a pool of threads.
+
+The event loop never waits for tensors: a command is queued here and its outcome comes back as an event.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import structlog
+
+from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
+from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.records import CheckpointRecord
+from farm_server.environment.faults import armed, reach
+from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from farm_server.tensors.serial_worker import SerialWorker
+from farm_server.tensors.spooled_updates import SpooledUpdates
+from farm_server.tensors.torch_side import TorchSide
+from protocol.compression import CodecSpec
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
+from protocol.faults import Fault
+from protocol.limits import INLINE_BYTES
+from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
+from storage.blob_batch import Chunk, size_of
+from storage.checkpoints import CheckpointStore, WrittenCheckpoint
+
+if TYPE_CHECKING:
+    from farm_server.tensors.task_tensors import NewVersion, TaskTensors
+
+_DAMAGE = (NotFound, DigestMismatch)
+"""What an unreadable checkpoint raises: a file that is gone, truncated or changed."""
+_FAULT_SECONDS = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class Outcomes(Protocol):
+    """Where outcomes go. Called on worker threads."""
+
+    def event(self, event: Event) -> None:
+        """Tell the coordinator."""
+
+    def damaged(self, command: OpenRound, message: str) -> None:
+        """Hear that the checkpoint a round should start from can't be read."""
+
+    def committed(
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+    ) -> None:
+        """Hear of a new version before the coordinator does. ``small``: its blobs that can ride inline.
+
+        A checkpoint without a manifest is in memory only.
+        """
+
+
+@dataclass(slots=True)
+class _Task:
+    """One task's worker and what its jobs share. Only jobs touch anything but ``worker``."""
+
+    worker: SerialWorker
+    spec: TaskSpec
+    tensors: TaskTensors | None = None
+    holds: tuple[str, str | None] | None = None
+    """Digests of the weights and the optimizer state that ``tensors`` have; None while they are of no version."""
+    attempt: int | None = None
+    """The attempt that is open, if one is and has not failed."""
+    folded: list[BlobRef] = field(default_factory=list)
+    given_up: float = 0
+    """Set from outside: up to this attempt, a round that waits for the disk need wait no longer."""
+    waits_for: str | None = None
+    """Why it can't be written now, while it waits for the disk."""
+
+    def forget(self) -> None:
+        """Free the memory; the next round loads from its checkpoint."""
+        self.tensors = None
+        self.holds = None
+        self.attempt = None
+
+    def opened(self, attempt: int) -> TaskTensors | None:
+        """Return the tensors, if that attempt is the one that is open."""
+        return self.tensors if self.attempt == attempt else None
+
+
+_C = TypeVar("_C", Fold, CommitRound)
+
+
+class Aggregator:
+    """Does OpenRound, Fold, CommitRound, DropRound and ReleaseTask. Call it on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: CheckpointStore,
+        writer: CheckpointWriter,
+        spooled: SpooledUpdates,
+        torch_side: TorchSide,
+        outcomes: Outcomes,
+        threads: int,
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._writer = writer
+        self._spooled = spooled
+        self._torch_side = torch_side
+        self._outcomes = outcomes
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="aggregator")
+        self._tasks: dict[str, _Task] = {}
+        self._closing = False
+        self._fault: tuple[float, str] | None = None
+
+    def close(self) -> None:
+        """Finish the jobs that run and drop those that wait; what ends because of that fails no round."""
+        self._closing = True
+        for task in list(self._tasks.values()):
+            task.given_up = math.inf
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def stalled(self) -> str | None:
+        """Why a checkpoint can't be written now, if one waits for that."""
+        return next((task.waits_for for task in list(self._tasks.values()) if task.waits_for), None)
+
+    @property
+    def fault(self) -> str | None:
+        """What the server lacked when it last failed a round, for a while after that or until a round is committed."""
+        fault = self._fault
+        return fault[1] if fault is not None and time.monotonic() - fault[0] < _FAULT_SECONDS else None
+
+    def open_round(self, command: OpenRound) -> None:
+        """Load what the round starts from, unless it is in memory, and zero the accumulator.
+
+        Unreadable bytes are told to ``damaged``; anything else that goes wrong is AggregationFailed, as always.
+        """
+        if self._closing:
+            return
+        task = self._tasks.get(command.task_id)
+        if task is None:
+            task = self._tasks[command.task_id] = _Task(SerialWorker(self._pool), command.spec)
+        opening = task
+        task.worker.submit(lambda: self._guarded(opening, command, lambda: self._open(opening, command)))
+
+    def fold(self, command: Fold) -> None:
+        """Add an update to the round's accumulator."""
+        self._submit(command, self._fold)
+
+    def commit_round(self, command: CommitRound) -> None:
+        """Step the outer optimizer, write the checkpoint and answer ``RoundAggregated``."""
+        self._submit(command, self._commit)
+
+    def drop_round(self, command: DropRound) -> None:
+        """Forget the accumulator and delete the spooled updates that are in it."""
+        task = self._tasks.get(command.task_id)
+        if task is not None and not self._closing:
+            task.given_up = command.attempt
+            task.worker.submit(lambda: self._end_round(task))
+
+    def release_task(self, command: ReleaseTask) -> None:
+        """Free the task's tensors."""
+        task = self._tasks.pop(command.task_id, None)
+        if task is not None and not self._closing:
+            task.given_up = math.inf
+            task.worker.submit(lambda: self._release(task))
+
+    def _submit(self, command: _C, work: Callable[[_Task, TaskTensors, _C], None]) -> None:
+        task = self._tasks.get(command.task_id)
+        if task is None or self._closing:  # released meanwhile
+            self._discard(command)
+            return
+
+        def job() -> None:
+            tensors = task.opened(command.attempt)
+            if tensors is None:  # that attempt failed or was dropped, and the coordinator knows
+                self._discard(command)
+            else:
+                self._guarded(task, command, lambda: work(task, tensors, command))
+
+        task.worker.submit(job)
+
+    def _guarded(self, task: _Task, command: OpenRound | Fold | CommitRound, work: Callable[[], None]) -> None:
+        """Run one job; whatever goes wrong in it ends the round's attempt and nothing else."""
+        try:
+            work()
+        except Exception as error:
+            expected = isinstance(error, FarmError)
+            message = _explained(error)
+            _log.error(
+                "aggregation failed",
+                task=command.task_id,
+                round=command.round,
+                error=message,
+                exc_info=None if expected else error,
+            )
+            self._discard(command)
+            self._end_round(task)
+            task.forget()
+            if not self._closing:  # else the round stays open, and the next start goes on with it
+                opening = (command.task_id, command.round, command.attempt)
+                self._outcomes.event(AggregationFailed(*opening, message, self._note_fault(error, message)))
+
+    def _note_fault(self, error: Exception, message: str) -> bool:
+        """Whether the server itself is at fault; then the watch hears of it for a while."""
+        is_own = is_servers_fault(error)
+        if is_own:
+            self._fault = (time.monotonic(), message)
+        return is_own
+
+    def _open(self, task: _Task, command: OpenRound) -> None:
+        wanted = _digests(command.checkpoint)
+        if task.tensors is None or task.holds != wanted:
+            task.forget()
+            try:
+                files = self._checkpoints.open(command.checkpoint)
+            except _DAMAGE as error:
+                self._outcomes.damaged(command, str(error))
+                return
+            task.tensors = self._torch_side.open_task(command.spec.recipe, files)
+            task.holds = wanted
+        task.tensors.begin()
+        task.attempt = command.attempt
+
+    def _fold(self, task: _Task, tensors: TaskTensors, command: Fold) -> None:
+        update = command.update
+        reach(Fault.SERVER_BEFORE_FOLD, command.round)
+        midway = (lambda: reach(Fault.SERVER_WHILE_FOLDING, command.round)) if armed() else None
+        tensors.fold(self._spooled.source(update), command.samples, command.scale, midway)
+        task.folded.append(update)
+
+    def _commit(self, task: _Task, tensors: TaskTensors, command: CommitRound) -> None:
+        started = time.perf_counter()
+        reach(Fault.SERVER_BEFORE_COMMIT, command.round)
+        before, task.holds = task.holds, None
+        version = _with_small_parts_joined(tensors.step())
+        written = self._write(task, command, version) if command.durable else self._named(command, version)
+        reach(Fault.SERVER_WHILE_COMMITTING, command.round)
+        task.holds = _digests(written.record)
+        self._end_round(task)
+        self._fault = None
+        small = _small_blobs(version, written)
+        self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
+        delta = _delta(task.spec.recipe.weights_codec, before, written)
+        opening = (command.task_id, command.round, command.attempt)
+        self._outcomes.event(RoundAggregated(*opening, written.record, delta, command.durable))
+
+    def _named(self, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
+        (weights,) = version.weights
+        if not isinstance(weights, bytes):
+            raise FarmError("the weights are too large to be kept in memory; set durable_every to 1")
+        return self._writer.name(command, weights)
+
+    def _write(self, task: _Task, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
+        def waits_for(reason: str) -> None:
+            if task.waits_for is None:
+                _log.error("a round waits for the disk", task=command.task_id, error=reason)
+            task.waits_for = reason
+
+        try:
+            return self._writer.write(command, version, waits_for, lambda: task.given_up >= command.attempt)
+        finally:
+            task.waits_for = None
+
+    def _release(self, task: _Task) -> None:
+        self._end_round(task)
+        task.forget()
+
+    def _end_round(self, task: _Task) -> None:
+        task.attempt = None
+        folded, task.folded = task.folded, []
+        for update in folded:
+            self._spooled.release(update)
+
+    def _discard(self, command: OpenRound | Fold | CommitRound) -> None:
+        if isinstance(command, Fold):
+            self._spooled.release(command.update)
+
+
+def is_servers_fault(error: Exception) -> bool:
+    """Whether the server lacked something (room, memory, descriptors, torch), as it would have for any task."""
+    if isinstance(error, (Unavailable, OSError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator
+
+
+def _explained(error: Exception) -> str:
+    match error:
+        case FarmError():
+            return error.message
+        case MemoryError():
+            return "the server ran out of memory; stop other programs or give it more"
+        case _:
+            return f"{type(error).__name__}: {error}"
+
+
+def _digests(checkpoint: CheckpointRecord) -> tuple[str, str | None]:
+    return checkpoint.weights.digest, checkpoint.optimizer.digest if checkpoint.optimizer else None
+
+
+def _with_small_parts_joined(version: NewVersion) -> NewVersion:
+    """Make one piece of what can ride inline: it is written, and kept in memory, as that piece."""
+    return replace(version, weights=_joined(version.weights), delta=version.delta and _joined(version.delta))
+
+
+def _joined(chunks: list[Chunk]) -> list[Chunk]:
+    return [b"".join(chunks)] if size_of(chunks) <= INLINE_BYTES else chunks
+
+
+def _small_blobs(version: NewVersion, written: WrittenCheckpoint) -> dict[str, bytes]:
+    stored = [(written.record.weights, version.weights), (written.delta, version.delta)]
+    return {
+        ref.digest: chunks[0]
+        for ref, chunks in stored
+        if ref is not None and chunks is not None and len(chunks) == 1 and isinstance(chunks[0], bytes)
+    }
+
+
+def _delta(codec: CodecSpec, before: tuple[str, str | None] | None, written: WrittenCheckpoint) -> WeightsDelta | None:
+    digest = written.record.weights.digest
+    if written.delta is None or before is None or before[0] == digest:
+        return None
+    return WeightsDelta(base=before[0], digest=digest, codec=codec, blob=written.delta)

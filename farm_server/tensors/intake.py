@@ -1,0 +1,112 @@
+"""Decides whether a result can be used, before the coordinator hears of it: digest, layout, finite numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from typing import ClassVar
+
+from farm_server.tensors.layouts import Layouts
+from farm_server.tensors.spooled_updates import SpooledUpdates
+from farm_server.tensors.tensor_reader import header_of_file
+from farm_server.tensors.torch_side import TorchSide
+from farm_server.tensors.unwrapping import Unwrapper
+from protocol.compression import CodecSpec
+from protocol.digests import digest_bytes
+from protocol.encoded import check_encoded, largest_bytes
+from protocol.errors import DigestMismatch, FarmError
+from protocol.messages import Kind, Result
+from protocol.tasks import BlobRef
+from protocol.tensors import Layout, read_header
+from protocol.zstd import is_wrapped
+
+
+class NonFiniteUpdate(FarmError):
+    """The update holds NaN or infinity."""
+
+    code: ClassVar[str] = "nonfinite_update"
+
+
+class UpdateTooLarge(FarmError):
+    """The update holds a number so large that the round's sum could overflow."""
+
+    code: ClassVar[str] = "update_too_large"
+
+
+_LOOKING_AT_ONCE = os.cpu_count() or 1
+"""Updates whose numbers are looked at: each is mapped meanwhile, and more than cores would only hold more memory."""
+_NAN_ADVICE = "the training diverged; try a smaller learning rate, gradient clipping, or check the data for NaN"
+
+
+class Intake:
+    """Checks results. ``check`` may run on any thread."""
+
+    def __init__(self, layouts: Layouts, spooled: SpooledUpdates, torch_side: TorchSide, unwrapper: Unwrapper) -> None:
+        self._layouts = layouts
+        self._spooled = spooled
+        self._torch_side = torch_side
+        self._unwrapper = unwrapper
+        self._looking = threading.BoundedSemaphore(_LOOKING_AT_ONCE)
+
+    def close(self) -> None:
+        """Let no check wait for the disk any longer."""
+        self._unwrapper.close()
+
+    def is_quick(self, result: Result) -> bool:
+        """Whether ``check`` takes well under a millisecond, so that a thread would only cost."""
+        update = result.update
+        if update is None:
+            return True
+        return update.inline is not None and not is_wrapped(update.inline) and self._torch_side.is_warm
+
+    def check(self, task_id: str, kind: Kind, result: Result) -> Result:
+        """Return the result with what can be used of it.
+
+        Its update is whole, in the task's layout and in the task's codec (a client that does not know the codec gets
+        no part of the task), finite, and no longer compressed: the blob that it names may be another one than came.
+        Raises: DigestMismatch, MalformedTensors, LayoutMismatch, NonFiniteUpdate or UpdateTooLarge; NotFound if the
+            update was never uploaded; Unavailable if the server stops meanwhile.
+        """
+        if kind is Kind.EVALUATE:
+            return result.model_copy(update={"metrics": _finite(result.metrics), "update": None})
+        if not math.isfinite(result.metrics.get("loss", 0.0)):
+            raise NonFiniteUpdate(f"the loss became {result.metrics['loss']}: {_NAN_ADVICE}")
+        usable = None if result.update is None else self._usable(task_id, result.update)
+        return result.model_copy(update={"metrics": _finite(result.metrics), "update": usable})
+
+    def _usable(self, task_id: str, update: BlobRef) -> BlobRef:
+        if update.inline is not None:
+            _check_bytes(update, update.inline)
+        layout, codec = self._layouts.of(task_id), self._layouts.codec_of(task_id)
+        samples = self._layouts.round_samples_of(task_id)
+        if not self._unwrapper.is_wrapped(update):
+            self._check_plain(update, layout, codec, samples)
+            return update
+        plain = self._unwrapper.plain(update, largest_bytes(layout, codec))
+        try:
+            self._check_plain(plain, layout, codec, samples)
+        except FarmError:
+            self._spooled.discard(plain)
+            raise
+        self._spooled.unwrapped(update, plain)
+        return plain
+
+    def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec, round_samples: int) -> None:
+        source = self._spooled.source(update)
+        check_encoded(layout, codec, read_header(source) if isinstance(source, bytes) else header_of_file(source))
+        with self._looking:
+            bad = self._torch_side.bad_tensor(source, layout, codec, round_samples)
+        if bad is not None and bad.finite:
+            raise UpdateTooLarge(f"the update of {bad.tensor} holds a number too large to be summed: {_NAN_ADVICE}")
+        if bad is not None:
+            raise NonFiniteUpdate(f"the update of {bad.tensor} holds NaN or infinity: {_NAN_ADVICE}")
+
+
+def _check_bytes(update: BlobRef, data: bytes) -> None:
+    if len(data) != update.size_bytes or digest_bytes(data) != update.digest:
+        raise DigestMismatch(f"the inline update of {len(data)} bytes is not {update.digest[:12]}…; send it again")
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,180 @@
+"""One task's tensors on the server: weights, outer optimizer and accumulator. No model code, only named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from coordinator.numerics.aggregation import Accumulator, all_finite
+from coordinator.numerics.outer_optimizer import OuterStep
+from farm_server.tensors.mapped_reader import MappedFileReader
+from farm_server.tensors.tensor_reader import FileReader
+from farm_server.tensors.wrapped_chunks import wrapped
+from protocol.codecs import (
+    TORCH_DTYPES,
+    BytesReader,
+    Reader,
+    TensorReader,
+    apply_delta,
+    bad_numbers,
+    encode,
+    tensor_file,
+)
+from protocol.codecs.checking import BadNumbers
+from protocol.compression import CodecName, CodecSpec
+from protocol.errors import FarmError, NotFinite
+from protocol.recipe import Recipe
+from protocol.tensors import Layout, parse_layout
+from storage.blob_batch import Chunk, size_of
+from storage.checkpoints import CheckpointFiles
+
+
+class Diverged(FarmError):
+    """The new weights hold NaN or infinity."""
+
+    code: ClassVar[str] = "diverged"
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A version's files in chunks, most of them views of the live tensors: write them before the next fold.
+
+    ``optimizer``: None where it has no state. ``delta``: how the weights follow from those before, where the recipe
+    has a ``weights_codec`` and that is smaller than the weights.
+    """
+
+    weights: list[Chunk]
+    optimizer: list[Chunk] | None
+    delta: list[Chunk] | None
+
+
+class TaskTensors:
+    """What a round needs, kept between rounds. Used by one thread at a time.
+
+    Later weights files get the first one's header, byte for byte, so that equal weights are equal files (the
+    safetensors package writes metadata in random order).
+    Memory: weights, accumulator and optimizer state (a master copy of the weights where versions are sent as deltas),
+    and no second copy of any of them, neither to read nor to write.
+    """
+
+    def __init__(self, recipe: Recipe, files: CheckpointFiles) -> None:
+        with FileReader(files.weights) as reader:
+            self._layout = parse_layout(reader.header)
+            self._lead = reader.lead
+            self._weights = _read_all(reader)
+        self._weights_codec = recipe.weights_codec
+        whole = recipe.weights_codec.name is CodecName.NONE
+        self._outer = OuterStep(recipe.outer, self._weights, self._layout, publishes=whole)
+        if files.optimizer is not None:
+            with FileReader(files.optimizer) as reader:
+                self._outer.load(_read_all(reader))
+        self._accumulator = Accumulator(self._layout, recipe.update_codec)
+
+    def begin(self) -> None:
+        """Start a round: forget what was folded."""
+        self._accumulator.reset()
+
+    def fold(
+        self, update: bytes | Path, samples: int, scale: float = 1.0, midway: Callable[[], object] | None = None
+    ) -> None:
+        """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
+
+        ``midway`` is called when one tensor is folded already (for faults on purpose).
+        """
+        with _opened(update, forget=True) as reader:
+            self._accumulator.fold(reader if midway is None else _Watched(reader, midway), samples, scale)
+
+    def step(self) -> NewVersion:
+        """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
+        mean = self._accumulator.mean()
+        self._outer.step(mean, self._accumulator.untouched)
+        delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
+        if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
+            raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))
+        weights: list[Chunk] = [self._lead, *(_raw(tensor) for tensor in self._weights.values())]
+        state = self._outer.state()
+        return NewVersion(
+            weights,
+            list(tensor_file(state, {})) if state else None,
+            delta if delta is not None and size_of(delta) < size_of(weights) else None,
+        )
+
+    def _publish(self, mean: Mapping[str, torch.Tensor]) -> list[Chunk]:
+        """Let the weights follow the masters as far as the codec carries it; return the delta's file.
+
+        The difference is made in the mean's memory, which nobody needs any more.
+        """
+        changes = {spec.name: mean[spec.name] for spec in self._layout.parameters}
+        self._outer.unpublished(changes)
+        buffers = {spec.name: self._weights[spec.name] for spec in self._layout.returned if spec.name not in changes}
+        try:
+            stored, metadata = encode(changes | buffers, self._layout, self._weights_codec, None)
+        except NotFinite as error:
+            raise Diverged(_diverged(error.message)) from error
+        apply_delta(self._weights, TensorReader(stored, metadata), self._layout, self._weights_codec)
+        delta: list[Chunk] = list(tensor_file(stored, metadata))
+        return wrapped(delta) if self._weights_codec.zstd else delta
+
+
+class _Watched:
+    """A reader that calls ``midway`` when the second tensor is asked for (or the only one)."""
+
+    def __init__(self, reader: Reader, midway: Callable[[], object]) -> None:
+        self.header = reader.header
+        self._reader = reader
+        self._midway: Callable[[], object] | None = midway
+        self._first: str | None = None
+
+    def read_into(self, name: str, start_byte: int, buffer: memoryview) -> None:
+        """Read, after the call where that is due."""
+        self._first = self._first or name
+        if self._midway is not None and (name != self._first or len(self.header.tensors) == 1):
+            midway, self._midway = self._midway, None
+            midway()
+        self._reader.read_into(name, start_byte, buffer)
+
+
+def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
+    """Return a stored tensor of the update whose numbers can't be summed over a round of ``samples``, or None.
+
+    The header was checked before. Raises: MalformedTensors if what is stored can't be decoded.
+    """
+    with _opened(update) as reader:
+        return bad_numbers(reader, layout, codec, samples)
+
+
+def warm_up(torch_threads: int) -> None:
+    """Settle torch's threads. It is imported by now, which is what took the time."""
+    torch.set_num_threads(torch_threads)
+
+
+@contextmanager
+def _opened(update: bytes | Path, *, forget: bool = False) -> Iterator[Reader]:
+    if isinstance(update, bytes):
+        yield BytesReader(update)
+    else:
+        with MappedFileReader(update, forget=forget) as reader:
+            yield reader
+
+
+def _read_all(reader: FileReader) -> dict[str, torch.Tensor]:
+    """Return a file's tensors, in the order of their bytes, each read straight into its own memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in sorted(reader.header.tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        tensors[name] = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+        reader.read_into(name, 0, _raw(tensors[name]))
+    return tensors
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """Return the tensor's bytes without a copy; as bytes, because numpy, which makes the view, knows no bfloat16."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _diverged(what: str) -> str:
+    return f"after this round {what}, though every update was finite; try a smaller learning rate, inner or outer"

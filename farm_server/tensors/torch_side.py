@@ -1,0 +1,90 @@
+"""The door to everything that needs torch: importing it takes seconds, in which clients may come back already.
+
+These are the only imports inside functions; the first call of any of them waits for torch. An import that failed
+half-way can't be repaired in the same process: whoever needs torch then is told so, and the server ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocol.compression import CodecSpec
+from protocol.errors import Unavailable
+from protocol.recipe import OuterOptimizer, Recipe
+from protocol.tensors import Layout
+from storage.checkpoints import CheckpointFiles
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from farm_server.tensors.task_tensors import TaskTensors
+    from protocol.codecs.checking import BadNumbers
+
+
+class TorchSide:
+    """Imports torch once, on whichever thread needs it first."""
+
+    def __init__(self, torch_threads: int) -> None:
+        self._torch_threads = torch_threads
+        self._warm = threading.Event()
+        self._lock = threading.Lock()
+        self._broken: str | None = None
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether no call has to wait for the import."""
+        return self._warm.is_set()
+
+    def warm_up(self) -> None:
+        """Import torch ahead of need. Raises: Unavailable, now and whenever torch is needed, if that fails."""
+        self._ready()
+
+    def bad_tensor(self, update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
+        """Return a stored tensor of an update whose numbers can't be summed over a round of ``samples``, or None.
+
+        Raises: MalformedTensors if what is stored can't be decoded.
+        """
+        self._ready()
+        from farm_server.tensors.task_tensors import bad_tensor  # noqa: PLC0415
+
+        return bad_tensor(update, layout, codec, samples)
+
+    def check_outer_optimizer(self, spec: OuterOptimizer, layout: Layout) -> None:
+        """Check that the optimizer can be built for the layout. Raises: InvalidTask."""
+        self._ready()
+        from coordinator.numerics.outer_optimizer import check_outer_optimizer  # noqa: PLC0415
+
+        check_outer_optimizer(spec, layout)
+
+    def open_task(self, recipe: Recipe, files: CheckpointFiles) -> TaskTensors:
+        """Return a task's tensors, ready for a round. Raises: MalformedTensors, InvalidTask, LayoutMismatch."""
+        self._ready()
+        from farm_server.tensors.task_tensors import TaskTensors  # noqa: PLC0415
+
+        return TaskTensors(recipe, files)
+
+    def _ready(self) -> None:
+        if self._warm.is_set():
+            return
+        with self._lock:
+            if self._broken is not None:
+                raise Unavailable(self._broken)
+            if not self._warm.is_set():
+                try:
+                    _imported().warm_up(self._torch_threads)
+                except Exception as error:
+                    # modules that are imported half-way stay so, and give other errors at each further try
+                    self._broken = (
+                        f"torch can't be imported ({type(error).__name__}: {error}); "
+                        "see to open files, memory and the installation, and start the server again"
+                    )
+                    raise Unavailable(self._broken) from error
+                self._warm.set()
+
+
+def _imported() -> ModuleType:
+    from farm_server.tensors import task_tensors  # noqa: PLC0415
+
+    return task_tensors

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from coordinator.commands import CommitRound, DropRound, ReleaseTask
+from coordinator.events import AggregationFailed, CheckpointDamaged, RoundAggregated
+from storage.checkpoints import WrittenCheckpoint
+from tests.farm_server import model
+from tests.farm_server.tensors.aggregator_bench import Bench
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.aggregator.close()
+
+
+def test_a_round_is_the_weighted_mean_and_its_checkpoint_is_durable(bench):
+    event = bench.round(0, (1.0, 3), (5.0, 1))
+    assert (event.checkpoint.round, event.checkpoint.cursor, event.checkpoint.created_at) == (1, 64, 5.0)
+    files = bench.checkpoints.open(event.checkpoint)
+    weights = files.weights.read_bytes()
+    np.testing.assert_allclose(model.values(weights), -2.0)
+    assert files.optimizer is None
+    assert bench.weights == [weights]
+    assert bench.small == [{event.checkpoint.weights.digest: weights}]
+
+
+def test_weights_keep_their_header_so_that_equal_weights_are_equal_files(bench):
+    bench.round(0, (0.0, 1))
+    assert bench.weights == [model.weights()]
+
+
+def test_momentum_survives_that_the_task_leaves_memory(tmp_path):
+    momentum = {"lr": 1.0, "momentum": 0.9}
+    through, apart = Bench(tmp_path / "a", options=momentum), Bench(tmp_path / "b", options=momentum)
+    for made in (through, apart):
+        for number in range(3):
+            made.round(number, (1.0, 1))
+            if made is apart:
+                made.aggregator.release_task(ReleaseTask("t"))
+        made.aggregator.close()
+    np.testing.assert_allclose(model.values(through.weights[-1]), -(1 + 1.9 + 2.71), rtol=1e-6)
+    assert through.weights == apart.weights
+
+
+def test_a_dropped_round_leaves_no_trace(bench):
+    bench.open()
+    bench.fold(model.update(100.0))
+    bench.aggregator.drop_round(DropRound("t", 0, 1))
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    bench.commit(attempt=2)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+def test_spooled_updates_are_deleted_once_their_last_user_is_done(bench):
+    data = model.update(1.0)
+    bench.open()
+    update = bench.fold(data, spool=True)
+    bench.fold(data, spool=True)
+    assert bench.blobs.has(update.digest)
+    bench.commit()
+    assert not bench.blobs.has(update.digest)
+
+
+def test_a_disk_that_refuses_the_checkpoint_makes_the_round_wait_and_then_it_goes_on(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled == "no space is left")
+    assert bench.outcomes.empty()
+    bench.full = None
+    assert isinstance(bench.outcome(), RoundAggregated)
+    assert bench.aggregator.stalled is None
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+@pytest.mark.parametrize("end", [DropRound("t", 0, 1), ReleaseTask("t")])
+def test_a_round_that_waits_for_the_disk_can_be_given_up(bench, end):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled)
+    give_up = bench.aggregator.drop_round if isinstance(end, DropRound) else bench.aggregator.release_task
+    give_up(end)
+    assert bench.outcome() == AggregationFailed("t", 0, 1, "no space is left", servers_fault=True)
+    bench.full = None
+    bench.open(attempt=2)
+    bench.fold(model.update(3.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -3.0)
+
+
+def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatch):
+    def exhausted(*_: object) -> WrittenCheckpoint:
+        raise MemoryError
+
+    bench.open()
+    bench.fold(model.update(1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.checkpoints, "write", exhausted)
+        event = bench.commit()
+    assert isinstance(event, AggregationFailed)
+    assert "out of memory" in event.message
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_servers"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("what"), False),
+    ],
+)
+def test_whose_fault_a_failed_round_is(bench, monkeypatch, error, is_servers):
+    def fails(*_: object) -> WrittenCheckpoint:
+        raise error
+
+    bench.open()
+    bench.fold(model.update(1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.checkpoints, "write", fails)
+        event = bench.commit()
+    assert isinstance(event, AggregationFailed)
+    assert event.servers_fault is is_servers
+    assert (bench.aggregator.fault is not None) is is_servers
+    bench.open(attempt=2)
+    bench.fold(model.update(1.0), attempt=2)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    assert bench.aggregator.fault is None
+
+
+def test_a_stop_while_the_disk_is_full_fails_no_round(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.full = "no space is left"
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: bench.aggregator.stalled)
+    bench.aggregator.close()
+    bench.aggregator.drop_round(DropRound("t", 0, 1))  # what is told it afterwards is nothing to complain of
+    bench.aggregator.release_task(ReleaseTask("t"))
+    assert bench.outcomes.empty()
+
+
+def test_a_stale_update_weighs_less(bench):
+    bench.open()
+    bench.fold(model.update(1.0), 2)
+    bench.fold(model.update(4.0), 4, scale=0.5)
+    bench.commit()
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -(1.0 * 2 + 4.0 * 2) / 4)
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_told_once(bench, damage):
+    path = bench.blobs.path(bench.checkpoint.weights.digest)
+    data = path.read_bytes()
+    match damage:
+        case "changed":
+            path.write_bytes(b"?" + data[1:])
+        case "truncated":
+            path.write_bytes(data[:-1])
+        case _:
+            path.unlink()
+    bench.open()
+    event = bench.outcome()
+    assert isinstance(event, CheckpointDamaged)
+    assert bench.checkpoint.weights.digest in event.message
+    update = bench.fold(model.update(), spool=True)
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    bench.open(attempt=2)
+    assert bench.outcome().attempt == 2, "of attempt 1 the coordinator was told already"
+    assert not bench.blobs.has(update.digest)
+
+
+def test_a_commit_without_updates_fails(bench):
+    bench.open()
+    assert isinstance(bench.commit(), AggregationFailed)
+
+
+def test_a_version_that_need_not_be_durable_is_named_and_not_written(bench):
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64, durable=False))
+    event = bench.outcome()
+    assert not event.durable
+    assert event.checkpoint.manifest is None
+    digest = event.checkpoint.weights.digest
+    assert not bench.blobs.has(digest)
+    np.testing.assert_allclose(model.values(bench.small[-1][digest]), -1.0)
+    bench.checkpoint = event.checkpoint
+    after = bench.round(1, (1.0, 1))
+    np.testing.assert_allclose(model.values(bench.blobs.read(after.checkpoint.weights.digest)), -2.0)
