@@ -1,18 +1,22 @@
-"""Clients that speak the protocol and train nothing, so that dozens fit into one process: their updates are made up."""
+"""Clients that speak the protocol and train nothing, so that thousands fit into one process: updates are made up.
+
+In all else they do as the agent does, with its own code where that stands alone: how it dials, greets, packs frames
+and pings (``farm_client.agent.link``), and how often it beats, at work and without any (``farm_client.agent.tempo``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
-
-from benchmarks.farm import BenchmarkError
 from farm_client.agent.address import parse_address
+from farm_client.agent.link import Link, open_link
+from farm_client.agent.tempo import Tempo
+from protocol.inline_limit import InlineLimit
 from protocol.messages import (
     Accept,
     Assign,
@@ -20,17 +24,17 @@ from protocol.messages import (
     Bye,
     Cancel,
     Heartbeat,
+    HeldAssignment,
     Hello,
     Message,
+    Pace,
     Phase,
     Ready,
     Result,
-    Welcome,
 )
 from protocol.resources import Resources
-from protocol.session import Session, Side
 from protocol.tasks import BlobRef
-from protocol.versions import SUPPORTED
+from protocol.versions import FROZEN_APART, SUPPORTED
 
 MakeUpdate = Callable[[Assign], Awaitable[BlobRef]]
 """Returns the update that answers an assignment: inline, or uploaded already."""
@@ -38,89 +42,147 @@ COMPUTE_SECONDS: Final = 0.1
 """What a light client claims to have computed."""
 
 
-class LightClient:
-    """One identity, which may join again and again."""
+class Computing:
+    """An assignment that is held: with each report one sample more is done, or the farm would take it for stuck."""
 
-    def __init__(self, join_url: str, name: str, make_update: MakeUpdate) -> None:
+    def __init__(self, assign: Assign) -> None:
+        self._assign = assign
+        self._samples_done = 0
+
+    def held(self) -> HeldAssignment:
+        """Name it for a hello."""
+        return HeldAssignment(assignment_id=self._assign.assignment_id, fence=self._assign.fence)
+
+    def progress(self) -> AssignmentProgress:
+        """Say how far it is now."""
+        self._samples_done = min(self._samples_done + 1, self._assign.samples)
+        return AssignmentProgress(
+            assignment_id=self._assign.assignment_id,
+            fence=self._assign.fence,
+            phase=Phase.COMPUTING,
+            samples_done=self._samples_done,
+        )
+
+
+class LightClient:
+    """One identity, which may join again and again.
+
+    Without ``make_update`` it delivers nothing: it goes on with what it holds, over one connection after another.
+    """
+
+    def __init__(
+        self, join_url: str, name: str, make_update: MakeUpdate | None = None, tags: Sequence[str] = ()
+    ) -> None:
         self._address = parse_address(join_url)
+        self._carried = InlineLimit()
         self.make_update = make_update
         self.results = 0
         """How many it has delivered."""
-        self.hello = Hello(
+        self.held: dict[str, Computing] = {}
+        self._hello = Hello(
             versions=SUPPORTED,
             client_id=secrets.token_hex(16),
             client_secret=secrets.token_hex(32),
+            run_id=secrets.token_hex(8),
             name=name,
             resources=Resources(cpu_cores=1, ram_bytes=2**36, disk_free_bytes=2**40),
+            tags=tuple(tags),
+            features=(FROZEN_APART,),
         )
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[LightConnection]:
-        """Connect for the length of the block, which ends it politely (``leave``) or not."""
-        url, headers = self._address.websocket_url, self._address.headers
-        # A proxy set for the web must not catch what is meant for this machine.
-        async with connect(url, additional_headers=headers, compression=None, proxy=None) as connection:
-            yield LightConnection(self, connection)
+        """Connect and be welcomed for the length of the block, which ends it politely (``leave``) or not.
+
+        Raises: OutOfReach, or another FarmError, if there is no welcome.
+        """
+        held = tuple(computing.held() for computing in self.held.values())
+        link = await open_link(self._address, self._hello.model_copy(update={"held": held}), self._carried)
+        try:
+            yield LightConnection(self, link)
+        finally:
+            await link.close()
 
 
 class LightConnection:
-    """One connection of a light client."""
+    """One connection of a light client, from its welcome on."""
 
-    def __init__(self, client: LightClient, connection: ClientConnection) -> None:
+    def __init__(self, client: LightClient, link: Link) -> None:
         self._client = client
-        self._connection = connection
-        self._session = Session(Side.CLIENT)
-        self._held: dict[str, AssignmentProgress] = {}
+        self._link = link
+        self._tempo = Tempo.told(link.welcome)
+        self._beats_as_idle = False
+        """Whether the farm has heard that this client holds nothing, and has offered nothing since."""
+        self._interval_changed = asyncio.Event()
 
     async def work(self) -> None:
-        """Say hello and answer assignments, until cancelled. Raises: BenchmarkError if the server closes."""
-        await self._tell(self._client.hello)
+        """Beat and answer assignments, until cancelled. Raises: OutOfReach once the connection has ended."""
         async with asyncio.TaskGroup() as group:
-            try:
-                async for frame in self._connection:
-                    for message in self._session.receive(frame):
-                        await self._take(message, group)
-            except ConnectionClosed:
-                reason = f"{self._connection.close_code} {self._connection.close_reason}"
-                raise BenchmarkError(f"the server closed: {reason}") from None
+            chores = [group.create_task(self._beat())]
+            async for message in self._link.messages():
+                self._take(message)
+                if isinstance(message, Assign) and self._client.make_update is not None:
+                    chores.append(group.create_task(self._answer(message, self._client.make_update)))
+            for chore in chores:
+                chore.cancel()
+        raise self._link.reason
 
     async def leave(self) -> None:
-        """Say goodbye, if the conversation is so far."""
-        if self._session.may_send("bye"):
-            await self._tell(Bye(reason="the light client leaves"))
+        """Say goodbye."""
+        await self._link.close(Bye(reason="the light client leaves"))
 
     def cut(self) -> None:
         """End the connection as a crash does."""
-        self._connection.transport.abort()
+        self._link.cut()
 
-    async def _tell(self, message: Message) -> None:
-        await self._connection.send(self._session.send(message))
-
-    async def _take(self, message: Message, group: asyncio.TaskGroup) -> None:
+    def _take(self, message: Message) -> None:
         match message:
-            case Welcome():
-                await self._tell(Ready(slots=1))
-                group.create_task(self._beat(message.heartbeat_seconds))
             case Assign():
-                await self._tell(Accept(assignment_id=message.assignment_id, fence=message.fence))
-                group.create_task(self._answer(message))
+                self._client.held[message.assignment_id] = Computing(message)
+                self._link.post(Accept(assignment_id=message.assignment_id, fence=message.fence))
+                self._beats_as_idle = False
+                self._interval_changed.set()
             case Cancel():
-                self._held.pop(message.assignment_id, None)
+                self._client.held.pop(message.assignment_id, None)
+                self._tell_ready()
+            case Pace():
+                self._tempo = Tempo.told(message)
+                self._interval_changed.set()
 
-    async def _beat(self, seconds: float) -> None:
+    def _tell_ready(self) -> None:
+        self._link.post(Ready(slots=0 if self._client.held else 1))
+
+    async def _beat(self) -> None:
+        """Beat at once, and then as often as the farm asks for: less often where it knows that nothing is held."""
+        self._tell_ready()
         while True:
-            await asyncio.sleep(seconds)
-            await self._tell(Heartbeat(assignments=tuple(self._held.values())))
+            held = list(self._client.held.values())
+            self._link.post(Heartbeat(assignments=tuple(computing.progress() for computing in held)))
+            self._beats_as_idle = not held
+            if not held:
+                self._tell_ready()  # with each beat, as the agent does
+            await self._next_beat_is_due(time.monotonic())
 
-    async def _answer(self, assign: Assign) -> None:
-        """Make an update and deliver it, unless the assignment was cancelled meanwhile."""
-        self._held[assign.assignment_id] = AssignmentProgress(
-            assignment_id=assign.assignment_id, fence=assign.fence, phase=Phase.COMPUTING
-        )
-        update = await self._client.make_update(assign)
-        if self._held.pop(assign.assignment_id, None) is None:
+    async def _next_beat_is_due(self, beat_at: float) -> None:
+        while (seconds := beat_at + self._interval_seconds - time.monotonic()) > 0:
+            self._interval_changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._interval_changed.wait()
+
+    @property
+    def _interval_seconds(self) -> float:
+        return self._tempo.idle_heartbeat_seconds if self._beats_as_idle else self._tempo.heartbeat_seconds
+
+    async def _answer(self, assign: Assign, make_update: MakeUpdate) -> None:
+        """Make an update and deliver it, unless the assignment was cancelled meanwhile, or the connection ended."""
+        try:
+            update = await make_update(assign)
+        finally:
+            is_held = self._client.held.pop(assign.assignment_id, None) is not None
+        if not is_held:
             return
-        await self._tell(
+        self._link.post(
             Result(
                 assignment_id=assign.assignment_id,
                 fence=assign.fence,
@@ -131,4 +193,4 @@ class LightConnection:
             )
         )
         self._client.results += 1
-        await self._tell(Ready(slots=1))
+        self._tell_ready()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from farm_client.sdk.config import FarmAddress
 
@@ -66,16 +69,67 @@ class ServerCount:
         )
 
 
+@dataclass(frozen=True)
+class Lateness:
+    """How often a server's event loop was late, and by how much: counts by upper bound in seconds, as Prometheus does.
+
+    Each count includes those of the lower bounds; the last bound is infinite.
+    """
+
+    counts: Mapping[float, float]
+
+    def __add__(self, other: Lateness) -> Lateness:
+        """Return both times taken together."""
+        return Lateness({bound: count + other.counts[bound] for bound, count in self.counts.items()})
+
+    def __sub__(self, earlier: Lateness) -> Lateness:
+        """Return what was added since ``earlier``."""
+        return Lateness({bound: count - earlier.counts[bound] for bound, count in self.counts.items()})
+
+    def quantile(self, share: float) -> float:
+        """Return the lateness in seconds that this share of the looks did not exceed; NaN where there was none.
+
+        Between two bounds the looks are taken to lie evenly; beyond the last finite bound it is that.
+        Source: Prometheus, ``histogram_quantile``.
+        """
+        bounds = sorted(self.counts)
+        wanted = share * self.counts[bounds[-1]]
+        if not wanted:
+            return math.nan
+        below_bound = below_count = 0.0
+        for bound in bounds:
+            count = self.counts[bound]
+            if count >= wanted:
+                within = (wanted - below_count) / (count - below_count)
+                return below_bound + within * (bound - below_bound) if math.isfinite(bound) else below_bound
+            below_bound, below_count = bound, count
+        raise ValueError("a histogram's counts grow with its bounds")
+
+
+def loop_lateness(address: FarmAddress) -> Lateness:
+    """Read from ``/metrics`` how late a server's event loop was since its start. Raises: httpx.HTTPError."""
+    counts = {
+        float(sample.labels["le"]): sample.value
+        for sample in _samples(address)
+        if sample.name == "farm_loop_lag_seconds_bucket"
+    }
+    return Lateness(counts)
+
+
 def server_count(address: FarmAddress) -> ServerCount:
     """Read a server's counters from ``/metrics``. Raises: httpx.HTTPError if it does not answer."""
-    page = httpx.get(f"{address.url}/metrics", trust_env=not address.is_loopback).raise_for_status().text
     values: dict[tuple[str, str], float] = defaultdict(float)
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            values[sample.name, sample.labels.get("direction", "")] += sample.value
+    for sample in _samples(address):
+        values[sample.name, sample.labels.get("direction", "")] += sample.value
     return ServerCount(
         up_bytes=int(values["farm_wire_bytes_total", "in"] + values["farm_blob_bytes_total", "in"]),
         down_bytes=int(values["farm_wire_bytes_total", "out"] + values["farm_blob_bytes_total", "out"]),
         compute_seconds=values["farm_compute_seconds_total", ""],
         rounds=int(values["farm_rounds_committed_total", ""]),
     )
+
+
+def _samples(address: FarmAddress) -> Iterator[Sample]:
+    page = httpx.get(f"{address.url}/metrics", trust_env=not address.is_loopback).raise_for_status().text
+    for family in text_string_to_metric_families(page):
+        yield from family.samples

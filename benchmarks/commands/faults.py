@@ -9,6 +9,7 @@ import typer
 
 from benchmarks.churn import CLIENTS as CHURN_CLIENTS
 from benchmarks.churn import measure as measure_churn
+from benchmarks.comeback import measure as measure_comeback
 from benchmarks.goodput import measure as measure_goodput
 from benchmarks.recovery import Victim
 from benchmarks.recovery import measure as measure_recovery
@@ -44,3 +45,14 @@ def recovery(
 ) -> None:
     """Seconds from a SIGKILL to the next committed round."""
     report([partial(measure_recovery, each, kills) for each in victim or list(Victim)])
+
+
+@app.command()
+def comeback(
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 5000,
+    open_tasks: Annotated[int, typer.Option(min=0, help="Tasks with an open round that clients hold.")] = 10,
+    waiting_tasks: Annotated[int, typer.Option(min=0, help="Tasks that wait for more clients than may do them.")] = 10,
+    kills: Annotated[int, typer.Option(min=1, help="Kills of the server.")] = 3,
+) -> None:
+    """Seconds from a SIGKILL of the server until a crowd of light clients is back, and its open rounds with it."""
+    report([partial(measure_comeback, clients, open_tasks, waiting_tasks, kills)])

@@ -13,6 +13,7 @@ import typer
 from benchmarks.blob import measure as measure_blob
 from benchmarks.fold import measure as measure_fold
 from benchmarks.fold import measure_robust
+from benchmarks.idle import measure as measure_idle
 from benchmarks.lag import measure as measure_lag
 from benchmarks.measurement import Measurement
 from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
@@ -123,3 +124,12 @@ def scheduling(
     """What an event costs the coordinator, beside more and more clients and tasks that it does not concern."""
     grid = product(whole_numbers(clients), whole_numbers(ended_tasks), whole_numbers(waiting_tasks))
     report([partial(measure_scheduling, *sizes) for sizes in grid])
+
+
+@app.command()
+def idle(
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients without work.")] = 10_000,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 20.0,
+) -> None:
+    """The rounds per second that three clients keep beside a crowd of light clients that have no work."""
+    report([partial(measure_idle, clients, seconds)])

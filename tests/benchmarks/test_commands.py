@@ -66,6 +66,8 @@ def test_other_lists_are_refused(text):
         ["churn", "--seconds", "1"],
         ["goodput", "--clients", "0"],
         ["recovery", "--victim", "bystander"],
+        ["idle", "--clients", "0"],
+        ["comeback", "--kills", "0"],
         ["transitions", "--writers", "1.5"],
         ["fold", "--codec", "zip"],
         ["fold", "--rows", "0"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
+import pytest
 
 from benchmarks import meters
 from farm_client.sdk.config import FarmAddress
@@ -60,3 +62,17 @@ def test_the_servers_counters_are_read_and_compared():
         count = meters.server_count(address)
     assert count == meters.ServerCount(up_bytes=3_000_100, down_bytes=25, compute_seconds=1.5, rounds=7)
     assert count - count == meters.ServerCount(0, 0, 0.0, 0)
+
+
+def test_a_quantile_lies_evenly_between_two_bounds_and_needs_looks():
+    before = meters.Lateness({0.01: 5.0, 0.02: 5.0, math.inf: 5.0})
+    after = meters.Lateness({0.01: 55.0, 0.02: 105.0, math.inf: 105.0})
+    assert (after - before).quantile(0.5) == pytest.approx(0.01)
+    assert (after - before).quantile(0.75) == pytest.approx(0.015)
+    assert math.isnan((before - before).quantile(0.99))
+
+
+def test_what_lies_beyond_the_last_bound_counts_as_the_last_bound():
+    late = meters.Lateness({0.01: 1.0, math.inf: 100.0})
+    assert late.quantile(0.99) == 0.01
+    assert (late + late).counts == {0.01: 2.0, math.inf: 200.0}
