@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from coordinator.commands import DropUpdate
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.epoch import take
 from coordinator.horizon import samples_of_epochs
-from coordinator.lateness import discount
-from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.in_flight import Part
+from coordinator.lateness import discount, drop_all
+from coordinator.lifecycle import TaskState
 from coordinator.offers import offer
 from coordinator.planning import count_samples, smallest_part, without_stray
-from coordinator.records import AssignmentRecord, SampleRange
-from coordinator.state import ClientState, LateResult, Lease, Part, Step, StepPhase, TaskRun
+from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Ack, Cancel, Kind, Prefetch
-from protocol.tasks import BlobRef
+from protocol.messages import Kind, Prefetch
 
 
 def wants_ahead(run: TaskRun) -> bool:
@@ -34,12 +32,12 @@ def wants_ahead(run: TaskRun) -> bool:
     if not recipe.pipeline or step is None or step.kind is not Kind.TRAIN or step.phase is not StepPhase.COLLECT:
         return False
     is_last = recipe.rounds is not None and step.number + 1 >= recipe.rounds
-    return not step.waiting and not is_last and run.ahead_samples < recipe.round_samples
+    return not step.parts.waiting and not is_last and run.ahead.given_out_samples < recipe.round_samples
 
 
 def offer_ahead(turn: Turn, run: TaskRun, idle: Iterable[ClientState]) -> None:
     """Give each client that has a part of the open round, and a free slot, one part of the next round."""
-    busy = {record.client_id for record in run.ahead_records()}
+    busy = {record.client_id for record in run.ahead.records}
     for client in idle:
         step = run.step
         if step is None or not wants_ahead(run):
@@ -47,20 +45,20 @@ def offer_ahead(turn: Turn, run: TaskRun, idle: Iterable[ClientState]) -> None:
         part = _next_part(turn, run, step, client)
         if part is not None and client.client_id not in busy:
             step.next_cursor += part.samples
-            offer(turn, run, client, part, run.ahead)
+            offer(turn, run, client, part, run.next_round)
 
 
 def _next_part(turn: Turn, run: TaskRun, step: Step, client: ClientState) -> Part | None:
     """A part as large as the client's in this round; None if it has none, or the epoch has no samples left."""
-    recipe = run.record.spec.recipe
-    mine = [r for r in step.own_records() if r.client_id == client.client_id]
-    wanted = min(sum(r.samples for r in mine), recipe.round_samples - run.ahead_samples)
+    recipe, given_out = run.record.spec.recipe, run.ahead.given_out_samples
+    mine = [r for r in step.parts.own_records() if r.client_id == client.client_id]
+    wanted = min(sum(r.samples for r in mine), recipe.round_samples - given_out)
     left = sum(shard.samples for shard in run.order()) - step.next_cursor
     wanted = without_stray(wanted, left, smallest_part(recipe)) if wanted else 0
     ranges = take(run.order(), step.next_cursor, wanted, turn.settings.stripe_shards) if wanted else ()
     if not ranges or _is_beyond_the_end(run, step):
         return None
-    return Part(step.samples + run.ahead_samples, ranges, count_samples(ranges))
+    return Part(step.samples + given_out, ranges, count_samples(ranges))
 
 
 def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
@@ -72,7 +70,7 @@ def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
 
 def announce(turn: Turn, run: TaskRun) -> None:
     """Tell clients that compute ahead how the new version comes: it is there when they are done with the old one."""
-    for client_id in sorted({record.client_id for record in run.ahead_records()}):
+    for client_id in sorted({record.client_id for record in run.ahead.records}):
         client = turn.farm.clients.get(client_id)
         if client is None or holds_present(run, client):
             continue
@@ -82,63 +80,18 @@ def announce(turn: Turn, run: TaskRun) -> None:
             turn.send(client, Prefetch(blobs=large))
 
 
-def arrive_ahead(run: TaskRun, record: AssignmentRecord, update: BlobRef) -> None:
-    """Keep a result that is here before its round is open."""
-    del run.ahead[record.assignment_id]
-    run.ahead_results[record.assignment_id] = LateResult(record, update)
-
-
 def take_up(turn: Turn, run: TaskRun, step: Step) -> None:
     """The round opens: what was done ahead of it are its first parts."""
     place = 0
-    for record in sorted(run.ahead_records(), key=lambda r: r.position):
-        own = replace(record, attempt=step.attempt, position=place)
+    for lease in sorted((*step.parts.held.values(), *step.parts.delivered.values()), key=lambda x: x.record.position):
+        record = replace(lease.record, attempt=step.attempt, position=place)
         place += record.samples
-        step.scales[own.assignment_id] = discount(step.number - own.round)
-        if (lease := run.ahead.get(own.assignment_id)) is not None:
-            step.leases[own.assignment_id] = replace(lease, record=own)
-        else:
-            step.take_in(own, run.ahead_results[own.assignment_id].update)
-        turn.save(own)
-    run.ahead.clear()
-    run.ahead_results.clear()
+        turn.farm.leases.place(lease, record, discount(step.number - record.round))
+        turn.save(record)
     if place and run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, "clients began this round ahead of its time")
 
 
-def drop_ahead(
-    turn: Turn, run: TaskRun, lease: Lease, why: str, to: AssignmentState = AssignmentState.EXPIRED
-) -> ClientState:
-    """Give a part up that was begun ahead; its samples are owed. Returns its client."""
-    record = turn.move_lease(lease, to, error=why)
-    del run.ahead[record.assignment_id]
-    turn.save(record)
-    _owe(run, record.ranges)
-    client = turn.farm.clients[record.client_id]
-    client.held.discard(record.assignment_id)
-    client.freed_at = turn.now
-    if client.incarnation == record.incarnation and to is AssignmentState.EXPIRED:
-        turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
-    turn.note(f"assignment_{to}", f"{client.record.name}, ahead of its round: {why}", run, client)
-    return client
-
-
 def drop_all_ahead(turn: Turn, run: TaskRun, why: str) -> None:
     """Give up all that was begun ahead, results included."""
-    for lease in list(run.ahead.values()):
-        drop_ahead(turn, run, lease, why)
-    for done in run.ahead_results.values():
-        record = done.record
-        turn.save(record)
-        turn.do(DropUpdate(done.update))
-        _owe(run, record.ranges)
-        drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
-        turn.send_to(record.client_id, drop)
-    run.ahead_results.clear()
-
-
-def _owe(run: TaskRun, ranges: tuple[SampleRange, ...]) -> None:
-    """Before its round's commit the open round must hand samples on; after it the ledger has them as owed."""
-    step = run.step
-    if step is not None and step.kind is Kind.TRAIN and step.phase is StepPhase.COLLECT:
-        step.carried = (*step.carried, *ranges)
+    drop_all(turn, run, run.ahead, why)

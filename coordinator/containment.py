@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Concatenate, ParamSpec
 
-from coordinator.commands import Command, DropUpdate, Fold, ReleaseTask, ReportDefect
+from coordinator.commands import DropUpdate, Fold, ReleaseTask, ReportDefect
 from coordinator.durability import roll_back
 from coordinator.events import AssignmentFailed, ResultArrived
 from coordinator.evidence import Evidence
+from coordinator.in_flight import Lease, Stage
 from coordinator.lifecycle import ACTIVE, HELD, AssignmentState, move_assignment
-from coordinator.records import AssignmentRecord, RoundState
+from coordinator.offers import settle_uncounted
+from coordinator.records import RoundState
 from coordinator.rounds import evaluation_is_due
 from coordinator.state import TaskRun
 from coordinator.tasks import end_attempt
@@ -64,27 +66,20 @@ def _quarantine(turn: Turn, run: TaskRun, broken: Turn, error: Exception) -> Non
 
 
 def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
-    records, commands = broken.drafts()
     answered, stake = run.answered, broken.stake
-    delivered = run.delivered_ids() | {r.assignment_id for r in (answered.step.delivered if answered.step else ())}
-    unsettled = _unsettled_updates(run, commands, stake)
-    _return_slots(turn, run, [r for r in records.values() if isinstance(r, AssignmentRecord)])
+    in_flight = turn.farm.leases.undo(run.task_id, turn.now)
+    unsettled = _unsettled_updates(run, in_flight, broken)
     _forget_the_attempt(run)
     turn.farm.sort_in(run)
     turn.farm.reserve(run, ())
     for update in unsettled:
         turn.do(DropUpdate(update))
-    for record in list(answered.open.values()):
-        if isinstance(record, AssignmentRecord):
-            told = stake is not None and stake.assignment_id == record.assignment_id
-            _settle(turn, record, told or record.assignment_id in delivered, why)
-        else:
-            turn.save(replace(record, state=RoundState.ABANDONED))
-    if stake is not None and (client := turn.farm.current(stake.client_id, stake.incarnation)) is not None:
-        client.slots = broken.slots_before  # it says itself what else it can take
-        if stake.assignment_id not in answered.open:
-            ack = Ack(assignment_id=stake.assignment_id, fence=stake.fence, counted=False, message=why)
-            turn.send(client, ack)
+    if answered.round is not None:
+        turn.save(replace(answered.round, state=RoundState.ABANDONED))
+    for lease in in_flight:
+        _settle(turn, lease, stake, why)
+    if stake is not None and all(lease.assignment_id != stake.assignment_id for lease in in_flight):
+        settle_uncounted(turn, stake, why)
     roll_back(turn, run, why)
     run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
     for client_id in sorted(run.participants):
@@ -94,30 +89,14 @@ def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
         end_attempt(turn, run, why, retryable=True)
 
 
-def _unsettled_updates(
-    run: TaskRun, commands: Iterable[Command], stake: ResultArrived | AssignmentFailed | None
-) -> list[BlobRef]:
+def _unsettled_updates(run: TaskRun, in_flight: Iterable[Lease], broken: Turn) -> list[BlobRef]:
     """Return the updates that nobody will fold any more, each once."""
-    updates = [late.update for late in (*run.late_results, *run.ahead_results.values())]
+    updates = [lease.update for lease in in_flight if lease.update is not None]
     updates += [delta.blob for delta in run.deltas]
-    if run.step is not None:
-        updates += run.step.updates.values()
-    updates += [command.update for command in commands if isinstance(command, Fold | DropUpdate)]
-    if isinstance(stake, ResultArrived) and stake.update is not None:
-        updates.append(stake.update)
+    updates += [command.update for command in broken.drafts() if isinstance(command, Fold | DropUpdate)]
+    if isinstance(broken.stake, ResultArrived) and broken.stake.update is not None:
+        updates.append(broken.stake.update)
     return list({id(update): update for update in updates}.values())
-
-
-def _return_slots(turn: Turn, run: TaskRun, drafts: list[AssignmentRecord]) -> None:
-    """Take all of the task's assignments off its clients; an offer that never went out takes no slot."""
-    for record in drafts:
-        client = turn.farm.clients.get(record.client_id)
-        if client is not None and record.state is AssignmentState.OFFERED:
-            client.slots += record.assignment_id not in run.answered.open
-    for client in turn.farm.clients.values():
-        if gone := client.held & run.in_flight:
-            client.held -= gone
-            client.freed_at = turn.now
 
 
 def _forget_the_attempt(run: TaskRun) -> None:
@@ -125,23 +104,23 @@ def _forget_the_attempt(run: TaskRun) -> None:
     answered = run.answered
     run.record, run.checkpoint, run.volatile = answered.record, answered.checkpoint, answered.volatile
     run.step = None
-    run.late.clear()
-    run.late_results.clear()
-    run.ahead.clear()
-    run.ahead_results.clear()
     run.deltas.clear()
     run.evidence = Evidence()
 
 
-def _settle(turn: Turn, record: AssignmentRecord, is_delivered: bool, why: str) -> None:
+def _settle(turn: Turn, lease: Lease, stake: ResultArrived | AssignmentFailed | None, why: str) -> None:
     """Nothing of an assignment counts; its client is told, if it is there."""
+    record = lease.saved or lease.record
     if record.state in HELD:
         state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
         turn.save(replace(record, state=state, error=why))
     client = turn.farm.clients.get(record.client_id)
     if client is None:
         return
-    if is_delivered or client.incarnation != record.incarnation:
+    is_done = lease.stage in (Stage.DELIVERED, Stage.COMMITTED) or (
+        stake is not None and stake.assignment_id == record.assignment_id
+    )
+    if is_done or client.incarnation != record.incarnation:
         turn.send(client, Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why))
     else:
         turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))

@@ -35,8 +35,6 @@ class Volatile:
     checkpoint: CheckpointRecord
     records: dict[tuple[type, object], Record] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
-    acks: list[tuple[str, Ack]] = field(default_factory=list)
-    """By client: what to say once it is durable."""
 
     def hold(self, records: Mapping[tuple[type, object], Record], entries: list[Entry]) -> None:
         """Keep back what one turn would have saved."""
@@ -71,8 +69,9 @@ def become_durable(turn: Turn, run: TaskRun) -> None:
     if volatile is None:
         return
     turn.release(volatile.records, volatile.entries)
-    for client_id, ack in volatile.acks:
-        turn.send_to(client_id, ack)
+    for lease in turn.farm.leases.settle(run.leases):
+        ack = Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=True)
+        turn.send_to(lease.record.client_id, ack)
 
 
 def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
@@ -86,5 +85,6 @@ def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
     turn.save(run.update(**{name: getattr(volatile.record, name) for name in _BOOKS}))
     turn.release_uncounted(volatile.records, volatile.entries)
     turn.note("rounds_rolled_back", f"{counted(undone, 'round')} since the last durable one to train again: {why}", run)
-    for client_id, ack in volatile.acks:
-        turn.send_to(client_id, ack.model_copy(update={"counted": False, "message": why}))
+    for lease in turn.farm.leases.settle(run.leases):
+        drop = Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=False, message=why)
+        turn.send_to(lease.record.client_id, drop)

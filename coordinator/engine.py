@@ -165,7 +165,7 @@ class Coordinator:
     def _task_of(self, event: Any) -> TaskRun | None:
         if (task_id := getattr(event, "task_id", None)) is not None:
             return self._farm.tasks.get(task_id)
-        return self._farm.home(getattr(event, "assignment_id", ""))
+        return self._farm.run_of(getattr(event, "assignment_id", ""))
 
     def _schedule(self, turn: Turn, everything: bool) -> None:
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from coordinator.in_flight import Home
 from coordinator.planning import count_samples
 from coordinator.records import SampleRange
-from coordinator.rounds import mean_metrics, part_out
+from coordinator.rounds import close_evaluation, mean_metrics, part_out
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -29,8 +30,8 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
         number=run.record.version,
         attempt=run.attempt,
         epoch=run.record.epoch,
-        samples=count_samples(ranges),
         opened_at=turn.now,
+        parts=run.leases.open(Home(Kind.EVALUATE, run.record.version), count_samples(ranges)),
         collect_since=turn.now,
     )
     run.update(served_at=turn.now)
@@ -39,16 +40,14 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
 
 def finish_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
     """All parts are in: keep the means with the task and the checkpoint they belong to."""
-    metrics = mean_metrics(step.delivered)
-    run.step = None
+    metrics, samples = mean_metrics(step.parts.delivered_records), step.parts.delivered_samples
+    close_evaluation(turn, run, step)
     run.checkpoint = replace(run.checkpoint, metrics=metrics)
     turn.save(run.checkpoint)
     turn.save(run.update(metrics=metrics))
-    for record in step.delivered:
-        turn.save(record)
     turn.measure(run, step.number, "eval", metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    turn.note("evaluated", f"version {step.number} on {step.delivered_samples} held-out samples: {shown}", run)
+    turn.note("evaluated", f"version {step.number} on {samples} held-out samples: {shown}", run)
 
 
 def give_up_evaluation(turn: Turn, run: TaskRun, why: str) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from math import inf
 
-from coordinator.ahead import drop_ahead
 from coordinator.containment import contained
 from coordinator.evaluation import give_up_evaluation
-from coordinator.lateness import drop_late
-from coordinator.lifecycle import TaskState
-from coordinator.offers import cancel, overdue, suspend, trip
+from coordinator.in_flight import Lease
+from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.offers import give_up, overdue, suspend, trip
 from coordinator.rounds import abandon, commit
 from coordinator.scheduling import free_for
-from coordinator.state import ClientState, Lease, Step, StepPhase, TaskRun
+from coordinator.state import Step, StepPhase, TaskRun
 from coordinator.stragglers import end_of, gets_on, usual_seconds
 from coordinator.tasks import fail
 from coordinator.turn import Turn
@@ -22,23 +21,17 @@ from protocol.messages import Kind
 def expire(turn: Turn) -> None:
     """End the leases and steps whose time is up."""
     for run in list(turn.farm.live.values()):
-        if run.step is not None or run.late or run.ahead:
+        if run.step is not None or run.leases.any_held:
             contained(turn, run, _expire_in, run)
 
 
 def _expire_in(turn: Turn, run: TaskRun) -> None:
-    for lease in list(run.late.values()):
+    for lease in list(run.leases.held()):
         if why := overdue(turn, lease):
-            drop_late(turn, run, lease, why)
-    for lease in list(run.ahead.values()):
-        if why := overdue(turn, lease):
-            _blame(turn, run, drop_ahead(turn, run, lease, why), why)
+            _expire_lease(turn, run, lease, why)
     step = run.step
     if step is None or step.phase is not StepPhase.COLLECT:
         return
-    for lease in list(step.leases.values()):
-        if why := overdue(turn, lease):
-            _expire_lease(turn, run, lease, why)
     _double_stragglers(turn, run, step)
     waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
     if waited > run.record.spec.recipe.longest_round_seconds:
@@ -49,8 +42,8 @@ def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
     """Let free clients begin parts whose leases are past their end, one each."""
     longest = run.record.spec.recipe.longest_round_seconds
     usual = usual_seconds(step)
-    slow = [x for x in step.leases.values() if turn.now > end_of(x, usual, turn.now, longest, turn.settings)]
-    if not slow or step.waiting:
+    slow = [x for x in step.parts.held.values() if turn.now > end_of(x, usual, turn.now, longest, turn.settings)]
+    if not slow or step.parts.waiting:
         return
     free = free_for(turn, run)
     for lease in slow:
@@ -61,13 +54,10 @@ def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
 
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
-    cancel(turn, run, lease, why)
-    _blame(turn, run, turn.farm.clients[lease.record.client_id], why)
-
-
-def _blame(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
-    client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
-    trip(turn, run, client)
+    client = give_up(turn, run, lease, AssignmentState.EXPIRED, why)
+    if not lease.is_late:  # nobody waited for it
+        client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
+        trip(turn, run, client)
 
 
 def _needed_samples(run: TaskRun, step: Step) -> int:
@@ -76,17 +66,19 @@ def _needed_samples(run: TaskRun, step: Step) -> int:
 
 def _gets_on(turn: Turn, run: TaskRun, step: Step, waited: float) -> bool:
     """Whether somebody gets on steadily with a part, or only just began with one that somebody else held up."""
-    if any(gets_on(lease, turn.now, turn.settings) for lease in step.leases.values()):
+    if any(gets_on(lease, turn.now, turn.settings) for lease in step.parts.held.values()):
         return True
     longest = run.record.spec.recipe.longest_round_seconds
-    late = [x.began_at for x in step.leases.values() if x.began_at >= step.collect_since + longest / 2]
-    doubled = any(turn.farm.clients[r.client_id].incarnation == r.incarnation for r in step.dormant.values())
+    late = [x.began_at for x in step.parts.held.values() if x.began_at >= step.collect_since + longest / 2]
+    dormant = [lease.record for lease in step.parts.dormant.values()]
+    doubled = any(turn.farm.clients[r.client_id].incarnation == r.incarnation for r in dormant)
     return waited <= 2 * longest and (doubled or turn.now - max(late, default=-inf) <= turn.settings.stall_seconds)
 
 
 def _expire_step(turn: Turn, run: TaskRun, step: Step, waited: float) -> None:
     longest = run.record.spec.recipe.longest_round_seconds
-    has_quorum = step.own_samples and step.own_samples >= run.record.spec.recipe.quorum * _needed_samples(run, step)
+    arrived = step.parts.own_samples
+    has_quorum = arrived and arrived >= run.record.spec.recipe.quorum * _needed_samples(run, step)
     if not (has_quorum and step.kind is Kind.TRAIN) and _gets_on(turn, run, step, waited):
         return
     if step.kind is Kind.EVALUATE:
@@ -95,5 +87,5 @@ def _expire_step(turn: Turn, run: TaskRun, step: Step, waited: float) -> None:
     elif has_quorum:
         commit(turn, run, step)
     else:
-        share = step.own_samples / step.samples
+        share = arrived / step.samples
         fail(turn, run, f"round {step.number} had {share:.0%} of its samples after {longest:.0f} s", retryable=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from coordinator.ahead import drop_ahead
 from coordinator.events import AssignmentFailed, AssignmentRejected
 from coordinator.evidence import Death, death_of
-from coordinator.holdings import find_ahead, find_dormant, find_held, find_late, settle_uncounted
-from coordinator.lateness import drop_late
+from coordinator.in_flight import Stage
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import forget, lose, trip
+from coordinator.offers import give_up, settle_uncounted, trip
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.tasks import fail
 from coordinator.turn import Turn
@@ -25,11 +23,8 @@ MISSING_MODULE: Final = "missing_module"
 
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
     """A client hands an assignment back undone; it is not asked again at once."""
-    if late := find_late(turn, event):
-        drop_late(turn, *late, event.message, AssignmentState.REJECTED)
-        return
-    why, to = f"{event.code.replace('_', ' ')}: {event.message}", AssignmentState.REJECTED
-    given_up = _give_up(turn, event, why, to)
+    why = f"{event.code.replace('_', ' ')}: {event.message}"
+    given_up = _give_up(turn, event, why, AssignmentState.REJECTED)
     if given_up is None:
         return
     run, client = given_up
@@ -48,16 +43,14 @@ def _give_up(
 ) -> tuple[TaskRun, ClientState] | None:
     """End the assignment that the sender holds, so that others get its samples; return its task and client.
 
-    None where the sender holds none of that name any more.
+    None where nothing more follows: the sender holds none of that name any more, or its round went on without it.
     """
-    if ahead := find_ahead(turn, event):
-        return ahead[0], drop_ahead(turn, *ahead, why, to)
-    if held := find_held(turn, event):
-        return held[0], lose(turn, *held, to, why)
-    if slow := find_dormant(turn, event):
-        forget(turn, *slow)
-        return slow[0], turn.farm.clients[event.client_id]
-    return None
+    lease = turn.farm.leases.find(event, Stage.HELD, Stage.DORMANT)
+    if lease is None:
+        return None
+    run = turn.farm.tasks[lease.record.task_id]
+    client = give_up(turn, run, lease, to, why)
+    return None if lease.is_late else (run, client)
 
 
 def failed(turn: Turn, event: AssignmentFailed) -> None:
@@ -67,11 +60,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     """
     turn.put_at_stake(event)
     settle_uncounted(turn, event, f"not counted: {event.message}")
-    if late := find_late(turn, event):
-        drop_late(turn, *late, event.message, AssignmentState.FAILED)
-        return
-    why, to = f"{event.code}: {event.message}", AssignmentState.FAILED
-    given_up = _give_up(turn, event, why, to)
+    given_up = _give_up(turn, event, f"{event.code}: {event.message}", AssignmentState.FAILED)
     if given_up is None:
         return
     run, client = given_up

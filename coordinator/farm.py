@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from coordinator.leases import LeaseBook
 from coordinator.lifecycle import LIVE
 from coordinator.pools import Pool, Pools
 from coordinator.records import AssignmentRecord, RoundRecord
-from coordinator.state import ClientState, Lease, Step, TaskRun
+from coordinator.state import ClientState, TaskRun
 from coordinator.throughput import DecayingSum
 from protocol.errors import NotFound
-from protocol.messages import Kind
 
 
 @dataclass(slots=True)
@@ -35,10 +35,14 @@ class Farm:
     """Open when the server stopped."""
     interrupted_assignments: list[AssignmentRecord] = field(default_factory=list)
     """Held when the server stopped."""
-    _homes: dict[str, TaskRun] = field(default_factory=dict)
-    """The tasks of assignments in flight."""
+    leases: LeaseBook = field(init=False)
+    """The assignments in flight."""
     _next_place: int = 0
     """The place of the next client that is new; it is not used again when a client is removed."""
+
+    def __post_init__(self) -> None:
+        """The book writes what clients hold."""
+        self.leases = LeaseBook(self.clients)
 
     def task(self, task_id: str) -> TaskRun:
         """Return a task. Raises: NotFound."""
@@ -50,11 +54,13 @@ class Farm:
     def add(self, run: TaskRun) -> None:
         """Take a task in."""
         self.tasks[run.task_id] = run
+        self.leases.add_task(run.task_id, run.leases)
         self.sort_in(run)
 
     def drop(self, task_id: str) -> None:
         """Forget a task, as if it had never been."""
         self.tasks.pop(task_id, None)
+        self.leases.drop_task(task_id)
         self.live.pop(task_id, None)
         self.pools.leave(task_id)
 
@@ -109,67 +115,10 @@ class Farm:
         client = self.clients.get(client_id)
         return client if client and client.online and client.incarnation == incarnation else None
 
-    def know(self, run: TaskRun, assignment_id: str) -> None:
-        """Remember which task an assignment is of, for as long as it is in flight."""
-        run.in_flight.add(assignment_id)
-        self._homes[assignment_id] = run
-
-    def home(self, assignment_id: str) -> TaskRun | None:
+    def run_of(self, assignment_id: str) -> TaskRun | None:
         """Return the task of an assignment that is in flight."""
-        return self._homes.get(assignment_id)
-
-    def settle(self, run: TaskRun) -> None:
-        """End a turn of a task: what it is now is what a turn that breaks goes back to."""
-        answered = run.answered
-        if answered.step is not run.step:
-            unsettled = run.unsettled()
-            for assignment_id in run.in_flight - unsettled:
-                self._homes.pop(assignment_id, None)
-                answered.open.pop(assignment_id, None)
-            run.in_flight = unsettled
-        answered.record, answered.checkpoint = run.record, run.checkpoint
-        answered.volatile, answered.step = run.volatile, run.step
-
-    def lease(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, Lease] | None:
-        """Find a lease that is still held under that fencing token."""
-        run = self.home(assignment_id)
-        step = run.step if run else None
-        if run and step and (lease := step.leases.get(assignment_id)) and lease.record.fence == fence:
-            return run, step, lease
-        return None
-
-    def late(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
-        """Find a late assignment that is still held under that fencing token."""
-        run = self.home(assignment_id)
-        if run and (lease := run.late.get(assignment_id)) and lease.record.fence == fence:
-            return run, lease
-        return None
-
-    def ahead(self, assignment_id: str, fence: int) -> tuple[TaskRun, Lease] | None:
-        """Find a part of a round to come that is held under that fencing token."""
-        run = self.home(assignment_id)
-        if run and (lease := run.ahead.get(assignment_id)) and lease.record.fence == fence:
-            return run, lease
-        return None
-
-    def dormant(self, assignment_id: str, fence: int) -> tuple[TaskRun, Step, AssignmentRecord] | None:
-        """Find an assignment whose client went away and may come back, under that fencing token."""
-        run = self.home(assignment_id)
-        step = run.step if run else None
-        if run and step and (record := step.dormant.get(assignment_id)) and record.fence == fence:
-            return run, step, record
-        return None
-
-    def is_delivered(self, assignment_id: str) -> bool:
-        """Whether the assignment's update is here already, and no durable round contains it yet."""
-        run = self.home(assignment_id)
-        if run is None:
-            return False
-        waiting = (*run.late_results, *run.ahead_results.values())
-        records = [*(run.step.delivered if run.step else ()), *(result.record for result in waiting)]
-        if any(record.assignment_id == assignment_id and record.kind is Kind.TRAIN for record in records):
-            return True
-        return bool(run.volatile and any(ack.assignment_id == assignment_id for _, ack in run.volatile.acks))
+        lease = self.leases.get(assignment_id)
+        return None if lease is None else self.tasks.get(lease.record.task_id)
 
     def next_fence(self, now: float) -> int:
         """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from coordinator.ahead import drop_ahead
 from coordinator.breaker import Breaker
 from coordinator.commands import DropClient
 from coordinator.containment import contained
@@ -19,8 +18,8 @@ from coordinator.events import (
     ClientThrottled,
     IdentityShared,
 )
-from coordinator.lateness import drop_late
-from coordinator.lifecycle import AssignmentState
+from coordinator.in_flight import Lease, Stage
+from coordinator.leases import Claim
 from coordinator.offers import accept, adopt, forget, suspend
 from coordinator.records import ClientRecord, RemovedClient
 from coordinator.state import ClientState, TaskRun
@@ -61,13 +60,14 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         cooldowns=known.cooldowns if known else {},
         breaker=known.breaker if known else Breaker(),
         serves=known.serves if known else set(),
+        dormant=known.dormant if known else {},
     )
     if known is not None:
         _suspend_all(turn, known, "its connection was replaced")
     turn.farm.admit(client)
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
-    _take_up(turn, client, hello, sorted(known.dormant) if known else ())
+    _take_up(turn, client, hello)
 
 
 def lost(turn: Turn, event: ClientLost) -> None:
@@ -84,7 +84,7 @@ def lost(turn: Turn, event: ClientLost) -> None:
 def _leave(turn: Turn, client: ClientState, reason: str) -> None:
     """The client is not there any more: what it holds goes to others."""
     client.online = False
-    client.slots = 0
+    turn.farm.leases.leave(client.client_id)
     client.offline_reason = reason
     _suspend_all(turn, client, f"the client is gone: {reason}")
     for task_id in client.serves:
@@ -110,9 +110,7 @@ def remove(turn: Turn, event: ClientRemoved) -> None:
     client = turn.farm.clients[event.client_id]
     if client.online:
         _leave(turn, client, "it was removed")
-    for run in list(turn.farm.live.values()):
-        if run.step and any(record.client_id == client.client_id for record in run.step.dormant.values()):
-            contained(turn, run, _forget_the_untold, run, client, ())
+    _forget_the_untold(turn, client, ())
     turn.farm.dismiss(client)
     turn.save(RemovedClient(client.client_id))
     turn.note("client_removed", f"{client.record.name} ({client.client_id}) was removed", client=client)
@@ -125,56 +123,53 @@ def identity_shared(turn: Turn, event: IdentityShared) -> None:
         turn.note("identity_shared", f"{client.record.name}: {event.reason}", client=client)
 
 
-def _runs_of(turn: Turn, client: ClientState) -> list[TaskRun]:
-    """Return the tasks that the client works on."""
-    homes = (turn.farm.home(assignment_id) for assignment_id in sorted(client.held))
-    return list({run.task_id: run for run in homes if run is not None}.values())
+def _by_task(turn: Turn, leases: Mapping[str, Lease]) -> list[tuple[TaskRun, list[Lease]]]:
+    """Sort a client's leases by the tasks that they are of."""
+    found: dict[str, list[Lease]] = {}
+    for _, lease in sorted(leases.items()):
+        found.setdefault(lease.record.task_id, []).append(lease)
+    return [(turn.farm.tasks[task_id], of_task) for task_id, of_task in found.items()]
 
 
 def _suspend_all(turn: Turn, client: ClientState, why: str) -> None:
-    for run in _runs_of(turn, client):
-        contained(turn, run, _suspend, run, client, why)
+    for run, leases in _by_task(turn, client.held):
+        contained(turn, run, _suspend, run, leases, why)
 
 
-def _suspend(turn: Turn, run: TaskRun, client: ClientState, why: str) -> None:
-    for lease in list(run.late.values()):
-        if lease.record.client_id == client.client_id:
-            drop_late(turn, run, lease, why)
-    for lease in list(run.ahead.values()):
-        if lease.record.client_id == client.client_id:
-            drop_ahead(turn, run, lease, why)
-    for lease in list(run.step.leases.values()) if run.step else ():
-        if lease.record.client_id == client.client_id:
-            suspend(turn, run, lease, why)
+def _suspend(turn: Turn, run: TaskRun, leases: Sequence[Lease], why: str) -> None:
+    for lease in leases:
+        suspend(turn, run, lease, why)
 
 
-def _take_up(turn: Turn, client: ClientState, hello: Hello, left: Iterable[str]) -> None:
+def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
     """Let the client go on with what it still holds, and forget what it does not."""
-    told = {held.assignment_id for held in hello.held}
-    for task_id in left:
-        if (run := turn.farm.live.get(task_id)) is not None:
-            contained(turn, run, _forget_the_untold, run, client, told)
+    _forget_the_untold(turn, client, {held.assignment_id for held in hello.held})
     for held in hello.held:
         if not held.finished:  # a finished one is counted, or not, when its result comes
-            run_of_it = turn.farm.home(held.assignment_id)
-            if run_of_it is None or not contained(turn, run_of_it, _go_on_or_stop, client, held):
+            run = turn.farm.run_of(held.assignment_id)
+            if run is None or not contained(turn, run, _go_on_or_stop, run, client, held):
                 _stop(turn, client, held)
 
 
-def _forget_the_untold(turn: Turn, run: TaskRun, client: ClientState, told: Collection[str]) -> None:
-    for record in list(run.step.dormant.values()) if run.step else ():
-        if record.client_id == client.client_id and record.assignment_id not in told:
-            forget(turn, run, record)
+def _forget_the_untold(turn: Turn, client: ClientState, told: Collection[str]) -> None:
+    """Nobody need wait for what the client went away with, and does not tell that it still holds."""
+    untold = {name: lease for name, lease in client.dormant.items() if name not in told}
+    for run, leases in _by_task(turn, untold):
+        contained(turn, run, _forget, leases)
 
 
-def _go_on_or_stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
-    found = turn.farm.dormant(held.assignment_id, held.fence)
-    if found is not None:
-        run, step, record = found
-        if record.client_id == client.client_id and any(p.position == record.position for p in step.waiting):
-            accept(turn, run, adopt(turn, run, record, client))
-            return
-    _stop(turn, client, held)
+def _forget(turn: Turn, leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        forget(turn, lease)
+
+
+def _go_on_or_stop(turn: Turn, run: TaskRun, client: ClientState, held: HeldAssignment) -> None:
+    said = Claim(client.client_id, held.assignment_id, held.fence)
+    lease = turn.farm.leases.find(said, Stage.DORMANT)
+    if lease is None or not run.leases.of(lease.home).is_waiting(lease.record.position):
+        _stop(turn, client, held)
+    else:
+        accept(turn, run, adopt(turn, run, lease, client))
 
 
 def _stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
@@ -183,17 +178,10 @@ def _stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
 
 
 def ready(turn: Turn, event: ClientReady) -> None:
-    """The client tells how many more assignments it can take; it had not seen yet what it has not answered."""
+    """The client tells how many more assignments it can take."""
     if client := turn.farm.current(event.client_id, event.incarnation):
-        client.slots = max(event.slots - _unanswered(turn, client), 0)
+        turn.farm.leases.set_slots(client.client_id, event.slots)
         client.warms_up = event.slots == 0 and not client.held
-
-
-def _unanswered(turn: Turn, client: ClientState) -> int:
-    runs = _runs_of(turn, client)
-    books = [book for run in runs for book in (run.late, run.ahead, run.step.leases if run.step else {})]
-    leases = (book.get(assignment_id) for assignment_id in client.held for book in books)
-    return sum(1 for lease in leases if lease and lease.record.state is AssignmentState.OFFERED)
 
 
 def paused(turn: Turn, event: ClientPaused) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import replace
+from typing import Protocol
 
+from coordinator.commands import DropUpdate
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.eligibility import needed_ram_bytes
 from coordinator.evidence import Evidence
-from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
+from coordinator.in_flight import Home, Lease, Part, Stage
+from coordinator.leases import Named
+from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.prefetch import likely_next
 from coordinator.records import AssignmentRecord
-from coordinator.state import ClientState, Lease, Part, Step, TaskRun
+from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
-from protocol.messages import Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
+from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice, TaskBrief
 from protocol.tasks import TaskSpec
+
+
+class Answer(Named, Protocol):
+    """What a client says to end an assignment."""
+
+    @property
+    def incarnation(self) -> int:
+        """The number of its connection."""
 
 
 def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
@@ -42,8 +53,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
     )
 
 
-def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[str, Lease] | None = None) -> None:
-    """Lease a part of the task's open step, or of the round to come (``book``), to a client that has a free slot."""
+def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, home: Home | None = None) -> None:
+    """Lease a part of the task's open step, or of the round to come (``home``), to a client that has a free slot."""
     step = _step(run)
     if run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, f"offered to {client.record.name}")
@@ -65,23 +76,21 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, book: dict[
         offered_at=turn.now,
         expires_at=turn.now + turn.settings.offer_seconds,
     )
-    lease = _lease(turn, run, client, record)
-    (step.leases if book is None else book)[record.assignment_id] = lease
-    turn.farm.know(run, record.assignment_id)
-    client.held.add(record.assignment_id)
-    client.slots -= 1
+    turn.farm.leases.grant(_timed(turn, run, client, Lease(record, home or step.parts.home)))
     begin_stint(client, run, turn.settings, turn.now)
     run.join(client)
     turn.save(record)
     turn.send(client, _assign(turn, run, client, record), holds_weights=holds_present(run, client))
 
 
-def _lease(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Lease:
+def _timed(turn: Turn, run: TaskRun, client: ClientState, lease: Lease) -> Lease:
+    """Let a lease begin now, with an end that follows from the client's measured speed."""
     settings, average = turn.settings, client.speeds.get(run.task_id)
-    if average is None or not average.value:
-        return Lease(record, began_at=turn.now)
-    patience = settings.deadline_grace_seconds + settings.deadline_factor * record.samples / average.value
-    return Lease(record, began_at=turn.now, deadline=turn.now + patience, is_measured=True)
+    lease.began_at = turn.now
+    if average is not None and average.value:
+        seconds = settings.deadline_factor * lease.record.samples / average.value
+        lease.deadline, lease.is_measured = turn.now + settings.deadline_grace_seconds + seconds, True
+    return lease
 
 
 def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Assign:
@@ -120,41 +129,33 @@ def renew(turn: Turn, run: TaskRun, lease: Lease, progress: AssignmentProgress) 
         turn.move_lease(lease, AssignmentState.RUNNING)
 
 
-def release(turn: Turn, run: TaskRun, lease: Lease) -> ClientState:
-    """Take a lease off the books of its step and its client; returns the client."""
-    record = lease.record
-    _step(run).leases.pop(record.assignment_id)
-    client = turn.farm.clients[record.client_id]
-    client.held.discard(record.assignment_id)
-    client.freed_at = turn.now
-    return client
-
-
 def suspend(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
-    """The client is gone, or far too slow: somebody else may start as well, and whoever delivers first is counted."""
-    step = _step(run)
-    client = release(turn, run, lease)
-    step.dormant[lease.record.assignment_id] = replace(lease.record, error=why)
-    client.dormant.add(run.task_id)
-    insort(step.waiting, _part(lease.record), key=_position)
+    """The client is gone, or far too slow: somebody else may start as well, and whoever delivers first is counted.
+
+    Nobody waits for what is not a part of the open step: that is given up.
+    """
+    if run.step is None or lease.home != run.step.parts.home:
+        give_up(turn, run, lease, AssignmentState.EXPIRED, why)
+        return
+    lease.record = replace(lease.record, error=why)
+    turn.farm.leases.suspend(lease, turn.now)
+    client = turn.farm.clients[lease.record.client_id]
     turn.note("assignment_suspended", f"{client.record.name}: {why}", run, client)
 
 
-def adopt(turn: Turn, run: TaskRun, record: AssignmentRecord, client: ClientState) -> Lease:
+def adopt(turn: Turn, run: TaskRun, dormant: Lease, client: ClientState) -> Lease:
     """Lease a dormant assignment to its client again; a replacement that works on the same part is stopped."""
     step = _step(run)
-    del step.dormant[record.assignment_id]
-    for other in [x for x in step.leases.values() if x.record.position == record.position]:
+    position = dormant.record.position
+    for other in [x for x in step.parts.held.values() if x.record.position == position]:
         cancel(turn, run, other, "the client that began it came back first")
-    step.waiting = [part for part in step.waiting if part.position != record.position]
     if run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, f"{client.record.name} came back")
         step.collect_since = turn.now
     expires_at = turn.now + turn.settings.stall_seconds
-    record = replace(record, incarnation=client.incarnation, expires_at=expires_at, error=None)
-    lease = _lease(turn, run, client, record)
-    step.leases[record.assignment_id] = lease
-    client.held.add(record.assignment_id)
+    record = replace(dormant.record, incarnation=client.incarnation, expires_at=expires_at, error=None)
+    lease = Lease(record, dormant.home, scale=dormant.scale, saved=dormant.saved)
+    turn.farm.leases.adopt(_timed(turn, run, client, lease))
     run.join(client)
     return lease
 
@@ -164,11 +165,10 @@ def bury(turn: Turn, step: Step, position: int | None = None) -> None:
 
     Who is still there and was outrun on a part gets nothing more of the task for a while.
     """
-    for record in list(step.dormant.values()):
+    for lease in list(step.parts.dormant.values()):
+        record = lease.record
         if position is None or record.position == position:
-            del step.dormant[record.assignment_id]
-            state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)
-            turn.save(replace(record, state=state))
+            forget(turn, lease)
             client = turn.farm.clients[record.client_id]
             if not client.online or client.incarnation != record.incarnation:
                 continue
@@ -178,30 +178,71 @@ def bury(turn: Turn, step: Step, position: int | None = None) -> None:
                 client.back_off(record.task_id, "it was outrun on its part", turn.settings.outrun_retry, turn.now)
 
 
-def forget(turn: Turn, run: TaskRun, record: AssignmentRecord) -> None:
-    """The client came back without this assignment: nobody need wait for it."""
-    step = _step(run)
-    del step.dormant[record.assignment_id]
-    turn.save(replace(record, state=move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)))
-    step.waiting = [replace(p, reserved_until=0.0) if p.position == record.position else p for p in step.waiting]
+def forget(turn: Turn, lease: Lease) -> None:
+    """Nothing comes of a dormant assignment: nobody need wait for its client."""
+    turn.save(turn.move_lease(lease, AssignmentState.EXPIRED))
+    turn.farm.leases.end(lease, turn.now)
 
 
-def lose(turn: Turn, run: TaskRun, lease: Lease, to: AssignmentState, why: str) -> ClientState:
-    """End a lease without a result: its samples go back to the step, for somebody else."""
-    step = _step(run)
+def give_up(turn: Turn, run: TaskRun, lease: Lease, to: AssignmentState, why: str) -> ClientState:
+    """End an assignment without a result, so that others get its samples; returns its client.
+
+    A client that did not say so itself (``to`` is expired) is told to stop.
+    """
+    client = turn.farm.clients[lease.record.client_id]
+    if lease.stage is Stage.DORMANT:
+        forget(turn, lease)
+        return client
     record = turn.move_lease(lease, to, error=why)
     turn.save(record)
-    client = release(turn, run, lease)
-    insort(step.waiting, _part(record), key=_position)
-    turn.note(f"assignment_{to}", f"{client.record.name}: {why}", run, client)
+    turn.farm.leases.end(lease, turn.now)
+    _owe(run, lease)
+    turn.note(f"assignment_{to}", f"{client.record.name}{_when(run, lease)}: {why}", run, client)
+    if client.incarnation == record.incarnation and to is AssignmentState.EXPIRED:
+        turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
     return client
 
 
 def cancel(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
-    """End a lease from the server's side and tell the client to stop."""
-    client = lose(turn, run, lease, AssignmentState.EXPIRED, why)
-    if client.incarnation == lease.record.incarnation:
-        turn.send(client, Cancel(assignment_id=lease.record.assignment_id, fence=lease.record.fence, reason=why))
+    """End an assignment from the server's side and tell the client to stop."""
+    give_up(turn, run, lease, AssignmentState.EXPIRED, why)
+
+
+def discard(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
+    """A result that is here counts for nothing."""
+    record = lease.record
+    turn.save(record)
+    turn.farm.leases.end(lease, turn.now)
+    _owe(run, lease)
+    if lease.update is not None:
+        turn.do(DropUpdate(lease.update))
+    drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
+    turn.send_to(record.client_id, drop)
+
+
+def _owe(run: TaskRun, lease: Lease) -> None:
+    """The open round hands on what was begun ahead of the next one; after its commit the ledger has that as owed."""
+    step = run.step
+    if step is None or step.kind is not Kind.TRAIN or step.phase is not StepPhase.COLLECT:
+        return
+    if lease.home == run.next_round:
+        step.carried = (*step.carried, *lease.record.ranges)
+
+
+def _when(run: TaskRun, lease: Lease) -> str:
+    if lease.is_late:
+        return ", after its round"
+    return ", ahead of its round" if lease.home == run.next_round else ""
+
+
+def settle_uncounted(turn: Turn, said: Answer, why: str) -> None:
+    """Let the client forget it; what is in an open step already is settled when the round commits."""
+    client = turn.farm.current(said.client_id, said.incarnation)
+    lease = turn.farm.leases.get(said.assignment_id)
+    is_here = lease is not None and lease.stage in (Stage.DELIVERED, Stage.COMMITTED)
+    if client is None or (lease is not None and is_here and lease.record.kind is Kind.TRAIN):
+        return
+    turn.send(client, Ack(assignment_id=said.assignment_id, fence=said.fence, counted=False, message=why))
 
 
 def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:
@@ -214,7 +255,7 @@ def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:
 
 def clear_up(turn: Turn, run: TaskRun, step: Step) -> None:
     """A round is committed: the code works, and who said that it works nowhere has a fault of its own."""
-    delivered = {record.client_id for record in step.delivered}
+    delivered = {record.client_id for record in step.parts.delivered_records}
     for client_id in sorted((run.evidence.speakers - delivered) & turn.farm.clients.keys()):
         trip(turn, run, turn.farm.clients[client_id])
     run.evidence = Evidence()
@@ -228,14 +269,6 @@ def overdue(turn: Turn, lease: Lease) -> str | None:
     if record.state is AssignmentState.OFFERED:
         return f"did not answer the offer within {turn.settings.offer_seconds:.0f} s"
     return f"made no progress for {turn.settings.stall_seconds:.0f} s"
-
-
-def _part(record: AssignmentRecord) -> Part:
-    return Part(record.position, record.ranges, record.samples)
-
-
-def _position(part: Part) -> int:
-    return part.position
 
 
 def _step(run: TaskRun) -> Step:

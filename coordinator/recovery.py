@@ -16,13 +16,14 @@ from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
 from coordinator.farm import Farm
+from coordinator.in_flight import Home, Lease, Part
 from coordinator.lateness import discount, drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round
 from coordinator.rounds import abandon, evaluation_is_due
-from coordinator.state import ClientState, Part, Step, TaskRun
+from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import fail, new_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -59,7 +60,7 @@ def mend(turn: Turn) -> None:
         if (interrupted.task_id, interrupted.attempt) not in reopened:
             turn.save(replace(interrupted, state=RoundState.ABANDONED))
     for assignment in held:
-        if turn.farm.dormant(assignment.assignment_id, assignment.fence) is None:
+        if turn.farm.leases.get(assignment.assignment_id) is None:
             state = move_assignment(assignment.assignment_id, assignment.state, AssignmentState.EXPIRED)
             turn.save(replace(assignment, state=state, error=RESTARTED))
     for run in list(turn.farm.live.values()):
@@ -142,21 +143,18 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         number=interrupted.number,
         attempt=interrupted.attempt,
         epoch=interrupted.epoch,
-        samples=interrupted.samples,
         opened_at=turn.now,
+        parts=run.leases.open(Home(Kind.TRAIN, interrupted.number), interrupted.samples),
         collect_since=turn.now,
         round=interrupted,
         next_cursor=plan.next_cursor,
         carried=plan.carried,
-        waiting=parts,
-        dormant={a.assignment_id: a for a in mine},
-        scales={a.assignment_id: discount(interrupted.number - a.round) for a in mine if a.round < interrupted.number},
     )
-    for record in (interrupted, *mine):
-        run.answered.take_in(record)
+    run.answered.round = interrupted
+    for part in parts:
+        turn.farm.leases.wait(run.step.parts, part)
     for record in mine:
-        turn.farm.know(run, record.assignment_id)
-        turn.farm.clients[record.client_id].dormant.add(run.task_id)
+        turn.farm.leases.restore(Lease(record, run.step.parts.home, scale=discount(interrupted.number - record.round)))
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))
     turn.note("round_reopened", f"round {interrupted.number} waits for {len(mine)} parts that clients held", run)
     return True

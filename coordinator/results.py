@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from coordinator.ahead import arrive_ahead, drop_ahead
 from coordinator.commands import DropUpdate
 from coordinator.containment import contained
 from coordinator.deltas import version_digest
@@ -19,18 +18,19 @@ from coordinator.events import (
     ServerShort,
 )
 from coordinator.failures import failed
-from coordinator.holdings import Claim, find_ahead, find_held, find_late, settle_uncounted
-from coordinator.lateness import arrive_late, drop_late
+from coordinator.in_flight import Lease, Stage
+from coordinator.lateness import join_round
+from coordinator.leases import Claim
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import accept, adopt, bury, renew
+from coordinator.offers import accept, adopt, bury, cancel, renew, settle_uncounted
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
-from coordinator.state import Lease, Step, TaskRun
+from coordinator.state import Step, StepPhase, TaskRun
 from coordinator.tasks import fail, wait_for_server
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.compression import CodecName
-from protocol.messages import Ack, AssignmentProgress, Kind, Scope
+from protocol.messages import Ack, Kind, Scope
 
 _SHORTEST_SECONDS: Final = 1e-6
 """No computation is shorter: a speed that nobody has would leave no share for the others."""
@@ -38,10 +38,9 @@ _SHORTEST_SECONDS: Final = 1e-6
 
 def accepted(turn: Turn, event: AssignmentAccepted) -> None:
     """A client takes its offer. One that is no longer valid was answered by a cancel already."""
-    if held := find_held(turn, event):
-        accept(turn, *held)
-    elif ahead := find_ahead(turn, event):
-        accept(turn, *ahead)
+    lease = turn.farm.leases.find(event, Stage.HELD)
+    if lease is not None and not lease.is_late:
+        accept(turn, turn.farm.tasks[lease.record.task_id], lease)
 
 
 def beat(turn: Turn, event: ClientBeat) -> None:
@@ -53,87 +52,53 @@ def beat(turn: Turn, event: ClientBeat) -> None:
     if event.load is not None:
         client.load = event.load
     for progress in event.assignments:
-        if (run := turn.farm.home(progress.assignment_id)) is not None:
-            contained(turn, run, _renew, event.client_id, progress)
-
-
-def _renew(turn: Turn, client_id: str, progress: AssignmentProgress) -> None:
-    named = Claim(client_id, progress.assignment_id, progress.fence)
-    if found := find_held(turn, named) or find_late(turn, named) or find_ahead(turn, named):
-        renew(turn, *found, progress)
+        said = Claim(event.client_id, progress.assignment_id, progress.fence)
+        if (lease := turn.farm.leases.find(said, Stage.HELD)) is not None:
+            run = turn.farm.tasks[lease.record.task_id]
+            contained(turn, run, renew, run, lease, progress)
 
 
 def arrived(turn: Turn, event: ResultArrived) -> None:
     """A result: counted once, by the first round that may contain it; a repeat is acknowledged and dropped."""
     turn.put_at_stake(event)
-    if late := find_late(turn, event):
-        _arrived_late(turn, *late, event)
-        return
-    if ahead := find_ahead(turn, event):
-        _arrived_ahead(turn, *ahead, event)
-        return
-    held = _held_or_adopted(turn, event)
-    if held is None:
-        _turn_down(turn, event)
-        return
-    run, step, lease = held
-    if problem := _unusable(lease, event):
-        here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
-        _free_slot(turn, run, lease)  # useless as it is, it is finished
+    lease = turn.farm.leases.find(event, Stage.HELD, Stage.DORMANT)
+    run = turn.farm.tasks[lease.record.task_id] if lease is not None else None
+    if lease is not None and run is not None and lease.stage is Stage.DORMANT:
+        lease = _adopted(turn, run, lease, event)
+    if lease is None or run is None:
+        settle_uncounted(turn, event, "it came late or twice; nothing is lost")
         _drop_update(turn, event)
-        failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
-        return
-    _deliver(turn, run, step, lease, event)
+    elif problem := _unusable(lease, event):
+        _turn_down(turn, run, lease, event, problem)
+    else:
+        _deliver(turn, run, lease, event)
 
 
-def _arrived_late(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
-    problem = _unusable(lease, event)
-    if problem or event.update is None:
-        drop_late(turn, run, lease, problem or "the result has no update")
-        _drop_update(turn, event)
-        return
-    record = _done(turn, run, lease, event)
-    del run.late[record.assignment_id]
-    arrive_late(run, record, event.update)
-    turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
-
-
-def _arrived_ahead(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
-    problem = _unusable(lease, event)
-    if problem or event.update is None:
-        drop_ahead(turn, run, lease, problem or "the result has no update")
-        _drop_update(turn, event)
-        return
-    arrive_ahead(run, _done(turn, run, lease, event), event.update)
-
-
-def _free_slot(turn: Turn, run: TaskRun, lease: Lease) -> None:
-    """A client that delivers has a free slot. With pipelining it had it, and said so, when it began to deliver."""
+def _adopted(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Lease | None:
+    """Give a client that finished what it held before its connection ended that lease again."""
+    client = turn.farm.current(event.client_id, event.incarnation)
+    if client is None:
+        return None
     if not _is_pipelined(run, lease.record):
-        turn.farm.clients[lease.record.client_id].slots += 1
+        turn.farm.leases.add_slots(client.client_id, -1)  # it has finished: it has no slot to give back on delivery
+    return adopt(turn, run, lease, client)
 
 
 def _is_pipelined(run: TaskRun, record: AssignmentRecord) -> bool:
+    """Whether a client had a free slot again, and said so, before it began to deliver."""
     return run.brief.pipeline and record.kind is Kind.TRAIN
 
 
-def _held_or_adopted(turn: Turn, event: ResultArrived) -> tuple[TaskRun, Step, Lease] | None:
-    held = turn.farm.lease(event.assignment_id, event.fence)
-    if held is not None:
-        return held if held[2].record.client_id == event.client_id else None
-    client = turn.farm.current(event.client_id, event.incarnation)
-    dormant = turn.farm.dormant(event.assignment_id, event.fence)
-    if client is None or dormant is None or dormant[2].client_id != event.client_id:
-        return None
-    run, step, record = dormant
-    if not _is_pipelined(run, record):
-        client.slots -= 1  # it has finished, and so has no slot to give back when it delivers
-    return run, step, adopt(turn, run, record, client)
-
-
-def _turn_down(turn: Turn, event: ResultArrived) -> None:
-    settle_uncounted(turn, event, "it came late or twice; nothing is lost")
+def _turn_down(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived, problem: str) -> None:
+    """A result that nobody can use: the client is done with it, and somebody else gets the part."""
     _drop_update(turn, event)
+    if run.step is None or lease.home != run.step.parts.home:
+        cancel(turn, run, lease, problem)
+        return
+    if not _is_pipelined(run, lease.record):
+        turn.farm.leases.add_slots(event.client_id, 1)
+    here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
+    failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
 
 
 def _drop_update(turn: Turn, event: ResultArrived) -> None:
@@ -149,17 +114,24 @@ def _unusable(lease: Lease, event: ResultArrived) -> str | None:
     return None
 
 
-def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultArrived) -> None:
+def _deliver(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
     record = _done(turn, run, lease, event)
-    del step.leases[record.assignment_id]
-    bury(turn, step, record.position)
-    step.take_in(record, event.update)
+    step = run.step
+    if step is not None and lease.home == step.parts.home:
+        bury(turn, step, record.position)
+        _continue(turn, run, step, record)
+    elif lease.is_late:
+        if step is not None and step.kind is Kind.TRAIN and step.phase is StepPhase.COLLECT:
+            join_round(turn, run, step)
+        turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
+
+
+def _continue(turn: Turn, run: TaskRun, step: Step, record: AssignmentRecord) -> None:
+    """A part of the open step is here: go on with what that allows."""
     if step.kind is Kind.EVALUATE:
-        turn.send(
-            turn.farm.clients[record.client_id],
-            Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True),
-        )
-        if not step.leases and not step.waiting:
+        ack = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True)
+        turn.send(turn.farm.clients[record.client_id], ack)
+        if not step.parts.held and not step.parts.waiting:
             finish_evaluation(turn, run, step)
         return
     fold_in_turn(turn, run, step)
@@ -168,7 +140,7 @@ def _deliver(turn: Turn, run: TaskRun, step: Step, lease: Lease, event: ResultAr
 
 
 def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> AssignmentRecord:
-    """Take a delivered assignment off its client's books, and learn from it."""
+    """Take in a delivered assignment, and learn from it."""
     accept(turn, run, lease)
     record = turn.move_lease(
         lease,
@@ -178,9 +150,9 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         metrics=dict(event.metrics),
     )
     client = turn.farm.clients[record.client_id]
-    client.held.discard(record.assignment_id)
-    client.freed_at = turn.now
-    _free_slot(turn, run, lease)  # it says so itself in a moment; the next round need not wait for that
+    turn.farm.leases.deliver(lease, event.update, turn.now)
+    if not _is_pipelined(run, record):  # it says so itself in a moment; the next round need not wait for that
+        turn.farm.leases.add_slots(record.client_id, 1)
     client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
     client.failures.pop(run.task_id, None)
     run.desertions = 0

@@ -41,7 +41,7 @@ def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     owed = available_leftover(run)
     count = count_samples(owed)
     left = count + sum(shard.samples for shard in order) - task.cursor
-    missing = max(handed_out_samples(task.spec.recipe) - run.ahead_samples, 0)
+    missing = max(handed_out_samples(task.spec.recipe) - run.ahead.given_out_samples, 0)
     want = without_stray(missing, left, smallest_part(task.spec.recipe)) if missing else 0
     if not want:
         return RoundPlan((), owed, task.cursor)

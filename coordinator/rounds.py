@@ -11,19 +11,20 @@ from dataclasses import replace
 from math import isfinite
 
 from coordinator.ahead import announce, drop_all_ahead, take_up
-from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound
+from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
 from coordinator.deltas import keep_delta
 from coordinator.durability import Volatile, become_durable, must_be_durable
 from coordinator.events import RoundAggregated
 from coordinator.horizon import is_finished
-from coordinator.lateness import drop_all_late, drop_stale, join_round, let_finish, outstanding
-from coordinator.offers import bury, cancel, clear_up, offer
+from coordinator.in_flight import Part
+from coordinator.lateness import drop_all_late, drop_stale, join_round, outstanding
+from coordinator.offers import bury, cancel, clear_up, discard, offer
 from coordinator.planning import by_affinity, count_samples, cut, fixed_sizes, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
-from coordinator.state import ClientState, Part, Step, StepPhase, TaskRun
+from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Ack, Kind
 from protocol.recipe import Parts
@@ -36,10 +37,11 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     task = run.record
     drop_stale(turn, run)
     plan = plan_round(run, turn.settings.stripe_shards)
-    if not plan.samples and not run.ahead_samples:  # all that is left of the epoch is late: somebody else does it
+    if not plan.samples and not run.ahead.is_given_out:  # all that is left of the epoch is late: somebody else does it
         drop_all_late(turn, run, "the epoch ends")
         plan = plan_round(run, turn.settings.stripe_shards)
     run.attempt += 1
+    first = run.ahead.given_out_samples
     record = RoundRecord(
         task_id=run.task_id,
         number=task.version,
@@ -47,17 +49,16 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         attempt=run.attempt,
         epoch=task.epoch,
         cursor=task.cursor,
-        samples=run.ahead_samples + plan.samples,
+        samples=first + plan.samples,
         opened_at=turn.now,
     )
-    first = run.ahead_samples
     run.step = Step(
         kind=Kind.TRAIN,
         number=task.version,
         attempt=run.attempt,
         epoch=task.epoch,
-        samples=record.samples,
         opened_at=turn.now,
+        parts=run.leases.open(run.next_round, record.samples),
         collect_since=turn.now,
         round=record,
         next_cursor=plan.next_cursor,
@@ -69,9 +70,9 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     if clients and plan.samples:
         part_out(turn, run, clients, plan.ranges, first)
     elif plan.samples:
-        run.step.waiting.append(Part(first, plan.ranges, plan.samples))
-    join_round(run, run.step)
-    run.step.round = replace(record, clients=len({r.client_id for r in run.step.own_records()}))
+        turn.farm.leases.wait(run.step.parts, Part(first, plan.ranges, plan.samples))
+    join_round(turn, run, run.step)
+    run.step.round = replace(record, clients=len({r.client_id for r in run.step.parts.own_records()}))
     turn.save(run.step.round)
     run.update(served_at=turn.now)
     turn.save(run.record)
@@ -114,45 +115,41 @@ def _part_out_fixed(
             left.remove(client)
             offer(turn, run, client, part)
         elif run.step is not None:
-            run.step.waiting.append(part)
+            turn.farm.leases.wait(run.step.parts, part)
 
 
 def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) -> None:
     """Give the accumulator the updates whose turn has come; with ``skip_gaps`` all that arrived."""
     if skip_gaps:
-        for position in sorted(step.unfolded):
+        for position in sorted(step.parts.unfolded):
             _fold(turn, run, step, position)
-    while step.folded_to in step.unfolded:
+    while step.folded_to in step.parts.unfolded:
         _fold(turn, run, step, step.folded_to)
 
 
 def _fold(turn: Turn, run: TaskRun, step: Step, position: int) -> None:
-    record = step.unfolded.pop(position)
-    update = step.updates.pop(record.assignment_id)
-    scale = step.scales.get(record.assignment_id, 1.0)
-    turn.do(Fold(run.task_id, step.number, step.attempt, record.assignment_id, update, record.samples, scale))
-    step.folded_to = record.position + record.samples
+    lease, update = turn.farm.leases.fold(step.parts, position)
+    name, samples = lease.assignment_id, lease.record.samples
+    turn.do(Fold(run.task_id, step.number, step.attempt, name, update, samples, lease.scale))
+    step.folded_to = position + samples
 
 
 def has_enough(run: TaskRun, step: Step) -> bool:
     """Whether a round may be committed before its longest time: all parts are in, or as many samples as it needs."""
-    if not step.leases and not step.waiting:
+    if not step.parts.held and not step.parts.waiting:
         return True
     recipe = run.record.spec.recipe
-    return recipe.over_provision > 0 and step.own_samples >= recipe.round_samples
+    return recipe.over_provision > 0 and step.parts.own_samples >= recipe.round_samples
 
 
 def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     """Close the collection: fold the rest and ask for the aggregate. What is missing is owed to the next round."""
-    missing: list[SampleRange] = []
     if run.record.spec.recipe.max_staleness:
-        let_finish(run, step)
-    for lease in list(step.leases.values()):
+        turn.farm.leases.let_finish(step.parts)
+    for lease in list(step.parts.held.values()):
         cancel(turn, run, lease, "the round was committed at quorum without it")
     bury(turn, step)
-    for part in step.waiting:
-        missing += part.ranges
-    step.waiting.clear()
+    missing = [r for part in turn.farm.leases.clear_waiting(step.parts) for r in part.ranges]
     fold_in_turn(turn, run, step, skip_gaps=True)
     step.phase = StepPhase.COMMIT
     step.owed = _owed_after(run, step, missing)
@@ -163,7 +160,7 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
 
 def _owed_after(run: TaskRun, step: Step, missing: Sequence[SampleRange]) -> tuple[SampleRange, ...]:
     """What the next round inherits: this round's missing parts, what it had no room for, and what is still late."""
-    taken = {r for record in step.delivered for r in record.ranges}
+    taken = {r for record in step.parts.delivered_records for r in record.ranges}
     known = {*missing, *step.carried}
     late = [r for r in (*step.late_at_open, *outstanding(run)) if r not in taken and r not in known]
     return (*missing, *step.carried, *dict.fromkeys(late))
@@ -184,8 +181,10 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         return
     if step.attempt != event.attempt or step.phase is not StepPhase.COMMIT:
         return  # an answer about a round that was abandoned since
-    metrics = mean_metrics(step.delivered)
-    samples = step.delivered_samples
+    delivered = step.parts.delivered_records
+    metrics = mean_metrics(delivered)
+    samples = step.parts.delivered_samples
+    summary = _summary(step, samples, max(turn.now - step.opened_at, 1e-6), metrics)
     seconds = max(turn.now - step.opened_at, 1e-6)
     run.speed.add(samples / seconds)
     if not event.durable and run.volatile is None:
@@ -204,18 +203,16 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
             metrics=metrics,
         )
     )
-    for assignment in step.delivered:
+    for assignment in delivered:
         turn.save(replace(assignment, counted=True, counted_in=step.number))
-        ack = Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True)
-        if event.durable:
-            if (client := turn.farm.clients.get(assignment.client_id)) is not None:
-                turn.save(client.record)
-                turn.send(client, ack)
-        elif run.volatile is not None:
-            run.volatile.acks.append((assignment.client_id, ack))
+        if event.durable and (client := turn.farm.clients.get(assignment.client_id)) is not None:
+            turn.save(client.record)
+            turn.send(client, Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True))
+    clear_up(turn, run, step)
+    turn.farm.leases.commit(step.parts, durable=event.durable)
+    run.leases.close(step.parts)
     run.step = None
     run.server_faults = 0
-    clear_up(turn, run, step)
     task = run.update(
         version=step.number + 1,
         epoch=run.checkpoint.epoch,
@@ -226,7 +223,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     )
     turn.save(task)
     turn.measure(run, step.number, "train", metrics)
-    turn.note("round_committed", _summary(step, samples, seconds, metrics), run)
+    turn.note("round_committed", summary, run)
     run.evaluate_next = evaluation_is_due(run)
     if event.durable:
         announce(turn, run)
@@ -244,7 +241,7 @@ def evaluation_is_due(run: TaskRun) -> bool:
 
 def _summary(step: Step, samples: int, seconds: float, metrics: Mapping[str, float]) -> str:
     loss = f", loss {metrics['loss']:.4g}" if "loss" in metrics else ""
-    done = f"{counted(samples, 'sample')} of {counted(len(step.delivered), 'client')}"
+    done = f"{counted(samples, 'sample')} of {counted(len(step.parts.delivered), 'client')}"
     return f"round {step.number}: {done} in {seconds:.2f} s{loss}"
 
 
@@ -268,27 +265,33 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
     return min(max(mean, min(values)), max(values))  # shares may add up to a little over 1
 
 
+def close_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
+    """An evaluation is over; what was delivered of it was acknowledged then."""
+    for record in step.parts.delivered_records:
+        turn.save(record)
+    turn.farm.leases.commit(step.parts, durable=True)
+    run.leases.close(step.parts)
+    run.step = None
+
+
 def abandon(turn: Turn, run: TaskRun, why: str) -> None:
     """Give the open step up: leases are cancelled and nothing of it counts. The task resumes from its last commit."""
     step = run.step
     if step is None:
         return
-    for lease in list(step.leases.values()):
+    for lease in list(step.parts.held.values()):
         cancel(turn, run, lease, why)
     if step.kind is Kind.TRAIN:
         drop_all_ahead(turn, run, why)
     bury(turn, step)
-    run.step = None
-    for record in step.delivered:
-        turn.save(record)
     if step.kind is Kind.EVALUATE:
+        close_evaluation(turn, run, step)
         run.evaluate_next = True
         return
-    for record in step.delivered:
-        drop = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=False, message=why)
-        turn.send_to(record.client_id, drop)
-    for update in step.updates.values():
-        turn.do(DropUpdate(update))
+    for lease in list(step.parts.delivered.values()):
+        discard(turn, run, lease, why)
+    run.leases.close(step.parts)
+    run.step = None
     if step.round is not None:
         turn.save(replace(step.round, state=RoundState.ABANDONED))
     turn.do(DropRound(run.task_id, step.number, step.attempt))

@@ -55,7 +55,7 @@ def _concerned(turn: Turn, pools: Iterable[Pool]) -> list[TaskRun]:
 
 def _serve_all(turn: Turn, runs: Sequence[TaskRun], thorough: bool) -> None:
     outlook = Outlook(turn, thorough)
-    by_id = {run.task_id: run for run in runs if run.step is None or run.step.waiting}
+    by_id = {run.task_id: run for run in runs if run.step is None or run.step.parts.waiting}
     spent = {task_id: run.spent.read(turn.now) for task_id, run in by_id.items()}
     waiting = [run.record for run in by_id.values()]
     for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds, spent):
@@ -98,15 +98,14 @@ def _look_again_later(turn: Turn, run: TaskRun) -> None:
 
 
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
-    open_parts = [part for part in step.waiting if part.reserved_until <= turn.now]
+    open_parts = [part for part in step.parts.waiting if part.reserved_until <= turn.now]
     free = list(idle)
-    slow = {(r.position, r.client_id, r.incarnation) for r in step.dormant.values()}
+    slow = {(r.position, r.client_id, r.incarnation) for r in (x.record for x in step.parts.dormant.values())}
     for part in open_parts:
         able = [c for c in free if (part.position, c.client_id, c.incarnation) not in slow]  # not its own once more
         if able:
             client = max(able, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
             free.remove(client)
-            step.waiting.remove(part)
             offer(turn, run, client, part)
 
 

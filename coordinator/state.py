@@ -5,32 +5,24 @@ These are the only mutable objects of the core; the records inside them are immu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf
 from typing import Final
 
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
 from coordinator.evidence import Evidence
-from coordinator.lifecycle import HELD, AssignmentState, TaskState
+from coordinator.in_flight import Home, Lease, Parts, TaskLeases
+from coordinator.lifecycle import TaskState
 from coordinator.planning import Line
-from coordinator.records import (
-    AssignmentRecord,
-    CheckpointRecord,
-    ClientRecord,
-    RoundRecord,
-    RoundState,
-    SampleRange,
-    TaskRecord,
-)
+from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.messages import AssignmentProgress, Kind, TaskBrief
+from protocol.messages import Kind, TaskBrief
 from protocol.resources import Load
 from protocol.retry import RetryPolicy
-from protocol.tasks import BlobRef, Shard, Split, WeightsDelta
+from protocol.tasks import Shard, Split, WeightsDelta
 
 
 @dataclass(slots=True)
@@ -46,7 +38,10 @@ _NEWS: Final = frozenset({"online", "slots", "paused", "throttled", "draining", 
 
 @dataclass(slots=True)
 class ClientState:
-    """One known client. ``slots``: how many more assignments it can take now."""
+    """One known client. ``slots``: how many more assignments it can take now.
+
+    Only the ``LeaseBook`` changes ``slots``, ``freed_at``, ``held`` and ``dormant``.
+    """
 
     record: ClientRecord
     online: bool = False
@@ -63,7 +58,10 @@ class ClientState:
     """When it connected, or when its last assignment ended."""
     warms_up: bool = False
     """Whether it says that it can take nothing yet, although it holds nothing."""
-    held: set[str] = field(default_factory=set)
+    held: dict[str, Lease] = field(default_factory=dict)
+    """What it works on, by assignment id."""
+    dormant: dict[str, Lease] = field(default_factory=dict)
+    """What it may come back with, though others may do it too."""
     speeds: dict[str, MovingAverage] = field(default_factory=dict)
     """Measured samples per second, by task id."""
     cached: set[str] = field(default_factory=set)
@@ -87,8 +85,6 @@ class ClientState:
     """Since when it serves which task, by task id: one for each of its slots (see ``coordinator.stints``)."""
     recent: tuple[str, ...] = ()
     """The tasks that it worked on last, the newest first: it may have warm executors for them."""
-    dormant: set[str] = field(default_factory=set)
-    """Tasks of which it may come back with something that it held."""
     serves: set[str] = field(default_factory=set)
     """Tasks of which it is a participant."""
     watch: Callable[[ClientState], None] | None = None
@@ -122,45 +118,6 @@ class ClientState:
         return self.record.incarnation
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A consecutive part of a round (or of an evaluation) that nobody holds."""
-
-    position: int
-    ranges: tuple[SampleRange, ...]
-    samples: int
-    reserved_until: float = 0.0
-    """Before this it is kept for a client that held it and may come back."""
-
-
-@dataclass(slots=True)
-class Lease:
-    """A held assignment: what renews and what ends it."""
-
-    record: AssignmentRecord
-    progress: AssignmentProgress | None = None
-    deadline: float = inf
-    """The latest end, from the client's measured speed, whatever progress it reports."""
-    is_measured: bool = False
-    """Whether that speed is known."""
-    began_at: float = 0.0
-    """When this client was given it, or came back with it."""
-    grown_at: float = -inf
-    """When a report last said more than those before it."""
-    computing_at: float = inf
-    """When it was first said to be computing."""
-    uploading_at: float = inf
-    """When it was first said to be computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LateResult:
-    """The result of an assignment whose round was committed without it."""
-
-    record: AssignmentRecord
-    update: BlobRef
-
-
 class StepPhase(StrEnum):
     """Where a step is: its parts are out, or its aggregate is being made durable."""
 
@@ -179,24 +136,14 @@ class Step:
     number: int
     attempt: int
     epoch: int
-    samples: int
     opened_at: float
+    parts: Parts
+    """Who has which part of it."""
     round: RoundRecord | None = None
     next_cursor: int = 0
     phase: StepPhase = StepPhase.COLLECT
-    waiting: list[Part] = field(default_factory=list)
-    leases: dict[str, Lease] = field(default_factory=dict)
-    dormant: dict[str, AssignmentRecord] = field(default_factory=dict)
-    """Held by clients whose connection ended; whoever delivers first, they or their replacement, is counted."""
-    delivered: list[AssignmentRecord] = field(default_factory=list)
-    updates: dict[str, BlobRef] = field(default_factory=dict)
-    """Updates that wait for their turn to be folded, by assignment id; small ones with their bytes."""
-    unfolded: dict[int, AssignmentRecord] = field(default_factory=dict)
-    """The delivered assignments of these updates, by position."""
     upcoming: tuple[int, Line] | None = None
     """What the round after it is likely to be, and the cursor where that begins."""
-    own_samples: int = 0
-    """Samples of the round's own parts that arrived."""
     folded_to: int = 0
     collect_since: float = 0.0
     """When clients began to work on it (again): the longest time counts from here."""
@@ -206,55 +153,25 @@ class Step:
     """Samples owed since earlier rounds that this one has no part in."""
     owed: tuple[SampleRange, ...] = ()
     """Samples that the next round inherits, known when this one commits."""
-    scales: dict[str, float] = field(default_factory=dict)
-    """Factors of stale updates' weights, by assignment id."""
-
-    def own_records(self) -> Iterator[AssignmentRecord]:
-        """Iterate over the held and the delivered assignments of the round's own parts."""
-        yield from (lease.record for lease in self.leases.values())
-        yield from (record for record in self.delivered if record.position < self.samples)
 
     @property
-    def delivered_samples(self) -> int:
-        """Count the samples of the updates that arrived, stale ones included."""
-        return sum(a.samples for a in self.delivered)
-
-    def take_in(self, record: AssignmentRecord, update: BlobRef | None) -> None:
-        """Add a delivered assignment, and its update, which waits for its turn to be folded."""
-        self.delivered.append(record)
-        if record.position < self.samples:
-            self.own_samples += record.samples
-        if update is not None:
-            self.updates[record.assignment_id] = update
-            self.unfolded[record.position] = record
+    def samples(self) -> int:
+        """Count the samples of its own parts."""
+        return self.parts.samples
 
 
 @dataclass(slots=True)
 class Answered:
     """A task as the last turn left it, whose answer is being carried out: where a turn that breaks goes back to.
 
-    ``open``: its rounds that are open and its assignments that are not settled, as the ledger has them, by key.
+    What was in flight then knows the ``LeaseBook``.
     """
 
     record: TaskRecord
     checkpoint: CheckpointRecord
     volatile: Volatile | None = None
-    step: Step | None = None
-    open: dict[object, RoundRecord | AssignmentRecord] = field(default_factory=dict)
-
-    def take_in(self, record: object) -> None:
-        """Note what a turn saves of the task."""
-        if isinstance(record, AssignmentRecord):
-            delivered = record.state is AssignmentState.DELIVERED and not record.counted
-            self._keep(record.assignment_id, record, is_open=delivered or record.state in HELD)
-        elif isinstance(record, RoundRecord):
-            self._keep(record.number, record, is_open=record.state is RoundState.OPEN)
-
-    def _keep(self, key: object, record: RoundRecord | AssignmentRecord, *, is_open: bool) -> None:
-        if is_open:
-            self.open[key] = record
-        else:
-            self.open.pop(key, None)
+    round: RoundRecord | None = None
+    """Its round that is open."""
 
 
 @dataclass(slots=True)
@@ -275,14 +192,6 @@ class TaskRun:
     """How often in a row the server itself could not go on with it; these cost it no retries."""
     desertions: int = 0
     """How often in a row all of its clients left, with no result in between."""
-    late: dict[str, Lease] = field(default_factory=dict)
-    """Held assignments of committed rounds, by assignment id (recipes with ``max_staleness``)."""
-    late_results: list[LateResult] = field(default_factory=list)
-    """Their results, until a round contains them."""
-    ahead: dict[str, Lease] = field(default_factory=dict)
-    """Parts of the next round that clients work on already, by assignment id (recipes with ``pipeline``)."""
-    ahead_results: dict[str, LateResult] = field(default_factory=dict)
-    """Their results, until that round opens."""
     deltas: list[WeightsDelta] = field(default_factory=list)
     """How the newest versions follow from each other, the last one being the present version's."""
     volatile: Volatile | None = None
@@ -297,8 +206,8 @@ class TaskRun:
     """Not before this, if nothing happens that concerns it, is it worth while to look for clients again."""
     participants: set[str] = field(default_factory=set)
     """Clients that may hold an executor of this task."""
-    in_flight: set[str] = field(default_factory=set)
-    """Ids of its assignments that clients may still say something about."""
+    leases: TaskLeases = field(default_factory=TaskLeases)
+    """Its assignments in flight."""
     answered: Answered = field(init=False)
     _order: tuple[int, list[Shard]] | None = None
     _shards: dict[str, list[int]] | None = None
@@ -317,33 +226,32 @@ class TaskRun:
         self.participants.add(client.client_id)
         client.serves.add(self.task_id)
 
-    def delivered_ids(self) -> set[str]:
-        """Return the ids of the assignments whose results are here and in no committed round."""
-        records = [*(late.record for late in (*self.late_results, *self.ahead_results.values()))]
-        return {r.assignment_id for r in (*records, *(self.step.delivered if self.step else ()))}
-
-    def unsettled(self) -> set[str]:
-        """Return the ids of all assignments that are held, dormant, or delivered and not yet in a durable round."""
-        ids = {*self.late, *self.ahead} | self.delivered_ids()
-        if self.step is not None:
-            ids |= {*self.step.leases, *self.step.dormant}
-        if self.volatile is not None:
-            ids |= {ack.assignment_id for _, ack in self.volatile.acks}
-        return ids
+    def settle(self) -> None:
+        """End a turn: what the task is now is what a turn that breaks goes back to."""
+        opened = None if self.step is None else self.step.round
+        self.answered = Answered(self.record, self.checkpoint, self.volatile, opened)
 
     @property
     def waits(self) -> bool:
         """Whether it has no clients and no step, and knows it."""
         return self.step is None and self.record.state is TaskState.PENDING
 
-    def ahead_records(self) -> list[AssignmentRecord]:
-        """Return what is done ahead of the next round, delivered or not."""
-        return [*(x.record for x in self.ahead.values()), *(x.record for x in self.ahead_results.values())]
+    @property
+    def late(self) -> Parts:
+        """What missed its own round, and is counted by another one (recipes with ``max_staleness``)."""
+        return self.leases.late
 
     @property
-    def ahead_samples(self) -> int:
-        """Count the samples of the next round that are given out already."""
-        return sum(record.samples for record in self.ahead_records())
+    def ahead(self) -> Parts:
+        """What clients do ahead of the round that opens next (recipes with ``pipeline``)."""
+        return self.leases.of(self.next_round)
+
+    @property
+    def next_round(self) -> Home:
+        """The round that opens next."""
+        if self.step is not None and self.step.kind is Kind.TRAIN:
+            return Home(Kind.TRAIN, self.step.number + 1)
+        return Home(Kind.TRAIN, self.record.version)
 
     def order(self) -> Sequence[Shard]:
         """Return the training shards in the order of the task's present epoch."""

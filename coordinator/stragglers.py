@@ -13,8 +13,9 @@ from statistics import median
 from types import MappingProxyType
 from typing import Final
 
+from coordinator.in_flight import Lease
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import Lease, Step
+from coordinator.state import Step
 from protocol.messages import AssignmentProgress, Phase
 
 _ORDER: Final = MappingProxyType({phase: place for place, phase in enumerate(Phase)})
@@ -60,7 +61,7 @@ def gets_on(lease: Lease, now: float, settings: CoordinatorSettings) -> bool:
 
 def usual_seconds(step: Step) -> float | None:
     """Return the median time of the step's parts that are here, if any is."""
-    times = [r.delivered_at - r.offered_at for r in step.delivered if r.delivered_at is not None]
+    times = [r.delivered_at - r.offered_at for r in step.parts.delivered_records if r.delivered_at is not None]
     return median(times) if times else None
 
 

@@ -193,7 +193,7 @@ def back_to_waiting(turn: Turn, run: TaskRun, why: str, *, deserted: bool) -> No
     """
     if run.step is not None and run.step.phase is StepPhase.COMMIT:
         return  # it waits for nobody
-    if run.step is not None and not (run.step.delivered or run.step.dormant):
+    if run.step is not None and not (run.step.parts.delivered or run.step.parts.dormant):
         abandon(turn, run, why)
     if run.record.state not in (TaskState.ASSIGNED, TaskState.RUNNING):
         return

@@ -12,6 +12,7 @@ from coordinator.commands import Command, Save, Send
 from coordinator.durability import Volatile
 from coordinator.events import AssignmentFailed, ResultArrived
 from coordinator.farm import Farm
+from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
     AssignmentRecord,
@@ -28,7 +29,7 @@ from coordinator.records import (
     TaskRecord,
 )
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import ClientState, Lease, TaskRun
+from coordinator.state import ClientState, TaskRun
 from protocol.messages import Message
 
 
@@ -47,8 +48,6 @@ class Turn:
     """The name of the event, for reports."""
     stake: ResultArrived | AssignmentFailed | None = None
     """What a client waits to hear of: if the rule breaks, it is told that this does not count."""
-    slots_before: int = 0
-    """The free slots of the client that has ``stake``, before the rule."""
     _records: dict[tuple[type, object], Record] = field(default_factory=dict)
     _released: dict[tuple[type, object], Record] = field(default_factory=dict)
     """Saved too, unless this turn has anything newer: what was held back of a task until now."""
@@ -70,22 +69,20 @@ class Turn:
 
     def settle(self, run: TaskRun) -> None:
         """End this part of a turn, which is about one task: what the task is now is what a later part goes back to."""
-        for record in self._records.values():
-            if _task_of(record) == run.task_id:
-                run.answered.take_in(record)
-        self.farm.settle(run)
+        mine = (r for r in self._records.values() if isinstance(r, AssignmentRecord) and r.task_id == run.task_id)
+        self.farm.leases.keep({record.assignment_id: record for record in mine})
+        run.settle()
         if run.volatile is not None:
             self._hold_back(run, run.volatile)
 
     def put_at_stake(self, event: ResultArrived | AssignmentFailed) -> None:
-        """Note what a client waits to hear of, and the free slots that it has before anything changes."""
+        """Note what a client waits to hear of."""
         if self.stake is None:
-            client = self.farm.clients.get(event.client_id)
-            self.stake, self.slots_before = event, client.slots if client else 0
+            self.stake = event
 
-    def drafts(self) -> tuple[Mapping[tuple[type, object], Record], Iterable[Command]]:
-        """Return what would be saved and done if the turn ended now."""
-        return self._records, self._commands
+    def drafts(self) -> Iterable[Command]:
+        """Return what would be done if the turn ended now."""
+        return self._commands
 
     def save(self, record: Record) -> None:
         """Keep a record; of several versions in one turn the last one is written."""

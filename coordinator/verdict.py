@@ -114,7 +114,7 @@ class Outlook:
         """Whether a task will soon have work for a client of its, which this one may not take away."""
         if run.record.priority > other.record.priority or other.record.not_before > self.turn.now:
             return False
-        if any(self.turn.farm.home(assignment_id) is other for assignment_id in client.held):
+        if any(lease.record.task_id == other.task_id for lease in client.held.values()):
             return False  # it has what it wants of it
         known = self._goes_on.get(other.task_id)
         if known is None:
@@ -126,8 +126,8 @@ class Outlook:
         """Whether a client will come free for a task: all that it does is for tasks that this one outranks."""
         if not available(client, run, self.turn.now).value:
             return False
-        homes = (self.turn.farm.home(assignment_id) for assignment_id in client.held)
-        return all(home is None or home is run or self.band(home) < self.band(run) for home in homes)
+        tasks = (self.turn.farm.tasks[lease.record.task_id] for lease in client.held.values())
+        return all(task is run or self.band(task) < self.band(run) for task in tasks)
 
 
 def verdict(turn: Turn, run: TaskRun, outlook: Outlook) -> Verdict:
@@ -135,14 +135,15 @@ def verdict(turn: Turn, run: TaskRun, outlook: Outlook) -> Verdict:
     if run.step is None and is_finished(run.record) and not run.evaluate_next:
         return Verdict(Outcome.DONE)
     pool = turn.farm.pool(run, turn.now)
-    works = bool(run.step.leases if run.step else run.ahead_records())  # a round may open with what was done ahead
+    # a round may open with what was done ahead of it
+    works = bool(run.step.parts.held) if run.step else run.ahead.is_given_out
     if not works and not _anybody(turn, run, pool):
         return Verdict(Outcome.NOBODY, lambda: nobody(turn, run))
     if run.record.state is TaskState.PENDING and run.record.not_before > turn.now:
         wait_seconds = run.record.not_before - turn.now
         return Verdict(Outcome.WAIT, lambda: f"begins again in {wait_seconds:.0f} s ({run.record.reason})")
     if run.step is not None:
-        return Verdict(Outcome.OFFER, clients=outlook.idle(run, pool) if run.step.waiting else ())
+        return Verdict(Outcome.OFFER, clients=outlook.idle(run, pool) if run.step.parts.waiting else ())
     return _choose(turn, run, pool, outlook)
 
 
@@ -157,7 +158,7 @@ def needed_clients(run: TaskRun) -> int:
         return 1
     if run.record.version == 0 and recipe.init_min_clients is not None:
         return recipe.init_min_clients
-    return recipe.min_clients - len({record.client_id for record in run.ahead_records()})
+    return recipe.min_clients - len({record.client_id for record in run.ahead.records})
 
 
 def _choose(turn: Turn, run: TaskRun, pool: Pool, outlook: Outlook) -> Verdict:

@@ -30,7 +30,7 @@ def task_view(turn: Turn, run: TaskRun) -> TaskView:
         round=task.version,
         rounds_total=max(rounds_total(spec), task.version),
         epoch=task.epoch,
-        clients=len({lease.record.client_id for lease in step.leases.values()}) if step else 0,
+        clients=len({lease.record.client_id for lease in step.parts.held.values()}) if step else 0,
         samples_done=task.samples_done + (_samples_in_progress(step) if step and training else 0),
         samples_per_second=run.speed.value or 0.0,
         loss=task.loss,
@@ -44,8 +44,8 @@ def task_view(turn: Turn, run: TaskRun) -> TaskView:
 
 
 def _samples_in_progress(step: Step) -> int:
-    running = sum(lease.progress.samples_done for lease in step.leases.values() if lease.progress)
-    return step.delivered_samples + running
+    running = sum(lease.progress.samples_done for lease in step.parts.held.values() if lease.progress)
+    return step.parts.delivered_samples + running
 
 
 def open_round_view(run: TaskRun, now: float) -> RoundView | None:
@@ -58,7 +58,7 @@ def open_round_view(run: TaskRun, now: float) -> RoundView | None:
         state=RoundState.OPEN,
         epoch=step.epoch,
         samples=step.samples,
-        clients=len(step.leases) + len(step.delivered),
+        clients=len(step.parts.held) + len(step.parts.delivered),
         seconds=now - step.opened_at,
         loss=None,
         committed_at=None,
@@ -86,9 +86,9 @@ def _step_line(step: Step, now: float) -> str:
     name = f"round {step.number}" if step.kind is Kind.TRAIN else f"evaluation of version {step.number}"
     if step.phase is StepPhase.COMMIT:
         return f"{name}: writing the checkpoint"
-    parts = len(step.leases) + len(step.waiting) + len(step.delivered)
-    line = f"{name}: {len(step.delivered)} of {parts} parts delivered after {now - step.opened_at:.1f} s"
-    return f"{line}; {len(step.waiting)} wait for a free client" if step.waiting else line
+    parts = len(step.parts.held) + len(step.parts.waiting) + len(step.parts.delivered)
+    line = f"{name}: {len(step.parts.delivered)} of {parts} parts delivered after {now - step.opened_at:.1f} s"
+    return f"{line}; {len(step.parts.waiting)} wait for a free client" if step.parts.waiting else line
 
 
 def why(turn: Turn, run: TaskRun) -> str:
@@ -96,10 +96,10 @@ def why(turn: Turn, run: TaskRun) -> str:
     line = _state_line(turn, run)
     if turn.farm.server_lacks is not None and run.record.state in ACTIVE:
         line = f"{line}; it waits for the server: {turn.farm.server_lacks}"
-    if run.step is None or not run.step.leases:
+    if run.step is None or not run.step.parts.held:
         return line
     holders = []
-    for lease in run.step.leases.values():
+    for lease in run.step.parts.held.values():
         name = turn.farm.clients[lease.record.client_id].record.name
         if lease.progress is None:
             holders.append(f"{name} ({lease.record.state})")

@@ -193,7 +193,7 @@ reports = st.builds(
 
 @given(st.lists(reports, max_size=60))
 def test_what_was_said_before_renews_nothing(said: list[AssignmentProgress]) -> None:
-    lease, settings = Lease(DELIVERED), CoordinatorSettings()
+    lease, settings = Lease(DELIVERED, None), CoordinatorSettings()
     renewals = sum(take_in(lease, progress, 0.0, settings) for progress in said)
     phases, samples, fetched, waits = 4, 1, 4 * 4, 4
     assert renewals <= phases + samples + fetched + waits
@@ -202,7 +202,7 @@ def test_what_was_said_before_renews_nothing(said: list[AssignmentProgress]) -> 
 
 
 def test_an_upload_that_waits_as_told_keeps_its_lease_but_not_for_ever() -> None:
-    lease, settings = Lease(DELIVERED), CoordinatorSettings()
+    lease, settings = Lease(DELIVERED, None), CoordinatorSettings()
 
     def waits(number: int) -> AssignmentProgress:
         return AssignmentProgress(assignment_id="a", fence=1, phase=Phase.UPLOADING, waits=number)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
 from coordinator.farm import Farm
+from coordinator.in_flight import Lease, Stage
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.state import Step, StepPhase, TaskRun
 from protocol.messages import Assign
@@ -20,6 +21,7 @@ _LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
 def check_farm(server: Server, is_tick: bool) -> None:
     """Check all that must hold between two events. Raises: Violation."""
     farm: Farm = server.coordinator._farm  # the simulation looks inside
+    check_book(farm)
     held: dict[str, set[str]] = {}
     pipelined: set[str] = set()
     """Assignments of tasks whose clients free their slots before they deliver."""
@@ -27,16 +29,16 @@ def check_farm(server: Server, is_tick: bool) -> None:
         if run.step is not None:
             check(run.record.state in _LIVE, f"task {run.task_id} is {run.record.state} and has an open step")
             _check_step(run, run.step)
-            idle = run.record.state is not TaskState.PENDING or not run.step.leases
+            idle = run.record.state is not TaskState.PENDING or not run.step.parts.held
             check(idle, f"task {run.task_id} is pending, and clients work on it")
-            for name, lease in run.step.leases.items():
+            for name, lease in run.step.parts.held.items():
                 held.setdefault(lease.record.client_id, set()).add(name)
                 check(lease.record.state in HELD, f"lease of {name}, which is {lease.record.state}")
-        for name, lease in (*run.late.items(), *run.ahead.items()):
+        for name, lease in (*run.late.held.items(), *run.ahead.held.items()):
             held.setdefault(lease.record.client_id, set()).add(name)
-        ahead = run.ahead_records()
+        ahead = run.ahead.records
         if run.brief.pipeline:
-            pipelined |= {*run.late, *run.ahead, *(run.step.leases if run.step else ())}
+            pipelined |= {lease.assignment_id for lease in run.leases.held()}
         clients_ahead = [record.client_id for record in ahead]
         check(len(clients_ahead) == len(set(clients_ahead)), f"a client is ahead of {run.task_id} twice")
         check(not ahead or run.record.spec.recipe.pipeline, f"task {run.task_id} has parts of a round to come")
@@ -45,23 +47,24 @@ def check_farm(server: Server, is_tick: bool) -> None:
             why = server.coordinator.why(run.task_id, server.world.server_now())
             check(bool(why.strip()), f"task {run.task_id} is {run.record.state} and does not say why")
     for client in farm.clients.values():
-        if client.slots < 0 or client.held != held.get(client.client_id, set()):
+        if client.slots < 0 or client.held.keys() != held.get(client.client_id, set()):
             raise Violation(f"{client.client_id} has {client.slots} slots and holds {client.held}, not {held}")
         if client.held:
             check(client.online, f"{client.client_id} is gone and holds {client.held}")
             room = server.world.by_id[client.client_id].slots + server.peers[client.client_id].overtaken
-            plain = client.held - pipelined
+            plain = client.held.keys() - pipelined
             check(len(plain) <= room, f"{client.client_id} has room for {room} and holds {plain}")
 
 
 def _check_step(run: TaskRun, step: Step) -> None:
     """Each sample of the step is delivered, leased to one client, or waits: exactly one of the three."""
+    book = step.parts
     if step.phase is StepPhase.COMMIT:
-        check(not step.leases and not step.waiting, f"round {step.number} is being committed and parts are out")
+        check(not book.held and not book.waiting, f"round {step.number} is being committed and parts are out")
         return
-    parts = [(r.position, r.samples) for r in step.delivered if r.position < step.samples]
-    parts += [(x.record.position, x.record.samples) for x in step.leases.values()]
-    parts += [(p.position, p.samples) for p in step.waiting]
+    parts = [(r.position, r.samples) for r in book.delivered_records if r.position < step.samples]
+    parts += [(x.record.position, x.record.samples) for x in book.held.values()]
+    parts += [(p.position, p.samples) for p in book.waiting]
     end = 0
     for position, samples in sorted(parts):
         check(
@@ -70,8 +73,8 @@ def _check_step(run: TaskRun, step: Step) -> None:
         )
         end = position + samples
     check(end == step.samples, f"samples from {end} of round {step.number} of {run.task_id} are nobody's")
-    waiting = {p.position for p in step.waiting} | {x.record.position for x in step.leases.values()}
-    check(all(d.position in waiting for d in step.dormant.values()), "a dormant assignment's part is settled already")
+    waiting = {p.position for p in book.waiting} | {x.record.position for x in book.held.values()}
+    check(all(d.record.position in waiting for d in book.dormant.values()), "a dormant assignment's part is settled")
 
 
 def check_command(server: Server, command: Command) -> None:
@@ -102,6 +105,29 @@ def _check_fold(server: Server, command: Fold) -> None:
     check(attempt == command.attempt, f"{command.assignment_id} is folded into a round that is not open")
     if run.step is None:  # a later part of this turn gave the round up
         return
-    position = next(r.position for r in run.step.delivered if r.assignment_id == command.assignment_id)
+    position = next(r.position for r in run.step.parts.delivered_records if r.assignment_id == command.assignment_id)
     check(position > last, f"{command.assignment_id} is folded at {position}, after {last}")
     audit.folds[key] = (attempt, position)
+
+
+def check_book(farm: Farm) -> None:
+    """Whatever is in flight lies in one place of its task, and all indexes agree about it. Raises: Violation."""
+    seen: dict[str, Lease] = {}
+    clients: dict[str, dict[Stage, set[str]]] = {}
+    for run in farm.tasks.values():
+        for parts in (run.leases.late, *run.leases.rounds.values()):
+            for stage in (Stage.HELD, Stage.DORMANT, Stage.DELIVERED):
+                for name, lease in parts.shelf(stage).items():
+                    check((lease.stage, lease.home) == (stage, parts.home), f"{name} lies in a wrong place")
+            check(all(x.update is not None for x in parts.unfolded.values()), "an update waits that is not there")
+        for lease in run.leases:
+            name = lease.assignment_id
+            check(name not in seen, f"{name} lies in two places")
+            check(lease.record.task_id == run.task_id, f"{name} lies with another task")
+            seen[name] = lease
+            clients.setdefault(lease.record.client_id, {}).setdefault(lease.stage, set()).add(name)
+    check(seen == farm.leases._by_id, "what is in flight is known by another name")
+    for client in farm.clients.values():
+        mine = clients.get(client.client_id, {})
+        check(client.held.keys() == mine.get(Stage.HELD, set()), f"{client.client_id} holds something else")
+        check(client.dormant.keys() == mine.get(Stage.DORMANT, set()), f"{client.client_id} may bring something else")

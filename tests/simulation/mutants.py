@@ -13,6 +13,7 @@ from coordinator import (
     engine,
     failures,
     fleet,
+    leases,
     offers,
     planning,
     recovery,
@@ -24,6 +25,8 @@ from coordinator import (
 )
 from coordinator.commands import Fold, Save
 from coordinator.farm import Farm
+from coordinator.in_flight import Stage
+from coordinator.leases import LeaseBook
 from coordinator.records import AssignmentRecord
 from coordinator.turn import Turn
 from protocol.messages import Ack
@@ -53,7 +56,7 @@ def fold_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
 
 def lose_parts(patch: pytest.MonkeyPatch) -> None:
     """The part of a lost lease is not returned."""
-    patch.setattr(offers, "insort", lambda *_args, **_more: None)
+    patch.setattr(leases, "insort", lambda *_args, **_more: None)
 
 
 def forget_the_leftover(patch: pytest.MonkeyPatch) -> None:
@@ -77,8 +80,8 @@ def count_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """A delivered assignment is saved as counted at once, and may be abandoned later."""
     deliver = results._deliver
 
-    def early(turn: Turn, run: Any, step: Any, lease: Any, event: Any) -> None:
-        deliver(turn, run, step, lease, event)
+    def early(turn: Turn, run: Any, lease: Any, event: Any) -> None:
+        deliver(turn, run, lease, event)
         turn.save(replace(lease.record, counted=True))
 
     patch.setattr(results, "_deliver", early)
@@ -123,25 +126,25 @@ def offer_the_same_part_twice(patch: pytest.MonkeyPatch) -> None:
     """A part that waits is offered and goes on waiting."""
 
     def leaky(turn: Turn, run: Any, step: Any, idle: Any) -> None:
-        for client, part in zip(idle, list(step.waiting), strict=False):
+        for client, part in zip(idle, list(step.parts.waiting), strict=False):
             offers.offer(turn, run, client, part)
+            step.parts.waiting.append(part)
 
     patch.setattr(scheduling, "_offer_again", leaky)
 
 
 def count_repeats(patch: pytest.MonkeyPatch) -> None:
     """A result that comes a second time is delivered a second time."""
-    arrived, seen = results.arrived, {}
+    arrived, seen = results.arrived, set()
 
     def again(turn: Turn, event: Any) -> None:
-        held = turn.farm.lease(event.assignment_id, event.fence)
-        if held is not None:
-            seen[event.assignment_id] = held
-        elif event.assignment_id in seen and turn.farm.is_delivered(event.assignment_id):
-            run, step, lease = seen[event.assignment_id]
-            if run.step is step:
-                step.delivered.append(lease.record)
+        lease = turn.farm.leases.get(event.assignment_id)
         arrived(turn, event)
+        if lease is not None and lease.stage is Stage.DELIVERED and event.assignment_id in seen:
+            step = turn.farm.tasks[lease.record.task_id].step
+            if step is not None and lease.home == step.parts.home:
+                step.parts.delivered[f"{event.assignment_id} again"] = lease
+        seen.add(event.assignment_id)
 
     _replace_rule(patch, results.arrived, again)
 
@@ -160,7 +163,11 @@ def reuse_fences(patch: pytest.MonkeyPatch) -> None:
 
 def free_a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
     """What a client has not answered yet is not counted."""
-    patch.setattr(fleet, "_unanswered", lambda *_args: 0)
+
+    def believe(book: LeaseBook, client_id: str, slots: int) -> None:
+        book._clients[client_id].slots = slots
+
+    patch.setattr(LeaseBook, "set_slots", believe)
 
 
 def never_settle_the_refused(patch: pytest.MonkeyPatch) -> None:
@@ -178,8 +185,8 @@ def acknowledge_on_arrival(patch: pytest.MonkeyPatch) -> None:
     """A client forgets its update before a committed round contains it."""
     deliver = results._deliver
 
-    def early(turn: Turn, run: Any, step: Any, lease: Any, event: Any) -> None:
-        deliver(turn, run, step, lease, event)
+    def early(turn: Turn, run: Any, lease: Any, event: Any) -> None:
+        deliver(turn, run, lease, event)
         ack = Ack(assignment_id=event.assignment_id, fence=event.fence, counted=True)
         turn.send(turn.farm.clients[event.client_id], ack)
 
@@ -204,15 +211,15 @@ def _replace_rule(patch: pytest.MonkeyPatch, old: Callable[..., None], new: Call
 
 def forget_what_is_done_ahead(patch: pytest.MonkeyPatch) -> None:
     """A round opens without what clients began ahead of it."""
-    patch.setattr(rounds, "take_up", lambda _turn, run, _step: (run.ahead.clear(), run.ahead_results.clear()))
+    patch.setattr(rounds, "take_up", lambda _turn, _run, step: (step.parts.held.clear(), step.parts.delivered.clear()))
 
 
 def give_samples_out_ahead_and_again(patch: pytest.MonkeyPatch) -> None:
     """Samples that are done ahead are not taken off the epoch."""
     offer = ahead.offer
 
-    def keep_the_cursor(turn: Turn, run: Any, client: Any, part: Any, book: Any) -> None:
-        offer(turn, run, client, part, book)
+    def keep_the_cursor(turn: Turn, run: Any, client: Any, part: Any, home: Any) -> None:
+        offer(turn, run, client, part, home)
         run.step.next_cursor -= part.samples
 
     patch.setattr(ahead, "offer", keep_the_cursor)
@@ -220,7 +227,7 @@ def give_samples_out_ahead_and_again(patch: pytest.MonkeyPatch) -> None:
 
 def owe_nothing_that_was_lost_ahead(patch: pytest.MonkeyPatch) -> None:
     """The samples of a part that was given up ahead of its round are nobody's."""
-    patch.setattr(ahead, "_owe", lambda *_args: None)
+    patch.setattr(offers, "_owe", lambda *_args: None)
 
 
 def hold_nothing_back(patch: pytest.MonkeyPatch) -> None:
@@ -235,8 +242,9 @@ def acknowledge_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     def early(turn: Turn, event: Any) -> None:
         aggregated(turn, event)
         run = turn.farm.tasks[event.task_id]
-        for client_id, ack in run.volatile.acks if run.volatile else ():
-            turn.send(turn.farm.clients[client_id], ack)
+        for name, lease in run.leases.committed.items():
+            ack = Ack(assignment_id=name, fence=lease.record.fence, counted=True)
+            turn.send(turn.farm.clients[lease.record.client_id], ack)
 
     _replace_rule(patch, aggregated, early)
 
@@ -298,13 +306,13 @@ def answer_half(patch: pytest.MonkeyPatch) -> None:
 
 def settle_nothing(patch: pytest.MonkeyPatch) -> None:
     """Assignments are forgotten while clients work on them."""
-    settle = Farm.settle
+    keep = LeaseBook.keep
 
-    def forgetful(farm: Any, run: Any) -> None:
-        settle(farm, run)
-        farm._homes.clear()
+    def forgetful(book: LeaseBook, records: Any) -> None:
+        keep(book, records)
+        book._by_id.clear()
 
-    patch.setattr(Farm, "settle", forgetful)
+    patch.setattr(LeaseBook, "keep", forgetful)
 
 
 MUTANTS: tuple[Mutant, ...] = (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator import ahead, containment, durability, evaluation, expiry, fleet, offers, results, rounds, scheduling
+from coordinator.leases import LeaseBook
 from tests.simulation.violation import Planted, Violation
 from tests.simulation.world import run_seed
 
@@ -31,13 +32,20 @@ PLACES = (
     (ahead, "offer"),
     (fleet, "suspend"),
     (fleet, "adopt"),
-    (offers, "release"),
+    (offers, "give_up"),
+    (offers, "forget"),
+    (LeaseBook, "grant"),
+    (LeaseBook, "suspend"),
+    (LeaseBook, "adopt"),
+    (LeaseBook, "deliver"),
+    (LeaseBook, "place"),
+    (LeaseBook, "end"),
+    (LeaseBook, "commit"),
     (results, "_done"),
     (results, "_deliver"),
     (results, "commit"),
     (results, "finish_evaluation"),
-    (results, "arrive_late"),
-    (results, "arrive_ahead"),
+    (results, "join_round"),
     (results, "renew"),
     (durability, "must_be_durable"),
 )
@@ -70,7 +78,7 @@ def test_every_promise_holds_though_rules_raise(seed: int, monkeypatch: pytest.M
     assert run_with_errors(seed, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["_forget_the_attempt", "_return_slots", "_settle", "_unsettled_updates", "roll_back"])
+@pytest.mark.parametrize("name", ["_forget_the_attempt", "_settle", "_unsettled_updates", "roll_back"])
 def test_a_broken_turn_that_leaves_traces_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, name, lambda *_: ())
     assert any(breaks(seed) for seed in range(200)), name
