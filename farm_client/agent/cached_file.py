@@ -34,14 +34,15 @@ def look_of(path: Path) -> Look | None:
 def look_if_sound(path: Path, digest: str) -> Look | None:
     """Read the whole file; return what it looks like if it hashes to ``digest`` and nobody wrote to it meanwhile."""
     try:
-        # a link would lead out of the folder that whoever made it may write to
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # a link would lead out of the folder that whoever made it may write to; a pipe would be waited for
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
+    before, hasher = os.fstat(handle), new_hasher()
+    if not stat.S_ISREG(before.st_mode):
+        os.close(handle)
+        return None
     with os.fdopen(handle, "rb", buffering=0) as file:
-        before, hasher = os.fstat(handle), new_hasher()
-        if not stat.S_ISREG(before.st_mode):
-            return None
         while data := file.read(_READ_BYTES):
             hasher.update(data)
         sound = hasher.hexdigest() == digest and _look(before) == _look(os.fstat(handle))
