@@ -252,8 +252,14 @@ class Farm:
             every(settings.collect_seconds, self._prune, "pruning of histories"),
             self._tick_for_ever(),
         ]
-        self._background = [asyncio.create_task(job) for job in jobs]
+        self._background = [asyncio.create_task(job) for job in (self._find_strays(), *jobs)]
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    async def _find_strays(self) -> None:
+        try:
+            await self.hoards.find_strays()
+        except FarmError as error:
+            _log.warning("blobs that nothing refers to were not found", code=error.code, error=error.message)
 
     async def _prune(self) -> None:
         if rows := await self.cleaner.prune(self.clock.now()):
@@ -323,7 +329,7 @@ class Farm:
 
     def _tell_lacks(self) -> None:
         """Let people who ask what a task waits for hear that it is the server."""
-        lacks = self.short_of()
+        lacks = self.short_of() or self.room.refused()
         if (lacks is None) is not (self._told_lacks is None):
             self._told_lacks = lacks
             self.runtime.post(ServerShort(lacks))

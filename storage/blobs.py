@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -40,6 +40,19 @@ class Collected:
 
     count: int
     bytes: int
+
+    def __add__(self, other: Collected) -> Collected:
+        """Return what two collections removed together."""
+        return Collected(self.count + other.count, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob on the disk, and when it was stored or last asked for (seconds since Unix time)."""
+
+    digest: str
+    size_bytes: int
+    stored_at: float
 
 
 class FolderBlobStore:
@@ -220,6 +233,16 @@ class FolderBlobStore:
             if digest not in referenced and (size_bytes := self._remove_old(digest, goes, dry_run=dry_run)) is not None
         ]
         return Collected(len(removed), sum(removed))
+
+    def list_blobs(self) -> list[StoredBlob]:
+        """Return all blobs, those first of which nobody has wanted anything for longest. Raises: Unavailable."""
+        found = []
+        with disk_errors(self._root):
+            for path in self._root.glob("[0-9a-f][0-9a-f]/*"):
+                with suppress(FileNotFoundError):  # it was removed a moment ago
+                    status = path.stat()
+                    found.append(StoredBlob(path.name, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda blob: blob.stored_at)
 
     def _remove_old(self, digest: str, goes: Callable[[float], bool], *, dry_run: bool) -> int | None:
         """Remove the blob if one stored at its time ``goes``; return its size in bytes if so."""

@@ -18,6 +18,8 @@ from coordinator.allowance import LeastRate
 from protocol.errors import Unavailable
 from protocol.wording import sized
 
+_REFUSED_SECONDS: Final = 30.0
+"""Who was refused asks again within this."""
 _RESERVE_SHARE: Final = 0.25
 """Of ``min_free_bytes``: what not even a checkpoint may take."""
 LOOK_BYTES: Final = 16 * 1024 * 1024
@@ -60,6 +62,7 @@ class Room:
         self._now = now
         self._lock = threading.Lock()
         self._promises: set[Promise] = set()
+        self._refusal: tuple[float, str] | None = None
         self._other_promises: Callable[[], int] = lambda: 0
 
     def also_promised(self, count_bytes: Callable[[], int]) -> None:
@@ -88,13 +91,24 @@ class Room:
 
         with self._lock:
             if (reason := self.lacks(LOOK_BYTES if size_bytes is None else size_bytes)) is not None:
-                raise Unavailable(reason)
+                raise self.refuse(reason)
             promise = Promise(size_bytes or 0, look, self._now)
             self._promises.add(promise)
         try:
             yield promise
         finally:
             self._promises.discard(promise)
+
+    def refuse(self, reason: str) -> Unavailable:
+        """Return the error for something that does not fit, and remember for a while that it did not."""
+        self._refusal = (self._now(), reason)
+        return Unavailable(reason)
+
+    def refused(self) -> str | None:
+        """Return why something was not let in a moment ago, although smaller things may be; or None."""
+        if self._refusal is None or self._now() - self._refusal[0] > _REFUSED_SECONDS:
+            return None
+        return self._refusal[1]
 
     def claim(self, size_bytes: int) -> None:
         """Check that a checkpoint of this size may be written. Raises: Unavailable."""

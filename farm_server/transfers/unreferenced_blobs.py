@@ -1,8 +1,12 @@
-"""Blobs that volunteers stored and nobody relies on yet: whose they are, and which must go first.
+"""Blobs that nobody relies on yet: whose they are, and which must go first.
 
 A volunteer's blob is an update on its way, for the seconds until its result names it. More of them than a share of the
 disk is no work, and must not keep others out: the oldest of whoever has too many give way, and where the disk is short
 those of whoever has most. What researchers store is not counted.
+
+What lay there unreferenced when the server started is a stray of its former life: checkpoints that were superseded or
+never committed, updates of rounds that are over, files of removed tasks. What had been meant to go is not known any
+more; it goes in time like all that nothing needs, and where the disk is short at once, before anything else.
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ _YOUNG_SECONDS: Final = 10.0
 """A blob so young may be named in a moment; even where the disk is short it stays."""
 _MOST_BLOBS: Final = 65_536
 _log = structlog.get_logger(__name__)
+
+
+_STRAY: Final = ""
+"""The owner of blobs that an earlier life of the server left."""
 
 
 class References(Protocol):
@@ -57,6 +65,11 @@ class UnusedBlobs:
         """Note that somebody relies on a blob, or another one sent it too: it is nobody's to lose any more."""
         self._blobs.pop(digest, None)
 
+    def owner_of(self, digest: str) -> str | None:
+        """Return whose a blob is; None if it is not in the book."""
+        blob = self._blobs.get(digest)
+        return None if blob is None else blob.owner
+
     def bytes_of(self, owner: str) -> int:
         """Add up what is unused of one volunteer."""
         return sum(blob.size_bytes for blob in self._blobs.values() if blob.owner == owner)
@@ -74,9 +87,9 @@ class UnusedBlobs:
         return chosen
 
     def to_make_room(self, missing_bytes: int, now: float) -> list[str]:
-        """Return what must go so that so many bytes become free: each time the oldest of whoever has most, none young.
+        """Return what must go so that so many bytes become free, none of it young; nothing, if all is not enough.
 
-        Nothing, if all of it together is not enough.
+        First the strays, then each time the oldest of whoever has most.
         """
         totals: dict[str, int] = {}
         olds: dict[str, list[str]] = {}
@@ -86,7 +99,7 @@ class UnusedBlobs:
                 olds.setdefault(blob.owner, []).append(digest)
         chosen = []
         while missing_bytes > 0 and olds:
-            largest = max(olds, key=lambda owner: totals[owner])
+            largest = max(olds, key=lambda owner: (owner == _STRAY, totals[owner]))
             digest = olds[largest].pop(0)
             if not olds[largest]:
                 del olds[largest]
@@ -107,6 +120,7 @@ class Hoards:
         self._references = references
         self._room = room
         self._now = now
+        self._began_at = time.time()
         self._unused = UnusedBlobs()
 
     def used(self, digests: Iterable[str]) -> None:
@@ -123,16 +137,35 @@ class Hoards:
         most_bytes = int(_SHARE * (self._room.spare_bytes() + self._unused.bytes_of(owner)))
         await self._remove(self._unused.surplus(owner, most_bytes), f"{owner} stored more than its share")
 
+    async def find_strays(self) -> None:
+        """Note what lay there when this began and nothing refers to; to be called once. Raises: FarmError."""
+        found = await asyncio.to_thread(self._blobs.list_blobs)
+        referenced = await self._references.referenced_digests()
+        strays = [blob for blob in found if blob.stored_at < self._began_at and blob.digest not in referenced]
+        for blob in strays:
+            self._unused.stored(_STRAY, blob.digest, blob.size_bytes, self._now() - (time.time() - blob.stored_at))
+        if strays:
+            size_bytes = sum(blob.size_bytes for blob in strays)
+            _log.info("recovery: blobs that nothing refers to", blobs=len(strays), bytes=size_bytes)
+
     async def make_room(self, size_bytes: int = 0) -> None:
         """See, as far as unused blobs can give way, that so many bytes may be taken in."""
         missing_bytes = 0 if self._room.lacks(size_bytes) is None else size_bytes - self._room.spare_bytes() + 1
-        await self._remove(self._unused.to_make_room(missing_bytes, self._now()), "the disk is short")
+        while digests := self._unused.to_make_room(missing_bytes, self._now()):
+            missing_bytes -= await self._remove(digests, "the disk is short")
 
-    async def _remove(self, digests: Sequence[str], why: str) -> None:
+    async def _remove(self, digests: Sequence[str], why: str) -> int:
+        """Remove what is not needed after all, and take it out of the book; return how many bytes went."""
         if not digests:
-            return
+            return 0
+        strays = [digest for digest in digests if self._unused.owner_of(digest) == _STRAY]
+        others = [digest for digest in digests if self._unused.owner_of(digest) != _STRAY]
         for digest in digests:
             self._unused.used(digest)
         referenced = await self._references.referenced_digests()
-        gone = await asyncio.to_thread(self._blobs.collect, referenced, 0.0, time.time() + 1, digests)
+        now = time.time()
+        # a stray that somebody has asked for since is no stray any more
+        gone = await asyncio.to_thread(self._blobs.collect, referenced, now - self._began_at, now, strays)
+        gone += await asyncio.to_thread(self._blobs.collect, referenced, 0.0, now + 1, others)
         _log.warning("unused blobs are removed", reason=why, blobs=gone.count, bytes=gone.bytes)
+        return gone.bytes

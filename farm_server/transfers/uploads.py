@@ -220,8 +220,10 @@ class Uploads:
         await self._places.make_room(needed_bytes)
         if room.lacks(needed_bytes) is not None or len(self._folder) >= _MOST_UPLOADS:
             await self._drop_idle(self._settings.upload_idle_seconds)
-        if (reason := self._places.refuses() or room.lacks(needed_bytes)) is not None:
+        if (reason := self._places.refuses()) is not None:
             raise Unavailable(reason)
+        if (reason := room.lacks(needed_bytes)) is not None:
+            raise room.refuse(reason)
         if partial is None and len(self._folder) >= _MOST_UPLOADS:
             raise Unavailable(f"{_MOST_UPLOADS} other uploads are not finished; try again when some are")
 

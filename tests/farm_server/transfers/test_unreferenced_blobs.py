@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import httpx
@@ -12,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_server.environment.disk_space import LOOK_BYTES, Promise, Room
-from farm_server.transfers.unreferenced_blobs import UnusedBlobs
+from farm_server.transfers.unreferenced_blobs import Hoards, UnusedBlobs
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
+from storage.blobs import FolderBlobStore
+from storage.ledger_identity import LedgerIdentity
+from storage.owner import settle_owner
 from tests.farm_server import model
 
 MEBIBYTE = 1024**2
@@ -123,6 +127,101 @@ def test_what_is_relied_on_is_nobody_s_to_lose() -> None:
     book.stored("a", "y", 10, 0.0)
     book.used("x")
     assert (book.bytes_of("a"), book.to_make_room(10, 1000.0), book.surplus("a", 0)) == (10, ["y"], [])
+
+
+def test_a_stray_of_an_earlier_life_goes_before_anybody_s() -> None:
+    book = UnusedBlobs()
+    book.stored("a", "a1", 500, 0.0)
+    book.stored("", "stray-1", 10, -50.0)
+    book.stored("", "stray-2", 10, -40.0)
+    assert book.to_make_room(15, 1000.0) == ["stray-1", "stray-2"]
+    assert book.to_make_room(25, 1000.0) == ["stray-1", "stray-2", "a1"]
+
+
+class NothingIsReferenced:
+    def __init__(self, *digests: str) -> None:
+        self.digests = set(digests)
+
+    async def referenced_digests(self) -> set[str]:
+        return self.digests
+
+
+def aged(store: FolderBlobStore, data: bytes, seconds: float) -> str:
+    """Store a blob as an earlier life did."""
+    digest = store.put_bytes(data).digest
+    then = time.time() - seconds
+    os.utime(store.path(digest), (then, then))
+    return digest
+
+
+async def test_strays_go_as_soon_as_the_disk_is_short_and_only_those(disk: Disk, tmp_path: Path) -> None:
+    store = FolderBlobStore(tmp_path)
+    older, newer = aged(store, b"o" * 1000, 300.0), aged(store, b"n" * 1000, 200.0)
+    needed, asked_for = aged(store, b"needed" * 500, 400.0), aged(store, b"asked" * 500, 500.0)
+    hoards = Hoards(store, NothingIsReferenced(needed), Room(tmp_path, 100 * MEBIBYTE))
+    await hoards.find_strays()
+    await hoards.make_room(1000)
+    assert store.has(older), "there is room enough"
+    store.renew(asked_for)  # a researcher's, who goes on with an upload that the restart had cut
+    uploaded_since = store.put_bytes(b"u" * 1000).digest
+    disk.free = 100 * MEBIBYTE
+    await hoards.make_room(900)
+    assert [store.has(d) for d in (older, newer, needed, asked_for, uploaded_since)] == [False, True, True, True, True]
+    await hoards.make_room(900)
+    assert [store.has(d) for d in (older, newer, needed, asked_for, uploaded_since)] == [False, False, True, True, True]
+
+
+async def test_what_a_lost_ledger_may_refer_to_is_no_stray(disk: Disk, tmp_path: Path) -> None:
+    store = FolderBlobStore(tmp_path)
+    kept = aged(store, b"k" * 1000, 300.0)
+    for ledger in ("a ledger", "another ledger"):
+        settle_owner(tmp_path, LedgerIdentity(ledger, 1), is_new=False, now=time.time())
+    hoards = Hoards(store, NothingIsReferenced(), Room(tmp_path, 100 * MEBIBYTE))
+    await hoards.find_strays()
+    disk.free = 100 * MEBIBYTE
+    await hoards.make_room(900)
+    assert store.has(kept)
+
+
+async def test_an_upload_is_let_in_where_an_earlier_life_had_filled_the_disk(start, monkeypatch):
+    async with start() as server:
+        strays = [aged(server.farm.blobs, os.urandom(40_000), 100.0 + n) for n in range(5)]
+        monkeypatch.setattr(server.farm.hoards, "_began_at", time.time() - 50)
+        await server.farm.hoards.find_strays()
+        full = server.farm.room
+        spare = [0]
+        monkeypatch.setattr(full, "spare_bytes", lambda: spare[0])
+        monkeypatch.setattr(full, "lacks", lambda size=0: "the disk is full" if size > freed() else None)
+
+        def freed() -> int:
+            return sum(40_000 for digest in strays if not server.farm.blobs.has(digest))
+
+        assert (await put(server.http, os.urandom(50_000))).status_code == 201
+        assert [server.farm.blobs.has(digest) for digest in strays] == [True, True, True, False, False]
+
+
+async def test_people_are_told_that_a_task_waits_for_the_disk_where_only_large_blobs_do_not_fit(start, monkeypatch):
+    async with start() as server:
+        task_id = await model.submit(server.http)
+        room = server.farm.room
+        short_of = room._short_of
+        monkeypatch.setattr(room, "_short_of", lambda n: "only 4.2 MiB are free" if n > 2**30 else short_of(n))
+        request = {"size_bytes": 2**31}
+        answer = await server.http.post(f"/v1/blobs/{'a' * 64}/upload", json=request)
+        assert answer.status_code == 503
+        async with asyncio.timeout(30):
+            while "only 4.2 MiB" not in (why := (await server.http.get(f"/v1/tasks/{task_id}/why")).json()["why"]):
+                pass
+        assert "it waits for the server: only 4.2 MiB are free" in why
+
+
+def test_a_refusal_is_forgotten_after_a_while(room: Room, disk: Disk) -> None:
+    with pytest.raises(Unavailable), room.promised(2000 * MEBIBYTE):
+        pass
+    assert room.lacks() is None
+    assert room.refused() is not None
+    disk.now += 31
+    assert room.refused() is None
 
 
 def volunteers_http(server) -> httpx.AsyncClient:
