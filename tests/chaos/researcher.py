@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.farm import BenchmarkError
 from benchmarks.mortal_farm import MortalFarm
 from benchmarks.regression import (
     AVERAGING,
@@ -94,7 +95,10 @@ class Researcher:
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        self._farm.wait_for(lambda: not self._running(), "every task ends", seconds)
+        try:
+            self._farm.wait_for(lambda: not self._running(), "every task ends", seconds)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{error}; {self._standing()}") from None
         for task_id, kind in self._tasks.items():
             self._verdict.add(self._judged(task_id, kind))
         return self._verdict
@@ -148,6 +152,13 @@ class Researcher:
 
     def _running(self) -> list[str]:
         return [task.task_id for task in self._farm.api.tasks() if not is_over(task)]
+
+    def _standing(self) -> str:
+        """Say what is open, and what each of it waits for."""
+        open_tasks = [task for task in self._farm.api.tasks() if not is_over(task)]
+        clients = [f"{client.name} {client.state} {client.reason}" for client in self._farm.api.clients()]
+        tasks = [f"{task.name} is {task.state} in round {task.round}: {task.why}" for task in open_tasks]
+        return "; ".join([*tasks, *clients])
 
     def _kind(self, name: str, what: Regression) -> Kind:
         """Prepare a kind of task, and let it run undisturbed once."""
