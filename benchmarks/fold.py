@@ -63,6 +63,58 @@ class RobustFold(Measurement):
     ratio: float
 
 
+@dataclass(frozen=True)
+class FoldParts(Measurement):
+    """Where the time of folding one kind of update goes: nanoseconds a parameter, each part alone, the best of N.
+
+    ``map_ns``: mapping the file, tensor by tensor, with all pages in memory, and giving the map back. ``convert_ns``:
+    from the stored numbers to float32 in a scratch that stays in the cache. ``add_ns``: ``axpy`` from that scratch.
+    ``limit`` is the ratio that a fold would have that did nothing else.
+    """
+
+    codec: str
+    params: int
+    axpy_ns: float
+    map_ns: float
+    convert_ns: float
+    add_ns: float
+    limit: float
+
+
+PARTED: Final = {CodecName.FP16: torch.float16, CodecName.BF16: torch.bfloat16, CodecName.INT8: torch.int8}
+"""The codecs whose folds have these parts, and what their numbers are stored as."""
+
+
+def measure_parts(codec: CodecName, params: int, repeats: int, folder: Path | None = None) -> FoldParts:
+    """Time each part of a fold alone. ``codec`` is one of ``PARTED``."""
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
+        layout, spec = _layout(params), CodecSpec(name=codec)
+        path = Path(name) / "update"
+        _write_update(path, layout, spec)
+        count = sum(tensor.elements for tensor in layout.tensors)
+        stored = torch.ones(count, dtype=PARTED[codec])
+        scratch, total = torch.zeros(CHUNK_ELEMENTS), torch.zeros(count)
+
+        def convert() -> None:
+            for start, stop in chunks_of(count):
+                scratch[: stop - start].copy_(stored[start:stop])
+
+        def add() -> None:
+            for start, stop in chunks_of(count):
+                total[start:stop].add_(scratch[: stop - start], alpha=WEIGHT)
+
+        parts = (_axpy(count), lambda: _map(path), convert, add)
+        axpy_ns, map_ns, convert_ns, add_ns = (s / count * 1e9 for s in _best_of_each(parts, repeats))
+        limit = axpy_ns / (map_ns + convert_ns + add_ns)
+        return FoldParts("fold_parts", codec, count, axpy_ns, map_ns, convert_ns, add_ns, limit)
+
+
+def _map(path: Path) -> None:
+    with MappedFileReader(path) as reader:
+        for name in reader.header.tensors:
+            reader.view(name)
+
+
 def measure(codec: CodecName, params: int, repeats: int, folder: Path | None = None, *, mapped: bool = False) -> Fold:
     """Fold rounds of one update, again and again. ``folder`` chooses the disk that keeps it meanwhile."""
     with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
@@ -70,7 +122,7 @@ def measure(codec: CodecName, params: int, repeats: int, folder: Path | None = N
         path = Path(name) / "update"
         _write_update(path, layout, spec)
         count = sum(tensor.elements for tensor in layout.tensors)
-        seconds, axpy_seconds = _best_of_each(_round(path, layout, spec, mapped=mapped), _axpy(count), repeats)
+        seconds, axpy_seconds = _best_of_each((_round(path, layout, spec, mapped=mapped), _axpy(count)), repeats)
         per_s, axpy_per_s = UPDATES * count / seconds, count / axpy_seconds
         bytes_per_param = path.stat().st_size / count
         return Fold("fold", codec, mapped, count, per_s, axpy_per_s, per_s / axpy_per_s, bytes_per_param)
@@ -81,7 +133,7 @@ def measure_robust(rows: int, params: int, trim: int, repeats: int, folder: Path
     with _one_thread(), tempfile.TemporaryDirectory(prefix="aifarm-fold-", dir=folder) as name:
         mapped = _mapped_rows(Path(name) / "rows", rows, params)
         out = torch.empty(params)
-        seconds, axpy_seconds = _best_of_each(lambda: trimmed_mean(mapped, out, trim), _axpy(params), repeats)
+        seconds, axpy_seconds = _best_of_each((lambda: trimmed_mean(mapped, out, trim), _axpy(params)), repeats)
         aggregate = "median" if trim == (rows - 1) // 2 else f"mean without {trim} at either end"
         share = rows * axpy_seconds / seconds
         return RobustFold("fold", aggregate, rows, params, seconds, params / axpy_seconds, share)
@@ -154,13 +206,13 @@ def _mapped_rows(path: Path, rows: int, params: int) -> Sequence[torch.Tensor]:
     return torch.from_numpy(np.memmap(path, np.float32, mode="r+", shape=(rows, params))).unbind()
 
 
-def _best_of_each(work: Callable[[], None], limit: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Return the least seconds of each, after a first time that does not count."""
-    best = [math.inf, math.inf]
+def _best_of_each(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Return the least seconds of each, taken in turns, after a first time that does not count."""
+    best = [math.inf] * len(works)
     for repeat in range(repeats + 1):
-        for which, each in enumerate((work, limit)):
+        for which, each in enumerate(works):
             began = time.perf_counter()
             each()
             if repeat:
                 best[which] = min(best[which], time.perf_counter() - began)
-    return best[0], best[1]
+    return best

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.blob import measure as measure_blob
+from benchmarks.fold import PARTED, measure_parts, measure_robust
 from benchmarks.fold import measure as measure_fold
-from benchmarks.fold import measure_robust
 from benchmarks.idle import measure as measure_idle
 from benchmarks.lag import measure as measure_lag
 from benchmarks.measurement import Measurement
@@ -73,10 +73,12 @@ def fold(
     mapped: Annotated[bool, typer.Option(help="Read updates from memory-maps instead of as the server does.")] = False,
 ) -> None:
     """Parameters per second of decoding and adding an update, for each codec, beside a plain addition in memory."""
-    codecs = product(whole_numbers(params), codec or list(CodecName))
+    chosen = codec or list(CodecName)
+    codecs = product(whole_numbers(params), chosen)
     robust = product(whole_numbers(row_params), whole_numbers(rows))
     report(
         [partial(measure_fold, name, size, repeats, mapped=mapped) for size, name in codecs]
+        + [partial(measure_parts, name, max(whole_numbers(params)), repeats) for name in chosen if name in PARTED]
         + [
             partial(measure_robust, count, size, trim, repeats)
             for size, count in robust

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.fold import measure, measure_robust
+from benchmarks.fold import PARTED, measure, measure_parts, measure_robust
 from protocol.compression import CodecName
 
 
@@ -27,4 +27,13 @@ def test_robust_aggregates_are_measured_beside_axpy(tmp_path, trim, name):
     assert (found["aggregate"], found["rows"], found["params"]) == (name, 6, 50_000)
     expected = 6 * 50_000 / found["seconds"] / found["axpy_params_per_s"]
     assert found["ratio"] == pytest.approx(expected, rel=1e-2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", PARTED)
+def test_the_parts_of_a_fold_are_measured_alone(tmp_path, codec):
+    found = json.loads(measure_parts(codec, 300_000, 2, tmp_path).to_json())
+    assert (found["codec"], found["params"]) == (codec, 547**2)
+    parts = found["map_ns"] + found["convert_ns"] + found["add_ns"]
+    assert found["limit"] == pytest.approx(found["axpy_ns"] / parts, rel=1e-2)
     assert list(tmp_path.iterdir()) == []
