@@ -8,6 +8,7 @@ Sources: McMahan et al., arXiv:1602.05629; Reddi et al., arXiv:2003.00295 (serve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Final
@@ -56,7 +57,7 @@ class OuterStep:
         }
 
     def step(self, mean: Mapping[str, Tensor], untouched: Collection[str] = frozenset()) -> None:
-        """Update the parameters by one step along ``mean`` (see ``Accumulator.mean``) and set the buffers to it.
+        """Update the parameters by one step along ``mean`` (see ``Aggregate.result``) and set the buffers to it.
 
         ``untouched`` parameters have no gradient: they keep their value and state, and do not decay either, as with
         torch.optim where ``grad`` is None. ``mean`` is left as it is. Memory: what torch takes for one parameter at a
@@ -122,6 +123,19 @@ class OuterStep:
         if what == _MASTER and value.dtype != parameter.dtype:
             raise LayoutMismatch(f"{key!r} of the optimizer state is {value.dtype}, the optimizer's {parameter.dtype}")
         return what, name
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with a NaN or an infinity, or None if all are finite.
+
+    One pass without temporaries: minimum and maximum are finite exactly when all elements are.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor)
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+                return name
+    return None
 
 
 def check_outer_optimizer(spec: OuterOptimizer, layout: Layout) -> None:

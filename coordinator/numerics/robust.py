@@ -1,5 +1,8 @@
 """Aggregates that a few wrong or hostile updates cannot move far: median and trimmed mean of each coordinate.
 
+Every update has one vote, whatever its samples: they are not the sender's alone to choose, but whoever seems fast gets
+more of them, and a weight of its own would let one sender outvote all others.
+
 All updates are read side by side, block by block, and each block's rows are sorted by a network of minima and maxima:
 every step is one vector operation on whole rows, and steps that the wanted ranks do not depend on are left out.
 Sources: Yin et al., arXiv:1803.01498 (both aggregates and their rates); Batcher 1968 as in Knuth, TAOCP vol. 3,
@@ -8,6 +11,8 @@ Sources: Yin et al., arXiv:1803.01498 (both aggregates and their rates); Batcher
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -15,16 +20,19 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from coordinator.numerics.aggregation import EmptyRound
-from protocol.codecs import Decoder, Reader, Scratch, decoder
+from coordinator.numerics.aggregate import Aggregate, EmptyRound, checked_weight
+from protocol.codecs import TORCH_DTYPES, Decoder, Reader, Scratch, decoder
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecSpec
-from protocol.tensors import Layout
+from protocol.encoded import untouched_in
+from protocol.tensors import Layout, Role, TensorSpec
 
 _BLOCK_BYTES: Final = 2**21
 """Of all rows of a block together: they stay in the cache from the first step to the last."""
 _LEAST_ELEMENTS: Final = 2**12
 """Of a block, however many rows: with fewer, calling torch would take longer than its work."""
+_ROUNDING: Final = 1e-9
+"""0.07 of 100 updates are 7 of them, whatever floats say."""
 
 
 class Step(NamedTuple):
@@ -36,42 +44,99 @@ class Step(NamedTuple):
     wants_high: bool
 
 
-def robust_mean(
-    readers: Sequence[Reader], layout: Layout, codec: CodecSpec, trimmed_fraction: float
-) -> dict[str, Tensor]:
-    """Return the trimmed mean of whole updates, in the layout's shapes; every update has the same vote.
+class TrimmedMean(Aggregate):
+    """The mean of each coordinate's values without the smallest and the largest ones.
 
-    Of each coordinate's values the ``trimmed_fraction`` smallest and as many largest are left out (rounded down); 0.5
-    is the median. Floats come in the dtype of decoded values (float64 for float64 parameters stored as they are, or
-    else float32); of integers and bools the lower median is taken. The readers' headers have been checked.
-    Memory: the result, and some blocks. Raises: EmptyRound if there is no reader.
+    ``trim_share`` (over 0) of the updates is left out at either end, rounded up, so that one at least is, and at most
+    as many as leave one or two in the middle. It holds against wrong updates as long as they are no more than that. Of
+    one or two updates there is nothing to leave out: then it is their plain mean.
+    Integers and bools are the lower median of the updates' values. A parameter counts as untouched if no more updates
+    touch it than are left out at one end.
+    Memory: the result; of n updates n + 1 rows of a block (together some 2 MiB, or with hundreds of updates 16 KiB
+    each), and for each update scratch of about its row's size.
+    Source: Yin et al., arXiv:1803.01498, definition 2, with beta = ``trim_share``.
     """
-    if not readers:
-        raise EmptyRound
-    middle = (len(readers) - 1) // 2
-    trim = min(middle, int(trimmed_fraction * len(readers)))
-    scratch = Scratch()
-    means: dict[str, Tensor] = {}
-    for spec in layout.returned:
-        rows = [decoder(reader, spec, codec) for reader in readers]
-        out = torch.empty(spec.elements, dtype=rows[0].dtype)
-        trimmed_mean(rows, out, trim if spec.is_float else middle, scratch)
-        means[spec.name] = out.view(spec.shape)
-    return means
+
+    reads_in_result = True
+
+    def __init__(self, layout: Layout, codec: CodecSpec | None, trim_share: float) -> None:
+        self._layout = layout
+        self._codec = codec or CodecSpec()
+        self._trim_share = trim_share
+        self._results = {spec: torch.empty(spec.elements, dtype=_result_dtype(spec)) for spec in layout.returned}
+        self._scratch = Scratch()
+        self._readers: list[Reader] = []
+        self._untouched: Counter[str] = Counter()
+        self._settled = False
+
+    def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
+        """Keep the reader. Every update has one vote: there is no scale but 1."""
+        checked_weight(samples, scale)
+        if scale != 1:
+            raise ValueError(f"every update has one vote, and a stale one's cannot be scaled by {scale}")
+        if self._settled:
+            raise RuntimeError("the result is made: reset() begins the next round")
+        self._untouched.update(untouched_in(self._layout, update.header))
+        self._readers.append(update)
+
+    def result(self) -> dict[str, Tensor]:
+        """Read all updates side by side."""
+        if not self._readers:
+            raise EmptyRound
+        if not self._settled:
+            scratches = [Scratch() for _ in self._readers]
+            for spec, out in self._results.items():
+                rows = [
+                    decoder(reader, spec, self._codec, scratch)
+                    for reader, scratch in zip(self._readers, scratches, strict=True)
+                ]
+                trimmed_mean(rows, out, self._trim if spec.is_float else _most_trimmed(len(rows)), self._scratch)
+            self._settled = True
+        return {spec.name: out.view(spec.shape) for spec, out in self._results.items()}
+
+    def reset(self) -> None:
+        """Forget the readers, and keep the result's memory."""
+        self._readers.clear()
+        self._untouched.clear()
+        self._settled = False
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Return the parameters that hardly any update has a gradient of: those few may be wrong, or lie."""
+        least = len(self._readers) - self._trim
+        return frozenset(name for name, updates in self._untouched.items() if updates >= least)
+
+    @property
+    def _trim(self) -> int:
+        rows = len(self._readers)
+        wanted = math.ceil(self._trim_share * rows - _ROUNDING)
+        return min(wanted, _most_trimmed(rows))
+
+
+class Median(TrimmedMean):
+    """The middle one of each coordinate's values; of an even number the mean of the two in the middle.
+
+    It holds against wrong updates as long as they are fewer than half. All else is as with its base class.
+    Source: Yin et al., arXiv:1803.01498, definition 1.
+    """
+
+    def __init__(self, layout: Layout, codec: CodecSpec | None = None) -> None:
+        super().__init__(layout, codec, trim_share=0.5)
 
 
 def trimmed_mean(rows: Sequence[Decoder | Tensor], out: Tensor, trim: int, scratch: Scratch | None = None) -> None:
     """Write the mean of each coordinate's values without the ``trim`` smallest and the ``trim`` largest to ``out``.
 
-    ``rows`` are decoders, or 1-D tensors (of a memory-map, say), of ``out``'s length and dtype; integers and bools get
-    the lowest value that is left. The order of the rows does not matter, to the bit.
+    ``rows`` are decoders, or 1-D tensors (of a memory-map, say), of ``out``'s length and of one dtype, ``out``'s or a
+    narrower float; integers and bools get the lowest value that is left. The result is never outside of the values that
+    are left, and does not depend on the order of the rows, to the bit.
     Raises: ValueError if nothing would be left.
     """
     if trim < 0 or 2 * trim >= len(rows):
         raise ValueError(f"{trim} values from either end of {len(rows)} leave nothing")
-    shared = scratch or Scratch()
-    for start, stop in chunks_of(out.numel(), _block_elements(len(rows), out.dtype)):
-        block = shared.take("rows", (len(rows) + 1) * (stop - start), out.dtype).view(len(rows) + 1, -1)
+    shared, dtype = scratch or Scratch(), rows[0].dtype
+    for start, stop in chunks_of(out.numel(), _block_elements(len(rows), dtype)):
+        block = shared.take("rows", (len(rows) + 1) * (stop - start), dtype).view(len(rows) + 1, -1)
         *values, spare = block.unbind()
         for row, target in zip(rows, values, strict=True):
             _read(row, start, target)
@@ -81,10 +146,10 @@ def trimmed_mean(rows: Sequence[Decoder | Tensor], out: Tensor, trim: int, scrat
 
 def median(rows: Sequence[Decoder | Tensor], out: Tensor, scratch: Scratch | None = None) -> None:
     """Write each coordinate's median to ``out``: of an even number of rows the mean of the two in the middle."""
-    trimmed_mean(rows, out, (len(rows) - 1) // 2, scratch)
+    trimmed_mean(rows, out, _most_trimmed(len(rows)), scratch)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def sorting_network(rows: int, trim: int = 0) -> tuple[Step, ...]:
     """Return the steps that bring the ranks from ``trim`` to ``rows - trim`` to their places (0 sorts all rows)."""
     wanted = set(range(trim, rows - trim))
@@ -122,12 +187,18 @@ def _sorted(values: list[Tensor], spare: Tensor, trim: int) -> list[Tensor]:
     return values
 
 
-def _average(rows: list[Tensor], out: Tensor) -> None:
-    out.copy_(rows[0])
-    if out.is_floating_point():
-        for row in rows[1:]:
+def _average(ascending: list[Tensor], out: Tensor) -> None:
+    out.copy_(ascending[0])
+    if not out.is_floating_point():
+        return
+    if len(ascending) > 1:
+        for row in ascending[1:]:
             out.add_(row)
-        out.div_(len(rows))
+        out.div_(len(ascending))
+        # rounding, or an overflow on the way, must not lead out of the values; and of equal ones comes the same
+        torch.maximum(out, ascending[0], out=out)
+        torch.minimum(out, ascending[-1], out=out)
+    out.add_(0.0)  # which of two zeros is the smaller one depends on their order: -0.0 becomes 0.0
 
 
 def _read(row: Decoder | Tensor, start: int, target: Tensor) -> None:
@@ -137,5 +208,16 @@ def _read(row: Decoder | Tensor, start: int, target: Tensor) -> None:
         row.read(start, target)
 
 
+def _most_trimmed(rows: int) -> int:
+    """Return how many values may be left out at either end, so that one or two are left: the median's."""
+    return (rows - 1) // 2
+
+
 def _block_elements(rows: int, dtype: torch.dtype) -> int:
-    return max(_LEAST_ELEMENTS, _BLOCK_BYTES // (rows * dtype.itemsize))
+    return max(_LEAST_ELEMENTS, _BLOCK_BYTES // (rows * dtype.itemsize) // _LEAST_ELEMENTS * _LEAST_ELEMENTS)
+
+
+def _result_dtype(spec: TensorSpec) -> torch.dtype:
+    if not spec.is_float:
+        return TORCH_DTYPES[spec.dtype]
+    return torch.float64 if spec.dtype == "F64" or spec.role is Role.BUFFER else torch.float32

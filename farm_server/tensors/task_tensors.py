@@ -1,4 +1,4 @@
-"""One task's tensors on the server: weights, outer optimizer and accumulator. No model code, only named tensors."""
+"""One task's tensors on the server: weights, outer optimizer and aggregate. No model code, only named tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from coordinator.numerics.aggregation import Accumulator, all_finite
-from coordinator.numerics.outer_optimizer import OuterStep
+from coordinator.numerics.outer_optimizer import OuterStep, all_finite
+from coordinator.numerics.weighted_mean import WeightedMean
 from farm_server.tensors.mapped_reader import MappedFileReader
 from farm_server.tensors.tensor_reader import FileReader
 from farm_server.tensors.wrapped_chunks import wrapped
@@ -58,7 +58,7 @@ class TaskTensors:
 
     Later weights files get the first one's header, byte for byte, so that equal weights are equal files (the
     safetensors package writes metadata in random order).
-    Memory: weights, accumulator and optimizer state (a master copy of the weights where versions are sent as deltas),
+    Memory: weights, aggregate and optimizer state (a master copy of the weights where versions are sent as deltas),
     and no second copy of any of them, neither to read nor to write.
     """
 
@@ -73,11 +73,11 @@ class TaskTensors:
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
                 self._outer.load(_read_all(reader))
-        self._accumulator = Accumulator(self._layout, recipe.update_codec)
+        self._aggregate = WeightedMean(self._layout, recipe.update_codec)
 
     def begin(self) -> None:
         """Start a round: forget what was folded."""
-        self._accumulator.reset()
+        self._aggregate.reset()
 
     def fold(
         self, update: bytes | Path, samples: int, scale: float = 1.0, midway: Callable[[], object] | None = None
@@ -87,12 +87,12 @@ class TaskTensors:
         ``midway`` is called when one tensor is folded already (for faults on purpose).
         """
         with _opened(update, forget=True) as reader:
-            self._accumulator.fold(reader if midway is None else _Watched(reader, midway), samples, scale)
+            self._aggregate.fold(reader if midway is None else _Watched(reader, midway), samples, scale)
 
     def step(self) -> NewVersion:
         """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
-        mean = self._accumulator.mean()
-        self._outer.step(mean, self._accumulator.untouched)
+        mean = self._aggregate.result()
+        self._outer.step(mean, self._aggregate.untouched)
         delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
             raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))

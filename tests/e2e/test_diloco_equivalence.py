@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coordinator.numerics.aggregation import Accumulator
 from coordinator.numerics.outer_optimizer import OuterStep
+from coordinator.numerics.weighted_mean import WeightedMean
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from farm_client.data.order import shard_order
@@ -70,7 +70,7 @@ def train_on_the_farm(clients: list[Bench], recipe: Recipe) -> dict[str, torch.T
     layout = parse_layout(clients[0].weights)
     weights = safetensors.torch.load(clients[0].weights)
     outer = OuterStep(recipe.outer, weights, layout)
-    accumulator = Accumulator(layout, clients[0].update_codec)
+    accumulator = WeightedMean(layout, clients[0].update_codec)
     for number in range(ROUNDS):
         accumulator.reset()
         file = safetensors.torch.save(weights)
@@ -89,7 +89,7 @@ def train_on_the_farm(clients: list[Bench], recipe: Recipe) -> dict[str, torch.T
             reader = BytesReader(done.update)
             check_encoded(layout, client.update_codec, reader.header)
             accumulator.fold(reader, done.samples)
-        outer.step(accumulator.mean())
+        outer.step(accumulator.result())
     return weights
 
 

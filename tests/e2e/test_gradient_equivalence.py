@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coordinator.numerics.aggregation import Accumulator
 from coordinator.numerics.outer_optimizer import OuterStep
+from coordinator.numerics.weighted_mean import WeightedMean
 from farm_client.data.order import shard_order
 from farm_client.data.readers import open_data
 from farm_client.data.sharding import PlannedShard, write_shards
@@ -85,7 +85,7 @@ class Farm:
         self.outer = OuterStep(spec, self.weights, self.layout)
 
     def step(self, step: int) -> None:
-        accumulator = Accumulator(self.layout)
+        accumulator = WeightedMean(self.layout)
         weights = safetensors.torch.save(self.weights)
         share = SHARDS // len(self.clients)
         for number, client in enumerate(self.clients):
@@ -100,7 +100,7 @@ class Farm:
             assert done.update is not None
             check_update(self.layout, read_header(done.update))
             accumulator.fold(BytesReader(done.update), done.samples)
-        self.outer.step(accumulator.mean())
+        self.outer.step(accumulator.result())
 
 
 def train_in_one_process(bench: Bench) -> Mapping[str, torch.Tensor]:

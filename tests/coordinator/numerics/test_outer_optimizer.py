@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from coordinator.numerics.aggregation import Accumulator
-from coordinator.numerics.outer_optimizer import OuterStep, check_outer_optimizer
+from coordinator.numerics.outer_optimizer import OuterStep, all_finite, check_outer_optimizer
+from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.codecs import TORCH_DTYPES, TensorReader
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OuterOptimizer, ParameterGroup
@@ -72,10 +72,10 @@ def gradients(model: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]
 
 
 def distributed_step(model: torch.nn.Module, outer: OuterStep, layout: Layout, parts: Iterator[Any]) -> None:
-    accumulator = Accumulator(layout)
+    accumulator = WeightedMean(layout)
     for x, y in parts:
         accumulator.fold(TensorReader(gradients(model, x, y)), len(x))
-    outer.step(accumulator.mean())
+    outer.step(accumulator.result())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -284,3 +284,17 @@ def test_a_state_of_another_model_is_refused(state: dict[str, Tensor], says: str
     outer = OuterStep(RECIPES["sgd"], {"w": torch.ones(2)}, ONE)
     with pytest.raises(LayoutMismatch, match=says):
         outer.load(state)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 500, 999])
+def test_a_tensor_that_is_not_finite_is_named(dtype: str, bad: float, at: int) -> None:
+    tensors = {"good": torch.ones(3), "bad": torch.ones(1000).to(TORCH_DTYPES[dtype])}
+    assert all_finite(tensors) is None
+    tensors["bad"][at] = bad
+    assert all_finite(tensors) == "bad"
+
+
+def test_empty_and_integer_tensors_are_finite() -> None:
+    assert all_finite({"a": torch.empty(0), "b": torch.tensor([2**62]), "c": torch.tensor(True)}) is None
