@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.farm import POLL_SECONDS
 from benchmarks.measurement import Measurement
 from benchmarks.raw_copy import download_seconds, raw_server, upload_seconds
-from farm_client.agent.address import FarmAddress, parse_address
-from farm_client.agent.transfers import Transfers
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.connection.address import FarmAddress, parse_address
 from farm_client.cli.localfarm import end, launch_server, read_urls
 from farm_client.transfer.carrier import ignore_bytes
 from farm_client.transfer.partial_file import PartialFile

@@ -1,7 +1,7 @@
 """Clients that speak the protocol and train nothing, so that thousands fit into one process: updates are made up.
 
 In all else they do as the agent does, with its own code where that stands alone: how it dials, greets, packs frames
-and pings (``farm_client.agent.link``), and how often it beats, at work and without any (``farm_client.agent.tempo``).
+and pings (``link`` of the agent's connection), and how often it beats, at work and idle (``heartbeat_interval``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from farm_client.agent.address import parse_address
-from farm_client.agent.link import Link, open_link
-from farm_client.agent.tempo import Tempo
+from farm_client.agent.connection.address import parse_address
+from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.link import Link, open_link
 from protocol.inline_limit import InlineLimit
 from protocol.messages import (
     Accept,

@@ -27,8 +27,8 @@ from benchmarks.measurement import Measurement
 from benchmarks.meters import peak_rss_bytes
 from benchmarks.noop_task.train import tensor_sizes
 from benchmarks.rounds import TASK
-from farm_client.agent.address import FarmAddress, parse_address
-from farm_client.agent.transfers import Transfers
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.connection.address import FarmAddress, parse_address
 from farm_client.sdk.outcome import is_over
 from protocol.digests import new_hasher
 from protocol.messages import Assign

@@ -19,13 +19,13 @@ import uvloop
 
 from farm_client import faults
 from farm_client.agent.blotting import blot_out
+from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
-from farm_client.agent.farm_choice import SECRET_VARIABLES, choose_farm
-from farm_client.agent.home import Home
-from farm_client.agent.probe import Lending, Probe
+from farm_client.agent.home.folder import Home
+from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
-from farm_client.agent.status import Status, read_status
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError

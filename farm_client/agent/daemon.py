@@ -17,28 +17,28 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
 
-from farm_client.agent.acquaintances import Acquaintances
-from farm_client.agent.address import FarmAddress
-from farm_client.agent.cache import BlobCache
-from farm_client.agent.display import Display
+from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.fetcher import Fetcher
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.connection.address import FarmAddress
+from farm_client.agent.connection.farm_choice import remember_farm
+from farm_client.agent.connection.link import Link, open_link
+from farm_client.agent.connection.reach import Reach
 from farm_client.agent.errors import Displaced, OutOfReach
-from farm_client.agent.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
-from farm_client.agent.farm_choice import remember_farm
-from farm_client.agent.fetcher import Fetcher
-from farm_client.agent.home import Home
-from farm_client.agent.identity import Identity, load_identity
-from farm_client.agent.job import Tools
-from farm_client.agent.link import Link, open_link
-from farm_client.agent.narrator import Narrator
-from farm_client.agent.outbox import Outbox
-from farm_client.agent.probe import Lending, Probe
-from farm_client.agent.reach import Reach
-from farm_client.agent.selftest import Verdicts, self_test
+from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
+from farm_client.agent.home.folder import Home
+from farm_client.agent.home.identity import Identity, load_identity
+from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.home.outbox import Outbox
+from farm_client.agent.home.start_marks import StartMarks
+from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.machine.selftest import Verdicts, self_test
+from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.display import Display
+from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
-from farm_client.agent.start_marks import StartMarks
-from farm_client.agent.status import StatusBoard
-from farm_client.agent.transfers import Transfers
-from farm_client.agent.worker import Surroundings, Worker
+from farm_client.agent.work.job import Tools
+from farm_client.agent.work.worker import Surroundings, Worker
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.signals import heeded
 from protocol.compression import CodecName

@@ -2,7 +2,7 @@
 
     python -P -m farm_client.executor.selftest
 
-Prints one JSON line (``farm_client.agent.selftest.Verdicts``). The known answers are exact: small integers, whose
+Prints one JSON line (``Verdicts`` of the agent's self-test). The known answers are exact: small integers, whose
 products and sums every floating-point unit must get right to the bit, checked against 64-bit integer arithmetic.
 """
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from farm_client.agent.address import parse_address
-from farm_client.agent.cache import BlobCache
-from farm_client.agent.fetcher import Fetcher
-from farm_client.agent.transfers import Transfers
+from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.fetcher import Fetcher
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.connection.address import parse_address
 from farm_client.transfer.upload import Listener
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRanges, ContentRange

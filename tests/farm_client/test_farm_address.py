@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from farm_client.agent.address import parse_address as parse_join_address
+from farm_client.agent.connection.address import parse_address as parse_join_address
 from farm_client.agent.errors import BadAddress
 from farm_client.farm_address import split_address
 from farm_client.sdk.config import parse_address, resolve_address, save_address

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from farm_client.agent.address import parse_address
-from farm_client.agent.link import open_link
-from farm_client.agent.transfers import Transfers
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.connection.address import parse_address
+from farm_client.agent.connection.link import open_link
 from farm_client.sdk import config
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.errors import FarmUnreachable
@@ -17,9 +17,9 @@ from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from protocol.inline_limit import InlineLimit
 from protocol.retry import RetryPolicy
+from tests.farm_client.agent.connection.test_link import hello
 from tests.farm_client.agent.odd_server import carry
 from tests.farm_client.agent.scripted_farm import TOKEN, running_farm
-from tests.farm_client.agent.test_link import hello
 
 HOST = "farm.invalid"
 DATA = b"bytes" * 1000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from farm_client.agent.probe import Probe
-from farm_client.agent.selftest import self_test
+from farm_client.agent.machine.probe import Probe
+from farm_client.agent.machine.selftest import self_test
 from tests.farm_client.agent.broken_proxies import BACK_SECONDS, outlive
 from tests.farm_client.agent.scripted_farm import running_farm
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from farm_client import faults
-from farm_client.agent.address import parse_address
+from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.settings import load_settings
 

@@ -9,7 +9,7 @@ import shutil
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
-from farm_client.agent.address import parse_address
+from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.settings import load_settings
 from tests.farm_client.agent.odd_server import (

@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from farm_client.agent.address import parse_address
+from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
-from farm_client.agent.probe import Probe
-from farm_client.agent.selftest import self_test
+from farm_client.agent.machine.probe import Probe
+from farm_client.agent.machine.selftest import self_test
 from farm_client.agent.settings import load_settings
 from tests.farm_client.agent.scripted_farm import running_farm
 

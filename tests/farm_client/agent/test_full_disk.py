@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from farm_client.agent import disk_room
-from farm_client.agent.cache import BlobCache
-from farm_client.agent.disk_room import MAX_RESERVE_BYTES, DiskRoom
+from farm_client.agent.blobs import disk_space
+from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskRoom
+from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.errors import BadHome, CacheFull, DiskFull, HomeGone
-from farm_client.agent.fetcher import Fetcher
-from farm_client.agent.home import Home
-from farm_client.agent.identity import load_identity
-from farm_client.agent.narrator import Narrator
-from farm_client.agent.outbox import Outbox
-from farm_client.agent.probe import Probe
-from farm_client.agent.selftest import self_test
-from farm_client.agent.status import StatusBoard
+from farm_client.agent.home.folder import Home
+from farm_client.agent.home.identity import load_identity
+from farm_client.agent.home.outbox import Outbox
+from farm_client.agent.machine.probe import Probe
+from farm_client.agent.machine.selftest import self_test
+from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.status import StatusBoard
 from farm_client.executor.failures import CodeError, as_failed, calling
 from farm_client.transfer.partial_file import PartialFile
 from protocol.digests import digest_bytes
 from protocol.messages import Pause, Reject, Result, Resume, Scope
+from tests.farm_client.agent.blobs.test_fetcher import blob, transfers
+from tests.farm_client.agent.home.test_outbox import inline
 from tests.farm_client.agent.scripted_farm import joined
-from tests.farm_client.agent.test_fetcher import blob, transfers
-from tests.farm_client.agent.test_outbox import inline
 from tests.farm_client.agent.waiting import until
 
 __all__ = ["transfers"]
@@ -42,7 +42,7 @@ class Disk:
         self.free = 10**12
         self.total = 10**12
         self.refuses = 0
-        monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _: Usage(self.total, 0, self.free))
+        monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: Usage(self.total, 0, self.free))
         for owner, name in ((Path, "write_bytes"), (PartialFile, "write")):
             monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name)))
 

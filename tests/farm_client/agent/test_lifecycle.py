@@ -8,11 +8,12 @@ import sys
 import psutil
 import pytest
 
-from farm_client.agent import reach, worker
-from farm_client.agent.address import parse_address
+from farm_client.agent.connection import reach
+from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
+from farm_client.agent.work import worker
 from protocol.compression import CodecName
 from protocol.errors import OversizedFrame, Unauthorized, VersionMismatch
 from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result, Scope
@@ -176,13 +177,13 @@ async def work_wrongly(*_):
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
-        ("farm_client.agent.worker.refusal", refuse_wrongly),
-        ("farm_client.agent.job.Job.do", work_wrongly),
-        ("farm_client.agent.fetcher.Fetcher.fetch", work_wrongly),
-        ("farm_client.agent.executor_pool.ExecutorPool.take_new", work_wrongly),
-        ("farm_client.agent.executor.Executor.run", work_wrongly),
-        ("farm_client.agent.outbox.Outbox.put", refuse_wrongly),
-        ("farm_client.agent.deliveries.Deliveries.deliver", work_wrongly),
+        ("farm_client.agent.work.worker.refusal", refuse_wrongly),
+        ("farm_client.agent.work.job.Job.do", work_wrongly),
+        ("farm_client.agent.blobs.fetcher.Fetcher.fetch", work_wrongly),
+        ("farm_client.agent.executors.executor_pool.ExecutorPool.take_new", work_wrongly),
+        ("farm_client.agent.executors.executor.Executor.run", work_wrongly),
+        ("farm_client.agent.home.outbox.Outbox.put", refuse_wrongly),
+        ("farm_client.agent.work.deliveries.Deliveries.deliver", work_wrongly),
     ],
 )
 async def test_whatever_one_assignment_runs_into_is_its_failure_and_the_agent_works_on(

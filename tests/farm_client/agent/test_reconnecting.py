@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from farm_client.agent.link import Link
+from farm_client.agent.connection.link import Link
 from protocol.messages import Accept, Cancel, Error, Heartbeat, HeldAssignment, Kind, Progress, Ready, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until

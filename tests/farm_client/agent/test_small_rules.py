@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.agent.acquaintances import Acquaintances
-from farm_client.agent.cache_stats import CacheStats
+from farm_client.agent.blobs.cache_stats import CacheStats
+from farm_client.agent.connection.fitting import shortened
 from farm_client.agent.errors import BadHome, DamagedIdentity
-from farm_client.agent.fitting import shortened
-from farm_client.agent.identity import Identity, load_identity
-from farm_client.agent.preflight import Standing, refusal
+from farm_client.agent.home.identity import Identity, load_identity
+from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.durable_file import write_durably
 from protocol.messages import (
     Assign,

@@ -1,0 +1,63 @@
+"""The agent's way to the farm's blobs: one set of connections, limits and counters for all of its transfers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from farm_client.agent.connection.address import FarmAddress
+from farm_client.transfer.answers import client_options
+from farm_client.transfer.bulk_transport import BulkTransport
+from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
+from farm_client.transfer.download import download
+from farm_client.transfer.partial_file import PartialFile
+from farm_client.transfer.rates import RateLimit
+from farm_client.transfer.tally import Tally
+from farm_client.transfer.upload import Listener, upload
+from protocol.retry import RetryPolicy
+
+
+class Transfers:
+    """The way to the farm's ``/v1/blobs``. Use it as a context manager.
+
+    Rates are bytes per second; None sets no limit.
+    """
+
+    def __init__(
+        self,
+        address: FarmAddress,
+        retry: RetryPolicy = RETRY,
+        *,
+        client_id: str = "",
+        upload_rate: float | None = None,
+        download_rate: float | None = None,
+    ) -> None:
+        names = {CLIENT_HEADER: client_id} if client_id else {}
+        options = client_options(address.http_url, address.headers | names)
+        http = httpx.AsyncClient(**options, timeout=TIMEOUT)
+        # the transport finds the proxy itself
+        bulk = httpx.Client(**options | {"proxy": None}, timeout=TIMEOUT, transport=BulkTransport())
+        self._carrier = Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate))
+
+    @property
+    def tally(self) -> Tally:
+        """What moved so far, in bytes."""
+        return self._carrier.tally
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        self._carrier.bulk.close()
+        await self._carrier.http.aclose()
+
+    async def download(self, digest: str, partial: PartialFile, meter: Meter) -> None:
+        """Fetch a blob: see ``transfer.download``."""
+        await download(self._carrier, digest, partial, meter)
+
+    async def upload(self, digest: str, content: Path | bytes, listener: Listener | None = None) -> None:
+        """Store a blob at the farm: see ``transfer.upload``."""
+        await upload(self._carrier, digest, content, listener)

@@ -1,0 +1,55 @@
+"""What is said to the farm: over the connection there is, and what must not be lost again over the next one."""
+
+from __future__ import annotations
+
+from farm_client.agent.connection.link import Link
+from farm_client.agent.connection.unacknowledged import Telling, Untold
+from protocol.messages import HeldAssignment, Message
+
+
+class Voice:
+    """Speaks without waiting. It outlives connections."""
+
+    def __init__(self) -> None:
+        self._link: Link | None = None
+        self._untold = Untold()
+        """What was said without a connection, or into one that broke before it arrived."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits to be written that what can be left out should be."""
+        return self._link is not None and self._link.congested
+
+    def attach(self, link: Link) -> None:
+        """Speak over this connection, at first of what nobody has heard yet."""
+        self._link = link
+        for message in self._untold.messages():
+            link.tell(message)
+        self._untold.clear()
+
+    def detach(self) -> None:
+        """The connection is over."""
+        if self._link is not None:
+            for message in self._link.untold():
+                self._untold.add(message)
+        self._link = None
+
+    def post(self, message: Message) -> None:
+        """Say something that only matters to the connection there is."""
+        if self._link is not None:
+            self._link.post(message)
+
+    def tell(self, message: Telling) -> None:
+        """Say something of an assignment, now or after the next welcome."""
+        if self._link is not None:
+            self._link.tell(message)
+        else:
+            self._untold.add(message)
+
+    def ended(self) -> list[HeldAssignment]:
+        """Name the assignments that ended without the farm's knowledge, for the next hello."""
+        return [
+            HeldAssignment(assignment_id=ending.assignment_id, fence=ending.fence)
+            for ending in self._untold.endings()
+            if ending.assignment_id is not None and ending.fence is not None
+        ]

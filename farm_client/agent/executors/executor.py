@@ -1,0 +1,237 @@
+"""One executor as the agent sees it: a process with a task, the weights it holds, and the order it works on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from farm_client.agent.errors import ExecutorDied, ExecutorFailed
+from farm_client.agent.executors.bundle import unpack_bundle
+from farm_client.executor.messages import (
+    Advance,
+    Building,
+    Difference,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Rebase,
+    Rebased,
+    Report,
+    Run,
+    Warm,
+)
+from farm_client.executor.postmortem import Death
+from farm_client.executor.process import ExecutorProcess, Launch, Listener, Stream, start_executor
+from protocol.errors import FarmError
+from protocol.messages import Kind, TaskBrief
+
+LAST_LINES: Final = 20
+"""How much of its output a dead executor's error carries."""
+
+HearLine = Callable[[Stream, str], None]
+HearAdvance = Callable[[Advance], None]
+
+
+class Executor:
+    """An executor and its state. It does one assignment at a time: ``leased`` says that somebody uses it."""
+
+    def __init__(self) -> None:
+        self.task_id: str | None = None
+        self.leased = False
+        self.running: str | None = None
+        """The assignment that its process works on."""
+        self.doing = "starting"
+        """What it was last told or heard to do, for the report of its death."""
+        self.held_weights: str | None = None
+        self.serves_since = 0.0
+        self.idle_since = 0.0
+        self.death: Death | None = None
+        self._warmed = asyncio.Event()
+        self.hear_line: HearLine = _ignore_line
+        self.hear_advance: HearAdvance = _ignore_advance
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._process: ExecutorProcess
+        self._answer: asyncio.Future[Report | Death]
+        self._expected: type[Report]
+        self._ask(Warm)  # which comes without being asked
+
+    @classmethod
+    async def start(cls, launch: Launch) -> Executor:
+        """Start a process; it warms up by itself. Raises: OSError if none can be started."""
+        executor = cls()
+        listener = Listener(executor._on_report, executor._on_line, executor._on_death)
+        executor._process = await start_executor(launch, listener)
+        return executor
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
+    @property
+    def scratch_dir(self) -> Path:
+        """The folder that it may write to."""
+        return self._process.scratch_dir
+
+    async def load(self, task: TaskBrief, bundle: Path, inline_bytes: int, frozen: Path | None = None) -> None:
+        """Wait until it is warm, then have it import the task's code and take its ``frozen`` tensors, if it has any.
+
+        Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
+        """
+        self.task_id = task.task_id
+        code_dir, own_dir = self.scratch_dir / "code", self.scratch_dir / "own"
+        await asyncio.to_thread(unpack_bundle, bundle, code_dir)
+        own_dir.mkdir()
+        await self._answered()
+        self.doing = "importing the task's code"
+        self._ask(Loaded)
+        self._process.send(_load_order(task, code_dir, frozen, own_dir, inline_bytes))
+        await self._answered()
+
+    async def run(self, order: Run) -> Done:
+        """Have it do one assignment. If this is cancelled the process works on: kill it.
+
+        Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
+        """
+        self.running, self.held_weights = order.assignment_id, order.weights_digest
+        self.doing = "training" if order.kind is Kind.TRAIN else "evaluating"
+        self._ask(Done)
+        self._process.send(order)
+        report = await self._answered()
+        assert isinstance(report, Done)  # noqa: S101  nothing else is taken for an answer
+        return report
+
+    async def rebase(self, assignment_id: str, base: Path, differences: tuple[Difference, ...]) -> Path:
+        """Have it write the weights file that follows from ``base``, for an assignment; return where it is.
+
+        The file is only what a stranger's process says it is: check its digest, then move it away or delete it. If this
+        is cancelled the process works on: kill it. Raises: ExecutorFailed, ExecutorDied, FarmError.
+        """
+        made = self.scratch_dir / "rebased.weights"
+        self.running = assignment_id
+        self.doing = "making the weights from a difference"
+        self._ask(Rebased)
+        self._process.send(
+            Rebase(assignment_id=assignment_id, base_path=str(base), differences=differences, made_path=str(made))
+        )
+        await self._answered()
+        if (path := self.own_file(str(made))) is None:
+            raise FarmError("the executor left a link to elsewhere in place of the weights that it was to write")
+        return path
+
+    def kill(self) -> None:
+        """End it at once, in mid-step."""
+        self._process.kill()
+        self._end(Death("stopped", "the agent stopped the executor"))
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it lives and can begin at once."""
+        return self._warmed.is_set() and self.death is None
+
+    async def warmed(self) -> None:
+        """Wait until it is warm, or dead."""
+        await self._warmed.wait()
+
+    def memory_bytes(self) -> int:
+        """Measure the resident memory of its process; 0 if that is gone."""
+        try:
+            return psutil.Process(self.pid).memory_info().rss
+        except psutil.Error:
+            return 0
+
+    async def closed(self) -> None:
+        """Wait until its process is gone and its scratch folder with it."""
+        await self._process.closed()
+
+    def own_file(self, name: str) -> Path | None:
+        """Return a file of its scratch folder, wherever its name or a link leads; None if that is outside."""
+        path = Path(name).resolve()
+        return path if path.is_relative_to(self.scratch_dir.resolve()) else None
+
+    def forget_hearers(self) -> None:
+        """Let nobody hear it until the next assignment."""
+        self.hear_line, self.hear_advance = _ignore_line, _ignore_advance
+
+    def _ask(self, expected: type[Report]) -> None:
+        self._expected = expected
+        self._answer = asyncio.get_running_loop().create_future()
+        if self.death is not None:
+            self._answer.set_result(self.death)
+
+    async def _answered(self) -> Report:
+        outcome = await self._answer
+        if isinstance(outcome, Death):
+            raise ExecutorDied(outcome, self.doing, tuple(self._last_lines))
+        if isinstance(outcome, Failed):
+            raise ExecutorFailed(outcome)
+        return outcome
+
+    def _on_report(self, report: Report) -> None:
+        """Match a report with what was asked; one that answers nothing asked is left unheard."""
+        if isinstance(report, Building):
+            self.doing = "building the model"
+            return
+        if isinstance(report, Advance):
+            if report.assignment_id == self.running:
+                self.hear_advance(report)
+            return
+        if not isinstance(report, self._expected | Failed):
+            return
+        answers = report.assignment_id if isinstance(report, Done | Rebased | Failed) else None
+        if answers != self.running:
+            return
+        self.running = None
+        self._warmed.set()
+        if isinstance(report, Failed):
+            self.held_weights = None  # it may have failed before it took them
+        if not self._answer.done():
+            self._answer.set_result(report)
+
+    def _on_line(self, stream: Stream, line: str) -> None:
+        self._last_lines.append(line)
+        self.hear_line(stream, line)
+
+    def _on_death(self, death: Death) -> None:
+        self._end(death)
+
+    def _end(self, death: Death) -> None:
+        self.death = self.death or death
+        self.running = None
+        self._warmed.set()
+        if not self._answer.done():
+            self._answer.set_result(self.death)
+
+
+def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path, inline_bytes: int) -> Load:
+    return Load(
+        task_id=task.task_id,
+        code_dir=str(code_dir),
+        frozen_path=None if frozen is None else str(frozen),
+        entry=task.entry,
+        config=task.config,
+        mode=task.mode,
+        seed=task.seed,
+        batch_samples=task.batch_samples,
+        dataset_kind=task.dataset_kind,
+        scratch_dir=str(own_dir),
+        inline_bytes=inline_bytes,
+        keep_inner_optimizer=task.keep_inner_optimizer,
+        ignore=task.ignore,
+        tuple_columns=task.tuple_columns,
+        update_codec=task.update_codec,
+    )
+
+
+def _ignore_line(_stream: Stream, _line: str) -> None:
+    """Nobody waits for what an idle executor prints."""
+
+
+def _ignore_advance(_advance: Advance) -> None:
+    """Nobody waits for an idle executor's progress."""

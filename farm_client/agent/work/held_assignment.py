@@ -1,0 +1,191 @@
+"""One assignment that this client holds, and the messages that say how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from pydantic import ValidationError
+
+from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.disk_space import is_full
+from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
+from farm_client.agent.work.output import PendingOutput
+from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
+from protocol.digests import digest_bytes
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
+from protocol.messages import Assign, AssignmentProgress, Error, Phase, Reject, RejectCode, Result, Scope
+from protocol.tasks import BlobRef
+
+_MAX_MESSAGE_CHARS: Final = 2000
+_MAX_TRACEBACK_CHARS: Final = 20_000
+
+_HANDED_BACK: Final[Mapping[type[Exception], RejectCode]] = MappingProxyType(
+    {
+        NotFound: RejectCode.BLOB_UNAVAILABLE,
+        Unavailable: RejectCode.BLOB_UNAVAILABLE,
+        DigestMismatch: RejectCode.BLOB_UNAVAILABLE,
+        CacheFull: RejectCode.DOES_NOT_FIT,
+        DiskFull: RejectCode.BLOB_UNAVAILABLE,
+        HomeGone: RejectCode.BLOB_UNAVAILABLE,
+    }
+)
+"""Errors that say nothing against the assignment itself: it is handed back undone."""
+
+
+@dataclass(slots=True)
+class Held:
+    """An accepted assignment and how far it is."""
+
+    assign: Assign
+    phase: Phase = Phase.FETCHING
+    samples_done: int = 0
+    sent_bytes: int = 0
+    """Of its update, while that is uploaded."""
+    waits: int = 0
+    """How often the farm told that upload to wait for its turn."""
+    output: PendingOutput = field(default_factory=PendingOutput)
+
+    def shards(self) -> list[BlobRef]:
+        """List the shards' files, which must be in the cache."""
+        refs = (part.shard.blob for part in self.assign.slices if part.shard.blob is not None)
+        return list({ref.digest: ref for ref in refs}.values())
+
+    def inline_bytes(self) -> int:
+        """Count the bytes of the blobs that came inside the assignment itself."""
+        task, links = self.assign.task, self.assign.deltas
+        refs = (task.code, task.frozen, self.assign.weights, *(link.blob for link in links), *self.shards())
+        return sum(len(ref.inline) for ref in refs if ref is not None and ref.inline is not None)
+
+    def sent(self, count: int) -> None:
+        """Hear how many bytes of the update have left."""
+        self.sent_bytes = count
+
+    def waited(self, reason: str | None) -> None:
+        """Hear that the upload is to wait for its turn, or (None) that the turn has come."""
+        self.waits += reason is not None
+
+    def progress(self, arrived_bytes: int = 0) -> AssignmentProgress:
+        """Say how far it is: the more bytes have come, or left, the longer the farm waits for the rest."""
+        return AssignmentProgress(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            phase=self.phase,
+            samples_done=self.samples_done,
+            fetched_bytes=self.sent_bytes if self.phase is Phase.UPLOADING else arrived_bytes,
+            waits=self.waits,
+        )
+
+    def run_order(self, cache: BlobCache, weights: bytes | None, weights_file: Path | None) -> Run:
+        """Turn the assignment into an executor's order; without weights it takes those that it holds."""
+        assign = self.assign
+        return Run(
+            assignment_id=assign.assignment_id,
+            kind=assign.kind,
+            round=assign.round,
+            epoch=assign.epoch,
+            weights_digest=assign.weights.digest,
+            weights=weights,
+            weights_path=None if weights_file is None else str(weights_file),
+            pieces=_pieces(assign, cache),
+        )
+
+    def result(self, done: Done, update: BlobRef | None) -> Result:
+        """Say that it is done."""
+        return Result(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            samples=done.samples,
+            metrics=done.metrics,
+            update=update,
+            compute_seconds=done.compute_seconds,
+        )
+
+    def reject(self, code: RejectCode, message: str) -> Reject:
+        """Hand it back undone."""
+        return Reject(
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            code=code,
+            message=_sendable(message)[:_MAX_MESSAGE_CHARS],
+        )
+
+    def failure(self, error: Exception) -> Error | Reject:
+        """Say why it went wrong, and who could succeed. Any error has an answer: the agent outlives each assignment."""
+        code = RejectCode.BLOB_UNAVAILABLE if filled_disk(error) else _HANDED_BACK.get(type(error))
+        if code is not None:
+            return self.reject(code, str(error))
+        match error:
+            case ExecutorFailed(report=report):
+                return self._error(report.code, report.message, report.scope, report.traceback)
+            case ExecutorDied(death=death, last_lines=last_lines):
+                return self._error(death.code, error.message, Scope.ELSEWHERE, "\n".join(last_lines))
+            case ValidationError():
+                reason = f"the executor's result breaks the contract: {error.errors()[0]['msg']}"
+                return self._error("bad_report", reason, Scope.NOBODY)
+            case FarmError():
+                scope = Scope.NOBODY if isinstance(error, BadBundle) else Scope.ELSEWHERE
+                return self._error(error.code, error.message, scope)
+        return self._error(*_machines_fault(error), Scope.ELSEWHERE)
+
+    def _error(self, code: str, message: str, scope: Scope, traceback: str | None = None) -> Error:
+        return Error(
+            code=code[:64],
+            message=_sendable(message)[:_MAX_MESSAGE_CHARS],
+            assignment_id=self.assign.assignment_id,
+            fence=self.assign.fence,
+            scope=scope,
+            traceback=_sendable(traceback)[-_MAX_TRACEBACK_CHARS:] if traceback else None,
+        )
+
+
+def filled_disk(error: BaseException) -> bool:
+    """Tell whether the disk was full, for the agent or for its executor."""
+    return is_full(error) or (isinstance(error, ExecutorFailed) and error.report.code == DISK_FULL)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, the machine's or the accelerator's."""
+    code = error.report.code if isinstance(error, ExecutorFailed) else None
+    return OUT_OF_MEMORY in (code, error.death.code if isinstance(error, ExecutorDied) else None)
+
+
+def inline_update(done: Done) -> BlobRef | None:
+    """Return the update that came inside the report; None if there is none, or it is in a file."""
+    if done.update is None:
+        return None
+    digest = done.update_digest or digest_bytes(done.update)
+    return BlobRef(digest=digest, size_bytes=len(done.update), inline=done.update)
+
+
+def _machines_fault(error: Exception) -> tuple[str, str]:
+    """Return the code and the sentence of what no error of the farm's own stands for."""
+    if isinstance(error, OSError):
+        return "machine", f"this machine could not do it: {error}"
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):  # one of the things that were done side by side
+        cause = cause.exceptions[0]
+    return "agent_error", f"a mistake in the agent of this machine ended it ({cause!r}); its log shows where"
+
+
+def _sendable(text: str) -> str:
+    """Replace what no message can carry: the bytes of a path that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _pieces(assign: Assign, cache: BlobCache) -> tuple[Piece, ...]:
+    return tuple(
+        Piece(
+            shard=part.shard.index,
+            split=part.shard.split,
+            shard_samples=part.shard.samples,
+            first_row=part.shard.start,
+            path=str(cache.path(part.shard.blob.digest)) if part.shard.blob is not None else None,
+            start=part.start,
+            stop=part.stop,
+        )
+        for part in assign.slices
+    )

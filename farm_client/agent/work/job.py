@@ -1,0 +1,178 @@
+"""The life of one assignment on this machine: fetch, hand to an executor, put what it made into the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import ValidationError
+
+from farm_client import faults
+from farm_client.agent.blobs.fetcher import Fetcher
+from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.errors import ExecutorDied, ExecutorFailed
+from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.executor_pool import ExecutorPool
+from farm_client.agent.home.folder import Home
+from farm_client.agent.home.outbox import Outbox, Parcel
+from farm_client.agent.home.start_marks import StartMarks
+from farm_client.agent.work.held_assignment import Held, filled_disk, inline_update, ran_out_of_memory
+from farm_client.agent.work.weights import Locks, Route, WeightsSupply
+from farm_client.executor.messages import Advance, Done
+from farm_client.executor.process import Stream
+from protocol.errors import FarmError
+from protocol.faults import Fault
+from protocol.messages import Error, Kind, Phase, Reject
+from protocol.tasks import BlobRef
+
+_WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
+"""How an executor may die for once: of the machine, not of what it said."""
+_SCRATCH_BYTES: Final = 64 * 1024**2
+"""What is evicted for an executor that found the disk full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What assignments are done with; it outlives connections."""
+
+    pool: ExecutorPool
+    fetcher: Fetcher
+    transfers: Transfers
+    outbox: Outbox
+    starts: StartMarks
+    home: Home
+    making: Locks = field(default_factory=Locks)
+
+
+class Job:
+    """One assignment being done. Cancel the task that runs ``do`` to stop it."""
+
+    def __init__(self, held: Held, tools: Tools, inline_bytes: int) -> None:
+        self.held = held
+        self._tools = tools
+        self._inline_bytes = inline_bytes
+        self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
+
+    async def do(self) -> Parcel | Error | Reject:
+        """Do the assignment; its result is in the outbox when this returns it. Else say why there is none.
+
+        Then the executor is free, and its next assignment touches nothing of the result: the outbox owns the file.
+        An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
+        """
+        task_id = self.held.assign.task.task_id
+        try:
+            self._tools.starts.check(task_id)
+            with self._tools.starts.at_work(task_id):
+                return await self._attempts()
+        except (FarmError, OSError, ValidationError) as error:
+            return self.held.failure(error)
+
+    async def _attempts(self) -> Parcel:
+        try:
+            return await self._attempt()
+        except (OSError, ExecutorFailed, ExecutorDied) as error:
+            if (remedy := await self._remedy(error)) is None:
+                raise
+            self.held.output.add_note(f"{remedy}; the assignment begins again")
+        return await self._attempt()
+
+    async def _remedy(self, error: OSError | ExecutorFailed | ExecutorDied) -> str | None:
+        """Do what makes another try worth it, and say what; None if nothing does."""
+        if filled_disk(error):
+            is_mended = self._tools.fetcher.cache.evict(_SCRATCH_BYTES) > 0
+            return "the disk was full, blobs were evicted" if is_mended else None
+        if ran_out_of_memory(error):
+            is_mended = self._tools.pool.stop_idle()
+            await self._tools.pool.settled()
+            return "memory ran out, idle executors were stopped" if is_mended else None
+        if isinstance(error, ExecutorDied) and (error.death.code in _WORTH_ANOTHER_TRY or self._weights.shuns_links):
+            return f"{error.message}, another one takes its place"
+        return None
+
+    def arrived_bytes(self) -> int:
+        """Count the bytes of its running downloads that are here."""
+        arrived = self._tools.fetcher.arrived_bytes
+        if not arrived:
+            return 0
+        refs = (*self.held.shards(), *self._weights.blobs, *self._frozen())
+        return sum(arrived.get(ref.digest, 0) for ref in refs)
+
+    def _frozen(self) -> tuple[BlobRef, ...]:
+        frozen = self.held.assign.task.frozen
+        return () if frozen is None else (frozen,)
+
+    async def _attempt(self) -> Parcel:
+        self.held.phase, self.held.samples_done = Phase.FETCHING, 0
+        executor = self._tools.pool.take(self.held.assign.task.task_id)
+        try:
+            shards = self.held.shards()
+            route = self._weights.route(executor.held_weights if executor else None)
+            kept = (*shards, self.held.assign.task.code, *self._frozen())
+            pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
+            with self._tools.fetcher.cache.pinned(pins):
+                await self._fetch(shards, route)
+                if executor is None:
+                    executor = await self._load()
+                done = await self._compute(executor, route)
+            return await self._keep(done, executor)
+        except ExecutorFailed as error:
+            if executor is not None and ran_out_of_memory(error):
+                self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
+            raise
+        finally:
+            if executor is not None:
+                self._release(executor)
+
+    async def _fetch(self, shards: Iterable[BlobRef], route: Route) -> None:
+        missing = [ref for ref in shards if self._tools.fetcher.cache.ready(ref.digest) is None]
+        if not missing and not route.by_file:
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._weights.fetch(route))
+                for ref in missing:
+                    group.create_task(self._tools.fetcher.fetch(ref))
+        except* (FarmError, OSError) as errors:
+            raise errors.exceptions[0] from None
+
+    async def _load(self) -> Executor:
+        task = self.held.assign.task
+        bundle = await self._tools.fetcher.fetch(task.code)
+        frozen = None if task.frozen is None else await self._tools.fetcher.fetch(task.frozen)
+        self.held.phase = Phase.STARTING
+        return await self._tools.pool.take_new(task, bundle, self._inline_bytes, self._hear_line, frozen)
+
+    async def _compute(self, executor: Executor, route: Route) -> Done:
+        executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
+        file = await self._weights.file(route, executor) if route.by_file else None
+        self.held.phase = Phase.COMPUTING
+        self._tools.fetcher.prefetch(self.held.assign.prefetch)
+        return await executor.run(self.held.run_order(self._tools.fetcher.cache, route.data, file))
+
+    async def _keep(self, done: Done, executor: Executor) -> Parcel:
+        """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
+        assign = self.held.assign
+        if assign.kind is Kind.TRAIN:
+            await faults.reach_async(Fault.CLIENT_BEFORE_SEND, assign.round)
+        if done.update_path is None:
+            return self._tools.outbox.put(Parcel(self.held.result(done, inline_update(done)), assign.round))
+        path = executor.own_file(done.update_path)
+        if path is None or done.update_digest is None:
+            raise FarmError("the executor named an update that is not in its scratch folder")
+        ref = BlobRef(digest=done.update_digest, size_bytes=done.update_bytes)
+        return self._tools.outbox.put(Parcel(self.held.result(done, ref), assign.round, path))
+
+    def _hear_line(self, stream: Stream, line: str) -> None:
+        self.held.output.add_line(stream, line)
+
+    def _hear_advance(self, advance: Advance) -> None:
+        self.held.samples_done = advance.samples_done
+        self.held.output.add_metrics(advance.metrics)
+
+    def _release(self, executor: Executor) -> None:
+        if executor.running is not None:  # stopped in mid-step
+            self._tools.pool.kill(executor)
+        else:
+            self._tools.pool.give_back(executor)

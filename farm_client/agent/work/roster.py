@@ -1,0 +1,49 @@
+"""The assignments that this client is busy with: those that take a slot, and finished ones on their way to the farm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from farm_client.agent.work.job import Job
+
+
+class Roster:
+    """Each assignment has one task, from its acceptance to the end of its delivery."""
+
+    def __init__(self) -> None:
+        self._in_slots: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._beside: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self.idle = asyncio.Event()
+        """Set while there is nothing."""
+        self.idle.set()
+
+    def __iter__(self) -> Iterator[Job]:
+        """Go over the jobs of both kinds, those in slots first."""
+        return iter([job for book in (self._in_slots, self._beside) for job, _ in book.values()])
+
+    @property
+    def taken_slots(self) -> int:
+        """Count the assignments that take a slot."""
+        return len(self._in_slots)
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that do them."""
+        return [task for book in (self._in_slots, self._beside) for _, task in book.values()]
+
+    def add(self, job: Job, task: asyncio.Task[None]) -> None:
+        """Take up a job; it takes a slot."""
+        self._in_slots[job.held.assign.assignment_id] = (job, task)
+        self.idle.clear()
+
+    def free_slot(self, job: Job) -> None:
+        """Let the job go on beside the slots."""
+        assignment_id = job.held.assign.assignment_id
+        self._beside[assignment_id] = self._in_slots.pop(assignment_id)
+
+    def remove(self, assignment_id: str) -> asyncio.Task[None] | None:
+        """Forget a job; return its task, if there was one."""
+        found = self._in_slots.pop(assignment_id, None) or self._beside.pop(assignment_id, None)
+        if not self._in_slots and not self._beside:
+            self.idle.set()
+        return found[1] if found is not None else None

@@ -1,0 +1,359 @@
+"""The agent's work: take assignments, tell how they go, answer the farm's orders; over one connection after another.
+
+Jobs do not notice a connection's end. The next hello names what runs and what waits in the outbox; a lease then goes
+on, or the farm cancels it. A delivered result frees its slot at the farm by itself; ``ready`` tells of other changes.
+In a pipelined task the slot is free, and said to be, before the result is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.link import Link
+from farm_client.agent.connection.outgoing import Voice
+from farm_client.agent.home.outbox import Parcel
+from farm_client.agent.machine.probe import Probe
+from farm_client.agent.reporting.display import Display
+from farm_client.agent.work.deliveries import Deliveries
+from farm_client.agent.work.disk_shortage import Shortage
+from farm_client.agent.work.held_assignment import Held
+from farm_client.agent.work.job import Job, Tools
+from farm_client.agent.work.preflight import Standing, refusal
+from farm_client.agent.work.roster import Roster
+from farm_client.agent.work.upload_places import UploadPlaces
+from farm_client.transfer.upload import Listener
+from protocol.errors import FarmError
+from protocol.limits import INLINE_BYTES
+from protocol.messages import (
+    Accept,
+    Ack,
+    Assign,
+    Cancel,
+    Drain,
+    Error,
+    Heartbeat,
+    HeldAssignment,
+    Kind,
+    Message,
+    Pace,
+    Pause,
+    Phase,
+    Prefetch,
+    Ready,
+    Reject,
+    RejectCode,
+    Scope,
+)
+
+_MAX_HELD: Final = 64
+"""As many assignments as a hello or a heartbeat may name."""
+_UPLOADS_PER_SLOT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker sees and speaks through."""
+
+    probe: Probe
+    display: Display
+    slots: int
+
+
+class Worker:
+    """The assignments of this client. A mistake of the agent's own ends ``watch``, which somebody must await."""
+
+    def __init__(self, tools: Tools, surroundings: Surroundings) -> None:
+        self._tools = tools
+        self._around = surroundings
+        display = surroundings.display
+        self._deliveries = Deliveries(tools.outbox, tools.transfers, display.note, display.upload_waits)
+        self._places = UploadPlaces(_UPLOADS_PER_SLOT * surroundings.slots, display.slot_waits)
+        self._voice = Voice()
+        self._inline_bytes = INLINE_BYTES
+        self._tempo = Tempo()
+        self._beat_due = 0.0
+        self._roster = Roster()
+        self._resending: dict[str, asyncio.Task[None]] = {}
+        self._draining = False
+        self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._warming: asyncio.Task[None] | None = None
+        self._shortage = Shortage(tools.home, tools.fetcher, self._voice, display)
+        self._latest: Assign | None = None
+        """The newest assignment since the last heartbeat."""
+        self._said_idle_at: float | None = None
+        """When the farm last heard that this client holds nothing; None if it thinks otherwise."""
+
+    def held(self) -> tuple[HeldAssignment, ...]:
+        """Name what outlived the last connection, for the next hello."""
+        assigns = [job.held.assign for job in self._roster]
+        running = [
+            HeldAssignment(assignment_id=assign.assignment_id, fence=assign.fence)
+            for assign in assigns
+            if assign.assignment_id not in self._tools.outbox
+        ]
+        return (*running, *self._voice.ended(), *self._tools.outbox.held())[:_MAX_HELD]
+
+    @property
+    def busy(self) -> bool:
+        """Whether an assignment is being done, or its result sent."""
+        return not self._roster.idle.is_set()
+
+    def attach(self, link: Link) -> None:
+        """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
+        self._inline_bytes, self._tempo = link.welcome.inline_bytes, Tempo.told(link.welcome)
+        self._said_idle_at = None
+        self._voice.attach(link)
+        for assignment_id in self._deliveries.attach(link):
+            self._resend(assignment_id)
+        self._shortage.tell_again()
+        self._tell_ready()
+
+    def detach(self) -> None:
+        """The connection is over; work goes on."""
+        self._voice.detach()
+        self._deliveries.detach()
+
+    async def watch(self) -> None:
+        """Wait for a mistake of the agent's own, and raise it, once; otherwise for ever."""
+        try:
+            await asyncio.shield(self._mistake)
+        finally:
+            if self._mistake.done():
+                self._mistake = asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """Stop everything at once, and wait until it has stopped."""
+        tasks = [*self._roster.tasks(), *self._resending.values()]
+        tasks += [self._warming] if self._warming is not None else []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def handle(self, message: Message) -> None:
+        """Act on one message of the farm; never waits."""
+        match message:
+            case Assign():
+                self._said_idle_at = None
+                self._take_up(message)
+            case Ack():
+                self._deliveries.settle(message.assignment_id)
+                if message.counted:
+                    self._around.display.delivered()
+            case Cancel():
+                self._drop(message.assignment_id)
+                self._tell_ready()
+            case Pause():
+                self._free(message)
+            case Prefetch():
+                self._tools.fetcher.prefetch(message.blobs)
+            case Pace():
+                self._tempo = Tempo.told(message)
+                self._beat_due = min(self._beat_due, time.monotonic() + self._tempo.heartbeat_seconds)
+            case Drain():
+                self._around.display.note(f"the farm is going down: {message.reason or 'no reason given'}")
+            case Error():
+                self._hear_error(message)
+
+    async def beat(self) -> None:
+        """Send heartbeats, and what the tasks' code printed, as often as the farm asks for, until cancelled."""
+        self._beat_due = report_due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= report_due and not self._voice.congested:
+                report_due = now + self._tempo.progress_seconds
+                for job in self._roster:
+                    self._tell_output(job.held)
+            if now >= self._beat_due:
+                self._beat_due = now + self._tempo.heartbeat_seconds
+                self._beat_once()
+            await asyncio.sleep(self._tempo.step_seconds)
+
+    async def drain(self, reason: str, longest_seconds: float) -> None:
+        """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back.
+
+        Without a connection it is the same: what finishes waits in the outbox for the next join.
+        """
+        self._draining = True
+        self._tools.pool.retire()
+        self._tools.fetcher.stop_prefetching()
+        self._voice.post(Drain(reason=reason))
+        for job in list(self._roster):
+            if job.held.phase in (Phase.FETCHING, Phase.STARTING):
+                self._hand_back(job, "this client is leaving")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, longest_seconds)):
+                await self._roster.idle.wait()
+        for job in list(self._roster):
+            self._hand_back(job, "this client is leaving and could not finish in time")
+        await self._deliveries.last_acks()
+
+    def _take_up(self, assign: Assign) -> None:
+        held = Held(assign)
+        self._tools.transfers.tally.received_bytes += held.inline_bytes()
+        try:
+            self._consider(held)
+        except Exception as error:  # as in ``_do``
+            self._around.display.fault_on(assign, error)
+            self._give_up(assign, held.failure(error))
+
+    def _consider(self, held: Held) -> None:
+        assign = held.assign
+        refused = refusal(assign, self._standing(assign))
+        if refused is not None:
+            self._voice.post(held.reject(refused.code, refused.message))
+            self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
+            if refused.code is RejectCode.DOES_NOT_FIT:
+                self._tools.pool.stop_idle()  # with their memory free the next offer may fit
+            self._tell_ready()
+            return
+        self._voice.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        job = Job(held, self._tools, self._inline_bytes)
+        self._latest = assign
+        self._roster.add(job, self._spawn(self._do(job)))
+
+    def _standing(self, assign: Assign) -> Standing:
+        """Memory is read only where it matters: a task that has its executor has its memory already."""
+        must_start = assign.task.needed_ram_bytes > 0 and self._tools.pool.find(assign.task.task_id) is None
+        return Standing(
+            free_slots=self._around.slots - self._roster.taken_slots,
+            ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
+            draining=self._draining,
+        )
+
+    async def _do(self, job: Job) -> None:
+        assign = job.held.assign
+        try:
+            problem = await self._do_and_deliver(job)
+        except Exception as error:  # whatever an assignment brings about is its own failure, not the agent's
+            self._around.display.fault_on(assign, error)
+            problem = job.held.failure(error)
+        self._roster.remove(assign.assignment_id)
+        if problem is not None:
+            self._give_up(assign, self._unless_short(job.held, problem))
+
+    async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
+        outcome = await job.do()
+        self._tell_output(job.held)
+        return await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
+
+    def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
+        """Where the disk takes nothing, what this machine failed at says nothing against the assignment."""
+        self._shortage.look()
+        if self._shortage.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
+            return problem
+        return held.reject(RejectCode.BLOB_UNAVAILABLE, self._shortage.reason)
+
+    def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
+        self._voice.tell(problem)
+        self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
+        self._tell_ready()
+
+    async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
+        job.held.phase = Phase.UPLOADING
+        assign = job.held.assign
+        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
+            return await self._send(job, parcel)
+        async with self._places.place(job.held):
+            self._roster.free_slot(job)
+            self._tell_ready()  # before the result: the farm counts no slot for that
+            return await self._send(job, parcel)
+
+    async def _send(self, job: Job, parcel: Parcel) -> Error | Reject | None:
+        try:
+            await self._deliveries.deliver(parcel, Listener(meter=job.held.sent, waits=job.held.waited))
+        except (FarmError, OSError) as error:
+            return job.held.failure(error)
+        return None
+
+    def _resend(self, assignment_id: str) -> None:
+        async def send_again() -> None:
+            async with self._places.place():
+                await self._deliveries.deliver_again(assignment_id)
+
+        task = self._resending[assignment_id] = self._spawn(send_again())
+        task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
+
+    def _hear_error(self, error: Error) -> None:
+        if error.assignment_id is not None:
+            self._drop(error.assignment_id)
+            self._tell_ready()
+        self._around.display.note(f"the farm reports: {error.message}")
+
+    def _free(self, pause: Pause) -> None:
+        """Free what a task holds here, at once; the farm has taken its assignments back."""
+        for job in list(self._roster):
+            if pause.task_id in (None, job.held.assign.task.task_id):
+                self._drop(job.held.assign.assignment_id)
+        self._tools.pool.release(pause.task_id)
+        self._tell_ready()
+
+    def _drop(self, assignment_id: str) -> None:
+        """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
+        for task in (self._roster.remove(assignment_id), self._resending.get(assignment_id)):
+            if task is not None:
+                task.cancel()
+        self._tools.outbox.remove(assignment_id)
+
+    def _hand_back(self, job: Job, why: str) -> None:
+        """A finished one stays in the outbox: it is sent at the next join."""
+        assignment_id = job.held.assign.assignment_id
+        if assignment_id not in self._tools.outbox:
+            self._voice.post(job.held.reject(RejectCode.DRAINING, why))
+        if (doing := self._roster.remove(assignment_id)) is not None:
+            doing.cancel()
+
+    def _tell_ready(self) -> None:
+        """Say how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
+        if self._draining:
+            return
+        is_cold = self._tools.pool.is_cold
+        self._voice.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._roster.taken_slots)))
+        if is_cold and (self._warming is None or self._warming.done()):
+            self._warming = self._spawn(self._tell_when_warm())
+
+    async def _tell_when_warm(self) -> None:
+        await self._tools.pool.warmed_up()
+        self._tell_ready()
+
+    def _tell_output(self, held: Held) -> None:
+        if (message := held.output.take(held.progress)) is not None:
+            self._voice.tell(message)
+
+    def _beat_once(self) -> None:
+        self._places.beat()
+        if self._shortage.look():
+            self._tell_ready()
+        if self._is_beat_due():
+            self._send_beat()
+        newest = next((job.held.assign for job in self._roster), self._latest)
+        self._latest = None
+        self._around.display.show(newest, self._draining)
+
+    def _is_beat_due(self) -> bool:
+        """Whether the farm is to hear something now: who holds nothing, and has said so, beats less often."""
+        if self.busy or self._said_idle_at is None:
+            return True
+        return time.monotonic() >= self._said_idle_at + self._tempo.idle_heartbeat_seconds
+
+    def _send_beat(self) -> None:
+        if not self._voice.congested:
+            progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._roster)[:_MAX_HELD]
+            self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
+            self._said_idle_at = None if progress else time.monotonic()
+        if not self._roster.taken_slots and self._latest is None:
+            self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._look_for_mistake)
+        return task
+
+    def _look_for_mistake(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._mistake.done():
+            self._mistake.set_exception(error)

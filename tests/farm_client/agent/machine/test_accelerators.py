@@ -1,0 +1,104 @@
+"""The NVML reading, against a stand-in with the real module's names (no driver is needed)."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from farm_client.agent.machine import accelerators
+from farm_client.agent.machine.accelerators import Accelerators
+
+GIB = 1024**3
+
+
+class LostDevice(Exception):
+    pass
+
+
+class StandIn:
+    NVMLError = LostDevice
+
+    def __init__(self, count=3, lost=()):
+        self.count, self.lost = count, lost
+
+    def nvmlInit(self):
+        if not self.count:
+            raise LostDevice
+
+    def nvmlShutdown(self):
+        self.count = 0
+
+    def nvmlSystemGetDriverVersion(self):
+        return b"570.1"
+
+    def nvmlDeviceGetCount(self):
+        return self.count
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetName(self, handle):
+        return f"GPU number {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        if handle in self.lost:
+            raise LostDevice
+        return SimpleNamespace(total=80 * GIB, free=79 * GIB)
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        if handle == 1:
+            raise LostDevice  # as a MIG slice answers
+        return SimpleNamespace(gpu=25)
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    def install(**options):
+        stand_in = StandIn(**options)
+        monkeypatch.setattr(accelerators, "pynvml", stand_in)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        return stand_in
+
+    return install
+
+
+def test_every_gpu_is_read(nvml):
+    nvml()
+    found = Accelerators()
+    assert found.driver == "570.1"
+    assert [(gpu.name, gpu.utilization) for gpu in found.sample()] == [
+        ("GPU number 0", 0.25),
+        ("GPU number 1", 0.0),
+        ("GPU number 2", 0.25),
+    ]
+    assert found.sample()[0].memory_free_bytes == 79 * GIB
+
+
+def test_the_owners_choice_and_its_order_are_kept(nvml, monkeypatch):
+    nvml()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    found = Accelerators()
+    assert [gpu.index for gpu in found.sample()] == [2, 0]
+    found.keep_only({1})  # in torch's numbering, cuda:1 is GPU number 0
+    assert found.visible == "0"
+
+
+def test_hidden_and_lost_gpus_are_not_lent(nvml, monkeypatch):
+    nvml(lost=(1,))
+    assert [gpu.index for gpu in Accelerators().sample()] == [0, 2]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Accelerators().sample() == ()
+
+
+def test_no_driver_means_no_gpu(nvml):
+    nvml(count=0)
+    found = Accelerators()
+    assert (found.driver, found.sample(), found.visible) == ("", (), "")
+    found.close()
+
+
+def test_close_lets_nvml_go(nvml):
+    stand_in = nvml()
+    found = Accelerators()
+    found.close()
+    assert stand_in.count == 0
+    assert found.sample() == ()

@@ -1,0 +1,292 @@
+"""Which assignments a client is busy with, how many results may be on their way, and what is said when nobody hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farm_client.agent.connection.link import Link
+from farm_client.agent.connection.outgoing import Voice
+from farm_client.agent.work.held_assignment import Held
+from farm_client.agent.work.job import Job
+from farm_client.agent.work.roster import Roster
+from farm_client.agent.work.upload_places import UploadPlaces
+from protocol.messages import (
+    Assign,
+    AssignmentProgress,
+    Error,
+    LogLine,
+    Message,
+    Phase,
+    Progress,
+    Ready,
+    Reject,
+    RejectCode,
+)
+from tests.protocol.samples import BY_TYPE
+
+ASSIGN = cast("Assign", BY_TYPE["assign"])
+
+
+def held(name: str) -> Held:
+    return Held(ASSIGN.model_copy(update={"assignment_id": name}))
+
+
+@dataclass
+class StandInJob:
+    """All that a roster asks of a job."""
+
+    held: Held
+
+
+def job(name: str) -> Job:
+    return cast("Job", StandInJob(held(name)))
+
+
+async def settled() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class TestRoster:
+    """Jobs in slots, and finished ones beside them."""
+
+    @pytest.fixture
+    async def start(self) -> AsyncIterator[Callable[[], asyncio.Task[None]]]:
+        tasks: list[asyncio.Task[None]] = []
+
+        def start() -> asyncio.Task[None]:
+            tasks.append(asyncio.create_task(asyncio.Event().wait()))  # type: ignore[arg-type]  # what it returns is not asked
+            return tasks[-1]
+
+        yield start
+        for task in tasks:
+            task.cancel()
+
+    async def test_a_job_takes_a_slot_until_it_is_let_go_and_is_known_until_it_is_removed(
+        self, start: Callable[[], asyncio.Task[None]]
+    ) -> None:
+        roster, first, second, task = Roster(), job("a"), job("b"), start()
+        assert roster.idle.is_set()
+        roster.add(first, task)
+        roster.add(second, start())
+        assert (roster.taken_slots, roster.idle.is_set()) == (2, False)
+        roster.free_slot(first)
+        assert roster.taken_slots == 1
+        assert list(roster) == [second, first]
+        assert len(roster.tasks()) == 2
+        assert roster.remove("a") is task
+        assert roster.remove("a") is None
+        assert not roster.idle.is_set()
+        roster.remove("b")
+        assert roster.idle.is_set()
+
+    async def test_one_that_is_let_go_may_be_the_last(self, start: Callable[[], asyncio.Task[None]]) -> None:
+        roster, only = Roster(), job("a")
+        roster.add(only, start())
+        roster.free_slot(only)
+        assert not roster.idle.is_set()  # whoever waits to leave waits for its delivery too
+        roster.remove("a")
+        assert roster.idle.is_set()
+
+    def test_removing_what_is_not_there_is_no_error(self) -> None:
+        roster = Roster()
+        assert roster.remove("nobody's") is None
+        assert roster.idle.is_set()
+
+
+@dataclass
+class Shown:
+    """The reasons that a person was shown, in order."""
+
+    reasons: list[str | None] = field(default_factory=list)
+
+    def __call__(self, reason: str | None) -> None:
+        self.reasons.append(reason)
+
+
+@asynccontextmanager
+async def taking(places: UploadPlaces, who: Held | None = None) -> AsyncIterator[asyncio.Event]:
+    """Have a task take a place; the event that comes lets it go."""
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with places.place(who):
+            await leave.wait()
+
+    task = asyncio.create_task(hold())
+    await settled()
+    yield leave
+    leave.set()
+    await task
+
+
+class TestUploadPlaces:
+    """A client that computes faster than it sends must not pile up results."""
+
+    async def test_no_more_than_so_many_have_a_place(self) -> None:
+        places, inside, most = UploadPlaces(3, Shown()), 0, 0
+
+        async def send() -> None:
+            nonlocal inside, most
+            async with places.place():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+        await asyncio.gather(*[send() for _ in range(20)])
+        assert most == 3
+
+    async def test_who_finds_a_place_does_not_wait_and_says_nothing(self) -> None:
+        shown, who = Shown(), held("a")
+        places = UploadPlaces(1, shown)
+        async with places.place(who):
+            places.beat()
+        assert (shown.reasons, who.waits) == ([], 0)
+
+    async def test_who_waits_is_shown_once_and_beats_as_told_to_wait(self) -> None:
+        shown, who = Shown(), held("a")
+        places = UploadPlaces(1, shown)
+        async with taking(places) as first, taking(places, who) as second:
+            assert len(shown.reasons) == 1
+            assert "1 result on the way already" in str(shown.reasons[0])
+            places.beat()
+            places.beat()
+            assert who.waits == 2
+            first.set()
+            await settled()
+            assert shown.reasons[1:] == [None]
+            places.beat()
+            assert who.waits == 2  # it has its place
+            second.set()
+
+    async def test_the_reason_goes_when_the_last_of_them_has_a_place(self) -> None:
+        shown = Shown()
+        places = UploadPlaces(1, shown)
+        async with taking(places) as first, taking(places, held("a")) as second, taking(places, held("b")):
+            assert None not in shown.reasons
+            first.set()
+            await settled()
+            assert None not in shown.reasons
+            second.set()
+            await settled()
+            assert shown.reasons[-1] is None
+
+    async def test_one_that_waits_and_is_cancelled_is_no_longer_shown_and_takes_no_place(self) -> None:
+        shown, who = Shown(), held("a")
+        places = UploadPlaces(1, shown)
+        async with taking(places):
+            waiting = asyncio.create_task(places.place(who).__aenter__())
+            await settled()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert shown.reasons[-1] is None
+            places.beat()
+            assert who.waits == 0
+        async with asyncio.timeout(5), places.place():
+            pass
+
+    async def test_an_error_inside_gives_the_place_back(self) -> None:
+        places = UploadPlaces(1, Shown())
+        for _ in range(3):
+            with pytest.raises(OSError, match="broken"):
+                async with places.place():
+                    raise OSError("broken")
+
+
+@dataclass
+class StandInLink:
+    """A connection that keeps what it was told, of which the farm has heard the first ``heard``."""
+
+    congested: bool = False
+    told: list[Message] = field(default_factory=list)
+    posted: list[Message] = field(default_factory=list)
+    heard: int = 0
+
+    def tell(self, message: Message) -> None:
+        self.told.append(message)
+
+    def post(self, message: Message) -> None:
+        self.posted.append(message)
+
+    def untold(self) -> list[Message]:
+        return self.told[self.heard :]
+
+
+def ending(name: str) -> Error:
+    return Error(code="x", message="it broke", assignment_id=name, fence=7)
+
+
+def line(text: str) -> Progress:
+    doing = AssignmentProgress(assignment_id="a", fence=1, phase=Phase.COMPUTING)
+    return Progress(progress=doing, logs=(LogLine(text=text),))
+
+
+class TestVoice:
+    """What must not be lost is said again over the next connection; the rest is only for the one there is."""
+
+    def test_without_a_connection_it_is_kept_and_said_first(self) -> None:
+        voice, link = Voice(), StandInLink()
+        said = [line("1"), ending("a"), line("2")]
+        for message in said:
+            voice.tell(message)
+        voice.attach(cast("Link", link))
+        voice.tell(ending("b"))
+        assert link.told == [*said, ending("b")]
+        assert voice.ended() == []
+
+    @given(heard=st.integers(0, 4), later=st.integers(0, 4))
+    def test_whatever_connections_break_each_ending_is_heard_and_in_order(self, heard: int, later: int) -> None:
+        voice, said = Voice(), [ending(str(number)) for number in range(4)]
+        first, second, third = StandInLink(heard=heard), StandInLink(heard=later), StandInLink()
+        voice.attach(cast("Link", first))
+        for message in said:
+            voice.tell(message)
+        for link in (second, third):
+            voice.detach()
+            voice.attach(cast("Link", link))
+        arrived = first.told[:heard] + second.told[:later] + third.told
+        assert arrived == said
+
+    def test_a_hello_names_what_ended_unheard(self) -> None:
+        voice, link = Voice(), StandInLink(heard=1)
+        voice.attach(cast("Link", link))
+        for message in (ending("heard"), ending("not heard"), line("output")):
+            voice.tell(message)
+        voice.detach()
+        voice.tell(Reject(assignment_id="later", fence=9, code=RejectCode.BUSY, message="no slot"))
+        assert [(one.assignment_id, one.fence) for one in voice.ended()] == [("not heard", 7), ("later", 9)]
+
+    def test_what_matters_to_one_connection_only_is_not_kept_for_the_next(self) -> None:
+        voice, link, other = Voice(), StandInLink(), StandInLink()
+        voice.post(Ready(slots=1))
+        voice.attach(cast("Link", link))
+        voice.post(Ready(slots=2))
+        voice.detach()
+        voice.post(Ready(slots=3))
+        voice.attach(cast("Link", other))
+        assert (link.posted, other.posted) == ([Ready(slots=2)], [])
+
+    def test_it_is_congested_as_its_connection_is(self) -> None:
+        voice = Voice()
+        assert not voice.congested
+        voice.attach(cast("Link", StandInLink(congested=True)))
+        assert voice.congested
+        voice.detach()
+        assert not voice.congested
+
+    def test_ending_twice_is_harmless(self) -> None:
+        voice = Voice()
+        voice.tell(ending("a"))
+        voice.detach()
+        voice.detach()
+        assert len(voice.ended()) == 1
