@@ -137,7 +137,7 @@ def test_the_environment_is_an_allow_list(tmp_path):
 def test_memory_is_no_question_where_the_task_has_its_executor(farm_assign):
     assert refusal(farm_assign(2**40), Standing(free_slots=1, ram_free_bytes=None)) is None
     assert refusal(farm_assign(2**40), Standing(free_slots=1, ram_free_bytes=2**41)) is None
-    assert "1024 MiB are free" in refusal(farm_assign(2**40), Standing(free_slots=1, ram_free_bytes=2**30)).message
+    assert "1.0 GiB are free" in refusal(farm_assign(2**40), Standing(free_slots=1, ram_free_bytes=2**30)).message
 
 
 @pytest.fixture
