@@ -63,9 +63,9 @@ def is_enough(client: ClientRecord, spec: TaskSpec) -> bool:
     need, have = spec.requirements, client.resources
     return (
         have.cpu_cores >= need.cpu_cores
-        and have.ram_bytes >= needed_ram_bytes(spec)
-        and (not need.clients or client.client_id in need.clients or client.name in need.clients)
         and (not need.tags or set(need.tags) <= set(client.tags))
+        and (not need.clients or client.client_id in need.clients or client.name in need.clients)
+        and have.ram_bytes >= needed_ram_bytes(spec)
         and (not need.gpu or bool(have.gpus))
         and (not need.gpu_memory_bytes or max((g.memory_bytes for g in have.gpus), default=0) >= need.gpu_memory_bytes)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from coordinator.eligibility import needed_ram_bytes, qualifies, understands
+from coordinator.eligibility import is_enough, needed_ram_bytes, understands
 from coordinator.state import ClientState, TaskRun
 from protocol.tasks import TaskSpec
 
@@ -32,7 +32,7 @@ class Pool:
     def admit(self, client: ClientState) -> None:
         """Take a client in, if it qualifies; it may have been here under a former connection."""
         self.remove(client.client_id)
-        if client.online and qualifies(client.record, self.spec).value:
+        if client.online and is_enough(client.record, self.spec):
             self.qualified[client.client_id] = understands(client, self.spec).value
             self.place(client)
 

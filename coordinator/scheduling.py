@@ -81,7 +81,7 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
         case Outcome.NOBODY:
             if not run.waits:
                 deserted = not turn.farm.pool(run, turn.now).qualified
-                back_to_waiting(turn, run, f"no client is left: {found.reason()}", deserted=deserted)
+                back_to_waiting(turn, run, lambda: f"no client is left: {found.reason()}", deserted=deserted)
         case Outcome.OFFER if run.step is not None:
             _offer_again(turn, run, run.step, found.clients)
         case Outcome.OPEN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from coordinator.ahead import drop_all_ahead
@@ -185,25 +186,26 @@ def complete(turn: Turn, run: TaskRun) -> None:
     stop_work(turn, run, "the task is complete")
 
 
-def back_to_waiting(turn: Turn, run: TaskRun, why: str, *, deserted: bool) -> None:
+def back_to_waiting(turn: Turn, run: TaskRun, why: Callable[[], str], *, deserted: bool) -> None:
     """Nobody works on a task: it waits for clients. What was delivered of an open round is kept.
 
+    ``why`` is asked for only where something changes: a round may stay open for a long time, until its clients return.
     ``deserted``: all of its clients are gone, rather than resting. It does not wait longer than for their return the
     first time; after each further time without a result in between, it waits longer before it begins anew.
     """
     if run.step is not None and run.step.phase is StepPhase.COMMIT:
         return  # it waits for nobody
     if run.step is not None and not (run.step.parts.delivered or run.step.parts.dormant):
-        abandon(turn, run, why)
+        abandon(turn, run, why())
     if run.record.state not in (TaskState.ASSIGNED, TaskState.RUNNING):
         return
     run.desertions += deserted
     if not deserted or run.desertions == 1:
-        turn.move(run, TaskState.PENDING, why)
+        turn.move(run, TaskState.PENDING, why())
         return
     wait = turn.settings.desertion_retry.delay_seconds(run.desertions - 1, turn.draw())
-    why = f"all of its clients left, {run.desertions} times in a row without a result"
-    turn.move(run, TaskState.PENDING, why, not_before=turn.now + wait)
+    again = f"all of its clients left, {run.desertions} times in a row without a result"
+    turn.move(run, TaskState.PENDING, again, not_before=turn.now + wait)
 
 
 def wait_for_server(turn: Turn, run: TaskRun, why: str) -> None:

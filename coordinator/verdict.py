@@ -256,7 +256,9 @@ def nobody(turn: Turn, run: TaskRun) -> str:
     return f"{kind}: {shown}{more}"
 
 
-def _names(turn: Turn, clients: Iterable[ClientState]) -> list[str]:
+def _names(turn: Turn, clients: Sequence[ClientState]) -> list[str]:
     """Return what to call clients; those of one name are told apart."""
-    known = ClientNames((client.client_id, client.record.name) for client in turn.farm.clients.values())
+    asked = {client.record.name for client in clients}
+    everybody = ((client.client_id, client.record.name) for client in turn.farm.clients.values())
+    known = ClientNames((client_id, name) for client_id, name in everybody if name in asked)
     return [known.shown(client.client_id, client.record.name) for client in clients]

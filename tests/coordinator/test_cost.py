@@ -117,6 +117,23 @@ def test_a_tick_does_not_look_at_clients() -> None:
     assert many.cost(Tick()) < few.cost(Tick()) + 50
 
 
+def test_a_round_that_waits_for_its_clients_to_come_back_costs_a_tick_nothing() -> None:
+    farms = [Farm(idle=idle) for idle in (5, 500)]
+    for farm in farms:
+        farm.coordinator.handle(ClientLost("id-worker", farm.worker.incarnation, "gone"), NOW)
+        farm.cost(Tick())
+        assert farm.coordinator._farm.tasks["task"].step is not None
+    few, many = (farm.cost(Tick()) for farm in farms)
+    assert many < few + 50
+
+
+def test_a_client_that_meets_no_needs_is_told_apart_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm, made = Farm(waiting=20), []
+    monkeypatch.setattr("coordinator.eligibility.sized", lambda size: made.append(size) or "much")
+    farm.join(farm.coordinator, "new")
+    assert not made
+
+
 def test_a_ready_that_changes_nothing_is_no_event() -> None:
     farm = Farm(idle=1)
     farm.join(farm.coordinator, "new")
