@@ -30,8 +30,8 @@ from farm_client.agent.connection.backoff import Reconnecting
 from farm_client.agent.errors import OutOfReach
 from farm_client.sdk.leash import leashed
 
-FIRST_JOINS_PER_SECOND: Final = 500.0
-"""Volunteers do not come all at once; what comes back after an outage does."""
+FIRST_JOINS_PER_SECOND: Final = 200.0
+"""Volunteers do not come all at once. More would keep this one process busy with tries that it has no time to end."""
 TOLD_EVERY_SECONDS: Final = 0.1
 END_SECONDS: Final = 30.0
 
