@@ -7,11 +7,13 @@ told by the route; the blobs' routes stream theirs to disk and count by themselv
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from farm_server.edge.credentials import Headers, header, token_refusal, upgrade_refusal
 from farm_server.edge.hosts import AllowedHosts
@@ -26,7 +28,7 @@ LEAST_BODY_RATE: Final = 16 * 1024
 
 
 class Gate:
-    """ASGI middleware for HTTP requests and WebSockets."""
+    """ASGI middleware for HTTP requests."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, hosts: AllowedHosts, max_body_bytes: int) -> None:
         self._app = app
@@ -38,15 +40,6 @@ class Gate:
         """Pass the request on, or answer it."""
         if scope["type"] == "http":
             await self._request(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the token, also where the connection itself did not (another server than ``serving``)."""
-        if (refusal := upgrade_refusal(self._tokens, scope["path"], _headers(scope))) is not None:
-            await _deny(refusal, send)
         else:
             await self._app(scope, receive, send)
 
@@ -77,6 +70,25 @@ class Gate:
             what = f"the request has {announced} bytes, at most {needs.body_bytes} are allowed; upload data as blobs"
             return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", what)
         return None
+
+
+class UpgradeGate:
+    """ASGI application for WebSockets: checks the token, also where the connection itself did not, and lets them in.
+
+    Nothing of the framework stands between: its layers would cost each client a dozen coroutines, for as long as it is
+    connected, and each frame as many calls.
+    """
+
+    def __init__(self, tokens: Tokens, serve: Callable[[WebSocket], Awaitable[None]]) -> None:
+        self._tokens = tokens
+        self._serve = serve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or refuse its upgrade."""
+        if (refusal := upgrade_refusal(self._tokens, scope["path"], _headers(scope))) is not None:
+            await _deny(refusal, send)
+        else:
+            await self._serve(WebSocket(scope, receive, send))
 
 
 class Body:

@@ -361,14 +361,14 @@ async def test_who_waits_for_work_in_a_crowd_may_be_silent_for_longer_until_it_i
         await b.send(Heartbeat(assignments=(progress,)))
         await until(lambda: peers["a"].is_idle)
         assert [peers[name].longest_silence(server.farm.clock.now()) for name in "ab"] == [84.0, 8.0]
+        view = (await server.http.get("/v1/farm")).json()["pace"]
+        assert (view["heartbeat_seconds"], view["idle_heartbeat_seconds"]) == (2.0, 40.0)
         clock = ahead(server)
         clock.seconds += 50.0
         server.farm.registry.set_to_work(peers["a"], clock.now())
         gateway.sweep(0.0)  # its silence so far was granted, and is not held against it now
         assert not peers["a"].wire.is_over
         assert peers["a"].longest_silence(clock.now()) == 8.0
-        view = (await server.http.get("/v1/farm")).json()["pace"]
-        assert (view["heartbeat_seconds"], view["idle_heartbeat_seconds"]) == (2.0, 40.0)
 
 
 async def test_an_idle_client_that_is_offered_work_and_says_nothing_is_lost_as_who_works(start, monkeypatch):
