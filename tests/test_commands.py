@@ -54,7 +54,8 @@ STORY = {
 """What is run, in this order, on one farm. The first two run in the background until the end."""
 
 NOT_RUN = {
-    r"make (demo|test|lint|faults|benchmark-tests|simulate).*": "are the suites themselves, and the demo is one",
+    r"make (demo|test|lint|faults|benchmark-tests|coverage).*": "are the suites themselves, and the demo is one",
+    r"make simulate.*": "is a suite too",
     r"python -m (benchmarks|tests\.simulation) .*": "take minutes; tests/benchmarks and tests/simulation run them",
     r"docker .*": "needs a container engine; tests/test_deploy.py compares what it names",
     r"(systemctl|journalctl) .*": "needs systemd; tests/test_deploy.py parses the units",

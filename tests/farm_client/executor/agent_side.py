@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind
 from protocol.recipe import Mode
 from protocol.tasks import Shard, Split
+
+_FAREWELL_SECONDS = 3.0
 
 
 @dataclass
@@ -67,6 +69,8 @@ def started(module: str = "farm_client.executor", **variables: str) -> Iterator[
     theirs.close()
     yield Agent(process, ours)
     ours.close()
+    with suppress(subprocess.TimeoutExpired):  # one that ends by itself tells what it measured of itself
+        process.wait(timeout=_FAREWELL_SECONDS)
     process.kill()
     process.communicate()
 
