@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from coordinator.retention import HistoryPolicy
 from farm_server.environment.settings import ServerSettings
 from storage.blobs import FolderBlobStore
@@ -14,6 +16,7 @@ from storage.ledger import Ledger
 from storage.pruning import History
 
 _ALL: Final = 2**62
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,11 @@ class Cleaner:
                 if upto is not None:
                     rows += await self._remove(history, task.task_id, upto, dry_run=dry_run)
         return rows
+
+    async def prune_and_log(self, now: float) -> None:
+        """Prune as at set times, and say so. Raises: FarmError."""
+        if rows := await self.prune(now):
+            _log.info("histories are pruned", rows=rows)
 
     async def _beyond(self, history: History, task_id: str, keep: int | None) -> int | None:
         return None if keep is None else await self._ledger.beyond(history, task_id, keep)

@@ -12,10 +12,10 @@ from farm_server.edge.file_limit import connection_book
 from farm_server.edge.guard import Guard
 from farm_server.edge.hosts import AllowedHosts
 from farm_server.edge.listener import names_of
-from farm_server.farm import Farm
-from farm_server.http import blobs, errors, feeds, overview, page, room, tasks, uploads
+from farm_server.http import blobs, disk_usage, errors, feeds, overview, page, tasks, uploads
 from farm_server.http.gate import Gate, UpgradeGate
 from farm_server.http.page_view import PageView
+from farm_server.http.services import Services
 
 
 class Application(FastAPI):
@@ -33,23 +33,25 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(farm: Farm) -> FastAPI:
-    """Return the application that serves this farm."""
+def create_app(services: Services) -> FastAPI:
+    """Return the application that serves a farm by its services."""
     app = Application(
-        websockets=UpgradeGate(farm.tokens, farm.gateway.serve),
+        websockets=UpgradeGate(services.tokens, services.connections.serve),
         title="AI Farm",
         version=version("aifarm"),
         summary="Train models on machines that volunteers lend.",
         docs_url=None,
         redoc_url=None,
     )
-    app.state.farm = farm
-    app.state.guard = Guard(connection_book(farm.settings), farm.entrance.refusal)
+    settings = services.settings
+    app.state.services = services
+    app.state.guard = Guard(connection_book(settings), services.entrance.refusal)
     errors.install(app)
-    app.state.page = PageView(farm)
-    hosts = AllowedHosts(names_of(farm.settings))
-    app.add_middleware(Gate, tokens=farm.tokens, hosts=hosts, max_body_bytes=farm.settings.max_body_bytes)
-    for module in (tasks, feeds, blobs, uploads, overview, page, room):
+    app.state.page = PageView(services.status)
+    app.state.is_https = (settings.public_url or "").startswith("https:")
+    hosts = AllowedHosts(names_of(settings))
+    app.add_middleware(Gate, tokens=services.tokens, hosts=hosts, max_body_bytes=settings.max_body_bytes)
+    for module in (tasks, feeds, blobs, uploads, overview, page, disk_usage):
         app.include_router(module.router)
     for router in (uploads.people_router, overview.watch_router):
         app.include_router(router)

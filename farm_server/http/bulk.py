@@ -12,12 +12,10 @@ from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from farm_server.environment.tokens import Role
-from farm_server.farm import Farm
+from farm_server.observability.telemetry import Telemetry
+from farm_server.transfers.bandwidth import Bandwidth
 from protocol.errors import Unavailable
 
-CLIENT_HEADER: Final = "x-farm-client"
-_MAX_CLIENT_CHARS: Final = 64
 _SILENCE_SECONDS: Final = 60.0
 """A body that does not go on for so long is given up."""
 _READ_BYTES: Final = 1024 * 1024
@@ -32,35 +30,25 @@ def read_at_once_bytes(downloads: int) -> int:
     return max(_FEWEST_READ_BYTES, min(_READ_BYTES, _READ_BY_ALL_BYTES // downloads))
 
 
-def client_of(request: Request, farm: Farm) -> str:
-    """Return whom turns and limits count this request for: who it says it is, if that is so, else where it comes from.
+class Traffic:
+    """The limits and the counters of bulk, in both directions. ``upload``: towards the farm."""
 
-    A volunteer is who it says if that client is connected from the same address; a researcher is believed.
-    """
-    said = request.headers.get(CLIENT_HEADER, "")[:_MAX_CLIENT_CHARS]
-    address = request.client.host if request.client is not None else "unknown"
-    is_name = bool(said) and said.isascii() and said.isprintable()
-    if is_name and (is_researcher(request, farm) or farm.registry.is_connected(said, address)):
-        return said
-    return address
-
-
-def is_researcher(request: Request, farm: Farm) -> bool:
-    """Whether the request has the farm token."""
-    return farm.tokens.role_of(request.headers.get("authorization")) is Role.RESEARCHER
-
-
-def hoarder_of(request: Request, farm: Farm) -> str | None:
-    """Return whose unused blob this request brings: a volunteer's, or None for a researcher's."""
-    return None if is_researcher(request, farm) else client_of(request, farm)
+    def __init__(self, upload: Bandwidth, download: Bandwidth, telemetry: Telemetry) -> None:
+        self.upload = upload
+        self.download = download
+        self.received_bytes = telemetry.blob_bytes.labels("in")
+        self.sent_bytes = telemetry.blob_bytes.labels("out")
 
 
 @asynccontextmanager
-async def incoming(request: Request, farm: Farm) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Give the body in chunks as it comes. Raises: Unavailable, out of the block, if it is cut or does not go on."""
+async def incoming(request: Request, traffic: Traffic, client: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give the body in chunks as it comes, paced for ``client``.
+
+    Raises: Unavailable, out of the block, if it is cut or does not go on.
+    """
     try:
         async with asyncio.timeout(None) as silence:
-            yield _chunks(request, farm, silence)
+            yield _chunks(request, traffic, client, silence)
     except TimeoutError:
         if not silence.expired():
             raise
@@ -69,8 +57,7 @@ async def incoming(request: Request, farm: Farm) -> AsyncIterator[AsyncIterator[
         raise Unavailable("the connection was cut; ask what is missing and go on") from None
 
 
-async def _chunks(request: Request, farm: Farm, silence: asyncio.Timeout) -> AsyncIterator[bytes]:
-    received_bytes, client = farm.telemetry.blob_bytes.labels("in"), client_of(request, farm)
+async def _chunks(request: Request, traffic: Traffic, client: str, silence: asyncio.Timeout) -> AsyncIterator[bytes]:
     loop, body = asyncio.get_running_loop(), request.stream()
     while True:
         silence.reschedule(loop.time() + _SILENCE_SECONDS)
@@ -78,8 +65,8 @@ async def _chunks(request: Request, farm: Farm, silence: asyncio.Timeout) -> Asy
         silence.reschedule(None)  # whoever takes the bytes may take their time
         if chunk is None:
             return
-        received_bytes.inc(len(chunk))
-        async for piece in farm.upload_bandwidth.pace(client, chunk):
+        traffic.received_bytes.inc(len(chunk))
+        async for piece in traffic.upload.pace(client, chunk):
             yield piece
 
 
@@ -89,11 +76,11 @@ class BulkFile(FileResponse):
     Where the server can send files by itself (``http.response.pathsend``) and nothing limits it, it does.
     """
 
-    def __init__(self, path: str, farm: Farm, client: str, headers: dict[str, str]) -> None:
+    def __init__(self, path: str, traffic: Traffic, client: str, headers: dict[str, str]) -> None:
         super().__init__(path, headers=headers, media_type="application/octet-stream")
-        self._bandwidth = farm.download_bandwidth
+        self._bandwidth = traffic.download
         self._client = client
-        self._sent_bytes = farm.telemetry.blob_bytes.labels("out")
+        self._sent_bytes = traffic.sent_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as any file response."""

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
 
-from coordinator.records import EventRecord
-from farm_server.control.long_polling import FARM, Bells
-from farm_server.http.access import FARM_TOKEN, FarmDep
+from farm_server.http.access import FARM_TOKEN, FeedsDep
 from farm_server.http.listing import listing
+from farm_server.tasks.feeds import Part
 from protocol.bounds import Natural
 from protocol.rest import EventView, LogView, MetricView
-from storage.ledger import Numbered
 
 router = APIRouter(prefix="/v1", tags=["feeds"], dependencies=FARM_TOKEN)
 
 _LONGEST_WAIT_SECONDS = 30.0
 _LARGEST_PAGE = 5000
-_T = TypeVar("_T")
 
 
 class Page(BaseModel):
@@ -32,67 +27,34 @@ class Page(BaseModel):
     limit: int = Field(default=1000, ge=1, le=_LARGEST_PAGE)
 
 
-def get_page(page: Annotated[Page, Query()]) -> Page:
-    """Return the page that the query asks for."""
-    return page
+def get_part(page: Annotated[Page, Query()]) -> Part:
+    """Return the part that the query asks for."""
+    return Part(page.after, page.limit, page.wait)
 
 
-PageDep = Annotated[Page, Depends(get_page)]
-
-
-async def follow(bells: Bells, topic: str, page: Page, read: Callable[[int, int], Awaitable[list[_T]]]) -> list[_T]:
-    """Read the page; while it is empty wait for the topic's bell, as long as the page allows."""
-    deadline = asyncio.get_running_loop().time() + page.wait
-    while True:
-        async with bells.listen(topic) as rung:
-            found = await read(page.after, page.limit)
-            left = deadline - asyncio.get_running_loop().time()
-            if found or left <= 0 or bells.closed:
-                return found
-            try:
-                await asyncio.wait_for(rung.wait(), left)
-            except TimeoutError:
-                return []
+PartDep = Annotated[Part, Depends(get_part)]
 
 
 @router.get("/events", summary="What happened on the farm, oldest first", response_model=list[EventView])
-async def farm_events(farm: FarmDep, page: PageDep) -> Response:
+async def farm_events(feeds: FeedsDep, part: PartDep) -> Response:
     """Return events of all tasks and clients."""
-    found = await follow(farm.bells, FARM, page, lambda after, limit: farm.ledger.events(None, after, limit))
-    return listing([_event(n) for n in found])
+    return listing(await feeds.farm_events(part))
 
 
 @router.get(
     "/tasks/{task_id}/events", summary="What happened to the task, oldest first", response_model=list[EventView]
 )
-async def task_events(task_id: str, farm: FarmDep, page: PageDep) -> Response:
+async def task_events(task_id: str, feeds: FeedsDep, part: PartDep) -> Response:
     """Return the task's events. 404 for an unknown task."""
-    farm.coordinator.task_view(task_id, farm.clock.now())
-    found = await follow(farm.bells, task_id, page, lambda after, limit: farm.ledger.events(task_id, after, limit))
-    return listing([_event(n) for n in found])
+    return listing(await feeds.events(task_id, part))
 
 
 @router.get(
     "/tasks/{task_id}/logs", summary="The researcher's own output, from every client", response_model=list[LogView]
 )
-async def task_logs(task_id: str, farm: FarmDep, page: PageDep) -> Response:
+async def task_logs(task_id: str, feeds: FeedsDep, part: PartDep) -> Response:
     """Return log lines. 404 for an unknown task."""
-    farm.coordinator.task_view(task_id, farm.clock.now())
-    found = await follow(farm.bells, task_id, page, lambda after, limit: farm.ledger.logs(task_id, after, limit))
-    return listing(
-        [
-            LogView(
-                seq=n.seq,
-                at=n.entry.at,
-                client_id=n.entry.client_id,
-                client_name=n.entry.client_name,
-                round=n.entry.round,
-                stream=n.entry.stream,
-                text=n.entry.text,
-            )
-            for n in found
-        ]
-    )
+    return listing(await feeds.logs(task_id, part))
 
 
 @router.get(
@@ -100,36 +62,6 @@ async def task_logs(task_id: str, farm: FarmDep, page: PageDep) -> Response:
     summary="Measured values: of rounds, of evaluations, from log(...)",
     response_model=list[MetricView],
 )
-async def task_metrics(task_id: str, farm: FarmDep, page: PageDep) -> Response:
+async def task_metrics(task_id: str, feeds: FeedsDep, part: PartDep) -> Response:
     """Return metrics. 404 for an unknown task."""
-    farm.coordinator.task_view(task_id, farm.clock.now())
-    found = await follow(farm.bells, task_id, page, lambda after, limit: farm.ledger.metrics(task_id, after, limit))
-    return listing(
-        [
-            MetricView(
-                seq=n.seq,
-                at=n.entry.at,
-                round=n.entry.round,
-                step=n.entry.step,
-                name=n.entry.name,
-                value=n.entry.value,
-                source=n.entry.source,
-                client_id=n.entry.client_id,
-            )
-            for n in found
-        ]
-    )
-
-
-def _event(numbered: Numbered[EventRecord]) -> EventView:
-    entry = numbered.entry
-    return EventView(
-        seq=numbered.seq,
-        at=entry.at,
-        task_id=entry.task_id,
-        kind=entry.kind,
-        message=entry.message,
-        client_id=entry.client_id,
-        round=entry.round,
-        data=dict(entry.data),
-    )
+    return listing(await feeds.metrics(task_id, part))

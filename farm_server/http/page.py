@@ -15,9 +15,8 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from farm_server.environment.tokens import Role
-from farm_server.farm import Farm
-from farm_server.http.access import FarmDep
+from farm_server.environment.tokens import Role, Tokens
+from farm_server.http.access import TokensDep
 from farm_server.http.page_view import HEADERS, PageView
 from protocol.errors import Unauthorized
 
@@ -28,29 +27,29 @@ _COOKIE_SECONDS: Final = 30 * 24 * 3600
 
 
 @router.get("/", response_class=HTMLResponse)
-async def status_page(request: Request, farm: FarmDep) -> Response:
+async def status_page(request: Request, tokens: TokensDep) -> Response:
     """Return the page that the token, or the cookie, entitles to."""
     view = _view(request)
-    if _has_token(request, farm):
+    if _has_token(request, tokens):
         return HTMLResponse(await view.full(by_cookie=False), headers=HEADERS)
-    if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(errors="replace"), _proof(farm).encode()):
+    if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(errors="replace"), _proof(tokens).encode()):
         return HTMLResponse(await view.full(by_cookie=True), headers=HEADERS)
     return HTMLResponse(await view.guest(), headers=HEADERS)
 
 
 @router.post("/login", response_class=HTMLResponse)
-async def login(request: Request, farm: FarmDep) -> Response:
+async def login(request: Request, tokens: TokensDep) -> Response:
     """Take the farm token from the form, and remember that it was shown."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token = form.get("token", [""])[0].strip()
     try:
-        farm.tokens.require(Role.RESEARCHER, f"Bearer {token}")
+        tokens.require(Role.RESEARCHER, f"Bearer {token}")
     except Unauthorized:
         refused = "That is not this farm's farm token; `farm-server status` prints it, in FARM_URL before the @."
         return HTMLResponse(await _view(request).guest(refused), HTTPStatus.UNAUTHORIZED, HEADERS)
     answer = RedirectResponse("/", HTTPStatus.SEE_OTHER, HEADERS)
-    is_https = (farm.settings.public_url or "").startswith("https:")
-    answer.set_cookie(COOKIE, _proof(farm), _COOKIE_SECONDS, httponly=True, samesite="strict", secure=is_https)
+    is_https: bool = request.app.state.is_https
+    answer.set_cookie(COOKIE, _proof(tokens), _COOKIE_SECONDS, httponly=True, samesite="strict", secure=is_https)
     return answer
 
 
@@ -67,13 +66,13 @@ def _view(request: Request) -> PageView:
     return view
 
 
-def _has_token(request: Request, farm: Farm) -> bool:
+def _has_token(request: Request, tokens: Tokens) -> bool:
     try:
-        farm.tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
+        tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
     except Unauthorized:
         return False
     return True
 
 
-def _proof(farm: Farm) -> str:
-    return hmac.new(farm.tokens.farm.encode(), b"status page", hashlib.sha256).hexdigest()
+def _proof(tokens: Tokens) -> str:
+    return hmac.new(tokens.farm.encode(), b"status page", hashlib.sha256).hexdigest()

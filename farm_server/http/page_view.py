@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from farm_server.farm import Farm
-from farm_server.http.rounds import newest_rounds
+from farm_server.http.farm_status import FarmStatus
 from protocol.terminal_text import one_line
 from protocol.wording import sized
 
@@ -67,8 +66,8 @@ class _Made:
 class PageView:
     """Renders for all readers; while one page is made, who asks for the same waits for it."""
 
-    def __init__(self, farm: Farm) -> None:
-        self._farm = farm
+    def __init__(self, status: FarmStatus) -> None:
+        self._status = status
         self._made: dict[str, _Made] = {}
         self._making = asyncio.Lock()
 
@@ -97,37 +96,37 @@ class PageView:
         return await asyncio.to_thread(_render, "status.html", context)
 
     def _frame(self) -> dict[str, Any]:
-        farm = self._farm
-        now = farm.clock.now()
+        status = self._status
+        now = status.clock.now()
         return {
-            "name": farm.settings.name,
+            "name": status.name,
             "version": version("aifarm"),
-            "up_seconds": now - farm.started_at,
+            "up_seconds": now - status.started_at,
             "now": now,
             "rendered_at": time.strftime("%H:%M:%S"),
         }
 
     def _counts(self) -> dict[str, Any]:
-        farm = self._farm
-        states = Counter(farm.coordinator.task_states())
+        status = self._status
+        states = Counter(status.tasks.states())
         return self._frame() | {
-            "problem": "it can't take new work now; /readyz says why" if farm.not_ready() else None,
-            "clients_online": len(farm.registry),
+            "problem": "it can't take new work now; /readyz says why" if status.readiness.not_ready() else None,
+            "clients_online": status.clients.online_count(),
             "task_counts": sorted(states.items()),
         }
 
     async def _everything(self) -> dict[str, Any]:
-        farm, frame = self._farm, self._frame()
-        tasks = farm.coordinator.task_views(frame["now"], newest=_SHOWN)
+        status, frame = self._status, self._frame()
+        tasks = status.tasks.views(newest=_SHOWN)
         trained = [task for task in tasks if task.started_at is not None][:_TASKS_WITH_ROUNDS]
         return frame | {
-            "problem": farm.not_ready(),
-            "alarms": farm.alarms.newest_first(),
+            "problem": status.readiness.not_ready(),
+            "alarms": status.alarms.newest_first(),
             "tasks": tasks,
-            "task_count": len(farm.coordinator.task_states()),
-            "rounds": [(task, await newest_rounds(farm, task.task_id, _ROUNDS_SHOWN)) for task in trained],
-            "clients": farm.coordinator.client_views(frame["now"], newest=_SHOWN),
-            "client_count": farm.coordinator.client_count(),
+            "task_count": len(status.tasks.states()),
+            "rounds": [(task, await status.tasks.newest_rounds(task.task_id, _ROUNDS_SHOWN)) for task in trained],
+            "clients": status.clients.views(newest=_SHOWN),
+            "client_count": status.clients.known_count(),
         }
 
 

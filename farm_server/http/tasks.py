@@ -9,15 +9,12 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from coordinator.books import shard_books
-from coordinator.events import Action, TaskAction, TaskPrioritized
-from farm_server.farm import Farm
-from farm_server.http.access import FARM_TOKEN, FarmDep
+from coordinator.events import Action
+from farm_server.http.access import FARM_TOKEN, CommandsDep, TasksDep
 from farm_server.http.listing import listing, written
-from farm_server.http.rounds import newest_rounds
 from farm_server.http.spec_json import parse_spec
 from protocol.bounds import Natural
-from protocol.errors import NotFound, Unavailable
+from protocol.errors import Unavailable
 from protocol.rest import (
     CheckpointView,
     Explanation,
@@ -30,7 +27,7 @@ from protocol.rest import (
     TaskView,
     WhyView,
 )
-from protocol.tasks import BlobRef, TaskSpec
+from protocol.tasks import TaskSpec
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
 
@@ -59,126 +56,83 @@ async def read_spec(request: Request) -> TaskSpec:
 
 
 @router.post("", status_code=HTTPStatus.CREATED, summary="Submit a task", openapi_extra=_SPEC)
-async def submit(spec: Annotated[TaskSpec, Depends(read_spec)], farm: FarmDep, response: Response) -> SubmitReply:
+async def submit(
+    spec: Annotated[TaskSpec, Depends(read_spec)], commands: CommandsDep, tasks: TasksDep, response: Response
+) -> SubmitReply:
     """Take a task in; its blobs were uploaded before. A repeat with its submit token gives 200 and the first one."""
-    task_id, created = await farm.submissions.submit(spec)
+    task_id, created = await commands.submit(spec)
     if not created:
         response.status_code = HTTPStatus.OK
-    return SubmitReply(task=await _view(farm, task_id), created=created)
+    return SubmitReply(task=await tasks.view(task_id), created=created)
 
 
 @router.get("", summary="List tasks, newest first", response_model=list[TaskView])
-async def list_tasks(farm: FarmDep) -> Response:
+async def list_tasks(tasks: TasksDep) -> Response:
     """Return all tasks."""
-    return listing(farm.coordinator.task_views(farm.clock.now()))
+    return listing(tasks.views())
 
 
 @router.get("/{task_id}", summary="One task with its specification and newest rounds", response_model=TaskDetail)
-async def show(task_id: str, farm: FarmDep) -> Response:
+async def show(task_id: str, tasks: TasksDep) -> Response:
     """Return the task; its open round, if any, comes first."""
-    view = await _view(farm, task_id)
-    rounds = tuple(await newest_rounds(farm, task_id, _ROUNDS_SHOWN))
-    detail = TaskDetail(task=view, spec=farm.coordinator.spec(task_id), rounds=rounds)
+    detail = await tasks.detail(task_id, _ROUNDS_SHOWN)
     return await asyncio.to_thread(written, detail)  # it names every shard
 
 
 @router.post("/{task_id}/{action}", summary="Pause, resume, cancel or retry a task")
-async def act(task_id: str, action: Action, farm: FarmDep) -> TaskView:
+async def act(task_id: str, action: Action, commands: CommandsDep, tasks: TasksDep) -> TaskView:
     """Do it; 409 where the task's state forbids it. Durable on return."""
-    await farm.runtime.ask(TaskAction(task_id, action))
-    return await _view(farm, task_id)
+    await commands.act(task_id, action)
+    return await tasks.view(task_id)
 
 
 @router.put("/{task_id}/priority", summary="Give a task another priority")
-async def prioritize(task_id: str, request: PriorityRequest, farm: FarmDep) -> TaskView:
+async def prioritize(task_id: str, request: PriorityRequest, commands: CommandsDep, tasks: TasksDep) -> TaskView:
     """Do it; 409 where the task is completed or cancelled. Durable on return."""
-    await farm.runtime.ask(TaskPrioritized(task_id, request.priority))
-    return await _view(farm, task_id)
+    await commands.prioritize(task_id, request.priority)
+    return await tasks.view(task_id)
 
 
 @router.delete("/{task_id}", summary="Remove a task that is over, and all that is recorded of it")
 async def remove(
     task_id: str,
-    farm: FarmDep,
+    commands: CommandsDep,
     force: Annotated[bool, Query(description="Cancel it first, if it is not over.")] = False,
 ) -> RemovedView:
     """Do it; 409 where the task is not over. Blobs that only it needed follow within a minute."""
-    await farm.removal.remove(task_id, force=force)
+    await commands.remove(task_id, force=force)
     return RemovedView(task_id=task_id)
 
 
 @router.get("/{task_id}/why", summary="What the task waits for, in one line")
-async def why(task_id: str, farm: FarmDep) -> WhyView:
+async def why(task_id: str, tasks: TasksDep) -> WhyView:
     """Return the line."""
-    return WhyView(why=farm.coordinator.why(task_id, farm.clock.now()))
+    return WhyView(why=tasks.why(task_id))
 
 
 @router.get("/{task_id}/explain", summary="Every client's score for the task")
-async def explain(task_id: str, farm: FarmDep) -> Explanation:
+async def explain(task_id: str, tasks: TasksDep) -> Explanation:
     """Return the terms of each score, and why clients are left out."""
-    return farm.coordinator.explain(task_id, farm.clock.now())
+    return tasks.explain(task_id)
 
 
 @router.get("/{task_id}/shards", summary="The books: how often each sample was counted")
-async def shards(task_id: str, farm: FarmDep) -> list[ShardBook]:
+async def shards(task_id: str, tasks: TasksDep) -> list[ShardBook]:
     """Return one book for each training shard and epoch, worked out from the counted assignments."""
-    spec = farm.coordinator.spec(task_id)
-    counted = await farm.ledger.assignments(task_id, counted_only=True)
-    return shard_books(spec.dataset.shards, counted)
+    return await tasks.shard_books(task_id)
 
 
 @router.get("/{task_id}/checkpoints", summary="The checkpoints that are kept, oldest first")
-async def checkpoints(task_id: str, farm: FarmDep) -> list[CheckpointView]:
+async def checkpoints(task_id: str, tasks: TasksDep) -> list[CheckpointView]:
     """Return them; the last one is what `model` gives without a round. 404 for an unknown task."""
-    await _view(farm, task_id)
-    kept = await farm.ledger.checkpoints(task_id)
-    frozen = await _frozen(farm, task_id)
-    return [
-        CheckpointView(
-            task_id=task_id,
-            round=c.round,
-            epoch=c.epoch,
-            digest=c.weights.digest,
-            size_bytes=c.weights.size_bytes,
-            frozen=frozen,
-            created_at=c.created_at,
-            metrics=dict(c.metrics),
-            newest=c is kept[-1],
-        )
-        for c in kept
-    ]
+    return await tasks.checkpoints(task_id)
 
 
 @router.get("/{task_id}/model", summary="The checkpoint to pull")
 async def model(
     task_id: str,
-    farm: FarmDep,
+    tasks: TasksDep,
     number: Annotated[Natural | None, Query(alias="round", description="The newest when absent.")] = None,
 ) -> ModelView:
     """Return the checkpoint's digest; fetch it from /v1/blobs."""
-    view = await _view(farm, task_id)
-    checkpoint = await farm.ledger.checkpoint(task_id, number)
-    if checkpoint is None:
-        kept = ", ".join(str(c.round) for c in await farm.ledger.checkpoints(task_id)) or "none yet"
-        raise NotFound(f"task {task_id} has no checkpoint of round {number}; kept are: {kept}")
-    return ModelView(
-        task_id=task_id,
-        round=checkpoint.round,
-        digest=checkpoint.weights.digest,
-        size_bytes=checkpoint.weights.size_bytes,
-        frozen=await _frozen(farm, task_id),
-        metrics=dict(checkpoint.metrics),
-        state=view.state,
-    )
-
-
-async def _frozen(farm: Farm, task_id: str) -> BlobRef | None:
-    record = await farm.ledger.task(task_id)
-    return None if record is None else record.spec.frozen
-
-
-async def _view(farm: Farm, task_id: str) -> TaskView:
-    """Return the task as it is, once the ledger has that too: who sees a version can pull it. Raises: NotFound."""
-    view = farm.coordinator.task_view(task_id, farm.clock.now())
-    await farm.runtime.settle()
-    return view
+    return await tasks.model(task_id, number)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from farm_server.http.access import ANY_TOKEN, FARM_TOKEN, FarmDep
+from farm_server.http.access import ANY_TOKEN, FARM_TOKEN, BlobsDep, CallersDep, TrafficDep, UploadsDep
 from farm_server.http.blobs import DigestPath
-from farm_server.http.bulk import client_of, hoarder_of, incoming
+from farm_server.http.bulk import incoming
 from farm_server.http.listing import listing
 from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import ErrorBody, UploadReply, UploadRequest, UploadState, UploadView
@@ -39,11 +39,19 @@ def _errors(**said: str) -> dict[int | str, dict[str, Any]]:
         _503="The disk is short, or the farm shuts down.",
     ),
 )
-async def ask(digest: DigestPath, asked: UploadRequest, request: Request, farm: FarmDep) -> UploadReply:
+async def ask(
+    digest: DigestPath,
+    asked: UploadRequest,
+    request: Request,
+    *,
+    uploads: UploadsDep,
+    blobs: BlobsDep,
+    callers: CallersDep,
+) -> UploadReply:
     """Say that it is stored, or to wait (with the reason), or which ranges to send. `X-Farm-Client` says who asks."""
-    reply = await farm.uploads.ask(digest, asked, client_of(request, farm))
+    reply = await uploads.ask(digest, asked, callers.client_of(request))
     if reply.state is UploadState.STORED:
-        farm.hoards.used([digest])  # it was here, or others send it too
+        blobs.used([digest])  # it was here, or others send it too
     return reply
 
 
@@ -66,23 +74,30 @@ async def ask(digest: DigestPath, asked: UploadRequest, request: Request, farm: 
     },
 )
 async def send(
-    digest: DigestPath, request: Request, farm: FarmDep, content_range: ContentRangeHeader = None
+    digest: DigestPath,
+    request: Request,
+    *,
+    uploads: UploadsDep,
+    blobs: BlobsDep,
+    traffic: TrafficDep,
+    callers: CallersDep,
+    content_range: ContentRangeHeader = None,
 ) -> Response:
     """Keep the body's bytes, as many as come, at their place. Parts may come in any order, and at the same time."""
     part = ContentRange.parse(content_range)
     announced = request.headers.get("content-length")
     if announced is not None and int(announced) != part.size_bytes:
         raise BadContentRange(f"the body has {announced} bytes and its Content-Range {part.size_bytes}; send as many")
-    async with incoming(request, farm) as chunks:
-        stored = await farm.uploads.receive(digest, part, chunks)
+    async with incoming(request, traffic, callers.client_of(request)) as chunks:
+        stored = await uploads.receive(digest, part, chunks)
     if stored:
-        await farm.hoards.stored(hoarder_of(request, farm), digest, part.total_bytes)
+        await blobs.stored_by(callers.owner_of(request), digest, part.total_bytes)
     return Response(status_code=HTTPStatus.CREATED if stored else HTTPStatus.NO_CONTENT)
 
 
 @people_router.get(
     "", summary="The uploads that are under way, wait, or were interrupted", response_model=list[UploadView]
 )
-async def uploads(farm: FarmDep) -> Response:
+async def uploads(uploads: UploadsDep) -> Response:
     """Return every upload that is not finished: how much is here, who sends it, and what it waits for."""
-    return listing(farm.uploads.views())
+    return listing(uploads.views())

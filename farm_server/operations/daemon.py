@@ -75,7 +75,7 @@ class Daemon:
 
     async def _startup(self, farm: Farm) -> Serving:
         farm.start()
-        serving = Serving(create_app(farm), self._listener, self._settings)
+        serving = Serving(create_app(farm.services), self._listener, self._settings)
         await serving.ready()
         info = server_info(self._settings, self._listener, farm.tokens)
         self._folder.publish(info)

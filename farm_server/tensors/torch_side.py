@@ -6,12 +6,15 @@ half-way can't be repaired in the same process: whoever needs torch then is told
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.compression import CodecSpec
-from protocol.errors import Unavailable
+from protocol.errors import FarmError, Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
 from protocol.tensors import Layout
 from storage.checkpoints import CheckpointFiles
@@ -88,3 +91,35 @@ def _imported() -> ModuleType:
     from farm_server.tensors import task_tensors  # noqa: PLC0415
 
     return task_tensors
+
+
+class WarmUp:
+    """Imports torch on a thread of its own, while clients come back already. On one event loop."""
+
+    def __init__(self, torch_side: TorchSide) -> None:
+        self._torch_side = torch_side
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[FarmError | None] = self._loop.create_future()
+
+    def start(self) -> None:
+        """Begin, and return at once."""
+        threading.Thread(target=self._run, name="warm-up", daemon=True).start()
+
+    async def done(self) -> None:
+        """Wait until torch is imported. Raises: Unavailable if it can't be: this process will never train."""
+        if (failure := await asyncio.shield(self._done)) is not None:
+            raise failure
+
+    def _run(self) -> None:
+        failure: FarmError | None = None
+        try:
+            self._torch_side.warm_up()
+        except FarmError as error:
+            failure = error
+        gc.freeze()  # torch brings a million objects that live for ever: no collection should walk them again
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._finish, failure)
+
+    def _finish(self, failure: FarmError | None) -> None:
+        if not self._done.done():
+            self._done.set_result(failure)

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from farm_server.control.long_polling import Bells
+from farm_server.control.long_polling import Notifier
 from farm_server.environment.clock import Clock
 from farm_server.environment.disk_space import Room
 from farm_server.environment.settings import ServerSettings
@@ -68,13 +68,13 @@ class Uploads:
     """All uploads of one farm, but for those in one request. Use it from the event loop."""
 
     def __init__(
-        self, places: UploadPlaces, settings: ServerSettings, clock: Clock, bells: Bells, telemetry: Telemetry
+        self, places: UploadPlaces, settings: ServerSettings, clock: Clock, notifier: Notifier, telemetry: Telemetry
     ) -> None:
         self._places = places
         self._folder = places.folder
         self._settings = settings
         self._clock = clock
-        self._bells = bells
+        self._notifier = notifier
         self._desk = UploadDesk(
             settings.upload_credits, settings.upload_idle_seconds, least_bytes_per_second=_least_rate(settings)
         )
@@ -107,12 +107,12 @@ class Uploads:
             # it would be complete, and wrong, as soon as it was begun, over and over
             raise DigestMismatch(f"no bytes hash to {_EMPTY}, not to {digest}; send the blob's size")
         until = self._clock.now() + request.wait_seconds
-        async with self._bells.listen(_TOPIC) as rung:
+        async with self._notifier.listen(_TOPIC) as rung:
             while True:
                 rung.clear()
                 reply = await self._answer(digest, request.size_bytes, client)
                 seconds = min(until - self._clock.now(), _LOOK_SECONDS)
-                if reply.state is not UploadState.WAIT or seconds <= 0 or self._bells.closed:
+                if reply.state is not UploadState.WAIT or seconds <= 0 or self._notifier.closed:
                     return reply
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(rung.wait(), seconds)
@@ -263,7 +263,7 @@ class Uploads:
 
     def _release(self, name: str) -> None:
         self._desk.release(name)
-        self._bells.ring([_TOPIC])
+        self._notifier.notify([_TOPIC])
 
 
 def _least_rate(settings: ServerSettings) -> float:

@@ -50,7 +50,7 @@ async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
     farm = await Farm.open(chosen, folder)
     farm.start()
     await asyncio.to_thread(farm.torch_side.warm_up)  # volunteers here do not beat while they wait
-    serving = Serving(create_app(farm), listener, chosen)
+    serving = Serving(create_app(farm.services), listener, chosen)
     await serving.ready()
     info = server_info(chosen, listener, farm.tokens)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from farm_client.farm_address import split_address
-from farm_server.control.long_polling import FARM, Bells
+from farm_server.control.long_polling import FARM, Notifier
 from farm_server.control.placements import Placements
 from farm_server.edge.listener import bind, server_info
 from farm_server.environment.clock import SteadyClock
@@ -254,13 +254,13 @@ def test_an_assignment_is_found_by_its_own_client_only():
 
 
 async def test_a_bell_wakes_its_listeners_only():
-    bells = Bells()
-    async with bells.listen("t1") as mine, bells.listen("t2") as other, bells.listen(FARM) as farm:
-        bells.ring({FARM, "t1"})
+    notifier = Notifier()
+    async with notifier.listen("t1") as mine, notifier.listen("t2") as other, notifier.listen(FARM) as farm:
+        notifier.notify({FARM, "t1"})
         assert (mine.is_set(), other.is_set(), farm.is_set()) == (True, False, True)
-        bells.close()
+        notifier.close()
         await asyncio.wait_for(other.wait(), 30)
-    assert bells.closed
+    assert notifier.closed
 
 
 def test_the_settings_page_is_written_from_the_settings():

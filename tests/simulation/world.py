@@ -177,7 +177,7 @@ class World:
 
 
 def newest_time(snapshot: Snapshot) -> float:
-    """Return the latest moment that the ledger knows of, as ``farm_server.farm`` does."""
+    """Return the latest moment that the ledger knows of, as ``DurableState`` does."""
     times = [t.created_at for t in snapshot.tasks]
     times += [c.last_seen for c in snapshot.clients]
     times += [c.created_at for c in snapshot.checkpoints]

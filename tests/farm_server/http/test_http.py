@@ -350,7 +350,7 @@ async def test_no_odd_submission_is_a_fault_of_the_server(server, data):
 
 @functools.cache
 def routes(farm: Farm) -> list[tuple[str, str]]:
-    paths = create_app(farm).openapi()["paths"]
+    paths = create_app(farm.services).openapi()["paths"]
     return sorted((method.upper(), path) for path, item in paths.items() for method in item)
 
 

@@ -388,7 +388,7 @@ class TestTurns:
             async with asyncio.timeout(30):
                 while not server.farm.uploads.waiting_count:  # noqa: ASYNC110  nothing rings for it
                     await asyncio.sleep(0.01)
-            server.farm.bells.close()
+            server.farm.notifier.close()
             assert (await waiting).json()["state"] == "wait"
 
     async def test_the_servers_own_default_is_twice_its_threads(self, start):
@@ -435,7 +435,7 @@ class TestFlow:
             return await asyncio.Future()
 
         async with start(download_rate=limit) as server:
-            await BulkFile(str(path), server.farm, "c1", {})(scope, receive, send)
+            await BulkFile(str(path), server.farm.services.traffic, "c1", {})(scope, receive, send)
             assert counter(server, "farm_blob_bytes_total", direction="out") == len(DATA)
         if limit:
             assert b"".join(message.get("body", b"") for message in sent) == DATA
