@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ def kept_rounds(checkpoints: Sequence[CheckpointRecord], recipe: Recipe) -> set[
 
 
 def best_checkpoint(checkpoints: Sequence[CheckpointRecord], rule: str | None) -> CheckpointRecord | None:
-    """Return the checkpoint that is best by ``max:METRIC`` or ``min:METRIC``, the newer of equals; None without one."""
+    """Return the checkpoint that is best by ``max:METRIC`` or ``min:METRIC``, the newer of equals; None without one.
+
+    A value that is not finite rates nothing: of a round that diverged, NaN compares to no other.
+    """
     if rule is None:
         return None
     direction, metric = rule.split(":", 1)
     sign = 1 if direction == "max" else -1
-    rated = [c for c in checkpoints if metric in c.metrics]
+    rated = [c for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))]
     return max(rated, key=lambda c: (sign * c.metrics[metric], c.round), default=None)
 
 

@@ -45,7 +45,7 @@ def explaining(address: FarmAddress) -> Iterator[None]:
         ) from error
     except (httpx.RequestError, httpx.StreamError) as error:
         raise FarmUnreachable(
-            f"the connection to {address.url} broke ({error or type(error).__name__}): "
+            f"the connection to {address.url} broke ({str(error) or type(error).__name__}): "
             "try again; if it goes on, check the address"
         ) from error
 

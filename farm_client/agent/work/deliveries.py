@@ -62,7 +62,7 @@ class Deliveries:
         try:
             await self.deliver(parcel)
         except Exception as error:  # no result is worth the agent
-            self._note(f"dropped a finished result: {error or type(error).__name__}")
+            self._note(f"dropped a finished result: {str(error) or type(error).__name__}")
 
     async def deliver(self, parcel: Parcel, listener: Listener | None = None) -> None:
         """Bring a result that is in the outbox to the farm; ``listener`` hears how the upload of its update goes.
