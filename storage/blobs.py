@@ -191,19 +191,23 @@ class FolderBlobStore:
 
     def drop_if_damaged(self, digest: str) -> bool:
         """Remove the blob if its bytes don't hash to its name, so that it can be stored again; true if so."""
-        try:
-            path = self.path(digest)
-            with disk_errors(self._root):
-                read = path.stat().st_ino
-                if digest_of_file(path) == digest:
-                    return False
-            with disk_errors(self._root), self._naming:
-                if path.stat().st_ino != read:  # it was stored again meanwhile
+        if not self.has(digest):
+            return False
+        with disk_errors(self._root):
+            try:
+                return self._drop_if_damaged(self._place(digest), digest)
+            except FileNotFoundError:  # it was removed meanwhile
+                return False
+
+    def _drop_if_damaged(self, path: Path, digest: str) -> bool:
+        with path.open("rb") as read:  # kept open: no other file can have its inode meanwhile
+            if digest_of_file(path) == digest:
+                return False
+            with self._naming:
+                if path.stat().st_ino != os.fstat(read.fileno()).st_ino:  # it was stored again meanwhile
                     return False
                 path.unlink()
-        except NotFound:
-            return False
-        return True
+                return True
 
     def collect(
         self,
