@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.events import AssignmentFailed, ClientBeat
+from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.settings import CoordinatorSettings
-from coordinator.state import Lease
 from coordinator.stragglers import take_in
 from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Scope
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec

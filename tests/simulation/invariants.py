@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
 from coordinator.farm import Farm
-from coordinator.in_flight import Lease, Stage
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.state import Step, StepPhase, TaskRun
 from protocol.messages import Assign
+from tests.coordinator.book_checks import faults_of_book, faults_of_round
 from tests.simulation.violation import Violation, check
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ _LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
 def check_farm(server: Server, is_tick: bool) -> None:
     """Check all that must hold between two events. Raises: Violation."""
     farm: Farm = server.coordinator._farm  # the simulation looks inside
-    check_book(farm)
+    faults = faults_of_book(farm.leases, {name: run.leases for name, run in farm.tasks.items()}, farm.clients)
+    check(not faults, "; ".join(faults))
     held: dict[str, set[str]] = {}
     pipelined: set[str] = set()
     """Assignments of tasks whose clients free their slots before they deliver."""
@@ -61,20 +62,9 @@ def _check_step(run: TaskRun, step: Step) -> None:
     book = step.parts
     if step.phase is StepPhase.COMMIT:
         check(not book.held and not book.waiting, f"round {step.number} is being committed and parts are out")
-        return
-    parts = [(r.position, r.samples) for r in book.delivered_records if r.position < step.samples]
-    parts += [(x.record.position, x.record.samples) for x in book.held.values()]
-    parts += [(p.position, p.samples) for p in book.waiting]
-    end = 0
-    for position, samples in sorted(parts):
-        check(
-            position == end,
-            f"samples at {min(position, end)} of round {step.number} of {run.task_id}: held twice or by nobody",
-        )
-        end = position + samples
-    check(end == step.samples, f"samples from {end} of round {step.number} of {run.task_id} are nobody's")
-    waiting = {p.position for p in book.waiting} | {x.record.position for x in book.held.values()}
-    check(all(d.record.position in waiting for d in book.dormant.values()), "a dormant assignment's part is settled")
+    else:
+        faults = faults_of_round(book)
+        check(not faults, f"round {step.number} of {run.task_id}: {'; '.join(faults)}")
 
 
 def check_command(server: Server, command: Command) -> None:
@@ -108,26 +98,3 @@ def _check_fold(server: Server, command: Fold) -> None:
     position = next(r.position for r in run.step.parts.delivered_records if r.assignment_id == command.assignment_id)
     check(position > last, f"{command.assignment_id} is folded at {position}, after {last}")
     audit.folds[key] = (attempt, position)
-
-
-def check_book(farm: Farm) -> None:
-    """Whatever is in flight lies in one place of its task, and all indexes agree about it. Raises: Violation."""
-    seen: dict[str, Lease] = {}
-    clients: dict[str, dict[Stage, set[str]]] = {}
-    for run in farm.tasks.values():
-        for parts in (run.leases.late, *run.leases.rounds.values()):
-            for stage in (Stage.HELD, Stage.DORMANT, Stage.DELIVERED):
-                for name, lease in parts.shelf(stage).items():
-                    check((lease.stage, lease.home) == (stage, parts.home), f"{name} lies in a wrong place")
-            check(all(x.update is not None for x in parts.unfolded.values()), "an update waits that is not there")
-        for lease in run.leases:
-            name = lease.assignment_id
-            check(name not in seen, f"{name} lies in two places")
-            check(lease.record.task_id == run.task_id, f"{name} lies with another task")
-            seen[name] = lease
-            clients.setdefault(lease.record.client_id, {}).setdefault(lease.stage, set()).add(name)
-    check(seen == farm.leases._by_id, "what is in flight is known by another name")
-    for client in farm.clients.values():
-        mine = clients.get(client.client_id, {})
-        check(client.held.keys() == mine.get(Stage.HELD, set()), f"{client.client_id} holds something else")
-        check(client.dormant.keys() == mine.get(Stage.DORMANT, set()), f"{client.client_id} may bring something else")

@@ -13,23 +13,26 @@ from coordinator import (
     engine,
     failures,
     fleet,
+    in_flight,
     leases,
     offers,
     planning,
     recovery,
     results,
+    round_plan,
     rounds,
     scheduling,
     tasks,
+    verdict,
     views,
 )
-from coordinator.commands import Fold, Save
+from coordinator.commands import DropUpdate, Fold, Save, Send
 from coordinator.farm import Farm
-from coordinator.in_flight import Stage
+from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
 from coordinator.records import AssignmentRecord
 from coordinator.turn import Turn
-from protocol.messages import Ack
+from protocol.messages import Ack, Cancel
 from tests.simulation import server
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -315,6 +318,208 @@ def settle_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeaseBook, "keep", forgetful)
 
 
+def leave_what_is_held_waiting(patch: pytest.MonkeyPatch) -> None:
+    """A part that a client was given, or has again, waits for another one all the same."""
+    patch.setattr(LeaseBook, "_stop_waiting", lambda *_args: None)
+
+
+def take_no_slot(patch: pytest.MonkeyPatch) -> None:
+    """A client that got a part has as many free slots as before."""
+    grant = LeaseBook.grant
+
+    def free(book: LeaseBook, lease: Lease) -> None:
+        grant(book, lease)
+        book.add_slots(lease.record.client_id, 1)
+
+    patch.setattr(LeaseBook, "grant", free)
+
+
+def leave_it_with_its_client(patch: pytest.MonkeyPatch) -> None:
+    """A client goes on to hold what it delivered or lost."""
+    take = LeaseBook._take
+
+    def half(book: LeaseBook, parts: Any, lease: Lease, now: float) -> Any:
+        client = take(book, parts, lease, now)
+        client.held[lease.assignment_id] = lease
+        return client
+
+    patch.setattr(LeaseBook, "_take", half)
+
+
+def forget_who_may_finish(patch: pytest.MonkeyPatch) -> None:
+    """A round that commits forgets those who may finish after it."""
+    patch.setattr(LeaseBook, "let_finish", lambda _book, parts: parts.held.clear())
+
+
+def leave_the_late_at_home(patch: pytest.MonkeyPatch) -> None:
+    """What missed its round still has that round as its home."""
+
+    def stay(book: LeaseBook, parts: Any) -> None:
+        for name, lease in parts.held.items():
+            book._leases(lease).late.held[name] = lease
+        parts.held.clear()
+
+    patch.setattr(LeaseBook, "let_finish", stay)
+
+
+def bury_nobody(patch: pytest.MonkeyPatch) -> None:
+    """A dormant assignment may still come although its part is delivered."""
+    patch.setattr(results, "bury", lambda *_args: None)
+
+
+def know_what_has_ended(patch: pytest.MonkeyPatch) -> None:
+    """An assignment that came to nothing can still be found."""
+    patch.setattr(LeaseBook, "_forget", lambda *_args: None)
+
+
+def keep_what_is_durable(patch: pytest.MonkeyPatch) -> None:
+    """What a durable commit contains stays in flight."""
+    commit = LeaseBook.commit
+    patch.setattr(LeaseBook, "commit", lambda book, parts, durable: commit(book, parts, durable=durable and False))
+
+
+def settle_again_and_again(patch: pytest.MonkeyPatch) -> None:
+    """What a durable commit settled is not durable yet."""
+    patch.setattr(LeaseBook, "settle", lambda _book, leases: list(leases.committed.values()))
+
+
+def keep_the_folded(patch: pytest.MonkeyPatch) -> None:
+    """An update that was folded waits for its fold."""
+    fold = LeaseBook.fold
+
+    def twice(book: LeaseBook, parts: Any, position: int) -> Any:
+        lease, update = fold(book, parts, position)
+        lease.update = update
+        return lease, update
+
+    patch.setattr(LeaseBook, "fold", twice)
+
+
+def place_at_the_old_position(patch: pytest.MonkeyPatch) -> None:
+    """What was done ahead of a round keeps the position that it had before."""
+    place = LeaseBook.place
+
+    def stay(book: LeaseBook, lease: Lease, record: AssignmentRecord, scale: float) -> None:
+        place(book, lease, replace(record, position=lease.record.position), scale)
+
+    patch.setattr(LeaseBook, "place", stay)
+
+
+def join_no_round(patch: pytest.MonkeyPatch) -> None:
+    """A late result lies with a round and is still late."""
+    join = LeaseBook.join
+
+    def homeless(book: LeaseBook, lease: Lease, *more: Any) -> None:
+        join(book, lease, *more)
+        lease.home = None
+
+    patch.setattr(LeaseBook, "join", homeless)
+
+
+def adopt_and_forget(patch: pytest.MonkeyPatch) -> None:
+    """A client that came back with an assignment may come back with it again."""
+    adopt = LeaseBook.adopt
+
+    def twice(book: LeaseBook, lease: Lease) -> None:
+        adopt(book, lease)
+        book._clients[lease.record.client_id].dormant[lease.assignment_id] = lease
+
+    patch.setattr(LeaseBook, "adopt", twice)
+
+
+def restore_as_held(patch: pytest.MonkeyPatch) -> None:
+    """After a restart the farm believes that its clients still hold everything."""
+    restore = LeaseBook.restore
+
+    def held(book: LeaseBook, lease: Lease) -> None:
+        restore(book, lease)
+        lease.stage = Stage.HELD
+
+    patch.setattr(LeaseBook, "restore", held)
+
+
+def say_that_the_dropped_counts(patch: pytest.MonkeyPatch) -> None:
+    """A client hears that a result counts which was given up."""
+    send = Turn.send
+
+    def lie(turn: Turn, client: Any, message: Any, **more: Any) -> None:
+        said = message.model_copy(update={"counted": True}) if isinstance(message, Ack) else message
+        send(turn, client, said, **more)
+
+    patch.setattr(Turn, "send", lie)
+
+
+def answer_the_connection_before(patch: pytest.MonkeyPatch) -> None:
+    """Messages go to a connection that has ended."""
+    send = Turn.send
+
+    def stale(turn: Turn, client: Any, message: Any, **more: Any) -> None:
+        if client.incarnation == 1:
+            send(turn, client, message, **more)
+        elif client.online:
+            turn.do(Send(client.client_id, client.incarnation - 1, message))
+
+    patch.setattr(Turn, "send", stale)
+
+
+def save_last(patch: pytest.MonkeyPatch) -> None:
+    """What an answer saves comes after what it says."""
+    answer = Turn.answer
+    patch.setattr(Turn, "answer", lambda turn: answer(turn)[::-1])
+
+
+def tell_nobody_that_it_counts(patch: pytest.MonkeyPatch) -> None:
+    """Clients do not hear of the commit that contains their updates."""
+    send = Turn.send
+
+    def mute(turn: Turn, client: Any, message: Any, **more: Any) -> None:
+        if not (isinstance(message, Ack) and message.counted):
+            send(turn, client, message, **more)
+
+    patch.setattr(Turn, "send", mute)
+
+
+def stop_nobody(patch: pytest.MonkeyPatch) -> None:
+    """A client is not told that its part was given up."""
+    send = Turn.send
+
+    def mute(turn: Turn, client: Any, message: Any, **more: Any) -> None:
+        if not isinstance(message, Cancel):
+            send(turn, client, message, **more)
+
+    patch.setattr(Turn, "send", mute)
+
+
+def discard_and_keep(patch: pytest.MonkeyPatch) -> None:
+    """The updates of a round that is given up lie on the disk for ever."""
+    do = Turn.do
+    patch.setattr(Turn, "do", lambda turn, command: None if isinstance(command, DropUpdate) else do(turn, command))
+
+
+def lose_what_is_owed(patch: pytest.MonkeyPatch) -> None:
+    """The next round does not contain what earlier ones owe."""
+    patch.setattr(round_plan, "available_leftover", lambda _run: ())
+
+
+def train_what_somebody_is_late_with(patch: pytest.MonkeyPatch) -> None:
+    """Samples that a late client works on are given to others."""
+    patch.setattr(round_plan, "available_leftover", lambda run: run.record.leftover)
+
+
+def complete_before_the_end(patch: pytest.MonkeyPatch) -> None:
+    """A task is complete before its last round."""
+    finished = verdict.is_finished
+    patch.setattr(
+        verdict, "is_finished", lambda task: finished(replace(task, version=task.version + 1, cursor=task.cursor + 9))
+    )
+
+
+def take_up_what_others_do(patch: pytest.MonkeyPatch) -> None:
+    """A client that comes back goes on with its part although another one has it."""
+    patch.setattr(in_flight.Parts, "is_waiting", lambda *_args: True)
+    patch.setattr(offers, "cancel", lambda *_args: None)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     part_out_too_little,
     cut_at_the_wrong_place,
@@ -348,4 +553,28 @@ MUTANTS: tuple[Mutant, ...] = (
     hold_nothing_back,
     acknowledge_what_is_not_durable,
     roll_nothing_back,
+    leave_what_is_held_waiting,
+    take_no_slot,
+    leave_it_with_its_client,
+    forget_who_may_finish,
+    leave_the_late_at_home,
+    bury_nobody,
+    know_what_has_ended,
+    keep_what_is_durable,
+    settle_again_and_again,
+    keep_the_folded,
+    place_at_the_old_position,
+    join_no_round,
+    adopt_and_forget,
+    restore_as_held,
+    say_that_the_dropped_counts,
+    answer_the_connection_before,
+    save_last,
+    tell_nobody_that_it_counts,
+    stop_nobody,
+    discard_and_keep,
+    lose_what_is_owed,
+    train_what_somebody_is_late_with,
+    complete_before_the_end,
+    take_up_what_others_do,
 )

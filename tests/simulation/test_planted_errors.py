@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 
 from coordinator import ahead, containment, durability, evaluation, expiry, fleet, offers, results, rounds, scheduling
+from coordinator.in_flight import Lease
 from coordinator.leases import LeaseBook
 from tests.simulation.violation import Planted, Violation
 from tests.simulation.world import run_seed
@@ -91,3 +93,25 @@ def breaks(seed: int) -> bool:
         except Violation:
             return True
     return False
+
+
+def forget_what_ended(book: LeaseBook) -> None:
+    book._changes.ended.clear()
+
+
+def forget_what_was_granted_before(book: LeaseBook) -> None:
+    book._changes.granted |= book._by_id.keys()
+
+
+@pytest.mark.parametrize("loss", [forget_what_ended, forget_what_was_granted_before])
+def test_a_book_that_undoes_too_little_is_found(
+    loss: Callable[[LeaseBook], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undo = LeaseBook.undo
+
+    def half(book: LeaseBook, task_id: str, now: float) -> list[Lease]:
+        loss(book)
+        return undo(book, task_id, now)
+
+    monkeypatch.setattr(LeaseBook, "undo", half)
+    assert any(breaks(seed) for seed in range(200))

@@ -10,7 +10,7 @@ from coordinator.books import shard_books
 from coordinator.events import Event, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, Snapshot, TaskRecord
-from protocol.tasks import TaskSpec
+from protocol.tasks import Split, TaskSpec
 from tests.simulation.agenda import Agenda
 from tests.simulation.client import Client
 from tests.simulation.durable import AuditedLedger
@@ -159,6 +159,7 @@ class World:
     def _check_end(self) -> None:
         for task in self.ledger.tasks.values():
             if task.state is TaskState.COMPLETED:
+                self._check_whole(task)
                 self._check_books(task.task_id)
         held = [a.assignment_id for a in self.ledger.assignments.values() if a.state in HELD]
         check(not held, f"nobody will ever settle {held}")
@@ -166,6 +167,12 @@ class World:
         check(not forgotten, f"nobody will ever delete the updates {forgotten}")
         rounds = [key for key, r in self.ledger.rounds.items() if r.state is RoundState.OPEN]
         check(not rounds, f"rounds {rounds} stay open for ever")
+
+    def _check_whole(self, task: TaskRecord) -> None:
+        recipe, samples = task.spec.recipe, task.spec.dataset.samples(Split.TRAIN)
+        rounds_are_done = recipe.rounds is not None and task.version >= recipe.rounds
+        epochs_are_done = recipe.epochs is not None and task.samples_done >= recipe.epochs * samples
+        check(rounds_are_done or epochs_are_done, f"{task.task_id} is complete after {task.version} rounds")
 
     def _check_books(self, task_id: str) -> None:
         task = self.ledger.tasks[task_id]
