@@ -42,7 +42,7 @@ from coordinator.events import (
 from coordinator.expiry import expire
 from coordinator.lifecycle import TaskState
 from coordinator.patience import forgive
-from coordinator.records import Snapshot
+from coordinator.records import AssignmentRecord, Snapshot
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import ClientState, TaskRun
@@ -172,6 +172,11 @@ class Coordinator:
             scheduling.schedule(turn, everything)
         except Exception as error:  # of no task: each is served in its own guard
             turn.do(ReportDefect(None, describe(turn, error), error))
+
+    def assignment(self, assignment_id: str) -> AssignmentRecord | None:
+        """Return an assignment that is in flight: given out, and neither given up nor in a durable round."""
+        lease = self._farm.leases.get(assignment_id)
+        return None if lease is None else lease.record
 
     def task_view(self, task_id: str, now: float) -> TaskView:
         """Return one task for people. Raises: NotFound."""

@@ -33,7 +33,6 @@ from farm_server.clients.reception import Reception
 from farm_server.clients.registry import Registry
 from farm_server.control.journal import Journal
 from farm_server.control.long_polling import Notifier
-from farm_server.control.placements import Placements
 from farm_server.control.readiness import Readiness
 from farm_server.control.runtime import Runtime
 from farm_server.edge.admission import Admission
@@ -134,8 +133,6 @@ class Farm:
             lambda: secrets.token_hex(8),
             secrets.SystemRandom().random,
         )
-        self._placements = Placements()
-        self._placements.restore(state.snapshot.assignments)
         self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
         self.telemetry.watch_tasks(lambda: Counter(self.coordinator.task_states()))
 
@@ -198,12 +195,12 @@ class Farm:
         self._admission = Admission()
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
         self.entries = EntryBuffer(self.ledger, self._announce, self.room.lacks)
-        self._dispatch = Dispatch(self.registry, self._placements, self.inline, self.clock)
+        self._dispatch = Dispatch(self.registry, self.inline, self.clock)
         reception = Reception(
             post=self.runtime.post,
             intake=self._intake,
             spooled=self._spooled,
-            placements=self._placements,
+            in_flight=self.coordinator.assignment,
             entries=self.entries,
             telemetry=self.telemetry,
             clock=self.clock,
@@ -328,7 +325,6 @@ class Farm:
         self.inline.unpin(command.task_id)
 
     def _forget_task(self, task_id: str) -> None:
-        self._placements.forget(task_id)
         self._layouts.drop(task_id)
         self.inline.unpin(task_id)
 

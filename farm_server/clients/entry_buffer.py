@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from coordinator.allowance import OutputBudgets
-from coordinator.records import Entry, LogRecord, MetricRecord
+from coordinator.records import AssignmentRecord, Entry, LogRecord, MetricRecord
 from farm_server.clients.registry import Peer
 from farm_server.control.journal import Saver
-from farm_server.control.placements import Placement
 from protocol.errors import FarmError, Unavailable
 from protocol.messages import Progress
 
@@ -41,7 +40,7 @@ class EntryBuffer:
         self._is_full = False
         self._in_flight: asyncio.Future[None] | None = None
 
-    def add(self, peer: Peer, placement: Placement, progress: Progress, now: float) -> None:
+    def add(self, peer: Peer, assignment: AssignmentRecord, progress: Progress, now: float) -> None:
         """Take the metrics and log lines of a progress message, as far as the budgets allow."""
         if len(self._waiting) > _MAX_WAITING:
             if not self._is_full:
@@ -50,7 +49,7 @@ class EntryBuffer:
             self._is_full = True
             return
         self._is_full = False
-        client, task, number = peer.client_id, placement.task_id, placement.round
+        client, task, number = peer.client_id, assignment.task_id, assignment.round
         self._waiting += [
             MetricRecord(now, task, number, m.step, m.name, m.value, "client", client)
             for m in progress.metrics

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from coordinator.events import Event, ResultArrived
+from coordinator.records import AssignmentRecord
 from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.registry import Peer
 from farm_server.clients.translate import event_of, failure_of, unusable
-from farm_server.control.placements import Placement, Placements
 from farm_server.environment.clock import Clock
 from farm_server.environment.faults import armed, reach
 from farm_server.observability.telemetry import Telemetry
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reception:
-    """Takes messages in the order in which one connection brings them."""
+    """Takes messages in the order in which one connection brings them. ``in_flight`` asks the coordinator."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Reception:
         post: Callable[[Event], None],
         intake: Intake,
         spooled: SpooledUpdates,
-        placements: Placements,
+        in_flight: Callable[[str], AssignmentRecord | None],
         entries: EntryBuffer,
         telemetry: Telemetry,
         clock: Clock,
@@ -43,7 +43,7 @@ class Reception:
         self._post = post
         self._intake = intake
         self._spooled = spooled
-        self._placements = placements
+        self._in_flight = in_flight
         self._entries = entries
         self._telemetry = telemetry
         self._clock = clock
@@ -67,9 +67,14 @@ class Reception:
                     self._post(event)
 
     def _progress(self, peer: Peer, message: Progress) -> None:
-        placement = self._placements.find(peer.client_id, message.progress.assignment_id)
-        if placement is not None and (message.metrics or message.logs):
-            self._entries.add(peer, placement, message, self._clock.now())
+        assignment = self._find(peer, message.progress.assignment_id)
+        if assignment is not None and (message.metrics or message.logs):
+            self._entries.add(peer, assignment, message, self._clock.now())
+
+    def _find(self, peer: Peer, assignment_id: str) -> AssignmentRecord | None:
+        """Return an assignment that is in flight, if it is this client's."""
+        found = self._in_flight(assignment_id)
+        return found if found is not None and found.client_id == peer.client_id else None
 
     def _error(self, peer: Peer, message: Error) -> None:
         failure = failure_of(peer, message)
@@ -79,33 +84,33 @@ class Reception:
             self._post(failure)
 
     async def _result(self, peer: Peer, result: Result) -> None:
-        placement = self._placements.find(peer.client_id, result.assignment_id)
-        if placement is not None and armed():
-            await asyncio.to_thread(reach, Fault.SERVER_SLOW, placement.round)
-        if placement is None:
+        assignment = self._find(peer, result.assignment_id)
+        if assignment is not None and armed():
+            await asyncio.to_thread(reach, Fault.SERVER_SLOW, assignment.round)
+        if assignment is None:
             # nobody holds it any more, or it is another client's: the coordinator will say that it came late
             self._arrived(peer, result.model_copy(update={"update": None}))
         elif self._intake.is_quick(result):
-            self._check_now(peer, placement, result)
+            self._check_now(peer, assignment, result)
         else:
             await self._free_checks.acquire()
-            check = asyncio.create_task(self._check_apart(peer, placement, result))
+            check = asyncio.create_task(self._check_apart(peer, assignment, result))
             self._checks.add(check)
             check.add_done_callback(self._checked)
 
-    def _check_now(self, peer: Peer, placement: Placement, result: Result) -> None:
+    def _check_now(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
         try:
-            usable = self._intake.check(placement.task_id, placement.kind, result)
+            usable = self._intake.check(assignment.task_id, assignment.kind, result)
         except FarmError as error:
-            self._refuse(peer, placement, result, error)
+            self._refuse(peer, assignment, result, error)
         else:
             self._usable(peer, result, usable)
 
-    async def _check_apart(self, peer: Peer, placement: Placement, result: Result) -> None:
+    async def _check_apart(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
         try:
-            usable = await asyncio.to_thread(self._intake.check, placement.task_id, placement.kind, result)
+            usable = await asyncio.to_thread(self._intake.check, assignment.task_id, assignment.kind, result)
         except FarmError as error:
-            self._refuse(peer, placement, result, error)
+            self._refuse(peer, assignment, result, error)
         else:
             self._usable(peer, result, usable)
 
@@ -120,13 +125,13 @@ class Reception:
         if not check.cancelled() and (error := check.exception()) is not None:
             _log.error("a result could not be checked", exc_info=error)
 
-    def _refuse(self, peer: Peer, placement: Placement, result: Result, error: FarmError) -> None:
+    def _refuse(self, peer: Peer, assignment: AssignmentRecord, result: Result, error: FarmError) -> None:
         self._telemetry.updates.labels("refused").inc()
         _log.warning(
             "a result is refused",
             client=peer.name,
-            task=placement.task_id,
-            round=placement.round,
+            task=assignment.task_id,
+            round=assignment.round,
             assignment=result.assignment_id,
             code=error.code,
             error=error.message,

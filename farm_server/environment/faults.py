@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.faults import SPENT_VARIABLE, Action, Fault, FaultPlan, InjectedFault, Injection, planned_faults
+from protocol.messages import Ack, Assign, Kind
 
 _HANG_SECONDS: Final = 3600.0
 _SIGNALS: Final = {Action.KILL: signal.SIGKILL, Action.SEGFAULT: signal.SIGSEGV, Action.STOP: signal.SIGSTOP}
@@ -73,3 +74,26 @@ def reach(place: Fault, round_number: int) -> bool:
         case Action.SLEEP | Action.HANG:
             time.sleep(found.seconds if found.action is Action.SLEEP else _HANG_SECONDS)
     return found.action is Action.LOSE
+
+
+class LostAcks:
+    """The places of faults around acknowledgements, which do not carry their round: it is noted as assignments go out.
+
+    Nothing is noted unless something is planned.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: dict[str, int] = {}
+
+    def note(self, assign: Assign) -> None:
+        """Note the round of a training assignment."""
+        if armed() and assign.kind is Kind.TRAIN:
+            self._rounds[assign.assignment_id] = assign.round
+
+    def take(self, ack: Ack) -> bool:
+        """Come to the places around an acknowledgement; true if it is lost there."""
+        number = self._rounds.get(ack.assignment_id)
+        if number is None:
+            return False
+        after_commit = ack.counted and reach(Fault.SERVER_AFTER_COMMIT, number)
+        return after_commit or reach(Fault.SERVER_REPLY_LOST, number)

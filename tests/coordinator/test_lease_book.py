@@ -18,6 +18,7 @@ from coordinator.records import AssignmentRecord, SampleRange
 from protocol.messages import Kind
 from protocol.tasks import BlobRef
 from tests.coordinator.book_checks import faults_of_book, faults_of_round
+from tests.coordinator.farm_simulation import Simulation, spec
 
 SIZES = (3, 1, 4, 2)
 UPDATE = BlobRef(digest="f" * 64, size_bytes=3, inline=b"abc")
@@ -312,3 +313,16 @@ def test_a_write_past_the_book_would_be_seen() -> None:
         "a.held[x] = 1",
     ):
         assert any(writes(node) for node in ast.walk(ast.parse(line))), line
+
+
+def test_people_and_the_shell_find_an_assignment_while_it_is_in_flight() -> None:
+    farm = Simulation()
+    ada = farm.join("ada")
+    farm.submit(spec(rounds=1))
+    name = ada.held[0].assignment_id
+    found = farm.coordinator.assignment(name)
+    assert found is not None
+    assert (found.client_id, found.task_id, found.round) == ("id-ada", "t1", 0)
+    farm.deliver(ada)
+    assert farm.coordinator.assignment(name) is None
+    assert farm.coordinator.assignment("another") is None

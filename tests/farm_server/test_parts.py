@@ -15,7 +15,6 @@ import pytest
 
 from farm_client.farm_address import split_address
 from farm_server.control.long_polling import FARM, Notifier
-from farm_server.control.placements import Placements
 from farm_server.edge.listener import bind, server_info
 from farm_server.environment.clock import SteadyClock
 from farm_server.environment.data_folder import DataFolder, ServerInfo, is_locked, read_server_info
@@ -243,14 +242,6 @@ def test_the_latest_deltas_go_into_a_message_and_no_more_than_it_can_carry():
         kept.keep(blob)
     message = kept.filled(with_deltas(old, middle, new))
     assert [delta.blob.inline is not None for delta in message.deltas] == [False, True, True]
-
-
-def test_an_assignment_is_found_by_its_own_client_only():
-    placements = Placements()
-    placements.add("c1", assign(b""))
-    assert placements.find("c1", "a").round == 3
-    assert placements.find("c2", "a") is None
-    assert placements.find("c1", "b") is None
 
 
 async def test_a_bell_wakes_its_listeners_only():

@@ -8,12 +8,11 @@ from typing import Any, cast
 
 from coordinator.records import Entry, LogRecord, MetricRecord
 from farm_server.clients.entry_buffer import EntryBuffer
-from farm_server.control.placements import Placement
-from protocol.messages import AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
+from protocol.messages import AssignmentProgress, LogLine, MetricPoint, Phase, Progress
 from storage.errors import BadRecord
 from storage.ledger import Ledger
 
-PLACE = Placement("c1", "t1", 3, Kind.TRAIN)
+PLACE = cast("Any", SimpleNamespace(task_id="t1", round=3))
 PEER = cast("Any", SimpleNamespace(client_id="c1", name="one"))
 
 

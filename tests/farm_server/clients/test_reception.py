@@ -1,0 +1,78 @@
+"""What a client says of an assignment is taken from its own client only, and while it is in flight."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from coordinator.events import AssignmentFailed, Event, ResultArrived
+from farm_server.clients.reception import Reception
+from protocol.errors import FarmError
+from protocol.messages import AssignmentProgress, Kind, LogLine, Phase, Progress, Result
+from protocol.tasks import BlobRef
+
+MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)
+
+
+class Ear:
+    """Hears what a reception passes on; ``checked`` are the tasks of the results that it looked at."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.logged: list[int] = []
+        self.checked: list[str] = []
+        self.refusal: FarmError | None = None
+        anything = SimpleNamespace(labels=lambda _: SimpleNamespace(inc=lambda: None), inc=lambda _: None)
+        self.reception = Reception(
+            post=self.events.append,
+            intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
+            spooled=cast("Any", SimpleNamespace(hold=lambda _: None)),
+            in_flight=lambda name: cast("Any", MINE if name == "a1" else None),
+            entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
+            telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything)),
+            clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
+            used=lambda _: None,
+        )
+
+    def check(self, task_id: str, _kind: Kind, result: Result) -> Result:
+        self.checked.append(task_id)
+        if self.refusal is not None:
+            raise self.refusal
+        return result
+
+    async def hear(self, client_id: str, assignment_id: str) -> Event:
+        """Let a client say something of an assignment, and deliver it; return what the coordinator hears of that."""
+        peer = cast("Any", SimpleNamespace(client_id=client_id, incarnation=1, name=client_id))
+        held = AssignmentProgress(assignment_id=assignment_id, fence=1, phase=Phase.COMPUTING)
+        update = BlobRef(digest="f" * 64, size_bytes=3, inline=b"abc")
+        await self.reception.take(peer, Progress(progress=held, logs=(LogLine(text="hello"),)))
+        result = Result(assignment_id=assignment_id, fence=1, samples=1, update=update, compute_seconds=1.0)
+        await self.reception.take(peer, result)
+        return self.events[-1]
+
+
+async def test_the_owners_result_is_checked_and_its_lines_are_kept() -> None:
+    ear = Ear()
+    arrived = await ear.hear("c1", "a1")
+    assert isinstance(arrived, ResultArrived)
+    assert arrived.update is not None
+    assert (ear.checked, ear.logged) == (["t1"], [3])
+
+
+@pytest.mark.parametrize(("client_id", "assignment_id"), [("c2", "a1"), ("c1", "a2")])
+async def test_what_is_not_the_clients_own_is_passed_on_without_its_update(client_id: str, assignment_id: str) -> None:
+    ear = Ear()
+    arrived = await ear.hear(client_id, assignment_id)
+    assert isinstance(arrived, ResultArrived)
+    assert arrived.update is None, "so that the coordinator settles it, and deletes nothing that another one brought"
+    assert (ear.checked, ear.logged) == ([], [])
+
+
+async def test_a_result_that_is_refused_is_a_failure_of_its_assignment() -> None:
+    ear = Ear()
+    ear.refusal = FarmError("it has another layout")
+    failed = await ear.hear("c1", "a1")
+    assert isinstance(failed, AssignmentFailed)
+    assert (failed.client_id, failed.assignment_id) == ("c1", "a1")
