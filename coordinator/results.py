@@ -22,7 +22,7 @@ from coordinator.in_flight import Lease, Stage
 from coordinator.lateness import join_round
 from coordinator.leases import Claim
 from coordinator.lifecycle import AssignmentState
-from coordinator.offers import accept, adopt, bury, cancel, renew, settle_uncounted
+from coordinator.offers import accept, adopt, bury, renew, settle_uncounted
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import commit, fold_in_turn, has_enough
 from coordinator.state import Step, StepPhase, TaskRun
@@ -38,8 +38,7 @@ _SHORTEST_SECONDS: Final = 1e-6
 
 def accepted(turn: Turn, event: AssignmentAccepted) -> None:
     """A client takes its offer. One that is no longer valid was answered by a cancel already."""
-    lease = turn.farm.leases.find(event, Stage.HELD)
-    if lease is not None and not lease.is_late:
+    if (lease := turn.farm.leases.find(event, Stage.HELD)) is not None:
         accept(turn, turn.farm.tasks[lease.record.task_id], lease)
 
 
@@ -92,9 +91,6 @@ def _is_pipelined(run: TaskRun, record: AssignmentRecord) -> bool:
 def _turn_down(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived, problem: str) -> None:
     """A result that nobody can use: the client is done with it, and somebody else gets the part."""
     _drop_update(turn, event)
-    if run.step is None or lease.home != run.step.parts.home:
-        cancel(turn, run, lease, problem)
-        return
     if not _is_pipelined(run, lease.record):
         turn.farm.leases.add_slots(event.client_id, 1)
     here = (event.client_id, event.incarnation, event.assignment_id, event.fence)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.commands import Fold
 from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import Ack, Cancel
+from protocol.messages import Ack, Assign, Cancel
 from tests.coordinator.farm_simulation import Simulation, spec
 
 
@@ -101,3 +103,33 @@ def test_what_is_staler_than_allowed_is_given_up_and_done_again() -> None:
 def test_the_discount_falls_with_staleness() -> None:
     assert discount(0) == 1.0
     assert discount(3) == 0.5
+
+
+def late_after_one_round() -> tuple[Simulation, Assign]:
+    """A farm whose first round is committed, and ``slow`` has not even answered its offer of it."""
+    farm = Simulation()
+    for name in ("ada", "bob", "slow"):
+        farm.join(name)
+    farm.submit(spec(shards=(90,), round_samples=20, over_provision=0.5, rounds=None, epochs=1, max_staleness=9))
+    late = farm.volunteers["slow"].held[0]
+    farm.deliver(farm.volunteers["ada"])
+    farm.deliver(farm.volunteers["bob"])
+    assert farm.task().version == 1
+    return farm, late
+
+
+def test_who_accepts_after_the_round_is_closed_keeps_the_part() -> None:
+    farm, late = late_after_one_round()
+    farm.accept(farm.volunteers["slow"], late)
+    farm.tick(farm.settings.offer_seconds + 1)
+    assert farm.volunteers["slow"].held[0] is late, "it is no offer any more, and has its own time"
+
+
+def test_a_late_result_of_other_samples_is_settled_and_its_samples_are_trained() -> None:
+    farm, late = late_after_one_round()
+    slow = farm.volunteers["slow"]
+    farm.handle(replace(farm.result(slow, late), samples=late.samples + 1))
+    assert [m.counted for m in slow.messages if isinstance(m, Ack) and m.assignment_id == late.assignment_id] == [False]
+    slow.held.clear()
+    farm.run()
+    assert set(farm.ledger.counted("t1", 0).values()) == {1}
