@@ -1,10 +1,8 @@
-"""Pipelining: a client that has computed its part of a round goes on with the next round, from the weights it has.
+"""What is done ahead of its round, where the policy wants that (``policies.Pipelining``).
 
-Its update of this round is still on its way then, or others are not done. The samples are the ones that the next round
-would have handed out; when that round opens, such a part is one of its own, one version stale and so of less weight.
-Until then it is like a late update's: nobody else gets its samples, and in the ledger they are owed, so that a
+The samples are the ones that the next round would have handed out; when that round opens, such a part is one of its
+own. Until then it is like a late update's: nobody else gets its samples, and in the ledger they are owed, so that a
 restart loses none of them.
-Source: Douillard et al., "Streaming DiLoCo with overlapping communication", arXiv:2501.18512, section 2.2.
 """
 
 from __future__ import annotations
@@ -16,23 +14,22 @@ from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.epoch import take
 from coordinator.horizon import samples_of_epochs
 from coordinator.in_flight import Part
-from coordinator.lateness import discount, drop_all
+from coordinator.lateness import drop_all
 from coordinator.lifecycle import TaskState
 from coordinator.offers import offer
 from coordinator.planning import count_samples, smallest_part, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Kind, Prefetch
+from protocol.messages import Prefetch
 
 
 def wants_ahead(run: TaskRun) -> bool:
-    """Whether clients that are done with their part of the open round may begin with the next one."""
-    step, recipe = run.step, run.record.spec.recipe
-    if not recipe.pipeline or step is None or step.kind is not Kind.TRAIN or step.phase is not StepPhase.COLLECT:
+    """Whether clients that are done with their part of the open step may begin with the round to come."""
+    step = run.step
+    if step is None or step.phase is not StepPhase.COLLECT:
         return False
-    is_last = recipe.rounds is not None and step.number + 1 >= recipe.rounds
-    return not step.parts.waiting and not is_last and run.ahead.given_out_samples < recipe.round_samples
+    return step.policy.wants_ahead(step.number, step.parts, run.ahead)
 
 
 def offer_ahead(turn: Turn, run: TaskRun, idle: Iterable[ClientState]) -> None:
@@ -86,7 +83,7 @@ def take_up(turn: Turn, run: TaskRun, step: Step) -> None:
     for lease in sorted((*step.parts.held.values(), *step.parts.delivered.values()), key=lambda x: x.record.position):
         record = replace(lease.record, attempt=step.attempt, position=place)
         place += record.samples
-        turn.farm.leases.place(lease, record, discount(step.number - record.round))
+        turn.farm.leases.place(lease, record, step.policy.scale(step.number - record.round))
         turn.save(record)
     if place and run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, "clients began this round ahead of its time")

@@ -32,6 +32,7 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
         epoch=run.record.epoch,
         opened_at=turn.now,
         parts=run.leases.open(Home(Kind.EVALUATE, run.record.version), count_samples(ranges)),
+        policy=run.policy(Kind.EVALUATE),
         collect_since=turn.now,
     )
     run.update(served_at=turn.now)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from math import inf
 
 from coordinator.containment import contained
-from coordinator.evaluation import give_up_evaluation
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import give_up, overdue, suspend, trip
-from coordinator.rounds import abandon, commit
+from coordinator.policies import Follows
 from coordinator.scheduling import free_for
 from coordinator.state import Step, StepPhase, TaskRun
+from coordinator.step_ends import go_on
 from coordinator.stragglers import end_of, gets_on, usual_seconds
-from coordinator.tasks import fail
 from coordinator.turn import Turn
-from protocol.messages import Kind
 
 
 def expire(turn: Turn) -> None:
@@ -60,10 +58,6 @@ def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
         trip(turn, run, client)
 
 
-def _needed_samples(run: TaskRun, step: Step) -> int:
-    return min(step.samples, run.record.spec.recipe.round_samples)
-
-
 def _gets_on(turn: Turn, run: TaskRun, step: Step, waited: float) -> bool:
     """Whether somebody gets on steadily with a part, or only just began with one that somebody else held up."""
     if any(gets_on(lease, turn.now, turn.settings) for lease in step.parts.held.values()):
@@ -77,15 +71,7 @@ def _gets_on(turn: Turn, run: TaskRun, step: Step, waited: float) -> bool:
 
 def _expire_step(turn: Turn, run: TaskRun, step: Step, waited: float) -> None:
     longest = run.record.spec.recipe.longest_round_seconds
-    arrived = step.parts.own_samples
-    has_quorum = arrived and arrived >= run.record.spec.recipe.quorum * _needed_samples(run, step)
-    if not (has_quorum and step.kind is Kind.TRAIN) and _gets_on(turn, run, step, waited):
-        return
-    if step.kind is Kind.EVALUATE:
-        abandon(turn, run, f"the evaluation took over {longest:.0f} s")
-        give_up_evaluation(turn, run, f"it took over {longest:.0f} s")
-    elif has_quorum:
-        commit(turn, run, step)
-    else:
-        share = arrived / step.samples
-        fail(turn, run, f"round {step.number} had {share:.0%} of its samples after {longest:.0f} s", retryable=True)
+    follows = step.policy.at_longest_time(step.parts)
+    if follows is Follows.COMMIT or not _gets_on(turn, run, step, waited):
+        title, share = step.policy.title(step.number), step.parts.own_samples / step.samples
+        go_on(turn, run, step, follows, f"{title} had {share:.0%} of its samples after {longest:.0f} s")

@@ -127,6 +127,11 @@ class Parts:
         return [lease.record for lease in self.delivered.values()]
 
     @property
+    def are_all_here(self) -> bool:
+        """Whether all of its own parts are delivered."""
+        return not self.held and not self.waiting
+
+    @property
     def is_given_out(self) -> bool:
         """Whether any is held or delivered."""
         return bool(self.held or self.delivered)

@@ -1,8 +1,7 @@
-"""Late updates: with ``max_staleness`` an assignment that misses its round still counts in one of the next.
+"""Late updates: what is done about an assignment that misses its round, where the policy lets it finish.
 
 Its samples are not given to anybody else meanwhile, so that each still counts once; in the ledger they are owed all the
-same, so that a restart loses none of them. A stale update weighs less, by (1 + staleness) ** -0.5.
-Source: Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934, section 5.2 (polynomial, a = 0.5).
+same, so that a restart loses none of them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,6 @@ from coordinator.offers import cancel, discard
 from coordinator.records import SampleRange
 from coordinator.state import Step, TaskRun
 from coordinator.turn import Turn
-
-
-def discount(staleness: int) -> float:
-    """Return the factor of a stale update's weight; ``staleness`` is in rounds."""
-    return float((1 + staleness) ** -0.5)
 
 
 def outstanding(run: TaskRun) -> tuple[SampleRange, ...]:
@@ -38,7 +32,7 @@ def join_round(turn: Turn, run: TaskRun, step: Step) -> None:
     for late in list(run.late.delivered.values()):
         place = step.samples + sum(r.samples for r in step.parts.delivered_records if r.position >= step.samples)
         record = replace(late.record, position=place)
-        turn.farm.leases.join(late, step.parts, record, discount(step.number - record.round))
+        turn.farm.leases.join(late, step.parts, record, step.policy.scale(step.number - record.round))
 
 
 def drop_stale(turn: Turn, run: TaskRun) -> None:

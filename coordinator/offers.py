@@ -18,7 +18,7 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice, TaskBrief
+from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
 from protocol.tasks import TaskSpec
 
 
@@ -223,9 +223,7 @@ def discard(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
 def _owe(run: TaskRun, lease: Lease) -> None:
     """The open round hands on what was begun ahead of the next one; after its commit the ledger has that as owed."""
     step = run.step
-    if step is None or step.kind is not Kind.TRAIN or step.phase is not StepPhase.COLLECT:
-        return
-    if lease.home == run.next_round:
+    if step is not None and step.phase is StepPhase.COLLECT and lease.home == run.next_round:
         step.carried = (*step.carried, *lease.record.ranges)
 
 
@@ -236,13 +234,17 @@ def _when(run: TaskRun, lease: Lease) -> str:
 
 
 def settle_uncounted(turn: Turn, said: Answer, why: str) -> None:
-    """Let the client forget it; what is in an open step already is settled when the round commits."""
+    """Let the client forget it; an update that is here already is settled when its round commits."""
     client = turn.farm.current(said.client_id, said.incarnation)
     lease = turn.farm.leases.get(said.assignment_id)
-    is_here = lease is not None and lease.stage in (Stage.DELIVERED, Stage.COMMITTED)
-    if client is None or (lease is not None and is_here and lease.record.kind is Kind.TRAIN):
+    if client is None or (lease is not None and _waits_for_a_commit(turn, lease)):
         return
     turn.send(client, Ack(assignment_id=said.assignment_id, fence=said.fence, counted=False, message=why))
+
+
+def _waits_for_a_commit(turn: Turn, lease: Lease) -> bool:
+    is_here = lease.stage in (Stage.DELIVERED, Stage.COMMITTED)
+    return is_here and turn.farm.tasks[lease.record.task_id].policy(lease.record.kind).brings_updates
 
 
 def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:

@@ -8,7 +8,6 @@ from coordinator.epoch import take
 from coordinator.planning import Line
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Step, TaskRun
-from protocol.messages import Kind
 from protocol.tasks import BlobRef
 
 
@@ -27,7 +26,7 @@ def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, str
     Who trains what is decided when that round opens; with the same clients it is the same part again.
     """
     step = run.step
-    if record.kind is not Kind.TRAIN or step is None or run.record.spec.dataset.kind != "files":
+    if step is None or not step.policy.brings_updates or run.record.spec.dataset.kind != "files":
         return ()
     start = record.position % max(step.samples, 1)
     own = {r.shard for r in record.ranges}

@@ -17,7 +17,7 @@ from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
 from coordinator.farm import Farm
 from coordinator.in_flight import Home, Lease, Part
-from coordinator.lateness import discount, drop_all_late
+from coordinator.lateness import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
@@ -145,6 +145,7 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
         epoch=interrupted.epoch,
         opened_at=turn.now,
         parts=run.leases.open(Home(Kind.TRAIN, interrupted.number), interrupted.samples),
+        policy=run.policy(Kind.TRAIN),
         collect_since=turn.now,
         round=interrupted,
         next_cursor=plan.next_cursor,
@@ -154,7 +155,8 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     for part in parts:
         turn.farm.leases.wait(run.step.parts, part)
     for record in mine:
-        turn.farm.leases.restore(Lease(record, run.step.parts.home, scale=discount(interrupted.number - record.round)))
+        scale = run.step.policy.scale(interrupted.number - record.round)
+        turn.farm.leases.restore(Lease(record, run.step.parts.home, scale=scale))
     turn.do(OpenRound(run.task_id, interrupted.number, interrupted.attempt, run.record.spec, run.checkpoint))
     turn.note("round_reopened", f"round {interrupted.number} waits for {len(mine)} parts that clients held", run)
     return True

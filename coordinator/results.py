@@ -8,7 +8,6 @@ from typing import Final
 from coordinator.commands import DropUpdate
 from coordinator.containment import contained
 from coordinator.deltas import version_digest
-from coordinator.evaluation import finish_evaluation
 from coordinator.events import (
     AggregationFailed,
     AssignmentAccepted,
@@ -24,13 +23,14 @@ from coordinator.leases import Claim
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, bury, renew, settle_uncounted
 from coordinator.records import AssignmentRecord
-from coordinator.rounds import commit, fold_in_turn, has_enough
+from coordinator.rounds import fold_in_turn
 from coordinator.state import Step, StepPhase, TaskRun
+from coordinator.step_ends import go_on
 from coordinator.tasks import fail, wait_for_server
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.compression import CodecName
-from protocol.messages import Ack, Kind, Scope
+from protocol.messages import Ack, Scope
 
 _SHORTEST_SECONDS: Final = 1e-6
 """No computation is shorter: a speed that nobody has would leave no share for the others."""
@@ -67,7 +67,7 @@ def arrived(turn: Turn, event: ResultArrived) -> None:
     if lease is None or run is None:
         settle_uncounted(turn, event, "it came late or twice; nothing is lost")
         _drop_update(turn, event)
-    elif problem := _unusable(lease, event):
+    elif problem := _unusable(run, lease, event):
         _turn_down(turn, run, lease, event, problem)
     else:
         _deliver(turn, run, lease, event)
@@ -78,20 +78,15 @@ def _adopted(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Le
     client = turn.farm.current(event.client_id, event.incarnation)
     if client is None:
         return None
-    if not _is_pipelined(run, lease.record):
+    if not run.policy(lease.record.kind).works_ahead:
         turn.farm.leases.add_slots(client.client_id, -1)  # it has finished: it has no slot to give back on delivery
     return adopt(turn, run, lease, client)
-
-
-def _is_pipelined(run: TaskRun, record: AssignmentRecord) -> bool:
-    """Whether a client had a free slot again, and said so, before it began to deliver."""
-    return run.brief.pipeline and record.kind is Kind.TRAIN
 
 
 def _turn_down(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived, problem: str) -> None:
     """A result that nobody can use: the client is done with it, and somebody else gets the part."""
     _drop_update(turn, event)
-    if not _is_pipelined(run, lease.record):
+    if not run.policy(lease.record.kind).works_ahead:
         turn.farm.leases.add_slots(event.client_id, 1)
     here = (event.client_id, event.incarnation, event.assignment_id, event.fence)
     failed(turn, AssignmentFailed(*here, code="wrong_result", message=problem, scope=Scope.ELSEWHERE))
@@ -102,10 +97,10 @@ def _drop_update(turn: Turn, event: ResultArrived) -> None:
         turn.do(DropUpdate(event.update))
 
 
-def _unusable(lease: Lease, event: ResultArrived) -> str | None:
+def _unusable(run: TaskRun, lease: Lease, event: ResultArrived) -> str | None:
     if event.samples != lease.record.samples:
         return f"the result is of {event.samples} samples, the assignment of {lease.record.samples}"
-    if lease.record.kind is Kind.TRAIN and event.update is None:
+    if event.update is None and run.policy(lease.record.kind).brings_updates:
         return "the result has no update"
     return None
 
@@ -117,22 +112,20 @@ def _deliver(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> No
         bury(turn, step, record.position)
         _continue(turn, run, step, record)
     elif lease.is_late:
-        if step is not None and step.kind is Kind.TRAIN and step.phase is StepPhase.COLLECT:
+        if step is not None and step.policy.counts_late and step.phase is StepPhase.COLLECT:
             join_round(turn, run, step)
         turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
 
 
 def _continue(turn: Turn, run: TaskRun, step: Step, record: AssignmentRecord) -> None:
     """A part of the open step is here: go on with what that allows."""
-    if step.kind is Kind.EVALUATE:
+    if step.policy.brings_updates:
+        fold_in_turn(turn, run, step)
+    else:
         ack = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True)
         turn.send(turn.farm.clients[record.client_id], ack)
-        if not step.parts.held and not step.parts.waiting:
-            finish_evaluation(turn, run, step)
-        return
-    fold_in_turn(turn, run, step)
-    if has_enough(run, step):
-        commit(turn, run, step)
+    if (follows := step.policy.when_arrived(step.parts)) is not None:
+        go_on(turn, run, step, follows)
 
 
 def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> AssignmentRecord:
@@ -145,9 +138,9 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         update=event.update and event.update.model_copy(update={"inline": None}),
         metrics=dict(event.metrics),
     )
-    client = turn.farm.clients[record.client_id]
+    client, policy = turn.farm.clients[record.client_id], run.policy(record.kind)
     turn.farm.leases.deliver(lease, event.update, turn.now)
-    if not _is_pipelined(run, record):  # it says so itself in a moment; the next round need not wait for that
+    if not policy.works_ahead:  # it says so itself in a moment; the next round need not wait for that
         turn.farm.leases.add_slots(record.client_id, 1)
     client.record = replace(client.record, delivered=client.record.delivered + 1, last_seen=turn.now)
     client.failures.pop(run.task_id, None)
@@ -157,7 +150,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     if run.brief.weights_codec.name is not CodecName.NONE:
         client.versions[run.task_id] = version_digest(run, record)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
-    if record.kind is Kind.TRAIN and event.compute_seconds > 0:
+    if policy.brings_updates and event.compute_seconds > 0:
         seconds = max(event.compute_seconds, _SHORTEST_SECONDS)
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / seconds)
     # nobody computes for longer than the lease was held, whatever a client says

@@ -59,6 +59,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         epoch=task.epoch,
         opened_at=turn.now,
         parts=run.leases.open(run.next_round, record.samples),
+        policy=run.policy(Kind.TRAIN),
         collect_since=turn.now,
         round=record,
         next_cursor=plan.next_cursor,
@@ -77,7 +78,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     run.update(served_at=turn.now)
     turn.save(run.record)
     fold_in_turn(turn, run, run.step)
-    if first and has_enough(run, run.step):  # all of it was done ahead
+    if first and run.step.policy.when_arrived(run.step.parts) is not None:  # all of it was done ahead
         commit(turn, run, run.step)
 
 
@@ -134,17 +135,9 @@ def _fold(turn: Turn, run: TaskRun, step: Step, position: int) -> None:
     step.folded_to = position + samples
 
 
-def has_enough(run: TaskRun, step: Step) -> bool:
-    """Whether a round may be committed before its longest time: all parts are in, or as many samples as it needs."""
-    if not step.parts.held and not step.parts.waiting:
-        return True
-    recipe = run.record.spec.recipe
-    return recipe.over_provision > 0 and step.parts.own_samples >= recipe.round_samples
-
-
 def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     """Close the collection: fold the rest and ask for the aggregate. What is missing is owed to the next round."""
-    if run.record.spec.recipe.max_staleness:
+    if step.policy.lets_finish:
         turn.farm.leases.let_finish(step.parts)
     for lease in list(step.parts.held.values()):
         cancel(turn, run, lease, "the round was committed at quorum without it")
@@ -242,7 +235,7 @@ def evaluation_is_due(run: TaskRun) -> bool:
 def _summary(step: Step, samples: int, seconds: float, metrics: Mapping[str, float]) -> str:
     loss = f", loss {metrics['loss']:.4g}" if "loss" in metrics else ""
     done = f"{counted(samples, 'sample')} of {counted(len(step.parts.delivered), 'client')}"
-    return f"round {step.number}: {done} in {seconds:.2f} s{loss}"
+    return f"{step.policy.title(step.number)}: {done} in {seconds:.2f} s{loss}"
 
 
 def mean_metrics(delivered: Sequence[AssignmentRecord]) -> dict[str, float]:
@@ -281,10 +274,10 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         return
     for lease in list(step.parts.held.values()):
         cancel(turn, run, lease, why)
-    if step.kind is Kind.TRAIN:
+    if step.policy.brings_updates:
         drop_all_ahead(turn, run, why)
     bury(turn, step)
-    if step.kind is Kind.EVALUATE:
+    if not step.policy.brings_updates:
         close_evaluation(turn, run, step)
         run.evaluate_next = True
         return

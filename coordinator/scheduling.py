@@ -61,7 +61,7 @@ def _serve_all(turn: Turn, runs: Sequence[TaskRun], thorough: bool) -> None:
     for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds, spent):
         contained(turn, by_id[task.task_id], _serve, by_id[task.task_id], outlook)
     for run in runs:
-        if run.brief.pipeline and run.record.state in LIVE:
+        if run.step is not None and run.step.policy.works_ahead:
             contained(turn, run, _serve_ahead, run, outlook)
 
 

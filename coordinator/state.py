@@ -17,6 +17,7 @@ from coordinator.evidence import Evidence
 from coordinator.in_flight import Home, Lease, Parts, TaskLeases
 from coordinator.lifecycle import TaskState
 from coordinator.planning import Line
+from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind, TaskBrief
@@ -139,6 +140,8 @@ class Step:
     opened_at: float
     parts: Parts
     """Who has which part of it."""
+    policy: Policy
+    """What it waits for, and what it counts."""
     round: RoundRecord | None = None
     next_cursor: int = 0
     phase: StepPhase = StepPhase.COLLECT
@@ -249,9 +252,13 @@ class TaskRun:
     @property
     def next_round(self) -> Home:
         """The round that opens next."""
-        if self.step is not None and self.step.kind is Kind.TRAIN:
-            return Home(Kind.TRAIN, self.step.number + 1)
-        return Home(Kind.TRAIN, self.record.version)
+        home = Home(Kind.TRAIN, self.record.version)
+        is_open = self.step is not None and self.step.parts.home == home
+        return Home(Kind.TRAIN, self.record.version + is_open)
+
+    def policy(self, kind: Kind) -> Policy:
+        """Return how steps of this kind collect."""
+        return policy_of(self.record.spec.recipe, kind)
 
     def order(self) -> Sequence[Shard]:
         """Return the training shards in the order of the task's present epoch."""

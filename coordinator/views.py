@@ -10,7 +10,6 @@ from coordinator.scoring import rank, reliability
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
 from coordinator.verdict import Outlook, verdict
-from protocol.messages import Kind
 from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView
 
 
@@ -18,7 +17,7 @@ def task_view(turn: Turn, run: TaskRun) -> TaskView:
     """Return one task as people see it."""
     task, spec = run.record, run.record.spec
     step = run.step
-    training = step is not None and step.kind is Kind.TRAIN
+    training = step is not None and step.policy.brings_updates
     return TaskView(
         task_id=task.task_id,
         name=spec.name,
@@ -51,7 +50,7 @@ def _samples_in_progress(step: Step) -> int:
 def open_round_view(run: TaskRun, now: float) -> RoundView | None:
     """Return the round that is open, if one is."""
     step = run.step
-    if step is None or step.kind is not Kind.TRAIN:
+    if step is None or not step.policy.brings_updates:
         return None
     return RoundView(
         number=step.number,
@@ -83,7 +82,7 @@ def _state_line(turn: Turn, run: TaskRun) -> str:
 
 
 def _step_line(step: Step, now: float) -> str:
-    name = f"round {step.number}" if step.kind is Kind.TRAIN else f"evaluation of version {step.number}"
+    name = step.policy.title(step.number)
     if step.phase is StepPhase.COMMIT:
         return f"{name}: writing the checkpoint"
     parts = len(step.parts.held) + len(step.parts.waiting) + len(step.parts.delivered)

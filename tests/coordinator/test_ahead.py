@@ -6,7 +6,6 @@ import pytest
 
 from coordinator.commands import Fold, OpenRound, Send
 from coordinator.events import Action, ClientReady, TaskAction
-from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack, Cancel, Prefetch, Scope
@@ -52,8 +51,8 @@ def test_when_its_round_opens_it_is_one_of_its_parts_and_weighs_less() -> None:
     farm.deliver(bob)
     assert farm.task().version == 2
     scales = {fold.assignment_id: fold.scale for fold in folds(farm, 1)}
-    assert scales[ahead.assignment_id] == discount(1)
-    assert sorted(scales.values()) == [discount(1), 1.0]
+    assert scales[ahead.assignment_id] == pytest.approx(2**-0.5)
+    assert sorted(scales.values()) == pytest.approx([2**-0.5, 1.0])
     assert sum(fold.samples for fold in folds(farm, 1)) == 20
 
 
@@ -172,7 +171,7 @@ def test_a_restarted_server_waits_for_parts_that_were_begun_ahead() -> None:
     assert not any(isinstance(m, Cancel) and m.assignment_id == ahead.assignment_id for m in ada.messages)
     farm.run()
     assert farm.ledger.assignments[ahead.assignment_id].counted
-    assert [f.scale for f in folds(farm, 1) if f.assignment_id == ahead.assignment_id][-1] == discount(1)
+    assert [f.scale for f in folds(farm, 1) if f.assignment_id == ahead.assignment_id][-1] == pytest.approx(2**-0.5)
     assert set(farm.ledger.counted("t1", 0).values()) == {1}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import expiry, offers, results, rounds, scheduling
+from coordinator import expiry, offers, results, rounds, scheduling, step_ends
 from coordinator.events import Action, TaskAction
 from coordinator.in_flight import Stage
 from coordinator.lifecycle import IllegalTransition, TaskState
@@ -102,8 +102,8 @@ def test_a_defect_in_serving_a_task_ends_its_attempt_and_no_other(
         (results, "_deliver", True),
         (results, "_done", True),
         (results, "fold_in_turn", True),
-        (results, "commit", False),
-        (results, "commit", True),
+        (step_ends, "commit", False),
+        (step_ends, "commit", True),
     ],
 )
 def test_a_defect_in_taking_a_result_counts_nothing_and_tells_the_client(
@@ -181,7 +181,7 @@ def test_what_is_not_yet_durable_rolls_back_with_the_broken_attempt(monkeypatch:
     farm.deliver(ada)
     assert farm.coordinator._farm.tasks["bad"].record.version == 2
     with monkeypatch.context() as patch:
-        break_for("bad", patch, results, "commit", RuntimeError("planted"), after=True)
+        break_for("bad", patch, step_ends, "commit", RuntimeError("planted"), after=True)
         farm.deliver(ada)
     assert farm.task("bad").version == 1, "the first round is durable"
     assert not ada.outbox, "all results are settled: those of rounds in memory count for nothing"

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from coordinator.commands import Fold
-from coordinator.lateness import discount
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.messages import Ack, Assign, Cancel
 from tests.coordinator.farm_simulation import Simulation, spec
@@ -98,11 +97,6 @@ def test_what_is_staler_than_allowed_is_given_up_and_done_again() -> None:
     assert farm.task().state is TaskState.COMPLETED
     assert len(farm.ledger.counted("t1", 0)) == 90
     assert set(farm.ledger.counted("t1", 0).values()) == {1}
-
-
-def test_the_discount_falls_with_staleness() -> None:
-    assert discount(0) == 1.0
-    assert discount(3) == 0.5
 
 
 def late_after_one_round() -> tuple[Simulation, Assign]:

@@ -17,6 +17,7 @@ from coordinator import (
     leases,
     offers,
     planning,
+    policies,
     recovery,
     results,
     round_plan,
@@ -520,6 +521,23 @@ def take_up_what_others_do(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(offers, "cancel", lambda *_args: None)
 
 
+def report_with_parts_missing(patch: pytest.MonkeyPatch) -> None:
+    """An evaluation is over as soon as a part of it arrived."""
+    patch.setattr(policies.Evaluation, "when_arrived", lambda *_args: policies.Follows.REPORT)
+
+
+def wait_for_all_and_more(patch: pytest.MonkeyPatch) -> None:
+    """A round is not complete with all of its parts."""
+    patch.setattr(policies.Synchronous, "when_arrived", lambda *_args: None)
+    patch.setattr(policies.Synchronous, "at_longest_time", lambda *_args: policies.Follows.FAIL)
+
+
+def commit_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A round commits with its first part, and owes what is missing to nobody."""
+    patch.setattr(policies.Synchronous, "when_arrived", lambda *_args: policies.Follows.COMMIT)
+    patch.setattr(rounds, "_owed_after", lambda *_args: ())
+
+
 MUTANTS: tuple[Mutant, ...] = (
     part_out_too_little,
     cut_at_the_wrong_place,
@@ -577,4 +595,7 @@ MUTANTS: tuple[Mutant, ...] = (
     train_what_somebody_is_late_with,
     complete_before_the_end,
     take_up_what_others_do,
+    report_with_parts_missing,
+    wait_for_all_and_more,
+    commit_too_early,
 )

@@ -8,9 +8,22 @@ from typing import Any
 
 import pytest
 
-from coordinator import ahead, containment, durability, evaluation, expiry, fleet, offers, results, rounds, scheduling
+from coordinator import (
+    ahead,
+    containment,
+    durability,
+    evaluation,
+    expiry,
+    fleet,
+    offers,
+    results,
+    rounds,
+    scheduling,
+    step_ends,
+)
 from coordinator.in_flight import Lease
 from coordinator.leases import LeaseBook
+from coordinator.policies import LateUpdates, Synchronous
 from tests.simulation.violation import Planted, Violation
 from tests.simulation.world import run_seed
 
@@ -45,8 +58,11 @@ PLACES = (
     (LeaseBook, "commit"),
     (results, "_done"),
     (results, "_deliver"),
-    (results, "commit"),
-    (results, "finish_evaluation"),
+    (step_ends, "commit"),
+    (step_ends, "finish_evaluation"),
+    (results, "go_on"),
+    (Synchronous, "when_arrived"),
+    (LateUpdates, "scale"),
     (results, "join_round"),
     (results, "renew"),
     (durability, "must_be_durable"),

@@ -1,0 +1,187 @@
+"""Collection policies: what a step waits for, which updates it counts, with which weight, and when it is over.
+
+A policy is chosen by the recipe and by what the step is for (``policy_of``) and only answers questions, from the recipe
+and from where the step's parts are. The rules act on its answers, and ask no one else what kind of work it is.
+
+With n_k samples of client k, its update d_k (how far its local steps moved the weights from the version x_v that it
+began with) and the set S of the updates that a round counts, every policy of training leads to
+
+    g = sum over S of  s_k n_k d_k  /  sum over S of  s_k n_k,    x_(v+1) = outer_optimizer(x_v, g);
+
+they differ in S, and in the factor s_k of an update that is based on an older version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar, Protocol
+
+from coordinator.in_flight import Parts
+from protocol.messages import Kind
+from protocol.recipe import Recipe
+
+
+class Follows(Enum):
+    """What follows when a step is complete, or has lasted for its longest time."""
+
+    COMMIT = auto()
+    """Its updates make a new version."""
+    REPORT = auto()
+    """Its metrics are those of the version."""
+    FAIL = auto()
+    """The attempt failed, and is tried again."""
+    SKIP = auto()
+    """The task goes on without it."""
+
+
+class Policy(Protocol):
+    """What is asked of a policy. ``Recipe`` says what the numbers mean."""
+
+    brings_updates: ClassVar[bool]
+    """Whether results bring updates, and count when a version contains them; else metrics, which count at once."""
+    lets_finish: ClassVar[bool]
+    """Whether who is not done when the step closes may finish, for another one to count."""
+    counts_late: ClassVar[bool]
+    """Whether this step counts results of rounds that closed without them."""
+    works_ahead: ClassVar[bool]
+    """Whether clients may go on to the round after it: they say that they are free when they begin to deliver."""
+
+    def title(self, number: int) -> str:
+        """Return what a step is called."""
+
+    def scale(self, staleness: int) -> float:
+        """Return the factor of an update's weight; ``staleness``: how many versions its base is behind."""
+
+    def when_arrived(self, parts: Parts) -> Follows | None:
+        """Return what follows after a part arrived; None: wait for more."""
+
+    def at_longest_time(self, parts: Parts) -> Follows:
+        """Return what follows when the step has lasted for ``longest_round_seconds``."""
+
+    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+        """Whether clients without a part of step ``number`` that is left may begin with the round after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronous:
+    """S: all parts of the round; or, over-provisioned, the first ones with ``round_samples`` samples. s_k = 1.
+
+    What is missing at the commit is owed to the next round, so that each sample counts once an epoch. A round that
+    lasts too long commits with the share ``quorum`` of its samples, or fails.
+
+    Sources: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    arXiv:1602.05629, algorithm 1 (the weighted mean); Chen et al., "Revisiting Distributed Synchronous SGD",
+    arXiv:1604.00981, section 3 (more workers than a round needs); Bonawitz et al., "Towards Federated Learning at
+    Scale", arXiv:1902.01046, section 2.2 (the goal count, and the minimum at the time-out).
+    """
+
+    recipe: Recipe
+    brings_updates: ClassVar[bool] = True
+    lets_finish: ClassVar[bool] = False
+    counts_late: ClassVar[bool] = False
+    works_ahead: ClassVar[bool] = False
+
+    def title(self, number: int) -> str:
+        """Return what a step is called."""
+        return f"round {number}"
+
+    def scale(self, staleness: int) -> float:
+        """Return 1: nothing is stale."""
+        return 1.0
+
+    def when_arrived(self, parts: Parts) -> Follows | None:
+        """Commit when all parts are here, or as many samples as the round needs."""
+        has_enough = self.recipe.over_provision > 0 and parts.own_samples >= self.recipe.round_samples
+        return Follows.COMMIT if has_enough or parts.are_all_here else None
+
+    def at_longest_time(self, parts: Parts) -> Follows:
+        """Commit at quorum, or fail."""
+        needed = self.recipe.quorum * min(parts.samples, self.recipe.round_samples)
+        return Follows.COMMIT if parts.own_samples and parts.own_samples >= needed else Follows.FAIL
+
+    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+        """Nobody begins before the round opens."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class LateUpdates(Synchronous):
+    """As a synchronous round, and S contains late updates of the last ``max_staleness`` versions, too.
+
+    Who is not done at the commit may finish; whichever round collects when the result arrives counts it, after all of
+    its own parts. The weight of an update that is t versions stale falls by
+
+        s(t) = (1 + t) ** -0.5.
+
+    Source: Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934, section 5.2 (polynomial, a = 0.5).
+    """
+
+    lets_finish: ClassVar[bool] = True
+    counts_late: ClassVar[bool] = True
+
+    def scale(self, staleness: int) -> float:
+        """Return how much less a stale update weighs."""
+        return float((1 + staleness) ** -0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipelining(LateUpdates):
+    """As with late updates, and who has computed a part of round v begins a part of round v + 1, from x_v.
+
+    The update is on its way meanwhile, and others are not done. When round v + 1 opens, such parts are its first ones:
+    t = 1, s(1) = 2 ** -0.5. Not more is done ahead than one round's samples, and nothing after the last round.
+
+    Source: Douillard et al., "Streaming DiLoCo with overlapping communication", arXiv:2501.18512, section 2.2.
+    """
+
+    works_ahead: ClassVar[bool] = True
+
+    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+        """Whether all parts of this round are given out, and the next one is not."""
+        is_last = self.recipe.rounds is not None and number + 1 >= self.recipe.rounds
+        return not parts.waiting and not is_last and ahead.given_out_samples < self.recipe.round_samples
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The held-out samples, parted among clients: metric m of the version is sum n_k m_k / sum n_k over all parts.
+
+    No update comes back, so each part is settled as it arrives. It is complete with all of its parts, for a mean over
+    some of the samples is another metric; after its longest time the task goes on without it.
+    """
+
+    recipe: Recipe
+    brings_updates: ClassVar[bool] = False
+    lets_finish: ClassVar[bool] = False
+    counts_late: ClassVar[bool] = False
+    works_ahead: ClassVar[bool] = False
+
+    def title(self, number: int) -> str:
+        """Return what a step is called."""
+        return f"evaluation of version {number}"
+
+    def scale(self, staleness: int) -> float:
+        """Return 1: nothing is stale."""
+        return 1.0
+
+    def when_arrived(self, parts: Parts) -> Follows | None:
+        """Report when all parts are here."""
+        return Follows.REPORT if parts.are_all_here else None
+
+    def at_longest_time(self, parts: Parts) -> Follows:
+        """Go on without the metrics of this version."""
+        return Follows.SKIP
+
+    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+        """Nobody trains on a version that is being evaluated before its round opens."""
+        return False
+
+
+def policy_of(recipe: Recipe, kind: Kind) -> Policy:
+    """Choose how a step of this kind collects."""
+    if kind is Kind.EVALUATE:
+        return Evaluation(recipe)
+    if recipe.pipeline:
+        return Pipelining(recipe)
+    return LateUpdates(recipe) if recipe.max_staleness else Synchronous(recipe)

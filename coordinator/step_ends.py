@@ -1,0 +1,24 @@
+"""How a step ends: its policy says what follows, and here it is done."""
+
+from __future__ import annotations
+
+from coordinator.evaluation import finish_evaluation, give_up_evaluation
+from coordinator.policies import Follows
+from coordinator.rounds import abandon, commit
+from coordinator.state import Step, TaskRun
+from coordinator.tasks import fail
+from coordinator.turn import Turn
+
+
+def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "") -> None:
+    """Do what follows of a step; ``why`` is told where nothing comes of it."""
+    match follows:
+        case Follows.COMMIT:
+            commit(turn, run, step)
+        case Follows.REPORT:
+            finish_evaluation(turn, run, step)
+        case Follows.FAIL:
+            fail(turn, run, why, retryable=True)
+        case Follows.SKIP:
+            abandon(turn, run, why)
+            give_up_evaluation(turn, run, why)
