@@ -44,7 +44,7 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Add ``samples * scale`` times the update to the accumulator. Given in the order of position, never twice.
+    """Fold the update, with a weight of ``samples * scale``. In the order of position, never twice.
 
     ``scale`` is below 1 for an update of an earlier round.
     """
@@ -60,7 +60,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class CommitRound:
-    """Divide by the samples, step the outer optimizer, write the checkpoint, answer ``RoundAggregated``.
+    """Make the aggregate, step the outer optimizer, write the checkpoint, answer ``RoundAggregated``.
 
     ``epoch`` and ``cursor`` are those of the new checkpoint: where the next round begins. Unless it is ``durable``,
     nothing is written, and the new weights stay in memory: see ``coordinator.durability``.

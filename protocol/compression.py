@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field
 
@@ -22,6 +23,10 @@ class CodecName(StrEnum):
     SPARSELOCO = "sparseloco"
     DEMO = "demo"
     POWERSGD = "powersgd"
+
+
+SPARSE_CODECS: Final = frozenset({CodecName.TOPK, CodecName.SPARSELOCO, CodecName.DEMO})
+"""Those that send few elements, or few coefficients of a transform: which ones differs from client to client."""
 
 
 class CodecSpec(Frozen):

@@ -5,13 +5,15 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
-from protocol.recipe import Recipe
+from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, Parts, Recipe
 from protocol.tasks import Dataset, Split
 
 
 def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     """Return what cannot be met, in a sentence, or None. ``dataset``: of the recipe that is submitted, complete."""
-    return _of_clients(recipe) or _of_best(recipe, dataset) or _of_samples(recipe, dataset)
+    return (
+        _of_clients(recipe) or _of_best(recipe, dataset) or _of_samples(recipe, dataset) or _of_votes(recipe, dataset)
+    )
 
 
 def _of_clients(recipe: Recipe) -> str | None:
@@ -37,3 +39,25 @@ def _of_samples(recipe: Recipe, dataset: Dataset | None) -> str | None:
     if dataset is None or least <= recipe.round_samples:
         return None
     return f"a round of {recipe.round_samples} samples cannot be shared by {least} clients: raise round_samples"
+
+
+def _of_votes(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    """Of one or two updates a robust aggregate is the mean: who asks for it would believe in what is not there."""
+    if recipe.aggregate is AggregateName.MEAN:
+        return None
+    named = f'aggregate = "{recipe.aggregate}" bears a wrong update among {ROBUST_VOTES} or more'
+    for name, least in (("min_clients", recipe.min_clients), ("init_min_clients", recipe.init_min_clients)):
+        if least is not None and least < ROBUST_VOTES:
+            return f"{named}, and {name} is {least}: make it {ROBUST_VOTES} or more"
+    if dataset is not None and (parts := _most_parts(recipe)) < ROBUST_VOTES:
+        return f"{named}, and a round has {parts} at most: raise round_samples, or lower batch_samples or part_samples"
+    return None
+
+
+def _most_parts(recipe: Recipe) -> int:
+    """Return how many parts of a round there can be, whoever comes."""
+    unit = recipe.batch_samples if recipe.mode is Mode.WEIGHTS else 1
+    if recipe.parts is Parts.SPEED:
+        return max(recipe.round_samples // unit, 1)
+    size = recipe.part_samples or -(-recipe.round_samples // (recipe.min_clients * unit)) * unit
+    return -(-recipe.round_samples // size)

@@ -23,7 +23,7 @@ from protocol.bounds import (
     TensorName,
     Word,
 )
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
 from protocol.frozen import Frozen
 
 BEST_RULE: Final = r"^(min|max):.+$"
@@ -48,6 +48,19 @@ class Parts(StrEnum):
     of one kind. Clients that are done with one part take the next; a slow one holds the round up."""
 
 
+class AggregateName(StrEnum):
+    """What becomes of a round's updates, coordinate by coordinate."""
+
+    MEAN = "mean"
+    """Weighted by samples: what one machine would have computed. One wrong update can move it anywhere."""
+    MEDIAN = "median"
+    """One vote for each update: it holds as long as fewer than half are wrong."""
+    TRIMMED_MEAN = "trimmed_mean"
+    """One vote for each update, without the ``trim_share`` smallest and largest values."""
+
+
+ROBUST_VOTES: Final = 3
+"""Of fewer updates median and trimmed mean are the plain mean."""
 OptionValue = Finite | Int64 | bool | tuple[Finite, Finite] | None
 """What an optimizer's keyword argument may be."""
 
@@ -92,6 +105,11 @@ class Recipe(Frozen):
     """How a round is parted among clients."""
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
+    aggregate: AggregateName = AggregateName.MEAN
+    """How the updates of a round become one. Median and trimmed mean bear a few wrong or hostile updates."""
+    trim_share: float = Field(default=0.0, ge=0, lt=0.5)
+    """With trimmed_mean: this share of the updates, rounded up, is left out at either end of each coordinate's values.
+    It should be at least the share of updates that may be wrong."""
     outer: OuterOptimizer = OuterOptimizer()
     tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
     """A batch is a tuple of these columns, in this order; a dict by name where there are none."""
@@ -163,6 +181,24 @@ class Recipe(Frozen):
             raise ValueError(f'parts = "fixed" promises equal weights, and {why}')
         if self.pipeline and (self.mode is Mode.GRADIENTS or not self.max_staleness):
             raise ValueError("pipeline is for weights mode with a max_staleness of 1 or more: its updates come late")
+        return self
+
+    @model_validator(mode="after")
+    def _aggregates(self) -> Recipe:
+        name = self.aggregate
+        if (name is AggregateName.TRIMMED_MEAN) != (self.trim_share > 0):
+            raise ValueError('aggregate = "trimmed_mean" and a trim_share, such as 0.2, need each other')
+        if name is AggregateName.MEAN:
+            return self
+        if self.max_staleness:
+            raise ValueError(
+                f'aggregate = "{name}" has no weights, and a late update needs one: leave out max_staleness'
+            )
+        if self.update_codec.name in SPARSE_CODECS:
+            raise ValueError(
+                f'aggregate = "{name}" needs each number from most clients, and update_codec {self.update_codec.name} '
+                "sends few: nearly all of the aggregate would be zero; use int8, or none"
+            )
         return self
 
     def _unrepeatable(self) -> str | None:

@@ -22,6 +22,7 @@ from farm_client.cli.formatting import (
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.outcome import is_over
+from protocol.recipe import AggregateName, Recipe
 from protocol.resources import Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
@@ -95,10 +96,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
     facts: list[tuple[str, RenderableType]] = [
         ("why", Text(task.why)),
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
-        (
-            "recipe",
-            f"{task.mode}, {counted(spec.recipe.round_samples, 'sample')} a round, {spec.recipe.batch_samples} a batch",
-        ),
+        ("recipe", _recipe_line(spec.recipe)),
         (
             "data",
             f"{counted(spec.dataset.samples(Split.TRAIN), 'sample')} to train on, "
@@ -124,6 +122,17 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
     if task.error:
         facts.append(("error" if is_over(task) else "last error", Text(task.error, style="red")))
     return facts
+
+
+def _recipe_line(recipe: Recipe) -> str:
+    said = f"{recipe.mode}, {counted(recipe.round_samples, 'sample')} a round, {recipe.batch_samples} a batch"
+    match recipe.aggregate:
+        case AggregateName.MEAN:
+            return said
+        case AggregateName.MEDIAN:
+            return f"{said}, median of the updates"
+        case AggregateName.TRIMMED_MEAN:
+            return f"{said}, mean of the updates without {recipe.trim_share:.0%} at either end"
 
 
 def rounds_table(rounds: Sequence[RoundView], limit: int = 10) -> RenderableType:

@@ -13,7 +13,7 @@ import typer
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from protocol.compression import CodecName
-from protocol.recipe import Mode, Parts, Recipe
+from protocol.recipe import AggregateName, Mode, Parts, Recipe
 
 DEFAULT_ROUNDS: Final = 20
 _PLAIN_DEFAULTS: Final = (
@@ -23,6 +23,7 @@ _PLAIN_DEFAULTS: Final = (
     "min_clients",
     "over_provision",
     "max_staleness",
+    "aggregate",
     "keep_checkpoints",
     "durable_every",
     "keep_every",
@@ -50,6 +51,7 @@ class SubmitOptions:
             "update_codec": "none",
             "weights_codec": "none",
             "pipeline": "no-pipeline",
+            "trim_share": "none",
             "keep_best": "none",
         }
     )
@@ -164,6 +166,24 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    aggregate: Annotated[
+        AggregateName | None,
+        typer.Option(
+            "--aggregate",
+            help="What updates become; a few wrong ones can't move median and trimmed_mean far.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    trim_share: Annotated[
+        float | None,
+        typer.Option(
+            "--trim-share",
+            min=0,
+            max=0.49,
+            help="With trimmed_mean: leave out this share of the updates at either end.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     update_codec: Annotated[
         CodecName | None,
         typer.Option("--update-codec", help="How clients make their updates small.", rich_help_panel=_RECIPE),
@@ -254,6 +274,8 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "max_clients": options.max_clients,
             "over_provision": options.over_provision,
             "max_staleness": options.max_staleness,
+            "aggregate": options.aggregate,
+            "trim_share": options.trim_share,
             "update_codec": options.update_codec,
             "weights_codec": options.weights_codec,
             "pipeline": options.pipeline,

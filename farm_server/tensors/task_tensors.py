@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from coordinator.numerics.aggregate import Aggregate
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
+from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
 from farm_server.tensors.mapped_reader import MappedFileReader
 from farm_server.tensors.tensor_reader import FileReader
@@ -28,7 +30,7 @@ from protocol.codecs import (
 from protocol.codecs.checking import BadNumbers
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
-from protocol.recipe import Recipe
+from protocol.recipe import AggregateName, Recipe
 from protocol.tensors import Layout, parse_layout
 from storage.blob_batch import Chunk, size_of
 from storage.checkpoints import CheckpointFiles
@@ -59,7 +61,8 @@ class TaskTensors:
     Later weights files get the first one's header, byte for byte, so that equal weights are equal files (the
     safetensors package writes metadata in random order).
     Memory: weights, aggregate and optimizer state (a master copy of the weights where versions are sent as deltas),
-    and no second copy of any of them, neither to read nor to write.
+    and no second copy of any of them, neither to read nor to write. An aggregate that reads all updates side by side
+    has them read piece by piece: maps of all of them would be memory that grows with the clients.
     """
 
     def __init__(self, recipe: Recipe, files: CheckpointFiles) -> None:
@@ -73,25 +76,32 @@ class TaskTensors:
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
                 self._outer.load(_read_all(reader))
-        self._aggregate = WeightedMean(self._layout, recipe.update_codec)
+        self._aggregate = _aggregate_of(recipe, self._layout)
+        self._waiting: list[_Update] = []
 
     def begin(self) -> None:
         """Start a round: forget what was folded."""
         self._aggregate.reset()
+        self._waiting.clear()
 
     def fold(
         self, update: bytes | Path, samples: int, scale: float = 1.0, midway: Callable[[], object] | None = None
     ) -> None:
         """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
 
-        ``midway`` is called when one tensor is folded already (for faults on purpose).
+        ``midway`` is called when one tensor is folded already (for faults on purpose). Where the aggregate reads all
+        updates at the end, this one is only noted, and must be there until ``step`` has returned.
         """
-        with _opened(update, forget=True) as reader:
-            self._aggregate.fold(reader if midway is None else _Watched(reader, midway), samples, scale)
+        one = _Update(update, samples, scale, midway)
+        if self._aggregate.reads_in_result:
+            self._waiting.append(one)
+            return
+        with _opened(update, MappedFileReader, forget=True) as reader:
+            one.fold_into(self._aggregate, reader)
 
     def step(self) -> NewVersion:
         """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
-        mean = self._aggregate.result()
+        mean = self._aggregated()
         self._outer.step(mean, self._aggregate.untouched)
         delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
@@ -103,6 +113,13 @@ class TaskTensors:
             list(tensor_file(state, {})) if state else None,
             delta if delta is not None and size_of(delta) < size_of(weights) else None,
         )
+
+    def _aggregated(self) -> dict[str, torch.Tensor]:
+        """Return the aggregate. The updates that waited for it are open only here, all at once."""
+        with ExitStack() as opened:
+            for one in self._waiting:
+                one.fold_into(self._aggregate, opened.enter_context(_opened(one.source, FileReader, forget=True)))
+            return self._aggregate.result()
 
     def _publish(self, mean: Mapping[str, torch.Tensor]) -> list[Chunk]:
         """Let the weights follow the masters as far as the codec carries it; return the delta's file.
@@ -119,6 +136,20 @@ class TaskTensors:
         apply_delta(self._weights, TensorReader(stored, metadata), self._layout, self._weights_codec)
         delta: list[Chunk] = list(tensor_file(stored, metadata))
         return wrapped(delta) if self._weights_codec.zstd else delta
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What ``TaskTensors.fold`` was given."""
+
+    source: bytes | Path
+    samples: int
+    scale: float
+    midway: Callable[[], object] | None
+
+    def fold_into(self, aggregate: Aggregate, reader: Reader) -> None:
+        """Fold it by a reader of its source."""
+        aggregate.fold(reader if self.midway is None else _Watched(reader, self.midway), self.samples, self.scale)
 
 
 class _Watched:
@@ -144,7 +175,7 @@ def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: 
 
     The header was checked before. Raises: MalformedTensors if what is stored can't be decoded.
     """
-    with _opened(update) as reader:
+    with _opened(update, MappedFileReader) as reader:
         return bad_numbers(reader, layout, codec, samples)
 
 
@@ -153,12 +184,22 @@ def warm_up(torch_threads: int) -> None:
     torch.set_num_threads(torch_threads)
 
 
+def _aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
+    match recipe.aggregate:
+        case AggregateName.MEAN:
+            return WeightedMean(layout, recipe.update_codec)
+        case AggregateName.MEDIAN:
+            return Median(layout, recipe.update_codec)
+        case AggregateName.TRIMMED_MEAN:
+            return TrimmedMean(layout, recipe.update_codec, recipe.trim_share)
+
+
 @contextmanager
-def _opened(update: bytes | Path, *, forget: bool = False) -> Iterator[Reader]:
+def _opened(update: bytes | Path, file_reader: type[FileReader], *, forget: bool = False) -> Iterator[Reader]:
     if isinstance(update, bytes):
         yield BytesReader(update)
     else:
-        with MappedFileReader(update, forget=forget) as reader:
+        with file_reader(update, forget=forget) as reader:
             yield reader
 
 

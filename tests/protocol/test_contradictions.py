@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from protocol.contradictions import contradiction
 from protocol.recipe import Recipe
@@ -37,3 +40,71 @@ def test_clients_that_a_round_needs_and_may_have(least: int, first: int | None, 
 def test_pairs_that_need_each_other(recipe: Recipe, dataset: Dataset | None, said: str | None) -> None:
     why = contradiction(recipe, dataset)
     assert why is None if said is None else said in (why or "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"min_clients": 3}, None),
+        ({"min_clients": 2}, "min_clients is 2: make it 3 or more"),
+        ({"min_clients": 3, "init_min_clients": 1}, "init_min_clients is 1: make it 3 or more"),
+        ({"min_clients": 3, "round_samples": 95, "batch_samples": 32}, "a round has 2 at most"),
+        ({"min_clients": 3, "round_samples": 20, "batch_samples": 32}, "a round has 1 at most"),
+        ({"min_clients": 3, "round_samples": 96, "batch_samples": 32}, None),
+        ({"min_clients": 3, "round_samples": 3, "mode": "gradients"}, None),
+        ({"min_clients": 3, "round_samples": 96, "parts": "fixed"}, None),
+        ({"min_clients": 3, "round_samples": 96, "parts": "fixed", "part_samples": 48}, "a round has 2 at most"),
+        ({"min_clients": 3, "round_samples": 96, "parts": "fixed", "part_samples": 33}, None),
+    ],
+)
+def test_a_robust_aggregate_needs_three_votes(fields: dict[str, Any], said: str | None) -> None:
+    why = contradiction(Recipe(rounds=1, aggregate="median", **fields), HELD_OUT)
+    assert why is None if said is None else said in (why or "")
+    assert contradiction(Recipe(rounds=1, **fields), HELD_OUT) is None
+
+
+@pytest.mark.parametrize("robust", [{"aggregate": "median"}, {"aggregate": "trimmed_mean", "trim_share": 0.1}])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_staleness": 1}, "leave out max_staleness"),
+        ({"max_staleness": 1, "pipeline": True}, "leave out max_staleness"),
+        ({"update_codec": {"name": "topk"}}, "update_codec topk sends few"),
+        ({"update_codec": {"name": "sparseloco"}}, "update_codec sparseloco sends few"),
+        ({"update_codec": {"name": "demo"}}, "update_codec demo sends few"),
+    ],
+)
+def test_what_needs_weights_or_sums_is_refused_with_a_robust_aggregate(
+    robust: dict[str, Any], fields: dict[str, Any], said: str
+) -> None:
+    assert Recipe(rounds=1, **fields).aggregate == "mean"
+    with pytest.raises(ValidationError, match=said):
+        Recipe(rounds=1, min_clients=3, **robust, **fields)
+
+
+@pytest.mark.parametrize("codec", ["none", "fp16", "bf16", "int8", "int4", "sign", "powersgd"])
+def test_codecs_that_send_a_value_for_every_element_suit_every_aggregate(codec: str) -> None:
+    for aggregate in ({"aggregate": "median"}, {"aggregate": "trimmed_mean", "trim_share": 0.49}):
+        assert Recipe(rounds=1, min_clients=3, update_codec={"name": codec}, **aggregate).update_codec.name == codec
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"aggregate": "trimmed_mean"},
+        {"aggregate": "trimmed_mean", "trim_share": 0.0},
+        {"aggregate": "trimmed_mean", "trim_share": 0.5},
+        {"aggregate": "trimmed_mean", "trim_share": -0.1},
+        {"aggregate": "median", "trim_share": 0.1},
+        {"trim_share": 0.1},
+        {"trim_share": float("nan")},
+    ],
+)
+def test_a_share_is_for_the_trimmed_mean_and_has_bounds(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="trim_share"):
+        Recipe(rounds=1, min_clients=3, **fields)
+
+
+def test_a_recipe_of_before_is_of_the_mean() -> None:
+    old = Recipe(rounds=1).model_dump(mode="json", exclude={"aggregate", "trim_share"})
+    assert Recipe.model_validate(old) == Recipe(rounds=1, aggregate="mean")

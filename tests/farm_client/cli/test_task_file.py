@@ -11,7 +11,7 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
-from protocol.recipe import Mode
+from protocol.recipe import AggregateName, Mode
 
 FILE = """
 [task]
@@ -136,6 +136,16 @@ def test_a_codec_is_named_or_described(folder):
     assert recipe.pipeline
 
 
+def test_the_aggregate_by_file_and_by_option(folder):
+    (folder / "task.toml").write_text("[recipe]\nrounds = 3\nmin_clients = 3\naggregate = 'median'")
+    recipe = describe_task(SubmitOptions(folder)).recipe
+    assert (recipe.aggregate, recipe.trim_share) == ("median", 0.0)
+    options = SubmitOptions(folder, aggregate=AggregateName.TRIMMED_MEAN, trim_share=0.2)
+    recipe = describe_task(options).recipe
+    assert (recipe.aggregate, recipe.trim_share) == ("trimmed_mean", 0.2)
+    assert describe_task(SubmitOptions(folder, aggregate=AggregateName.MEAN)).recipe.aggregate == "mean"
+
+
 def test_the_submission_says_who(folder):
     submission = describe_submission(SubmitOptions(folder, submit_token="once", no_check=True))
     assert "@" in submission.submitter
@@ -181,6 +191,9 @@ def test_the_submission_says_who(folder):
         ("recipe = 5", "put 'recipe' into a table"),
         ("a = " + "[" * 10_000, "is not TOML"),
         ("[recipe]\nrounds = 1\nmode = 'gradients'\nmax_staleness = 1", "are for weights mode"),
+        ("[recipe]\nrounds = 1\naggregate = 'mode'", "aggregate: Input should be 'mean', 'median' or 'trimmed_mean'"),
+        ("[recipe]\nrounds = 1\naggregate = 'trimmed_mean'", "and a trim_share, such as 0.2, need each other"),
+        ("[recipe]\nrounds = 1\naggregate = 'median'", "min_clients is 1: make it 3 or more"),
         ("[requirements]\nram_bytes = 'much'", "'much' is no size"),
         ("[task", "is not TOML"),
     ],

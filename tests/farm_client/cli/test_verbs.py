@@ -8,6 +8,7 @@ from farm_client.cli.logs import SHOWN_PRINTS, show_prints
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
+from protocol.recipe import Recipe
 from protocol.rest import EventView, LogView, MetricView, ShardBook
 from tests.farm_client.cli.fake_farm import ADDRESS, make_client, make_task, problem
 
@@ -43,6 +44,22 @@ def test_show_gives_recipe_progress_and_rounds(farm):
     text = farm("show", "digits").stdout
     for part in ("ada@lab", "round 3 of 20", "accuracy 0.9312", "lr=0.1", "1,438"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({}, "32 a batch\n"),
+        ({"aggregate": "median"}, "32 a batch, median of the updates"),
+        (
+            {"aggregate": "trimmed_mean", "trim_share": 0.25},
+            "32 a batch, mean of the updates without 25% at either end",
+        ),
+    ],
+)
+def test_show_says_how_updates_become_one(farm, fake, chosen, said):
+    fake.recipe = Recipe(rounds=20, min_clients=3, **chosen)
+    assert said in farm("show", "digits").stdout
 
 
 def test_show_tells_of_retries_and_the_last_error(farm, fake):

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.commands import CommitRound, DropRound, ReleaseTask
 from coordinator.events import AggregationFailed, CheckpointDamaged, RoundAggregated
+from protocol.recipe import Recipe
 from storage.checkpoints import WrittenCheckpoint
 from tests.farm_server import model
 from tests.farm_server.tensors.aggregator_bench import Bench
@@ -37,6 +38,54 @@ def test_a_round_is_the_weighted_mean_and_its_checkpoint_is_durable(bench):
     assert files.optimizer is None
     assert bench.weights == [weights]
     assert bench.small == [{event.checkpoint.weights.digest: weights}]
+
+
+ROBUST = [{"aggregate": "median"}, {"aggregate": "trimmed_mean", "trim_share": 0.2}]
+
+
+@pytest.mark.parametrize("spool", [False, True])
+@pytest.mark.parametrize("chosen", ROBUST)
+def test_a_robust_aggregate_reads_updates_at_the_commit_and_leaves_the_liar_out(bench, chosen, spool):
+    bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, **chosen))
+    for number in range(2):
+        bench.open(number)
+        kept = [
+            bench.fold(model.update(value), samples, number=number, spool=spool)
+            for value, samples in ((1.0, 1), (-1e20, 5000), (2.0, 3), (4.0, 1), (3.0, 2))
+        ]
+        assert all(bench.blobs.has(update.digest) is spool for update in kept)
+        bench.checkpoint = bench.commit(number).checkpoint
+        assert not any(bench.blobs.has(update.digest) for update in kept)
+    step = 2.0 if chosen["aggregate"] == "median" else (1.0 + 2.0 + 3.0) / 3
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -2 * step)
+
+
+@pytest.mark.parametrize("chosen", ROBUST)
+def test_a_dropped_round_leaves_no_vote(bench, chosen):
+    bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, **chosen))
+    bench.open()
+    dropped = [bench.fold(model.update(value), spool=True) for value in (100.0, 101.0, 102.0)]
+    bench.aggregator.drop_round(DropRound("t", 0, 1))
+    bench.open(attempt=2)
+    for value in (1.0, 2.0, 3.0):
+        bench.fold(model.update(value), attempt=2)
+    bench.commit(attempt=2)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -2.0)
+    assert not any(bench.blobs.has(update.digest) for update in dropped)
+
+
+def test_an_update_that_is_gone_at_the_commit_fails_the_attempt_and_the_next_one_is_sound(bench):
+    bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, aggregate="median"))
+    bench.open()
+    gone = [bench.fold(model.update(value), spool=True) for value in (1.0, 2.0, 3.0)][1]
+    bench.blobs.delete(gone.digest)
+    event = bench.commit()
+    assert isinstance(event, AggregationFailed)
+    bench.open(attempt=2)
+    for value in (1.0, 5.0, 3.0):
+        bench.fold(model.update(value), attempt=2, spool=True)
+    assert isinstance(bench.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -3.0)
 
 
 def test_weights_keep_their_header_so_that_equal_weights_are_equal_files(bench):

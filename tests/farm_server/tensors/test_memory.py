@@ -31,6 +31,10 @@ def test_averaging_takes_weights_and_accumulator_and_nothing_else(tmp_path, upda
     assert grown_bytes(tmp_path, updates) < 2 * MODEL_BYTES + FIXED_BYTES
 
 
+def test_a_median_takes_weights_and_its_result_and_reads_a_dozen_updates_at_once(tmp_path):
+    assert grown_bytes(tmp_path, 12, aggregate="median") < 2 * MODEL_BYTES + FIXED_BYTES
+
+
 def test_deltas_take_a_master_copy_besides(tmp_path):
     assert grown_bytes(tmp_path, weights_codec={"name": "int8"}) < 3.25 * MODEL_BYTES + TEMPORARY_BYTES
 
