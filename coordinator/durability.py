@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from coordinator.horizon import is_finished
+from coordinator.stopping import is_finished
 from protocol.compression import CodecName
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack

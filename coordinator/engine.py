@@ -39,9 +39,8 @@ from coordinator.events import (
     TaskSubmitted,
     Tick,
 )
-from coordinator.expiry import expire
+from coordinator.expiry import expire, forgive
 from coordinator.lifecycle import TaskState
-from coordinator.patience import forgive
 from coordinator.records import AssignmentRecord, Snapshot
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings

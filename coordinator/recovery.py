@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from coordinator.ahead import drop_all_ahead
 from coordinator.commands import OpenRound
 from coordinator.containment import contained
 from coordinator.deltas import forget_deltas
@@ -17,8 +16,9 @@ from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
 from coordinator.farm import Farm
 from coordinator.in_flight import Home, Lease, Part
-from coordinator.lateness import drop_all_late
+from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
+from coordinator.pipelining import drop_all_ahead
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round

@@ -18,7 +18,7 @@ from coordinator.events import (
 )
 from coordinator.failures import failed
 from coordinator.in_flight import Lease, Stage
-from coordinator.lateness import join_round
+from coordinator.late_updates import join_round
 from coordinator.leases import Claim
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, bury, renew, settle_uncounted

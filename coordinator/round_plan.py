@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.epoch import take
-from coordinator.lateness import available_leftover
+from coordinator.late_updates import available_leftover
 from coordinator.planning import count_samples, cut, smallest_part, without_stray
 from coordinator.records import SampleRange
 from coordinator.state import TaskRun

@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
-from coordinator.ahead import announce, drop_all_ahead, take_up
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
 from coordinator.deltas import keep_delta
 from coordinator.durability import Volatile, become_durable, must_be_durable
 from coordinator.events import RoundAggregated
-from coordinator.horizon import is_finished
 from coordinator.in_flight import Part
-from coordinator.lateness import drop_all_late, drop_stale, join_round, outstanding
+from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
 from coordinator.offers import bury, cancel, clear_up, discard, offer
+from coordinator.pipelining import announce, drop_all_ahead, take_up
 from coordinator.planning import by_affinity, count_samples, cut, fixed_sizes, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
+from coordinator.stopping import is_finished
 from coordinator.turn import Turn
 from protocol.messages import Ack, Kind
 from protocol.recipe import Parts

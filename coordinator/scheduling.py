@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coordinator.ahead import offer_ahead, wants_ahead
 from coordinator.containment import contained
 from coordinator.eligibility import available
 from coordinator.evaluation import open_evaluation
 from coordinator.lifecycle import LIVE
 from coordinator.offers import offer
+from coordinator.pipelining import offer_ahead, wants_ahead
 from coordinator.planning import samples_at_hand
 from coordinator.pools import Pool
 from coordinator.prefetch import held_shards

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from coordinator.ahead import drop_all_ahead
 from coordinator.commands import ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import Action, TaskAction, TaskPrioritized, TaskRemoved, TaskSubmitted
 from coordinator.evidence import Evidence
-from coordinator.lateness import drop_all_late
+from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
 from coordinator.offers import brief
+from coordinator.pipelining import drop_all_ahead
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
 from coordinator.state import StepPhase, TaskRun

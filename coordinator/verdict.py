@@ -13,13 +13,13 @@ from itertools import islice
 from math import inf
 
 from coordinator.eligibility import available, eligible
-from coordinator.horizon import is_finished
 from coordinator.lifecycle import TaskState
 from coordinator.pools import Pool
 from coordinator.queue import band, fair_share
 from coordinator.scoring import best
 from coordinator.state import ClientState, TaskRun
 from coordinator.stints import expected_by, is_in_stint
+from coordinator.stopping import is_finished
 from coordinator.turn import Turn
 from protocol.wording import ClientNames, counted
 

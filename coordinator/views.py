@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from coordinator.eligibility import eligible
-from coordinator.horizon import rounds_total
 from coordinator.lifecycle import ACTIVE, TaskState
 from coordinator.records import RoundState
 from coordinator.scoring import rank, reliability
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
+from coordinator.stopping import rounds_total
 from coordinator.turn import Turn
 from coordinator.verdict import Outlook, verdict
 from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from coordinator.books import shard_books
 from coordinator.lifecycle import TaskState
 from coordinator.records import RoundRecord
+from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
 from protocol.errors import NotFound
 from protocol.rest import CheckpointView, Explanation, ModelView, RoundView, ShardBook, TaskDetail, TaskView

@@ -16,10 +16,10 @@ from coordinator.events import (
     ResultArrived,
     Tick,
 )
-from coordinator.horizon import rounds_total, samples_of_epochs
 from coordinator.lifecycle import TaskState
 from coordinator.planning import shares
 from coordinator.scoring import expected_speeds
+from coordinator.stopping import rounds_total, samples_of_epochs
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import AssignmentProgress, Hello, Kind, Phase, Scope
 from protocol.resources import Gpu, Load, Resources

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.horizon import rounds_total
 from coordinator.lifecycle import TaskState
 from coordinator.planning import without_stray
+from coordinator.stopping import rounds_total
 from protocol.messages import Kind
 from protocol.recipe import Mode
 from tests.coordinator.farm_simulation import Simulation, spec

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from coordinator import (
-    ahead,
     engine,
     failures,
     fleet,
     in_flight,
     leases,
     offers,
+    pipelining,
     planning,
     policies,
     recovery,
@@ -220,13 +220,13 @@ def forget_what_is_done_ahead(patch: pytest.MonkeyPatch) -> None:
 
 def give_samples_out_ahead_and_again(patch: pytest.MonkeyPatch) -> None:
     """Samples that are done ahead are not taken off the epoch."""
-    offer = ahead.offer
+    offer = pipelining.offer
 
     def keep_the_cursor(turn: Turn, run: Any, client: Any, part: Any, home: Any) -> None:
         offer(turn, run, client, part, home)
         run.step.next_cursor -= part.samples
 
-    patch.setattr(ahead, "offer", keep_the_cursor)
+    patch.setattr(pipelining, "offer", keep_the_cursor)
 
 
 def owe_nothing_that_was_lost_ahead(patch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from coordinator import (
-    ahead,
     containment,
     durability,
     evaluation,
     expiry,
     fleet,
     offers,
+    pipelining,
     results,
     rounds,
     scheduling,
@@ -44,7 +44,7 @@ PLACES = (
     (rounds, "become_durable"),
     (rounds, "announce"),
     (evaluation, "part_out"),
-    (ahead, "offer"),
+    (pipelining, "offer"),
     (fleet, "suspend"),
     (fleet, "adopt"),
     (offers, "give_up"),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from coordinator.books import shard_books
 from coordinator.events import Event, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, Snapshot, TaskRecord
+from coordinator.shard_audit import shard_books
 from protocol.tasks import Split, TaskSpec
 from tests.simulation.agenda import Agenda
 from tests.simulation.client import Client

@@ -5,9 +5,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.books import shard_books
 from coordinator.lifecycle import AssignmentState
 from coordinator.records import AssignmentRecord, SampleRange
+from coordinator.shard_audit import shard_books
 from protocol.messages import Kind
 from protocol.tasks import BlobRef, Shard, Split
 

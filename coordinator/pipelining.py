@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.epoch import take
-from coordinator.horizon import samples_of_epochs
 from coordinator.in_flight import Part
-from coordinator.lateness import drop_all
+from coordinator.late_updates import drop_all
 from coordinator.lifecycle import TaskState
 from coordinator.offers import offer
 from coordinator.planning import count_samples, smallest_part, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
+from coordinator.stopping import samples_of_epochs
 from coordinator.turn import Turn
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Prefetch
