@@ -9,7 +9,7 @@ import json
 import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,12 +68,18 @@ def _opened(paths: Sequence[Path], *, with_tied: bool = False) -> Iterator[dict[
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[memoryview]:
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as data,
-    ):
+    if not path.stat().st_size:  # of nothing there is no map
+        yield memoryview(b"")
+        return
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = memoryview(mapped)
+    try:
         yield data
+    finally:
+        with suppress(BufferError):  # an error on its way still holds views: the map ends with the last of them
+            data.release()
+            mapped.close()
 
 
 def _write(output: Path, sources: Mapping[str, _Stored], metadata: Mapping[str, str]) -> None:
