@@ -214,6 +214,7 @@ class TaskRun:
     answered: Answered = field(init=False)
     _order: tuple[int, list[Shard]] | None = None
     _shards: dict[str, list[int]] | None = None
+    _policies: dict[Kind, Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """A new task goes back to where it began."""
@@ -258,7 +259,10 @@ class TaskRun:
 
     def policy(self, kind: Kind) -> Policy:
         """Return how steps of this kind collect."""
-        return policy_of(self.record.spec.recipe, kind)
+        found = self._policies.get(kind)
+        if found is None:
+            found = self._policies[kind] = policy_of(self.record.spec.recipe, kind)
+        return found
 
     def order(self) -> Sequence[Shard]:
         """Return the training shards in the order of the task's present epoch."""
