@@ -256,7 +256,6 @@ class Farm:
 
     def start(self) -> None:
         """Begin to work: mend what the last stop interrupted, tick, keep house, and warm torch up."""
-        self.journal.start()
         if self._restored:
             self.runtime.post(Restored())
             _log.info("recovery: interrupted rounds are settled", reopened=self._open_rounds())
@@ -310,8 +309,7 @@ class Farm:
         await asyncio.to_thread(self.uploads.close)
         await asyncio.sleep(0)  # the aggregator's last outcomes are on the loop already
         self.entries.flush(self.clock.now())
-        await self.journal.close()
-        await self.ledger.close()
+        await self.ledger.close()  # writes what was submitted
 
     def _carry_out(self, command: Command) -> None:
         self._doers[type(command)](command)

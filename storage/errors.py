@@ -18,11 +18,12 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from protocol.errors import Conflict, FarmError, Unavailable
+from protocol.retry import RetryPolicy
 
 
 class StorageError(FarmError):
@@ -66,6 +67,9 @@ class NoUpload(Conflict):
 
     code: ClassVar[str] = "no_upload"
 
+
+DISK_RETRY: Final = RetryPolicy(first_seconds=1.0, longest_seconds=1.0)
+"""How often a disk that refuses is tried again: an operator makes room, and nothing else can be done meanwhile."""
 
 _DISK_SAYS = {
     errno.ENOSPC: "no space is left on its disk; free some and try again",

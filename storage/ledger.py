@@ -12,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.records import Entry, Record, RemovedClient
+from protocol.retry import RetryPolicy
 from storage.engine import ledger_path, reader_engine, writer_engine
-from storage.errors import ledger_error
+from storage.errors import DISK_RETRY, ledger_error
 from storage.ledger_identity import LedgerIdentity, begin_run
 from storage.migrate import migrate
 from storage.pruning import History, Pruned
@@ -40,9 +41,10 @@ class Ledger(Reads):
         self.identity = identity
 
     @classmethod
-    async def open(cls, location: str | Path) -> Self:
+    async def open(cls, location: str | Path, *, retry: RetryPolicy = DISK_RETRY) -> Self:
         """Open the ledger at a path or SQLite URL, made new if need be, and bring its schema up to date.
 
+        ``retry``: how often a disk that refuses is tried again with what insists.
         Raises: Unavailable if the file cannot be opened or is locked; NewerLedger; DamagedLedger; StorageError.
         """
         path = ledger_path(location)
@@ -55,12 +57,20 @@ class Ledger(Reads):
         except BaseException:
             engine.dispose()
             raise
-        return cls(reader_engine(path), Writer(engine, path, asyncio.get_running_loop()), path, identity)
+        return cls(reader_engine(path), Writer(engine, path, asyncio.get_running_loop(), retry), path, identity)
 
-    def submit(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> asyncio.Future[None]:
+    @property
+    def failure(self) -> str | None:
+        """Why the disk takes nothing while a save insists; None while all is well."""
+        return self._writer.failure
+
+    def submit(
+        self, records: Iterable[Record], entries: Iterable[Entry] = (), *, insist: bool = False
+    ) -> asyncio.Future[None]:
         """Queue a save behind those before it. The future is done once it is durable, or refused as in ``save``.
 
-        Call it on the event loop's thread.
+        With ``insist`` a disk that refuses is tried again until it takes the save or the ledger is closed, and nothing
+        submitted later is written before. Call it on the event loop's thread.
         """
         kept: list[Record] = []
         removed: list[str] = []
@@ -69,7 +79,8 @@ class Ledger(Reads):
                 removed.append(record.client_id)
             else:
                 kept.append(record)
-        return self._writer.submit(Change(tuple(kept), tuple(entries), removed_clients=tuple(removed)))
+        change = Change(tuple(kept), tuple(entries), removed_clients=tuple(removed))
+        return self._writer.submit(change, insist=insist)
 
     async def save(self, records: Iterable[Record], entries: Iterable[Entry] = ()) -> None:
         """Write all of it in one transaction; on return it is durable.

@@ -9,10 +9,12 @@ from coordinator.commands import CommitRound
 from coordinator.records import CheckpointRecord
 from farm_server.environment.clock import Clock
 from farm_server.environment.disk_space import Claim
-from farm_server.tensors.disk_retry import RETRY_SECONDS, insist
+from farm_server.tensors.disk_retry import insist
+from protocol.retry import RetryPolicy
 from storage.blob_batch import size_of
 from storage.blobs import ref_of
 from storage.checkpoints import CheckpointStore, NewCheckpoint, WrittenCheckpoint
+from storage.errors import DISK_RETRY
 
 if TYPE_CHECKING:
     from farm_server.tensors.task_tensors import NewVersion
@@ -29,13 +31,11 @@ class _Place(TypedDict):
 class CheckpointWriter:
     """``write`` blocks: call it in worker threads."""
 
-    def __init__(
-        self, store: CheckpointStore, clock: Clock, claim: Claim, retry_seconds: float = RETRY_SECONDS
-    ) -> None:
+    def __init__(self, store: CheckpointStore, clock: Clock, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
         self._store = store
         self._clock = clock
         self._claim = claim
-        self._retry_seconds = retry_seconds
+        self._retry = retry
 
     def write(
         self,
@@ -57,7 +57,7 @@ class CheckpointWriter:
             self._claim(needed_bytes)
             return self._store.write(new)
 
-        return insist(attempt, waits_for, given_up, self._retry_seconds)
+        return insist(attempt, waits_for, given_up, self._retry)
 
     def name(self, command: CommitRound, weights: bytes) -> WrittenCheckpoint:
         """Return the record of a version that stays in memory."""

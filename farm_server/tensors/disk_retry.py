@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from protocol.errors import Unavailable
+from protocol.retry import RetryPolicy
 
-RETRY_SECONDS: Final = 1.0
 T = TypeVar("T")
 
 
 def insist(
-    work: Callable[[], T], waits_for: Callable[[str], None], given_up: Callable[[], bool], retry_seconds: float
+    work: Callable[[], T], waits_for: Callable[[str], None], given_up: Callable[[], bool], retry: RetryPolicy
 ) -> T:
     """Do ``work`` again and again while it says Unavailable; ``waits_for`` hears each time why. Blocks its thread.
 
     Raises: Unavailable once ``given_up`` says so; whatever else ``work`` raises.
     """
+    failures = 0
     while True:
         try:
             return work()
@@ -26,4 +27,5 @@ def insist(
             waits_for(error.message)
             if given_up():
                 raise
-            time.sleep(retry_seconds)
+            failures += 1
+            time.sleep(retry.bound_seconds(failures))

@@ -8,13 +8,14 @@ import threading
 import structlog
 
 from farm_server.environment.disk_space import Claim
-from farm_server.tensors.disk_retry import RETRY_SECONDS, insist
+from farm_server.tensors.disk_retry import insist
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from protocol.zstd import MAGIC, is_wrapped, unwrap, unwrap_bytes
 from storage.blobs import FolderBlobStore
-from storage.errors import disk_errors
+from storage.errors import DISK_RETRY, disk_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -22,10 +23,10 @@ _log = structlog.get_logger(__name__)
 class Unwrapper:
     """``plain`` blocks: call it in worker threads. While the disk has no room it waits: the client's work is done."""
 
-    def __init__(self, blobs: FolderBlobStore, claim: Claim, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, blobs: FolderBlobStore, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
         self._blobs = blobs
         self._claim = claim
-        self._retry_seconds = retry_seconds
+        self._retry = retry
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class Unwrapper:
             lambda: self._spool(update, limit_bytes),
             lambda why: _log.warning("an update waits for the disk", update=update.digest, reason=why),
             self._closed.is_set,
-            self._retry_seconds,
+            self._retry,
         )
 
     def _spool(self, update: BlobRef, limit_bytes: int) -> BlobRef:

@@ -9,6 +9,7 @@ import sqlite3
 import time
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from websockets.exceptions import InvalidStatus
 
 from farm_server.environment.disk_space import Room
@@ -32,16 +33,15 @@ async def eventually(server, path: str, status: int) -> str:
 
 async def test_a_ledger_that_cannot_be_written_stops_new_work_and_nothing_else(server, monkeypatch):
     task_id = await model.submit(server.http)
-    ledger = server.farm.ledger
 
-    def refuses(*_: object) -> asyncio.Future[None]:
-        refused = asyncio.get_running_loop().create_future()
-        refused.set_exception(Unavailable("cannot use the ledger: no space is left on its disk"))
-        return refused
+    def refuses(*_: object) -> None:
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorname = "SQLITE_FULL"
+        raise OperationalError("INSERT", {}, full)
 
     async with server.volunteer() as volunteer:
         with monkeypatch.context() as patch:
-            patch.setattr(ledger, "submit", refuses)
+            patch.setattr("storage.writer.write_changes", refuses)
             await volunteer.ready()  # its assignment can't be made durable: it isn't sent
             assert "no space is left" in await eventually(server, "/readyz", 503)
             refused = await server.http.post(f"/v1/tasks/{task_id}/pause")

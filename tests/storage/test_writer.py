@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from protocol.errors import Unavailable
+from protocol.retry import RetryPolicy
 from storage.errors import DamagedLedger, NewerLedger, StorageError
 from storage.ledger import Ledger
-from storage.transaction import write_changes
+from storage.transaction import Change, write_changes
 from tests.storage import records as a
 
 
@@ -198,3 +199,80 @@ class TestOpen:
         ledgers = await asyncio.gather(*(Ledger.open(tmp_path / f"{n}.db") for n in range(4)))
         await asyncio.gather(*(ledger.save([a.task()]) for ledger in ledgers))
         await asyncio.gather(*(ledger.close() for ledger in ledgers))
+
+
+class Refusing:
+    """A disk that refuses until it is told otherwise, with what it was asked to write."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tried: list[list[str]] = []
+        self.refuses = True
+        self.asked = threading.Event()
+        monkeypatch.setattr("storage.writer.write_changes", self._write)
+
+    def _write(self, connection: object, changes: list[Change], stored: object) -> None:
+        self.tried.append([entry.message for change in changes for entry in change.entries])  # type: ignore[union-attr]  # events only
+        self.asked.set()
+        if self.refuses:
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorname = "SQLITE_FULL"
+            raise OperationalError("INSERT", {}, full)
+        write_changes(connection, changes, stored)  # type: ignore[arg-type]  # passed through
+
+
+class TestInsisting:
+    """What must not be lost waits for the disk, at the head of the queue."""
+
+    @pytest.fixture
+    async def quick(self, tmp_path: Path) -> AsyncIterator[Ledger]:
+        ledger = await Ledger.open(tmp_path / "quick.db", retry=RetryPolicy(0.001, 0.001))
+        yield ledger
+        await ledger.close()
+
+    async def test_it_is_tried_again_in_order_and_nothing_is_lost(
+        self, quick: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = Refusing(monkeypatch)
+        first = quick.submit([a.task(version=1)], [a.event("old")], insist=True)
+        await asyncio.to_thread(disk.asked.wait, 30)
+        second = quick.submit([a.task(version=2)], [a.event("new")], insist=True)
+        disk.refuses = False
+        await asyncio.gather(first, second)
+        assert await _messages(quick) == ["old", "new"]
+        found = await quick.task("t1")
+        assert found is not None
+        assert found.version == 2
+        assert all(group[:1] == ["old"] for group in disk.tried[:-1])
+
+    async def test_the_failure_is_visible_while_it_lasts(self, quick: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        disk = Refusing(monkeypatch)
+        saved = quick.submit([], [a.event()], insist=True)
+        while quick.failure is None:  # noqa: ASYNC110  # it has no event: a person asks
+            await asyncio.sleep(0)
+        assert "no space is left" in quick.failure
+        disk.refuses = False
+        await saved
+        assert quick.failure is None
+
+    async def test_who_does_not_insist_is_refused_meanwhile_and_alone(
+        self, quick: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = Refusing(monkeypatch)
+        fact = quick.submit([], [a.event("fact")], insist=True)
+        with pytest.raises(Unavailable, match="no space is left"):
+            await quick.save([], [a.event("line")])
+        assert not fact.done()
+        disk.refuses = False
+        await fact
+        assert await _messages(quick) == ["fact"]
+
+    async def test_a_closing_ledger_does_not_wait_for_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = await Ledger.open(tmp_path / "ledger.db", retry=RetryPolicy(600.0, 600.0))
+        disk = Refusing(monkeypatch)
+        saved = ledger.submit([], [a.event()], insist=True)
+        await asyncio.to_thread(disk.asked.wait, 30)
+        await asyncio.wait_for(ledger.close(), 30)
+        with pytest.raises(Unavailable, match="no space is left"):
+            await saved

@@ -22,7 +22,9 @@ class RefusingLedger:
     def __init__(self) -> None:
         self.saved: list[Entry] = []
 
-    def submit(self, records: Any, entries: Any = ()) -> asyncio.Future[None]:
+    failure = None
+
+    def submit(self, records: Any, entries: Any = (), *, insist: bool = False) -> asyncio.Future[None]:
         done = asyncio.get_running_loop().create_future()
         if any(isinstance(e, MetricRecord) and e.step >= 2**63 for e in entries):
             done.set_exception(BadRecord("an integer too large"))

@@ -1,9 +1,9 @@
+"""What the ledger answers, as those who save and those who read hear of it. How it retries: tests/storage."""
+
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-
-import pytest
 
 from coordinator.records import ClientRecord, Entry, EventRecord, Record
 from farm_server.control.journal import Journal
@@ -24,100 +24,52 @@ class Disk:
 
     def __init__(self, *outcomes: Exception | None) -> None:
         self.outcomes = list(outcomes)
-        self.tried: list[tuple[list[str], list[str]]] = []
         self.written: list[str] = []
-        self.entries: list[str] = []
+        self.failure: str | None = None
 
-    def submit(self, records: Sequence[Record], entries: Sequence[Entry] = ()) -> asyncio.Future[None]:
-        names = [r.client_id for r in records]
-        self.tried.append((names, [e.kind for e in entries]))
+    def submit(
+        self, records: Sequence[Record], entries: Sequence[Entry] = (), *, insist: bool = False
+    ) -> asyncio.Future[None]:
+        assert insist, "what the coordinator decided must not be lost"
         outcome = self.outcomes.pop(0) if self.outcomes else None
         done = asyncio.get_running_loop().create_future()
         if outcome is None:
-            self.written += names
-            self.entries += [e.kind for e in entries]
+            self.written += [r.client_id for r in records]
             done.set_result(None)
         else:
             done.set_exception(outcome)
         return done
 
 
-@pytest.fixture
-async def saved() -> list[str]:
-    return []
-
-
-def journal(disk: Disk, saved: list[str]) -> Journal:
-    made = Journal(disk, lambda entries: saved.extend(e.kind for e in entries), retry_seconds=0.001)
-    made.start()
-    return made
-
-
-async def test_what_is_saved_is_told_to_those_who_read(saved):
+async def test_who_reads_can_read_it_before_who_saved_it_goes_on():
+    heard: list[str] = []
     disk = Disk()
-    at_work = journal(disk, saved)
-    await at_work.submit([record("a")], [entry("first")])
-    assert (disk.written, saved) == (["a"], ["first"])
-    await at_work.close()
-
-
-async def test_a_full_disk_is_tried_again_in_order_and_nothing_is_lost(saved):
-    disk = Disk(Unavailable("disk full"), Unavailable("disk full"))
-    at_work = journal(disk, saved)
-    first = at_work.submit([record("old")])
+    journal = Journal(disk, lambda entries: heard.extend(e.kind for e in entries))
+    saved = journal.submit([record("a")], [entry("first")])
+    saved.add_done_callback(lambda _: heard.append("saved"))
+    await saved
     await asyncio.sleep(0)
-    second = at_work.submit([record("new")])
-    await first
-    assert at_work.failure is None
-    await second
-    assert disk.written == ["old", "new"]
-    await at_work.close()
+    assert (disk.written, heard) == (["a"], ["first", "saved"])
 
 
-async def test_the_failure_is_visible_while_it_lasts(saved):
-    seen: list[str | None] = []
-    disk = Disk(Unavailable("disk full"))
-    at_work = journal(disk, saved)
-    submit = disk.submit
-    disk.submit = lambda *change: seen.append(at_work.failure) or submit(*change)
-    await at_work.submit([record("a")])
-    assert (seen, at_work.failure) == ([None, "disk full"], None)
-    await at_work.close()
-
-
-async def test_a_retried_older_record_never_overwrites_a_newer_one(saved):
-    """The second of two changes got through where the first did not: its records go again, its entries do not."""
-    disk = Disk(Unavailable("disk full"), None)
-    at_work = journal(disk, saved)
-    await asyncio.gather(
-        at_work.submit([record("first")], [entry("one")]), at_work.submit([record("second")], [entry("two")])
-    )
-    assert disk.written == ["second", "first", "second"]
-    assert sorted(disk.entries) == ["one", "two"]
-    await at_work.close()
-
-
-async def test_a_record_that_can_never_be_saved_holds_nothing_up(saved):
+async def test_a_record_that_can_never_be_saved_holds_nothing_up():
+    heard: list[Entry] = []
     disk = Disk(BadRecord("no"))
-    at_work = journal(disk, saved)
-    await at_work.submit([record("bad")])
-    await at_work.submit([record("good")])
-    assert disk.written == ["good"]
-    await at_work.close()
+    journal = Journal(disk, heard.extend)
+    await journal.submit([record("bad")], [entry("of the bad one")])
+    await journal.submit([record("good")])
+    assert (disk.written, heard) == (["good"], [])
 
 
-async def test_closing_saves_what_waits(saved):
+async def test_what_the_disk_refuses_at_the_shutdown_is_given_up():
+    saved = Journal(Disk(Unavailable("disk full")), lambda _: None).submit([record("a")])
+    await asyncio.wait([saved])
+    assert saved.cancelled()
+
+
+async def test_the_ledgers_failure_is_the_journals():
     disk = Disk()
-    at_work = journal(disk, saved)
-    waiting = at_work.submit([record("a")])
-    await at_work.close()
-    assert waiting.done()
-    assert disk.written == ["a"]
-
-
-async def test_closing_does_not_wait_for_a_disk_that_refuses(saved):
-    disk = Disk(*[Unavailable("disk full")] * 1000)
-    at_work = journal(disk, saved)
-    waiting = at_work.submit([record("a")])
-    await asyncio.wait_for(at_work.close(), 30)
-    assert waiting.cancelled()
+    journal = Journal(disk, lambda _: None)
+    assert journal.failure is None
+    disk.failure = "disk full"
+    assert journal.failure == "disk full"

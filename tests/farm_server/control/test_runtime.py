@@ -25,8 +25,9 @@ class SlowLedger:
     def __init__(self) -> None:
         self.asked: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
         self.entries: list[Entry] = []
+        self.failure: str | None = None
 
-    def submit(self, records, entries=()) -> asyncio.Future[None]:
+    def submit(self, records, entries=(), *, insist=False) -> asyncio.Future[None]:
         self.entries += entries
         save = asyncio.get_running_loop().create_future()
         self.asked.put_nowait(save)
@@ -61,7 +62,6 @@ class Stage:
         self.journal = Journal(self.ledger, lambda entries: None)
         self.mind = Script(*answers)
         self.runtime = Runtime(self.mind, StillClock(), self.journal, self._carry_out)
-        self.journal.start()
 
     def _carry_out(self, command: Command) -> None:
         self.done.append(command.task_id)
@@ -76,8 +76,7 @@ async def test_no_command_overtakes_an_earlier_save():
     save = await stage.ledger.asked.get()
     assert stage.done == ["before"]
     save.set_result(None)
-    await stage.journal.close()
-    await asyncio.sleep(0)
+    await stage.runtime.settle()
     assert stage.done == ["before", "after", "later"]
     assert stage.mind.times == [5.0, 5.0]
 
@@ -86,7 +85,6 @@ async def test_a_command_that_fails_does_not_stop_the_others():
     stage = Stage([release("breaks"), release("works")])
     stage.runtime.post(Tick())
     assert stage.done == ["breaks", "works"]
-    await stage.journal.close()
 
 
 async def test_an_event_that_is_refused_does_not_stop_the_loop():
@@ -94,7 +92,6 @@ async def test_an_event_that_is_refused_does_not_stop_the_loop():
     stage.runtime.post(Tick())
     stage.runtime.post(Tick())
     assert stage.done == ["next"]
-    await stage.journal.close()
 
 
 def defect(task_id: str | None = "t") -> ReportDefect:
@@ -111,7 +108,6 @@ async def test_a_defect_is_logged_with_its_traceback_and_is_one_event_however_of
     save = await stage.ledger.asked.get()
     assert [(e.kind, e.task_id) for e in stage.ledger.entries] == [("server_defect", "t")]
     save.set_result(None)
-    await stage.journal.close()
 
 
 async def test_an_event_that_is_not_handled_is_a_defect_and_the_next_one_is_handled():
@@ -122,7 +118,6 @@ async def test_an_event_that_is_not_handled_is_a_defect_and_the_next_one_is_hand
     save = await stage.ledger.asked.get()
     assert "RuntimeError: a defect (at Tick)" in stage.ledger.entries[0].message
     save.set_result(None)
-    await stage.journal.close()
 
 
 async def test_a_person_whose_request_met_a_defect_is_not_told_that_it_is_done():
@@ -132,7 +127,6 @@ async def test_a_person_whose_request_met_a_defect_is_not_told_that_it_is_done()
     await stage.runtime.ask(TaskAction("t", Action.PAUSE))
     assert stage.done == ["given up", "done"]
     (await stage.ledger.asked.get()).set_result(None)
-    await stage.journal.close()
 
 
 async def test_a_person_hears_of_success_only_when_it_is_durable():
@@ -142,22 +136,19 @@ async def test_a_person_hears_of_success_only_when_it_is_durable():
     assert not asking.done()
     save.set_result(None)
     await asking
-    await stage.journal.close()
 
 
 async def test_a_person_hears_the_refusal():
     stage = Stage(NotFound("no such task"))
     with pytest.raises(NotFound):
         await stage.runtime.ask(TaskAction("t", Action.PAUSE))
-    await stage.journal.close()
 
 
 async def test_nothing_is_asked_of_a_farm_that_cannot_save():
     stage = Stage()
-    stage.journal.failure = "disk full"
+    stage.ledger.failure = "disk full"
     with pytest.raises(Unavailable, match="disk full"):
         await stage.runtime.ask(TaskAction("t", Action.PAUSE))
-    await stage.journal.close()
 
 
 async def test_what_a_reader_is_told_is_durable_by_then():

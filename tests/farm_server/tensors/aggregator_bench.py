@@ -15,6 +15,7 @@ from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
 from protocol.errors import Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef, TaskSpec
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
@@ -35,7 +36,7 @@ class Bench:
         self.full: str | None = None
         self.aggregator = Aggregator(
             checkpoints=self.checkpoints,
-            writer=CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry_seconds=0.01),
+            writer=CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry=RetryPolicy(0.01, 0.01)),
             spooled=self.spooled,
             torch_side=TorchSide(1),
             outcomes=self,

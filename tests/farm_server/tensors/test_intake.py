@@ -26,6 +26,7 @@ from protocol.errors import DigestMismatch, FarmError, LayoutMismatch, Malformed
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Ack, Kind, Result
 from protocol.recipe import Recipe
+from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from protocol.tensors import Layout, parse_layout, weights_metadata
 from protocol.zstd import is_wrapped, wrap, wrap_bytes
@@ -53,7 +54,9 @@ class Desk:
         layouts.add("t", model.spec(weights, recipe=Recipe(rounds=1, update_codec=codec)))
         torch_side = TorchSide(1)
         torch_side.warm_up()
-        self.intake = Intake(layouts, self.spooled, torch_side, Unwrapper(self.blobs, self.claim, retry_seconds=0.01))
+        self.intake = Intake(
+            layouts, self.spooled, torch_side, Unwrapper(self.blobs, self.claim, retry=RetryPolicy(0.01, 0.01))
+        )
 
     def claim(self, size_bytes: int) -> None:
         self.asked.set()
