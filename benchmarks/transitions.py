@@ -26,7 +26,7 @@ from coordinator.records import EventRecord, TaskRecord
 from protocol.digests import digest_bytes
 from protocol.recipe import Recipe
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 
 WARM_UP_SECONDS: Final = 0.5
 ROUND_TRIP: Final = (TaskState.ASSIGNED, TaskState.RUNNING, TaskState.PENDING)
@@ -66,7 +66,7 @@ def measure(writers: int, seconds: float, folder: Path | None = None) -> Transit
 
 async def _through_ledger(path: Path, writers: int, seconds: float) -> tuple[list[float], float]:
     """Return the seconds that each transition took, and the length of the window."""
-    ledger = await Ledger.open(path)
+    ledger = await SqlLedger.open(path)
     tasks = [_task(f"task{number:04}") for number in range(writers)]
     await ledger.save(tasks)
     latencies: list[float] = []
@@ -77,7 +77,7 @@ async def _through_ledger(path: Path, writers: int, seconds: float) -> tuple[lis
     return latencies, took
 
 
-async def _write(ledger: Ledger, task: TaskRecord, latencies: list[float], began: float, ends: float) -> None:
+async def _write(ledger: SqlLedger, task: TaskRecord, latencies: list[float], began: float, ends: float) -> None:
     for moved, event in _life(task):
         asked = time.perf_counter()
         if asked > ends:

@@ -31,8 +31,8 @@ from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.gateway import Gateway
 from farm_server.clients.reception import Reception
 from farm_server.clients.registry import Registry
+from farm_server.control.in_process_bus import InProcessBus
 from farm_server.control.journal import Journal
-from farm_server.control.long_polling import Notifier
 from farm_server.control.readiness import Readiness
 from farm_server.control.runtime import Runtime
 from farm_server.edge.admission import Admission
@@ -72,6 +72,7 @@ from farm_server.transfers.inline_blobs import InlineBlobs
 from farm_server.transfers.unreferenced_blobs import Hoards
 from farm_server.transfers.uploads import UploadPlaces, Uploads
 from storage.checkpoints import CheckpointStore
+from storage.ports.bus import Bus, topics_of
 
 _log = structlog.get_logger(__name__)
 
@@ -125,7 +126,7 @@ class Farm:
 
     def _build_control(self, state: DurableState) -> None:
         """The loop around the coordinator."""
-        self.notifier = Notifier()
+        self.bus: Bus = InProcessBus()
         self.journal = Journal(self.ledger, self._announce)
         self.coordinator = Coordinator(
             state.snapshot,
@@ -172,7 +173,7 @@ class Farm:
         self.hoards = Hoards(self.blobs, self.ledger, self.room)
         refuses = self.readiness.not_ready
         places = UploadPlaces(state.partials, self.blobs, self.room, refuses, self.hoards.make_room)
-        self.uploads = Uploads(places, self.settings, self.clock, self.notifier, self.telemetry)
+        self.uploads = Uploads(places, self.settings, self.clock, self.bus, self.telemetry)
 
     def _build_tasks(self) -> None:
         """What happens to a task as a whole."""
@@ -231,7 +232,7 @@ class Farm:
             connections=self.gateway,
             tasks=tasks,
             commands=TaskCommands(runtime.ask, self._submissions, self._removal),
-            feeds=Feeds(self.ledger, self.notifier, tasks),
+            feeds=Feeds(self.ledger, self.bus, tasks),
             clients=clients,
             blobs=BlobAccess(
                 self.blobs, self.inline, self.room, self.hoards, refuses=refuses, max_blob_bytes=settings.max_blob_bytes
@@ -295,7 +296,7 @@ class Farm:
         """Let clients leave in peace and end every wait; nothing new is taken, and no work is given out."""
         self.readiness.drain()
         self.coordinator.offer_nothing_more()
-        self.notifier.close()
+        self.bus.close()
         await self.gateway.drain(reason)
 
     async def close(self) -> None:
@@ -316,7 +317,7 @@ class Farm:
 
     def _announce(self, entries: Sequence[Entry]) -> None:
         self.alarms.hear(entries)
-        self.notifier.saved(entries)
+        self.bus.publish(topics_of(entries))
 
     def _release_task(self, command: ReleaseTask) -> None:
         self._aggregator.release_task(command)

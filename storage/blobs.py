@@ -16,7 +16,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,32 +26,12 @@ from storage.blob_batch import BlobBatch, Chunk
 from storage.errors import disk_errors
 from storage.file_digest import digest_of_file
 from storage.owner import read_owner
+from storage.ports.blob_store import Collected, StoredBlob
 from storage.spool import spool
 
 _TEMPORARY: Final = "tmp"
 _SYNCS_AT_ONCE: Final = 4
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a garbage collection removed: files, and their bytes together."""
-
-    count: int
-    bytes: int
-
-    def __add__(self, other: Collected) -> Collected:
-        """Return what two collections removed together."""
-        return Collected(self.count + other.count, self.bytes + other.bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """A blob on the disk, and when it was stored or last asked for (seconds since Unix time)."""
-
-    digest: str
-    size_bytes: int
-    stored_at: float
 
 
 class FolderBlobStore:

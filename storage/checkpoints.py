@@ -18,7 +18,7 @@ from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from protocol.tasks import BlobRef
 from storage.blob_batch import Chunk
-from storage.blobs import FolderBlobStore
+from storage.ports.blob_store import BlobStore
 
 MANIFEST_FORMAT: Final = "aifarm-checkpoint-1"
 
@@ -78,7 +78,7 @@ class CheckpointFiles:
 class CheckpointStore:
     """Writes and reads checkpoints. Its methods block: call them in worker threads."""
 
-    def __init__(self, blobs: FolderBlobStore) -> None:
+    def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
     def write(self, new: NewCheckpoint) -> WrittenCheckpoint:

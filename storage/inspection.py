@@ -16,7 +16,7 @@ from coordinator.records import Snapshot
 from storage.engine import reader_engine
 from storage.errors import ledger_error
 from storage.file_digest import digest_of_file
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from storage.migrate import NEWEST, current_revision
 from storage.reads import Reads
 from storage.references import NEEDED
@@ -103,7 +103,7 @@ async def _load_unchanged(ledger: Path) -> Snapshot:
 
 
 async def _load_upgraded(ledger: Path) -> Snapshot:
-    opened = await Ledger.open(ledger)
+    opened = await SqlLedger.open(ledger)
     try:
         return await opened.load()
     finally:

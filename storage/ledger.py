@@ -15,21 +15,19 @@ from coordinator.records import Entry, Record, RemovedClient
 from protocol.retry import RetryPolicy
 from storage.engine import ledger_path, reader_engine, writer_engine
 from storage.errors import DISK_RETRY, ledger_error
-from storage.ledger_identity import LedgerIdentity, begin_run
+from storage.ledger_identity import begin_run
 from storage.migrate import migrate
-from storage.pruning import History, Pruned
-from storage.reads import Numbered, Reads
+from storage.ports.ledger import History, LedgerIdentity
+from storage.pruning import Pruned
+from storage.reads import Reads
 from storage.transaction import Change
 from storage.writer import Writer
-
-__all__ = ["Ledger", "Numbered"]
-
 
 _NEWEST: Final = 2**62
 
 
-class Ledger(Reads):
-    """Saves the coordinator's records and answers what was saved. Open it with ``Ledger.open``.
+class SqlLedger(Reads):
+    """Saves the coordinator's records and answers what was saved. Open it with ``SqlLedger.open``.
 
     Writes are done in the order of their submission. What is acknowledged is on the disk, and seen by every read
     that begins after it. A refused change is refused alone and whole; changes after it are written nevertheless.

@@ -5,22 +5,15 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine, text
 
+from storage.ports.ledger import LedgerIdentity
+
 _ID_BYTES: Final = 16
 _LOCK_WAIT_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerIdentity:
-    """``starts`` only grows: an older copy of a ledger has a lower one than the blobs beside it know of."""
-
-    ledger_id: str
-    starts: int
 
 
 def begin_run(engine: Engine) -> LedgerIdentity:

@@ -159,6 +159,15 @@ _WITHOUT_BYTES: Final[dict[str, Any]] = {
 }
 
 
+def without_bytes(spec: TaskSpec) -> TaskSpec:
+    """Return the specification as the ledger keeps it: the bytes that ride inside its references stay outside."""
+    shards = spec.dataset.shards
+    refs = [spec.code, spec.initial_weights, spec.frozen, *(shard.blob for shard in shards)]
+    if all(ref is None or ref.inline is None for ref in refs):
+        return spec
+    return TaskSpec.model_validate(spec.model_dump(exclude=_WITHOUT_BYTES))
+
+
 def submission_row(task_id: str, spec: TaskSpec) -> Row:
     """Return the row of ``submissions`` that keeps a task's specification."""
     return {"task_id": task_id, "spec": spec.model_dump(exclude=_WITHOUT_BYTES)}

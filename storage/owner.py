@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 
 from protocol.frozen import Frozen
 from storage.errors import LostLedger, disk_errors
-from storage.ledger_identity import LedgerIdentity, identity_of, is_blank
+from storage.ledger_identity import identity_of, is_blank
+from storage.ports.ledger import LedgerIdentity
 
 OWNER: Final = "owner.json"
 SPARED_SECONDS: Final = 7 * 24 * 3600.0

@@ -6,26 +6,16 @@ A task's history can be millions of rows, and one thread writes: each step remov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, Table, delete, func, select
 
 from storage.mapping import ASSIGNMENTS, CHECKPOINTS, EVENTS, LOGS, METRICS, ROUNDS, TASKS
+from storage.ports.ledger import History
 from storage.tables import BlobRow, SubmissionRow, table_of
 
 STEP_ROWS: Final = 5000
 """Removed in one transaction, or thereabouts."""
-
-
-class History(StrEnum):
-    """What is recorded of a task's past."""
-
-    LOGS = "logs"
-    METRICS = "metrics"
-    EVENTS = "events"
-    ASSIGNMENTS = "assignments"
-    ROUNDS = "rounds"
 
 
 _TABLES: Final[dict[History, tuple[Table, str]]] = {

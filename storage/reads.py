@@ -6,9 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import CompoundSelect, RowMapping, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
@@ -39,7 +38,7 @@ from storage.mapping import (
     Mapper,
     task_record,
 )
-from storage.pruning import History
+from storage.ports.ledger import FEED_LIMIT, History, Numbered, TaskEnd, TaskUsage
 from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
 
 T = TypeVar("T")
@@ -47,18 +46,8 @@ E = TypeVar("E", bound=Entry)
 _Query = Select[Any] | CompoundSelect[Any]
 _Make = Callable[[RowMapping], T]
 
-FEED_LIMIT: Final = 1000
-"""Entries of one answer, unless the caller says otherwise."""
 _PARTITION_ROWS: Final = 500
 """Rows turned into records before the event loop gets its turn: about 5 ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Numbered(Generic[T]):
-    """An entry with its number: later entries have higher ones, and no number is used twice."""
-
-    seq: int
-    entry: T
 
 
 _TASK_AND_SPEC: Final = select(TASKS.table, table_of(SubmissionRow).c.spec).join(
@@ -174,18 +163,18 @@ class Reads:
         """Count the rows of a task's history up to that number."""
         return await self._number(pruning.count_upto(history, task_id, upto)) or 0
 
-    async def task_ends(self) -> list[usage.TaskEnd]:
+    async def task_ends(self) -> list[TaskEnd]:
         """Return each task's state and end."""
-        return await self._list(usage.TASK_ENDS, lambda row: usage.TaskEnd(**row))
+        return await self._list(usage.TASK_ENDS, lambda row: TaskEnd(**row))
 
-    async def usage(self) -> list[usage.TaskUsage]:
+    async def usage(self) -> list[TaskUsage]:
         """Return what each task takes, the largest first. Reads an index of each table from end to end."""
         sizes = dict(await self._list(usage.BLOB_BYTES, _amount))
         rows: Counter[str] = Counter()
         for query in usage.ROWS:
             rows.update(dict(await self._list(query, _amount)))
         tasks = {end.task_id for end in await self.task_ends()}
-        found = [usage.TaskUsage(task_id, sizes.get(task_id, 0), rows[task_id]) for task_id in tasks]
+        found = [TaskUsage(task_id, sizes.get(task_id, 0), rows[task_id]) for task_id in tasks]
         return sorted(found, key=lambda one: (one.blob_bytes, one.rows, one.task_id), reverse=True)
 
     async def _number(self, query: _Query) -> int | None:

@@ -13,9 +13,9 @@ from typing import Final
 
 from protocol.digests import is_digest
 from protocol.errors import NotFound
-from storage.blobs import Collected, FolderBlobStore
 from storage.errors import disk_errors
 from storage.partial_blob import PartialBlob, name_of, parse_name
+from storage.ports.blob_store import BlobStore, Collected
 
 UPLOADS: Final = "uploads"
 
@@ -26,7 +26,7 @@ class UploadFolder:
     Raises, out of any method: Unavailable if the disk is full, read-only or failing.
     """
 
-    def __init__(self, root: Path, blobs: FolderBlobStore) -> None:
+    def __init__(self, root: Path, blobs: BlobStore) -> None:
         """Take up what a former process left in ``root``; what cannot be used is removed."""
         self._root = root
         self._blobs = blobs

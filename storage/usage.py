@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import func, select, union
@@ -30,21 +29,3 @@ ROWS: Final = tuple(
     for table in (LOGS.table, METRICS.table, EVENTS.table, ASSIGNMENTS.table)
 )
 TASK_ENDS: Final = select(TASKS.table.c.task_id, TASKS.table.c.state, TASKS.table.c.finished_at)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskEnd:
-    """A task's state, and when it ended, if it did. Seconds on the server's clock."""
-
-    task_id: str
-    state: str
-    finished_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskUsage:
-    """What one task takes: bytes of the blobs that it names, and rows of its history in the ledger."""
-
-    task_id: str
-    blob_bytes: int
-    rows: int

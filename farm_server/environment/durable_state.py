@@ -17,8 +17,9 @@ from farm_server.environment.tokens import Tokens
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
 from storage.errors import DamagedLedger
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from storage.owner import SPARED_SECONDS, check_owner, settle_owner
+from storage.ports.ledger import Ledger
 from storage.uploads import UPLOADS, UploadFolder
 
 _SKEW_SECONDS: Final = 60.0
@@ -74,7 +75,7 @@ async def open_state(settings: ServerSettings, folder: DataFolder, *, new_ledger
     tokens = folder.tokens(settings)
     blobs = FolderBlobStore(folder.blobs)
     partials = UploadFolder(folder.blobs / UPLOADS, blobs)
-    ledger = await Ledger.open(settings.ledger_url)
+    ledger = await SqlLedger.open(settings.ledger_url)
     try:
         snapshot = await ledger.load()
         spared = settle_owner(folder.blobs, ledger.identity, is_new=new_ledger, now=time.time())

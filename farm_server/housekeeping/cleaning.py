@@ -11,9 +11,8 @@ import structlog
 
 from coordinator.retention import HistoryPolicy
 from farm_server.environment.settings import ServerSettings
-from storage.blobs import FolderBlobStore
-from storage.ledger import Ledger
-from storage.pruning import History
+from storage.ports.blob_store import BlobStore
+from storage.ports.ledger import History, Ledger
 
 _ALL: Final = 2**62
 _log = structlog.get_logger(__name__)
@@ -38,7 +37,7 @@ def history_policy(settings: ServerSettings) -> HistoryPolicy:
 class Cleaner:
     """One ledger and one store. Everything is done in small steps beside the farm's work."""
 
-    def __init__(self, ledger: Ledger, blobs: FolderBlobStore, settings: ServerSettings) -> None:
+    def __init__(self, ledger: Ledger, blobs: BlobStore, settings: ServerSettings) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._settings = settings

@@ -13,7 +13,7 @@ from farm_server.housekeeping.cleaning import Cleaner, history_policy
 from protocol.errors import NotFound
 from protocol.rest import CollectedView, RoomView, TaskRoom, TaskView
 from storage.engine import ledger_path
-from storage.ledger import Ledger
+from storage.ports.ledger import Ledger
 
 _SHOWN: Final = 100
 

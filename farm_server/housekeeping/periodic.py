@@ -11,8 +11,8 @@ import structlog
 
 from farm_server.environment.settings import ServerSettings
 from protocol.errors import FarmError
-from storage.blobs import FolderBlobStore
-from storage.ledger import Ledger
+from storage.ports.blob_store import BlobStore
+from storage.ports.ledger import Ledger
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ async def once(work: Callable[[], Awaitable[None]], what: str) -> None:
         _log.exception(f"{what} failed")
 
 
-async def collect_blobs(ledger: Ledger, blobs: FolderBlobStore, settings: ServerSettings) -> None:
+async def collect_blobs(ledger: Ledger, blobs: BlobStore, settings: ServerSettings) -> None:
     """Delete blobs that nothing refers to, once they are older than an upload may wait for its submission."""
     referenced = await ledger.referenced_digests()
     collected = await asyncio.to_thread(blobs.collect, referenced, settings.blob_grace_seconds, time.time())

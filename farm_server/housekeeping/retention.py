@@ -10,8 +10,8 @@ from coordinator.records import CheckpointRecord
 from coordinator.retention import kept_rounds
 from protocol.limits import INLINE_BYTES
 from protocol.recipe import Recipe
-from storage.blobs import FolderBlobStore
-from storage.ledger import Ledger
+from storage.ports.blob_store import BlobStore
+from storage.ports.ledger import Ledger
 
 
 class Retention:
@@ -22,7 +22,7 @@ class Retention:
     that the ledger does not have yet, or a submission that begins with these weights, makes it young again.
     """
 
-    def __init__(self, ledger: Ledger, blobs: FolderBlobStore, grace_seconds: float) -> None:
+    def __init__(self, ledger: Ledger, blobs: BlobStore, grace_seconds: float) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._grace_seconds = grace_seconds

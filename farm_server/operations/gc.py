@@ -17,7 +17,7 @@ from protocol.rest import CollectedView
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
 from storage.errors import ledger_error
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from storage.ledger_identity import is_blank
 from storage.owner import check_owner
 
@@ -42,7 +42,7 @@ def collect(settings: ServerSettings, *, dry_run: bool) -> CollectedView:
 
 
 async def _clean(settings: ServerSettings, folder: DataFolder, *, dry_run: bool) -> Cleaned:
-    ledger = await Ledger.open(settings.ledger_url)
+    ledger = await SqlLedger.open(settings.ledger_url)
     try:
         return await Cleaner(ledger, FolderBlobStore(folder.blobs), settings).clean(time.time(), dry_run=dry_run)
     finally:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from coordinator.records import EventRecord
-from farm_server.control.long_polling import FARM, Notifier
 from farm_server.tasks.queries import TaskQueries
 from protocol.rest import EventView, LogView, MetricView
-from storage.ledger import Ledger, Numbered
+from storage.ports.bus import FARM_TOPIC, Bus
+from storage.ports.ledger import LedgerReader, Numbered
 
 _T = TypeVar("_T")
 
@@ -28,14 +28,14 @@ class Part:
 class Feeds:
     """The newest entries of the farm and of each task, oldest first. An unknown task raises NotFound."""
 
-    def __init__(self, ledger: Ledger, notifier: Notifier, tasks: TaskQueries) -> None:
+    def __init__(self, ledger: LedgerReader, bus: Bus, tasks: TaskQueries) -> None:
         self._ledger = ledger
-        self._notifier = notifier
+        self._bus = bus
         self._tasks = tasks
 
     async def farm_events(self, part: Part) -> list[EventView]:
         """Return what happened on the farm."""
-        found = await self._follow(FARM, part, lambda after, limit: self._ledger.events(None, after, limit))
+        found = await self._follow(FARM_TOPIC, part, lambda after, limit: self._ledger.events(None, after, limit))
         return [_event(n) for n in found]
 
     async def events(self, task_id: str, part: Part) -> list[EventView]:
@@ -83,10 +83,10 @@ class Feeds:
         """Read the part; while it is empty wait for news of the topic, as long as the part allows."""
         deadline = asyncio.get_running_loop().time() + part.wait_seconds
         while True:
-            async with self._notifier.listen(topic) as notified:
+            async with self._bus.subscribe(topic) as notified:
                 found = await read(part.after, part.limit)
                 left = deadline - asyncio.get_running_loop().time()
-                if found or left <= 0 or self._notifier.closed:
+                if found or left <= 0 or self._bus.closed:
                     return found
                 try:
                     await asyncio.wait_for(notified.wait(), left)

@@ -12,7 +12,7 @@ from farm_server.environment.clock import Clock
 from protocol.errors import NotFound
 from protocol.rest import CheckpointView, Explanation, ModelView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import BlobRef, TaskSpec
-from storage.ledger import Ledger
+from storage.ports.ledger import Ledger
 
 
 class TaskViews(Protocol):

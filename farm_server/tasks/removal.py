@@ -9,7 +9,7 @@ from coordinator.lifecycle import ACTIVE
 from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.housekeeping.retention import Retention
 from protocol.errors import NotFound
-from storage.ledger import Ledger
+from storage.ports.ledger import Ledger
 
 
 class Removal:

@@ -12,9 +12,9 @@ from coordinator.events import AggregationFailed, CheckpointDamaged, Event
 from coordinator.records import CheckpointRecord, LogRecord
 from farm_server.environment.clock import Clock
 from protocol.errors import FarmError
-from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
-from storage.ledger import Ledger
+from storage.ports.blob_store import BlobStore
+from storage.ports.ledger import Ledger
 
 _log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ class Rescue:
         self,
         *,
         ledger: Ledger,
-        blobs: FolderBlobStore,
+        blobs: BlobStore,
         checkpoints: CheckpointStore,
         clock: Clock,
         ask: Callable[[Event], Awaitable[None]],

@@ -22,8 +22,8 @@ from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
 from protocol.tensors import Layout, joined_layout
 from protocol.wording import sized
-from storage.blobs import FolderBlobStore
-from storage.ledger import Ledger
+from storage.ports.blob_store import BlobStore
+from storage.ports.ledger import Ledger
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 8
@@ -43,7 +43,7 @@ class Submissions:
         self,
         *,
         ledger: Ledger,
-        blobs: FolderBlobStore,
+        blobs: BlobStore,
         layouts: Layouts,
         inline: InlineBlobs,
         torch_side: TorchSide,

@@ -14,8 +14,8 @@ from protocol.limits import INLINE_BYTES
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from protocol.zstd import MAGIC, is_wrapped, unwrap, unwrap_bytes
-from storage.blobs import FolderBlobStore
 from storage.errors import DISK_RETRY, disk_errors
+from storage.ports.blob_store import BlobStore
 
 _log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 class Unwrapper:
     """``plain`` blocks: call it in worker threads. While the disk has no room it waits: the client's work is done."""
 
-    def __init__(self, blobs: FolderBlobStore, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
+    def __init__(self, blobs: BlobStore, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
         self._blobs = blobs
         self._claim = claim
         self._retry = retry

@@ -13,8 +13,8 @@ from farm_server.environment.disk_space import Promise, Room
 from farm_server.transfers.inline_blobs import InlineBlobs
 from farm_server.transfers.unreferenced_blobs import Hoards
 from protocol.errors import Unavailable
-from storage.blobs import FolderBlobStore
 from storage.errors import BlobTooLarge
+from storage.ports.blob_store import BlobStore
 
 _YOUNG_SECONDS: Final = 1.0
 """To renew a blob costs a sync: once is enough for all the ranges of a download."""
@@ -25,7 +25,7 @@ class BlobAccess:
 
     def __init__(
         self,
-        blobs: FolderBlobStore,
+        blobs: BlobStore,
         inline: InlineBlobs,
         room: Room,
         hoards: Hoards,

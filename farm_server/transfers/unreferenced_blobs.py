@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import structlog
 
 from farm_server.environment.disk_space import Room
-from storage.blobs import FolderBlobStore
+from storage.ports.blob_store import BlobStore
 
 _SHARE: Final = 1 / 8
 """Of the bytes that may still be taken in: what one volunteer may keep here for nothing."""
@@ -114,7 +114,7 @@ class Hoards:
     """Keeps the book, and removes what must go. On the event loop."""
 
     def __init__(
-        self, blobs: FolderBlobStore, references: References, room: Room, now: Callable[[], float] = time.monotonic
+        self, blobs: BlobStore, references: References, room: Room, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._blobs = blobs
         self._references = references

@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 
-from farm_server.control.long_polling import Notifier
 from farm_server.environment.clock import Clock
 from farm_server.environment.disk_space import Room
 from farm_server.environment.settings import ServerSettings
@@ -26,10 +25,11 @@ from protocol.limits import INLINE_BYTES
 from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState, UploadView
 from protocol.wording import sized
-from storage.blobs import FolderBlobStore
 from storage.errors import BlobTooLarge, NoUpload
 from storage.part_writer import PartWriter
 from storage.partial_blob import PartialBlob, name_of
+from storage.ports.blob_store import BlobStore
+from storage.ports.bus import Bus
 from storage.uploads import UploadFolder
 from storage.write_behind import WriteBehind
 
@@ -58,7 +58,7 @@ class UploadPlaces:
     """
 
     folder: UploadFolder
-    blobs: FolderBlobStore
+    blobs: BlobStore
     room: Room
     refuses: Callable[[], str | None]
     make_room: Callable[[int], Awaitable[None]]
@@ -68,13 +68,13 @@ class Uploads:
     """All uploads of one farm, but for those in one request. Use it from the event loop."""
 
     def __init__(
-        self, places: UploadPlaces, settings: ServerSettings, clock: Clock, notifier: Notifier, telemetry: Telemetry
+        self, places: UploadPlaces, settings: ServerSettings, clock: Clock, bus: Bus, telemetry: Telemetry
     ) -> None:
         self._places = places
         self._folder = places.folder
         self._settings = settings
         self._clock = clock
-        self._notifier = notifier
+        self._bus = bus
         self._desk = UploadDesk(
             settings.upload_credits, settings.upload_idle_seconds, least_bytes_per_second=_least_rate(settings)
         )
@@ -107,15 +107,15 @@ class Uploads:
             # it would be complete, and wrong, as soon as it was begun, over and over
             raise DigestMismatch(f"no bytes hash to {_EMPTY}, not to {digest}; send the blob's size")
         until = self._clock.now() + request.wait_seconds
-        async with self._notifier.listen(_TOPIC) as rung:
+        async with self._bus.subscribe(_TOPIC) as woken:
             while True:
-                rung.clear()
+                woken.clear()
                 reply = await self._answer(digest, request.size_bytes, client)
                 seconds = min(until - self._clock.now(), _LOOK_SECONDS)
-                if reply.state is not UploadState.WAIT or seconds <= 0 or self._notifier.closed:
+                if reply.state is not UploadState.WAIT or seconds <= 0 or self._bus.closed:
                     return reply
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(rung.wait(), seconds)
+                    await asyncio.wait_for(woken.wait(), seconds)
 
     async def receive(self, digest: str, part: ContentRange, chunks: AsyncIterator[bytes]) -> bool:
         """Keep a part's bytes as they come, whatever cuts it short; true if they were the last, and the blob is stored.
@@ -263,7 +263,7 @@ class Uploads:
 
     def _release(self, name: str) -> None:
         self._desk.release(name)
-        self._notifier.notify([_TOPIC])
+        self._bus.publish([_TOPIC])
 
 
 def _least_rate(settings: ServerSettings) -> float:

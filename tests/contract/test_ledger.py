@@ -14,12 +14,25 @@ import pytest
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import RoundState
 from protocol.errors import Conflict, Unavailable
+from protocol.tasks import BlobRef
 from storage.errors import BadRecord
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
+from storage.memory_facts import MemoryFacts
+from storage.memory_ledger import MemoryLedger
+from storage.ports.ledger import History, Ledger
+from tests.contract.holds import holds
 from tests.storage import records as a
 
 Opener = Callable[[Path], Awaitable[Ledger]]
-OPENERS: dict[str, Opener] = {"sqlite": lambda folder: Ledger.open(folder / "ledger.db")}
+_FACTS: dict[Path, MemoryFacts] = {}
+"""What outlives a ledger in memory, by the folder that another one would keep it in."""
+
+
+async def _in_memory(folder: Path) -> Ledger:
+    return MemoryLedger(_FACTS.setdefault(folder, MemoryFacts()))
+
+
+OPENERS: dict[str, Opener] = {"sqlite": lambda folder: SqlLedger.open(folder / "ledger.db"), "memory": _in_memory}
 
 
 @pytest.fixture(params=OPENERS)
@@ -34,6 +47,10 @@ async def ledger(opener: Opener, tmp_path: Path) -> AsyncIterator[Ledger]:
     await ledger.close()
 
 
+@holds(
+    "What was saved MUST be there after a restart",
+    "An answer MUST show every save that was acknowledged before the question",
+)
 async def test_what_was_saved_is_there_after_a_restart(opener: Opener, tmp_path: Path) -> None:
     ledger = await opener(tmp_path)
     saved = (a.task(version=a.checkpoint().round), a.client(), a.round_(), a.assignment(), a.checkpoint())
@@ -48,6 +65,7 @@ async def test_what_was_saved_is_there_after_a_restart(opener: Opener, tmp_path:
     await ledger.close()
 
 
+@holds("Saving a record again MUST replace it")
 async def test_saving_a_record_again_replaces_it(ledger: Ledger) -> None:
     first = a.task()
     later = replace(first, state=TaskState.PAUSED, version=7, loss=0.25, metrics={"accuracy": 0.5})
@@ -59,6 +77,7 @@ async def test_saving_a_record_again_replaces_it(ledger: Ledger) -> None:
     assert await ledger.task("t1") == other_spec
 
 
+@holds("That MUST be all tasks and clients, open rounds, held assignments, of each task the newest checkpoint")
 async def test_load_gives_only_what_a_restart_needs(ledger: Ledger) -> None:
     held = [a.assignment(state.value, state=state) for state in AssignmentState]
     rounds = [a.round_(number=number, state=state) for number, state in enumerate(RoundState)]
@@ -77,6 +96,7 @@ async def test_load_gives_only_what_a_restart_needs(ledger: Ledger) -> None:
     assert {x.state for x in found.tasks} == set(TaskState)
 
 
+@holds("What was never saved MUST be answered with None, or with nothing")
 async def test_lookups_of_unknown_keys_give_none_or_nothing(ledger: Ledger) -> None:
     assert await ledger.task("t9") is None
     assert await ledger.task_by_token("x") is None
@@ -87,6 +107,7 @@ async def test_lookups_of_unknown_keys_give_none_or_nothing(ledger: Ledger) -> N
     assert (await ledger.load()).tasks == ()
 
 
+@holds("A save MUST be written whole or not at all")
 async def test_a_save_is_whole_or_not_at_all(ledger: Ledger) -> None:
     with pytest.raises(BadRecord):
         await ledger.save([a.task(), a.client(incarnation=2**63)], [a.event()])
@@ -94,6 +115,7 @@ async def test_a_save_is_whole_or_not_at_all(ledger: Ledger) -> None:
     assert await ledger.events(None) == []
 
 
+@holds("one that is refused MUST fail alone")
 async def test_a_bad_record_fails_only_its_own_save(ledger: Ledger) -> None:
     good = [ledger.submit([a.task(f"t{n}")], [a.event(str(n))]) for n in range(3)]
     bad = [
@@ -112,6 +134,7 @@ def step_too_large() -> Any:
     return object()
 
 
+@holds("Saves MUST be written in the order of their submission")
 async def test_submitted_saves_are_written_in_order(ledger: Ledger) -> None:
     task = a.task()
     futures = [ledger.submit([replace(task, version=n)], [a.event(str(n))]) for n in range(50)]
@@ -123,6 +146,7 @@ async def test_submitted_saves_are_written_in_order(ledger: Ledger) -> None:
     assert [n.entry.message for n in await ledger.events("t1")] == [str(n) for n in range(50)]
 
 
+@holds("A cancelled caller MUST neither undo its save nor disturb another one")
 async def test_a_cancelled_caller_does_not_undo_or_disturb_the_save(ledger: Ledger) -> None:
     caller = asyncio.ensure_future(ledger.save([a.task()]))
     await asyncio.sleep(0)
@@ -131,6 +155,7 @@ async def test_a_cancelled_caller_does_not_undo_or_disturb_the_save(ledger: Ledg
     assert {task.task_id for task in (await ledger.load()).tasks} == {"t1", "t2"}
 
 
+@holds("there MUST be one task a token")
 async def test_one_task_a_submit_token(ledger: Ledger) -> None:
     racing = [ledger.save([a.task(name, submit_token="once")]) for name in ("t1", "t2", "t3")]
     outcomes = await asyncio.gather(*racing, return_exceptions=True)
@@ -142,12 +167,14 @@ async def test_one_task_a_submit_token(ledger: Ledger) -> None:
     await ledger.save([replace(found, version=3), a.task("t4"), a.task("t5")])  # the owner again; two without any
 
 
+@holds("they MUST come newest first, and no more than ``limit``")
 async def test_rounds_come_newest_first_up_to_the_limit(ledger: Ledger) -> None:
     await ledger.save([a.round_(number=n) for n in range(12)] + [a.round_("t2", 99)])
     assert [r.number for r in await ledger.rounds("t1", 5)] == [11, 10, 9, 8, 7]
     assert len(await ledger.rounds("t1")) == 12
 
 
+@holds("which MUST come by round and position")
 async def test_assignments_come_by_round_and_position(ledger: Ledger) -> None:
     await ledger.save(
         [
@@ -161,6 +188,7 @@ async def test_assignments_come_by_round_and_position(ledger: Ledger) -> None:
     assert [x.assignment_id for x in await ledger.assignments("t1", counted_only=True)] == ["a3", "a4"]
 
 
+@holds("which MUST come oldest first, without any beyond the task's version", "unknown ones MUST be no error")
 async def test_checkpoints_are_kept_until_dropped(ledger: Ledger) -> None:
     await ledger.save([a.checkpoint(round=n) for n in (0, 2, 10)] + [a.checkpoint("t2", 2)])
     assert await ledger.checkpoint("t1") == a.checkpoint(round=10)
@@ -169,14 +197,19 @@ async def test_checkpoints_are_kept_until_dropped(ledger: Ledger) -> None:
     assert [c.round for c in await ledger.checkpoints("t1")] == [0, 10]
     assert await ledger.checkpoint("t1", 2) is None
     assert [c.round for c in await ledger.checkpoints("t2")] == [2]
+    await ledger.save([a.task("t1", version=5)])
+    assert [c.round for c in await ledger.checkpoints("t1")] == [0]
+    assert await ledger.checkpoint("t1") == a.checkpoint(round=0)
 
 
+@holds("one saved later MUST be there")
 async def test_a_checkpoint_saved_after_its_drop_is_there(ledger: Ledger) -> None:
     await ledger.save([a.checkpoint(round=1)])
     await asyncio.gather(ledger.drop_checkpoints("t1", [1]), ledger.save([a.checkpoint(round=1, epoch=5)]))
     assert await ledger.checkpoint("t1", 1) == a.checkpoint(round=1, epoch=5)
 
 
+@holds("A feed MUST go on behind the number ``after``, oldest first, with no entry twice and none left out")
 async def test_feeds_go_on_after_a_number(ledger: Ledger) -> None:
     await ledger.save([], [a.event(str(n), "t1" if n % 2 else None) for n in range(6)])
     first = await ledger.events(None, limit=4)
@@ -190,6 +223,7 @@ async def test_feeds_go_on_after_a_number(ledger: Ledger) -> None:
     assert [n.entry.value for n in await ledger.metrics("t1")] == [1.0]
 
 
+@holds("A value that is no number MUST come back as such")
 async def test_a_metric_that_is_no_number_is_kept(ledger: Ledger) -> None:
     await ledger.save([a.round_(metrics={"loss": math.nan}, loss=math.nan)], [a.metric(math.nan), a.metric(-math.inf)])
     values = [n.entry.value for n in await ledger.metrics("t1")]
@@ -198,6 +232,7 @@ async def test_a_metric_that_is_no_number_is_kept(ledger: Ledger) -> None:
     assert (await ledger.rounds("t1"))[0].loss is None
 
 
+@holds("a later save MUST be refused with Unavailable")
 async def test_nothing_is_taken_after_the_close(opener: Opener, tmp_path: Path) -> None:
     ledger = await opener(tmp_path)
     pending = ledger.submit([a.task()])
@@ -209,9 +244,102 @@ async def test_nothing_is_taken_after_the_close(opener: Opener, tmp_path: Path) 
     await ledger.close()
 
 
+@holds("Bytes that ride inside a reference (``BlobRef.inline``) MUST NOT be kept")
+async def test_bytes_inside_references_are_not_kept(ledger: Ledger) -> None:
+    def inside(ref: BlobRef) -> BlobRef:
+        return ref.model_copy(update={"inline": b"x" * ref.size_bytes})
+
+    task, checkpoint, assignment = a.task(version=9), a.checkpoint(), a.assignment(update=a.ref("update"))
+    spec = task.spec.model_copy(update={"initial_weights": inside(task.spec.initial_weights)})
+    await ledger.save(
+        [
+            replace(task, spec=spec),
+            replace(checkpoint, weights=inside(checkpoint.weights)),
+            replace(assignment, update=inside(a.ref("update"))),
+        ]
+    )
+    assert await ledger.task("t1") == task
+    assert await ledger.checkpoint("t1", checkpoint.round) == checkpoint
+    assert await ledger.assignments("t1") == [assignment]
+
+
+async def _rows(ledger: Ledger, task_id: str) -> list[list[object]]:
+    """Return all that is recorded of a task."""
+    return [
+        [await ledger.task(task_id)],
+        list(await ledger.rounds(task_id)),
+        list(await ledger.assignments(task_id)),
+        list(await ledger.checkpoints(task_id)),
+        list(await ledger.events(task_id)),
+        list(await ledger.logs(task_id)),
+        list(await ledger.metrics(task_id)),
+    ]
+
+
+async def _save_history(ledger: Ledger, task_id: str) -> None:
+    for number in range(4):
+        await ledger.save(
+            [a.round_(task_id, number), a.assignment(f"{task_id}-{number}", task_id, round=number)],
+            [a.event(str(number), task_id), a.log(str(number), task_id), a.metric(number, task_id)],
+        )
+    await ledger.save([a.task(task_id, version=9), a.checkpoint(task_id, 3)])
+
+
+@holds("which MUST leave every other row")
+@pytest.mark.parametrize("history", History)
+async def test_a_history_is_pruned_up_to_a_number_and_nothing_else(ledger: Ledger, history: History) -> None:
+    await _save_history(ledger, "t1")
+    await _save_history(ledger, "t2")
+    before, other = await _rows(ledger, "t1"), await _rows(ledger, "t2")
+    assert await ledger.beyond(history, "t1", 4) is None
+    upto = await ledger.beyond(history, "t1", 1)
+    assert upto is not None
+    assert await ledger.count_upto(history, "t1", upto) == 3
+    assert await ledger.prune(history, "t1", upto) == 3
+    assert await ledger.beyond(history, "t1", 1) is None
+    after = await _rows(ledger, "t1")
+    assert sorted(len(rows) for rows in before) == [1, 1, 4, 4, 4, 4, 4]
+    assert [one for one in range(7) if after[one] != before[one]] == [_PLACES[history]]
+    assert len(after[_PLACES[history]]) == 1
+    assert await _rows(ledger, "t2") == other
+
+
+_PLACES = {History.ROUNDS: 1, History.ASSIGNMENTS: 2, History.EVENTS: 4, History.LOGS: 5, History.METRICS: 6}
+"""Where ``_rows`` has each history."""
+
+
+@holds("MUST leave every other task whole")
+async def test_a_removed_task_is_gone_and_no_other(ledger: Ledger) -> None:
+    await _save_history(ledger, "t1")
+    await _save_history(ledger, "t2")
+    other = await _rows(ledger, "t2")
+    for _ in range(2):
+        await ledger.remove_task("t1")
+        assert await _rows(ledger, "t1") == [[None], [], [], [], [], [], []]
+    assert await _rows(ledger, "t2") == other
+    assert [end.task_id for end in await ledger.task_ends()] == ["t2"]
+    await ledger.save([], [a.event("anew", "t1")])
+    assert (await ledger.events())[-1].seq > max(n.seq for n in await ledger.events("t2"))
+
+
+@holds("it MUST be the largest first, and a blob named twice by a task counts once")
+async def test_what_each_task_takes(ledger: Ledger) -> None:
+    await ledger.save([a.task("t1", version=9), a.task("t2", version=9), a.checkpoint("t2", 3)], [a.log("x", "t2")])
+    spec = a.task("t1").spec
+    refs = {
+        ref.digest: ref.size_bytes for ref in (spec.code, spec.initial_weights, *(s.blob for s in spec.dataset.shards))
+    }
+    usage = await ledger.usage()
+    assert [(one.task_id, one.rows) for one in usage] == [("t2", 1), ("t1", 0)]
+    assert usage[1].blob_bytes == sum(refs.values())
+    await ledger.save([a.checkpoint("t1", 0, weights=spec.initial_weights, optimizer=None, manifest=None)])
+    assert {one.task_id: one.blob_bytes for one in await ledger.usage()}["t1"] == sum(refs.values())
+
+
 class TestReferencedDigests:
     """What garbage collection must leave alone."""
 
+    @holds("A task MUST keep its initial and frozen weights for ever")
     @pytest.mark.parametrize("state", TaskState)
     async def test_of_a_task(self, ledger: Ledger, state: TaskState) -> None:
         await ledger.save([a.task(state=state)])
@@ -227,6 +355,7 @@ class TestReferencedDigests:
         names = ("t1/0/weights", "t1/2/weights", "t1/2/optimizer", "t1/2/manifest")
         assert await ledger.referenced_digests() == {a.ref(name).digest for name in names}
 
+    @holds("an update MUST be kept until its round is decided")
     async def test_of_updates_until_their_round_is_decided(self, ledger: Ledger) -> None:
         delivered = AssignmentState.DELIVERED
         await ledger.save(

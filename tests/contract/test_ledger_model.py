@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coordinator.records import CheckpointRecord, TaskRecord
 from storage.errors import BadRecord
-from storage.ledger import Ledger
+from storage.ports.ledger import Ledger
 from tests.contract.test_ledger import OPENERS, Opener
 from tests.storage import records as a
 

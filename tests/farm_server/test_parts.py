@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import importlib.util
 import stat
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from farm_client.farm_address import split_address
-from farm_server.control.long_polling import FARM, Notifier
 from farm_server.edge.listener import bind, server_info
 from farm_server.environment.clock import SteadyClock
 from farm_server.environment.data_folder import DataFolder, ServerInfo, is_locked, read_server_info
@@ -242,16 +240,6 @@ def test_the_latest_deltas_go_into_a_message_and_no_more_than_it_can_carry():
         kept.keep(blob)
     message = kept.filled(with_deltas(old, middle, new))
     assert [delta.blob.inline is not None for delta in message.deltas] == [False, True, True]
-
-
-async def test_a_bell_wakes_its_listeners_only():
-    notifier = Notifier()
-    async with notifier.listen("t1") as mine, notifier.listen("t2") as other, notifier.listen(FARM) as farm:
-        notifier.notify({FARM, "t1"})
-        assert (mine.is_set(), other.is_set(), farm.is_set()) == (True, False, True)
-        notifier.close()
-        await asyncio.wait_for(other.wait(), 30)
-    assert notifier.closed
 
 
 def test_the_settings_page_is_written_from_the_settings():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore, NewCheckpoint
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from tests.storage import records as a
 
 PIPELINED = 8
@@ -17,7 +17,7 @@ PIPELINED = 8
 
 
 async def _save_for_ever(folder: Path) -> None:
-    ledger = await Ledger.open(folder / "ledger.db")
+    ledger = await SqlLedger.open(folder / "ledger.db")
     checkpoints = CheckpointStore(FolderBlobStore(folder / "blobs"))
     waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
     number = max((task.version for task in (await ledger.load()).tasks), default=-1)

@@ -10,7 +10,7 @@ import pytest
 
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ async def test_every_acknowledged_save_survives_sigkill(tmp_path: Path, after_ac
     acknowledged = _save_and_kill(tmp_path, after_acknowledged)
     acknowledged = max(acknowledged, _save_and_kill(tmp_path, 5))  # it starts again on the same folder, and goes on
 
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     numbers = [int(n.entry.message) for n in await ledger.events("t1", limit=100_000)]
     assert numbers == list(range(len(numbers)))  # in order, without a gap
     assert len(numbers) > acknowledged

@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 from coordinator.lifecycle import ENDED, TaskState
 from coordinator.records import Record
 from storage.engine import writer_engine
-from storage.pruning import History, Pruned
+from storage.ports.ledger import History
+from storage.pruning import Pruned
 from storage.transaction import Change, StoredSpecs, write_changes
 from tests.storage import records as a
 

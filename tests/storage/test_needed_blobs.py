@@ -17,7 +17,7 @@ from coordinator.records import AssignmentRecord, CheckpointRecord, Record, Roun
 from protocol.tasks import BlobRef, Dataset, Shard
 from storage.blobs import FolderBlobStore
 from storage.inspection import inspect_blobs, load_snapshot, referenced_by
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from tests.storage import records as a
 
 NAMES = ("t1", "t2")
@@ -106,8 +106,8 @@ def _farms(draw: st.DrawFn) -> Farm:
     return farm
 
 
-async def _recorded(path: Path, farm: Farm) -> Ledger:
-    ledger = await Ledger.open(path)
+async def _recorded(path: Path, farm: Farm) -> SqlLedger:
+    ledger = await SqlLedger.open(path)
     await ledger.save(farm.records, [a.log(task_id=name) for name in farm.lines])
     return ledger
 

@@ -11,16 +11,17 @@ import pytest
 
 from storage.blobs import FolderBlobStore
 from storage.errors import LostLedger
-from storage.ledger import Ledger
-from storage.ledger_identity import LedgerIdentity, identity_of, is_blank
+from storage.ledger import SqlLedger
+from storage.ledger_identity import identity_of, is_blank
 from storage.owner import OWNER, SPARED_SECONDS, check_owner, read_owner, settle_owner
+from storage.ports.ledger import LedgerIdentity
 
 GRACE = 10.0
 
 
 async def started(root: Path, *, is_new: bool = False) -> str | None:
     """Do what a server's start does to ledger and blobs."""
-    ledger = await Ledger.open(root / "farm.db")
+    ledger = await SqlLedger.open(root / "farm.db")
     await ledger.close()
     return settle_owner(root / "blobs", ledger.identity, is_new=is_new, now=time.time())
 

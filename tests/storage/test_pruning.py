@@ -11,8 +11,8 @@ import pytest
 
 from coordinator.records import EventRecord, LogRecord, MetricRecord
 from storage import pruning
-from storage.ledger import Ledger
-from storage.pruning import History
+from storage.ledger import SqlLedger
+from storage.ports.ledger import History
 from tests.storage import records as a
 
 TASKS = ("t1", "t2")
@@ -21,7 +21,7 @@ TASKS = ("t1", "t2")
 @pytest.fixture
 async def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pruning, "STEP_ROWS", 7)
-    opened = await Ledger.open(tmp_path / "farm.db")
+    opened = await SqlLedger.open(tmp_path / "farm.db")
     for task in TASKS:
         await opened.save([a.task(task_id=task), a.checkpoint(task_id=task)])
         for number in range(20):
@@ -50,7 +50,7 @@ def rows(path: Path) -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize("history", [History.LOGS, History.METRICS, History.EVENTS])
 @pytest.mark.parametrize("keep", [0, 1, 13, 19, 20, 1000])
-async def test_the_newest_stay(ledger: Ledger, tmp_path: Path, history: History, keep: int) -> None:
+async def test_the_newest_stay(ledger: SqlLedger, tmp_path: Path, history: History, keep: int) -> None:
     before = rows(tmp_path / "farm.db")
     upto = await ledger.beyond(history, "t1", keep)
     gone = 0 if upto is None else await ledger.prune(history, "t1", upto)
@@ -60,7 +60,7 @@ async def test_the_newest_stay(ledger: Ledger, tmp_path: Path, history: History,
     assert [entry.entry.at for entry in await feed("t1")] == [float(n) for n in range(20)][20 - min(keep, 20) :]
 
 
-async def test_a_removed_task_leaves_nothing_and_others_lose_nothing(ledger: Ledger, tmp_path: Path) -> None:
+async def test_a_removed_task_leaves_nothing_and_others_lose_nothing(ledger: SqlLedger, tmp_path: Path) -> None:
     before = rows(tmp_path / "farm.db")
     await ledger.remove_task("t1")
     assert rows(tmp_path / "farm.db") == Counter({key: n for key, n in before.items() if key[1] == "t2"})
@@ -68,7 +68,7 @@ async def test_a_removed_task_leaves_nothing_and_others_lose_nothing(ledger: Led
     await ledger.remove_task("t1")  # once more is harmless
 
 
-async def test_what_each_task_takes_is_told_the_largest_first(ledger: Ledger) -> None:
+async def test_what_each_task_takes_is_told_the_largest_first(ledger: SqlLedger) -> None:
     upto = await ledger.beyond(History.LOGS, "t1", 5)
     assert upto is not None
     await ledger.prune(History.LOGS, "t1", upto)

@@ -15,16 +15,15 @@ import pytest
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import RemovedClient, RoundState
 from storage.errors import DamagedLedger
-from storage.ledger import Ledger
-from storage.pruning import History
-from storage.usage import TaskEnd
+from storage.ledger import SqlLedger
+from storage.ports.ledger import History, TaskEnd
 from tests.storage import records as a
 
 
 @pytest.fixture
-async def ledger(tmp_path: Path, blank_ledger: Path) -> AsyncIterator[Ledger]:
+async def ledger(tmp_path: Path, blank_ledger: Path) -> AsyncIterator[SqlLedger]:
     shutil.copy(blank_ledger, tmp_path / "ledger.db")
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     yield ledger
     await ledger.close()
 
@@ -39,7 +38,7 @@ class TestFeeds:
     """Events, logs and metrics: appended for ever, read from a number on."""
 
     @pytest.fixture(autouse=True)
-    async def _written(self, ledger: Ledger) -> None:
+    async def _written(self, ledger: SqlLedger) -> None:
         for number in range(30):
             task = ("t1", "t2", None)[number % 3]
             entries = [a.event(f"event {number}", task)]
@@ -50,7 +49,7 @@ class TestFeeds:
     @pytest.mark.parametrize("limit", [1, 3, 7, 1000])
     @pytest.mark.parametrize("task", ["t1", "t2", "t3", None])
     async def test_pages_of_any_size_give_each_event_once_in_order(
-        self, ledger: Ledger, task: str | None, limit: int
+        self, ledger: SqlLedger, task: str | None, limit: int
     ) -> None:
         found, after = [], 0
         while page := await ledger.events(task, after, limit):
@@ -61,12 +60,12 @@ class TestFeeds:
         assert [one.entry.message for one in found] == [f"event {n}" for n in mine]
         assert [one.seq for one in found] == sorted({one.seq for one in found})
 
-    async def test_a_task_sees_its_own_lines_and_metrics_only(self, ledger: Ledger) -> None:
+    async def test_a_task_sees_its_own_lines_and_metrics_only(self, ledger: SqlLedger) -> None:
         assert [one.entry.text for one in await ledger.logs("t2")] == [f"line {n}" for n in range(1, 30, 3)]
         assert [one.entry.value for one in await ledger.metrics("t1")] == [float(n) for n in range(0, 30, 3)]
         assert await ledger.logs("t3") == []
 
-    async def test_numbers_are_not_used_again_after_the_newest_went(self, ledger: Ledger) -> None:
+    async def test_numbers_are_not_used_again_after_the_newest_went(self, ledger: SqlLedger) -> None:
         """Who follows a feed by its last number must not miss what comes after a removal."""
         newest = (await ledger.logs("t1"))[-1].seq
         await ledger.prune(History.LOGS, "t1", newest)
@@ -74,11 +73,11 @@ class TestFeeds:
         await ledger.save([], [a.log("after")])
         assert [one.entry.text for one in await ledger.logs("t1", after=newest)] == ["after"]
 
-    async def test_a_number_beyond_the_end_gives_nothing_yet(self, ledger: Ledger) -> None:
+    async def test_a_number_beyond_the_end_gives_nothing_yet(self, ledger: SqlLedger) -> None:
         assert await ledger.events(None, after=10**12) == []
 
 
-async def test_a_list_of_many_rows_is_whole(ledger: Ledger) -> None:
+async def test_a_list_of_many_rows_is_whole(ledger: SqlLedger) -> None:
     """More than a partition's rows: the loop has its turn between, and no row is lost or doubled at the seams."""
     await ledger.save([a.assignment(f"{n:04}", round=n) for n in range(1203)])
     assert [one.assignment_id for one in await ledger.assignments("t1")] == [f"{n:04}" for n in range(1203)]
@@ -86,13 +85,13 @@ async def test_a_list_of_many_rows_is_whole(ledger: Ledger) -> None:
     assert sorted(one.assignment_id for one in held) == [f"{n:04}" for n in range(1203)]
 
 
-async def test_a_restart_loads_tasks_in_the_order_of_their_submission(ledger: Ledger) -> None:
+async def test_a_restart_loads_tasks_in_the_order_of_their_submission(ledger: SqlLedger) -> None:
     times = {"b": 2.0, "a": 2.0, "z": 1.0, "m": 3.0}
     await ledger.save([a.task(name, created_at=at) for name, at in times.items()])
     assert [task.task_id for task in (await ledger.load()).tasks] == ["z", "a", "b", "m"]
 
 
-async def test_a_restart_goes_on_with_higher_fences_than_any_before(ledger: Ledger) -> None:
+async def test_a_restart_goes_on_with_higher_fences_than_any_before(ledger: SqlLedger) -> None:
     assert (await ledger.load()).last_fence == 0
     done = AssignmentState.DELIVERED
     await ledger.save([a.assignment("a", fence=7), a.assignment("b", fence=12, state=done), a.assignment("c", fence=9)])
@@ -100,13 +99,13 @@ async def test_a_restart_goes_on_with_higher_fences_than_any_before(ledger: Ledg
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-async def test_the_newest_rounds_come_first(ledger: Ledger, limit: int) -> None:
+async def test_the_newest_rounds_come_first(ledger: SqlLedger, limit: int) -> None:
     await ledger.save([a.round_(number=n, state=RoundState.COMMITTED) for n in (3, 0, 2, 1)])
     await ledger.save([a.round_("t2", number=9)])
     assert [one.number for one in await ledger.rounds("t1", limit)] == [3, 2, 1, 0][:limit]
 
 
-async def test_counted_assignments_alone_are_a_rounds_books(ledger: Ledger) -> None:
+async def test_counted_assignments_alone_are_a_rounds_books(ledger: SqlLedger) -> None:
     await ledger.save(
         [a.assignment("yes", counted=True, counted_in=1), a.assignment("no"), a.assignment("other", "t2", counted=True)]
     )
@@ -117,7 +116,9 @@ class TestCheckpoints:
     """Of a task: those up to its version; a later one was damaged, and the task fell back."""
 
     @pytest.mark.parametrize(("version", "seen"), [(0, [0]), (1, [0]), (2, [0, 2]), (3, [0, 2]), (9, [0, 2, 5])])
-    async def test_those_beyond_the_version_are_not_seen(self, ledger: Ledger, version: int, seen: list[int]) -> None:
+    async def test_those_beyond_the_version_are_not_seen(
+        self, ledger: SqlLedger, version: int, seen: list[int]
+    ) -> None:
         await ledger.save([a.task(version=version), *(a.checkpoint(round=n) for n in (0, 2, 5))])
         assert [one.round for one in await ledger.checkpoints("t1")] == seen
         newest = await ledger.checkpoint("t1")
@@ -125,13 +126,13 @@ class TestCheckpoints:
         assert newest.round == seen[-1]
         assert [one.round for one in (await ledger.load()).checkpoints] == [seen[-1]]
 
-    async def test_one_is_asked_for_by_its_round(self, ledger: Ledger) -> None:
+    async def test_one_is_asked_for_by_its_round(self, ledger: SqlLedger) -> None:
         await ledger.save([a.task(version=9), a.checkpoint(round=2), a.checkpoint(round=5)])
         assert await ledger.checkpoint("t1", 2) == a.checkpoint(round=2)
         assert await ledger.checkpoint("t1", 3) is None
         assert await ledger.checkpoint("t2", 2) is None
 
-    async def test_those_of_a_task_that_is_not_there_are_kept_and_not_loaded(self, ledger: Ledger) -> None:
+    async def test_those_of_a_task_that_is_not_there_are_kept_and_not_loaded(self, ledger: SqlLedger) -> None:
         await ledger.save([a.checkpoint(round=2)])
         assert [one.round for one in await ledger.checkpoints("t1")] == [2]
         assert (await ledger.load()).checkpoints == ()
@@ -154,33 +155,33 @@ class TestDamagedRows:
         ],
     )
     async def test_keep_a_server_from_starting_with_the_reason(
-        self, ledger: Ledger, tmp_path: Path, table: str, change: str
+        self, ledger: SqlLedger, tmp_path: Path, table: str, change: str
     ) -> None:
         await ledger.save([a.task(version=1), a.client(), a.assignment(), a.checkpoint()])
         execute(tmp_path / "ledger.db", f"UPDATE {table} SET {change}")
         with pytest.raises(DamagedLedger, match=r"ledger\.db holds a record .*restore it from a backup"):
             await ledger.load()
 
-    async def test_of_what_a_restart_does_not_need_harm_nobody(self, ledger: Ledger, tmp_path: Path) -> None:
+    async def test_of_what_a_restart_does_not_need_harm_nobody(self, ledger: SqlLedger, tmp_path: Path) -> None:
         await ledger.save([a.task(), a.assignment(state=AssignmentState.DELIVERED)])
         execute(tmp_path / "ledger.db", "UPDATE assignments SET ranges = 'x'")
         assert [task.task_id for task in (await ledger.load()).tasks] == ["t1"]
 
-    async def test_a_table_that_is_gone_is_no_defect_of_the_server(self, ledger: Ledger, tmp_path: Path) -> None:
+    async def test_a_table_that_is_gone_is_no_defect_of_the_server(self, ledger: SqlLedger, tmp_path: Path) -> None:
         execute(tmp_path / "ledger.db", "DROP TABLE rounds")
         with pytest.raises(Exception, match=r"run `farm-server doctor`") as raised:
             await ledger.load()
         assert str(tmp_path / "ledger.db") in str(raised.value)
 
 
-async def test_a_resource_that_nobody_may_tell_today_is_forgotten(ledger: Ledger, tmp_path: Path) -> None:
+async def test_a_resource_that_nobody_may_tell_today_is_forgotten(ledger: SqlLedger, tmp_path: Path) -> None:
     await ledger.save([a.client()])
     execute(tmp_path / "ledger.db", "UPDATE clients SET resources = ?", json.dumps({"ram_bytes": -1}))
     (read,) = (await ledger.load()).clients
     assert read == a.client()
 
 
-async def test_each_task_s_end_is_told(ledger: Ledger) -> None:
+async def test_each_task_s_end_is_told(ledger: SqlLedger) -> None:
     await ledger.save([a.task("t1"), a.task("t2", state=TaskState.COMPLETED, finished_at=8.5)])
     assert {end.task_id: end for end in await ledger.task_ends()} == {
         "t1": TaskEnd("t1", "running", None),
@@ -188,7 +189,7 @@ async def test_each_task_s_end_is_told(ledger: Ledger) -> None:
     }
 
 
-async def test_who_submitted_twice_is_led_to_the_first(ledger: Ledger) -> None:
+async def test_who_submitted_twice_is_led_to_the_first(ledger: SqlLedger) -> None:
     await ledger.save([a.task("t1", submit_token="first"), a.task("t2", submit_token="second"), a.task("t3")])
     found = await ledger.task_by_token("second")
     assert found is not None
@@ -196,7 +197,7 @@ async def test_who_submitted_twice_is_led_to_the_first(ledger: Ledger) -> None:
     assert await ledger.task_by_token("") is None
 
 
-async def test_beyond_and_count_agree_with_a_list(ledger: Ledger) -> None:
+async def test_beyond_and_count_agree_with_a_list(ledger: SqlLedger) -> None:
     for number in range(9):
         await ledger.save([a.round_(number=number)], [a.log(task_id="t1" if number % 2 else "t2")])
     numbers = [one.seq for one in await ledger.logs("t1")]
@@ -211,14 +212,14 @@ async def test_beyond_and_count_agree_with_a_list(ledger: Ledger) -> None:
 class TestRemovedClients:
     """A client that a person removed leaves the ledger; its past work stays."""
 
-    async def test_only_that_one_goes(self, ledger: Ledger) -> None:
+    async def test_only_that_one_goes(self, ledger: SqlLedger) -> None:
         await ledger.save([a.client("c1"), a.client("c2"), a.assignment(client_id="c1")])
         await ledger.save([RemovedClient("c1"), replace(a.client("c2"), name="renamed")])
         found = await ledger.load()
         assert [(one.client_id, one.name) for one in found.clients] == [("c2", "renamed")]
         assert [one.client_id for one in found.assignments] == ["c1"]
 
-    async def test_one_that_comes_again_is_there_again(self, ledger: Ledger) -> None:
+    async def test_one_that_comes_again_is_there_again(self, ledger: SqlLedger) -> None:
         waiting = [
             ledger.submit([a.client("c1")]),
             ledger.submit([RemovedClient("c1")]),

@@ -15,35 +15,35 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from protocol.errors import Unavailable
 from protocol.retry import RetryPolicy
 from storage.errors import DamagedLedger, NewerLedger, StorageError
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from storage.transaction import Change, write_changes
 from tests.storage import records as a
 
 
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+async def ledger(tmp_path: Path) -> AsyncIterator[SqlLedger]:
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     yield ledger
     await ledger.close()
 
 
-async def _messages(ledger: Ledger) -> list[str]:
+async def _messages(ledger: SqlLedger) -> list[str]:
     return [n.entry.message for n in await ledger.events(None, limit=10_000)]
 
 
-async def test_a_commit_is_on_the_disk_and_readers_do_not_wait(ledger: Ledger) -> None:
+async def test_a_commit_is_on_the_disk_and_readers_do_not_wait(ledger: SqlLedger) -> None:
     with ledger._writer._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
 
-async def test_readers_can_change_nothing(ledger: Ledger) -> None:
+async def test_readers_can_change_nothing(ledger: SqlLedger) -> None:
     async with ledger._readers.connect() as connection:
         with pytest.raises(OperationalError, match="readonly"):
             await connection.exec_driver_sql("DELETE FROM tasks")
 
 
-async def test_what_waits_shares_a_transaction(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_shares_a_transaction(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one commit is under way, all that arrives is folded into the next."""
     entered, go_on = threading.Event(), threading.Event()
     groups: list[int] = []
@@ -64,7 +64,7 @@ async def test_what_waits_shares_a_transaction(ledger: Ledger, monkeypatch: pyte
     assert await _messages(ledger) == ["first", *map(str, range(100))]
 
 
-async def test_a_group_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_group_is_bounded(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
 
     def counting(connection: object, changes: list[object], stored: object) -> None:
@@ -79,7 +79,7 @@ async def test_a_group_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
 
 async def test_a_locked_ledger_refuses_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.engine.LOCK_WAIT_SECONDS", 0.05)
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     await ledger.save([], [a.event("before")])
     with sqlite3.connect(tmp_path / "ledger.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -92,7 +92,7 @@ async def test_a_locked_ledger_refuses_and_recovers(tmp_path: Path, monkeypatch:
     await ledger.close()
 
 
-async def test_damage_is_not_blamed_on_the_record(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damage_is_not_blamed_on_the_record(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     damage = sqlite3.DatabaseError("database disk image is malformed")
     damage.sqlite_errorname = "SQLITE_CORRUPT"
 
@@ -117,7 +117,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_loses_nothing_acknowledged_and_recovers(tiny_disk: Path) -> None:
-    ledger = await Ledger.open(tiny_disk / "ledger.db")
+    ledger = await SqlLedger.open(tiny_disk / "ledger.db")
     ballast = tiny_disk / "ballast"
     ballast.write_bytes(bytes(300_000))
     acknowledged: list[str] = []
@@ -135,7 +135,7 @@ async def test_a_full_disk_loses_nothing_acknowledged_and_recovers(tiny_disk: Pa
     await ledger.save([], [a.event("after")])
     assert await _messages(ledger) == [*acknowledged, "after"]
     await ledger.close()
-    ledger = await Ledger.open(tiny_disk / "ledger.db")
+    ledger = await SqlLedger.open(tiny_disk / "ledger.db")
     assert await _messages(ledger) == [*acknowledged, "after"]
     await ledger.close()
 
@@ -144,23 +144,23 @@ def test_a_read_only_disk_refuses_with_the_reason(tiny_disk: Path) -> None:
     (tiny_disk / "ledger.db").touch()
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     with pytest.raises(Unavailable, match=r"read-only|writable"):
-        asyncio.run(Ledger.open(tiny_disk / "ledger.db"))
+        asyncio.run(SqlLedger.open(tiny_disk / "ledger.db"))
 
 
 class TestOpen:
-    """What may be given to ``Ledger.open``."""
+    """What may be given to ``SqlLedger.open``."""
 
     @pytest.mark.parametrize("form", ["{}", "sqlite:///{}", "sqlite+aiosqlite:///{}"])
     async def test_a_path_or_a_url(self, tmp_path: Path, form: str) -> None:
         path = tmp_path / "100% of the farm.db"
-        ledger = await Ledger.open(form.format(path))
+        ledger = await SqlLedger.open(form.format(path))
         await ledger.save([], [a.event()])
         await ledger.close()
         assert path.is_file()
 
     async def test_a_path_that_looks_like_a_url(self, tmp_path: Path) -> None:
         path = tmp_path / "really?#a=b%20.db"
-        await (await Ledger.open(path)).close()
+        await (await SqlLedger.open(path)).close()
         assert path.is_file()
 
     @pytest.mark.parametrize(
@@ -174,29 +174,29 @@ class TestOpen:
     )
     async def test_no_other_database(self, location: str, reason: str) -> None:
         with pytest.raises(StorageError, match=reason):
-            await Ledger.open(location)
+            await SqlLedger.open(location)
 
     async def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         path = tmp_path / "ledger.db"
         path.write_bytes(b"these are my notes, not a database\n" * 100)
         with pytest.raises(DamagedLedger, match="not an intact ledger"):
-            await Ledger.open(path)
+            await SqlLedger.open(path)
         assert path.read_bytes().startswith(b"these are my notes")
 
     async def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="check that its folder exists"):
-            await Ledger.open(tmp_path / "absent" / "ledger.db")
+            await SqlLedger.open(tmp_path / "absent" / "ledger.db")
 
     async def test_a_newer_ledger(self, tmp_path: Path) -> None:
         path = tmp_path / "ledger.db"
-        await (await Ledger.open(path)).close()
+        await (await SqlLedger.open(path)).close()
         with sqlite3.connect(path) as other:
             other.execute("UPDATE alembic_version SET version_num = '9999'")
         with pytest.raises(NewerLedger, match="upgrade"):
-            await Ledger.open(path)
+            await SqlLedger.open(path)
 
     async def test_many_at_once_in_one_process(self, tmp_path: Path) -> None:
-        ledgers = await asyncio.gather(*(Ledger.open(tmp_path / f"{n}.db") for n in range(4)))
+        ledgers = await asyncio.gather(*(SqlLedger.open(tmp_path / f"{n}.db") for n in range(4)))
         await asyncio.gather(*(ledger.save([a.task()]) for ledger in ledgers))
         await asyncio.gather(*(ledger.close() for ledger in ledgers))
 
@@ -224,13 +224,13 @@ class TestInsisting:
     """What must not be lost waits for the disk, at the head of the queue."""
 
     @pytest.fixture
-    async def quick(self, tmp_path: Path) -> AsyncIterator[Ledger]:
-        ledger = await Ledger.open(tmp_path / "quick.db", retry=RetryPolicy(0.001, 0.001))
+    async def quick(self, tmp_path: Path) -> AsyncIterator[SqlLedger]:
+        ledger = await SqlLedger.open(tmp_path / "quick.db", retry=RetryPolicy(0.001, 0.001))
         yield ledger
         await ledger.close()
 
     async def test_it_is_tried_again_in_order_and_nothing_is_lost(
-        self, quick: Ledger, monkeypatch: pytest.MonkeyPatch
+        self, quick: SqlLedger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         disk = Refusing(monkeypatch)
         first = quick.submit([a.task(version=1)], [a.event("old")], insist=True)
@@ -244,7 +244,9 @@ class TestInsisting:
         assert found.version == 2
         assert all(group[:1] == ["old"] for group in disk.tried[:-1])
 
-    async def test_the_failure_is_visible_while_it_lasts(self, quick: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_failure_is_visible_while_it_lasts(
+        self, quick: SqlLedger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         disk = Refusing(monkeypatch)
         saved = quick.submit([], [a.event()], insist=True)
         while quick.failure is None:  # noqa: ASYNC110  # it has no event: a person asks
@@ -255,7 +257,7 @@ class TestInsisting:
         assert quick.failure is None
 
     async def test_who_does_not_insist_is_refused_meanwhile_and_alone(
-        self, quick: Ledger, monkeypatch: pytest.MonkeyPatch
+        self, quick: SqlLedger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         disk = Refusing(monkeypatch)
         fact = quick.submit([], [a.event("fact")], insist=True)
@@ -269,7 +271,7 @@ class TestInsisting:
     async def test_a_closing_ledger_does_not_wait_for_the_disk(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ledger = await Ledger.open(tmp_path / "ledger.db", retry=RetryPolicy(600.0, 600.0))
+        ledger = await SqlLedger.open(tmp_path / "ledger.db", retry=RetryPolicy(600.0, 600.0))
         disk = Refusing(monkeypatch)
         saved = ledger.submit([], [a.event()], insist=True)
         await asyncio.to_thread(disk.asked.wait, 30)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from coordinator.records import RemovedClient
 from farm_server.clients.registry import Registry
 from protocol.messages import Bye
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 from tests.farm_server import model
 from tests.farm_server.clients.test_gateway import happened
 from tests.storage import records as a
@@ -69,7 +69,7 @@ def test_a_later_connection_keeps_its_secret():
 
 
 async def test_the_row_goes_with_the_event_and_what_is_saved_later_stays(tmp_path):
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     earlier = ledger.submit([a.client("c1"), a.client("c2")])
     removal = ledger.submit([RemovedClient("c1")], [a.event("removed")])
     again = ledger.submit([a.client("c1", name="anew")])
@@ -78,6 +78,6 @@ async def test_the_row_goes_with_the_event_and_what_is_saved_later_stays(tmp_pat
     assert {c.client_id: c.name for c in (await ledger.load()).clients} == {"c1": "anew", "c2": "box"}
     await ledger.save([RemovedClient("c1")])
     await ledger.close()
-    ledger = await Ledger.open(tmp_path / "ledger.db")
+    ledger = await SqlLedger.open(tmp_path / "ledger.db")
     assert [c.client_id for c in (await ledger.load()).clients] == ["c2"]
     await ledger.close()

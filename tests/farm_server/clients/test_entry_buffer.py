@@ -10,7 +10,7 @@ from coordinator.records import Entry, LogRecord, MetricRecord
 from farm_server.clients.entry_buffer import EntryBuffer
 from protocol.messages import AssignmentProgress, LogLine, MetricPoint, Phase, Progress
 from storage.errors import BadRecord
-from storage.ledger import Ledger
+from storage.ledger import SqlLedger
 
 PLACE = cast("Any", SimpleNamespace(task_id="t1", round=3))
 PEER = cast("Any", SimpleNamespace(client_id="c1", name="one"))
@@ -60,7 +60,7 @@ async def test_one_entry_that_is_refused_costs_no_other() -> None:
 
 
 async def test_the_real_ledger_keeps_the_others_too(tmp_path) -> None:
-    ledger = await Ledger.open(tmp_path / "farm.db")
+    ledger = await SqlLedger.open(tmp_path / "farm.db")
     buffer = EntryBuffer(ledger, lambda _: None, lambda: None)
     buffer.add(PEER, PLACE, progress(lines=50), 0.0)
     buffer.add(PEER, PLACE, progress().model_copy(update={"metrics": (odd_point(),)}), 0.0)
@@ -69,7 +69,7 @@ async def test_the_real_ledger_keeps_the_others_too(tmp_path) -> None:
     await ledger.save(())
     await asyncio.sleep(0)
     await ledger.close()
-    ledger = await Ledger.open(tmp_path / "farm.db")
+    ledger = await SqlLedger.open(tmp_path / "farm.db")
     assert len(await ledger.logs("t1")) == 50
     assert await ledger.metrics("t1") == []
     await ledger.close()

@@ -17,8 +17,8 @@ from farm_server.transfers.unreferenced_blobs import Hoards, UnusedBlobs
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from storage.blobs import FolderBlobStore
-from storage.ledger_identity import LedgerIdentity
 from storage.owner import settle_owner
+from storage.ports.ledger import LedgerIdentity
 from tests.farm_server import model
 
 MEBIBYTE = 1024**2

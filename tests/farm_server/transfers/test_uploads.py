@@ -388,7 +388,7 @@ class TestTurns:
             async with asyncio.timeout(30):
                 while not server.farm.uploads.waiting_count:  # noqa: ASYNC110  nothing rings for it
                     await asyncio.sleep(0.01)
-            server.farm.notifier.close()
+            server.farm.bus.close()
             assert (await waiting).json()["state"] == "wait"
 
     async def test_the_servers_own_default_is_twice_its_threads(self, start):
