@@ -67,6 +67,6 @@ def sparkline(values: list[float], width: int) -> str:
     shown = [value for value in values if math.isfinite(value)][-width:]
     if not shown:
         return ""
-    low, high = min(shown), max(shown)
+    low, high = min(shown) / 2, max(shown) / 2  # halves: the difference of the largest numbers is none any more
     step = (high - low) / (len(_SPARKS) - 1) or 1.0
-    return "".join(_SPARKS[round((value - low) / step)] for value in shown)
+    return "".join(_SPARKS[round((value / 2 - low) / step)] for value in shown)

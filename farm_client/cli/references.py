@@ -7,15 +7,19 @@ machines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from protocol.errors import NotFound
 from protocol.rest import ClientView, TaskView
+
+_ROUND_DIGITS: Final = 18
+"""More are no round, and Python refuses to read thousands of them."""
 
 
 def find_round(tasks: Sequence[TaskView], reference: str) -> tuple[TaskView, int | None]:
     """Return the task and the round that ``TASK@N`` means; the round is None without ``@N``. Raises: NotFound."""
     task, at, number = reference.rpartition("@")
-    if at and number.isdecimal():
+    if at and number.isdecimal() and len(number) <= _ROUND_DIGITS:
         return find_task(tasks, task), int(number)
     return find_task(tasks, reference), None
 
