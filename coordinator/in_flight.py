@@ -103,6 +103,8 @@ class Parts:
     """In the order of their positions."""
     held: dict[str, Lease] = field(default_factory=dict)
     dormant: dict[str, Lease] = field(default_factory=dict)
+    dormant_at: dict[int, dict[str, Lease]] = field(default_factory=dict)
+    """The dormant ones by position: several may be of the same part."""
     delivered: dict[str, Lease] = field(default_factory=dict)
     """In the order in which they arrived."""
     unfolded: dict[int, Lease] = field(default_factory=dict)
@@ -125,6 +127,10 @@ class Parts:
     def delivered_records(self) -> list[AssignmentRecord]:
         """Return what is delivered, in the order in which it arrived."""
         return [lease.record for lease in self.delivered.values()]
+
+    def dormant_records(self, position: int) -> list[AssignmentRecord]:
+        """Return the dormant assignments of the part at a position."""
+        return [lease.record for lease in self.dormant_at.get(position, {}).values()]
 
     @property
     def are_all_here(self) -> bool:

@@ -160,22 +160,22 @@ class LeaseBook:
         """Take in what an earlier life of the server had given out; its client may come back with it."""
         name = lease.assignment_id
         lease.stage, lease.saved = Stage.DORMANT, lease.record
-        self._by_id[name] = self._parts(lease).dormant[name] = lease
-        self._clients[lease.record.client_id].dormant[name] = lease
+        self._by_id[name] = lease
+        self._lay_down(lease)
 
     def suspend(self, lease: Lease, now: float) -> None:
         """The client is gone or too slow: its part waits for another one, too, and either may deliver it."""
         parts = self._parts(lease)
-        client = self._take(parts, lease, now)
+        self._take(parts, lease, now)
         lease.stage = Stage.DORMANT
-        parts.dormant[lease.assignment_id] = client.dormant[lease.assignment_id] = lease
+        self._lay_down(lease)
         self.wait(parts, part_of(lease.record))
 
     def adopt(self, lease: Lease) -> None:
         """The client of a dormant assignment holds it again; nobody else holds its part."""
         name, parts = lease.assignment_id, self._parts(lease)
         client = self._clients[lease.record.client_id]
-        del parts.dormant[name], client.dormant[name]
+        self._pick_up(lease)
         self._stop_waiting(parts, lease.record.position)
         lease.stage = Stage.HELD
         self._by_id[name] = parts.held[name] = client.held[name] = lease
@@ -199,11 +199,11 @@ class LeaseBook:
             if parts.samples:
                 self.wait(parts, part_of(lease.record))
             return
-        del parts.shelf(lease.stage)[lease.assignment_id]
         if lease.stage is Stage.DELIVERED:
+            del parts.delivered[lease.assignment_id]
             parts.take_out(lease)
         else:
-            del self._clients[lease.record.client_id].dormant[lease.assignment_id]
+            self._pick_up(lease)
             if (index := parts.find_waiting(lease.record.position)) is not None:
                 parts.waiting[index] = replace(parts.waiting[index], reserved_until=0.0)
 
@@ -295,6 +295,19 @@ class LeaseBook:
 
     def _parts(self, lease: Lease) -> Parts:
         return self._leases(lease).of(lease.home)
+
+    def _lay_down(self, lease: Lease) -> None:
+        """Put a dormant lease where its round and its client find it."""
+        name, parts = lease.assignment_id, self._parts(lease)
+        parts.dormant[name] = self._clients[lease.record.client_id].dormant[name] = lease
+        parts.dormant_at.setdefault(lease.record.position, {})[name] = lease
+
+    def _pick_up(self, lease: Lease) -> None:
+        """Undo ``_lay_down``."""
+        name, parts, position = lease.assignment_id, self._parts(lease), lease.record.position
+        del parts.dormant[name], self._clients[lease.record.client_id].dormant[name], parts.dormant_at[position][name]
+        if not parts.dormant_at[position]:
+            del parts.dormant_at[position]
 
     def _stop_waiting(self, parts: Parts, position: int) -> None:
         if (index := parts.find_waiting(position)) is not None:

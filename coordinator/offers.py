@@ -147,8 +147,9 @@ def adopt(turn: Turn, run: TaskRun, dormant: Lease, client: ClientState) -> Leas
     """Lease a dormant assignment to its client again; a replacement that works on the same part is stopped."""
     step = _step(run)
     position = dormant.record.position
-    for other in [x for x in step.parts.held.values() if x.record.position == position]:
-        cancel(turn, run, other, "the client that began it came back first")
+    if not step.parts.is_waiting(position):
+        for other in [x for x in step.parts.held.values() if x.record.position == position]:
+            cancel(turn, run, other, "the client that began it came back first")
     if run.record.state is TaskState.PENDING:
         turn.move(run, TaskState.ASSIGNED, f"{client.record.name} came back")
         step.collect_since = turn.now
@@ -165,14 +166,13 @@ def bury(turn: Turn, step: Step, position: int | None = None) -> None:
 
     Who is still there and was outrun on a part gets nothing more of the task for a while.
     """
-    for lease in list(step.parts.dormant.values()):
+    why = "somebody else was faster" if position is not None else "its round is over"
+    dormant = step.parts.dormant if position is None else step.parts.dormant_at.get(position, {})
+    for lease in list(dormant.values()):
         record = lease.record
-        if position is None or record.position == position:
-            forget(turn, lease)
-            client = turn.farm.clients[record.client_id]
-            if not client.online or client.incarnation != record.incarnation:
-                continue
-            why = "somebody else was faster" if position is not None else "its round is over"
+        forget(turn, lease)
+        client = turn.farm.clients[record.client_id]
+        if client.online and client.incarnation == record.incarnation:
             turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
             if position is not None:
                 client.back_off(record.task_id, "it was outrun on its part", turn.settings.outrun_retry, turn.now)

@@ -98,15 +98,18 @@ def _look_again_later(turn: Turn, run: TaskRun) -> None:
 
 
 def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
-    open_parts = [part for part in step.parts.waiting if part.reserved_until <= turn.now]
     free = list(idle)
-    slow = {(r.position, r.client_id, r.incarnation) for r in (x.record for x in step.parts.dormant.values())}
-    for part in open_parts:
-        able = [c for c in free if (part.position, c.client_id, c.incarnation) not in slow]  # not its own once more
+    for part in list(step.parts.waiting) if free else []:
+        if part.reserved_until > turn.now:
+            continue
+        slow = {(r.client_id, r.incarnation) for r in step.parts.dormant_records(part.position)}
+        able = [c for c in free if (c.client_id, c.incarnation) not in slow]  # not its own once more
         if able:
             client = max(able, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
             free.remove(client)
             offer(turn, run, client, part)
+        if not free:
+            return
 
 
 def free_for(turn: Turn, run: TaskRun) -> set[str]:

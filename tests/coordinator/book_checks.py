@@ -37,6 +37,9 @@ def _faults_of_shelves(parts: Parts) -> list[str]:
         for name, lease in parts.shelf(stage).items()
         if (lease.assignment_id, lease.stage, lease.home) != (name, stage, parts.home)
     ]
+    places = {name: place for place, found in parts.dormant_at.items() for name in found}
+    if places != {name: lease.record.position for name, lease in parts.dormant.items()}:
+        faults.append(f"dormant at {places}")
     faults += [f"no update waits at {place}" for place, lease in parts.unfolded.items() if lease.update is None]
     own = sum(r.samples for r in parts.delivered_records if r.position < parts.samples)
     return [*faults, "its own samples are miscounted"] if parts.own_samples != own else faults

@@ -171,6 +171,25 @@ def test_to_open_a_round_costs_as_much_for_each_client_however_many_there_are() 
     assert opening_cost(400) / 400 < 1.2 * opening_cost(50) / 50
 
 
+def result_cost_after_a_restart(clients: int) -> int:
+    """Count the calls of one result while all other clients may still come back with theirs."""
+    farm = Simulation()
+    for number in range(clients):
+        farm.join(f"c{number}")
+    farm.submit(spec(shards=(10,) * clients, round_samples=10 * clients, rounds=2))
+    ada = farm.volunteers["c0"]
+    assign = ada.held[0]
+    farm.accept(ada, assign)
+    farm.restart()
+    farm.join(ada)
+    return calls_of(lambda: farm.coordinator.handle(farm.result(ada, assign), farm.now))
+
+
+def test_a_result_does_not_look_through_what_may_come_back() -> None:
+    few, many = result_cost_after_a_restart(10), result_cost_after_a_restart(200)
+    assert (many - few) / 190 <= 3, "but once through the parts that wait, for one that is kept for nobody"
+
+
 def test_affinity_is_near_linear() -> None:
     def cost(clients: int) -> int:
         ranges = [SampleRange(n, 0, 10) for n in range(clients)]

@@ -29,6 +29,7 @@ OWNED = {
     "freed_at",
     "waiting",
     "unfolded",
+    "dormant_at",
     "delivered",
     "committed",
     "stage",
