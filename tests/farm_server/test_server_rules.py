@@ -19,7 +19,6 @@ from coordinator.records import Entry, LogRecord, MetricRecord
 from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.registry import Peer
 from farm_server.clients.translate import event_of, failure_of, unusable
-from farm_server.control.placements import Placement
 from farm_server.http import spec_json
 from farm_server.http.listing import listing, written
 from farm_server.http.spec_json import parse_spec
@@ -225,8 +224,8 @@ class TestEntryBuffer:
         progress = cast("Progress", BY_TYPE["progress"]).model_copy(
             update={"logs": (LogLine(text=text),), "metrics": (MetricPoint(name=f"m{text}", value=0.5, step=2),)}
         )
-        placement = cast("Placement", SimpleNamespace(task_id="t1", round=5))
-        buffer.add(PEER, placement, progress, now)
+        held = a.assignment("a1", "t1", round=5)
+        buffer.add(PEER, held, progress, now)
 
     async def test_lines_and_metrics_say_whose_they_are(self, buffer: EntryBuffer, ledger: StandInLedger) -> None:
         self.add(buffer, "hello")
