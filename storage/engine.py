@@ -12,16 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from storage.errors import StorageError
+from storage.sqlite import SQLITE
 
 LOCK_WAIT_SECONDS: Final = 5.0
 """How long a statement waits for another program's lock before it fails."""
-
-_WRITER_PRAGMAS: Final = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",  # a commit is on the disk when it returns
-    "PRAGMA journal_size_limit = 67108864",
-)
-_READER_PRAGMAS: Final = ("PRAGMA query_only = ON",)
 
 
 def ledger_path(location: str | Path) -> Path:
@@ -35,7 +29,7 @@ def ledger_path(location: str | Path) -> Path:
         url = make_url(location)
     except ArgumentError as error:
         raise StorageError(f"{location!r} is not a database URL; give a path or sqlite:///PATH") from error
-    if url.get_backend_name() != "sqlite":
+    if url.get_backend_name() not in SQLITE.schemes:
         raise StorageError(f"the ledger cannot use {url.get_backend_name()} yet; give a path or sqlite:///PATH")
     if not url.database or url.database == ":memory:":
         raise StorageError("the ledger needs a file to outlive the server; give a path or sqlite:///PATH")
@@ -44,9 +38,10 @@ def ledger_path(location: str | Path) -> Path:
 
 def writer_engine(path: Path) -> Engine:
     """Return the engine of the one thread that writes: each transaction takes the write lock when it begins."""
-    url = URL.create("sqlite", database=str(path))
-    engine = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args=_connect_arguments())
-    _prepare(engine, _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
+    engine = create_engine(
+        SQLITE.address(path), poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args=_connect_arguments()
+    )
+    _prepare(engine, SQLITE.writer_pragmas, SQLITE.begin_writing)
     return engine
 
 
@@ -57,9 +52,9 @@ def reader_engine(path: Path, *, writes_nothing: bool = False) -> AsyncEngine:
     """
     url = URL.create("sqlite+aiosqlite", database=str(path))
     if writes_nothing:
-        url = url.set(database=path.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+        url = SQLITE.read_only_address(path, "sqlite+aiosqlite")
     engine = create_async_engine(url, connect_args=_connect_arguments())
-    _prepare(engine.sync_engine, _READER_PRAGMAS, "BEGIN")
+    _prepare(engine.sync_engine, SQLITE.reader_pragmas, SQLITE.begin_reading)
     return engine
 
 

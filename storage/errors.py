@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from protocol.errors import Conflict, FarmError, Unavailable
 from protocol.retry import RetryPolicy
+from storage.sqlite import SQLITE
 
 
 class StorageError(FarmError):
@@ -79,16 +80,7 @@ _DISK_SAYS = {
     errno.EPERM: "this user may not write there; change its owner or permissions",
 }
 
-_SQLITE_SAYS = {
-    "SQLITE_FULL": _DISK_SAYS[errno.ENOSPC],
-    "SQLITE_READONLY": "the file or its folder is read-only; make both writable",
-    "SQLITE_BUSY": "another program keeps it locked; stop that program and try again",
-    "SQLITE_LOCKED": "another program keeps it locked; stop that program and try again",
-    "SQLITE_CANTOPEN": "it cannot be opened; check that its folder exists and is writable",
-    "SQLITE_IOERR": "reading or writing its file failed; check the disk's health and free space",
-    "SQLITE_NOMEM": "the server is out of memory; free some and try again",
-}
-_SQLITE_DAMAGE = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
+_ADVICE: Final = SQLITE.advice | {result: _DISK_SAYS[number] for result, number in SQLITE.refusals.items()}
 
 
 @contextmanager
@@ -103,11 +95,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def ledger_error(path: Path, error: Exception) -> FarmError:
     """Say what a failure of the ledger at ``path`` means, whatever was asked of it."""
-    name = _sqlite_name(error)
-    if name in _SQLITE_DAMAGE:
+    name = _result(error)
+    if name in SQLITE.damage:
         said: FarmError = DamagedLedger(f"{path} is not an intact ledger ({_cause(error)}); restore it from a backup")
-    elif name in _SQLITE_SAYS:
-        said = Unavailable(f"cannot use the ledger {path}: {_SQLITE_SAYS[name]}")
+    elif name in _ADVICE:
+        said = Unavailable(f"cannot use the ledger {path}: {_ADVICE[name]}")
     else:
         said = StorageError(f"the ledger {path} failed ({_cause(error)}); run `farm-server doctor`")
     said.__cause__ = error
@@ -116,7 +108,7 @@ def ledger_error(path: Path, error: Exception) -> FarmError:
 
 def concerns_every_change(error: Exception) -> bool:
     """Whether the disk, a lock or damage is at fault, rather than the change that met it."""
-    return isinstance(error, OperationalError) or _sqlite_name(error) in _SQLITE_DAMAGE
+    return isinstance(error, OperationalError) or _result(error) in SQLITE.damage
 
 
 def write_error(error: Exception) -> FarmError:
@@ -134,7 +126,5 @@ def _cause(error: Exception) -> str:
     return f"{type(cause).__name__}: {cause}"
 
 
-def _sqlite_name(error: Exception) -> str:
-    """Return SQLite's primary result code by name: ``SQLITE_IOERR_FSYNC`` counts as ``SQLITE_IOERR``."""
-    cause = error.orig if isinstance(error, StatementError) else error
-    return "_".join(getattr(cause, "sqlite_errorname", "").split("_")[:2])
+def _result(error: Exception) -> str:
+    return SQLITE.result_code(error.orig if isinstance(error, StatementError) else error)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import tempfile
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import URL, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.records import Snapshot
@@ -17,9 +15,11 @@ from storage.engine import reader_engine
 from storage.errors import ledger_error
 from storage.file_digest import digest_of_file
 from storage.ledger import SqlLedger
+from storage.ledger_file import copy_ledger
 from storage.migrate import NEWEST, current_revision
 from storage.reads import Reads
 from storage.references import NEEDED
+from storage.sqlite import SQLITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,7 @@ def load_snapshot(ledger: Path) -> Snapshot:
         return asyncio.run(_load_unchanged(ledger))
     with tempfile.TemporaryDirectory(prefix="aifarm-ledger-") as folder:
         copy = Path(folder) / ledger.name
-        address = f"{ledger.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
-            old.backup(new)
+        copy_ledger(ledger, copy)
         return asyncio.run(_load_upgraded(copy))
 
 
@@ -57,7 +55,7 @@ def referenced_by(ledger: Path) -> frozenset[str]:
 
     Raises: Unavailable; DamagedLedger; StorageError.
     """
-    engine = create_engine(_read_only(ledger))
+    engine = create_engine(SQLITE.read_only_address(ledger))
     try:
         with engine.connect() as connection:
             return frozenset(str(row.digest) for row in connection.execute(NEEDED))
@@ -79,12 +77,8 @@ def inspect_blobs(ledger: Path, blobs: Path) -> Inspection:
     )
 
 
-def _read_only(ledger: Path) -> URL:
-    return URL.create("sqlite", database=ledger.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
-
-
 def _revision(ledger: Path) -> str | None:
-    engine = create_engine(_read_only(ledger))
+    engine = create_engine(SQLITE.read_only_address(ledger))
     try:
         with engine.connect() as connection:
             return current_revision(connection)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine, text
 
+from storage.engine import LOCK_WAIT_SECONDS
 from storage.ports.ledger import LedgerIdentity
+from storage.sqlite import SQLITE
 
 _ID_BYTES: Final = 16
-_LOCK_WAIT_SECONDS: Final = 5.0
 
 
 def begin_run(engine: Engine) -> LedgerIdentity:
@@ -35,21 +35,16 @@ def is_blank(path: Path) -> bool:
     if not path.exists():
         return True
     try:
-        with closing(_read_only(path)) as connection:
-            return not connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
-    except sqlite3.Error:
+        return SQLITE.is_blank(path, LOCK_WAIT_SECONDS)
+    except SQLITE.error:
         return False
 
 
 def identity_of(path: Path) -> LedgerIdentity | None:
     """Return what a ledger's file says it is, without changing it; None if it has no name (yet), or can't be read."""
     try:
-        with closing(_read_only(path)) as connection:
+        with closing(SQLITE.read_only(path, LOCK_WAIT_SECONDS)) as connection:
             row = connection.execute("SELECT ledger_id, starts FROM identity").fetchone()
-    except sqlite3.Error:
+    except SQLITE.error:
         return None
     return LedgerIdentity(*row) if row else None
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_SECONDS)

@@ -6,16 +6,16 @@ needs to write it. So SQLAlchemy says what the statement is and how each column'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Insert, Table
-from sqlalchemy.dialects import sqlite
 
 from coordinator.records import Entry, Record
 from protocol.tasks import BlobRef
 from storage.mapping import EVENTS, LOGS, MAPPERS, METRICS, Codec, Mapper
+from storage.sqlite import SQLITE
 from storage.tables import BlobRow, table_of
 
 Parameters = tuple[Any, ...]
@@ -24,7 +24,6 @@ _Make = Callable[[Any], Any]
 
 _APPENDED: Final = frozenset({EVENTS.table, METRICS.table, LOGS.table})
 _KEPT: Final = frozenset({table_of(BlobRow)})
-_DIALECT: Final = sqlite.dialect(paramstyle="qmark")
 
 
 class Saving:
@@ -33,7 +32,7 @@ class Saving:
     def __init__(self, mapper: Mapper[Any]) -> None:
         makes = _makes(mapper)
         columns = [*mapper.plain, *makes]
-        compiled = insert_statement(mapper.table).compile(dialect=_DIALECT, column_keys=columns)
+        compiled = insert_statement(mapper.table).compile(dialect=SQLITE.sql, column_keys=columns)
         self.statement = str(compiled)
         self._plain: Callable[[Any], Parameters] = attrgetter(*mapper.plain)
         self._makes = tuple(makes.values())
@@ -48,14 +47,9 @@ class Saving:
 
 def insert_statement(table: Table) -> Insert:
     """Return the statement that saves rows: feeds append, a blob reference is kept once, all else replaces."""
-    statement = sqlite.insert(table)
     if table in _APPENDED:
-        return statement
-    key = {column.name for column in table.primary_key}
-    if table in _KEPT:
-        return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
-    changes: Mapping[str, Any] = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in key}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+        return SQLITE.insert(table)
+    return SQLITE.insert_once(table) if table in _KEPT else SQLITE.upsert(table)
 
 
 def _makes(mapper: Mapper[Any]) -> dict[str, _Make]:
@@ -70,7 +64,7 @@ def _makes(mapper: Mapper[Any]) -> dict[str, _Make]:
 
 def _passing(table: Table, column: str) -> _Make:
     """Return how the database's driver is given a value of the column."""
-    processor: _Make | None = table.c[column].type.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+    processor: _Make | None = table.c[column].type.dialect_impl(SQLITE.sql).bind_processor(SQLITE.sql)
     return processor or _as_it_is
 
 

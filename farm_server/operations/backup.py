@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,6 +26,7 @@ from storage.engine import ledger_path
 from storage.errors import disk_errors
 from storage.file_digest import digest_of_file
 from storage.inspection import referenced_by
+from storage.ledger_file import copy_ledger
 
 _MANIFEST: Final = "backup.json"
 _LEDGER: Final = "farm.db"
@@ -142,26 +142,12 @@ def _copy_facts(ledger: Path, blobs: Path, target: Path) -> tuple[frozenset[str]
     A blob that was dropped between the two is not missed by a newer ledger: then the ledger is copied again.
     """
     for _ in range(_TRIES):
-        _copy_ledger(ledger, target / _LEDGER)
+        copy_ledger(ledger, target / _LEDGER)
         digests = referenced_by(target / _LEDGER)
         missing = _copy_blobs(blobs, target / "blobs", digests)
         if not missing:
             break
     return digests, missing
-
-
-def _copy_ledger(source: Path, target: Path) -> None:
-    """Copy the database by SQLite's own means: whole transactions only, while others write."""
-    target.unlink(missing_ok=True)
-    try:
-        address = f"{source.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True)) as old, closing(sqlite3.connect(target)) as new:
-            old.backup(new)
-            new.execute("PRAGMA journal_mode = DELETE")
-        with target.open("rb") as copied:
-            os.fsync(copied.fileno())
-    except sqlite3.Error as error:
-        raise Unavailable(f"the ledger {source} can't be copied: {error}; run `farm-server doctor`") from error
 
 
 def _copy_blobs(source: Path, target: Path, digests: Iterable[str]) -> list[str]:

@@ -9,7 +9,6 @@ import importlib
 import os
 import platform
 import shutil
-import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +24,11 @@ from protocol.errors import FarmError
 from protocol.wording import counted, sized
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
-from storage.errors import ledger_error
 from storage.inspection import Inspection, inspect_blobs, load_snapshot
+from storage.ledger_file import ledger_damage
 from storage.ledger_identity import is_blank
 from storage.owner import check_owner
+from storage.sqlite import SQLITE
 
 _PACKAGES = ("aifarm", "torch", "fastapi", "uvicorn", "websockets", "sqlmodel", "safetensors")
 _NAMED_AT_MOST = 3
@@ -103,15 +103,8 @@ def _ledger(settings: ServerSettings) -> str:
     check_owner(settings.data_dir / "blobs", path)
     if is_blank(path):
         return "none yet"
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
-    try:
-        verdict = str(connection.execute("PRAGMA integrity_check").fetchone()[0])
-    except sqlite3.Error as error:
-        raise ledger_error(path, error) from error
-    finally:
-        connection.close()
-    if verdict != "ok":
-        raise OSError(f"{path} is damaged: {' '.join(verdict.split())}; restore it from a backup")
+    if (damage := ledger_damage(path)) is not None:
+        raise OSError(f"{path} is damaged: {damage}; restore it from a backup")
     snapshot = load_snapshot(path)
     recovery.restore(snapshot)
     return f"{path}, intact, {counted(len(snapshot.tasks), 'task')}, {sized(path.stat().st_size)}"
@@ -173,7 +166,7 @@ def _port(settings: ServerSettings) -> str:
 def _versions(_settings: ServerSettings) -> str:
     importlib.import_module("torch")
     found = [f"{name} {version(name)}" for name in _PACKAGES]
-    return ", ".join([f"Python {platform.python_version()}", *found, f"SQLite {sqlite3.sqlite_version}"])
+    return ", ".join([f"Python {platform.python_version()}", *found, SQLITE.version])
 
 
 def _first_line(error: Exception) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
-from contextlib import closing
-from pathlib import Path
 
 from farm_server.environment.data_folder import DataFolder, is_locked
 from farm_server.environment.settings import ServerSettings
@@ -16,8 +13,8 @@ from protocol.errors import NotFound
 from protocol.rest import CollectedView
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
-from storage.errors import ledger_error
 from storage.ledger import SqlLedger
+from storage.ledger_file import shrink_ledger
 from storage.ledger_identity import is_blank
 from storage.owner import check_owner
 
@@ -35,7 +32,7 @@ def collect(settings: ServerSettings, *, dry_run: bool) -> CollectedView:
             raise NotFound(f"there is no ledger {path}; give the server's folder by --data-dir")
         cleaned = asyncio.run(_clean(settings, folder, dry_run=dry_run))
         if not dry_run:
-            _shrink(path)
+            shrink_ledger(path)
     finally:
         folder.unlock()
     return CollectedView(dry_run=dry_run, blobs=cleaned.blobs, bytes=cleaned.bytes, rows=cleaned.rows)
@@ -47,12 +44,3 @@ async def _clean(settings: ServerSettings, folder: DataFolder, *, dry_run: bool)
         return await Cleaner(ledger, FolderBlobStore(folder.blobs), settings).clean(time.time(), dry_run=dry_run)
     finally:
         await ledger.close()
-
-
-def _shrink(path: Path) -> None:
-    """Give the room of removed rows back to the disk."""
-    try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("VACUUM")
-    except sqlite3.Error as error:
-        raise ledger_error(path, error) from error
