@@ -78,7 +78,7 @@ async def test_a_defect_fails_the_attempt_of_its_task_and_no_other(server, monke
         await volunteer.ready()
         assign = await volunteer.accept()
         with monkeypatch.context() as patch:
-            patch.setattr("coordinator.results.commit", broken)
+            patch.setattr("coordinator.step_ends.commit", broken)
             await volunteer.deliver(assign, model.update())
             view = await ended(server.http, task_id)
         assert view["state"] == "failed"
