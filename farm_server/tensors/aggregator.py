@@ -241,6 +241,8 @@ class Aggregator:
         small = _small_blobs(version, written)
         self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
         delta = _delta(task.spec.recipe.weights_codec, before, written)
+        if delta is not None:  # a client that names it as its own update must not have it deleted
+            self._spooled.hold(delta.blob)
         opening = (command.task_id, command.round, command.attempt)
         self._outcomes.event(RoundAggregated(*opening, written.record, delta, command.durable))
 

@@ -71,8 +71,9 @@ class SpooledUpdates:
                 return
             del self._users[update.digest]
             wrapped = self._wrapped.pop(update.digest, None)
+            is_needed = wrapped is not None and self._users[wrapped] > 0
         self._delete(update.digest)
-        if wrapped is not None:
+        if wrapped is not None and not is_needed:
             self._delete(wrapped)
 
     def _delete(self, digest: str) -> None:

@@ -196,3 +196,19 @@ def test_a_round_that_diverges_is_not_committed_and_says_why(tmp_path):
         assert isinstance(event, AggregationFailed)
         assert "NaN" in event.message
         assert "learning rate" in event.message
+
+
+@pytest.mark.parametrize("bench", [(CodecSpec(name=CodecName.INT8),)], indirect=True)
+def test_a_client_that_names_a_difference_as_its_update_does_not_get_it_deleted(bench):
+    """It fits the layout and the codec; others are still to fetch it."""
+    delta = bench.next(0).delta.blob
+    plain = bench.blobs.put_bytes(unwrap_bytes(bench.blobs.read(delta.digest), largest_bytes(LAYOUT, CodecSpec())))
+    for named in (delta, plain):
+        bench.spooled.hold(named)
+    bench.spooled.unwrapped(delta, plain)
+    for named in (delta, plain):
+        bench.spooled.release(named)
+    assert not bench.blobs.has(plain.digest)
+    assert bench.blobs.has(delta.digest)
+    bench.spooled.release(delta)  # the coordinator drops it
+    assert not bench.blobs.has(delta.digest)
