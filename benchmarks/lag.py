@@ -25,7 +25,7 @@ from coordinator.commands import CommitRound, Fold, OpenRound
 from coordinator.events import Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.environment.clock import SteadyClock
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 from farm_server.tensors.aggregator import Aggregator
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
 from farm_server.tensors.spooled_updates import SpooledUpdates
@@ -127,7 +127,7 @@ async def _measure(folder: Path, params: int, updates: int) -> Lag:
     files = await asyncio.to_thread(_write_files, blobs, params)
     spooled, checkpoints, outcomes = SpooledUpdates(blobs), CheckpointStore(blobs), _Outcomes()
     spooled.hold(files.update)  # once more than it is folded: it stays
-    writer = CheckpointWriter(checkpoints, SteadyClock(), Room(folder, 0).claim)
+    writer = CheckpointWriter(checkpoints, SteadyClock(), DiskSpace(folder, 0).claim)
     aggregator = Aggregator(
         checkpoints=checkpoints,
         writer=writer,

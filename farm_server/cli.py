@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from farm_server.environment.data_folder import ServerInfo
 from farm_server.environment.settings import ServerSettings
 from farm_server.operations import running_server
-from farm_server.operations.room_lines import room_lines
 from farm_server.operations.setting_options import with_settings
 from protocol.errors import FarmError
-from protocol.rest import FarmView
+from protocol.rest import FarmView, RoomView
 from protocol.wording import counted, sized
 
+_TASKS_SHOWN: Final = 5
 app = typer.Typer(
     help="The farm's server: it hands out work, adds up what comes back, and keeps every task safe.",
     no_args_is_help=True,
@@ -106,7 +106,7 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         typer.echo(f"uploads: {view.uploads_open} under way, {view.uploads_waiting} wait for their turn")
     for line in _traffic_lines(view):
         typer.echo(line)
-    for line in room_lines(room):
+    for line in _disk_lines(room):
         typer.echo(line)
     if view.problem:
         typer.echo(f"NOT READY: {view.problem}")
@@ -197,6 +197,18 @@ def restore(
         _print_json({"data_dir": str(data_dir), **_counts(manifest.size_bytes, len(manifest.files), manifest.missing)})
         return
     typer.echo(f"{counted(len(manifest.files), 'file')}, {sized(manifest.size_bytes)}, are in {data_dir}")
+
+
+def _disk_lines(room: RoomView) -> Iterator[str]:
+    """Say how much is free, what is kept, and which tasks take most."""
+    yield f"disk: {sized(room.free_bytes)} free, the ledger has {sized(room.ledger_bytes)}"
+    yield f"kept: {room.policy}"
+    for task in room.tasks[:_TASKS_SHOWN]:
+        name = "".join(c if c.isprintable() else "?" for c in task.name)
+        takes = f"{sized(task.blob_bytes)} of blobs, {task.rows} rows of history"
+        yield f"  {task.task_id} {name} ({task.state}): {takes}"
+    if room.tasks:
+        yield "`farm rm TASK` removes a task that is over, `farm-server gc` what nothing needs"
 
 
 def _traffic_lines(view: FarmView) -> Iterator[str]:

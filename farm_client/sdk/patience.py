@@ -17,7 +17,7 @@ STEP_SECONDS: Final = 0.5
 T = TypeVar("T")
 
 
-class Clock(Protocol):
+class MonotonicClock(Protocol):
     """What the ``time`` module has of it."""
 
     def monotonic(self) -> float:
@@ -39,13 +39,13 @@ class Patience:
         self,
         seconds: float = 0.0,
         tell: Callable[[str], None] = lambda _: None,
-        clock: Clock | None = None,
+        clock: MonotonicClock | None = None,
         *,
         from_start: bool = False,
     ) -> None:
         self.seconds = seconds
         self._tell = tell
-        self._clock: Clock = clock or time
+        self._clock: MonotonicClock = clock or time
         self._has_begun = from_start
         self._is_suspended = False
         self._away_since: float | None = None

@@ -26,7 +26,7 @@ class _Client:
     is_told: bool = False
 
 
-class Twins:
+class CopiedHomes:
     """What is known of the runs of each client since the server's start. Pure: ``now`` is any clock's seconds."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from coordinator.commands import DropClient
 from coordinator.events import ClientConnected, ClientLost, ClientThrottled, Event, IdentityShared
 from farm_server.clients.reception import Reception
 from farm_server.clients.registry import Peer, Registry
-from farm_server.clients.report_interval import Pacer, ServerLoad, Tempo
+from farm_server.clients.report_interval import Pacer, ReportIntervals, ServerLoad
 from farm_server.clients.wire import Wire, WireLimits
 from farm_server.edge.admission import Admission
 from farm_server.environment.clock import Clock
@@ -88,16 +88,16 @@ class Gateway:
         load = ServerLoad(len(self._registry), self._registry.working(), lag_seconds, backlog)
         if not self._pacer.look(load, now):
             return
-        tempo = self._pacer.tempo
-        _log.info("clients are told another pace", reason=self._pacer.reason, **asdict(tempo))
+        intervals = self._pacer.intervals
+        _log.info("clients are told another pace", reason=self._pacer.reason, **asdict(intervals))
         for peer in self._registry:
             if peer.wire.session.may_send("pace") and not peer.wire.is_over:
-                peer.wire.send(Pace(**asdict(tempo)))
-                peer.change_pace(tempo, now)
+                peer.wire.send(Pace(**asdict(intervals)))
+                peer.change_pace(intervals, now)
 
     def pace_view(self) -> PaceView:
         """Return how often clients report now, and why."""
-        return PaceView(**asdict(self._pacer.tempo), reason=self._pacer.reason)
+        return PaceView(**asdict(self._pacer.intervals), reason=self._pacer.reason)
 
     async def drain(self, reason: str) -> None:
         """Ask every client to finish or hand back, wait a while for them to leave, and close the rest."""
@@ -153,9 +153,9 @@ class Gateway:
     def _admit(self, hello: Hello, wire: Wire) -> Peer | None:
         """Welcome a client, or refuse it with a fatal error."""
         try:
-            peer, secret_hash, replaced = self._registry.admit(hello, wire, self._clock.now(), self._pacer.tempo)
+            peer, secret_hash, replaced = self._registry.admit(hello, wire, self._clock.now(), self._pacer.intervals)
         except IdentityInUse as error:
-            self._tell_of_twins(hello.client_id, _TWINS)
+            self._tell_of_copies(hello.client_id, _TWINS)
             wire.session.fail(error)
             return None
         except FarmError as error:
@@ -168,7 +168,7 @@ class Gateway:
         _log.info("client joined", client=peer.name, client_id=peer.client_id, incarnation=peer.incarnation)
         self._post(ClientConnected(hello, secret_hash, peer.incarnation))
         if is_suspected:
-            self._tell_of_twins(peer.client_id, _PERHAPS_TWINS)
+            self._tell_of_copies(peer.client_id, _PERHAPS_TWINS)
         if self._draining is not None:
             wire.send(Drain(reason=self._draining))
         return peer
@@ -179,15 +179,15 @@ class Gateway:
         Returns whether this client is suspected of it, because that happened once too often.
         """
         now = self._clock.now()
-        answered = not former.wire.is_over and now - former.last_seen <= 2 * self._pacer.tempo.heartbeat_seconds
+        answered = not former.wire.is_over and now - former.last_seen <= 2 * self._pacer.intervals.heartbeat_seconds
         if former.wire.session.may_send("bye"):
             former.wire.send(Bye(reason="another connection of this client took its place", replaced=True))
         self._lose(former, "replaced by a newer connection of the same client")
-        return answered and self._registry.twins.replaced(former.client_id, now)
+        return answered and self._registry.copied_homes.replaced(former.client_id, now)
 
-    def _tell_of_twins(self, client_id: str, what: str) -> None:
+    def _tell_of_copies(self, client_id: str, what: str) -> None:
         """Say it once for each client: in the log, in the farm's events, and to the one that is connected."""
-        if not self._registry.twins.is_news(client_id):
+        if not self._registry.copied_homes.is_news(client_id):
             return
         _log.warning(what, client_id=client_id)
         for peer in self._registry:
@@ -203,7 +203,7 @@ class Gateway:
             server=self._settings.name,
             max_frame_bytes=self._settings.max_frame_bytes,
             inline_bytes=self._settings.inline_bytes,
-            **asdict(self._pacer.tempo),
+            **asdict(self._pacer.intervals),
         )
 
     async def _converse(self, peer: Peer) -> None:
@@ -237,6 +237,6 @@ class Gateway:
         self._post(ClientLost(peer.client_id, peer.incarnation, reason))
 
 
-def _usual_tempo(settings: ServerSettings) -> Tempo:
+def _usual_tempo(settings: ServerSettings) -> ReportIntervals:
     beat = settings.heartbeat_seconds
-    return Tempo(beat, PROGRESS_SECONDS, settings.lost_after_seconds, idle_heartbeat_seconds=beat)
+    return ReportIntervals(beat, PROGRESS_SECONDS, settings.lost_after_seconds, idle_heartbeat_seconds=beat)

@@ -11,8 +11,8 @@ from itertools import count
 
 from coordinator.allowance import Penalties
 from coordinator.records import ClientRecord
-from farm_server.clients.copied_homes import Twins
-from farm_server.clients.report_interval import Patience, Tempo
+from farm_server.clients.copied_homes import CopiedHomes
+from farm_server.clients.report_interval import ReportIntervals, SilenceLimit
 from farm_server.clients.wire import Wire
 from protocol.digests import digest_bytes
 from protocol.errors import IdentityInUse, Unauthorized, Unavailable
@@ -23,8 +23,8 @@ from protocol.messages import Hello
 class Peer:
     """One connected client. ``last_seen`` is when its last frame came, on the server's clock.
 
-    ``patience`` is how long it may be silent while it works, ``idle_patience`` while it ``is_idle``: it has said itself
-    that it holds nothing, and was offered nothing since.
+    ``silence_limit`` is how long it may be silent while it works, ``idle_silence_limit`` while it ``is_idle``: it has
+    said itself that it holds nothing, and was offered nothing since.
     """
 
     client_id: str
@@ -32,20 +32,20 @@ class Peer:
     name: str
     wire: Wire
     last_seen: float
-    patience: Patience
-    idle_patience: Patience
+    silence_limit: SilenceLimit
+    idle_silence_limit: SilenceLimit
     is_idle: bool = False
     looked_at_next: float = math.inf
     """When it is due to be looked at: see ``SilenceWatch``."""
 
     def longest_silence(self, now: float) -> float:
         """Return how long it may be silent now, in seconds."""
-        return (self.idle_patience if self.is_idle else self.patience).at(now)
+        return (self.idle_silence_limit if self.is_idle else self.silence_limit).at(now)
 
-    def change_pace(self, tempo: Tempo, now: float) -> None:
+    def change_pace(self, intervals: ReportIntervals, now: float) -> None:
         """Expect it to beat at another pace."""
-        self.patience.change(tempo.lost_after_seconds, now)
-        self.idle_patience.change(tempo.idle_lost_after_seconds, now)
+        self.silence_limit.change(intervals.lost_after_seconds, now)
+        self.idle_silence_limit.change(intervals.idle_lost_after_seconds, now)
 
 
 class SilenceWatch:
@@ -94,7 +94,7 @@ class Registry:
     def __init__(self, known: Iterable[ClientRecord], max_clients: int) -> None:
         self._identities = {c.client_id: _Identity(c.secret_hash, c.incarnation) for c in known}
         self._peers: dict[str, Peer] = {}
-        self.twins = Twins()
+        self.copied_homes = CopiedHomes()
         self._max_clients = max_clients
         self._penalties = Penalties()
         self._watch = SilenceWatch()
@@ -105,7 +105,7 @@ class Registry:
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers.values()))
 
-    def admit(self, hello: Hello, wire: Wire, now: float, tempo: Tempo) -> tuple[Peer, str, Peer | None]:
+    def admit(self, hello: Hello, wire: Wire, now: float, intervals: ReportIntervals) -> tuple[Peer, str, Peer | None]:
         """Return the new peer, its secret's hash, and the older connection that it replaces, if any.
 
         Raises: Unauthorized if another secret was shown for this client id before. IdentityInUse if another machine is
@@ -123,18 +123,25 @@ class Registry:
                 f"client {hello.client_id} sent more than a connection may; it can join again in {wait_seconds:.0f} s"
             )
         replaced = self._peers.get(hello.client_id)
-        if replaced is not None and not replaced.wire.is_over and self.twins.returns(hello.client_id, hello.run_id):
+        if (
+            replaced is not None
+            and not replaced.wire.is_over
+            and self.copied_homes.returns(hello.client_id, hello.run_id)
+        ):
             raise IdentityInUse
         if replaced is None and len(self._peers) >= self._max_clients:
             raise Unavailable(f"the farm is full: {self._max_clients} clients are connected; try again later")
         incarnation = known.incarnation + 1 if known else 1
         self._identities[hello.client_id] = _Identity(secret_hash, incarnation)
         name = hello.name or hello.resources.hostname or hello.client_id[:8]
-        patience, idle_patience = Patience(tempo.lost_after_seconds), Patience(tempo.idle_lost_after_seconds)
-        peer = Peer(hello.client_id, incarnation, name, wire, now, patience, idle_patience)
+        silence_limit, idle_silence_limit = (
+            SilenceLimit(intervals.lost_after_seconds),
+            SilenceLimit(intervals.idle_lost_after_seconds),
+        )
+        peer = Peer(hello.client_id, incarnation, name, wire, now, silence_limit, idle_silence_limit)
         self._peers[hello.client_id] = peer
         self._watch.expect(peer, now)
-        self.twins.joined(hello.client_id, hello.run_id)
+        self.copied_homes.joined(hello.client_id, hello.run_id)
         return peer, secret_hash, replaced
 
     def punish(self, client_id: str, now: float) -> None:

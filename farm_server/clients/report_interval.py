@@ -28,7 +28,7 @@ _WORTH_A_MESSAGE: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Tempo:
+class ReportIntervals:
     """The intervals of heartbeats and of progress, and after how long a silent client is lost.
 
     ``idle_heartbeat_seconds``: of clients that hold no assignment.
@@ -44,7 +44,7 @@ class Tempo:
         """Return after how long a silent client without work is lost: as many beats may fail to come."""
         return self.lost_after_seconds + 2 * (self.idle_heartbeat_seconds - self.heartbeat_seconds)
 
-    def slowed(self, factor: float, idle_factor: float = 1.0) -> Tempo:
+    def slowed(self, factor: float, idle_factor: float = 1.0) -> ReportIntervals:
         """Return it with longer intervals.
 
         A client is lost when two more beats fail to come than at the usual pace: what a network may swallow does not
@@ -52,7 +52,7 @@ class Tempo:
         """
         longest = max(MAX_PACE_SECONDS, self.heartbeat_seconds)
         heartbeat = min(self.heartbeat_seconds * factor, longest)
-        return Tempo(
+        return ReportIntervals(
             heartbeat,
             self.progress_seconds * factor,
             self.lost_after_seconds + 2 * (heartbeat - self.heartbeat_seconds),
@@ -114,25 +114,25 @@ class _Damped:
 class Pacer:
     """Slows down at once, quickens by halves after a calm, and leaves small differences alone."""
 
-    def __init__(self, usual: Tempo) -> None:
+    def __init__(self, usual: ReportIntervals) -> None:
         self._usual = usual
         self._slowdown = _Damped()
         self._idle_slowdown = _Damped()
         self._lag_seconds = 0.0
         self._looked_at: float | None = None
-        self.tempo = usual
+        self.intervals = usual
         self.reason = "nothing is too much"
 
     def look(self, load: ServerLoad, now: float) -> bool:
-        """Take notice of the load; return whether ``tempo`` has changed."""
+        """Take notice of the load; return whether ``intervals`` has changed."""
         self._remember_lag(load.lag_seconds, now)
         heartbeat_seconds = self._usual.heartbeat_seconds
         wanted = slowdown(replace(load, lag_seconds=self._lag_seconds), heartbeat_seconds)
         if self._slowdown.follow(wanted.value, now):
             self.reason = wanted.reason
         self._idle_slowdown.follow(idle_slowdown(load.clients, heartbeat_seconds), now)
-        former, self.tempo = self.tempo, self._usual.slowed(self._slowdown.value, self._idle_slowdown.value)
-        return self.tempo != former
+        former, self.intervals = self.intervals, self._usual.slowed(self._slowdown.value, self._idle_slowdown.value)
+        return self.intervals != former
 
     def _remember_lag(self, lag_seconds: float, now: float) -> None:
         """Keep a moving average: one late tick is no load."""
@@ -142,7 +142,7 @@ class Pacer:
         self._looked_at = now
 
 
-class Patience:
+class SilenceLimit:
     """How long one client may be silent. A client that is told to beat more often has not heard of it at once."""
 
     def __init__(self, seconds: float) -> None:

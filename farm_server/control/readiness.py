@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from coordinator.events import Event, ServerShort
 from farm_server.control.journal import Journal
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 
 Reason = Callable[[], str | None]
 """Says why something is not as it should be, or returns None."""
@@ -15,9 +15,9 @@ Reason = Callable[[], str | None]
 class Readiness:
     """``stalled``: what the aggregator waits for. ``troubles``: what only a watch should know."""
 
-    def __init__(self, journal: Journal, room: Room, stalled: Reason, *troubles: Reason) -> None:
+    def __init__(self, journal: Journal, disk_space: DiskSpace, stalled: Reason, *troubles: Reason) -> None:
         self._journal = journal
-        self._room = room
+        self._disk_space = disk_space
         self._stalled = stalled
         self._troubles = troubles
         self._draining = False
@@ -35,7 +35,7 @@ class Readiness:
 
     def short_of(self) -> str | None:
         """Say what the data folder's disk refuses now, or return None."""
-        return self._journal.failure or self._stalled() or self._room.lacks()
+        return self._journal.failure or self._stalled() or self._disk_space.lacks()
 
     def problem(self) -> str | None:
         """Say what a watch should know: all of ``not_ready``, and the troubles."""
@@ -43,7 +43,7 @@ class Readiness:
 
     def tell(self, post: Callable[[Event], None]) -> None:
         """Let people who ask what a task waits for hear that it is the server, when that begins and when it ends."""
-        lacks = self.short_of() or self._room.refused()
+        lacks = self.short_of() or self._disk_space.refused()
         if (lacks is None) is not (self._told is None):
             self._told = lacks
             post(ServerShort(lacks))

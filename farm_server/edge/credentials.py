@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Final
 
 from farm_server.edge.refusal import Refusal
-from farm_server.environment.tokens import Role, Tokens
+from farm_server.environment.tokens import TokenRole, Tokens
 from protocol.errors import Unauthorized
 
 Headers = list[tuple[bytes, bytes]]
@@ -19,7 +19,7 @@ def header(headers: Headers, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
-def token_refusal(tokens: Tokens, least: Role, headers: Headers) -> Refusal | None:
+def token_refusal(tokens: Tokens, least: TokenRole, headers: Headers) -> Refusal | None:
     """Say why a request may not do what ``least`` may, if so."""
     try:
         tokens.require(least, header(headers, b"authorization"))
@@ -32,4 +32,4 @@ def upgrade_refusal(tokens: Tokens, path: str, headers: Headers) -> Refusal | No
     """Say why a WebSocket may not be opened, if so: there is one, and it needs a token."""
     if path != WEBSOCKET:
         return Refusal(HTTPStatus.NOT_FOUND, "not_found", f"there is no WebSocket here; dial {WEBSOCKET}")
-    return token_refusal(tokens, Role.VOLUNTEER, headers)
+    return token_refusal(tokens, TokenRole.VOLUNTEER, headers)

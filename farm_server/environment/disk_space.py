@@ -53,7 +53,7 @@ class Promise:
         return self._left_bytes if self._rate.is_kept(self._now()) else 0
 
 
-class Room:
+class DiskSpace:
     """Watches one folder. Safe on any thread; each question is one system call."""
 
     def __init__(self, folder: Path, min_free_bytes: int, now: Callable[[], float] = time.monotonic) -> None:

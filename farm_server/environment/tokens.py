@@ -15,7 +15,7 @@ from protocol.errors import Unauthorized
 _TOKEN_BYTES = 18
 
 
-class Role(StrEnum):
+class TokenRole(StrEnum):
     """What a token lets its bearer do."""
 
     VOLUNTEER = "volunteer"
@@ -31,21 +31,21 @@ class Tokens:
     join: str
     farm: str
 
-    def role_of(self, authorization: str | None) -> Role:
+    def role_of(self, authorization: str | None) -> TokenRole:
         """Return what an ``Authorization`` header entitles to.
 
         Raises: Unauthorized if it is missing, malformed or names no token of this farm.
         """
         token = presented_token(authorization)
         if hmac.compare_digest(token, self.farm.encode()):
-            return Role.RESEARCHER
+            return TokenRole.RESEARCHER
         if hmac.compare_digest(token, self.join.encode()):
-            return Role.VOLUNTEER
+            return TokenRole.VOLUNTEER
         raise Unauthorized("the token is not one of this farm's; copy the address that `farm-server up` printed")
 
-    def require(self, least: Role, authorization: str | None) -> None:
+    def require(self, least: TokenRole, authorization: str | None) -> None:
         """Let through who may do what ``least`` may. Raises: Unauthorized."""
-        if self.role_of(authorization) is Role.VOLUNTEER and least is Role.RESEARCHER:
+        if self.role_of(authorization) is TokenRole.VOLUNTEER and least is TokenRole.RESEARCHER:
             raise Unauthorized(
                 "this needs the farm token, not the join token; use the http:// address of `farm-server up`"
             )

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from farm_server.clients.directory import ClientDirectory
-from farm_server.environment.tokens import Role, Tokens
+from farm_server.environment.tokens import TokenRole, Tokens
 from farm_server.housekeeping.disk_usage import DiskUsage
 from farm_server.http.bulk import Traffic
 from farm_server.http.callers import Callers
@@ -91,12 +91,12 @@ TokensDep = Annotated[Tokens, Depends(_tokens)]
 
 def require_any_token(request: Request, tokens: TokensDep) -> None:
     """Let volunteers and researchers in. Raises: Unauthorized."""
-    tokens.require(Role.VOLUNTEER, request.headers.get("authorization"))
+    tokens.require(TokenRole.VOLUNTEER, request.headers.get("authorization"))
 
 
 def require_farm_token(request: Request, tokens: TokensDep) -> None:
     """Let researchers and operators in. Raises: Unauthorized."""
-    tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
+    tokens.require(TokenRole.RESEARCHER, request.headers.get("authorization"))
 
 
 ANY_TOKEN = [Depends(_documented), Depends(require_any_token)]

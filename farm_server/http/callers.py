@@ -7,7 +7,7 @@ from typing import Final
 
 from fastapi import Request
 
-from farm_server.environment.tokens import Role, Tokens
+from farm_server.environment.tokens import TokenRole, Tokens
 
 CLIENT_HEADER: Final = "x-farm-client"
 _MAX_CLIENT_CHARS: Final = 64
@@ -34,7 +34,7 @@ class Callers:
 
     def is_researcher(self, request: Request) -> bool:
         """Whether the request has the farm token."""
-        return self._tokens.role_of(request.headers.get("authorization")) is Role.RESEARCHER
+        return self._tokens.role_of(request.headers.get("authorization")) is TokenRole.RESEARCHER
 
     def owner_of(self, request: Request) -> str | None:
         """Return whose unused blob a request brings: a volunteer's, or None for a researcher's."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from farm_server.http.access import FARM_TOKEN, FeedsDep
 from farm_server.http.listing import listing
-from farm_server.tasks.feeds import Part
+from farm_server.tasks.feeds import FeedPart
 from protocol.bounds import Natural
 from protocol.rest import EventView, LogView, MetricView
 
@@ -27,12 +27,12 @@ class Page(BaseModel):
     limit: int = Field(default=1000, ge=1, le=_LARGEST_PAGE)
 
 
-def get_part(page: Annotated[Page, Query()]) -> Part:
+def get_part(page: Annotated[Page, Query()]) -> FeedPart:
     """Return the part that the query asks for."""
-    return Part(page.after, page.limit, page.wait)
+    return FeedPart(page.after, page.limit, page.wait)
 
 
-PartDep = Annotated[Part, Depends(get_part)]
+PartDep = Annotated[FeedPart, Depends(get_part)]
 
 
 @router.get("/events", summary="What happened on the farm, oldest first", response_model=list[EventView])

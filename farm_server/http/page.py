@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from farm_server.environment.tokens import Role, Tokens
+from farm_server.environment.tokens import TokenRole, Tokens
 from farm_server.http.access import TokensDep
 from farm_server.http.page_view import HEADERS, PageView
 from protocol.errors import Unauthorized
@@ -43,7 +43,7 @@ async def login(request: Request, tokens: TokensDep) -> Response:
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token = form.get("token", [""])[0].strip()
     try:
-        tokens.require(Role.RESEARCHER, f"Bearer {token}")
+        tokens.require(TokenRole.RESEARCHER, f"Bearer {token}")
     except Unauthorized:
         refused = "That is not this farm's farm token; `farm-server status` prints it, in FARM_URL before the @."
         return HTMLResponse(await _view(request).guest(refused), HTTPStatus.UNAUTHORIZED, HEADERS)
@@ -68,7 +68,7 @@ def _view(request: Request) -> PageView:
 
 def _has_token(request: Request, tokens: Tokens) -> bool:
     try:
-        tokens.require(Role.RESEARCHER, request.headers.get("authorization"))
+        tokens.require(TokenRole.RESEARCHER, request.headers.get("authorization"))
     except Unauthorized:
         return False
     return True

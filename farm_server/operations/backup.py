@@ -48,7 +48,7 @@ class Copied(Frozen):
         return not self.name.startswith("blobs/") or self.name.endswith(self.digest)
 
 
-class Manifest(Frozen):
+class BackupManifest(Frozen):
     """``backup.json``: a folder without it is no backup, for it was not finished."""
 
     format: Literal["aifarm-backup-1"] = "aifarm-backup-1"
@@ -62,7 +62,7 @@ class Manifest(Frozen):
         return sum(file.size_bytes for file in self.files)
 
 
-def back_up(settings: ServerSettings, target: Path) -> Manifest:
+def back_up(settings: ServerSettings, target: Path) -> BackupManifest:
     """Copy the data folder into ``target``; it may be in use meanwhile. Durable on return.
 
     Raises: Conflict if the target is not empty; NotFound without a ledger; Unavailable if a disk refuses.
@@ -80,13 +80,13 @@ def back_up(settings: ServerSettings, target: Path) -> Manifest:
         files = [_described(target, name) for name in held]
         missing += [Path(file.name).name for file in files if not file.is_intact]
         _drop_others(target / "blobs", digests - set(missing))
-        manifest = Manifest(files=tuple(file for file in files if file.is_intact), missing=tuple(missing))
+        manifest = BackupManifest(files=tuple(file for file in files if file.is_intact), missing=tuple(missing))
         _write_durably(target / _MANIFEST, manifest.model_dump_json(indent=1).encode())
         _sync_folders(target)
     return manifest
 
 
-def restore(source: Path, data_dir: Path) -> Manifest:
+def restore(source: Path, data_dir: Path) -> BackupManifest:
     """Check every file of a backup against its digest, then load it into a new data folder. Durable on return.
 
     Raises: NotFound if ``source`` holds no finished backup; DigestMismatch naming a damaged file; Conflict if
@@ -107,9 +107,9 @@ def restore(source: Path, data_dir: Path) -> Manifest:
     return manifest
 
 
-def _read_manifest(source: Path) -> Manifest:
+def _read_manifest(source: Path) -> BackupManifest:
     try:
-        return Manifest.model_validate_json((source / _MANIFEST).read_bytes())
+        return BackupManifest.model_validate_json((source / _MANIFEST).read_bytes())
     except OSError as error:
         raise NotFound(f"{source} holds no finished backup: {_MANIFEST}: {error.strerror}") from error
     except ValidationError as error:

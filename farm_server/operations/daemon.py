@@ -18,15 +18,18 @@ from farm_server.edge.serving import Serving
 from farm_server.environment import faults
 from farm_server.environment.data_folder import DataFolder, ServerInfo
 from farm_server.environment.settings import ServerSettings
-from farm_server.farm import Farm
 from farm_server.http.app import create_app
+from farm_server.server import FarmServer
 from protocol.errors import FarmError
 
 _log = structlog.get_logger(__name__)
 
 
 def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new_ledger: bool = False) -> None:
-    """Run a server until it is told to stop. ``new_ledger``: see ``Farm.open``. Raises: FarmError if it can't start."""
+    """Run a server until it is told to stop. Raises: FarmError if it can't start.
+
+    ``new_ledger``: see ``FarmServer.open``.
+    """
     faults.arm()
     raise_file_limit()
     folder = DataFolder(settings.data_dir)
@@ -34,14 +37,14 @@ def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new
     try:
         listener = bind_kept(settings.host, settings.port, folder.kept_port)
         try:
-            uvloop.run(Daemon(settings, folder, listener, on_ready, new_ledger=new_ledger).live())
+            uvloop.run(ServerDaemon(settings, folder, listener, on_ready, new_ledger=new_ledger).live())
         finally:
             listener.close()
     finally:
         folder.unlock()
 
 
-class Daemon:
+class ServerDaemon:
     """One server in a locked folder, on a bound socket."""
 
     def __init__(
@@ -58,14 +61,14 @@ class Daemon:
         self._listener = listener
         self._on_ready = on_ready
         self._new_ledger = new_ledger
-        self._farm: Farm | None = None
+        self._farm: FarmServer | None = None
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
     async def live(self) -> None:
         """Start up, serve until a signal, shut down."""
         with self._signals():
-            farm = self._farm = await Farm.open(self._settings, self._folder, new_ledger=self._new_ledger)
+            farm = self._farm = await FarmServer.open(self._settings, self._folder, new_ledger=self._new_ledger)
             try:
                 serving = await self._startup(farm)
                 await self._serve(serving)
@@ -73,7 +76,7 @@ class Daemon:
             finally:
                 await farm.close()
 
-    async def _startup(self, farm: Farm) -> Serving:
+    async def _startup(self, farm: FarmServer) -> Serving:
         farm.start()
         serving = Serving(create_app(farm.services), self._listener, self._settings)
         await serving.ready()
@@ -89,7 +92,7 @@ class Daemon:
         self._on_ready(info)
         return serving
 
-    async def _warm(self, farm: Farm) -> None:
+    async def _warm(self, farm: FarmServer) -> None:
         """Wait until the server can train, or is told to stop; clients come back meanwhile. Raises: Unavailable."""
         warm, stopped = asyncio.create_task(farm.warm()), asyncio.create_task(self._stop.wait())
         await asyncio.wait({warm, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +107,7 @@ class Daemon:
         await asyncio.wait({stopped, serving.task}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
 
-    async def _shutdown(self, farm: Farm, serving: Serving) -> None:
+    async def _shutdown(self, farm: FarmServer, serving: Serving) -> None:
         _log.info("draining; a second Ctrl-C stops at once")
         draining = asyncio.create_task(farm.drain("the server is going down"))
         forced = asyncio.create_task(self._force.wait())

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FeedPart:
     """Of a feed: at most ``limit`` entries numbered above ``after``; wait so long for the first one."""
 
     after: int
@@ -33,18 +33,18 @@ class Feeds:
         self._bus = bus
         self._tasks = tasks
 
-    async def farm_events(self, part: Part) -> list[EventView]:
+    async def farm_events(self, part: FeedPart) -> list[EventView]:
         """Return what happened on the farm."""
         found = await self._follow(FARM_TOPIC, part, lambda after, limit: self._ledger.events(None, after, limit))
         return [_event(n) for n in found]
 
-    async def events(self, task_id: str, part: Part) -> list[EventView]:
+    async def events(self, task_id: str, part: FeedPart) -> list[EventView]:
         """Return what happened to the task."""
         self._tasks.at_once(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.events(task_id, after, limit))
         return [_event(n) for n in found]
 
-    async def logs(self, task_id: str, part: Part) -> list[LogView]:
+    async def logs(self, task_id: str, part: FeedPart) -> list[LogView]:
         """Return the lines that the researcher's code printed, on every client."""
         self._tasks.at_once(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.logs(task_id, after, limit))
@@ -61,7 +61,7 @@ class Feeds:
             for n in found
         ]
 
-    async def metrics(self, task_id: str, part: Part) -> list[MetricView]:
+    async def metrics(self, task_id: str, part: FeedPart) -> list[MetricView]:
         """Return measured values: of rounds, of evaluations, and those that the code logs."""
         self._tasks.at_once(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.metrics(task_id, after, limit))
@@ -79,7 +79,7 @@ class Feeds:
             for n in found
         ]
 
-    async def _follow(self, topic: str, part: Part, read: Callable[[int, int], Awaitable[list[_T]]]) -> list[_T]:
+    async def _follow(self, topic: str, part: FeedPart, read: Callable[[int, int], Awaitable[list[_T]]]) -> list[_T]:
         """Read the part; while it is empty wait for news of the topic, as long as the part allows."""
         deadline = asyncio.get_running_loop().time() + part.wait_seconds
         while True:

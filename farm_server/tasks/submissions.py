@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 from coordinator.events import Event, TaskSubmitted
+from coordinator.offers import brief
 from coordinator.records import TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
-from farm_server.tasks.sendable import check_sendable
 from farm_server.tensors.layouts import Layouts, layout_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.transfers.inline_blobs import InlineBlobs
 from protocol.contradictions import contradiction
 from protocol.encoded import stored_tensors
-from protocol.errors import Conflict, InvalidTask, TensorError, Unavailable
+from protocol.errors import Conflict, FarmError, InvalidTask, TensorError, Unavailable
 from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
@@ -28,6 +28,7 @@ from storage.ports.ledger import Ledger
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 8
 _NAMED_AT_MOST = 5
+_ANY_ID: Final = "a" * _ID_LENGTH
 _SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes"}
 
 
@@ -152,3 +153,19 @@ def _references(spec: TaskSpec) -> Iterator[BlobRef]:
     for shard in spec.dataset.shards:
         if shard.blob is not None:
             yield shard.blob
+
+
+def check_sendable(spec: TaskSpec) -> None:
+    """Write the specification as clients, the ledger and researchers will get it. Raises: InvalidTask if that fails.
+
+    What can't be packed would throw out each client that is offered it.
+
+    The shards are left out: there may be very many of them, and they hold nothing but bounded numbers and digests.
+    """
+    try:
+        pack_map(brief(_ANY_ID, spec).model_dump())
+        spec.model_dump_json(exclude={"dataset"})
+    except FarmError as error:
+        raise InvalidTask(f"no client could be told of this task: {error.message}") from error
+    except ValueError as error:  # pydantic's error for what can't be written is one
+        raise InvalidTask(f"this task can't be written as JSON: {error}") from error

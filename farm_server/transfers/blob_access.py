@@ -9,9 +9,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
-from farm_server.environment.disk_space import Promise, Room
+from farm_server.environment.disk_space import DiskSpace, Promise
 from farm_server.transfers.inline_blobs import InlineBlobs
-from farm_server.transfers.unreferenced_blobs import Hoards
+from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
 from protocol.errors import Unavailable
 from storage.errors import BlobTooLarge
 from storage.ports.blob_store import BlobStore
@@ -27,16 +27,16 @@ class BlobAccess:
         self,
         blobs: BlobStore,
         inline: InlineBlobs,
-        room: Room,
-        hoards: Hoards,
+        disk_space: DiskSpace,
+        unreferenced: UnreferencedBlobs,
         *,
         refuses: Callable[[], str | None],
         max_blob_bytes: int,
     ) -> None:
         self._blobs = blobs
         self._inline = inline
-        self._room = room
-        self._hoards = hoards
+        self._disk_space = disk_space
+        self._unreferenced = unreferenced
         self._refuses = refuses
         self._max_blob_bytes = max_blob_bytes
 
@@ -60,10 +60,10 @@ class BlobAccess:
         if announced_bytes is not None and announced_bytes > self._max_blob_bytes:
             limit = self._max_blob_bytes
             raise BlobTooLarge(f"the blob is larger than the {limit} bytes that are allowed; send a smaller one")
-        await self._hoards.make_room(announced_bytes or 0)
+        await self._unreferenced.make_room(announced_bytes or 0)
         if (reason := self._refuses()) is not None:
             raise Unavailable(reason)
-        with self._room.promised(announced_bytes) as promise:
+        with self._disk_space.promised(announced_bytes) as promise:
             async with body as chunks:
                 if await asyncio.to_thread(self._blobs.renew, digest):
                     async for chunk in chunks:
@@ -75,11 +75,11 @@ class BlobAccess:
 
     async def stored_by(self, owner: str | None, digest: str, size_bytes: int) -> None:
         """Note whose a new blob is, until something refers to it; None: a researcher's. Others' may have to go."""
-        await self._hoards.stored(owner, digest, size_bytes)
+        await self._unreferenced.stored(owner, digest, size_bytes)
 
     def used(self, digests: Iterable[str]) -> None:
         """Note that somebody relies on blobs that were here."""
-        self._hoards.used(digests)
+        self._unreferenced.used(digests)
 
 
 async def _kept(chunks: AsyncIterator[bytes], promise: Promise) -> AsyncIterator[bytes]:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 from storage.ports.blob_store import BlobStore
 
 _SHARE: Final = 1 / 8
@@ -110,15 +110,15 @@ class UnusedBlobs:
         return chosen if missing_bytes <= 0 else []
 
 
-class Hoards:
+class UnreferencedBlobs:
     """Keeps the book, and removes what must go. On the event loop."""
 
     def __init__(
-        self, blobs: BlobStore, references: References, room: Room, now: Callable[[], float] = time.monotonic
+        self, blobs: BlobStore, references: References, disk_space: DiskSpace, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._blobs = blobs
         self._references = references
-        self._room = room
+        self._disk_space = disk_space
         self._now = now
         self._began_at = time.time()
         self._unused = UnusedBlobs()
@@ -134,7 +134,7 @@ class Hoards:
             self._unused.used(digest)
             return
         self._unused.stored(owner, digest, size_bytes, self._now())
-        most_bytes = int(_SHARE * (self._room.spare_bytes() + self._unused.bytes_of(owner)))
+        most_bytes = int(_SHARE * (self._disk_space.spare_bytes() + self._unused.bytes_of(owner)))
         await self._remove(self._unused.surplus(owner, most_bytes), f"{owner} stored more than its share")
 
     async def find_strays(self) -> None:
@@ -150,7 +150,9 @@ class Hoards:
 
     async def make_room(self, size_bytes: int = 0) -> None:
         """See, as far as unused blobs can give way, that so many bytes may be taken in."""
-        missing_bytes = 0 if self._room.lacks(size_bytes) is None else size_bytes - self._room.spare_bytes() + 1
+        missing_bytes = (
+            0 if self._disk_space.lacks(size_bytes) is None else size_bytes - self._disk_space.spare_bytes() + 1
+        )
         while digests := self._unused.to_make_room(missing_bytes, self._now()):
             missing_bytes -= await self._remove(digests, "the disk is short")
 

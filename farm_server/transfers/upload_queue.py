@@ -21,7 +21,7 @@ FORGET_SECONDS: Final = 3 * _LONGEST_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class UploadTurn:
     """``ahead`` counts the uploads that are before this one, those under way included; 0 if it may begin."""
 
     granted: bool
@@ -58,7 +58,7 @@ class Waiting:
     reason: str
 
 
-class UploadDesk:
+class UploadQueue:
     """Grants credits, first come first served, in turns between clients: many uploads of one do not hold up another.
 
     ``capacity`` is how many credits there are. ``now`` is in seconds and never runs backwards.
@@ -79,22 +79,22 @@ class UploadDesk:
         self._held: dict[str, _Held] = {}
         self._tickets: dict[str, _Ticket] = {}
 
-    def ask(self, upload: str, client: str, now: float) -> Decision[Turn]:
+    def ask(self, upload: str, client: str, now: float) -> Decision[UploadTurn]:
         """Give a credit to the upload if it holds one or its turn has come; else its place, and the reason."""
         self.expire(now)
         if (held := self._held.get(upload)) is not None:
             self._held[upload] = replace(held, clients=_with(held.clients, client), progress_at=now)
-            return Decision(Turn(granted=True))
+            return Decision(UploadTurn(granted=True))
         ticket = self._tickets.get(upload) or _Ticket((), now, now)
         self._tickets[upload] = replace(ticket, clients=_with(ticket.clients, client), asked_at=now)
         place = self._queue().index(upload)
         if place < self._capacity - len(self._held):
             rate = LeastRate(self._least_bytes_per_second, self._idle_seconds, now)
             self._held[upload] = _Held(self._tickets.pop(upload).clients, now, rate)
-            return Decision(Turn(granted=True))
+            return Decision(UploadTurn(granted=True))
         ahead = len(self._held) + place
         retry_seconds = min(_NEXT_SECONDS * (place + 1), _LONGEST_SECONDS)
-        return Decision(Turn(granted=False, ahead=ahead, retry_seconds=retry_seconds), self._reason(ahead))
+        return Decision(UploadTurn(granted=False, ahead=ahead, retry_seconds=retry_seconds), self._reason(ahead))
 
     def progress(self, upload: str, now: float, size_bytes: int = 0) -> bool:
         """Note that bytes came; false if the upload holds no credit (any more), and must ask first."""

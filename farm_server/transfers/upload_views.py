@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from farm_server.transfers.upload_queue import UploadDesk, Waiting
+from farm_server.transfers.upload_queue import UploadQueue, Waiting
 from protocol.rest import UploadView
 from storage.partial_blob import PartialBlob, parse_name
 
@@ -14,7 +14,7 @@ from storage.partial_blob import PartialBlob, parse_name
 class _Eye:
     """What the states of all uploads depend on."""
 
-    desk: UploadDesk
+    queue: UploadQueue
     idle_seconds: float
     now: float
 
@@ -23,7 +23,7 @@ class _Eye:
             return "checking"
         if waiting is not None:
             return "waiting"
-        is_active = self.desk.clients_of(partial.name) or partial.idle_seconds(self.now) <= self.idle_seconds
+        is_active = self.queue.clients_of(partial.name) or partial.idle_seconds(self.now) <= self.idle_seconds
         return "receiving" if is_active else "interrupted"
 
     def begun(self, partial: PartialBlob, waiting: Waiting | None) -> UploadView:
@@ -32,7 +32,7 @@ class _Eye:
             size_bytes=partial.size_bytes,
             received_bytes=partial.received_bytes,
             state=self.state_of(partial, waiting),
-            clients=waiting.clients if waiting is not None else self.desk.clients_of(partial.name),
+            clients=waiting.clients if waiting is not None else self.queue.clients_of(partial.name),
             idle_seconds=partial.idle_seconds(self.now),
             ahead=waiting.ahead if waiting is not None else 0,
             reason=waiting.reason if waiting is not None else "",
@@ -53,10 +53,10 @@ class _Eye:
 
 
 def upload_views(
-    partials: Iterable[PartialBlob], desk: UploadDesk, idle_seconds: float, now: float
+    partials: Iterable[PartialBlob], queue: UploadQueue, idle_seconds: float, now: float
 ) -> list[UploadView]:
     """Return those of which bytes are here, then those that only wait. ``now`` is in Unix seconds."""
-    eye = _Eye(desk, idle_seconds, now)
-    waiting = {w.upload: w for w in desk.waiting()}
+    eye = _Eye(queue, idle_seconds, now)
+    waiting = {w.upload: w for w in queue.waiting()}
     begun = [eye.begun(partial, waiting.pop(partial.name, None)) for partial in partials]
     return [*begun, *map(eye.not_begun, waiting.values())]

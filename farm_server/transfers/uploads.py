@@ -14,10 +14,10 @@ from typing import Final
 import structlog
 
 from farm_server.environment.clock import Clock
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 from farm_server.environment.settings import ServerSettings
 from farm_server.observability.telemetry import Telemetry
-from farm_server.transfers.upload_queue import UploadDesk
+from farm_server.transfers.upload_queue import UploadQueue
 from farm_server.transfers.upload_views import upload_views
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
@@ -51,7 +51,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class UploadPlaces:
+class UploadTarget:
     """Where uploads go.
 
     ``refuses`` says why the farm takes nothing now, if so; ``make_room`` lets unused blobs give way to so many bytes.
@@ -59,7 +59,7 @@ class UploadPlaces:
 
     folder: UploadFolder
     blobs: BlobStore
-    room: Room
+    disk_space: DiskSpace
     refuses: Callable[[], str | None]
     make_room: Callable[[int], Awaitable[None]]
 
@@ -68,17 +68,17 @@ class Uploads:
     """All uploads of one farm, but for those in one request. Use it from the event loop."""
 
     def __init__(
-        self, places: UploadPlaces, settings: ServerSettings, clock: Clock, bus: Bus, telemetry: Telemetry
+        self, target: UploadTarget, settings: ServerSettings, clock: Clock, bus: Bus, telemetry: Telemetry
     ) -> None:
-        self._places = places
-        self._folder = places.folder
+        self._target = target
+        self._folder = target.folder
         self._settings = settings
         self._clock = clock
         self._bus = bus
-        self._desk = UploadDesk(
+        self._queue = UploadQueue(
             settings.upload_credits, settings.upload_idle_seconds, least_bytes_per_second=_least_rate(settings)
         )
-        places.room.also_promised(self._outstanding_bytes)
+        target.disk_space.also_promised(self._outstanding_bytes)
         self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="upload")
         self._saved_bytes = telemetry.saved_bytes
         telemetry.watch_uploads(lambda: self.open_count, lambda: self.waiting_count)
@@ -86,14 +86,14 @@ class Uploads:
     @property
     def open_count(self) -> int:
         """How many uploads hold a credit."""
-        self._desk.expire(self._clock.now())
-        return len(self._desk.held())
+        self._queue.expire(self._clock.now())
+        return len(self._queue.held())
 
     @property
     def waiting_count(self) -> int:
         """How many uploads wait for a credit."""
-        self._desk.expire(self._clock.now())
-        return len(self._desk.waiting())
+        self._queue.expire(self._clock.now())
+        return len(self._queue.waiting())
 
     async def ask(self, digest: str, request: UploadRequest, client: str) -> UploadReply:
         """Say what to do about a blob; an answer that would be ``wait`` is held back as the request allows.
@@ -132,7 +132,7 @@ class Uploads:
         left_bytes = part.size_bytes
         try:
             async for chunk in chunks:
-                self._desk.progress(name, self._clock.now(), len(chunk))
+                self._queue.progress(name, self._clock.now(), len(chunk))
                 await behind.put(chunk[:left_bytes])
                 left_bytes -= len(chunk)
                 if left_bytes < 0:
@@ -143,18 +143,18 @@ class Uploads:
     def views(self) -> list[UploadView]:
         """Return every upload for people: those of which bytes are here, then those that only wait."""
         now = self._clock.now()
-        self._desk.expire(now)
-        return upload_views(self._folder.all(), self._desk, self._settings.upload_idle_seconds, now)
+        self._queue.expire(now)
+        return upload_views(self._folder.all(), self._queue, self._settings.upload_idle_seconds, now)
 
     async def collect(self) -> None:
         """Drop uploads that nobody continues: old ones, and where the disk is short all that rest."""
-        is_short = self._places.room.lacks() is not None
+        is_short = self._target.disk_space.lacks() is not None
         await self._drop_idle(self._settings.upload_idle_seconds if is_short else self._settings.upload_grace_seconds)
 
     def forgive(self, seconds: float) -> None:
         """Count a time in which the server stood still as silence of no upload."""
         if seconds > 0:
-            self._desk.forgive(seconds, self._clock.now())
+            self._queue.forgive(seconds, self._clock.now())
 
     def close(self) -> None:
         """Wait for the threads. Blocks."""
@@ -162,7 +162,7 @@ class Uploads:
 
     async def _answer(self, digest: str, size_bytes: int, client: str) -> UploadReply:
         partial = self._folder.find(digest, size_bytes)
-        if await asyncio.to_thread(self._places.blobs.renew, digest):
+        if await asyncio.to_thread(self._target.blobs.renew, digest):
             self._saved_bytes.labels("known").inc(size_bytes)
             if partial is not None:  # the blob came another way
                 await asyncio.to_thread(self._folder.drop, partial)
@@ -198,8 +198,8 @@ class Uploads:
         """Return None if the upload may go on; small ones always may."""
         if size_bytes <= INLINE_BYTES:
             return None
-        goes_on = bool(self._desk.clients_of(name))
-        turn = self._desk.ask(name, client, self._clock.now())
+        goes_on = bool(self._queue.clients_of(name))
+        turn = self._queue.ask(name, client, self._clock.now())
         if turn.value.granted:
             if partial is not None and not goes_on:
                 self._saved_bytes.labels("resumed").inc(partial.received_bytes)
@@ -214,26 +214,26 @@ class Uploads:
     async def _make_room(self, size_bytes: int, partial: PartialBlob | None) -> None:
         """See that the rest of the blob has room, idle uploads giving way. Raises: Unavailable if it has none."""
         needed_bytes = size_bytes - (partial.received_bytes if partial is not None else 0)
-        room = self._places.room
-        if partial is not None and partial.name in self._desk.held():
+        disk_space = self._target.disk_space
+        if partial is not None and partial.name in self._queue.held():
             needed_bytes = 0  # it counts already
-        await self._places.make_room(needed_bytes)
-        if room.lacks(needed_bytes) is not None or len(self._folder) >= _MOST_UPLOADS:
+        await self._target.make_room(needed_bytes)
+        if disk_space.lacks(needed_bytes) is not None or len(self._folder) >= _MOST_UPLOADS:
             await self._drop_idle(self._settings.upload_idle_seconds)
-        if (reason := self._places.refuses()) is not None:
+        if (reason := self._target.refuses()) is not None:
             raise Unavailable(reason)
-        if (reason := room.lacks(needed_bytes)) is not None:
-            raise room.refuse(reason)
+        if (reason := disk_space.lacks(needed_bytes)) is not None:
+            raise disk_space.refuse(reason)
         if partial is None and len(self._folder) >= _MOST_UPLOADS:
             raise Unavailable(f"{_MOST_UPLOADS} other uploads are not finished; try again when some are")
 
     def _outstanding_bytes(self) -> int:
         """Add up what is still to come of the uploads whose turn it is."""
-        held = set(self._desk.held())
+        held = set(self._queue.held())
         return sum(p.size_bytes - p.received_bytes for p in self._folder.all() if p.name in held)
 
     async def _drop_idle(self, idle_seconds: float) -> None:
-        dropped = await asyncio.to_thread(self._folder.collect, idle_seconds, time.time(), self._desk.held())
+        dropped = await asyncio.to_thread(self._folder.collect, idle_seconds, time.time(), self._queue.held())
         if dropped.count:
             _log.info("idle uploads dropped", uploads=dropped.count, bytes=dropped.bytes)
 
@@ -242,14 +242,14 @@ class Uploads:
         partial = self._folder.find(digest, part.total_bytes)
         if partial is None:
             raise NoUpload
-        if part.total_bytes > INLINE_BYTES and not self._desk.progress(partial.name, self._clock.now()):
+        if part.total_bytes > INLINE_BYTES and not self._queue.progress(partial.name, self._clock.now()):
             raise NoUpload
         if part.size_bytes > self._settings.upload_part_bytes:
             raise BlobTooLarge(f"a part has at most {sized(self._settings.upload_part_bytes)}; send smaller ones")
         holes = partial.missing()
         if len(holes) >= _MOST_RANGES and all(part.start != hole.start for hole in holes):
             raise BadContentRange("this upload lies in too many pieces; send what is missing, from where a hole begins")
-        if (reason := self._places.refuses()) is not None:
+        if (reason := self._target.refuses()) is not None:
             raise Unavailable(reason)
         return partial
 
@@ -262,7 +262,7 @@ class Uploads:
                 self._release(partial.name)
 
     def _release(self, name: str) -> None:
-        self._desk.release(name)
+        self._queue.release(name)
         self._bus.publish([_TOPIC])
 
 

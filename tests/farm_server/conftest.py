@@ -15,8 +15,8 @@ from farm_server.edge.listener import bind, server_info
 from farm_server.edge.serving import Serving
 from farm_server.environment.data_folder import DataFolder, ServerInfo
 from farm_server.environment.settings import ServerSettings
-from farm_server.farm import Farm
 from farm_server.http.app import create_app
+from farm_server.server import FarmServer
 from tests.farm_server.volunteer import Volunteer
 
 
@@ -24,7 +24,7 @@ from tests.farm_server.volunteer import Volunteer
 class Running:
     """A server in this process, on a real port."""
 
-    farm: Farm
+    farm: FarmServer
     info: ServerInfo
     http: httpx.AsyncClient
     serving: Serving
@@ -47,7 +47,7 @@ async def running(root: Path, **settings: Any) -> AsyncIterator[Running]:
     folder = DataFolder(root)
     folder.lock()
     listener = bind(chosen.host, 0)
-    farm = await Farm.open(chosen, folder)
+    farm = await FarmServer.open(chosen, folder)
     farm.start()
     await asyncio.to_thread(farm.torch_side.warm_up)  # volunteers here do not beat while they wait
     serving = Serving(create_app(farm.services), listener, chosen)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from websockets.exceptions import InvalidStatus
 
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 from farm_server.housekeeping.periodic import collect_blobs
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
@@ -106,13 +106,13 @@ async def test_uploads_that_no_task_refers_to_are_collected_after_their_grace(se
 
 
 def test_a_nearly_full_disk_is_named(tmp_path):
-    assert Room(tmp_path, 0).lacks() is None
-    assert str(tmp_path) in Room(tmp_path, 2**60).lacks()
+    assert DiskSpace(tmp_path, 0).lacks() is None
+    assert str(tmp_path) in DiskSpace(tmp_path, 2**60).lacks()
 
 
 def test_a_checkpoint_may_take_what_an_upload_may_not_but_never_the_ledger_s_reserve(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    room = Room(tmp_path, free * 2)
+    room = DiskSpace(tmp_path, free * 2)
     assert room.lacks()
     room.claim(1)
     with pytest.raises(Unavailable, match="free some space"):
@@ -120,7 +120,7 @@ def test_a_checkpoint_may_take_what_an_upload_may_not_but_never_the_ledger_s_res
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
-    assert "can't be used" in Room(tmp_path / "gone", 0).lacks()
+    assert "can't be used" in DiskSpace(tmp_path / "gone", 0).lacks()
 
 
 async def test_while_the_disk_lacks_room_nothing_new_is_taken_and_what_runs_goes_on(server, monkeypatch):
@@ -129,7 +129,7 @@ async def test_while_the_disk_lacks_room_nothing_new_is_taken_and_what_runs_goes
         await volunteer.ready()
         assign = await volunteer.accept()
         with monkeypatch.context() as patch:
-            patch.setattr(server.farm.room, "lacks", lambda _size=0: "only 5 bytes are free")
+            patch.setattr(server.farm.disk_space, "lacks", lambda _size=0: "only 5 bytes are free")
             body = model.spec(name="another").model_dump(mode="json")
             refusals = [
                 await server.http.post("/v1/tasks", json=body),

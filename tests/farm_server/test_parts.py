@@ -17,7 +17,7 @@ from farm_server.edge.listener import bind, server_info
 from farm_server.environment.clock import SteadyClock
 from farm_server.environment.data_folder import DataFolder, ServerInfo, is_locked, read_server_info
 from farm_server.environment.settings import ServerSettings
-from farm_server.environment.tokens import Role, Tokens, load_or_create_token
+from farm_server.environment.tokens import TokenRole, Tokens, load_or_create_token
 from farm_server.operations.running_server import running_server
 from farm_server.tensors.serial_worker import SerialWorker
 from farm_server.transfers.inline_blobs import InlineBlobs
@@ -41,10 +41,10 @@ def basic(user: str, password: str = "") -> str:
 @pytest.mark.parametrize(
     ("header", "role"),
     [
-        ("Bearer join-secret", Role.VOLUNTEER),
-        ("bearer farm-secret", Role.RESEARCHER),
-        (basic("farm-secret"), Role.RESEARCHER),
-        (basic("join-secret", "x"), Role.VOLUNTEER),
+        ("Bearer join-secret", TokenRole.VOLUNTEER),
+        ("bearer farm-secret", TokenRole.RESEARCHER),
+        (basic("farm-secret"), TokenRole.RESEARCHER),
+        (basic("join-secret", "x"), TokenRole.VOLUNTEER),
     ],
 )
 def test_a_token_gives_its_role(header, role):
@@ -73,7 +73,7 @@ def test_anything_else_is_unauthorized(header):
 
 def test_a_token_of_other_letters_is_sent_as_utf8():
     header = "Bearer jöin-ш".encode().decode("latin-1")
-    assert Tokens(join="jöin-ш", farm="other").role_of(header) is Role.VOLUNTEER
+    assert Tokens(join="jöin-ш", farm="other").role_of(header) is TokenRole.VOLUNTEER
 
 
 def test_tokens_do_not_show_in_logs():

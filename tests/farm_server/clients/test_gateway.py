@@ -340,7 +340,7 @@ async def test_clients_are_told_to_beat_less_often_while_the_server_has_too_much
         told = await a.next(Pace)
         assert (told.heartbeat_seconds, told.lost_after_seconds) == (10.0, 24.0)
         (peer,) = server.farm.registry
-        assert peer.patience.at(server.farm.clock.now()) == 24.0
+        assert peer.silence_limit.at(server.farm.clock.now()) == 24.0
         view = (await server.http.get("/v1/farm")).json()
         assert view["pace"]["heartbeat_seconds"] == 10.0 == 5 * usual.heartbeat_seconds
         assert "wait for the ledger" in view["pace"]["reason"]
@@ -396,7 +396,7 @@ async def test_a_client_of_an_older_version_keeps_its_pace_and_is_lost_by_it(ser
         assert old.welcome.version == 1
         server.farm.gateway.keep_pace(lag_seconds=0.0, backlog=10**6)
         (peer,) = server.farm.registry
-        assert peer.patience.at(server.farm.clock.now()) == old.welcome.lost_after_seconds == 8.0
+        assert peer.silence_limit.at(server.farm.clock.now()) == old.welcome.lost_after_seconds == 8.0
         server.farm.gateway.dismiss(peer, "enough")
         assert isinstance(await old.next(object), Bye)  # and no pace before it
 

@@ -11,14 +11,14 @@ from farm_server.clients.report_interval import (
     LAG_SECONDS,
     MAX_SLOWDOWN,
     Pacer,
-    Patience,
+    ReportIntervals,
     ServerLoad,
-    Tempo,
+    SilenceLimit,
     slowdown,
 )
 from protocol.limits import HEARTBEAT_SECONDS, LOST_AFTER_SECONDS, MAX_PACE_SECONDS, PROGRESS_SECONDS
 
-USUAL = Tempo(HEARTBEAT_SECONDS, PROGRESS_SECONDS, LOST_AFTER_SECONDS, HEARTBEAT_SECONDS)
+USUAL = ReportIntervals(HEARTBEAT_SECONDS, PROGRESS_SECONDS, LOST_AFTER_SECONDS, HEARTBEAT_SECONDS)
 QUIET = ServerLoad(clients=20, working=20, lag_seconds=0.001, backlog=3)
 CROWD = ServerLoad(0, working=int(3 * BEATS_PER_SECOND * HEARTBEAT_SECONDS), lag_seconds=0.0, backlog=0)
 
@@ -32,7 +32,7 @@ def pacer(load: ServerLoad = QUIET, now: float = 1000.0) -> Pacer:
 def test_a_quiet_server_keeps_the_usual_pace() -> None:
     kept = pacer()
     assert not any(kept.look(QUIET, 1000.0 + second) for second in range(1, 100))
-    assert kept.tempo == USUAL
+    assert kept.intervals == USUAL
     assert kept.reason == "nothing is too much"
 
 
@@ -54,7 +54,7 @@ def test_each_kind_of_load_slows_down_in_proportion(load: ServerLoad, factor: fl
 
 def test_it_slows_down_at_once_and_says_why() -> None:
     busy = pacer(CROWD)
-    assert busy.tempo == Tempo(6.0, 1.5, LOST_AFTER_SECONDS + 8.0, 6.0)
+    assert busy.intervals == ReportIntervals(6.0, 1.5, LOST_AFTER_SECONDS + 8.0, 6.0)
     assert "6000 clients" in busy.reason
 
 
@@ -63,14 +63,14 @@ def test_it_quickens_by_halves_after_a_calm() -> None:
     changes = [second for second in range(1, 200) if busy.look(QUIET, 1000.0 + second)]
     assert changes[0] >= CALM_SECONDS
     assert len(changes) == 2
-    assert busy.tempo == USUAL
+    assert busy.intervals == USUAL
 
 
 def test_load_that_comes_back_within_the_calm_keeps_the_pace() -> None:
     busy = pacer(CROWD)
     for second in range(1, 200):
         assert not busy.look(CROWD if second % 20 == 0 else QUIET, 1000.0 + second)
-    assert busy.tempo.heartbeat_seconds == 6.0
+    assert busy.intervals.heartbeat_seconds == 6.0
 
 
 def test_one_late_tick_is_no_load() -> None:
@@ -95,21 +95,23 @@ _loads = st.builds(
 
 @settings(max_examples=60)
 @given(
-    st.builds(lambda beat, *rest: Tempo(beat, *rest, beat), st.floats(0.1, 30), st.floats(0.1, 2), st.floats(1, 60)),
+    st.builds(
+        lambda beat, *rest: ReportIntervals(beat, *rest, beat), st.floats(0.1, 30), st.floats(0.1, 2), st.floats(1, 60)
+    ),
     st.lists(st.tuples(_loads, st.floats(0.01, 100)), max_size=30),
 )
-def test_the_pace_stays_within_its_bounds(usual: Tempo, history: list[tuple[ServerLoad, float]]) -> None:
+def test_the_pace_stays_within_its_bounds(usual: ReportIntervals, history: list[tuple[ServerLoad, float]]) -> None:
     kept, now = Pacer(usual), 0.0
     for load, passed in history:
         now += passed
-        before = kept.tempo
+        before = kept.intervals
         changed = kept.look(load, now)
-        assert changed == (kept.tempo != before)
-        assert usual.heartbeat_seconds <= kept.tempo.heartbeat_seconds <= MAX_SLOWDOWN * usual.heartbeat_seconds
-        assert kept.tempo.heartbeat_seconds <= MAX_PACE_SECONDS
-        assert kept.tempo.heartbeat_seconds <= kept.tempo.idle_heartbeat_seconds <= MAX_PACE_SECONDS
-        missed = kept.tempo.lost_after_seconds - 2 * kept.tempo.heartbeat_seconds
-        idly_missed = kept.tempo.idle_lost_after_seconds - 2 * kept.tempo.idle_heartbeat_seconds
+        assert changed == (kept.intervals != before)
+        assert usual.heartbeat_seconds <= kept.intervals.heartbeat_seconds <= MAX_SLOWDOWN * usual.heartbeat_seconds
+        assert kept.intervals.heartbeat_seconds <= MAX_PACE_SECONDS
+        assert kept.intervals.heartbeat_seconds <= kept.intervals.idle_heartbeat_seconds <= MAX_PACE_SECONDS
+        missed = kept.intervals.lost_after_seconds - 2 * kept.intervals.heartbeat_seconds
+        idly_missed = kept.intervals.idle_lost_after_seconds - 2 * kept.intervals.idle_heartbeat_seconds
         assert idly_missed == pytest.approx(missed)
         assert missed == pytest.approx(usual.lost_after_seconds - 2 * usual.heartbeat_seconds)
 
@@ -119,8 +121,8 @@ def test_who_waits_for_work_in_a_crowd_beats_less_often_and_who_works_does_not(
     clients: int, beat: float, idle_beat: float
 ) -> None:
     waiting = pacer(ServerLoad(clients, working=3, lag_seconds=0.0, backlog=0))
-    assert (waiting.tempo.heartbeat_seconds, waiting.tempo.idle_heartbeat_seconds) == (beat, idle_beat)
-    assert waiting.tempo.lost_after_seconds == LOST_AFTER_SECONDS
+    assert (waiting.intervals.heartbeat_seconds, waiting.intervals.idle_heartbeat_seconds) == (beat, idle_beat)
+    assert waiting.intervals.lost_after_seconds == LOST_AFTER_SECONDS
 
 
 def test_a_crowd_that_comes_is_told_few_times_and_one_that_leaves_after_a_calm() -> None:
@@ -134,25 +136,25 @@ def test_a_crowd_that_comes_is_told_few_times_and_one_that_leaves_after_a_calm()
 
 
 def test_a_slower_client_is_borne_with_at_once() -> None:
-    patience = Patience(8.0)
-    patience.change(24.0, now=100.0)
-    assert [patience.at(now) for now in (100.0, 107.0, 109.0)] == [24.0, 24.0, 24.0]
+    silence_limit = SilenceLimit(8.0)
+    silence_limit.change(24.0, now=100.0)
+    assert [silence_limit.at(now) for now in (100.0, 107.0, 109.0)] == [24.0, 24.0, 24.0]
 
 
 def test_a_quicker_client_has_time_to_hear_of_it() -> None:
-    patience = Patience(24.0)
-    patience.change(8.0, now=100.0)
-    assert [patience.at(now) for now in (100.0, 123.9, 124.1)] == [24.0, 24.0, 8.0]
+    silence_limit = SilenceLimit(24.0)
+    silence_limit.change(8.0, now=100.0)
+    assert [silence_limit.at(now) for now in (100.0, 123.9, 124.1)] == [24.0, 24.0, 8.0]
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 200)), min_size=1, max_size=8))
 def test_nobody_is_lost_by_a_pace_not_heard_of(changes: list[tuple[float, float]]) -> None:
     """Whatever the changes: right after one, a client may still live by the former pace."""
-    now, patience = 0.0, Patience(8.0)
+    now, silence_limit = 0.0, SilenceLimit(8.0)
     for seconds, passed in changes:
         now += passed
-        before = patience.at(now)
-        patience.change(seconds, now)
-        assert patience.at(now) >= max(before, seconds)
-        assert patience.at(now + before + 1000) == seconds
+        before = silence_limit.at(now)
+        silence_limit.change(seconds, now)
+        assert silence_limit.at(now) >= max(before, seconds)
+        assert silence_limit.at(now + before + 1000) == seconds

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from coordinator.records import ClientRecord
 from farm_server.clients.registry import Peer, Registry
-from farm_server.clients.report_interval import Tempo
+from farm_server.clients.report_interval import ReportIntervals
 from farm_server.clients.wire import Wire
 from protocol.messages import Hello
 
-TEMPO = Tempo(2.0, 0.5, 8.0, idle_heartbeat_seconds=20.0)
+TEMPO = ReportIntervals(2.0, 0.5, 8.0, idle_heartbeat_seconds=20.0)
 IDLE_SECONDS = TEMPO.idle_lost_after_seconds
 KNOWN: tuple[ClientRecord, ...] = ()
 
@@ -59,7 +59,7 @@ def test_few_are_looked_at_where_many_wait() -> None:
 
     for number in range(1000):
         peer = joined(registry, f"c{number}", 0.0)
-        peer.idle_patience = counted(peer)
+        peer.idle_silence_limit = counted(peer)
         registry.beats(peer, holds_some=False, now=0.0)
     registry.silent(9.0)  # each is due as who works once, and then as who waits
     looks = 0

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from farm_server.farm import Farm
 from farm_server.http.app import create_app
 from farm_server.http.spec_json import parse_spec
+from farm_server.server import FarmServer
 from protocol.digests import digest_bytes
 from protocol.tasks import Dataset, Shard
 from protocol.tensors import Role, weights_metadata
@@ -121,7 +121,7 @@ async def test_a_blob_over_the_limit_is_refused_whether_announced_or_not(start):
 
 
 async def test_no_upload_is_taken_when_the_disk_is_nearly_full(server, monkeypatch):
-    monkeypatch.setattr(server.farm.room, "lacks", lambda _size=0: "only 5 bytes are free")
+    monkeypatch.setattr(server.farm.disk_space, "lacks", lambda _size=0: "only 5 bytes are free")
     answer = await server.http.put(f"/v1/blobs/{digest_bytes(DATA)}", content=DATA)
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     ready = await server.http.get("/readyz")
@@ -349,7 +349,7 @@ async def test_no_odd_submission_is_a_fault_of_the_server(server, data):
 
 
 @functools.cache
-def routes(farm: Farm) -> list[tuple[str, str]]:
+def routes(farm: FarmServer) -> list[tuple[str, str]]:
     paths = create_app(farm.services).openapi()["paths"]
     return sorted((method.upper(), path) for path, item in paths.items() for method in item)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from farm_server.http.spec_json import MAX_VALUES, parse_spec
-from farm_server.tasks.sendable import check_sendable
+from farm_server.tasks.submissions import check_sendable
 from protocol.errors import InvalidTask
 from protocol.tasks import TaskSpec
 from tests.farm_server import model

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from farm_server.cli import app
 from farm_server.environment.settings import ServerSettings
-from farm_server.operations.backup import Manifest, back_up, restore
+from farm_server.operations.backup import BackupManifest, back_up, restore
 from protocol.errors import Conflict, DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
 from storage.blobs import FolderBlobStore
@@ -103,7 +103,7 @@ async def test_a_blob_that_is_damaged_already_is_named_and_left_out(tmp_path: Pa
 
 async def test_the_commands_speak_json(backup: Path, tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["restore", str(backup), "--data-dir", str(tmp_path / "new"), "--json"])
-    manifest = Manifest.model_validate_json((backup / "backup.json").read_bytes())
+    manifest = BackupManifest.model_validate_json((backup / "backup.json").read_bytes())
     assert json.loads(said.stdout)["files"] == len(manifest.files)
     said = CliRunner().invoke(app, ["backup", str(tmp_path / "b2"), "--data-dir", str(tmp_path / "new"), "--json"])
     assert json.loads(said.stdout)["missing"] == []

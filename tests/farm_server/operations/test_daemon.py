@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from farm_server.operations.daemon import Daemon
+from farm_server.operations.daemon import ServerDaemon
 
 
 def daemon():
-    return Daemon(None, None, None, lambda info: None)
+    return ServerDaemon(None, None, None, lambda info: None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

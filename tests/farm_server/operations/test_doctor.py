@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from farm_server.environment.data_folder import DataFolder
 from farm_server.environment.settings import ServerSettings
-from farm_server.farm import Farm
 from farm_server.operations.doctor import Finding, examine
+from farm_server.server import FarmServer
 from protocol.errors import FarmError
 from storage.blobs import FolderBlobStore
 from storage.errors import LostLedger
@@ -55,7 +55,7 @@ def refusal(root: Path) -> str | None:
     """Say why a server would not start on the folder; None if it would. Only FarmErrors come out of a start."""
 
     async def start() -> None:
-        farm = await Farm.open(settings_of(root), DataFolder(root))
+        farm = await FarmServer.open(settings_of(root), DataFolder(root))
         await farm.close()
 
     try:
@@ -82,7 +82,7 @@ def test_a_lost_ledger_is_found_and_refused(copy: Path, how: str) -> None:
     assert "--new-ledger" in found.detail
     assert "SELECT" not in found.detail
     with pytest.raises(LostLedger):
-        asyncio.run(Farm.open(settings_of(copy), DataFolder(copy)))
+        asyncio.run(FarmServer.open(settings_of(copy), DataFolder(copy)))
     assert sorted(path for path in (copy / "blobs").rglob("*") if path.is_file()) == before
 
 
@@ -92,11 +92,11 @@ async def test_a_new_ledger_on_demand_collects_nothing_of_the_old_one(copy: Path
     assert blobs
     for path in blobs:
         os.utime(path, (0, 0))
-    farm = await Farm.open(settings_of(copy), DataFolder(copy), new_ledger=True)
+    farm = await FarmServer.open(settings_of(copy), DataFolder(copy), new_ledger=True)
     await farm.close()
     FolderBlobStore(copy / "blobs").collect(frozenset(), 1.0, 1e9)
     assert all(path.exists() for path in blobs)
-    await (await Farm.open(settings_of(copy), DataFolder(copy))).close()  # the flag is for once
+    await (await FarmServer.open(settings_of(copy), DataFolder(copy))).close()  # the flag is for once
 
 
 def as_the_first_version_left_it(root: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from farm_server.operations.daemon import Daemon
+from farm_server.operations.daemon import ServerDaemon
 
 
 class Mind:
@@ -33,7 +33,7 @@ def test_a_busy_loop_gives_out_no_more_work_from_the_signal_on(run, number):
     heard_within: list[bool] = []
 
     async def live() -> None:
-        daemon = Daemon(*cast("Any", (None, None, None, None)))
+        daemon = ServerDaemon(*cast("Any", (None, None, None, None)))
         farm = BusyFarm()
         daemon._farm = cast("Any", farm)
 

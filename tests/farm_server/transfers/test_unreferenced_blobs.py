@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_server.environment.disk_space import LOOK_BYTES, Promise, Room
-from farm_server.transfers.unreferenced_blobs import Hoards, UnusedBlobs
+from farm_server.environment.disk_space import LOOK_BYTES, DiskSpace, Promise
+from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs, UnusedBlobs
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
 from storage.blobs import FolderBlobStore
@@ -39,8 +39,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 @pytest.fixture
-def room(disk: Disk, tmp_path: Path) -> Room:
-    return Room(tmp_path, 100 * MEBIBYTE, lambda: disk.now)
+def room(disk: Disk, tmp_path: Path) -> DiskSpace:
+    return DiskSpace(tmp_path, 100 * MEBIBYTE, lambda: disk.now)
 
 
 def arrives(promise: Promise, disk: Disk) -> bool:
@@ -53,7 +53,7 @@ def arrives(promise: Promise, disk: Disk) -> bool:
     return True
 
 
-def test_what_was_let_in_counts_as_taken_until_it_has_come(room: Room, disk: Disk) -> None:
+def test_what_was_let_in_counts_as_taken_until_it_has_come(room: DiskSpace, disk: Disk) -> None:
     with room.promised(600 * MEBIBYTE) as promise:
         assert room.lacks(300 * MEBIBYTE) is None
         assert room.lacks(301 * MEBIBYTE) is not None
@@ -66,7 +66,7 @@ def test_what_was_let_in_counts_as_taken_until_it_has_come(room: Room, disk: Dis
     assert room.lacks(500 * MEBIBYTE) is None  # the rest never came
 
 
-def test_a_promise_that_is_not_kept_keeps_nobody_out(room: Room, disk: Disk) -> None:
+def test_a_promise_that_is_not_kept_keeps_nobody_out(room: DiskSpace, disk: Disk) -> None:
     with room.promised(800 * MEBIBYTE) as promise:
         for _ in range(5):
             disk.now += 4
@@ -74,13 +74,13 @@ def test_a_promise_that_is_not_kept_keeps_nobody_out(room: Room, disk: Disk) -> 
         assert room.lacks(800 * MEBIBYTE) is None
 
 
-def test_a_body_without_a_length_is_looked_after_piece_by_piece(room: Room, disk: Disk) -> None:
+def test_a_body_without_a_length_is_looked_after_piece_by_piece(room: DiskSpace, disk: Disk) -> None:
     with room.promised(None) as promise:
         assert not all(arrives(promise, disk) for _ in range(1000))
     assert disk.free >= 100 * MEBIBYTE
 
 
-def test_a_length_that_was_a_lie_is_noticed_before_the_reserve_is_gone(room: Room, disk: Disk) -> None:
+def test_a_length_that_was_a_lie_is_noticed_before_the_reserve_is_gone(room: DiskSpace, disk: Disk) -> None:
     """Somebody else fills the disk meanwhile."""
     with room.promised(500 * MEBIBYTE) as promise:
         disk.free = 100 * MEBIBYTE + LOOK_BYTES
@@ -158,16 +158,16 @@ async def test_strays_go_as_soon_as_the_disk_is_short_and_only_those(disk: Disk,
     store = FolderBlobStore(tmp_path)
     older, newer = aged(store, b"o" * 1000, 300.0), aged(store, b"n" * 1000, 200.0)
     needed, asked_for = aged(store, b"needed" * 500, 400.0), aged(store, b"asked" * 500, 500.0)
-    hoards = Hoards(store, NothingIsReferenced(needed), Room(tmp_path, 100 * MEBIBYTE))
-    await hoards.find_strays()
-    await hoards.make_room(1000)
+    unreferenced = UnreferencedBlobs(store, NothingIsReferenced(needed), DiskSpace(tmp_path, 100 * MEBIBYTE))
+    await unreferenced.find_strays()
+    await unreferenced.make_room(1000)
     assert store.has(older), "there is room enough"
     store.renew(asked_for)  # a researcher's, who goes on with an upload that the restart had cut
     uploaded_since = store.put_bytes(b"u" * 1000).digest
     disk.free = 100 * MEBIBYTE
-    await hoards.make_room(900)
+    await unreferenced.make_room(900)
     assert [store.has(d) for d in (older, newer, needed, asked_for, uploaded_since)] == [False, True, True, True, True]
-    await hoards.make_room(900)
+    await unreferenced.make_room(900)
     assert [store.has(d) for d in (older, newer, needed, asked_for, uploaded_since)] == [False, False, True, True, True]
 
 
@@ -176,19 +176,19 @@ async def test_what_a_lost_ledger_may_refer_to_is_no_stray(disk: Disk, tmp_path:
     kept = aged(store, b"k" * 1000, 300.0)
     for ledger in ("a ledger", "another ledger"):
         settle_owner(tmp_path, LedgerIdentity(ledger, 1), is_new=False, now=time.time())
-    hoards = Hoards(store, NothingIsReferenced(), Room(tmp_path, 100 * MEBIBYTE))
-    await hoards.find_strays()
+    unreferenced = UnreferencedBlobs(store, NothingIsReferenced(), DiskSpace(tmp_path, 100 * MEBIBYTE))
+    await unreferenced.find_strays()
     disk.free = 100 * MEBIBYTE
-    await hoards.make_room(900)
+    await unreferenced.make_room(900)
     assert store.has(kept)
 
 
 async def test_an_upload_is_let_in_where_an_earlier_life_had_filled_the_disk(start, monkeypatch):
     async with start() as server:
         strays = [aged(server.farm.blobs, os.urandom(40_000), 100.0 + n) for n in range(5)]
-        monkeypatch.setattr(server.farm.hoards, "_began_at", time.time() - 50)
-        await server.farm.hoards.find_strays()
-        full = server.farm.room
+        monkeypatch.setattr(server.farm.unreferenced, "_began_at", time.time() - 50)
+        await server.farm.unreferenced.find_strays()
+        full = server.farm.disk_space
         spare = [0]
         monkeypatch.setattr(full, "spare_bytes", lambda: spare[0])
         monkeypatch.setattr(full, "lacks", lambda size=0: "the disk is full" if size > freed() else None)
@@ -203,7 +203,7 @@ async def test_an_upload_is_let_in_where_an_earlier_life_had_filled_the_disk(sta
 async def test_people_are_told_that_a_task_waits_for_the_disk_where_only_large_blobs_do_not_fit(start, monkeypatch):
     async with start() as server:
         task_id = await model.submit(server.http)
-        room = server.farm.room
+        room = server.farm.disk_space
         short_of = room._short_of
         monkeypatch.setattr(room, "_short_of", lambda n: "only 4.2 MiB are free" if n > 2**30 else short_of(n))
         request = {"size_bytes": 2**31}
@@ -215,7 +215,7 @@ async def test_people_are_told_that_a_task_waits_for_the_disk_where_only_large_b
         assert "it waits for the server: only 4.2 MiB are free" in why
 
 
-def test_a_refusal_is_forgotten_after_a_while(room: Room, disk: Disk) -> None:
+def test_a_refusal_is_forgotten_after_a_while(room: DiskSpace, disk: Disk) -> None:
     with pytest.raises(Unavailable), room.promised(2000 * MEBIBYTE):
         pass
     assert room.lacks() is None
@@ -234,7 +234,7 @@ async def put(http: httpx.AsyncClient, data: bytes, client: str = "") -> httpx.R
 
 async def test_a_hoarder_loses_its_oldest_and_nobody_else_does(start, monkeypatch):
     async with start() as server, volunteers_http(server) as http, server.volunteer("greedy"):
-        monkeypatch.setattr(server.farm.room, "spare_bytes", lambda: 80_000)
+        monkeypatch.setattr(server.farm.disk_space, "spare_bytes", lambda: 80_000)
         other = os.urandom(1000)
         assert (await put(server.http, other)).status_code == 201  # a researcher's
         hoard = [os.urandom(5_000) for _ in range(10)]
@@ -247,7 +247,7 @@ async def test_a_hoarder_loses_its_oldest_and_nobody_else_does(start, monkeypatc
 
 async def test_a_blob_that_a_task_refers_to_outlives_the_hoard_it_was_in(start, monkeypatch):
     async with start() as server, volunteers_http(server) as http:
-        monkeypatch.setattr(server.farm.room, "spare_bytes", lambda: 0)
+        monkeypatch.setattr(server.farm.disk_space, "spare_bytes", lambda: 0)
         for data in (model.CODE, model.SHARD, model.weights()):
             await put(http, data)
         task_id = await model.submit(server.http)

@@ -275,7 +275,7 @@ class TestTheDisk:
     """A disk that is full, or nearly."""
 
     async def test_nothing_is_begun_that_has_no_room(self, server, uploader, monkeypatch):
-        monkeypatch.setattr(server.farm.room, "lacks", lambda size=0: "too little is free" if size else None)
+        monkeypatch.setattr(server.farm.disk_space, "lacks", lambda size=0: "too little is free" if size else None)
         answer = await uploader.try_ask()
         assert (answer.status_code, answer.json()["message"]) == (503, "too little is free")
 
@@ -288,7 +288,7 @@ class TestTheDisk:
             def lacks(_size_bytes: int = 0) -> str | None:
                 return "too little is free" if len(server.farm.uploads.views()) else None
 
-            monkeypatch.setattr(server.farm.room, "lacks", lacks)
+            monkeypatch.setattr(server.farm.disk_space, "lacks", lacks)
             async with asyncio.timeout(30):
                 while (await new.try_ask()).status_code == 503:  # noqa: ASYNC110  the server's time must pass
                     await asyncio.sleep(0.01)

@@ -39,7 +39,7 @@ from farm_server.edge.admission import Admission
 from farm_server.edge.entrance import Entrance
 from farm_server.environment.clock import Clock, SteadyClock
 from farm_server.environment.data_folder import DataFolder
-from farm_server.environment.disk_space import Room
+from farm_server.environment.disk_space import DiskSpace
 from farm_server.environment.durable_state import DurableState, contradictions, open_state
 from farm_server.environment.settings import ServerSettings
 from farm_server.housekeeping.cleaning import Cleaner
@@ -69,15 +69,15 @@ from farm_server.tensors.unwrapping import Unwrapper
 from farm_server.transfers.bandwidth import Bandwidth
 from farm_server.transfers.blob_access import BlobAccess
 from farm_server.transfers.inline_blobs import InlineBlobs
-from farm_server.transfers.unreferenced_blobs import Hoards
-from farm_server.transfers.uploads import UploadPlaces, Uploads
+from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
+from farm_server.transfers.uploads import Uploads, UploadTarget
 from storage.checkpoints import CheckpointStore
 from storage.ports.bus import Bus, topics_of
 
 _log = structlog.get_logger(__name__)
 
 
-class Farm:
+class FarmServer:
     """The server without its sockets. ``open`` it, ``start`` it, and at the end ``close`` it, on one event loop."""
 
     @classmethod
@@ -102,7 +102,7 @@ class Farm:
         self.ledger = state.ledger
         self.blobs = state.blobs
         self.clock: Clock = SteadyClock(not_before=state.newest_time())
-        self.room = Room(settings.data_dir, settings.min_free_bytes)
+        self.disk_space = DiskSpace(settings.data_dir, settings.min_free_bytes)
         self.telemetry = Telemetry()
         self.alarms = Alarms()
         self._background: list[asyncio.Task[None]] = []
@@ -145,7 +145,7 @@ class Farm:
         for task in state.snapshot.tasks:
             self._layouts.add(task.task_id, task.spec)
         self._spooled = SpooledUpdates(self.blobs)
-        unwrapper = Unwrapper(self.blobs, self.room.claim)
+        unwrapper = Unwrapper(self.blobs, self.disk_space.claim)
         self._intake = Intake(self._layouts, self._spooled, self.torch_side, unwrapper)
         self.inline = InlineBlobs(self.settings.inline_cache_bytes)
         self.retention = Retention(self.ledger, self.blobs, self.settings.superseded_grace_seconds)
@@ -154,7 +154,7 @@ class Farm:
         self._rescue = Rescue(ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=ask)
         aggregator = self._aggregator = Aggregator(
             checkpoints=checkpoints,
-            writer=CheckpointWriter(checkpoints, self.clock, self.room.claim),
+            writer=CheckpointWriter(checkpoints, self.clock, self.disk_space.claim),
             spooled=self._spooled,
             torch_side=self.torch_side,
             outcomes=AggregatorOutcomes(post, self._rescue, self.inline, self.retention, self.telemetry),
@@ -162,7 +162,7 @@ class Farm:
         )
         self.readiness = Readiness(
             self.journal,
-            self.room,
+            self.disk_space,
             lambda: aggregator.stalled,
             lambda: None if self.torch_side.is_warm else "torch is being imported",
             lambda: aggregator.fault,
@@ -170,10 +170,10 @@ class Farm:
 
     def _build_transfers(self, state: DurableState) -> None:
         """Bulk bytes in and out."""
-        self.hoards = Hoards(self.blobs, self.ledger, self.room)
+        self.unreferenced = UnreferencedBlobs(self.blobs, self.ledger, self.disk_space)
         refuses = self.readiness.not_ready
-        places = UploadPlaces(state.partials, self.blobs, self.room, refuses, self.hoards.make_room)
-        self.uploads = Uploads(places, self.settings, self.clock, self.bus, self.telemetry)
+        target = UploadTarget(state.partials, self.blobs, self.disk_space, refuses, self.unreferenced.make_room)
+        self.uploads = Uploads(target, self.settings, self.clock, self.bus, self.telemetry)
 
     def _build_tasks(self) -> None:
         """What happens to a task as a whole."""
@@ -187,7 +187,7 @@ class Farm:
             torch_side=self.torch_side,
             ask=self.runtime.ask,
             refuses=self.readiness.not_ready,
-            used=self.hoards.used,
+            used=self.unreferenced.used,
         )
 
     def _build_clients(self, state: DurableState) -> None:
@@ -195,7 +195,7 @@ class Farm:
         self.registry = Registry(state.snapshot.clients, self.settings.max_clients)
         self._admission = Admission()
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
-        self.entries = EntryBuffer(self.ledger, self._announce, self.room.lacks)
+        self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
         self._dispatch = Dispatch(self.registry, self.inline, self.clock)
         reception = Reception(
             post=self.runtime.post,
@@ -205,7 +205,7 @@ class Farm:
             entries=self.entries,
             telemetry=self.telemetry,
             clock=self.clock,
-            used=self.hoards.used,
+            used=self.unreferenced.used,
         )
         self.gateway = Gateway(
             settings=self.settings,
@@ -235,7 +235,12 @@ class Farm:
             feeds=Feeds(self.ledger, self.bus, tasks),
             clients=clients,
             blobs=BlobAccess(
-                self.blobs, self.inline, self.room, self.hoards, refuses=refuses, max_blob_bytes=settings.max_blob_bytes
+                self.blobs,
+                self.inline,
+                self.disk_space,
+                self.unreferenced,
+                refuses=refuses,
+                max_blob_bytes=settings.max_blob_bytes,
             ),
             uploads=self.uploads,
             traffic=Traffic(upload, download, self.telemetry),
@@ -268,11 +273,11 @@ class Farm:
         settings = self.settings
         often, seldom = settings.retention_seconds, settings.collect_seconds
         return [
-            once(self.hoards.find_strays, "the search for blobs that nothing refers to"),
+            once(self.unreferenced.find_strays, "the search for blobs that nothing refers to"),
             every(often, lambda: self.retention.drop_superseded(self.clock.now()), "retention"),
             every(seldom, lambda: collect_blobs(self.ledger, self.blobs, settings), "blob collection"),
             every(seldom, self.uploads.collect, "collection of uploads"),
-            every(often, self.hoards.make_room, "making room"),
+            every(often, self.unreferenced.make_room, "making room"),
             every(seldom, lambda: self.cleaner.prune_and_log(self.clock.now()), "pruning of histories"),
             ticks(settings.tick_seconds, self._tick),
         ]
