@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from farm_client.agent.connection.address import parse_address
-from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link, open_link
 from protocol.inline_limit import InlineLimit
 from protocol.messages import (
@@ -110,7 +110,7 @@ class LightConnection:
     def __init__(self, client: LightClient, link: Link) -> None:
         self._client = client
         self._link = link
-        self._tempo = Tempo.told(link.welcome)
+        self._intervals = HeartbeatIntervals.told(link.welcome)
         self._beats_as_idle = False
         """Whether the farm has heard that this client holds nothing, and has offered nothing since."""
         self._interval_changed = asyncio.Event()
@@ -146,7 +146,7 @@ class LightConnection:
                 self._client.held.pop(message.assignment_id, None)
                 self._tell_ready()
             case Pace():
-                self._tempo = Tempo.told(message)
+                self._intervals = HeartbeatIntervals.told(message)
                 self._interval_changed.set()
 
     def _tell_ready(self) -> None:
@@ -172,7 +172,7 @@ class LightConnection:
 
     @property
     def _interval_seconds(self) -> float:
-        return self._tempo.idle_heartbeat_seconds if self._beats_as_idle else self._tempo.heartbeat_seconds
+        return self._intervals.idle_heartbeat_seconds if self._beats_as_idle else self._intervals.heartbeat_seconds
 
     async def _answer(self, assign: Assign, make_update: MakeUpdate) -> None:
         """Make an update and deliver it, unless the assignment was cancelled meanwhile, or the connection ended."""

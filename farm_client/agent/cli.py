@@ -22,7 +22,7 @@ from farm_client.agent.blotting import blot_out
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
@@ -112,7 +112,7 @@ def join(
         download_rate=download_rate,
         slots=slots,
     )
-    address = choose_farm(url, settings.token_file, Home(settings.home).farm_file)
+    address = choose_farm(url, settings.token_file, HomeFolder(settings.home).farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
     faults.arm()
@@ -122,7 +122,7 @@ def join(
 @app.command()
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Say what the agent of a home is doing; exit code 1 if none runs."""
-    where = Home(load_settings(home=home).home)
+    where = HomeFolder(load_settings(home=home).home)
     running, known = where.in_use(), read_status(where.status_file)
     if as_json:
         _print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})

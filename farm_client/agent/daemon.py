@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -23,22 +24,22 @@ from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import FarmAddress
 from farm_client.agent.connection.farm_choice import remember_farm
 from farm_client.agent.connection.link import Link, open_link
-from farm_client.agent.connection.reach import Reach
+from farm_client.agent.connection.reconnect_policy import ReconnectPolicy
 from farm_client.agent.errors import Displaced, OutOfReach
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import Identity, load_identity
-from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.home.known_farms import KnownFarms
 from farm_client.agent.home.outbox import Outbox
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.machine.selftest import Verdicts, self_test
-from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
 from farm_client.agent.work.job import Tools
-from farm_client.agent.work.worker import Surroundings, Worker
+from farm_client.agent.work.worker import Worker, WorkerParts
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.signals import heeded
 from protocol.compression import CodecName
@@ -68,8 +69,8 @@ class Agent:
         self._executor_module = executor_module
         self._new_identity = new_identity
         # absolute: executors work in folders of their own, where a relative path leads nowhere
-        self._home = Home(settings.home.absolute())
-        self._narrator = Narrator(settings.log_format)
+        self._home = HomeFolder(settings.home.absolute())
+        self._console = Console(settings.log_format)
         self._board = StatusBoard(self._home.status_file)
         self._leaving = asyncio.Event()
         self._leave_by = 0.0
@@ -104,7 +105,7 @@ class Agent:
         self._board.show(doing="testing the devices", client_id=self._identity.client_id)
         verdicts = await self_test(probe, self._settings.self_test_file or self._home.self_test_file)
         for refused in verdicts.refused:
-            self._narrator.tell(f"not lending {refused.name}: {refused.reason}")
+            self._console.tell(f"not lending {refused.name}: {refused.reason}")
         probe.accelerators.keep_only(verdicts.gpu_indices)
         return verdicts
 
@@ -136,7 +137,7 @@ class Agent:
         )
 
     def _open_fetcher(self, transfers: Transfers) -> Fetcher:
-        cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes, self._narrator.tell)
+        cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes, self._console.tell)
         self._board.look = lambda: (cache.stats(), transfers.tally)
         return Fetcher(cache, transfers)
 
@@ -146,19 +147,20 @@ class Agent:
             farm=self._address.shown,
             client_id=self._identity.client_id,
             max_bytes=self._settings.outbox_bytes,
-            note=self._narrator.tell,
+            note=self._console.tell,
         )
 
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
-        worker = Worker(tools, Surroundings(probe, Display(self._board, self._narrator), self._settings.slots))
-        welcomed_by = Acquaintances(self._home.acquaintances_file)
-        reach = Reach(self._address.shown, welcomed_by, self._settings.give_up_seconds)
+        worker = Worker(tools, WorkerParts(probe, Display(self._board, self._console), self._settings.slots))
+        welcomed_by = KnownFarms(self._home.known_farms_file)
+        policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)
+        hello = partial(self._hello, tools, worker, probe, verdicts)
         sweeping = asyncio.get_running_loop().create_task(tools.pool.sweep_regularly())
         try:
-            while (link := await self._connect(reach, lambda: self._hello(tools, worker, probe, verdicts))) is not None:
+            while (link := await self._connect(policy, hello)) is not None:
                 why = await self._work(link, worker)
                 if not self._leaving.is_set():
-                    await self._wait_to_retry(why, reach.ended(why))
+                    await self._wait_to_retry(why, policy.ended(why))
             if worker.busy:  # the connection went before the work was done
                 await self._leave_work(worker)
         except FarmError:
@@ -170,7 +172,7 @@ class Agent:
             sweeping.cancel()
             await worker.close()
 
-    async def _connect(self, reach: Reach, hello: Callable[[], Hello]) -> Link | None:
+    async def _connect(self, policy: ReconnectPolicy, hello: Callable[[], Hello]) -> Link | None:
         """Return an open link, however long it takes; None if told to leave before there is one.
 
         Raises: Unauthorized, VersionMismatch, BadAddress; OutOfReach at the owner's limit.
@@ -179,12 +181,12 @@ class Agent:
             try:
                 link = await open_link(self._address, hello(), self._carried)
             except OutOfReach as error:
-                await self._wait_to_retry(error, reach.failed(error))
+                await self._wait_to_retry(error, policy.failed(error))
             else:
-                reach.welcomed()
+                policy.welcomed()
                 remember_farm(self._home.farm_file, self._address)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
-                self._narrator.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
+                self._console.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
                 return link
         return None
 
@@ -192,7 +194,7 @@ class Agent:
         """Sleep before the next try, or until told to leave."""
         until = "until it leaves" if isinstance(why, Displaced) else "until it answers"
         doing = f"waiting: {why.message}; trying again {until}"
-        self._narrator.keep_telling(doing, doing)
+        self._console.keep_telling(doing, doing)
         self._board.show(doing=doing)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -224,27 +226,27 @@ class Agent:
             await link.close(bye)
         if mistake is None:
             return link.reason
-        self._narrator.trace("a mistake in farm-client ended the connection", mistake)
+        self._console.trace("a mistake in farm-client ended the connection", mistake)
         return OutOfReach(f"a mistake in farm-client ended the connection ({mistake!r}); its traceback is above")
 
     async def _drain(self, worker: Worker, link: Link) -> None:
         await self._leaving.wait()
         await self._leave_work(worker)
-        self._narrator.tell("left the farm; thank you")
+        self._console.tell("left the farm; thank you")
         await link.close(Bye(reason="the volunteer left"))
 
     async def _leave_work(self, worker: Worker) -> None:
         """Finish what computes; when the connection breaks meanwhile, the time that is left is left."""
         seconds = max(0.0, self._leave_by - time.monotonic())
-        self._narrator.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
+        self._console.tell(f"leaving: finishing what runs, at most {seconds:.0f} s (Ctrl-C again stops at once)")
         await worker.drain("the volunteer leaves", seconds)
 
     async def _shutdown(self, pool: ExecutorPool | None, probe: Probe) -> None:
         if pool is not None:
             await pool.close()
             self._board.show()
-            self._narrator.tell(self._board.status.cache.in_words())
-            self._narrator.tell(self._board.status.moved.in_words())
+            self._console.tell(self._board.status.cache.in_words())
+            self._console.tell(self._board.status.moved.in_words())
         probe.close()
         for number in self._signals:
             asyncio.get_running_loop().remove_signal_handler(number)

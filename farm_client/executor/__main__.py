@@ -38,7 +38,7 @@ def warm_up(*, lends_accelerator: bool) -> None:
         optimizer.step()
 
 
-class Executor:
+class _Executor:
     """Answers each order with its reports."""
 
     def __init__(self, channel: Channel) -> None:
@@ -113,7 +113,7 @@ def main() -> int:
     warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
         channel.send(Warm(torch_version=torch.__version__))
-        Executor(channel).serve()
+        _Executor(channel).serve()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     return 0

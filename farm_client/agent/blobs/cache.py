@@ -24,7 +24,7 @@ from typing import Final
 from farm_client.agent.blobs.cache_scan import scan
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.blobs.cached_file import Look, look_if_sound, look_of, mismatch, protect, touch
-from farm_client.agent.blobs.disk_space import DiskRoom, is_full, stored_bytes
+from farm_client.agent.blobs.disk_space import DiskBudget, is_full, stored_bytes
 from farm_client.agent.errors import CacheFull, HomeGone
 from farm_client.transfer.partial_file import remove_partial
 from protocol.digests import digest_bytes
@@ -51,7 +51,7 @@ def say_nothing(_text: str) -> None:
 
 
 class BlobCache:
-    """A folder of immutable files named by digest. One process owns it (see ``Home.held``)."""
+    """A folder of immutable files named by digest. One process owns it (see ``HomeFolder.held``)."""
 
     def __init__(self, root: Path, max_bytes: int, note: Callable[[str], None] = say_nothing) -> None:
         """``note`` hears, in a sentence, of what was damaged."""
@@ -63,7 +63,7 @@ class BlobCache:
         self._hits = self._misses = self._served_bytes = 0
         self._evictions = self._evicted_bytes = self._damaged = 0
         self.used_bytes = 0
-        self._disk = DiskRoom(root)
+        self._disk = DiskBudget(root)
         self._take_over()
 
     def __contains__(self, digest: str) -> bool:

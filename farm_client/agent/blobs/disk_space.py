@@ -18,7 +18,7 @@ _BLOCK_BYTES: Final = 512
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class DiskRoom:
+class DiskBudget:
     """The disk of a folder, and what last found no room on it."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from protocol.messages import Pace, Welcome
 
 
 @dataclass(frozen=True, slots=True)
-class Tempo:
+class HeartbeatIntervals:
     """Intervals in seconds."""
 
     heartbeat_seconds: float = HEARTBEAT_SECONDS

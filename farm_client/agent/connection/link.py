@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from farm_client.agent.connection.address import FarmAddress
 from farm_client.agent.connection.dialing import dial, explain
 from farm_client.agent.connection.fitting import shortened
-from farm_client.agent.connection.unacknowledged import Telling, Untold
+from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from farm_client.agent.errors import Displaced, OutOfReach
 from protocol.codec import decode
 from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
@@ -45,7 +45,7 @@ class Link:
         self._session = session
         self._queue = SendQueue()
         self._carried = carried
-        self._untold = Untold()
+        self._unacknowledged = Unacknowledged()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
 
@@ -83,17 +83,17 @@ class Link:
             self._queue.put(message, frame)
             self._wake.set()
 
-    def tell(self, message: Telling) -> None:
-        """Post a message that must not go down with the connection: see ``untold``."""
-        self._untold.add(message)
+    def tell(self, message: Report) -> None:
+        """Post a message that must not go down with the connection: see ``unacknowledged``."""
+        self._unacknowledged.add(message)
         self.post(message)
 
-    def untold(self) -> list[Telling]:
+    def unacknowledged(self) -> list[Report]:
         """Return what was told and not proven to have arrived: a pong after it proves that the farm has read it.
 
         Being with the operating system proves nothing: a connection that dies takes along what is under way.
         """
-        return self._untold.messages()
+        return self._unacknowledged.messages()
 
     async def flushed(self) -> None:
         """Wait until all that was posted is with the operating system, or the connection is gone."""
@@ -158,13 +158,13 @@ class Link:
             finally:
                 now = time.monotonic()
                 self._carried.written(len(packed.frame), now - began_at, now)
-        if (number := self._untold.ask()) is not None:
+        if (number := self._unacknowledged.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
             pong.add_done_callback(partial(self._hear_pong, number))
 
     def _hear_pong(self, number: int, pong: asyncio.Future[float]) -> None:
         if not pong.cancelled() and pong.exception() is None:
-            self._untold.proven(number)
+            self._unacknowledged.proven(number)
 
 
 async def open_link(address: FarmAddress, hello: Hello, carried: InlineLimit) -> Link:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from farm_client.agent.connection.link import Link
-from farm_client.agent.connection.unacknowledged import Telling, Untold
+from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from protocol.messages import HeldAssignment, Message
 
 
-class Voice:
+class Outgoing:
     """Speaks without waiting. It outlives connections."""
 
     def __init__(self) -> None:
         self._link: Link | None = None
-        self._untold = Untold()
+        self._unacknowledged = Unacknowledged()
         """What was said without a connection, or into one that broke before it arrived."""
 
     @property
@@ -23,15 +23,15 @@ class Voice:
     def attach(self, link: Link) -> None:
         """Speak over this connection, at first of what nobody has heard yet."""
         self._link = link
-        for message in self._untold.messages():
+        for message in self._unacknowledged.messages():
             link.tell(message)
-        self._untold.clear()
+        self._unacknowledged.clear()
 
     def detach(self) -> None:
         """The connection is over."""
         if self._link is not None:
-            for message in self._link.untold():
-                self._untold.add(message)
+            for message in self._link.unacknowledged():
+                self._unacknowledged.add(message)
         self._link = None
 
     def post(self, message: Message) -> None:
@@ -39,17 +39,17 @@ class Voice:
         if self._link is not None:
             self._link.post(message)
 
-    def tell(self, message: Telling) -> None:
+    def tell(self, message: Report) -> None:
         """Say something of an assignment, now or after the next welcome."""
         if self._link is not None:
             self._link.tell(message)
         else:
-            self._untold.add(message)
+            self._unacknowledged.add(message)
 
     def ended(self) -> list[HeldAssignment]:
         """Name the assignments that ended without the farm's knowledge, for the next hello."""
         return [
             HeldAssignment(assignment_id=ending.assignment_id, fence=ending.fence)
-            for ending in self._untold.endings()
+            for ending in self._unacknowledged.endings()
             if ending.assignment_id is not None and ending.fence is not None
         ]

@@ -11,11 +11,11 @@ from protocol.messages import Error, Progress, Reject
 _MAX_OUTPUTS: Final = 64
 """Of what the tasks' code printed, only the newest messages outlive a connection."""
 
-Telling = Error | Reject | Progress
+Report = Error | Reject | Progress
 """How an assignment ended, or what its code printed."""
 
 
-class Untold:
+class Unacknowledged:
     """Messages in the order in which they were said, until proof that they arrived.
 
     Every message said has a number; ``proven`` takes the number up to which all have arrived. Endings are never
@@ -28,7 +28,7 @@ class Untold:
         self._endings: deque[tuple[int, Error | Reject]] = deque()
         self._outputs: deque[tuple[int, Progress]] = deque(maxlen=_MAX_OUTPUTS)
 
-    def add(self, message: Telling) -> None:
+    def add(self, message: Report) -> None:
         """Keep a message that is being said."""
         self._said += 1
         if isinstance(message, Progress):
@@ -49,9 +49,9 @@ class Untold:
             while kept and kept[0][0] <= number:
                 kept.popleft()
 
-    def messages(self) -> list[Telling]:
+    def messages(self) -> list[Report]:
         """Return what is not known to have arrived, the oldest first."""
-        kept: list[tuple[int, Telling]] = sorted(chain(self._endings, self._outputs), key=lambda pair: pair[0])
+        kept: list[tuple[int, Report]] = sorted(chain(self._endings, self._outputs), key=lambda pair: pair[0])
         return [message for _, message in kept]
 
     def endings(self) -> list[Error | Reject]:

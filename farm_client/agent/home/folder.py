@@ -15,7 +15,7 @@ from farm_client.agent.errors import BadHome, HomeInUse
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class HomeFolder:
     """Where an agent keeps its files; only its owner can look inside."""
 
     root: Path
@@ -41,7 +41,7 @@ class Home:
         return self.root / "status.json"
 
     @property
-    def acquaintances_file(self) -> Path:
+    def known_farms_file(self) -> Path:
         """The addresses that have welcomed this machine."""
         return self.root / "welcomed-by.json"
 

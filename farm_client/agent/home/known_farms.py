@@ -13,7 +13,7 @@ _MOST: Final = 64
 _LONGEST_FILE_BYTES: Final = 64 * 1024
 
 
-class Acquaintances:
+class KnownFarms:
     """The addresses, without tokens, the newest last. A file that can't be read or written is done without."""
 
     def __init__(self, path: Path) -> None:

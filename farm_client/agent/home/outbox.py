@@ -53,7 +53,7 @@ class _Entry:
 
 
 class Outbox:
-    """The results that wait, oldest first. One process owns the folder (see ``Home.held``)."""
+    """The results that wait, oldest first. One process owns the folder (see ``HomeFolder.held``)."""
 
     def __init__(self, root: Path, farm: str, client_id: str, max_bytes: int, note: Callable[[str], None]) -> None:
         """``farm`` is its address; ``note`` hears, in a sentence, of what had to be dropped."""

@@ -18,7 +18,7 @@ Format = Literal["lines", "json"]
 _REPEAT_SECONDS: Final = 15.0
 
 
-class Narrator:
+class Console:
     """Writes to stderr: plain lines for people, or JSON lines that carry the ids of task, round and assignment."""
 
     def __init__(self, line_format: Format = "lines", stream: TextIO | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import StatusBoard
 from protocol.messages import Assign
 from protocol.wording import counted
@@ -18,9 +18,9 @@ _IDLE_AFTER_SECONDS: Final = 3.0
 class Display:
     """Writes lines and the status file; told of the newest assignment at each heartbeat."""
 
-    def __init__(self, board: StatusBoard, narrator: Narrator) -> None:
+    def __init__(self, board: StatusBoard, console: Console) -> None:
         self._board = board
-        self._narrator = narrator
+        self._console = console
         self._idle_since = time.monotonic()
         self._upload_waits: str | None = None
         self._slot_waits: str | None = None
@@ -41,19 +41,19 @@ class Display:
     def lacks(self, reason: str | None) -> None:
         """Hear why this machine can take no work; None when it can again."""
         self._lack = reason
-        self._narrator.tell(reason or "there is room again: going on")
+        self._console.tell(reason or "there is room again: going on")
 
     def note(self, text: str) -> None:
         """Say something that belongs to no assignment."""
-        self._narrator.tell(text)
+        self._console.tell(text)
 
     def note_on(self, assign: Assign, text: str) -> None:
         """Say something about an assignment."""
-        self._narrator.tell(text, **_ids(assign))
+        self._console.tell(text, **_ids(assign))
 
     def fault_on(self, assign: Assign, error: BaseException) -> None:
         """Show where an assignment ran into a mistake of the agent."""
-        self._narrator.trace(
+        self._console.trace(
             f"{assign.task.name}: a mistake in farm-client ended this assignment", error, **_ids(assign)
         )
 
@@ -64,7 +64,7 @@ class Display:
             self._show_work(newest)
         elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
             doing = self._also("leaving" if leaving else f"waiting: {self._lack or _NO_WORK}")
-            self._narrator.tell(doing)
+            self._console.tell(doing)
             self._board.show(doing=doing, task="", round=None)
         elif self._board.delivered != self._board.status.delivered:
             self._board.show()
@@ -72,7 +72,7 @@ class Display:
     def _show_work(self, assign: Assign) -> None:
         doing = self._also(f"working on {assign.task.name}")
         progress = f"{doing}, round {assign.round} ({counted(self._board.delivered, 'result')} delivered so far)"
-        self._narrator.keep_telling(doing, progress, **_ids(assign))
+        self._console.keep_telling(doing, progress, **_ids(assign))
         self._board.show(doing=doing, task=assign.task.task_id, round=assign.round)
 
     def _also(self, doing: str) -> str:

@@ -15,7 +15,7 @@ from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import ExecutorPool
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.held_assignment import Held, filled_disk, inline_update, ran_out_of_memory
@@ -42,7 +42,7 @@ class Tools:
     transfers: Transfers
     outbox: Outbox
     starts: StartMarks
-    home: Home
+    home: HomeFolder
     making: Locks = field(default_factory=Locks)
 
 

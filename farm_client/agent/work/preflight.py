@@ -18,20 +18,20 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     """Why not."""
 
     code: RejectCode
     message: str
 
 
-def refusal(assign: Assign, standing: Standing) -> Refusal | None:
+def refusal(assign: Assign, standing: Standing) -> Rejection | None:
     """Return why the assignment must be handed back, or None if it will fit."""
     if standing.draining:
-        return Refusal(RejectCode.DRAINING, "this client is leaving")
+        return Rejection(RejectCode.DRAINING, "this client is leaving")
     if standing.free_slots <= 0:
-        return Refusal(RejectCode.BUSY, "this client holds as many assignments as it has slots")
+        return Rejection(RejectCode.BUSY, "this client holds as many assignments as it has slots")
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
-        return Refusal(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
+        return Rejection(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
     return None

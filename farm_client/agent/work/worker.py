@@ -14,18 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link
-from farm_client.agent.connection.outgoing import Voice
+from farm_client.agent.connection.outgoing import Outgoing
 from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.reporting.display import Display
+from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.deliveries import Deliveries
-from farm_client.agent.work.disk_shortage import Shortage
+from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.preflight import Standing, refusal
-from farm_client.agent.work.roster import Roster
 from farm_client.agent.work.upload_places import UploadPlaces
 from farm_client.transfer.upload import Listener
 from protocol.errors import FarmError
@@ -57,7 +57,7 @@ _UPLOADS_PER_SLOT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class WorkerParts:
     """What a worker sees and speaks through."""
 
     probe: Probe
@@ -68,22 +68,22 @@ class Surroundings:
 class Worker:
     """The assignments of this client. A mistake of the agent's own ends ``watch``, which somebody must await."""
 
-    def __init__(self, tools: Tools, surroundings: Surroundings) -> None:
+    def __init__(self, tools: Tools, parts: WorkerParts) -> None:
         self._tools = tools
-        self._around = surroundings
-        display = surroundings.display
+        self._around = parts
+        display = parts.display
         self._deliveries = Deliveries(tools.outbox, tools.transfers, display.note, display.upload_waits)
-        self._places = UploadPlaces(_UPLOADS_PER_SLOT * surroundings.slots, display.slot_waits)
-        self._voice = Voice()
+        self._places = UploadPlaces(_UPLOADS_PER_SLOT * parts.slots, display.slot_waits)
+        self._outgoing = Outgoing()
         self._inline_bytes = INLINE_BYTES
-        self._tempo = Tempo()
+        self._intervals = HeartbeatIntervals()
         self._beat_due = 0.0
-        self._roster = Roster()
+        self._active = ActiveAssignments()
         self._resending: dict[str, asyncio.Task[None]] = {}
         self._draining = False
         self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warming: asyncio.Task[None] | None = None
-        self._shortage = Shortage(tools.home, tools.fetcher, self._voice, display)
+        self._disk_shortage = DiskShortage(tools.home, tools.fetcher, self._outgoing, display)
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
         self._said_idle_at: float | None = None
@@ -91,32 +91,32 @@ class Worker:
 
     def held(self) -> tuple[HeldAssignment, ...]:
         """Name what outlived the last connection, for the next hello."""
-        assigns = [job.held.assign for job in self._roster]
+        assigns = [job.held.assign for job in self._active]
         running = [
             HeldAssignment(assignment_id=assign.assignment_id, fence=assign.fence)
             for assign in assigns
             if assign.assignment_id not in self._tools.outbox
         ]
-        return (*running, *self._voice.ended(), *self._tools.outbox.held())[:_MAX_HELD]
+        return (*running, *self._outgoing.ended(), *self._tools.outbox.held())[:_MAX_HELD]
 
     @property
     def busy(self) -> bool:
         """Whether an assignment is being done, or its result sent."""
-        return not self._roster.idle.is_set()
+        return not self._active.idle.is_set()
 
     def attach(self, link: Link) -> None:
         """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
-        self._inline_bytes, self._tempo = link.welcome.inline_bytes, Tempo.told(link.welcome)
+        self._inline_bytes, self._intervals = link.welcome.inline_bytes, HeartbeatIntervals.told(link.welcome)
         self._said_idle_at = None
-        self._voice.attach(link)
+        self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
-        self._shortage.tell_again()
+        self._disk_shortage.tell_again()
         self._tell_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
-        self._voice.detach()
+        self._outgoing.detach()
         self._deliveries.detach()
 
     async def watch(self) -> None:
@@ -129,7 +129,7 @@ class Worker:
 
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""
-        tasks = [*self._roster.tasks(), *self._resending.values()]
+        tasks = [*self._active.tasks(), *self._resending.values()]
         tasks += [self._warming] if self._warming is not None else []
         for task in tasks:
             task.cancel()
@@ -153,8 +153,8 @@ class Worker:
             case Prefetch():
                 self._tools.fetcher.prefetch(message.blobs)
             case Pace():
-                self._tempo = Tempo.told(message)
-                self._beat_due = min(self._beat_due, time.monotonic() + self._tempo.heartbeat_seconds)
+                self._intervals = HeartbeatIntervals.told(message)
+                self._beat_due = min(self._beat_due, time.monotonic() + self._intervals.heartbeat_seconds)
             case Drain():
                 self._around.display.note(f"the farm is going down: {message.reason or 'no reason given'}")
             case Error():
@@ -165,14 +165,14 @@ class Worker:
         self._beat_due = report_due = time.monotonic()
         while True:
             now = time.monotonic()
-            if now >= report_due and not self._voice.congested:
-                report_due = now + self._tempo.progress_seconds
-                for job in self._roster:
+            if now >= report_due and not self._outgoing.congested:
+                report_due = now + self._intervals.progress_seconds
+                for job in self._active:
                     self._tell_output(job.held)
             if now >= self._beat_due:
-                self._beat_due = now + self._tempo.heartbeat_seconds
+                self._beat_due = now + self._intervals.heartbeat_seconds
                 self._beat_once()
-            await asyncio.sleep(self._tempo.step_seconds)
+            await asyncio.sleep(self._intervals.step_seconds)
 
     async def drain(self, reason: str, longest_seconds: float) -> None:
         """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back.
@@ -182,14 +182,14 @@ class Worker:
         self._draining = True
         self._tools.pool.retire()
         self._tools.fetcher.stop_prefetching()
-        self._voice.post(Drain(reason=reason))
-        for job in list(self._roster):
+        self._outgoing.post(Drain(reason=reason))
+        for job in list(self._active):
             if job.held.phase in (Phase.FETCHING, Phase.STARTING):
                 self._hand_back(job, "this client is leaving")
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, longest_seconds)):
-                await self._roster.idle.wait()
-        for job in list(self._roster):
+                await self._active.idle.wait()
+        for job in list(self._active):
             self._hand_back(job, "this client is leaving and could not finish in time")
         await self._deliveries.last_acks()
 
@@ -206,22 +206,22 @@ class Worker:
         assign = held.assign
         refused = refusal(assign, self._standing(assign))
         if refused is not None:
-            self._voice.post(held.reject(refused.code, refused.message))
+            self._outgoing.post(held.reject(refused.code, refused.message))
             self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
             if refused.code is RejectCode.DOES_NOT_FIT:
                 self._tools.pool.stop_idle()  # with their memory free the next offer may fit
             self._tell_ready()
             return
-        self._voice.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        self._outgoing.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
         job = Job(held, self._tools, self._inline_bytes)
         self._latest = assign
-        self._roster.add(job, self._spawn(self._do(job)))
+        self._active.add(job, self._spawn(self._do(job)))
 
     def _standing(self, assign: Assign) -> Standing:
         """Memory is read only where it matters: a task that has its executor has its memory already."""
         must_start = assign.task.needed_ram_bytes > 0 and self._tools.pool.find(assign.task.task_id) is None
         return Standing(
-            free_slots=self._around.slots - self._roster.taken_slots,
+            free_slots=self._around.slots - self._active.taken_slots,
             ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
             draining=self._draining,
         )
@@ -233,7 +233,7 @@ class Worker:
         except Exception as error:  # whatever an assignment brings about is its own failure, not the agent's
             self._around.display.fault_on(assign, error)
             problem = job.held.failure(error)
-        self._roster.remove(assign.assignment_id)
+        self._active.remove(assign.assignment_id)
         if problem is not None:
             self._give_up(assign, self._unless_short(job.held, problem))
 
@@ -244,13 +244,13 @@ class Worker:
 
     def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
         """Where the disk takes nothing, what this machine failed at says nothing against the assignment."""
-        self._shortage.look()
-        if self._shortage.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
+        self._disk_shortage.look()
+        if self._disk_shortage.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
             return problem
-        return held.reject(RejectCode.BLOB_UNAVAILABLE, self._shortage.reason)
+        return held.reject(RejectCode.BLOB_UNAVAILABLE, self._disk_shortage.reason)
 
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
-        self._voice.tell(problem)
+        self._outgoing.tell(problem)
         self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
         self._tell_ready()
 
@@ -260,7 +260,7 @@ class Worker:
         if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
             return await self._send(job, parcel)
         async with self._places.place(job.held):
-            self._roster.free_slot(job)
+            self._active.free_slot(job)
             self._tell_ready()  # before the result: the farm counts no slot for that
             return await self._send(job, parcel)
 
@@ -287,7 +287,7 @@ class Worker:
 
     def _free(self, pause: Pause) -> None:
         """Free what a task holds here, at once; the farm has taken its assignments back."""
-        for job in list(self._roster):
+        for job in list(self._active):
             if pause.task_id in (None, job.held.assign.task.task_id):
                 self._drop(job.held.assign.assignment_id)
         self._tools.pool.release(pause.task_id)
@@ -295,7 +295,7 @@ class Worker:
 
     def _drop(self, assignment_id: str) -> None:
         """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
-        for task in (self._roster.remove(assignment_id), self._resending.get(assignment_id)):
+        for task in (self._active.remove(assignment_id), self._resending.get(assignment_id)):
             if task is not None:
                 task.cancel()
         self._tools.outbox.remove(assignment_id)
@@ -304,8 +304,8 @@ class Worker:
         """A finished one stays in the outbox: it is sent at the next join."""
         assignment_id = job.held.assign.assignment_id
         if assignment_id not in self._tools.outbox:
-            self._voice.post(job.held.reject(RejectCode.DRAINING, why))
-        if (doing := self._roster.remove(assignment_id)) is not None:
+            self._outgoing.post(job.held.reject(RejectCode.DRAINING, why))
+        if (doing := self._active.remove(assignment_id)) is not None:
             doing.cancel()
 
     def _tell_ready(self) -> None:
@@ -313,7 +313,7 @@ class Worker:
         if self._draining:
             return
         is_cold = self._tools.pool.is_cold
-        self._voice.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._roster.taken_slots)))
+        self._outgoing.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._active.taken_slots)))
         if is_cold and (self._warming is None or self._warming.done()):
             self._warming = self._spawn(self._tell_when_warm())
 
@@ -323,15 +323,15 @@ class Worker:
 
     def _tell_output(self, held: Held) -> None:
         if (message := held.output.take(held.progress)) is not None:
-            self._voice.tell(message)
+            self._outgoing.tell(message)
 
     def _beat_once(self) -> None:
         self._places.beat()
-        if self._shortage.look():
+        if self._disk_shortage.look():
             self._tell_ready()
         if self._is_beat_due():
             self._send_beat()
-        newest = next((job.held.assign for job in self._roster), self._latest)
+        newest = next((job.held.assign for job in self._active), self._latest)
         self._latest = None
         self._around.display.show(newest, self._draining)
 
@@ -339,14 +339,14 @@ class Worker:
         """Whether the farm is to hear something now: who holds nothing, and has said so, beats less often."""
         if self.busy or self._said_idle_at is None:
             return True
-        return time.monotonic() >= self._said_idle_at + self._tempo.idle_heartbeat_seconds
+        return time.monotonic() >= self._said_idle_at + self._intervals.idle_heartbeat_seconds
 
     def _send_beat(self) -> None:
-        if not self._voice.congested:
-            progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._roster)[:_MAX_HELD]
-            self._voice.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
+        if not self._outgoing.congested:
+            progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._active)[:_MAX_HELD]
+            self._outgoing.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
             self._said_idle_at = None if progress else time.monotonic()
-        if not self._roster.taken_slots and self._latest is None:
+        if not self._active.taken_slots and self._latest is None:
             self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

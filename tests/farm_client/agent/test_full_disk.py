@@ -11,15 +11,15 @@ import pytest
 
 from farm_client.agent.blobs import disk_space
 from farm_client.agent.blobs.cache import BlobCache
-from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskRoom
+from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskBudget
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.errors import BadHome, CacheFull, DiskFull, HomeGone
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import load_identity
 from farm_client.agent.home.outbox import Outbox
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.machine.selftest import self_test
-from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.executor.failures import CodeError, as_failed, calling
 from farm_client.transfer.partial_file import PartialFile
@@ -72,9 +72,9 @@ def put(cache, number, size=10):
 
 def test_a_reserve_is_kept_free_and_a_share_of_a_small_disk(disk, tmp_path):
     disk.leave(100)
-    assert DiskRoom(tmp_path).room_bytes() == 100
+    assert DiskBudget(tmp_path).room_bytes() == 100
     disk.total, disk.free = 1000, 100
-    assert DiskRoom(tmp_path).room_bytes() == 80
+    assert DiskBudget(tmp_path).room_bytes() == 80
 
 
 def test_the_cache_takes_no_more_than_the_disk_has_free(disk, tmp_path):
@@ -167,12 +167,12 @@ class FullLog(io.StringIO):
 
 
 def test_a_log_that_cannot_be_written_is_skipped():
-    narrator = Narrator(stream=FullLog())
-    narrator.tell("a line")
-    narrator.trace("a line", ValueError("x"))
+    console = Console(stream=FullLog())
+    console.tell("a line")
+    console.trace("a line", ValueError("x"))
     closed = io.StringIO()
     closed.close()
-    Narrator(stream=closed).tell("a line")
+    Console(stream=closed).tell("a line")
 
 
 def test_an_outbox_without_a_disk_keeps_results_in_memory(tmp_path):
@@ -199,7 +199,7 @@ def test_a_home_on_a_full_disk_is_refused_in_a_line_at_the_start(tmp_path, monke
     def full(*_args, **_options):
         raise NO_SPACE
 
-    home = Home(tmp_path)
+    home = HomeFolder(tmp_path)
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(BadHome, match="No space left"):
         load_identity(home.identity_file)

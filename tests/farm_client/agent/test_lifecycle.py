@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from farm_client.agent.connection import reach
+from farm_client.agent.connection import reconnect_policy
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
@@ -215,7 +215,7 @@ async def test_a_wrong_token_is_final(farm, home):
 
 @pytest.mark.parametrize(("status", "error"), [(404, BadAddress), (200, BadAddress), (403, Unauthorized)])
 async def test_an_address_that_goes_on_without_a_farm_is_final(farm, home, monkeypatch, status, error):
-    monkeypatch.setattr(reach, "STRANGERS_SECONDS", 0.5)
+    monkeypatch.setattr(reconnect_policy, "STRANGERS_SECONDS", 0.5)
     farm.refuse_status = status
     with pytest.raises(error, match="check the address"):
         await run_once(farm.url, home)

@@ -16,7 +16,7 @@ from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.connection.fitting import shortened
 from farm_client.agent.errors import BadHome, DamagedIdentity
 from farm_client.agent.home.identity import Identity, load_identity
-from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.home.known_farms import KnownFarms
 from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.durable_file import write_durably
 from protocol.messages import (
@@ -181,23 +181,23 @@ class TestAcquaintances:
     """Addresses that have welcomed this machine."""
 
     def test_they_are_known_in_the_next_run(self, tmp_path: Path) -> None:
-        known = Acquaintances(tmp_path / "known.json")
+        known = KnownFarms(tmp_path / "known.json")
         assert "ws://farm" not in known
         known.add("ws://farm")
         assert "ws://farm" in known
-        assert "ws://farm" in Acquaintances(tmp_path / "known.json")
+        assert "ws://farm" in KnownFarms(tmp_path / "known.json")
         assert "ws://far" not in known
 
     def test_the_oldest_of_many_is_forgotten(self, tmp_path: Path) -> None:
-        known = Acquaintances(tmp_path / "known.json")
+        known = KnownFarms(tmp_path / "known.json")
         for number in range(65):
             known.add(f"ws://{number}")
-        again = Acquaintances(tmp_path / "known.json")
+        again = KnownFarms(tmp_path / "known.json")
         assert "ws://0" not in known
         assert all(f"ws://{number}" in again for number in range(1, 65))
 
     def test_a_known_one_is_not_written_again(self, tmp_path: Path) -> None:
-        known = Acquaintances(tmp_path / "known.json")
+        known = KnownFarms(tmp_path / "known.json")
         known.add("ws://farm")
         (tmp_path / "known.json").unlink()
         known.add("ws://farm")
@@ -210,17 +210,17 @@ class TestAcquaintances:
     )
     def test_an_odd_file_is_done_without(self, tmp_path: Path, text: bytes) -> None:
         (tmp_path / "known.json").write_bytes(text)
-        known = Acquaintances(tmp_path / "known.json")
+        known = KnownFarms(tmp_path / "known.json")
         assert "ws://farm" not in known
         known.add("ws://farm")
         assert json.loads((tmp_path / "known.json").read_text()) == ["ws://farm"]
 
     def test_of_an_odd_list_the_addresses_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / "known.json").write_text('[1, "ws://farm", null, ["x"]]')
-        assert "ws://farm" in Acquaintances(tmp_path / "known.json")
+        assert "ws://farm" in KnownFarms(tmp_path / "known.json")
 
     def test_a_disk_that_takes_nothing_costs_only_the_memory_of_it(self, tmp_path: Path) -> None:
-        known = Acquaintances(tmp_path / "absent" / "known.json")
+        known = KnownFarms(tmp_path / "absent" / "known.json")
         known.add("ws://farm")
         assert "ws://farm" in known
 

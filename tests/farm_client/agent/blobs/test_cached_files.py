@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from farm_client.agent.blobs.cache_scan import scan
 from farm_client.agent.blobs.cached_file import look_if_sound, look_of, protect, touch
-from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskRoom, is_full, stored_bytes
+from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskBudget, is_full, stored_bytes
 from farm_client.agent.errors import DiskFull, HomeGone
 from farm_client.transfer.partial_file import PartialFile
 from protocol.digests import digest_bytes
@@ -189,16 +189,16 @@ class TestDiskRoom:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, reserve: int
     ) -> None:
         disk = Disk(monkeypatch, total, free=total)
-        assert DiskRoom(tmp_path).room_bytes() == total - reserve
+        assert DiskBudget(tmp_path).room_bytes() == total - reserve
         disk.free = 0
-        assert DiskRoom(tmp_path).room_bytes() == -reserve
+        assert DiskBudget(tmp_path).room_bytes() == -reserve
 
     def test_a_folder_that_is_gone_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(HomeGone, match=f"{tmp_path / 'gone'} is gone"):
-            DiskRoom(tmp_path / "gone").room_bytes()
+            DiskBudget(tmp_path / "gone").room_bytes()
 
     def test_it_lacks_room_until_what_found_none_would_fit(self, tmp_path: Path) -> None:
-        room = DiskRoom(tmp_path)
+        room = DiskBudget(tmp_path)
         assert room.lack(-5) is None  # nothing was asked of it yet
         error = room.full(1000)
         assert isinstance(error, DiskFull)
@@ -209,14 +209,14 @@ class TestDiskRoom:
 
     def test_even_nothing_may_find_no_room(self, tmp_path: Path) -> None:
         """A disk past its reserve takes not even an empty file: that is a lack too."""
-        room = DiskRoom(tmp_path)
+        room = DiskBudget(tmp_path)
         room.full(0)
         assert room.lack(0) is not None
         assert room.lack(1) is None
 
     @given(asked=st.lists(st.integers(1, 100), min_size=1), there=st.integers(0, 120))
     def test_the_last_that_found_none_counts(self, asked: list[int], there: int) -> None:
-        room = DiskRoom(Path("/home"))
+        room = DiskBudget(Path("/home"))
         for size in asked:
             room.full(size)
         assert (room.lack(there) is None) == (there >= asked[-1])

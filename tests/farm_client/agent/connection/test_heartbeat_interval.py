@@ -4,17 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from protocol.limits import MAX_PACE_SECONDS, MIN_PACE_SECONDS
 from protocol.messages import Heartbeat, Pace, Progress, Result, Welcome
 from tests.farm_client.agent.scripted_farm import joined
 
 
 def test_a_welcome_sets_the_pace_and_a_pace_replaces_it():
-    assert Tempo.told(Welcome(version=2, incarnation=1)) == Tempo(2.0, 0.5, 2.0)
+    assert HeartbeatIntervals.told(Welcome(version=2, incarnation=1)) == HeartbeatIntervals(2.0, 0.5, 2.0)
     told = Pace(heartbeat_seconds=10.0, progress_seconds=2.5, lost_after_seconds=24.0)
-    assert Tempo.told(told) == Tempo(10.0, 2.5, 10.0)
-    assert Tempo.told(told.model_copy(update={"idle_heartbeat_seconds": 40.0})) == Tempo(10.0, 2.5, 40.0)
+    assert HeartbeatIntervals.told(told) == HeartbeatIntervals(10.0, 2.5, 10.0)
+    assert HeartbeatIntervals.told(told.model_copy(update={"idle_heartbeat_seconds": 40.0})) == HeartbeatIntervals(
+        10.0, 2.5, 40.0
+    )
 
 
 @given(st.floats(1e-3, 1e9), st.floats(1e-3, 1e9), st.floats(1e-3, 1e9))
@@ -22,10 +24,13 @@ def test_no_farm_makes_a_client_hurry_or_sleep_for_ever(heartbeat, progress, idl
     told = Pace(
         heartbeat_seconds=heartbeat, progress_seconds=progress, lost_after_seconds=1.0, idle_heartbeat_seconds=idle
     )
-    tempo = Tempo.told(told)
+    intervals = HeartbeatIntervals.told(told)
     for seconds in (
-        tempo.heartbeat_seconds, tempo.progress_seconds, tempo.step_seconds, tempo.idle_heartbeat_seconds
-    ):  # fmt: skip
+        intervals.heartbeat_seconds,
+        intervals.progress_seconds,
+        intervals.step_seconds,
+        intervals.idle_heartbeat_seconds,
+    ):
         assert MIN_PACE_SECONDS <= seconds <= MAX_PACE_SECONDS
 
 

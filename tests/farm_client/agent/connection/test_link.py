@@ -12,7 +12,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.connection.address import parse_address
-from farm_client.agent.connection.heartbeat_interval import Tempo
+from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import LEAST_FRAME_BYTES, open_link
 from farm_client.agent.errors import OutOfReach
 from protocol import inline_limit
@@ -111,7 +111,7 @@ async def test_what_was_heard_is_forgotten():
         listening = asyncio.create_task(ended(link))
         link.tell(ERROR)
         link.tell(REJECT)
-        await until(lambda: not link.untold())
+        await until(lambda: not link.unacknowledged())
         assert far.heard == [ERROR, REJECT]
         listening.cancel()
 
@@ -183,7 +183,7 @@ async def test_what_was_sent_and_not_read_before_the_end_is_named():
         await link.flushed()
         far.die()
         await ended(link)
-        assert link.untold() == [ERROR, REJECT]
+        assert link.unacknowledged() == [ERROR, REJECT]
 
 
 async def test_what_was_told_to_a_dead_connection_is_named():
@@ -191,7 +191,7 @@ async def test_what_was_told_to_a_dead_connection_is_named():
         far.die()
         await ended(link)
         link.tell(ERROR)
-        assert link.untold() == [ERROR]
+        assert link.unacknowledged() == [ERROR]
 
 
 @pytest.mark.parametrize("code", [1000, 1012])
@@ -200,7 +200,7 @@ async def test_what_crosses_the_farms_close_is_named(code):
         far.send_close(code)  # nobody has read it here yet
         link.tell(ERROR)
         await ended(link)
-        assert link.untold() == [ERROR]
+        assert link.unacknowledged() == [ERROR]
 
 
 async def test_what_is_too_long_for_this_farm_is_said_in_shorter_frames():
@@ -266,8 +266,8 @@ async def test_an_odd_number_in_a_welcome_is_bounded_or_a_reason_to_try_again(na
             assert refused.message
             assert not refused.was_slow  # it is told from silence at once
             return
-        tempo = Tempo.told(link.welcome)
-        assert MIN_PACE_SECONDS <= tempo.step_seconds <= MAX_PACE_SECONDS
+        intervals = HeartbeatIntervals.told(link.welcome)
+        assert MIN_PACE_SECONDS <= intervals.step_seconds <= MAX_PACE_SECONDS
         assert 0 <= link.inline_bytes <= link.welcome.max_frame_bytes
         link.post(Heartbeat())
         link.post(ERROR)
@@ -287,7 +287,7 @@ def test_no_pace_is_too_odd(heartbeat_seconds, progress_seconds):
     pace = Pace.model_construct(
         heartbeat_seconds=heartbeat_seconds, progress_seconds=progress_seconds, lost_after_seconds=1.0
     )
-    assert MIN_PACE_SECONDS <= Tempo.told(pace).step_seconds <= MAX_PACE_SECONDS
+    assert MIN_PACE_SECONDS <= HeartbeatIntervals.told(pace).step_seconds <= MAX_PACE_SECONDS
 
 
 async def test_a_link_that_cannot_write_does_not_stay_open(monkeypatch):

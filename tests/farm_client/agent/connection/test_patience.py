@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from farm_client.agent.connection import link, reach
-from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.connection import link, reconnect_policy
+from farm_client.agent.home.known_farms import KnownFarms
 from protocol.errors import Unauthorized
 from protocol.messages import Bye, Error, Hello
 from protocol.retry import RetryPolicy
@@ -20,7 +20,7 @@ ODD = [b"", RESET, SILENCE, b"HTTP/1.1 40", *map(status, (200, 301, 403, 404, 50
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Strangers get no time at all, so that only what is known of an address counts; waits are short."""
-    monkeypatch.setattr(reach, "STRANGERS_SECONDS", 0.0)
+    monkeypatch.setattr(reconnect_policy, "STRANGERS_SECONDS", 0.0)
     monkeypatch.setattr(link, "_OPEN_SECONDS", 0.3)
     for name in ("RECONNECT", "COSTLY", "DISPLACED"):
         monkeypatch.setattr(f"farm_client.agent.connection.backoff.{name}", RetryPolicy(0.02, 0.05))
@@ -78,18 +78,18 @@ async def test_every_kind_of_answer_is_waited_out_one_after_the_other(farm, star
 
 
 async def test_an_address_is_remembered_through_damage_and_without_a_disk(tmp_path):
-    known = Acquaintances(tmp_path / "missing" / "welcomed-by.json")
+    known = KnownFarms(tmp_path / "missing" / "welcomed-by.json")
     known.add("ws://farm.example")
     assert "ws://farm.example" in known
     path = tmp_path / "welcomed-by.json"
     for number in range(100):
-        Acquaintances(path).add(f"ws://farm{number}.example")
-    again = Acquaintances(path)
+        KnownFarms(path).add(f"ws://farm{number}.example")
+    again = KnownFarms(path)
     assert "ws://farm99.example" in again
     assert "ws://farm0.example" not in again
     for damage in (b"", b"[", b"{}", b"\xff\xfe", b"[" * 100_000, b'[1, null, "ws://farm.example"]'):
         path.write_bytes(damage)
-        assert "ws://other.example" not in Acquaintances(path)
+        assert "ws://other.example" not in KnownFarms(path)
 
 
 async def test_a_farm_that_asks_for_time_gets_it(farm, start_agent):

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm_client.agent.connection.unacknowledged import Untold
+from farm_client.agent.connection.unacknowledged import Unacknowledged
 from protocol.messages import AssignmentProgress, Error, LogLine, Phase, Progress
 
 
@@ -15,46 +15,46 @@ def ending(assignment_id="a"):
 
 
 def test_what_is_proven_is_forgotten_and_the_rest_stays_in_order():
-    untold = Untold()
+    unacknowledged = Unacknowledged()
     said = [output("1"), ending("a"), output("2"), ending("b")]
     for message in said:
-        untold.add(message)
-    assert untold.messages() == said
-    untold.proven(2)
-    assert untold.messages() == said[2:]
-    assert untold.endings() == [said[3]]
+        unacknowledged.add(message)
+    assert unacknowledged.messages() == said
+    unacknowledged.proven(2)
+    assert unacknowledged.messages() == said[2:]
+    assert unacknowledged.endings() == [said[3]]
 
 
 def test_proof_is_asked_for_once():
-    untold = Untold()
-    assert untold.ask() is None
-    untold.add(ending())
-    number = untold.ask()
-    assert untold.ask() is None
-    untold.proven(number)
-    assert untold.messages() == []
-    untold.add(ending())
-    assert untold.ask() > number
+    unacknowledged = Unacknowledged()
+    assert unacknowledged.ask() is None
+    unacknowledged.add(ending())
+    number = unacknowledged.ask()
+    assert unacknowledged.ask() is None
+    unacknowledged.proven(number)
+    assert unacknowledged.messages() == []
+    unacknowledged.add(ending())
+    assert unacknowledged.ask() > number
 
 
 def test_a_flood_of_output_drops_no_ending():
-    untold = Untold()
+    unacknowledged = Unacknowledged()
     first = ending()
-    untold.add(first)
+    unacknowledged.add(first)
     for number in range(1000):
-        untold.add(output(str(number)))
-    assert untold.endings() == [first]
-    assert len(untold.messages()) < 100
-    assert untold.messages()[-1].logs[0].text == "999"
+        unacknowledged.add(output(str(number)))
+    assert unacknowledged.endings() == [first]
+    assert len(unacknowledged.messages()) < 100
+    assert unacknowledged.messages()[-1].logs[0].text == "999"
 
 
 @settings(max_examples=50)
 @given(st.lists(st.booleans(), max_size=50), st.data())
 def test_every_ending_is_kept_exactly_until_it_is_proven(kinds, data):
-    untold = Untold()
+    unacknowledged = Unacknowledged()
     said = [ending(str(number)) if is_ending else output() for number, is_ending in enumerate(kinds)]
     for message in said:
-        untold.add(message)
+        unacknowledged.add(message)
     number = data.draw(st.integers(0, len(said)))
-    untold.proven(number)
-    assert untold.endings() == [message for message in said[number:] if isinstance(message, Error)]
+    unacknowledged.proven(number)
+    assert unacknowledged.endings() == [message for message in said[number:] if isinstance(message, Error)]

@@ -7,23 +7,23 @@ import pytest
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadHome, DamagedIdentity, HomeInUse
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import load_identity
 from farm_client.agent.settings import load_settings
 
 
 def test_one_agent_at_a_time(tmp_path):
-    home = Home(tmp_path / "home")
+    home = HomeFolder(tmp_path / "home")
     assert not home.in_use()
     with home.held():
         assert home.in_use()
-        with pytest.raises(HomeInUse, match="--home"), Home(home.root).held():
+        with pytest.raises(HomeInUse, match="--home"), HomeFolder(home.root).held():
             pass
     assert not home.in_use()
 
 
 def test_what_a_killed_agent_left_behind_is_cleared(tmp_path):
-    home = Home(tmp_path)
+    home = HomeFolder(tmp_path)
     (home.scratch_dir / "executor-1").mkdir(parents=True)
     with home.held():
         assert not any(home.scratch_dir.iterdir())
@@ -31,7 +31,7 @@ def test_what_a_killed_agent_left_behind_is_cleared(tmp_path):
 
 def test_a_home_that_cannot_be_made_is_told_in_a_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadHome, match="--home"), Home(tmp_path / "file" / "home").held():
+    with pytest.raises(BadHome, match="--home"), HomeFolder(tmp_path / "file" / "home").held():
         pass
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from farm_client.agent.blobs.cache_stats import CacheStats
-from farm_client.agent.home.folder import Home
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.reporting.status import StatusBoard, read_status
 from farm_client.transfer.tally import Tally
 from protocol.messages import Result
@@ -23,7 +23,7 @@ def status(home, *options):
 
 
 def test_status_tells_of_the_cache_and_of_what_moved(tmp_path):
-    home = Home(tmp_path / "home")
+    home = HomeFolder(tmp_path / "home")
     with home.held():
         board = StatusBoard(home.status_file)
         board.look = lambda: (STATS, Tally(sent_bytes=5 * 2**20, sent_again_bytes=2**10))

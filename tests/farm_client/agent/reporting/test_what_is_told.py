@@ -15,10 +15,10 @@ import pytest
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.errors import HomeGone
 from farm_client.agent.reporting import console, display
-from farm_client.agent.reporting.console import Narrator
+from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import Status, StatusBoard, read_status
-from farm_client.agent.work.disk_shortage import Shortage
+from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.transfer.tally import Tally
 from protocol.messages import Assign, Message, Pause, Resume
 from tests.protocol.samples import BY_TYPE
@@ -46,8 +46,8 @@ def shown() -> io.StringIO:
 
 
 @pytest.fixture
-def narrator(shown: io.StringIO, clock: StillClock) -> Narrator:
-    return Narrator("lines", shown)
+def console(shown: io.StringIO, clock: StillClock) -> Console:
+    return Console("lines", shown)
 
 
 def lines(shown: io.StringIO) -> list[str]:
@@ -57,42 +57,42 @@ def lines(shown: io.StringIO) -> list[str]:
 class TestNarrator:
     """Lines for people, or JSON for programs."""
 
-    def test_the_same_is_not_said_twice_in_a_row(self, narrator: Narrator, shown: io.StringIO) -> None:
+    def test_the_same_is_not_said_twice_in_a_row(self, console: Console, shown: io.StringIO) -> None:
         for text in ("a", "a", "b", "a"):
-            narrator.tell(text)
+            console.tell(text)
         assert lines(shown) == ["a", "b", "a"]
 
     def test_what_goes_on_is_said_again_now_and_then(
-        self, narrator: Narrator, shown: io.StringIO, clock: StillClock
+        self, console: Console, shown: io.StringIO, clock: StillClock
     ) -> None:
         for number in range(40):
-            narrator.keep_telling("working", f"working, round {number}")
+            console.keep_telling("working", f"working, round {number}")
             clock.now += 1
         assert lines(shown) == ["working, round 0", "working, round 16", "working, round 32"]
 
-    def test_another_subject_is_said_at_once(self, narrator: Narrator, shown: io.StringIO) -> None:
-        narrator.keep_telling("a", "a, 1")
-        narrator.keep_telling("b", "b, 1")
-        narrator.keep_telling("b", "b, 2")
+    def test_another_subject_is_said_at_once(self, console: Console, shown: io.StringIO) -> None:
+        console.keep_telling("a", "a, 1")
+        console.keep_telling("b", "b, 1")
+        console.keep_telling("b", "b, 2")
         assert lines(shown) == ["a, 1", "b, 1"]
 
-    def test_a_stranger_s_name_does_nothing_on_the_terminal(self, narrator: Narrator, shown: io.StringIO) -> None:
-        narrator.tell("working on \x1b[2Jdigits\nyour machine was harmed")
+    def test_a_stranger_s_name_does_nothing_on_the_terminal(self, console: Console, shown: io.StringIO) -> None:
+        console.tell("working on \x1b[2Jdigits\nyour machine was harmed")
         assert lines(shown) == ["working on digits your machine was harmed"]
 
-    def test_a_traceback_stands_under_its_line(self, narrator: Narrator, shown: io.StringIO) -> None:
+    def test_a_traceback_stands_under_its_line(self, console: Console, shown: io.StringIO) -> None:
         try:
             raise RuntimeError("odd \x1b[31m\udc80")
         except RuntimeError as error:
-            narrator.trace("a mistake", error)
+            console.trace("a mistake", error)
         assert lines(shown)[0] == "a mistake"
         assert lines(shown)[1].startswith("Traceback")
         assert "RuntimeError: odd" in shown.getvalue()
         assert "\x1b" not in shown.getvalue()
 
     def test_in_json_each_line_carries_its_ids(self, shown: io.StringIO, clock: StillClock) -> None:
-        narrator = Narrator("json", shown)
-        narrator.tell("working\non it", task="t1", round=3)
+        console = Console("json", shown)
+        console.tell("working\non it", task="t1", round=3)
         (line,) = map(json.loads, lines(shown))
         assert (line["event"], line["task"], line["round"]) == ("working\non it", "t1", 3)
         assert "timestamp" in line
@@ -103,9 +103,9 @@ class TestNarrator:
             def write(self, _text: str) -> int:
                 raise error
 
-        narrator = Narrator("lines", Gone())
-        narrator.tell("nobody reads this")
-        narrator.trace("nor this", RuntimeError())
+        console = Console("lines", Gone())
+        console.tell("nobody reads this")
+        console.trace("nor this", RuntimeError())
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ class TestDisplay:
     """The current task while there is one, and why not while there is none."""
 
     @pytest.fixture
-    def view(self, board: StatusBoard, narrator: Narrator) -> Display:
-        return Display(board, narrator)
+    def view(self, board: StatusBoard, console: Console) -> Display:
+        return Display(board, console)
 
     def test_work_is_named_with_its_round_and_what_was_delivered(
         self, view: Display, board: StatusBoard, shown: io.StringIO
@@ -242,14 +242,14 @@ class Surroundings:
     posted: list[Message] = field(default_factory=list)
     told: list[str | None] = field(default_factory=list)
 
-    def shortage(self) -> Shortage:
+    def disk_shortage(self) -> DiskShortage:
         def of_cache() -> str | None:
             if isinstance(self.cache_lacks, HomeGone):
                 raise self.cache_lacks
             return self.cache_lacks
 
         stand_in: Callable[..., Any] = SimpleNamespace
-        return Shortage(
+        return DiskShortage(
             stand_in(lack=lambda: self.home_lacks),
             stand_in(cache=stand_in(lack=of_cache)),
             stand_in(post=self.posted.append),
@@ -262,10 +262,10 @@ class TestShortage:
 
     def test_without_one_nothing_is_said(self) -> None:
         around = Surroundings()
-        shortage = around.shortage()
-        assert not shortage.look()
-        shortage.tell_again()
-        assert (around.posted, around.told, shortage.reason) == ([], [], None)
+        disk_shortage = around.disk_shortage()
+        assert not disk_shortage.look()
+        disk_shortage.tell_again()
+        assert (around.posted, around.told, disk_shortage.reason) == ([], [], None)
 
     @pytest.mark.parametrize(
         ("home", "cache", "reason"),
@@ -280,19 +280,19 @@ class TestShortage:
         self, home: str | None, cache: str | HomeGone | None, reason: str
     ) -> None:
         around = Surroundings()
-        shortage = around.shortage()
+        disk_shortage = around.disk_shortage()
         around.home_lacks, around.cache_lacks = home, cache
-        assert not shortage.look()
-        assert not shortage.look()
+        assert not disk_shortage.look()
+        assert not disk_shortage.look()
         assert (around.posted, around.told) == ([Pause(reason=reason)], [reason])
         around.home_lacks = around.cache_lacks = None
-        assert shortage.look()
-        assert not shortage.look()
+        assert disk_shortage.look()
+        assert not disk_shortage.look()
         assert (around.posted[1:], around.told[1:]) == ([Resume()], [None])
 
     def test_a_new_connection_hears_of_it_too(self) -> None:
         around = Surroundings(home_lacks="the folder is gone")
-        shortage = around.shortage()
-        shortage.look()
-        shortage.tell_again()
+        disk_shortage = around.disk_shortage()
+        disk_shortage.look()
+        disk_shortage.tell_again()
         assert around.posted == [Pause(reason="the folder is gone")] * 2

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_client.agent.connection.link import Link
-from farm_client.agent.connection.outgoing import Voice
+from farm_client.agent.connection.outgoing import Outgoing
+from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job
-from farm_client.agent.work.roster import Roster
 from farm_client.agent.work.upload_places import UploadPlaces
 from protocol.messages import (
     Assign,
@@ -74,33 +74,33 @@ class TestRoster:
     async def test_a_job_takes_a_slot_until_it_is_let_go_and_is_known_until_it_is_removed(
         self, start: Callable[[], asyncio.Task[None]]
     ) -> None:
-        roster, first, second, task = Roster(), job("a"), job("b"), start()
-        assert roster.idle.is_set()
-        roster.add(first, task)
-        roster.add(second, start())
-        assert (roster.taken_slots, roster.idle.is_set()) == (2, False)
-        roster.free_slot(first)
-        assert roster.taken_slots == 1
-        assert list(roster) == [second, first]
-        assert len(roster.tasks()) == 2
-        assert roster.remove("a") is task
-        assert roster.remove("a") is None
-        assert not roster.idle.is_set()
-        roster.remove("b")
-        assert roster.idle.is_set()
+        active, first, second, task = ActiveAssignments(), job("a"), job("b"), start()
+        assert active.idle.is_set()
+        active.add(first, task)
+        active.add(second, start())
+        assert (active.taken_slots, active.idle.is_set()) == (2, False)
+        active.free_slot(first)
+        assert active.taken_slots == 1
+        assert list(active) == [second, first]
+        assert len(active.tasks()) == 2
+        assert active.remove("a") is task
+        assert active.remove("a") is None
+        assert not active.idle.is_set()
+        active.remove("b")
+        assert active.idle.is_set()
 
     async def test_one_that_is_let_go_may_be_the_last(self, start: Callable[[], asyncio.Task[None]]) -> None:
-        roster, only = Roster(), job("a")
-        roster.add(only, start())
-        roster.free_slot(only)
-        assert not roster.idle.is_set()  # whoever waits to leave waits for its delivery too
-        roster.remove("a")
-        assert roster.idle.is_set()
+        active, only = ActiveAssignments(), job("a")
+        active.add(only, start())
+        active.free_slot(only)
+        assert not active.idle.is_set()  # whoever waits to leave waits for its delivery too
+        active.remove("a")
+        assert active.idle.is_set()
 
     def test_removing_what_is_not_there_is_no_error(self) -> None:
-        roster = Roster()
-        assert roster.remove("nobody's") is None
-        assert roster.idle.is_set()
+        active = ActiveAssignments()
+        assert active.remove("nobody's") is None
+        assert active.idle.is_set()
 
 
 @dataclass
@@ -218,7 +218,7 @@ class StandInLink:
     def post(self, message: Message) -> None:
         self.posted.append(message)
 
-    def untold(self) -> list[Message]:
+    def unacknowledged(self) -> list[Message]:
         return self.told[self.heard :]
 
 
@@ -235,58 +235,58 @@ class TestVoice:
     """What must not be lost is said again over the next connection; the rest is only for the one there is."""
 
     def test_without_a_connection_it_is_kept_and_said_first(self) -> None:
-        voice, link = Voice(), StandInLink()
+        outgoing, link = Outgoing(), StandInLink()
         said = [line("1"), ending("a"), line("2")]
         for message in said:
-            voice.tell(message)
-        voice.attach(cast("Link", link))
-        voice.tell(ending("b"))
+            outgoing.tell(message)
+        outgoing.attach(cast("Link", link))
+        outgoing.tell(ending("b"))
         assert link.told == [*said, ending("b")]
-        assert voice.ended() == []
+        assert outgoing.ended() == []
 
     @given(heard=st.integers(0, 4), later=st.integers(0, 4))
     def test_whatever_connections_break_each_ending_is_heard_and_in_order(self, heard: int, later: int) -> None:
-        voice, said = Voice(), [ending(str(number)) for number in range(4)]
+        outgoing, said = Outgoing(), [ending(str(number)) for number in range(4)]
         first, second, third = StandInLink(heard=heard), StandInLink(heard=later), StandInLink()
-        voice.attach(cast("Link", first))
+        outgoing.attach(cast("Link", first))
         for message in said:
-            voice.tell(message)
+            outgoing.tell(message)
         for link in (second, third):
-            voice.detach()
-            voice.attach(cast("Link", link))
+            outgoing.detach()
+            outgoing.attach(cast("Link", link))
         arrived = first.told[:heard] + second.told[:later] + third.told
         assert arrived == said
 
     def test_a_hello_names_what_ended_unheard(self) -> None:
-        voice, link = Voice(), StandInLink(heard=1)
-        voice.attach(cast("Link", link))
+        outgoing, link = Outgoing(), StandInLink(heard=1)
+        outgoing.attach(cast("Link", link))
         for message in (ending("heard"), ending("not heard"), line("output")):
-            voice.tell(message)
-        voice.detach()
-        voice.tell(Reject(assignment_id="later", fence=9, code=RejectCode.BUSY, message="no slot"))
-        assert [(one.assignment_id, one.fence) for one in voice.ended()] == [("not heard", 7), ("later", 9)]
+            outgoing.tell(message)
+        outgoing.detach()
+        outgoing.tell(Reject(assignment_id="later", fence=9, code=RejectCode.BUSY, message="no slot"))
+        assert [(one.assignment_id, one.fence) for one in outgoing.ended()] == [("not heard", 7), ("later", 9)]
 
     def test_what_matters_to_one_connection_only_is_not_kept_for_the_next(self) -> None:
-        voice, link, other = Voice(), StandInLink(), StandInLink()
-        voice.post(Ready(slots=1))
-        voice.attach(cast("Link", link))
-        voice.post(Ready(slots=2))
-        voice.detach()
-        voice.post(Ready(slots=3))
-        voice.attach(cast("Link", other))
+        outgoing, link, other = Outgoing(), StandInLink(), StandInLink()
+        outgoing.post(Ready(slots=1))
+        outgoing.attach(cast("Link", link))
+        outgoing.post(Ready(slots=2))
+        outgoing.detach()
+        outgoing.post(Ready(slots=3))
+        outgoing.attach(cast("Link", other))
         assert (link.posted, other.posted) == ([Ready(slots=2)], [])
 
     def test_it_is_congested_as_its_connection_is(self) -> None:
-        voice = Voice()
-        assert not voice.congested
-        voice.attach(cast("Link", StandInLink(congested=True)))
-        assert voice.congested
-        voice.detach()
-        assert not voice.congested
+        outgoing = Outgoing()
+        assert not outgoing.congested
+        outgoing.attach(cast("Link", StandInLink(congested=True)))
+        assert outgoing.congested
+        outgoing.detach()
+        assert not outgoing.congested
 
     def test_ending_twice_is_harmless(self) -> None:
-        voice = Voice()
-        voice.tell(ending("a"))
-        voice.detach()
-        voice.detach()
-        assert len(voice.ended()) == 1
+        outgoing = Outgoing()
+        outgoing.tell(ending("a"))
+        outgoing.detach()
+        outgoing.detach()
+        assert len(outgoing.ended()) == 1

@@ -7,16 +7,16 @@ from typing import Final
 
 from farm_client.agent.connection.backoff import Reconnecting
 from farm_client.agent.errors import Displaced, NotAFarm, OutOfReach
-from farm_client.agent.home.known_farms import Acquaintances
+from farm_client.agent.home.known_farms import KnownFarms
 
 STRANGERS_SECONDS: Final = 10.0
 """An address that never welcomed this machine may answer so long as no farm does, until it counts as a wrong one."""
 
 
-class Reach:
+class ReconnectPolicy:
     """The way to one address, without its token. ``give_up_seconds``: the owner's limit to an outage; None for none."""
 
-    def __init__(self, address: str, welcomed_by: Acquaintances, give_up_seconds: float | None) -> None:
+    def __init__(self, address: str, welcomed_by: KnownFarms, give_up_seconds: float | None) -> None:
         self._address = address
         self._welcomed_by = welcomed_by
         self._give_up_seconds = give_up_seconds

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from farm_client.agent.work.job import Job
 
 
-class Roster:
+class ActiveAssignments:
     """Each assignment has one task, from its acceptance to the end of its delivery."""
 
     def __init__(self) -> None:
