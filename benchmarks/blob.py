@@ -25,11 +25,11 @@ from benchmarks.farm import POLL_SECONDS
 from benchmarks.measurement import Measurement
 from benchmarks.raw_copy import download_seconds, raw_server, upload_seconds
 from farm_client.agent.blobs.transfers import Transfers
-from farm_client.agent.connection.address import FarmAddress, parse_address
+from farm_client.agent.connection.address import JoinAddress, parse_address
 from farm_client.cli.localfarm import end, launch_server, read_urls
 from farm_client.transfer.carrier import ignore_bytes
 from farm_client.transfer.partial_file import PartialFile
-from farm_client.transfer.upload import Listener
+from farm_client.transfer.upload import UploadListener
 from storage.file_digest import digest_of_file
 
 CUTS: Final = 3
@@ -72,7 +72,7 @@ class Trial:
     """A farm's server, a raw one, and a folder on the disk that both use."""
 
     folder: Path
-    farm: FarmAddress
+    farm: JoinAddress
     raw_port: int
     size_bytes: int
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -194,7 +194,7 @@ async def _cut_upload(trial: Trial, number: int) -> BlobResumed:
                 return True
 
         async with asyncio.timeout(LONGEST_SECONDS):
-            await transfers.upload(digest, path, Listener(midway=midway))
+            await transfers.upload(digest, path, UploadListener(midway=midway))
     return cuts.outcome("up", sent=tally.sent_bytes, arrived=int(await _blob_bytes(trial.farm, "in") - before))
 
 
@@ -225,7 +225,7 @@ async def _download_until_cut(transfers: Transfers, digest: str, partial: Partia
     return True
 
 
-async def _blob_bytes(farm: FarmAddress, direction: str) -> float:
+async def _blob_bytes(farm: JoinAddress, direction: str) -> float:
     """Ask the server how many blob bytes it has moved."""
     async with httpx.AsyncClient(base_url=farm.http_url, trust_env=False) as http:
         page = (await http.get("/metrics")).text

@@ -28,7 +28,7 @@ from benchmarks.meters import peak_rss_bytes
 from benchmarks.noop_task.train import tensor_sizes
 from benchmarks.rounds import TASK
 from farm_client.agent.blobs.transfers import Transfers
-from farm_client.agent.connection.address import FarmAddress, parse_address
+from farm_client.agent.connection.address import JoinAddress, parse_address
 from farm_client.sdk.outcome import is_over
 from protocol.digests import new_hasher
 from protocol.messages import Assign
@@ -124,7 +124,7 @@ class Uploader:
         safetensors.numpy.save_file(tensors, self._update, dict(UPDATE_METADATA))
 
     @asynccontextmanager
-    async def reaching(self, address: FarmAddress) -> AsyncIterator[None]:
+    async def reaching(self, address: JoinAddress) -> AsyncIterator[None]:
         """Have connections to the farm for the length of the block."""
         async with (
             Transfers(address, client_id=f"light-{self.number}") as self._transfers,

@@ -21,7 +21,7 @@ from typing import Final
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
-from farm_client.agent.connection.address import FarmAddress
+from farm_client.agent.connection.address import JoinAddress
 from farm_client.agent.connection.farm_choice import remember_farm
 from farm_client.agent.connection.link import Link, open_link
 from farm_client.agent.connection.reconnect_policy import ReconnectPolicy
@@ -57,7 +57,7 @@ class Agent:
 
     def __init__(
         self,
-        address: FarmAddress,
+        address: JoinAddress,
         settings: AgentSettings,
         executor_module: str = EXECUTOR_MODULE,
         *,

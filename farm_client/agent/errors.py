@@ -22,7 +22,7 @@ FarmError
 from __future__ import annotations
 
 from farm_client.executor.messages import Failed
-from farm_client.executor.postmortem import Death
+from farm_client.executor.postmortem import ProcessDeath
 from protocol.errors import FarmError
 
 
@@ -139,7 +139,7 @@ class ExecutorDied(FarmError):
 
     code = "executor_died"
 
-    def __init__(self, death: Death, doing: str, last_lines: tuple[str, ...]) -> None:
+    def __init__(self, death: ProcessDeath, doing: str, last_lines: tuple[str, ...]) -> None:
         super().__init__(f"{death.message} while it was {doing}")
         self.death = death
         self.last_lines = last_lines

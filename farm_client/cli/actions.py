@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.sdk.api import Action
 
 
@@ -41,7 +41,7 @@ def rm(
     """Remove a task that is over: its model, its logs, its metrics, all that the farm has of it."""
     with invocation.api() as api:
         removed = api.remove(invocation.task(api, task).task_id, force=force)
-    invocation.out.emit(Kind.REMOVED, removed)
+    invocation.out.emit(OutputKind.REMOVED, removed)
     invocation.out.say(f"{removed.task_id} is removed")
 
 
@@ -53,12 +53,12 @@ def priority(
     """Serve a task sooner or later than before; what its clients compute now goes on."""
     with invocation.api() as api:
         view = api.prioritize(invocation.task(api, task).task_id, number)
-    invocation.out.emit(Kind.TASK, view)
+    invocation.out.emit(OutputKind.TASK, view)
     invocation.out.say(f"{view.task_id} has priority [bold]{view.priority}[/]: {escape(view.why or view.state)}")
 
 
 def _act(invocation: Invocation, reference: str, action: Action) -> None:
     with invocation.api() as api:
         task = api.act(invocation.task(api, reference).task_id, action)
-    invocation.out.emit(Kind.TASK, task)
+    invocation.out.emit(OutputKind.TASK, task)
     invocation.out.say(f"{task.task_id} is [bold]{task.state}[/]: {escape(task.why)}")

@@ -15,7 +15,7 @@ from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.cli.pictures import clients_table
 from farm_client.cli.references import find_client
 from farm_client.cli.tables import FittingTable
@@ -61,7 +61,7 @@ def _remove(invocation: Invocation, reference: str, force: bool) -> None:
     with invocation.api() as api:
         meant = find_client(api.clients(), reference)
         removed = api.remove_client(meant.client_id, force=force)
-    invocation.out.emit(Kind.CLIENT_REMOVED, removed)
+    invocation.out.emit(OutputKind.CLIENT_REMOVED, removed)
     invocation.out.say(f"{escape(meant.name)} ({removed.client_id}) is removed")
 
 
@@ -72,14 +72,16 @@ def _list(invocation: Invocation) -> None:
             {} if invocation.out.as_json else {task.task_id: task.name for task in api.tasks() if not is_over(task)}
         )
     nobody = Text("No client has joined yet: run the `farm-client join …` line that `farm-server up` printed.")
-    invocation.out.emit(Kind.CLIENTS, known, lambda: clients_table(known, working, time.time()) if known else nobody)
+    invocation.out.emit(
+        OutputKind.CLIENTS, known, lambda: clients_table(known, working, time.time()) if known else nobody
+    )
 
 
 def explain(invocation: Invocation, task: TaskArgument) -> None:
     """Show each client's score for a task, term by term, and why others were filtered out."""
     with invocation.api() as api:
         explanation = api.explain(invocation.task(api, task).task_id)
-    invocation.out.emit(Kind.EXPLANATION, explanation, lambda: _draw(explanation))
+    invocation.out.emit(OutputKind.EXPLANATION, explanation, lambda: _draw(explanation))
 
 
 def _draw(explanation: Explanation) -> RenderableType:

@@ -19,8 +19,8 @@ from farm_client.cli.examples import example_folder
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.formatting import format_seconds
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.local_training import Trained, train_locally
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.local_training import LocallyTrained, train_locally
+from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.submit_options import SubmitOptions
 
 EXAMPLE: Final = "digits"
@@ -43,7 +43,7 @@ def demo(
     ):
         finish(trained.api, trained.task, invocation.out, goes_on=False)
         report = _report(trained, model, output / "status.html")
-        invocation.out.emit(Kind.DEMO, report, lambda: _draw(report))
+        invocation.out.emit(OutputKind.DEMO, report, lambda: _draw(report))
         if keep:
             _serve_until_interrupted(trained, invocation.out)
     if report.accuracy < GOOD_ACCURACY:
@@ -65,7 +65,7 @@ class DemoReport(BaseModel):
     page_copy: Path
 
 
-def _report(trained: Trained, model: Path, page_copy: Path) -> DemoReport:
+def _report(trained: LocallyTrained, model: Path, page_copy: Path) -> DemoReport:
     task = trained.task
     page_copy.write_text(trained.api.page(), encoding="utf-8")
     return DemoReport(
@@ -89,7 +89,7 @@ def _draw(report: DemoReport) -> RenderableType:
     return table
 
 
-def _serve_until_interrupted(trained: Trained, out: Output) -> None:
+def _serve_until_interrupted(trained: LocallyTrained, out: Output) -> None:
     out.say(f"the farm runs on; Ctrl-C ends it. From another terminal: export FARM_URL={escape(trained.farm.farm_url)}")
     try:
         signal.pause()

@@ -13,7 +13,7 @@ from farm_client.cli.logs import LogPainter, names_on
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import read_all
-from farm_client.sdk.outcome import Outcome, outcome_of
+from farm_client.sdk.outcome import TaskOutcome, outcome_of
 from protocol.rest import TaskView
 from protocol.wording import counted
 
@@ -26,11 +26,11 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
     Raises: typer.Exit for a task that failed or was cancelled.
     """
     outcome = outcome_of(task)
-    if outcome is Outcome.COMPLETED:
+    if outcome is TaskOutcome.COMPLETED:
         out.say(f"[bold green]completed[/] {_summary(task)}")
-    elif outcome is Outcome.FAILED:
+    elif outcome is TaskOutcome.FAILED:
         _tell_failure(api, task, out)
-    elif outcome is Outcome.CANCELLED:
+    elif outcome is TaskOutcome.CANCELLED:
         out.say(f"[bold]cancelled[/] after {counted(task.round, 'round')}")
     if goes_on and outcome is not None:
         for command, purpose in _next_commands(task, outcome):
@@ -55,9 +55,9 @@ def _tell_failure(api: FarmApi, task: TaskView, out: Output) -> None:
     out.complain(f"{task.name} failed: {task.error or task.why}")
 
 
-def _next_commands(task: TaskView, outcome: Outcome) -> list[tuple[str, str]]:
+def _next_commands(task: TaskView, outcome: TaskOutcome) -> list[tuple[str, str]]:
     pull = (f"farm pull {task.task_id} -o model.safetensors", f"the model after {counted(task.round, 'round')}")
-    if outcome is not Outcome.FAILED:
+    if outcome is not TaskOutcome.FAILED:
         return [pull]
     return [
         (f"farm logs {task.task_id}", "all that its clients printed"),

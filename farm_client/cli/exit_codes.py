@@ -7,7 +7,7 @@ from typing import Final
 
 from farm_client.proxies import BadProxy
 from farm_client.sdk.errors import BadFarmAddress, FarmUnreachable, NoFarmAddress
-from farm_client.sdk.outcome import Outcome
+from farm_client.sdk.outcome import TaskOutcome
 from protocol.errors import FarmError, Unauthorized
 
 
@@ -42,13 +42,13 @@ MEANING: Final = {
 }
 
 _OF_OUTCOME: Final = {
-    Outcome.COMPLETED: ExitCode.OK,
-    Outcome.FAILED: ExitCode.TASK_FAILED,
-    Outcome.CANCELLED: ExitCode.TASK_CANCELLED,
+    TaskOutcome.COMPLETED: ExitCode.OK,
+    TaskOutcome.FAILED: ExitCode.TASK_FAILED,
+    TaskOutcome.CANCELLED: ExitCode.TASK_CANCELLED,
 }
 
 
-def code_of_outcome(outcome: Outcome) -> ExitCode:
+def code_of_outcome(outcome: TaskOutcome) -> ExitCode:
     """Return the exit code that tells how a task ended."""
     return _OF_OUTCOME[outcome]
 

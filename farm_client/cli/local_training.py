@@ -18,21 +18,21 @@ from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.download import check_output
-from farm_client.sdk.outcome import Outcome, outcome_of
+from farm_client.sdk.outcome import TaskOutcome, outcome_of
 from farm_client.sdk.patience import PATIENCE_SECONDS, Patience
 from protocol.errors import FarmError
 from protocol.rest import TaskView
 from protocol.wording import counted
 
 
-class Interrupted(FarmError):
+class TrainingInterrupted(FarmError):
     """Interrupted: the local farm has ended, and the task with it."""
 
     code = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class LocallyTrained:
     """A task that is over, on a farm that still runs."""
 
     farm: LocalFarm
@@ -46,7 +46,7 @@ class Trained:
 @contextmanager
 def train_locally(
     out: Output, options: SubmitOptions, folder: Path, volunteers: int, output: Path
-) -> Iterator[Trained]:
+) -> Iterator[LocallyTrained]:
     """Train on a farm under ``folder``; a completed task's model is in ``output`` when the block begins.
 
     The farm ends with the block. Raises: DaemonFailed if a process does not start or ends before its time; InvalidTask;
@@ -63,10 +63,10 @@ def train_locally(
             task_id = send(api, prepared, out).task.task_id
             task = watch_task(api, task_id, out, guard=farm.check)
             model = None
-            if outcome_of(task) is Outcome.COMPLETED:
+            if outcome_of(task) is TaskOutcome.COMPLETED:
                 model = api.model(task_id, wanted_round(api, prepared.spec.recipe.keep_best, task_id, out))
                 fetch(api, model, output, out)
-            yield Trained(farm, api, task, prepared.notes, None if model is None else model.round)
+            yield LocallyTrained(farm, api, task, prepared.notes, None if model is None else model.round)
 
 
 def wanted_round(api: FarmApi, keep_best: str | None, task_id: str, out: Output) -> int | None:
@@ -86,4 +86,4 @@ def _ending_on_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise Interrupted from interrupt
+        raise TrainingInterrupted from interrupt

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.sdk.config import parse_address, save_address
 
 
@@ -23,4 +23,4 @@ def login(
     path = invocation.config_path()
     address = save_address(url, path)
     data = {"url": address.url, "name": farm.name, "config": str(path)}
-    invocation.out.emit(Kind.LOGIN, data, lambda: Text(f"{farm.name} at {address.url}, remembered in {path}"))
+    invocation.out.emit(OutputKind.LOGIN, data, lambda: Text(f"{farm.name} at {address.url}, remembered in {path}"))

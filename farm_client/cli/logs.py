@@ -12,7 +12,7 @@ from rich.text import Text
 from farm_client.cli.arguments import PatienceOption, TaskArgument
 from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
 from farm_client.sdk.patience import PATIENCE_SECONDS
@@ -40,7 +40,7 @@ def logs(
         lines = follow(api, api.logs, task_id) if follow_on else read_all(api.logs, task_id)
         painter = LogPainter(None if invocation.out.as_json else names_on(api))
         for line in _only(lines, client):
-            invocation.out.emit(Kind.LOG, line, lambda line=line: painter.draw(line))  # type: ignore[misc]
+            invocation.out.emit(OutputKind.LOG, line, lambda line=line: painter.draw(line))  # type: ignore[misc]
 
 
 def show_prints(api: FarmApi, task_id: str, out: Output) -> None:
@@ -56,7 +56,7 @@ def show_prints(api: FarmApi, task_id: str, out: Output) -> None:
     painter = LogPainter()
     for line in newest:
         if out.as_json:
-            out.emit(Kind.LOG, line)
+            out.emit(OutputKind.LOG, line)
         else:
             out.chatter.print(painter.draw(line))
 

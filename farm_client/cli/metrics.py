@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.formatting import format_value, sparkline
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.tables import FittingTable
 from farm_client.sdk.feeds import read_all
 from protocol.rest import MetricView
@@ -35,7 +35,7 @@ def metrics(
         values = [value for value in read_all(api.metrics, task_id) if name in {None, value.name}]
     if invocation.out.as_json:
         for value in values:
-            invocation.out.emit(Kind.METRIC, value)
+            invocation.out.emit(OutputKind.METRIC, value)
     elif not values:
         invocation.out.say("No metric yet: the first comes with the first committed round.")
     else:

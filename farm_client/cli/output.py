@@ -27,7 +27,7 @@ PLOT_COLUMNS: Final = 120
 Data = BaseModel | Mapping[str, Any] | Sequence[BaseModel]
 
 
-class Kind(StrEnum):
+class OutputKind(StrEnum):
     """What an envelope's ``data`` is."""
 
     ERROR = "error"
@@ -81,7 +81,7 @@ class Output:
         """How wide a plot may be."""
         return min(self.results.width, PLOT_COLUMNS)
 
-    def emit(self, kind: Kind, data: Data, picture: Callable[[], RenderableType] | None = None) -> None:
+    def emit(self, kind: OutputKind, data: Data, picture: Callable[[], RenderableType] | None = None) -> None:
         """Give one result: an envelope with --json, else what ``picture`` draws (nothing without one)."""
         if self.as_json:
             sys.stdout.write(envelope(kind, data) + "\n")
@@ -109,7 +109,7 @@ class Output:
             self.chatter.print(Text.assemble(("farm:", "bold red"), " ", one_line(" ".join(text.split()))))
 
 
-def envelope(kind: Kind, data: Data) -> str:
+def envelope(kind: OutputKind, data: Data) -> str:
     """Return one line of JSON in ASCII: ``{"schema": 1, "kind": …, "data": …}``.
 
     All else is escaped as JSON does it: control characters of strangers, and what no encoding of a pipe has.

@@ -12,7 +12,7 @@ from rich.text import Text
 from farm_client.cli.arguments import OutputOption, PatienceOption, TaskArgument
 from farm_client.cli.formatting import format_metrics
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
@@ -41,7 +41,9 @@ def pull(
         fetch(api, model, output, invocation.out)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"
-    invocation.out.emit(Kind.MODEL, data, lambda: Text("  ".join(filter(None, [text, format_metrics(model.metrics)]))))
+    invocation.out.emit(
+        OutputKind.MODEL, data, lambda: Text("  ".join(filter(None, [text, format_metrics(model.metrics)])))
+    )
 
 
 def fetch(api: FarmApi, model: ModelView, output: Path, out: Output) -> None:

@@ -14,9 +14,9 @@ from farm_client.cli.ending import finish
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.local_training import train_locally
 from farm_client.cli.logs import show_prints
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.cli.submit_options import SubmitOptions
-from farm_client.sdk.outcome import Outcome, outcome_of
+from farm_client.sdk.outcome import TaskOutcome, outcome_of
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="aifarm-run-") as folder,
         train_locally(invocation.out, options, Path(folder), local, output) as result,
     ):
-        if outcome_of(result.task) is Outcome.COMPLETED:
+        if outcome_of(result.task) is TaskOutcome.COMPLETED:
             show_prints(result.api, result.task.task_id, invocation.out)
         finish(result.api, result.task, invocation.out, goes_on=False)
     report = {
@@ -39,4 +39,4 @@ def run(
         "round": result.round,
         "notes": list(result.notes),
     }
-    invocation.out.emit(Kind.RUN, report, lambda: Text(str(output)))
+    invocation.out.emit(OutputKind.RUN, report, lambda: Text(str(output)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from protocol.errors import Conflict
 
 TEMPLATES: Final = ("train.py", "task.toml", "README.md")
@@ -37,7 +37,7 @@ def init(
             shutil.copyfile(template, directory / name)
     points, spirals = make_spirals(POINTS)
     np.savez_compressed(directory / DATA, point=points, spiral=spirals)
-    invocation.out.emit(Kind.INIT, {"directory": str(directory), "files": [str(file) for file in files]})
+    invocation.out.emit(OutputKind.INIT, {"directory": str(directory), "files": [str(file) for file in files]})
     shown = escape(str(directory))
     invocation.out.say(f"{shown} is ready: {', '.join(file.name for file in files)}")
     invocation.out.say(f"  farm run {shown} --local 2      train it on this machine")

@@ -19,7 +19,7 @@ from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import format_value
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.pull import transfer_bar
 from farm_client.cli.references import find_round
 from farm_client.cli.submit_options import SubmitOptions
@@ -60,7 +60,7 @@ def submit(
             prepared = prepare_here(options, Path(folder), invocation.out, warm_start)
             reply = send(api, prepared, invocation.out)
         told = {**reply.model_dump(mode="json"), "notes": list(prepared.notes)}
-        invocation.out.emit(Kind.SUBMITTED, told, lambda: Text(reply.task.task_id))
+        invocation.out.emit(OutputKind.SUBMITTED, told, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
         if watch:
             finish(api, watch_task(api, reply.task.task_id, invocation.out), invocation.out)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.cli.pictures import checkpoints_table, shards_table, task_detail, tasks_table
 
 
@@ -18,7 +18,7 @@ def ls(invocation: Invocation) -> None:
     """List the farm's tasks, newest first."""
     with invocation.api() as api:
         tasks = api.tasks()
-    invocation.out.emit(Kind.TASKS, tasks, lambda: tasks_table(tasks, time.time()))
+    invocation.out.emit(OutputKind.TASKS, tasks, lambda: tasks_table(tasks, time.time()))
 
 
 def show(
@@ -31,10 +31,10 @@ def show(
         task_id = invocation.task(api, task).task_id
         if shards:
             books = api.shards(task_id)
-            invocation.out.emit(Kind.SHARDS, books, lambda: shards_table(books))
+            invocation.out.emit(OutputKind.SHARDS, books, lambda: shards_table(books))
         else:
             detail = api.task(task_id)
-            invocation.out.emit(Kind.DETAIL, detail, lambda: task_detail(detail, time.time()))
+            invocation.out.emit(OutputKind.DETAIL, detail, lambda: task_detail(detail, time.time()))
 
 
 def checkpoints(invocation: Invocation, task: TaskArgument) -> None:
@@ -43,7 +43,7 @@ def checkpoints(invocation: Invocation, task: TaskArgument) -> None:
         task_id = invocation.task(api, task).task_id
         kept = api.checkpoints(task_id)
         keep_best = api.task(task_id).spec.recipe.keep_best
-    invocation.out.emit(Kind.CHECKPOINTS, kept, lambda: checkpoints_table(kept, keep_best, time.time()))
+    invocation.out.emit(OutputKind.CHECKPOINTS, kept, lambda: checkpoints_table(kept, keep_best, time.time()))
 
 
 def why(invocation: Invocation, task: TaskArgument) -> None:
@@ -51,4 +51,4 @@ def why(invocation: Invocation, task: TaskArgument) -> None:
     with invocation.api() as api:
         task_id = invocation.task(api, task).task_id
         reason = api.why(task_id)
-    invocation.out.emit(Kind.WHY, {"task_id": task_id, "why": reason}, lambda: Text(reason))
+    invocation.out.emit(OutputKind.WHY, {"task_id": task_id, "why": reason}, lambda: Text(reason))

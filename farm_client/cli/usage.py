@@ -9,7 +9,7 @@ from typing import Any, Final
 import typer
 
 from farm_client.cli.exit_codes import BadUsage, ExitCode
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.streams import discard
 
 COMMAND_LINE_ERROR: Final[type[Exception]] = next(
@@ -49,7 +49,7 @@ def tell_error(out: Output, code: str, message: str, exit_code: ExitCode) -> Non
     """Print an error's line, and its envelope with --json."""
     out.complain(message)
     try:
-        out.emit(Kind.ERROR, {"code": code, "message": message, "exit_code": int(exit_code)})
+        out.emit(OutputKind.ERROR, {"code": code, "message": message, "exit_code": int(exit_code)})
     except OSError:
         # Nobody reads stdout, or its disk is full: the line on stderr has told all.
         discard(out.results.file)

@@ -12,7 +12,7 @@ from farm_client.cli.arguments import PatienceOption, TaskArgument, TimeoutOptio
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.patience import PATIENCE_SECONDS
@@ -30,7 +30,7 @@ def wait(
     """Wait until a task is over; the exit code tells how it ended (0 completed, 3 failed, 4 cancelled, 5 time-out)."""
     with invocation.api(patience if timeout is None else min(patience, timeout), from_start=True) as api:
         last = wait_until_over(api, invocation.task(api, task).task_id, math.inf if timeout is None else timeout)
-        invocation.out.emit(Kind.TASK, last)
+        invocation.out.emit(OutputKind.TASK, last)
         if not is_over(last):
             invocation.out.complain(f"{last.task_id} is {last.state} after {timeout:g} s: {last.why}")
             raise typer.Exit(ExitCode.TIMED_OUT)

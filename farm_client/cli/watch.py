@@ -11,7 +11,7 @@ from farm_client.cli.arguments import PatienceOption, TaskArgument
 from farm_client.cli.ending import finish
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.live_picture import draw_scene
-from farm_client.cli.output import Kind, Output
+from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.plain_progress import ProgressLines
 from farm_client.cli.scene import Scene, scenes
 from farm_client.sdk.api import FarmApi
@@ -54,5 +54,5 @@ def _show(out: Output) -> Iterator[Show]:
 
 def _emit(scene: Scene, out: Output) -> None:
     for event in scene.fresh:
-        out.emit(Kind.EVENT, event)
-    out.emit(Kind.TASK, scene.detail.task)
+        out.emit(OutputKind.EVENT, event)
+    out.emit(OutputKind.TASK, scene.detail.task)

@@ -1,6 +1,6 @@
 """The executor process: warms up, then carries out its agent's orders until told to stop.
 
-    Warm -> Load -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
+    Warm -> LoadTask -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
 
 One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
 """
@@ -16,7 +16,7 @@ import torch
 from farm_client import faults, task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Building, Load, Loaded, Rebase, Rebased, Run, Stop, Warm
+from farm_client.executor.messages import Building, Loaded, LoadTask, Rebase, Rebased, Run, Stop, Warm
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
@@ -51,7 +51,7 @@ class _Executor:
         task.send_metrics_to(self._progress.log)
         while (order := self._channel.receive()) is not None:
             match order:
-                case Load():
+                case LoadTask():
                     self._load(order)
                 case Run():
                     self._run(order)
@@ -60,7 +60,7 @@ class _Executor:
                 case Stop():
                     return
 
-    def _load(self, order: Load) -> None:
+    def _load(self, order: LoadTask) -> None:
         try:
             # not before: to choose a device is to open it
             self._runner = TaskRunner(order, choose_device(), lambda: self._channel.send(Building()))

@@ -23,7 +23,7 @@ OUT_OF_MEMORY: Final = "out_of_memory"
 """Likewise of memory, the machine's or the accelerator's; of an executor's death too."""
 
 
-class Load(Frozen):
+class LoadTask(Frozen):
     """Order: import this task's code. The first order an executor gets; it serves one task for its whole life."""
 
     type: Literal["load"] = "load"
@@ -158,7 +158,7 @@ class Failed(Frozen):
     traceback: str | None = None
 
 
-Order = Annotated[Load | Run | Rebase | Stop, Field(discriminator="type")]
+Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]
 Report = Annotated[Warm | Building | Loaded | Advance | Done | Rebased | Failed, Field(discriminator="type")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

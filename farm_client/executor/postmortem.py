@@ -13,26 +13,26 @@ _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class ProcessDeath:
     """How an executor ended. ``code`` is ``out_of_memory``, ``killed``, ``exited`` or ``bad_report``."""
 
     code: str
     message: str
 
 
-def explain_death(exit_code: int, ran_out_of_memory: bool, broke_protocol: str | None) -> Death:
+def explain_death(exit_code: int, ran_out_of_memory: bool, broke_protocol: str | None) -> ProcessDeath:
     """Name the cause. ``exit_code`` is negative for a signal, as ``subprocess`` has it.
 
     ``ran_out_of_memory``: the kernel's out-of-memory killer was at work while the executor lived.
     """
     if broke_protocol is not None:
-        return Death("bad_report", f"the executor was stopped: {broke_protocol}")
+        return ProcessDeath("bad_report", f"the executor was stopped: {broke_protocol}")
     if exit_code >= 0:
-        return Death("exited", f"the executor exited by itself with code {exit_code}")
+        return ProcessDeath("exited", f"the executor exited by itself with code {exit_code}")
     name = _signal_name(-exit_code)
     if -exit_code == signal.SIGKILL and ran_out_of_memory:
-        return Death(OUT_OF_MEMORY, f"the executor was killed ({name}) because memory ran out on this machine")
-    return Death("killed", f"the executor was killed by {name}")
+        return ProcessDeath(OUT_OF_MEMORY, f"the executor was killed ({name}) because memory ran out on this machine")
+    return ProcessDeath("killed", f"the executor was killed by {name}")
 
 
 def oom_kills() -> int:

@@ -30,7 +30,7 @@ from farm_client import faults
 from farm_client.executor.environment import executor_environment
 from farm_client.executor.messages import REPORT, Order, Report
 from farm_client.executor.output import LineSplitter
-from farm_client.executor.postmortem import Death, explain_death, oom_kills
+from farm_client.executor.postmortem import ProcessDeath, explain_death, oom_kills
 from protocol.errors import MalformedFrame, ProtocolError
 from protocol.framing import FrameDecoder, pack_frame
 
@@ -49,18 +49,18 @@ Stream = Literal["stdout", "stderr"]
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class ExecutorListener:
     """Who hears of an executor. Called on the event loop; none may block or raise."""
 
     on_report: Callable[[Report], None]
     on_line: Callable[[Stream, str], None]
-    on_death: Callable[[Death], None]
+    on_death: Callable[[ProcessDeath], None]
 
 
 class ExecutorProcess(asyncio.Protocol):
     """One living executor. Made by ``start_executor``; ended by ``kill`` or by itself, which the listener hears."""
 
-    def __init__(self, scratch_dir: Path, listener: Listener) -> None:
+    def __init__(self, scratch_dir: Path, listener: ExecutorListener) -> None:
         self.scratch_dir = scratch_dir
         self._listener = listener
         self._decoder = FrameDecoder()
@@ -196,7 +196,7 @@ class Launch:
         return executor_environment(scratch_dir, self.cpu_cores) | faults.for_executors(self.scratch_root) | own
 
 
-async def start_executor(launch: Launch, listener: Listener) -> ExecutorProcess:
+async def start_executor(launch: Launch, listener: ExecutorListener) -> ExecutorProcess:
     """Start an executor with a scratch folder of its own; it reports Warm when it is ready.
 
     Raises: OSError if no process can be started.

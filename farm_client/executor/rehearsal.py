@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from farm_client.executor.failures import EmptyData, as_failed, blaming
-from farm_client.executor.messages import Advance, Done, Load, Piece, Run
+from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
 from farm_client.executor.omissions import refuse_unless_ignored
 from farm_client.executor.optimizer_spec import outer_optimizer_of
 from farm_client.executor.output import print_anything
@@ -77,8 +77,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
     return report.model_copy(update={"notes": notes, "peak_rss_bytes": _peak_rss_bytes()})
 
 
-def _load_order(request: RehearsalRequest) -> Load:
-    return Load(
+def _load_order(request: RehearsalRequest) -> LoadTask:
+    return LoadTask(
         task_id="rehearsal",
         code_dir=request.code_dir,
         entry=request.entry,

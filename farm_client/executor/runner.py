@@ -16,7 +16,7 @@ from farm_client.executor.failures import blaming, calling
 from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
-from farm_client.executor.messages import Done, Load, Run
+from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
@@ -38,7 +38,7 @@ def choose_device() -> torch.device:
 class TaskRunner:
     """A loaded task. Holds the weights that it was last given, so that the next order need not repeat them."""
 
-    def __init__(self, order: Load, device: torch.device, imported: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, order: LoadTask, device: torch.device, imported: Callable[[], None] = lambda: None) -> None:
         """Import the code and build the model; ``imported`` is called in between. Raises: CodeError; memory errors."""
         self._order = order
         self._device = device

@@ -17,7 +17,7 @@ from farm_client.data.seeds import derived_seed
 from farm_client.data.shards import Batch, DatasetRows, Rows, TableRows, read_shard
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, EmptyData, MissingFile, calling, text_of
-from farm_client.executor.messages import Load, Piece
+from farm_client.executor.messages import LoadTask, Piece
 from farm_client.executor.randomness import apart
 from farm_client.executor.shard_cache import ShardCache
 from protocol.tasks import Split
@@ -46,7 +46,7 @@ class Batches:
     def __init__(
         self,
         parts: Sequence[tuple[Callable[[], Rows], torch.Tensor]],
-        order: Load,
+        order: LoadTask,
         device: torch.device,
         code_dir: Path,
     ) -> None:
@@ -118,7 +118,7 @@ def even_sizes(samples: int, largest: int) -> list[int]:
 class SampleSource:
     """Gives a task's batches, whatever its data is: shard files, ``load_shard``, or ``make_dataset``."""
 
-    def __init__(self, contract: Contract, order: Load, device: torch.device) -> None:
+    def __init__(self, contract: Contract, order: LoadTask, device: torch.device) -> None:
         self._contract = contract
         self._order = order
         self._device = device

@@ -8,7 +8,7 @@ from typing import Final
 
 from farm_client.executor.failures import CodeError, LossNotFinite
 from farm_client.executor.layout import TensorMap, as_stored
-from farm_client.executor.messages import Load
+from farm_client.executor.messages import LoadTask
 from protocol.codecs import encode, tensor_file
 from protocol.compression import CodecName
 from protocol.digests import digest_bytes, new_hasher
@@ -27,7 +27,7 @@ class UpdateWriter:
     so that an assignment that fails, or is begun again, neither repeats what was carried over nor forgets it.
     """
 
-    def __init__(self, order: Load, layout: Layout) -> None:
+    def __init__(self, order: LoadTask, layout: Layout) -> None:
         """Raises: CodeError if a tensor of the model has a name that the codec needs."""
         try:
             stored_tensors(layout, order.update_codec)

@@ -11,7 +11,7 @@ from farm_client.sdk.outcome import is_over
 LONG_POLL_SECONDS: Final = 5.0
 
 
-class Numbered(Protocol):
+class FeedEntry(Protocol):
     """An entry of a feed; ``seq`` grows along the feed."""
 
     @property
@@ -19,7 +19,7 @@ class Numbered(Protocol):
         """The entry's number."""
 
 
-E = TypeVar("E", bound=Numbered)
+E = TypeVar("E", bound=FeedEntry)
 
 
 class Read(Protocol[E]):

@@ -7,7 +7,7 @@ from enum import StrEnum
 from protocol.rest import TaskView
 
 
-class Outcome(StrEnum):
+class TaskOutcome(StrEnum):
     """How a task ended. The values are the task's final states."""
 
     COMPLETED = "completed"
@@ -15,9 +15,9 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-def outcome_of(task: TaskView) -> Outcome | None:
+def outcome_of(task: TaskView) -> TaskOutcome | None:
     """Return how the task ended, or None while it may still train."""
-    return Outcome(task.state) if task.state in set(Outcome) else None
+    return TaskOutcome(task.state) if task.state in set(TaskOutcome) else None
 
 
 def is_over(task: TaskView) -> bool:

@@ -13,7 +13,7 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.carrying import Forward, carry
 from farm_client.transfer.carrier import Carrier, in_parallel
 from farm_client.transfer.source import Content, size_of
-from farm_client.transfer.upload import Listener, ignore_waiting
+from farm_client.transfer.upload import UploadListener, ignore_waiting
 from farm_client.transfer.upload import upload as upload_blob
 
 PARALLEL: Final = 4
@@ -48,7 +48,7 @@ def upload(
 
         async def send(digest: str) -> None:
             forward = Forward(advance)
-            sent[digest] = await upload_blob(carrier, digest, blobs[digest], Listener(meter=forward, waits=waits))
+            sent[digest] = await upload_blob(carrier, digest, blobs[digest], UploadListener(meter=forward, waits=waits))
             forward(size_of(blobs[digest]))
 
         await in_parallel(blobs, PARALLEL, send)

@@ -17,7 +17,7 @@ def size_of(content: Content) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
-class Source(Protocol):
+class UploadSource(Protocol):
     """A blob that is to be sent. Close it."""
 
     size_bytes: int
@@ -32,7 +32,7 @@ class Source(Protocol):
         """Let a file go."""
 
 
-def open_source(content: Content) -> Source:
+def open_source(content: Content) -> UploadSource:
     """Open what is to be sent. Raises: OSError if it is a file that cannot be opened."""
     return _FileSource(content) if isinstance(content, Path) else _MemorySource(content)
 

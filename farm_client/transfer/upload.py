@@ -11,7 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ignore_bytes, in_parallel
-from farm_client.transfer.source import Content, Source, open_source
+from farm_client.transfer.source import Content, UploadSource, open_source
 from protocol.errors import DigestMismatch, FarmError
 from protocol.ranges import ByteRange, ByteRanges, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState
@@ -42,7 +42,7 @@ def ignore_waiting(_reason: str | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class UploadListener:
     """Who hears how an upload goes.
 
     ``meter``: how many bytes are at the farm, or on their way. ``waits``: why it waits, each time that the farm says
@@ -54,7 +54,7 @@ class Listener:
     midway: Midway = no_cut
 
 
-async def upload(carrier: Carrier, digest: str, content: Content, listener: Listener | None = None) -> bool:
+async def upload(carrier: Carrier, digest: str, content: Content, listener: UploadListener | None = None) -> bool:
     """Store a file, or bytes, at the farm under their digest; what is there already is not sent again.
 
     Returns whether there was anything to send.
@@ -63,7 +63,7 @@ async def upload(carrier: Carrier, digest: str, content: Content, listener: List
     """
     source = await asyncio.to_thread(open_source, content)
     try:
-        work = _Upload(carrier, digest, source, listener or Listener())
+        work = _Upload(carrier, digest, source, listener or UploadListener())
         attempt = work.send_whole if source.size_bytes <= ONE_SHOT_BYTES else work.send_parts
         await carrier.persist(attempt, lambda: work.kept_bytes, f"cannot send blob {digest[:12]}")
         return work.has_sent
@@ -75,8 +75,8 @@ async def upload(carrier: Carrier, digest: str, content: Content, listener: List
 class _Upload:
     carrier: Carrier
     digest: str
-    source: Source
-    listener: Listener
+    source: UploadSource
+    listener: UploadListener
     kept_bytes: int = 0
     """What the farm has, by its last word."""
     left_bytes: int = 0

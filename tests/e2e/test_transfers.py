@@ -16,7 +16,7 @@ from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import parse_address
-from farm_client.transfer.upload import Listener
+from farm_client.transfer.upload import UploadListener
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRanges, ContentRange
 from protocol.rest import UploadReply, UploadState
@@ -117,7 +117,7 @@ async def test_a_line_that_stands_still_for_a_while_costs_nothing(line: Line, tm
             asyncio.get_running_loop().call_later(0.5, line.proxy.flow)
         return False
 
-    await line.transfers.upload(digest_bytes(data), data, Listener(midway=stall_once))
+    await line.transfers.upload(digest_bytes(data), data, UploadListener(midway=stall_once))
     assert line.received_bytes() == len(data) == line.transfers.tally.sent_bytes
 
 
@@ -135,9 +135,9 @@ async def test_the_second_upload_waits_for_its_turn_and_is_told_why(tmp_path: Pa
         address = parse_address(f"{server.info.url.replace('http://', f'ws://{server.farm.tokens.join}@')}")
         one, two = [await stack.enter_async_context(Transfers(address, PATIENT, client_id=c)) for c in ("c1", "c2")]
         async with asyncio.TaskGroup() as group:
-            group.create_task(one.upload(digest_bytes(first), first, Listener(midway=hold)))
+            group.create_task(one.upload(digest_bytes(first), first, UploadListener(midway=hold)))
             await held.wait()
-            group.create_task(two.upload(digest_bytes(second), second, Listener(waits=reasons.put_nowait)))
+            group.create_task(two.upload(digest_bytes(second), second, UploadListener(waits=reasons.put_nowait)))
             assert "1" in (await reasons.get() or "")
             assert not server.farm.blobs.has(digest_bytes(second))
             released.set()

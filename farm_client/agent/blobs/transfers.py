@@ -7,7 +7,7 @@ from typing import Self
 
 import httpx
 
-from farm_client.agent.connection.address import FarmAddress
+from farm_client.agent.connection.address import JoinAddress
 from farm_client.transfer.answers import client_options
 from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
@@ -15,7 +15,7 @@ from farm_client.transfer.download import download
 from farm_client.transfer.partial_file import PartialFile
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
-from farm_client.transfer.upload import Listener, upload
+from farm_client.transfer.upload import UploadListener, upload
 from protocol.retry import RetryPolicy
 
 
@@ -27,7 +27,7 @@ class Transfers:
 
     def __init__(
         self,
-        address: FarmAddress,
+        address: JoinAddress,
         retry: RetryPolicy = RETRY,
         *,
         client_id: str = "",
@@ -58,6 +58,6 @@ class Transfers:
         """Fetch a blob: see ``transfer.download``."""
         await download(self._carrier, digest, partial, meter)
 
-    async def upload(self, digest: str, content: Path | bytes, listener: Listener | None = None) -> None:
+    async def upload(self, digest: str, content: Path | bytes, listener: UploadListener | None = None) -> None:
         """Store a blob at the farm: see ``transfer.upload``."""
         await upload(self._carrier, digest, content, listener)

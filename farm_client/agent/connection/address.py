@@ -14,7 +14,7 @@ EXAMPLE: Final = "paste the address that `farm-server up` printed, like ws://TOK
 
 
 @dataclass(frozen=True, slots=True)
-class FarmAddress:
+class JoinAddress:
     """A farm's address, taken apart. ``shown`` has no token and may be printed."""
 
     websocket_url: str
@@ -28,7 +28,7 @@ class FarmAddress:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
 
-def parse_address(url: str) -> FarmAddress:
+def parse_address(url: str) -> JoinAddress:
     """Take an address apart; the token is all that stands before the last ``@``.
 
     Raises: BadAddress saying what is wrong with it.
@@ -41,7 +41,7 @@ def parse_address(url: str) -> FarmAddress:
     if scheme is None:
         raise BadAddress(f"the address must start with ws:// or wss://; {EXAMPLE}")
     base = replace(parts, scheme=scheme, path=parts.path.removesuffix("/v1/farm"))
-    return FarmAddress(
+    return JoinAddress(
         websocket_url=base.url(path="/v1/farm"),
         http_url=base.url(_HTTP_SCHEMES[scheme]),
         shown=base.url(),

@@ -25,7 +25,7 @@ from websockets.exceptions import (
     NegotiationError,
 )
 
-from farm_client.agent.connection.address import FarmAddress
+from farm_client.agent.connection.address import JoinAddress
 from farm_client.agent.errors import BadAddress, NotAFarm, OutOfReach
 from farm_client.proxies import proxy_for, way_to
 from protocol.errors import FarmError, Unauthorized
@@ -62,7 +62,7 @@ class _Connect(connect):
         return exc
 
 
-async def dial(address: FarmAddress) -> ClientConnection:
+async def dial(address: JoinAddress) -> ClientConnection:
     """Open the WebSocket, however long it takes. Raises: anything; ``explain`` says what it means."""
     websocket = await _Connect(
         address.websocket_url,
@@ -84,7 +84,7 @@ async def dial(address: FarmAddress) -> ClientConnection:
     return websocket
 
 
-def explain(error: Exception, address: FarmAddress) -> FarmError:
+def explain(error: Exception, address: JoinAddress) -> FarmError:
     """Return what a failure to connect means: Unauthorized and BadAddress are final, OutOfReach is not."""
     told: FarmError
     way = way_to(address.websocket_url)
@@ -125,7 +125,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float:
     return min(max(wait_seconds.total_seconds(), 0.0), LONGEST_RETRY_AFTER_SECONDS)
 
 
-def _explain_status(error: InvalidStatus, address: FarmAddress) -> FarmError:
+def _explain_status(error: InvalidStatus, address: JoinAddress) -> FarmError:
     status, headers = error.response.status_code, error.response.headers
     if status == 401:
         return Unauthorized(
@@ -141,7 +141,7 @@ def _explain_status(error: InvalidStatus, address: FarmAddress) -> FarmError:
     return NotAFarm(f"there is no farm at {address.shown} (it answers with status {status}{leading})")
 
 
-def _explain_proxy_status(error: InvalidProxyStatus, address: FarmAddress) -> FarmError:
+def _explain_proxy_status(error: InvalidProxyStatus, address: JoinAddress) -> FarmError:
     status = error.response.status_code
     if status == 407:
         return NotAFarm(

@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from farm_client.agent.connection.address import EXAMPLE, FarmAddress, parse_address
+from farm_client.agent.connection.address import EXAMPLE, JoinAddress, parse_address
 from farm_client.agent.errors import BadAddress, BadSettings
 from farm_client.durable_file import write_durably
 from protocol.frozen import Frozen
@@ -39,7 +39,7 @@ def choose_farm(
     token_file: Path | None,
     remembered: Path,
     environ: MutableMapping[str, str] = os.environ,
-) -> FarmAddress:
+) -> JoinAddress:
     """Return the farm to join: ``given`` before FARM_JOIN_URL before what is remembered.
 
     The token is the address's own; else that of ``token_file``, of FARM_TOKEN, or the remembered one of the same farm.
@@ -62,7 +62,7 @@ def choose_farm(
     return replace(address, token=known.token) if known is not None and known.shown == address.shown else address
 
 
-def remember_farm(path: Path, address: FarmAddress) -> None:
+def remember_farm(path: Path, address: JoinAddress) -> None:
     """Keep the farm that has welcomed this machine, token and all, for its owner's eyes only.
 
     A disk that cannot keep it is put up with: then the next join must be told again.
@@ -73,7 +73,7 @@ def remember_farm(path: Path, address: FarmAddress) -> None:
         write_durably(path, _Remembered(address=address.shown, token=address.token).model_dump_json())
 
 
-def _recall(path: Path) -> FarmAddress | None:
+def _recall(path: Path) -> JoinAddress | None:
     try:
         known = _Remembered.model_validate_json(path.read_bytes())
         return replace(parse_address(known.address), token=known.token)

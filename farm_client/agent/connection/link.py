@@ -12,7 +12,7 @@ from typing import Final
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from farm_client.agent.connection.address import FarmAddress
+from farm_client.agent.connection.address import JoinAddress
 from farm_client.agent.connection.dialing import dial, explain
 from farm_client.agent.connection.fitting import shortened
 from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
@@ -167,7 +167,7 @@ class Link:
             self._unacknowledged.proven(number)
 
 
-async def open_link(address: FarmAddress, hello: Hello, carried: InlineLimit) -> Link:
+async def open_link(address: JoinAddress, hello: Hello, carried: InlineLimit) -> Link:
     """Connect, say hello, and wait for the welcome.
 
     ``carried`` outlives connections: a farm that lost this client behind a frame that was too long for its link must

@@ -18,16 +18,16 @@ from farm_client.executor.messages import (
     Difference,
     Done,
     Failed,
-    Load,
     Loaded,
+    LoadTask,
     Rebase,
     Rebased,
     Report,
     Run,
     Warm,
 )
-from farm_client.executor.postmortem import Death
-from farm_client.executor.process import ExecutorProcess, Launch, Listener, Stream, start_executor
+from farm_client.executor.postmortem import ProcessDeath
+from farm_client.executor.process import ExecutorListener, ExecutorProcess, Launch, Stream, start_executor
 from protocol.errors import FarmError
 from protocol.messages import Kind, TaskBrief
 
@@ -51,13 +51,13 @@ class Executor:
         self.held_weights: str | None = None
         self.serves_since = 0.0
         self.idle_since = 0.0
-        self.death: Death | None = None
+        self.death: ProcessDeath | None = None
         self._warmed = asyncio.Event()
         self.hear_line: HearLine = _ignore_line
         self.hear_advance: HearAdvance = _ignore_advance
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process: ExecutorProcess
-        self._answer: asyncio.Future[Report | Death]
+        self._answer: asyncio.Future[Report | ProcessDeath]
         self._expected: type[Report]
         self._ask(Warm)  # which comes without being asked
 
@@ -65,7 +65,7 @@ class Executor:
     async def start(cls, launch: Launch) -> Executor:
         """Start a process; it warms up by itself. Raises: OSError if none can be started."""
         executor = cls()
-        listener = Listener(executor._on_report, executor._on_line, executor._on_death)
+        listener = ExecutorListener(executor._on_report, executor._on_line, executor._on_death)
         executor._process = await start_executor(launch, listener)
         return executor
 
@@ -128,7 +128,7 @@ class Executor:
     def kill(self) -> None:
         """End it at once, in mid-step."""
         self._process.kill()
-        self._end(Death("stopped", "the agent stopped the executor"))
+        self._end(ProcessDeath("stopped", "the agent stopped the executor"))
 
     @property
     def is_warm(self) -> bool:
@@ -167,7 +167,7 @@ class Executor:
 
     async def _answered(self) -> Report:
         outcome = await self._answer
-        if isinstance(outcome, Death):
+        if isinstance(outcome, ProcessDeath):
             raise ExecutorDied(outcome, self.doing, tuple(self._last_lines))
         if isinstance(outcome, Failed):
             raise ExecutorFailed(outcome)
@@ -198,10 +198,10 @@ class Executor:
         self._last_lines.append(line)
         self.hear_line(stream, line)
 
-    def _on_death(self, death: Death) -> None:
+    def _on_death(self, death: ProcessDeath) -> None:
         self._end(death)
 
-    def _end(self, death: Death) -> None:
+    def _end(self, death: ProcessDeath) -> None:
         self.death = self.death or death
         self.running = None
         self._warmed.set()
@@ -209,8 +209,8 @@ class Executor:
             self._answer.set_result(self.death)
 
 
-def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path, inline_bytes: int) -> Load:
-    return Load(
+def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path, inline_bytes: int) -> LoadTask:
+    return LoadTask(
         task_id=task.task_id,
         code_dir=str(code_dir),
         frozen_path=None if frozen is None else str(frozen),

@@ -11,7 +11,7 @@ from farm_client import faults
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Outbox, Parcel
-from farm_client.transfer.upload import Listener
+from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError, Unavailable
 from protocol.faults import Fault
 from protocol.limits import INLINE_BYTES
@@ -64,7 +64,7 @@ class Deliveries:
         except Exception as error:  # no result is worth the agent
             self._note(f"dropped a finished result: {str(error) or type(error).__name__}")
 
-    async def deliver(self, parcel: Parcel, listener: Listener | None = None) -> None:
+    async def deliver(self, parcel: Parcel, listener: UploadListener | None = None) -> None:
         """Bring a result that is in the outbox to the farm; ``listener`` hears how the upload of its update goes.
 
         When the connection is gone it returns all the same: the outbox has the result for the next one.
@@ -80,7 +80,7 @@ class Deliveries:
             if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes()):
                 if not await _reach(Fault.CLIENT_WHILE_SENDING, parcel):
                     await self._send(parcel.result, parcel)
-            elif await self._upload(update, parcel, listener or Listener()):
+            elif await self._upload(update, parcel, listener or UploadListener()):
                 slim = update.model_copy(update={"inline": None})
                 await self._send(parcel.result.model_copy(update={"update": slim}), parcel)
         except Exception:
@@ -109,7 +109,7 @@ class Deliveries:
         """How large an update may be to ride inside its result: less where the connection is slow."""
         return self._link.inline_bytes if self._link is not None else INLINE_BYTES
 
-    async def _upload(self, update: BlobRef, parcel: Parcel, listener: Listener) -> bool:
+    async def _upload(self, update: BlobRef, parcel: Parcel, listener: UploadListener) -> bool:
         """Store the update at the farm, for as long as there is a connection; return whether it is there."""
         source = parcel.path if update.inline is None else update.inline
         if source is None:

@@ -27,7 +27,7 @@ from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.agent.work.upload_places import UploadPlaces
-from farm_client.transfer.upload import Listener
+from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError
 from protocol.limits import INLINE_BYTES
 from protocol.messages import (
@@ -266,7 +266,7 @@ class Worker:
 
     async def _send(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         try:
-            await self._deliveries.deliver(parcel, Listener(meter=job.held.sent, waits=job.held.waited))
+            await self._deliveries.deliver(parcel, UploadListener(meter=job.held.sent, waits=job.held.waited))
         except (FarmError, OSError) as error:
             return job.held.failure(error)
         return None

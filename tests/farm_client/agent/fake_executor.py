@@ -12,8 +12,8 @@ from farm_client.executor.messages import (
     Advance,
     Done,
     Failed,
-    Load,
     Loaded,
+    LoadTask,
     Rebase,
     Rebased,
     Run,
@@ -35,7 +35,7 @@ def main():
         for frame in decoder.feed(data):
             order = ORDER.validate_python(frame)
             match order:
-                case Load():
+                case LoadTask():
                     load = order
                     report = loaded(order)
                 case Run():

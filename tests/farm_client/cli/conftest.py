@@ -14,7 +14,7 @@ from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     exit_code: int
     stdout: str
     stderr: str
@@ -39,16 +39,16 @@ def fake() -> FakeFarm:
 @pytest.fixture
 def farm(
     fake: FakeFarm, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Outcome]:
+) -> Callable[..., TaskOutcome]:
     """Run `farm …` in this process against the fake farm."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: str, environ: dict[str, str] | None = None) -> Outcome:
+    def run(*arguments: str, environ: dict[str, str] | None = None) -> TaskOutcome:
         settings = {"FARM_CONFIG": str(tmp_path / "config.toml"), "FARM_URL": ADDRESS}
         exit_code = run_command(
             arguments, Surroundings(settings if environ is None else {**settings, **environ}, fake.transport())
         )
         captured = capsys.readouterr()
-        return Outcome(exit_code, captured.out, captured.err)
+        return TaskOutcome(exit_code, captured.out, captured.err)
 
     return run

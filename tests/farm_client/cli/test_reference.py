@@ -9,7 +9,7 @@ from pathlib import Path
 from farm_client.cli.app import VERBS
 from farm_client.cli.demo import DemoReport
 from farm_client.cli.exit_codes import MEANING, ExitCode
-from farm_client.cli.output import Kind
+from farm_client.cli.output import OutputKind
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task
 from protocol import rest
@@ -38,8 +38,8 @@ def test_every_exit_code_is_on_its_page():
 
 def test_every_kind_of_envelope_is_on_its_page():
     table = rows("json-output.md")
-    assert {row[0] for row in table} == set(Kind)
-    assert len(table) == len(Kind)
+    assert {row[0] for row in table} == set(OutputKind)
+    assert len(table) == len(OutputKind)
     for _, data, printers in table:
         for record in re.findall(r"[A-Z]\w+", data):
             assert hasattr(rest, record)

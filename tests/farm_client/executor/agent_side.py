@@ -17,7 +17,7 @@ from torch import nn
 
 from farm_client.executor.channel import FD_VARIABLE
 from farm_client.executor.layout import ModelTensors
-from farm_client.executor.messages import REPORT, Advance, Building, Load, Order, Piece, Report, Run
+from farm_client.executor.messages import REPORT, Advance, Building, LoadTask, Order, Piece, Report, Run
 from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind
@@ -75,11 +75,11 @@ def started(module: str = "farm_client.executor", **variables: str) -> Iterator[
     process.communicate()
 
 
-def load_order(folder: Path, source: str, **changes: Any) -> Load:
+def load_order(folder: Path, source: str, **changes: Any) -> LoadTask:
     code = folder / "code"
     code.mkdir(exist_ok=True)
     (code / "train.py").write_text(textwrap.dedent(source))
-    order = Load(
+    order = LoadTask(
         task_id="t",
         code_dir=str(code),
         entry="train.py",

@@ -14,7 +14,7 @@ import torch
 
 from farm_client.data.readers import open_data
 from farm_client.data.sharding import plan_shards, write_shards
-from farm_client.executor.messages import Advance, Done, Load, Piece, Run
+from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.runner import TaskRunner
 from protocol.compression import CodecSpec
@@ -99,8 +99,8 @@ class Bench:
         frozen = {} if self.frozen is None else safetensors.torch.load(self.frozen)
         return safetensors.torch.load(self.weights) | frozen
 
-    def load_order(self) -> Load:
-        return Load(
+    def load_order(self) -> LoadTask:
+        return LoadTask(
             task_id="t",
             code_dir=str(self.folder / "code"),
             entry=self.entry,

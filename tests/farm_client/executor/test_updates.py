@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farm_client.executor.failures import CodeError, LossNotFinite
-from farm_client.executor.messages import Done, Load
+from farm_client.executor.messages import Done, LoadTask
 from farm_client.executor.updates import UpdateWriter
 from protocol.codecs import BytesReader, decoder
 from protocol.codecs.registry import CODECS
@@ -177,8 +177,8 @@ def test_only_what_was_reported_is_carried_over(tmp_path: Path, life: list[Happe
             undisturbed.confirm()
 
 
-def bench_order(folder: Path, codec: CodecSpec) -> Load:
-    return Load(
+def bench_order(folder: Path, codec: CodecSpec) -> LoadTask:
+    return LoadTask(
         task_id="t",
         code_dir=str(folder),
         entry="train.py",

@@ -21,7 +21,7 @@ from farm_client.sdk.carrying import Forward
 from farm_client.sdk.checkpoints import best_round, find_best, find_checkpoint
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.feeds import follow, read_all
-from farm_client.sdk.outcome import Outcome, is_over, outcome_of
+from farm_client.sdk.outcome import TaskOutcome, is_over, outcome_of
 from farm_client.sdk.tidy import tidied
 from farm_client.sdk.weights_file import write_model_file
 from protocol.errors import InvalidTask, MalformedTensors, NotFound
@@ -231,7 +231,7 @@ def test_whoever_follows_hears_all_of_it_once_though_the_task_ends_meanwhile(ove
 @pytest.mark.parametrize("state", ["pending", "assigned", "running", "paused", "completed", "failed", "cancelled"])
 def test_a_task_is_over_in_its_final_states(state: str) -> None:
     task = make_task(state=state)
-    assert outcome_of(task) == (Outcome(state) if state in ("completed", "failed", "cancelled") else None)
+    assert outcome_of(task) == (TaskOutcome(state) if state in ("completed", "failed", "cancelled") else None)
     assert is_over(task) == (state in ("completed", "failed", "cancelled"))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from farm_client.transfer import upload as module
 from farm_client.transfer.rates import RateLimit
-from farm_client.transfer.upload import ONE_SHOT_BYTES, Listener, upload
+from farm_client.transfer.upload import ONE_SHOT_BYTES, UploadListener, upload
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, Unauthorized, Unavailable
 
@@ -41,7 +41,7 @@ async def test_a_small_blob_is_sent_again_after_a_failure(farm, carrier):
 
 async def test_a_large_blob_goes_in_parts_and_a_known_one_is_not_sent(farm, carrier, content):
     counts = []
-    await upload(carrier, DIGEST, content, Listener(meter=counts.append))
+    await upload(carrier, DIGEST, content, UploadListener(meter=counts.append))
     await upload(carrier, DIGEST, content)
     assert farm.blobs[DIGEST] == LARGE
     assert farm.methods() == ["POST", "PATCH", "PATCH", "PATCH", "POST"]
@@ -82,7 +82,7 @@ async def test_an_upload_that_the_farm_forgot_is_begun_anew(farm, carrier):
 async def test_it_waits_for_its_turn_and_says_why(farm, carrier):
     farm.waits = ["3 uploads are before it", ""]
     heard = []
-    await upload(carrier, DIGEST, LARGE, Listener(waits=heard.append))
+    await upload(carrier, DIGEST, LARGE, UploadListener(waits=heard.append))
     assert heard == ["3 uploads are before it", "3 uploads are before it", None]
     assert farm.methods()[:3] == ["POST"] * 3
 
@@ -116,7 +116,7 @@ async def test_a_cut_on_purpose_is_survived(farm, carrier):
         return next(cuts) < 2
 
     farm.parallel = 1
-    await upload(carrier, DIGEST, LARGE, Listener(midway=midway))
+    await upload(carrier, DIGEST, LARGE, UploadListener(midway=midway))
     assert farm.blobs[DIGEST] == LARGE
 
 
@@ -138,7 +138,7 @@ async def test_a_file_that_becomes_shorter_is_told(farm, carrier, tmp_path):
         return False
 
     with pytest.raises(FarmError, match="became shorter"):
-        await upload(carrier, DIGEST, path, Listener(midway=shorten))
+        await upload(carrier, DIGEST, path, UploadListener(midway=shorten))
 
 
 async def test_a_file_that_is_gone_is_an_os_error(carrier, tmp_path):
@@ -155,7 +155,7 @@ async def test_a_cancelled_upload_holds_nothing(farm, carrier, tmp_path):
         begun.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(upload(carrier, DIGEST, path, Listener(midway=midway)))
+    task = asyncio.create_task(upload(carrier, DIGEST, path, UploadListener(midway=midway)))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -14,7 +14,8 @@ import pytest
 
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.errors import HomeGone
-from farm_client.agent.reporting import console, display
+from farm_client.agent.reporting import console as console_module
+from farm_client.agent.reporting import display
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import Status, StatusBoard, read_status
@@ -31,7 +32,7 @@ class StillClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (console, display):
+        for module in (console_module, display):
             monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 

@@ -14,7 +14,7 @@ from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.work.deliveries import Deliveries
 from farm_client.transfer.tally import Tally
-from farm_client.transfer.upload import Listener
+from farm_client.transfer.upload import UploadListener
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
 from protocol.messages import Message, Result
@@ -40,10 +40,10 @@ class StandInTransfers:
     answers: list[Exception | None] = field(default_factory=list)
     uploads: list[tuple[str, Path | bytes]] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-    during: Callable[[Listener], None] = lambda _: None
+    during: Callable[[UploadListener], None] = lambda _: None
     gate: asyncio.Event | None = None
 
-    async def upload(self, digest: str, content: Path | bytes, listener: Listener) -> None:
+    async def upload(self, digest: str, content: Path | bytes, listener: UploadListener) -> None:
         self.uploads.append((digest, content))
         self.during(listener)
         if self.gate is not None:
@@ -202,7 +202,7 @@ async def test_why_an_upload_waits_is_shown_until_it_does_not(world: World) -> N
     world.attach()
     heard: list[str | None] = []
     world.transfers.during = lambda listener: (listener.waits("behind 3"), listener.waits(None))[0]
-    await world.deliveries.deliver(world.finished("a", 500), Listener(waits=heard.append))
+    await world.deliveries.deliver(world.finished("a", 500), UploadListener(waits=heard.append))
     assert heard == ["behind 3", None]
     assert world.waits[0] == "behind 3"
     assert world.waits[-1] is None

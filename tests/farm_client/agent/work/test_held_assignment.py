@@ -15,7 +15,7 @@ from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.agent.work.held_assignment import Held, filled_disk, inline_update, ran_out_of_memory
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Failed
-from farm_client.executor.postmortem import Death
+from farm_client.executor.postmortem import ProcessDeath
 from protocol.codec import encode
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
@@ -36,7 +36,7 @@ def failed(code: str, message: str = "it broke", scope: Scope = Scope.NOBODY) ->
 
 
 def died(code: str) -> ExecutorDied:
-    return ExecutorDied(Death(code, "it ended"), "computing", ("one line", "the last line"))
+    return ExecutorDied(ProcessDeath(code, "it ended"), "computing", ("one line", "the last line"))
 
 
 class TestFailure:
@@ -124,7 +124,7 @@ class TestFailure:
 
     def test_of_a_long_traceback_the_end_is_told(self, held: Held) -> None:
         lines = tuple(f"line {number}" for number in range(10_000))
-        said = held.failure(ExecutorDied(Death("exited", "code 1"), "computing", lines))
+        said = held.failure(ExecutorDied(ProcessDeath("exited", "code 1"), "computing", lines))
         assert isinstance(said, Error)
         assert said.traceback is not None
         assert said.traceback.endswith("line 9999")
