@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -108,10 +108,11 @@ class TestListing:
     def test_a_number_that_json_lacks_is_a_word(self, number: float, word: str) -> None:
         assert parsed(written(Note(text=LONE, value=[number, {"x": number}])).body)["value"] == [word, {"x": word}]
 
-    def test_what_lies_too_deep_is_left_out(self) -> None:
+    @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"in": inner}], ids=["lists", "maps"])
+    def test_what_lies_too_deep_is_left_out(self, wrap: Callable[[Any], Any]) -> None:
         deep: Any = "bottom"
         for _ in range(5000):
-            deep = [deep]
+            deep = wrap(deep)
         found = parsed(written(Note(text=LONE, value=deep)).body)
         assert "bottom" not in json.dumps(found)
         assert "\\u2026" in json.dumps(found)
