@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install demo test faults benchmark-tests coverage coverage-report chaos lint format states picture clean
+.PHONY: simulate help install demo test faults benchmark-tests coverage coverage-report chaos lint format states modules picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint     ruff, mypy and the import contract"
 	@echo "make format   let ruff rewrite the code in the house style"
 	@echo "make states   redraw docs/reference/states.md from the state tables"
+	@echo "make modules  redraw docs/reference/modules.md from the modules' docstrings"
 	@echo "make picture  take docs/images/watch.svg anew from a real training"
 	@echo "make clean    remove .venv, caches and the demo's output"
 
@@ -90,6 +91,9 @@ format: $(STAMP)
 
 states: $(STAMP)
 	@$(BIN)/python docs/generate_states.py
+
+modules: $(STAMP)
+	@$(BIN)/python docs/generate_modules.py
 
 picture: $(STAMP)
 	@$(BIN)/python docs/capture_watch.py

@@ -83,7 +83,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FrameVerdict:
     """What to do about a frame: read on after ``wait_seconds``.
 
     ``is_flood``: it has gone on for a while, and the client should get no work; ``is_violation``: for too long.
@@ -102,20 +102,20 @@ class ConnectionAllowance:
         self._busy_since: float | None = None
         self._is_flood = False
 
-    def take(self, messages: int, size_bytes: int, now: float) -> Verdict:
+    def take(self, messages: int, size_bytes: int, now: float) -> FrameVerdict:
         """Count a frame of so many messages, good ones or not."""
         if self._bucket.level(now) >= _RESTED_SHARE * MESSAGES_BURST:
             self._busy_since, self._is_flood = None, False
         wait_seconds = self._bucket.take(max(messages, 1) + size_bytes / BYTES_PER_MESSAGE, now)
         if wait_seconds == 0:
-            return Verdict(0.0, is_flood=self._is_flood)
+            return FrameVerdict(0.0, is_flood=self._is_flood)
         if self._busy_since is None:
             self._busy_since = now
         self._is_flood |= now - self._busy_since >= FLOOD_SECONDS
         is_violation = now - self._busy_since >= PATIENCE_SECONDS
         if is_violation:
             self._busy_since = now
-        return Verdict(min(wait_seconds, LONGEST_WAIT_SECONDS), self._is_flood, is_violation)
+        return FrameVerdict(min(wait_seconds, LONGEST_WAIT_SECONDS), self._is_flood, is_violation)
 
     def earn(self) -> None:
         """Note that an assignment was given to it: it will have something to say."""

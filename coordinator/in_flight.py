@@ -90,7 +90,7 @@ class Lease:
 
 
 @dataclass(slots=True)
-class Parts:
+class StepParts:
     """The parts of one round or evaluation, by where each is; or all assignments that are late (no ``home``).
 
     Of a round that is open each part is in one place: it waits, is held, or is delivered. ``samples`` counts its own;
@@ -190,9 +190,9 @@ class Parts:
 class TaskLeases:
     """One task's assignments in flight, by the round that may count them."""
 
-    late: Parts = field(default_factory=Parts)
+    late: StepParts = field(default_factory=StepParts)
     committed: dict[str, Lease] = field(default_factory=dict)
-    rounds: dict[Home, Parts] = field(default_factory=dict)
+    rounds: dict[Home, StepParts] = field(default_factory=dict)
 
     def held(self) -> Iterator[Lease]:
         """Iterate over what clients work on: the late ones, those ahead of their round, then those of the open one."""
@@ -205,26 +205,26 @@ class TaskLeases:
         """Whether clients work on any."""
         return bool(self.late.held) or any(parts.held for parts in self.rounds.values())
 
-    def of(self, home: Home | None) -> Parts:
+    def of(self, home: Home | None) -> StepParts:
         """Return the parts of a round, or what is late."""
         if home is None:
             return self.late
-        return self.rounds.setdefault(home, Parts(home)) if home not in self.rounds else self.rounds[home]
+        return self.rounds.setdefault(home, StepParts(home)) if home not in self.rounds else self.rounds[home]
 
-    def open(self, home: Home, samples: int) -> Parts:
+    def open(self, home: Home, samples: int) -> StepParts:
         """Open a round of so many samples; what was done ahead of it is in it already: give each its place."""
         parts = self.of(home)
         parts.samples = samples
         return parts
 
-    def close(self, parts: Parts) -> None:
+    def close(self, parts: StepParts) -> None:
         """A round is over, and nothing of it is in flight but what is committed."""
         if parts.home is not None:
             self.rounds.pop(parts.home, None)
 
     def clear(self) -> None:
         """Forget all of them."""
-        self.late, self.committed, self.rounds = Parts(), {}, {}
+        self.late, self.committed, self.rounds = StepParts(), {}, {}
 
     def __iter__(self) -> Iterator[Lease]:
         """Iterate over all of them."""

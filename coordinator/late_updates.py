@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.in_flight import Parts
+from coordinator.in_flight import StepParts
 from coordinator.offers import cancel, discard
 from coordinator.records import SampleRange
 from coordinator.state import Step, TaskRun
@@ -48,7 +48,7 @@ def drop_all_late(turn: Turn, run: TaskRun, why: str) -> None:
     drop_all(turn, run, run.late, why)
 
 
-def drop_all(turn: Turn, run: TaskRun, parts: Parts, why: str) -> None:
+def drop_all(turn: Turn, run: TaskRun, parts: StepParts, why: str) -> None:
     """Give up all of a round's assignments, results included."""
     for lease in list(parts.held.values()):
         cancel(turn, run, lease, why)

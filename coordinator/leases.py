@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from coordinator.in_flight import Lease, Part, Parts, Stage, TaskLeases, part_of, position_of
+from coordinator.in_flight import Lease, Part, Stage, StepParts, TaskLeases, part_of, position_of
 from coordinator.lifecycle import AssignmentState
 from coordinator.records import AssignmentRecord
 from protocol.tasks import BlobRef
@@ -102,16 +102,16 @@ class LeaseBook:
 
     # rounds
 
-    def wait(self, parts: Parts, part: Part) -> None:
+    def wait(self, parts: StepParts, part: Part) -> None:
         """Let a part that nobody holds wait for a client."""
         insort(parts.waiting, part, key=position_of)
 
-    def clear_waiting(self, parts: Parts) -> list[Part]:
+    def clear_waiting(self, parts: StepParts) -> list[Part]:
         """Let no part wait any more; return those that did."""
         waiting, parts.waiting = parts.waiting, []
         return waiting
 
-    def postpone(self, parts: Parts, seconds: float) -> None:
+    def postpone(self, parts: StepParts, seconds: float) -> None:
         """Keep reserved parts for so much longer."""
         parts.waiting = [
             replace(part, reserved_until=part.reserved_until + seconds) if part.reserved_until else part
@@ -129,13 +129,13 @@ class LeaseBook:
         else:
             shelf[lease.assignment_id] = lease
 
-    def join(self, lease: Lease, parts: Parts, record: AssignmentRecord, scale: float) -> None:
+    def join(self, lease: Lease, parts: StepParts, record: AssignmentRecord, scale: float) -> None:
         """Count a late result to a round that collects."""
         del self._leases(lease).late.delivered[lease.assignment_id]
         lease.home, lease.record, lease.scale = parts.home, record, scale
         parts.take_in(lease)
 
-    def let_finish(self, parts: Parts) -> None:
+    def let_finish(self, parts: StepParts) -> None:
         """The round closes without what is still held: whichever round collects when it arrives counts it."""
         for name, lease in parts.held.items():
             lease.home = None
@@ -207,7 +207,7 @@ class LeaseBook:
             if (index := parts.find_waiting(lease.record.position)) is not None:
                 parts.waiting[index] = replace(parts.waiting[index], reserved_until=0.0)
 
-    def commit(self, parts: Parts, durable: bool) -> None:
+    def commit(self, parts: StepParts, durable: bool) -> None:
         """A round is committed with all that is delivered: that is settled, or will be with a durable commit."""
         for lease in parts.delivered.values():
             lease.stage = Stage.COMMITTED
@@ -217,7 +217,7 @@ class LeaseBook:
                 self._leases(lease).committed[lease.assignment_id] = lease
         parts.delivered.clear()
 
-    def fold(self, parts: Parts, position: int) -> tuple[Lease, BlobRef]:
+    def fold(self, parts: StepParts, position: int) -> tuple[Lease, BlobRef]:
         """The update at a position goes to the accumulator; returns it with its lease."""
         lease = parts.unfolded.pop(position)
         update, lease.update = lease.update, None
@@ -282,7 +282,7 @@ class LeaseBook:
                 del book[name]
                 client.freed_at = now
 
-    def _take(self, parts: Parts, lease: Lease, now: float) -> Holder:
+    def _take(self, parts: StepParts, lease: Lease, now: float) -> Holder:
         """Take a held lease off its round and its client."""
         del parts.held[lease.assignment_id]
         client = self._clients[lease.record.client_id]
@@ -293,7 +293,7 @@ class LeaseBook:
     def _leases(self, lease: Lease) -> TaskLeases:
         return self._of_tasks[lease.record.task_id]
 
-    def _parts(self, lease: Lease) -> Parts:
+    def _parts(self, lease: Lease) -> StepParts:
         return self._leases(lease).of(lease.home)
 
     def _lay_down(self, lease: Lease) -> None:
@@ -309,7 +309,7 @@ class LeaseBook:
         if not parts.dormant_at[position]:
             del parts.dormant_at[position]
 
-    def _stop_waiting(self, parts: Parts, position: int) -> None:
+    def _stop_waiting(self, parts: StepParts, position: int) -> None:
         if (index := parts.find_waiting(position)) is not None:
             del parts.waiting[index]
 

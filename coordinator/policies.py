@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar, Protocol
 
-from coordinator.in_flight import Parts
+from coordinator.in_flight import StepParts
 from protocol.messages import Kind
 from protocol.recipe import Recipe
 
@@ -53,13 +53,13 @@ class Policy(Protocol):
     def scale(self, staleness: int) -> float:
         """Return the factor of an update's weight; ``staleness``: how many versions its base is behind."""
 
-    def when_arrived(self, parts: Parts) -> Follows | None:
+    def when_arrived(self, parts: StepParts) -> Follows | None:
         """Return what follows after a part arrived; None: wait for more."""
 
-    def at_longest_time(self, parts: Parts) -> Follows:
+    def at_longest_time(self, parts: StepParts) -> Follows:
         """Return what follows when the step has lasted for ``longest_round_seconds``."""
 
-    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+    def wants_ahead(self, number: int, parts: StepParts, ahead: StepParts) -> bool:
         """Whether clients without a part of step ``number`` that is left may begin with the round after it."""
 
 
@@ -90,17 +90,17 @@ class Synchronous:
         """Return 1: nothing is stale."""
         return 1.0
 
-    def when_arrived(self, parts: Parts) -> Follows | None:
+    def when_arrived(self, parts: StepParts) -> Follows | None:
         """Commit when all parts are here, or as many samples as the round needs."""
         has_enough = self.recipe.over_provision > 0 and parts.own_samples >= self.recipe.round_samples
         return Follows.COMMIT if has_enough or parts.are_all_here else None
 
-    def at_longest_time(self, parts: Parts) -> Follows:
+    def at_longest_time(self, parts: StepParts) -> Follows:
         """Commit at quorum, or fail."""
         needed = self.recipe.quorum * min(parts.samples, self.recipe.round_samples)
         return Follows.COMMIT if parts.own_samples and parts.own_samples >= needed else Follows.FAIL
 
-    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+    def wants_ahead(self, number: int, parts: StepParts, ahead: StepParts) -> bool:
         """Nobody begins before the round opens."""
         return False
 
@@ -137,7 +137,7 @@ class Pipelining(LateUpdates):
 
     works_ahead: ClassVar[bool] = True
 
-    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+    def wants_ahead(self, number: int, parts: StepParts, ahead: StepParts) -> bool:
         """Whether all parts of this round are given out, and the next one is not."""
         is_last = self.recipe.rounds is not None and number + 1 >= self.recipe.rounds
         return not parts.waiting and not is_last and ahead.given_out_samples < self.recipe.round_samples
@@ -165,15 +165,15 @@ class Evaluation:
         """Return 1: nothing is stale."""
         return 1.0
 
-    def when_arrived(self, parts: Parts) -> Follows | None:
+    def when_arrived(self, parts: StepParts) -> Follows | None:
         """Report when all parts are here."""
         return Follows.REPORT if parts.are_all_here else None
 
-    def at_longest_time(self, parts: Parts) -> Follows:
+    def at_longest_time(self, parts: StepParts) -> Follows:
         """Go on without the metrics of this version."""
         return Follows.SKIP
 
-    def wants_ahead(self, number: int, parts: Parts, ahead: Parts) -> bool:
+    def wants_ahead(self, number: int, parts: StepParts, ahead: StepParts) -> bool:
         """Nobody trains on a version that is being evaluated before its round opens."""
         return False
 

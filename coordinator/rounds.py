@@ -27,7 +27,7 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import is_finished
 from coordinator.turn import Turn
 from protocol.messages import Ack, Kind
-from protocol.recipe import Parts
+from protocol.recipe import PartSizes
 from protocol.tasks import Split
 from protocol.wording import counted
 
@@ -89,7 +89,7 @@ def part_out(
 
     ``position`` is the place of the first one. Who has the shards of a part already gets it, as far as that goes.
     """
-    if run.record.spec.recipe.parts is Parts.FIXED:
+    if run.record.spec.recipe.parts is PartSizes.FIXED:
         _part_out_fixed(turn, run, clients, ranges, position)
         return
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}

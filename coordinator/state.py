@@ -14,7 +14,7 @@ from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
 from coordinator.evidence import Evidence
-from coordinator.in_flight import Home, Lease, Parts, TaskLeases
+from coordinator.in_flight import Home, Lease, StepParts, TaskLeases
 from coordinator.lifecycle import TaskState
 from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
@@ -138,7 +138,7 @@ class Step:
     attempt: int
     epoch: int
     opened_at: float
-    parts: Parts
+    parts: StepParts
     """Who has which part of it."""
     policy: Policy
     """What it waits for, and what it counts."""
@@ -241,12 +241,12 @@ class TaskRun:
         return self.step is None and self.record.state is TaskState.PENDING
 
     @property
-    def late(self) -> Parts:
+    def late(self) -> StepParts:
         """What missed its own round, and is counted by another one (recipes with ``max_staleness``)."""
         return self.leases.late
 
     @property
-    def ahead(self) -> Parts:
+    def ahead(self) -> StepParts:
         """What clients do ahead of the round that opens next (recipes with ``pipeline``)."""
         return self.leases.of(self.next_round)
 

@@ -18,8 +18,8 @@ from typing import Final
 from protocol.faults import (
     FAULTS_VARIABLE,
     SPENT_VARIABLE,
-    Action,
     Fault,
+    FaultAction,
     FaultPlan,
     InjectedFault,
     Injection,
@@ -28,7 +28,11 @@ from protocol.faults import (
 
 _EXIT_CODE: Final = 1
 _HANG_SECONDS: Final = 3600.0
-_SIGNALS: Final = {Action.KILL: signal.SIGKILL, Action.SEGFAULT: signal.SIGSEGV, Action.STOP: signal.SIGSTOP}
+_SIGNALS: Final = {
+    FaultAction.KILL: signal.SIGKILL,
+    FaultAction.SEGFAULT: signal.SIGSEGV,
+    FaultAction.STOP: signal.SIGSTOP,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def reach(place: Fault, round_number: int) -> bool:
     found = _armed.take(place, round_number)
     if found is None:
         return False
-    if found.action in (Action.HANG, Action.SLEEP):
+    if found.action in (FaultAction.HANG, FaultAction.SLEEP):
         time.sleep(_duration_seconds(found))
     return _carry_out(found)
 
@@ -93,27 +97,27 @@ async def reach_async(place: Fault, round_number: int) -> bool:
     found = _armed.take(place, round_number)
     if found is None:
         return False
-    if found.action in (Action.HANG, Action.SLEEP):
+    if found.action in (FaultAction.HANG, FaultAction.SLEEP):
         await asyncio.sleep(_duration_seconds(found))
     return _carry_out(found)
 
 
 def _duration_seconds(injection: Injection) -> float:
-    return injection.seconds if injection.action is Action.SLEEP else _HANG_SECONDS
+    return injection.seconds if injection.action is FaultAction.SLEEP else _HANG_SECONDS
 
 
 def _carry_out(injection: Injection) -> bool:
     """Do what takes no time. ``os._exit`` and the signals leave no chance to clean up, as a crash does."""
     match injection.action:
-        case Action.KILL | Action.SEGFAULT | Action.STOP:
+        case FaultAction.KILL | FaultAction.SEGFAULT | FaultAction.STOP:
             os.kill(os.getpid(), _SIGNALS[injection.action])
-        case Action.EXIT:
+        case FaultAction.EXIT:
             os._exit(_EXIT_CODE)
-        case Action.RAISE:
+        case FaultAction.RAISE:
             raise InjectedFault(f"{injection.name}: {InjectedFault().message}")
-        case Action.OUT_OF_MEMORY:
+        case FaultAction.OUT_OF_MEMORY:
             raise MemoryError(injection.name)
-    return injection.action is Action.LOSE
+    return injection.action is FaultAction.LOSE
 
 
 def _claim(spent_dir: Path, injection: Injection) -> bool:

@@ -5,7 +5,7 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
-from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, Parts, Recipe
+from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, PartSizes, Recipe
 from protocol.tasks import Dataset, Split
 
 
@@ -57,7 +57,7 @@ def _of_votes(recipe: Recipe, dataset: Dataset | None) -> str | None:
 def _most_parts(recipe: Recipe) -> int:
     """Return how many parts of a round there can be, whoever comes."""
     unit = recipe.batch_samples if recipe.mode is Mode.WEIGHTS else 1
-    if recipe.parts is Parts.SPEED:
+    if recipe.parts is PartSizes.SPEED:
         return max(recipe.round_samples // unit, 1)
     size = recipe.part_samples or -(-recipe.round_samples // (recipe.min_clients * unit)) * unit
     return -(-recipe.round_samples // size)

@@ -37,7 +37,7 @@ _SPARE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StoredPart:
     """One stored tensor: a safetensors dtype and a shape."""
 
     dtype: str
@@ -83,7 +83,7 @@ def untouched_in(layout: Layout, header: Header) -> frozenset[str]:
     return names
 
 
-def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, Part] | None:
+def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, StoredPart] | None:
     """Return the parts that the tensor is stored as, by their short names, or None if it is stored as it is."""
     if spec.role is not Role.PARAMETER or codec.name not in _PARTS or not spec.elements:
         return None
@@ -91,16 +91,16 @@ def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, Part] | None:
     return parts if parts and sum(part.size_bytes for part in parts.values()) < spec.size_bytes else None
 
 
-def stored_tensors(layout: Layout, codec: CodecSpec) -> dict[str, Part]:
+def stored_tensors(layout: Layout, codec: CodecSpec) -> dict[str, StoredPart]:
     """Return every tensor of an update file in that codec, by its name in the file.
 
     Raises: LayoutMismatch if a tensor of the layout has the name of another one's part.
     """
-    stored: dict[str, Part] = {}
+    stored: dict[str, StoredPart] = {}
     for spec in layout.returned:
         parts = parts_of(spec, codec)
         named = (
-            {spec.name: Part(spec.dtype, spec.shape)}
+            {spec.name: StoredPart(spec.dtype, spec.shape)}
             if parts is None
             else {f"{spec.name}/{short}": part for short, part in parts.items()}
         )
@@ -168,65 +168,65 @@ def _described(codec: CodecSpec) -> str:
     return f"{codec.name} (block {codec.block}, density {codec.density:g}, rank {codec.rank})"
 
 
-def _sixteen_bits(dtype: str) -> Callable[[TensorSpec, CodecSpec], dict[str, Part]]:
-    return lambda spec, _codec: {dtype.lower(): Part(dtype, (spec.elements,))}
+def _sixteen_bits(dtype: str) -> Callable[[TensorSpec, CodecSpec], dict[str, StoredPart]]:
+    return lambda spec, _codec: {dtype.lower(): StoredPart(dtype, (spec.elements,))}
 
 
-def _int8(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
-    return {"q": Part("I8", (spec.elements,)), "scale": _scales(spec, codec)}
+def _int8(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
+    return {"q": StoredPart("I8", (spec.elements,)), "scale": _scales(spec, codec)}
 
 
-def _int4(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _int4(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     return {"q": packed(spec.elements, 4), "scale": _scales(spec, codec)}
 
 
-def _sign(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _sign(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     return {"sign": packed(spec.elements, 1), "scale": _scales(spec, codec)}
 
 
-def _topk(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _topk(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     count = kept(spec.elements, codec.density)
-    segments = Part("I32", (count_chunks(spec.elements, SEGMENT),))
-    return {"value": Part("F32", (count,)), "index": Part("I16", (count,)), "count": segments}
+    segments = StoredPart("I32", (count_chunks(spec.elements, SEGMENT),))
+    return {"value": StoredPart("F32", (count,)), "index": StoredPart("I16", (count,)), "count": segments}
 
 
-def _sparseloco(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _sparseloco(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     chunks, count = count_chunks(spec.elements, CHUNK), kept(CHUNK, codec.density)
     return {
         **_chunk_indices(chunks * count),
         "level": packed(chunks * count, 2),
-        "scale": Part("BF16", (chunks, 2)),
+        "scale": StoredPart("BF16", (chunks, 2)),
     }
 
 
-def _demo(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _demo(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     chunks, count = count_chunks(spec.elements, CHUNK), kept(CHUNK, codec.density)
-    return {**_chunk_indices(chunks * count), "value": Part("BF16", (chunks, count))}
+    return {**_chunk_indices(chunks * count), "value": StoredPart("BF16", (chunks, count))}
 
 
-def _powersgd(spec: TensorSpec, codec: CodecSpec) -> dict[str, Part]:
+def _powersgd(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     if len(spec.shape) < 2:
         return {}
     rows, columns = spec.shape[0], spec.elements // spec.shape[0]
     rank = min(codec.rank, rows, columns)
-    return {"p": Part("F32", (rows, rank)), "q": Part("F32", (columns, rank))}
+    return {"p": StoredPart("F32", (rows, rank)), "q": StoredPart("F32", (columns, rank))}
 
 
-def packed(fields: int, bits: int) -> Part:
+def packed(fields: int, bits: int) -> StoredPart:
     """Return the part that so many fields of 1, 2 or 4 bits are packed into."""
-    return Part("U8", (count_chunks(fields * bits, 8),))
+    return StoredPart("U8", (count_chunks(fields * bits, 8),))
 
 
-def _scales(spec: TensorSpec, codec: CodecSpec) -> Part:
-    return Part("F32", (count_chunks(spec.elements, codec.block),))
+def _scales(spec: TensorSpec, codec: CodecSpec) -> StoredPart:
+    return StoredPart("F32", (count_chunks(spec.elements, codec.block),))
 
 
-def _chunk_indices(count: int) -> dict[str, Part]:
+def _chunk_indices(count: int) -> dict[str, StoredPart]:
     """Twelve bits each: the low eight as bytes, the high four packed."""
-    return {"index": Part("U8", (count,)), "high": packed(count, 4)}
+    return {"index": StoredPart("U8", (count,)), "high": packed(count, 4)}
 
 
-_PARTS: Final[Mapping[CodecName, Callable[[TensorSpec, CodecSpec], dict[str, Part]]]] = MappingProxyType(
+_PARTS: Final[Mapping[CodecName, Callable[[TensorSpec, CodecSpec], dict[str, StoredPart]]]] = MappingProxyType(
     {
         CodecName.FP16: _sixteen_bits("F16"),
         CodecName.BF16: _sixteen_bits("BF16"),

@@ -62,7 +62,7 @@ class Fault(StrEnum):
     """An acknowledgement is about to be sent."""
 
 
-class Action(StrEnum):
+class FaultAction(StrEnum):
     """What happens at a place."""
 
     KILL = "kill"
@@ -102,7 +102,7 @@ class Injection:
     """One planned fault. ``round`` None: any. ``every_time``: it is never spent. ``seconds`` are those of a sleep."""
 
     place: Fault
-    action: Action
+    action: FaultAction
     round: int | None = None
     every_time: bool = False
     seconds: float = 0.0
@@ -110,7 +110,7 @@ class Injection:
     @property
     def name(self) -> str:
         """What tells it from the plan's others; fit for a file's name."""
-        what = f"{self.seconds:g}" if self.action is Action.SLEEP else self.action
+        what = f"{self.seconds:g}" if self.action is FaultAction.SLEEP else self.action
         return f"{self.place}-{'first' if self.round is None else self.round}-{what}"
 
     def strikes(self, place: Fault, round_number: int) -> bool:
@@ -161,7 +161,7 @@ def _injection(text: str) -> Injection:
     return Injection(place, action, int(when) if at and not every_time else None, every_time, seconds)
 
 
-def _action(text: str) -> tuple[Action, float]:
+def _action(text: str) -> tuple[FaultAction, float]:
     action = _ACTIONS.get(text)
     if action is not None:
         return action, 0.0
@@ -172,8 +172,10 @@ def _action(text: str) -> tuple[Action, float]:
     if not 0 <= seconds < math.inf:
         choices = ", ".join(_ACTIONS)
         raise BadFaultPlan(f"{FAULTS_VARIABLE}: nothing is called {text!r}; choose from {choices}, or give seconds")
-    return Action.SLEEP, seconds
+    return FaultAction.SLEEP, seconds
 
 
 _PLACES: Final[Mapping[str, Fault]] = MappingProxyType({str(place): place for place in Fault})
-_ACTIONS: Final[Mapping[str, Action]] = MappingProxyType({str(a): a for a in Action if a is not Action.SLEEP})
+_ACTIONS: Final[Mapping[str, FaultAction]] = MappingProxyType(
+    {str(a): a for a in FaultAction if a is not FaultAction.SLEEP}
+)

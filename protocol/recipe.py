@@ -38,7 +38,7 @@ class Mode(StrEnum):
     """The gradient of the mean loss over the assignment's samples: synchronous SGD."""
 
 
-class Parts(StrEnum):
+class PartSizes(StrEnum):
     """How a round's samples are parted among clients."""
 
     SPEED = "speed"
@@ -101,7 +101,7 @@ class Recipe(Frozen):
     """The global batch: samples that one round consumes, whatever the number of clients."""
     batch_samples: Positive = 32
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
-    parts: Parts = Parts.SPEED
+    parts: PartSizes = PartSizes.SPEED
     """How a round is parted among clients."""
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
@@ -173,11 +173,11 @@ class Recipe(Frozen):
             raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
         if self.mode is Mode.GRADIENTS and self.keep_inner_optimizer:
             raise ValueError("keep_inner_optimizer is for weights mode: in gradients mode the server has the optimizer")
-        if self.part_samples is not None and self.parts is not Parts.FIXED:
+        if self.part_samples is not None and self.parts is not PartSizes.FIXED:
             raise ValueError(
                 'part_samples is for parts = "fixed": otherwise parts follow the measured speed of clients'
             )
-        if self.parts is Parts.FIXED and (why := self._unrepeatable()):
+        if self.parts is PartSizes.FIXED and (why := self._unrepeatable()):
             raise ValueError(f'parts = "fixed" promises equal weights, and {why}')
         if self.pipeline and (self.mode is Mode.GRADIENTS or not self.max_staleness):
             raise ValueError("pipeline is for weights mode with a max_staleness of 1 or more: its updates come late")

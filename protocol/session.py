@@ -51,7 +51,7 @@ class Side(StrEnum):
         return Side.SERVER if self is Side.CLIENT else Side.CLIENT
 
 
-class State(StrEnum):
+class SessionState(StrEnum):
     """How far the conversation is."""
 
     CONNECTING = "connecting"
@@ -67,12 +67,18 @@ _SERVER_OPEN: Final = frozenset(
     {"assign", "prefetch", "ack", "cancel", "pace", "error", "pause", "resume", "drain", "bye"}
 )
 
-SENDS: Final[Mapping[State, Mapping[Side, frozenset[str]]]] = MappingProxyType(
+SENDS: Final[Mapping[SessionState, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     {
-        State.CONNECTING: {Side.CLIENT: frozenset({"hello", "error", "bye"}), Side.SERVER: frozenset({"error", "bye"})},
-        State.GREETING: {Side.CLIENT: frozenset({"error", "bye"}), Side.SERVER: frozenset({"welcome", "error", "bye"})},
-        State.OPEN: {Side.CLIENT: _CLIENT_OPEN, Side.SERVER: _SERVER_OPEN},
-        State.CLOSED: {Side.CLIENT: frozenset(), Side.SERVER: frozenset()},
+        SessionState.CONNECTING: {
+            Side.CLIENT: frozenset({"hello", "error", "bye"}),
+            Side.SERVER: frozenset({"error", "bye"}),
+        },
+        SessionState.GREETING: {
+            Side.CLIENT: frozenset({"error", "bye"}),
+            Side.SERVER: frozenset({"welcome", "error", "bye"}),
+        },
+        SessionState.OPEN: {Side.CLIENT: _CLIENT_OPEN, Side.SERVER: _SERVER_OPEN},
+        SessionState.CLOSED: {Side.CLIENT: frozenset(), Side.SERVER: frozenset()},
     }
 )
 """Which message types each side may send in each state."""
@@ -88,7 +94,7 @@ class Session:
 
     def __init__(self, side: Side, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.side = side
-        self.state = State.CONNECTING
+        self.state = SessionState.CONNECTING
         self.version: int | None = None
         self.max_frame_bytes = max_frame_bytes
         self.strikes = 0
@@ -103,7 +109,7 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the conversation is over: write what is outgoing, then close the connection."""
-        return self.state is State.CLOSED
+        return self.state is SessionState.CLOSED
 
     @property
     def close_code(self) -> int:
@@ -209,12 +215,12 @@ class Session:
                 if self.side is Side.SERVER:
                     self.version = negotiate(message.versions)
                 self._offered = message.versions
-                self.state = State.GREETING
+                self.state = SessionState.GREETING
             case Welcome():
                 self._agree(message)
-                self.state = State.OPEN
+                self.state = SessionState.OPEN
             case Bye() | Error(fatal=True):
-                self.state = State.CLOSED
+                self.state = SessionState.CLOSED
 
     def _agree(self, welcome: Welcome) -> None:
         if welcome.version not in self._offered or welcome.version not in SUPPORTED:
@@ -233,7 +239,7 @@ class Session:
         self._outgoing.append(encode(answer))
         if fatal:
             self.error = error
-            self.state = State.CLOSED
+            self.state = SessionState.CLOSED
 
     def _complaint(self, message: Message, sender: Side) -> str:
         legal = ", ".join(sorted(SENDS[self.state][sender])) or "nothing"

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
+class ColumnCodec:
     """How one field is kept: what its column is given, and what is made of the column's value.
 
     ``empty`` is what an empty field's column is given, where fields may be empty.
@@ -61,9 +61,9 @@ def _ranges_from_lists(lists: Iterable[list[int]]) -> tuple[SampleRange, ...]:
     return tuple(SampleRange(*numbers) for numbers in lists)
 
 
-_RANGES: Final = Codec(_ranges_to_lists, _ranges_from_lists, empty=[])
-_MAP: Final = Codec(dict, dict, empty={})
-_TEXTS: Final = Codec(list, tuple, empty=[])
+_RANGES: Final = ColumnCodec(_ranges_to_lists, _ranges_from_lists, empty=[])
+_MAP: Final = ColumnCodec(dict, dict, empty={})
+_TEXTS: Final = ColumnCodec(list, tuple, empty=[])
 
 
 def _resources_from_map(told: dict[str, Any]) -> Resources:
@@ -74,14 +74,14 @@ def _resources_from_map(told: dict[str, Any]) -> Resources:
         return Resources()
 
 
-_RESOURCES: Final = Codec(lambda resources: resources.model_dump(), _resources_from_map)
-_NUMBER: Final = Codec(
+_RESOURCES: Final = ColumnCodec(lambda resources: resources.model_dump(), _resources_from_map)
+_NUMBER: Final = ColumnCodec(
     lambda value: None if math.isnan(value) else value, lambda value: math.nan if value is None else value
 )
 
 
-def _enum(kind: type[TaskState | AssignmentState | RoundState | Kind]) -> Codec:
-    return Codec(str, kind)
+def _enum(kind: type[TaskState | AssignmentState | RoundState | Kind]) -> ColumnCodec:
+    return ColumnCodec(str, kind)
 
 
 class Mapper(Generic[R]):
@@ -94,7 +94,7 @@ class Mapper(Generic[R]):
         self,
         record: type[R],
         row: type[SQLModel],
-        codecs: Mapping[str, Codec] | None = None,
+        codecs: Mapping[str, ColumnCodec] | None = None,
         *,
         blobs: tuple[str, ...] = (),
         elsewhere: tuple[str, ...] = (),

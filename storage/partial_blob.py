@@ -28,7 +28,7 @@ from storage.received_list import ReceivedList
 _NAME: Final = re.compile(r"([0-9a-f]{64})-(\d{1,18})", re.ASCII)
 
 
-class State(Enum):
+class PartialState(Enum):
     """What becomes of a partial blob."""
 
     RECEIVING = auto()
@@ -52,7 +52,7 @@ class PartialBlob:
         self._being_written: list[ByteRange] = []
         self._lock = threading.Lock()
         """Held for moments, never while the disk is waited for."""
-        self._state = State.RECEIVING
+        self._state = PartialState.RECEIVING
         self._progress_at = time.time()
 
     @classmethod
@@ -92,12 +92,12 @@ class PartialBlob:
     @property
     def is_checked(self) -> bool:
         """Whether all bytes are here, and somebody checks them now."""
-        return self._state is State.CHECKING
+        return self._state is PartialState.CHECKING
 
     @property
     def is_gone(self) -> bool:
         """Whether it was dropped, or became a blob."""
-        return self._state is State.GONE
+        return self._state is PartialState.GONE
 
     def idle_seconds(self, now: float) -> float:
         """Return how long no byte came; ``now`` is in Unix seconds."""
@@ -115,9 +115,9 @@ class PartialBlob:
         or not, unless the disk refuses. Raises: DigestMismatch if they are not the blob's; Unavailable.
         """
         with self._lock:
-            if self._state is not State.RECEIVING or self._received.total_bytes != self.size_bytes:
+            if self._state is not PartialState.RECEIVING or self._received.total_bytes != self.size_bytes:
                 return False
-            self._state = State.CHECKING
+            self._state = PartialState.CHECKING
         try:
             self._verify()
             keep(self._path)
@@ -126,7 +126,7 @@ class PartialBlob:
             raise
         except BaseException:
             with self._lock:
-                self._state = State.RECEIVING
+                self._state = PartialState.RECEIVING
             raise
         self._remove()
         return True
@@ -134,15 +134,15 @@ class PartialBlob:
     def drop(self) -> bool:
         """Forget it, and remove its files; false if it is being checked, or is gone already. Raises: Unavailable."""
         with self._lock:
-            if self._state is not State.RECEIVING:
+            if self._state is not PartialState.RECEIVING:
                 return False
-            self._state = State.GONE
+            self._state = PartialState.GONE
         self._remove()
         return True
 
     def _remove(self) -> None:
         with self._lock:
-            self._state = State.GONE
+            self._state = PartialState.GONE
         with disk_errors(self.folder):
             self._list.path.unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class PartialBlob:
     def open_files(self) -> tuple[int, int]:
         """Open the data's and the list's file, for ``PartWriter``. Raises: NoUpload if it wants no bytes any more."""
         with self._lock:
-            if self._state is not State.RECEIVING:  # once open they are this upload's, whoever has the name later
+            if self._state is not PartialState.RECEIVING:  # once open they are its own, whoever has the name later
                 raise NoUpload
             data = os.open(self._path, os.O_RDWR)
             try:
@@ -197,7 +197,7 @@ class PartialBlob:
         self._hash.follow(data, prefix_bytes)
 
     def _check_open(self) -> None:
-        if self._state is State.GONE:
+        if self._state is PartialState.GONE:
             raise NoUpload
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Insert, Table
 
 from coordinator.records import Entry, Record
 from protocol.tasks import BlobRef
-from storage.mapping import EVENTS, LOGS, MAPPERS, METRICS, Codec, Mapper
+from storage.mapping import EVENTS, LOGS, MAPPERS, METRICS, ColumnCodec, Mapper
 from storage.sqlite import SQLITE
 from storage.tables import BlobRow, table_of
 
@@ -72,7 +72,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _encoding(field: _Make, codec: Codec, passed: _Make) -> _Make:
+def _encoding(field: _Make, codec: ColumnCodec, passed: _Make) -> _Make:
     if codec.empty is None:
         return lambda record: passed(codec.encode(field(record)))
     empty = passed(codec.empty)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,49 @@ def test_the_readme_shows_commands_of_each_role():
 
 def test_the_readme_says_what_is_not_protected():
     assert "no sandbox" in README
+
+
+def generator_of_modules():
+    spec = importlib.util.spec_from_file_location("generate_modules", ROOT / "docs" / "generate_modules.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_modules_is_drawn_from_their_docstrings():
+    modules = generator_of_modules()
+    assert modules.PAGE.read_text(encoding="utf-8") == modules.render(), "run `make modules`"
+    assert [path for path in modules.modules() if not modules.first_sentence(ROOT / path)] == []
+
+
+GLOSSARY = re.findall(
+    r"^\| ([^|]+) \| [^|]+ \| `([^`]+)` \|$", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+def test_the_glossary_has_each_word_once():
+    words = [word for words, _ in GLOSSARY for word in words.split(", ")]
+    assert len(words) == len(set(words)) > 60
+
+
+@pytest.mark.parametrize(("word", "code"), GLOSSARY, ids=[word for word, _ in GLOSSARY])
+def test_each_word_of_the_glossary_is_where_it_says(word, code):
+    path, _, name = code.partition(":")
+    assert (ROOT / path).exists()
+    if name:
+        found = {getattr(node, "name", None) for node in ast.parse((ROOT / path).read_text("utf-8")).body}
+        assert name in found
+
+
+def test_no_public_class_name_is_used_twice():
+    names = defaultdict(list)
+    for path in generator_of_modules().modules():
+        for node in ast.parse((ROOT / path).read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                names[node.name].append(str(path))
+    assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
+
+
+def test_no_module_is_too_long_to_hold_in_the_head():
+    lengths = {str(p): len((ROOT / p).read_text("utf-8").splitlines()) for p in generator_of_modules().modules()}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}

@@ -35,7 +35,7 @@ _ROUNDING: Final = 1e-9
 """0.07 of 100 updates are 7 of them, whatever floats say."""
 
 
-class Step(NamedTuple):
+class CompareExchange(NamedTuple):
     """Rows ``low`` and ``high`` become their minimum and their maximum, as far as either is wanted."""
 
     low: int
@@ -150,13 +150,13 @@ def median(rows: Sequence[Decoder | Tensor], out: Tensor, scratch: Scratch | Non
 
 
 @lru_cache(maxsize=16)
-def sorting_network(rows: int, trim: int = 0) -> tuple[Step, ...]:
+def sorting_network(rows: int, trim: int = 0) -> tuple[CompareExchange, ...]:
     """Return the steps that bring the ranks from ``trim`` to ``rows - trim`` to their places (0 sorts all rows)."""
     wanted = set(range(trim, rows - trim))
-    steps: list[Step] = []
+    steps: list[CompareExchange] = []
     for low, high in reversed(list(_merge_exchange(rows))):
         if low in wanted or high in wanted:
-            steps.append(Step(low, high, low in wanted, high in wanted))
+            steps.append(CompareExchange(low, high, low in wanted, high in wanted))
             wanted |= {low, high}
     return tuple(reversed(steps))
 

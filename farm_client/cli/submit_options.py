@@ -13,7 +13,7 @@ import typer
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from protocol.compression import CodecName
-from protocol.recipe import AggregateName, Mode, Parts, Recipe
+from protocol.recipe import AggregateName, Mode, PartSizes, Recipe
 
 DEFAULT_ROUNDS: Final = 20
 _PLAIN_DEFAULTS: Final = (
@@ -201,7 +201,7 @@ class SubmitOptions:
         ),
     ] = None
     parts: Annotated[
-        Parts | None,
+        PartSizes | None,
         typer.Option(
             "--parts",
             help="Part rounds by the clients' speed, or in fixed parts: the same seed then gives the same weights.",

@@ -13,11 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from protocol.faults import SPENT_VARIABLE, Action, Fault, FaultPlan, InjectedFault, Injection, planned_faults
+from protocol.faults import SPENT_VARIABLE, Fault, FaultAction, FaultPlan, InjectedFault, Injection, planned_faults
 from protocol.messages import Ack, Assign, Kind
 
 _HANG_SECONDS: Final = 3600.0
-_SIGNALS: Final = {Action.KILL: signal.SIGKILL, Action.SEGFAULT: signal.SIGSEGV, Action.STOP: signal.SIGSTOP}
+_SIGNALS: Final = {
+    FaultAction.KILL: signal.SIGKILL,
+    FaultAction.SEGFAULT: signal.SIGSEGV,
+    FaultAction.STOP: signal.SIGSTOP,
+}
 
 
 class _Armed:
@@ -63,17 +67,17 @@ def reach(place: Fault, round_number: int) -> bool:
     if _armed is None or (found := _armed.take(place, round_number)) is None:
         return False
     match found.action:
-        case Action.KILL | Action.SEGFAULT | Action.STOP:
+        case FaultAction.KILL | FaultAction.SEGFAULT | FaultAction.STOP:
             os.kill(os.getpid(), _SIGNALS[found.action])
-        case Action.EXIT:
+        case FaultAction.EXIT:
             os._exit(1)
-        case Action.RAISE:
+        case FaultAction.RAISE:
             raise InjectedFault(f"{found.name}: {InjectedFault().message}")
-        case Action.OUT_OF_MEMORY:
+        case FaultAction.OUT_OF_MEMORY:
             raise MemoryError(found.name)
-        case Action.SLEEP | Action.HANG:
-            time.sleep(found.seconds if found.action is Action.SLEEP else _HANG_SECONDS)
-    return found.action is Action.LOSE
+        case FaultAction.SLEEP | FaultAction.HANG:
+            time.sleep(found.seconds if found.action is FaultAction.SLEEP else _HANG_SECONDS)
+    return found.action is FaultAction.LOSE
 
 
 class LostAcks:

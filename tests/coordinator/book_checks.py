@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coordinator.in_flight import Lease, Parts, Stage, TaskLeases
+from coordinator.in_flight import Lease, Stage, StepParts, TaskLeases
 from coordinator.leases import Holder, LeaseBook
 
 
@@ -30,7 +30,7 @@ def faults_of_book(book: LeaseBook, tasks: Mapping[str, TaskLeases], clients: Ma
     return faults
 
 
-def _faults_of_shelves(parts: Parts) -> list[str]:
+def _faults_of_shelves(parts: StepParts) -> list[str]:
     faults = [
         f"{name} lies on a wrong shelf"
         for stage in (Stage.HELD, Stage.DORMANT, Stage.DELIVERED)
@@ -45,7 +45,7 @@ def _faults_of_shelves(parts: Parts) -> list[str]:
     return [*faults, "its own samples are miscounted"] if parts.own_samples != own else faults
 
 
-def faults_of_round(parts: Parts) -> list[str]:
+def faults_of_round(parts: StepParts) -> list[str]:
     """Return which samples of an open round are not exactly once waiting, held or delivered."""
     pieces = [(r.position, r.samples) for r in parts.own_records()]
     pieces += [(part.position, part.samples) for part in parts.waiting]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import coordinator
-from coordinator.in_flight import Home, Lease, Part, Parts, Stage, TaskLeases
+from coordinator.in_flight import Home, Lease, Part, Stage, StepParts, TaskLeases
 from coordinator.leases import Claim, LeaseBook
 from coordinator.lifecycle import AssignmentState
 from coordinator.records import AssignmentRecord, SampleRange
@@ -63,7 +63,7 @@ class AnyTurns(RuleBasedStateMachine):
         self.tasks = {"t1": TaskLeases(), "t2": TaskLeases()}
         for task_id, leases in self.tasks.items():
             self.book.add_task(task_id, leases)
-        self.open: dict[str, Parts | None] = {"t1": None, "t2": None}
+        self.open: dict[str, StepParts | None] = {"t1": None, "t2": None}
         self.number = dict.fromkeys(self.tasks, 0)
         self.names = 0
 
@@ -83,7 +83,7 @@ class AnyTurns(RuleBasedStateMachine):
         return self.tasks[self.task_id]
 
     @property
-    def parts(self) -> Parts | None:
+    def parts(self) -> StepParts | None:
         return self.open[self.task_id]
 
     def record(self, client_id: str, part: Part) -> AssignmentRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.in_flight import Home, Lease, Part, Parts, Stage
+from coordinator.in_flight import Home, Lease, Part, Stage, StepParts
 from coordinator.lifecycle import AssignmentState
 from coordinator.policies import Evaluation, Follows, LateUpdates, Pipelining, Policy, Synchronous, policy_of
 from coordinator.records import AssignmentRecord, SampleRange
@@ -39,9 +39,9 @@ def lease(place: int, samples: int, stage: Stage) -> Lease:
     return Lease(record, HOME, stage)
 
 
-def parts(here: int = 0, held: int = 0, waiting: int = 0, late: int = 0) -> Parts:
+def parts(here: int = 0, held: int = 0, waiting: int = 0, late: int = 0) -> StepParts:
     """Return the parts of a round of so many samples each: delivered, held, waiting, and delivered late."""
-    found = Parts(HOME, samples=here + held + waiting)
+    found = StepParts(HOME, samples=here + held + waiting)
     if here:
         found.take_in(lease(0, here, Stage.DELIVERED))
     if held:
@@ -91,13 +91,13 @@ def test_only_late_updates_weigh_less_by_their_staleness() -> None:
 
 def test_clients_begin_ahead_once_all_parts_are_out_and_until_a_round_is_given_out() -> None:
     policy = Pipelining(recipe(max_staleness=1, pipeline=True))
-    assert policy.wants_ahead(3, parts(held=30), Parts())
+    assert policy.wants_ahead(3, parts(held=30), StepParts())
     assert policy.wants_ahead(3, parts(held=30), parts(held=9, here=20))
     assert not policy.wants_ahead(3, parts(held=30), parts(held=10, here=20))
-    assert not policy.wants_ahead(3, parts(held=29, waiting=1), Parts())
-    assert not policy.wants_ahead(8, parts(held=30), Parts()), "after the last round comes nothing"
+    assert not policy.wants_ahead(3, parts(held=29, waiting=1), StepParts())
+    assert not policy.wants_ahead(8, parts(held=30), StepParts()), "after the last round comes nothing"
     for other in (Synchronous(recipe()), LateUpdates(recipe()), Evaluation(recipe())):
-        assert not other.wants_ahead(3, parts(held=30), Parts())
+        assert not other.wants_ahead(3, parts(held=30), StepParts())
 
 
 def test_an_evaluation_is_complete_with_all_of_its_parts_only() -> None:

@@ -12,7 +12,7 @@ from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.planning import fixed_sizes, smallest_part
 from coordinator.records import RoundState
 from protocol.messages import Ack, Cancel, Kind, Pause
-from protocol.recipe import Mode, Parts, Recipe
+from protocol.recipe import Mode, PartSizes, Recipe
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 
@@ -230,7 +230,7 @@ def fixed_parts_of(names: tuple[str, ...], seconds: float, **recipe: object) -> 
     """Train with these clients, each of another speed, and return the round, place and samples of each part."""
     farm = Simulation()
     volunteers = [farm.join(name) for name in names]
-    farm.submit(spec(shards=(37, 20), rounds=None, epochs=2, round_samples=20, parts=Parts.FIXED, **recipe))
+    farm.submit(spec(shards=(37, 20), rounds=None, epochs=2, round_samples=20, parts=PartSizes.FIXED, **recipe))
     while farm.task().state is not TaskState.COMPLETED:
         busy = [v for v in volunteers if v.held]
         farm.deliver(busy[-1], seconds=seconds * (1 + volunteers.index(busy[-1])))
@@ -248,7 +248,7 @@ def test_fixed_parts_are_the_same_whoever_comes_and_however_fast(recipe: dict[st
 
 def test_as_many_fixed_parts_as_clients_that_a_round_needs(farm: Simulation) -> None:
     volunteers = [farm.join(name) for name in ("ada", "bob", "eve")]
-    farm.submit(spec(round_samples=20, min_clients=2, batch_samples=4, parts=Parts.FIXED))
+    farm.submit(spec(round_samples=20, min_clients=2, batch_samples=4, parts=PartSizes.FIXED))
     assert sorted(v.held[0].samples for v in volunteers if v.held) == [8, 12]
 
 
@@ -261,7 +261,7 @@ def test_fixed_sizes_leave_no_part_too_small(samples: int, size: int, batch: int
             batch_samples=batch,
             min_clients=clients,
             mode=mode,
-            parts=Parts.FIXED,
+            parts=PartSizes.FIXED,
             part_samples=part_samples,
         )
         sizes = fixed_sizes(samples, recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE, Action, Fault, parse_faults
+from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE, Fault, FaultAction, parse_faults
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "faults.md").read_text(encoding="utf-8")
 
@@ -20,7 +20,7 @@ def test_the_page_lists_the_places_in_their_order() -> None:
 
 
 def test_the_page_lists_the_actions() -> None:
-    assert set(names_in("Actions")) == {str(action) for action in Action} - {str(Action.SLEEP)}
+    assert set(names_in("Actions")) == {str(action) for action in FaultAction} - {str(FaultAction.SLEEP)}
 
 
 def test_the_page_s_example_can_be_read() -> None:

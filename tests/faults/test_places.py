@@ -9,27 +9,27 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.regression import AVERAGING
-from protocol.faults import Action, Fault, parse_faults
+from protocol.faults import Fault, FaultAction, parse_faults
 from tests.faults.conftest import Scene
 
 pytestmark = pytest.mark.slow
 
 SECONDS = "1.5"
 CLIENT_FAULTS = [
-    *((place, Action.KILL) for place in Fault if place.startswith(("executor_", "client_"))),
-    (Fault.EXECUTOR_BEFORE, Action.OUT_OF_MEMORY),
-    (Fault.EXECUTOR_DURING, Action.SEGFAULT),
-    (Fault.EXECUTOR_AFTER, Action.EXIT),
+    *((place, FaultAction.KILL) for place in Fault if place.startswith(("executor_", "client_"))),
+    (Fault.EXECUTOR_BEFORE, FaultAction.OUT_OF_MEMORY),
+    (Fault.EXECUTOR_DURING, FaultAction.SEGFAULT),
+    (Fault.EXECUTOR_AFTER, FaultAction.EXIT),
     (Fault.EXECUTOR_SLOW, SECONDS),
     (Fault.CLIENT_SLOW, SECONDS),
-    (Fault.CLIENT_WHILE_SENDING, Action.LOSE),
-    (Fault.CLIENT_AFTER_SEND, Action.LOSE),
-    (Fault.CLIENT_REPLY_LOST, Action.LOSE),
+    (Fault.CLIENT_WHILE_SENDING, FaultAction.LOSE),
+    (Fault.CLIENT_AFTER_SEND, FaultAction.LOSE),
+    (Fault.CLIENT_REPLY_LOST, FaultAction.LOSE),
 ]
 SERVER_FAULTS = [
-    *((place, Action.KILL) for place in Fault if place.startswith("server_")),
+    *((place, FaultAction.KILL) for place in Fault if place.startswith("server_")),
     (Fault.SERVER_SLOW, SECONDS),
-    (Fault.SERVER_REPLY_LOST, Action.LOSE),
+    (Fault.SERVER_REPLY_LOST, FaultAction.LOSE),
 ]
 
 

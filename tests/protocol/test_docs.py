@@ -20,7 +20,7 @@ from protocol.messages import MESSAGE, Result
 from protocol.packing import MAX_ITEMS
 from protocol.resources import MAX_GPUS
 from protocol.sendqueue import URGENT, Packed, SendQueue
-from protocol.session import SENDS, SINCE, Side, State
+from protocol.session import SENDS, SINCE, SessionState, Side
 from protocol.tensors import DTYPE_BYTES, MAX_HEADER_BYTES, check_update, parse_layout, read_header
 from protocol.versions import SUPPORTED
 from tests.protocol.schema_text import DEFINITIONS, ENUMS, MESSAGES, RECORDS, TYPES, fields_of, values_text
@@ -114,7 +114,7 @@ def test_the_types_that_words_describe_have_these_limits() -> None:
 
 def test_the_states_are_the_sessions_table() -> None:
     documented = {
-        (State(state), side): set(filter(None, cell.split(", ")))
+        (SessionState(state), side): set(filter(None, cell.split(", ")))
         for state, *cells in rows(section("States"))
         for side, cell in zip(Side, cells, strict=True)
     }

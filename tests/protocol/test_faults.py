@@ -4,9 +4,9 @@ import pytest
 
 from protocol.faults import (
     FAULTS_VARIABLE,
-    Action,
     BadFaultPlan,
     Fault,
+    FaultAction,
     FaultPlan,
     Injection,
     parse_faults,
@@ -19,16 +19,16 @@ def test_a_plan_names_places_rounds_and_actions() -> None:
         "client_after_send@3:kill, executor_during@2:segfault,client_slow@*:2.5,server_before_fold:exit"
     )
     assert plan.pending == [
-        Injection(Fault.CLIENT_AFTER_SEND, Action.KILL, round=3),
-        Injection(Fault.EXECUTOR_DURING, Action.SEGFAULT, round=2),
-        Injection(Fault.CLIENT_SLOW, Action.SLEEP, every_time=True, seconds=2.5),
-        Injection(Fault.SERVER_BEFORE_FOLD, Action.EXIT),
+        Injection(Fault.CLIENT_AFTER_SEND, FaultAction.KILL, round=3),
+        Injection(Fault.EXECUTOR_DURING, FaultAction.SEGFAULT, round=2),
+        Injection(Fault.CLIENT_SLOW, FaultAction.SLEEP, every_time=True, seconds=2.5),
+        Injection(Fault.SERVER_BEFORE_FOLD, FaultAction.EXIT),
     ]
 
 
 @pytest.mark.parametrize("place", Fault)
-@pytest.mark.parametrize("action", [action for action in Action if action is not Action.SLEEP])
-def test_every_place_and_action_can_be_written(place: Fault, action: Action) -> None:
+@pytest.mark.parametrize("action", [action for action in FaultAction if action is not FaultAction.SLEEP])
+def test_every_place_and_action_can_be_written(place: Fault, action: FaultAction) -> None:
     assert parse_faults(f"{place}@0:{action}").pending == [Injection(place, action, round=0)]
 
 
@@ -54,7 +54,7 @@ def test_a_star_is_never_spent() -> None:
 def test_the_same_place_can_strike_as_often_as_it_is_written() -> None:
     plan = parse_faults("executor_during@1:kill,executor_during@1:segfault")
     taken = [plan.take(Fault.EXECUTOR_DURING, 1) for _ in range(3)]
-    assert [found and found.action for found in taken] == [Action.KILL, Action.SEGFAULT, None]
+    assert [found and found.action for found in taken] == [FaultAction.KILL, FaultAction.SEGFAULT, None]
 
 
 def test_names_tell_faults_apart_and_fit_a_file_system() -> None:

@@ -14,7 +14,7 @@ from protocol.errors import MalformedFrame
 from protocol.limits import MAX_BATCH_MESSAGES, MAX_CLIENT_DEPTH, MAX_CLIENT_VALUES, MAX_FRAME_BYTES, MAX_STRIKES
 from protocol.messages import Heartbeat, LogLine, MetricPoint, Progress
 from protocol.packing import check_shape, pack_map, unpack
-from protocol.session import Session, Side, State
+from protocol.session import Session, SessionState, Side
 from tests.protocol.samples import BY_TYPE
 from tests.protocol.test_session import errors, session
 
@@ -68,7 +68,7 @@ def test_junk_is_left_to_the_decoder(junk: bytes) -> None:
     ids=["lists", "map", "deep", "announced lists", "announced maps"],
 )
 def test_a_frame_of_many_values_costs_little(frame: bytes) -> None:
-    receiver = session(Side.SERVER, State.OPEN)
+    receiver = session(Side.SERVER, SessionState.OPEN)
     before = time.process_time()
     assert receiver.receive(frame) == []
     assert time.process_time() - before < 0.25
@@ -90,7 +90,7 @@ def test_an_honest_client_s_largest_frames_are_taken() -> None:
             "logs": tuple(LogLine(text="x" * 2000) for _ in range(200)),
         }
     )
-    client, server = session(Side.CLIENT, State.OPEN), session(Side.SERVER, State.OPEN)
+    client, server = session(Side.CLIENT, SessionState.OPEN), session(Side.SERVER, SessionState.OPEN)
     assert server.receive(client.send(largest)) == [largest]
     beats = [pack_map(Heartbeat().model_dump(exclude_none=True))] * MAX_BATCH_MESSAGES
     assert len(server.receive(msgpack.Packer().pack_array_header(len(beats)) + b"".join(beats))) == MAX_BATCH_MESSAGES
@@ -99,7 +99,7 @@ def test_an_honest_client_s_largest_frames_are_taken() -> None:
 
 
 def test_large_frames_of_unknown_types_cost_strikes_and_small_ones_none() -> None:
-    receiver = session(Side.SERVER, State.OPEN)
+    receiver = session(Side.SERVER, SessionState.OPEN)
     for _ in range(10):
         receiver.receive(pack_map({"type": "from_the_future", "data": b"x" * 1000}))
     assert receiver.strikes == 0

@@ -12,14 +12,14 @@ from protocol.errors import OutOfOrder, OversizedFrame, ProtocolError, Unauthori
 from protocol.limits import MAX_BATCH_MESSAGES, MAX_FRAME_BYTES, MAX_STRIKES
 from protocol.messages import Bye, Error, Message, Ready, Welcome
 from protocol.packing import pack_map
-from protocol.session import SENDS, Session, Side, State
+from protocol.session import SENDS, Session, SessionState, Side
 from tests.protocol.samples import BY_TYPE, MESSAGE_TYPES, SAMPLES
 
 HELLO, WELCOME = BY_TYPE["hello"], BY_TYPE["welcome"]
-MOVES = list(itertools.product(State, Side, BY_TYPE))
+MOVES = list(itertools.product(SessionState, Side, BY_TYPE))
 
 
-def session(side: Side, state: State, **options: int) -> Session:
+def session(side: Side, state: SessionState, **options: int) -> Session:
     """Return a session of that side which has lived its way into that state."""
     made = Session(side, **options)
     peer = Session(side.other)
@@ -28,7 +28,7 @@ def session(side: Side, state: State, **options: int) -> Session:
             return made
         speaker, hearer = (made, peer) if sender is side else (peer, made)
         hearer.receive(speaker.send(message))
-    if state is State.CLOSED:
+    if state is SessionState.CLOSED:
         made.send(Bye())
     assert made.state is state
     return made
@@ -58,7 +58,7 @@ def test_a_whole_conversation() -> None:
 
 
 @pytest.mark.parametrize(("state", "side", "name"), MOVES)
-def test_sending_obeys_the_table(state: State, side: Side, name: str) -> None:
+def test_sending_obeys_the_table(state: SessionState, side: Side, name: str) -> None:
     speaker = session(side, state)
     if name in SENDS[state][side]:
         assert speaker.may_send(name)
@@ -70,7 +70,7 @@ def test_sending_obeys_the_table(state: State, side: Side, name: str) -> None:
 
 
 @pytest.mark.parametrize(("state", "side", "name"), MOVES)
-def test_receiving_obeys_the_table(state: State, side: Side, name: str) -> None:
+def test_receiving_obeys_the_table(state: SessionState, side: Side, name: str) -> None:
     hearer = session(side, state)
     got = hearer.receive(encode(BY_TYPE[name]))
     if name in SENDS[state][side.other]:
@@ -79,7 +79,7 @@ def test_receiving_obeys_the_table(state: State, side: Side, name: str) -> None:
         return
     assert got == []
     assert hearer.state is state
-    assert [e.code for e in errors(hearer)] == ([] if state is State.CLOSED else ["out_of_order"])
+    assert [e.code for e in errors(hearer)] == ([] if state is SessionState.CLOSED else ["out_of_order"])
 
 
 @pytest.mark.parametrize("message", MESSAGE_TYPES)
@@ -102,14 +102,14 @@ def test_the_table_agrees_with_the_messages_own_docstrings(message: type[Message
     ],
 )
 def test_each_bad_frame_gets_its_typed_answer_and_the_session_goes_on(frame: bytes | str, code: str) -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     assert server.receive(frame) == []
     assert [(e.code, e.fatal, e.assignment_id) for e in errors(server)] == [(code, False, None)]
     assert server.receive(encode(Ready(slots=1))) == [Ready(slots=1)]
 
 
 def test_repeated_bad_frames_close_the_session() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     for _ in range(MAX_STRIKES):
         server.receive(b"\xc1")
     assert [e.fatal for e in errors(server)] == [False] * (MAX_STRIKES - 1) + [True]
@@ -120,7 +120,7 @@ def test_repeated_bad_frames_close_the_session() -> None:
 
 
 def test_unknown_messages_never_close_the_session() -> None:
-    client = session(Side.CLIENT, State.OPEN)
+    client = session(Side.CLIENT, SessionState.OPEN)
     for _ in range(3 * MAX_STRIKES):
         client.receive(pack_map({"type": "from_the_future"}))
     assert {e.code for e in errors(client)} == {"unknown_message"}
@@ -171,18 +171,18 @@ def test_no_batch_before_the_versions_are_agreed() -> None:
     server = Session(Side.SERVER)
     assert server.receive(join([encode(HELLO), encode(Ready(slots=1))])) == []
     assert [e.code for e in errors(server)] == ["malformed_frame"]
-    assert server.state is State.CONNECTING
+    assert server.state is SessionState.CONNECTING
 
 
 def test_a_batch_is_its_messages_one_after_the_other() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     said = [Ready(slots=1), BY_TYPE["heartbeat"], BY_TYPE["progress"]]
     assert server.receive(join([encode(m) for m in said])) == said
     assert server.outgoing() == []
 
 
 def test_each_bad_message_of_a_batch_is_answered_and_the_others_count() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     good, other = Ready(slots=1), Ready(slots=2)
     bad = [pack_map({"type": "teleport"}), pack_map({"type": "ready"}), encode(BY_TYPE["ack"])]
     assert server.receive(join([encode(good), *bad, encode(other)])) == [good, other]
@@ -191,14 +191,14 @@ def test_each_bad_message_of_a_batch_is_answered_and_the_others_count() -> None:
 
 
 def test_nothing_counts_after_the_last_strike_of_a_batch() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     frame = join([*[pack_map({"type": "ready"})] * MAX_STRIKES, encode(Ready(slots=1))])
     assert server.receive(frame) == []
     assert [e.fatal for e in errors(server)] == [False] * (MAX_STRIKES - 1) + [True]
 
 
 def test_nothing_counts_after_a_bye_in_a_batch() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     assert server.receive(join([encode(Bye()), encode(Ready(slots=1))])) == [Bye()]
     assert server.closed
     assert server.outgoing() == []
@@ -214,7 +214,7 @@ def test_nothing_counts_after_a_bye_in_a_batch() -> None:
     ],
 )
 def test_what_is_no_batch_is_one_strike(frame: bytes, says: str) -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     assert server.receive(frame) == []
     (answer,) = errors(server)
     assert answer.code == "malformed_frame"
@@ -223,7 +223,7 @@ def test_what_is_no_batch_is_one_strike(frame: bytes, says: str) -> None:
 
 
 def test_a_welcome_to_a_version_that_was_not_offered_is_fatal() -> None:
-    client = session(Side.CLIENT, State.GREETING)
+    client = session(Side.CLIENT, SessionState.GREETING)
     assert client.receive(encode(Welcome(version=99, incarnation=1))) == []
     assert [(e.code, e.fatal) for e in errors(client)] == [("version_mismatch", True)]
 
@@ -236,7 +236,7 @@ def test_the_welcome_lowers_the_frame_limit_on_both_sides() -> None:
     long = Bye(reason="x" * 300)
     with pytest.raises(OversizedFrame, match="200"):
         client.send(long)
-    assert client.state is State.OPEN
+    assert client.state is SessionState.OPEN
     server.receive(encode(long))
     assert [e.code for e in errors(server)] == ["oversized_frame"]
 
@@ -249,7 +249,7 @@ def test_the_welcome_cannot_raise_the_frame_limit() -> None:
 
 
 def test_a_refusal_of_the_shell_is_a_fatal_error() -> None:
-    server = session(Side.SERVER, State.GREETING)
+    server = session(Side.SERVER, SessionState.GREETING)
     server.fail(Unauthorized("this client id belongs to another secret"))
     (answer,) = errors(server)
     assert (answer.code, answer.fatal) == ("unauthorized", True)
@@ -260,7 +260,7 @@ def test_a_refusal_of_the_shell_is_a_fatal_error() -> None:
 
 
 def test_a_fatal_error_from_the_peer_is_delivered_and_closes() -> None:
-    client = session(Side.CLIENT, State.GREETING)
+    client = session(Side.CLIENT, SessionState.GREETING)
     last = Error(code="unauthorized", message="no", fatal=True)
     assert client.receive(encode(last)) == [last]
     assert client.closed
@@ -268,7 +268,7 @@ def test_a_fatal_error_from_the_peer_is_delivered_and_closes() -> None:
 
 
 def test_an_error_is_never_answered_with_an_error() -> None:
-    client, server = session(Side.CLIENT, State.OPEN), session(Side.SERVER, State.OPEN)
+    client, server = session(Side.CLIENT, SessionState.OPEN), session(Side.SERVER, SessionState.OPEN)
     server.receive(b"\xc1")
     for frame in server.outgoing():
         client.receive(frame)
@@ -276,7 +276,7 @@ def test_an_error_is_never_answered_with_an_error() -> None:
 
 
 def test_an_error_answer_stays_small() -> None:
-    server = session(Side.SERVER, State.OPEN)
+    server = session(Side.SERVER, SessionState.OPEN)
     server.receive(pack_map({"type": "x" * 100_000}))
     server.receive(pack_map({"type": "ready", "slots": "9" * 100_000}))
     assert all(len(frame) < 2000 for frame in server.outgoing())
@@ -302,8 +302,10 @@ _damaged = st.tuples(
 ).map(lambda t: t[0][: t[1] % len(t[0])] + t[2] + t[0][t[1] % len(t[0]) + len(t[2]) :])
 
 
-@given(st.sampled_from(Side), st.sampled_from(State), st.lists(_frames | _damaged, max_size=8))
-def test_whatever_arrives_the_session_answers_or_closes(side: Side, state: State, frames: list[bytes | str]) -> None:
+@given(st.sampled_from(Side), st.sampled_from(SessionState), st.lists(_frames | _damaged, max_size=8))
+def test_whatever_arrives_the_session_answers_or_closes(
+    side: Side, state: SessionState, frames: list[bytes | str]
+) -> None:
     hearer = session(side, state)
     for frame in frames:
         got = hearer.receive(frame)
@@ -312,7 +314,7 @@ def test_whatever_arrives_the_session_answers_or_closes(side: Side, state: State
         assert hearer.strikes <= MAX_STRIKES
         if not got and not answers:
             assert hearer.closed
-    if hearer.state is State.OPEN:
+    if hearer.state is SessionState.OPEN:
         probe = Ready(slots=0) if side is Side.SERVER else BY_TYPE["ack"]
         assert hearer.receive(encode(probe)) == [probe]
 

@@ -517,7 +517,7 @@ def complete_before_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def take_up_what_others_do(patch: pytest.MonkeyPatch) -> None:
     """A client that comes back goes on with its part although another one has it."""
-    patch.setattr(in_flight.Parts, "is_waiting", lambda *_args: True)
+    patch.setattr(in_flight.StepParts, "is_waiting", lambda *_args: True)
     patch.setattr(offers, "cancel", lambda *_args: None)
 
 
