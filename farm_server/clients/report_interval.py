@@ -13,7 +13,7 @@ from protocol.limits import MAX_PACE_SECONDS
 
 BEATS_PER_SECOND: Final = 1000.0
 """So many heartbeats leave a core most of its time."""
-IDLE_BEATS_PER_SECOND: Final = 200.0
+IDLE_BEATS_PER_SECOND: Final = 150.0
 """Who has no work has little to say: the farm need not hear more of it, however many wait for work."""
 LAG_SECONDS: Final = 0.2
 """An event loop that is so late, on the average of some seconds, hears more than it should."""

@@ -34,7 +34,7 @@ from protocol.limits import MAX_FRAME_BYTES
 LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
 """A farm, or what stands in front of it, is not obeyed beyond that: it may be back much sooner."""
 _CLOSE_SECONDS: Final = 1.0
-_PING_SECONDS: Final = 10.0
+PING_SECONDS: Final = 10.0
 """A farm that vanished without a word (a cut cable, a sleeping laptop) is noticed by an unanswered ping."""
 _UNSENT_IN_KERNEL_BYTES: Final = 64 * 1024
 _PASSING: Final = frozenset({408, 425, 429})
@@ -69,8 +69,8 @@ async def dial(address: JoinAddress) -> ClientConnection:
         additional_headers=address.headers,
         compression=None,
         max_size=MAX_FRAME_BYTES,
-        ping_interval=_PING_SECONDS,
-        ping_timeout=_PING_SECONDS,
+        ping_interval=PING_SECONDS,
+        ping_timeout=PING_SECONDS,
         close_timeout=_CLOSE_SECONDS,
         open_timeout=None,
         create_connection=_Connection,

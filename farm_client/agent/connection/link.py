@@ -13,15 +13,16 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.connection.address import JoinAddress
-from farm_client.agent.connection.dialing import dial, explain
+from farm_client.agent.connection.dialing import PING_SECONDS, dial, explain
 from farm_client.agent.connection.fitting import shortened
+from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from farm_client.agent.errors import Displaced, OutOfReach
 from protocol.codec import decode
 from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
-from protocol.messages import Bye, Error, Hello, Message, Welcome
+from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Welcome
 from protocol.sendqueue import SendQueue
 from protocol.session import Session, Side
 
@@ -45,6 +46,7 @@ class Link:
         self._session = session
         self._queue = SendQueue()
         self._carried = carried
+        self._intervals = HeartbeatIntervals.told(welcome)
         self._unacknowledged = Unacknowledged()
         self._wake = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write())
@@ -72,6 +74,8 @@ class Link:
         """
         if self._session.closed:
             return
+        if isinstance(message, Heartbeat):
+            self._ping_as_often(is_idle=not message.assignments)
         try:
             frame = self._session.send(message)
         except OversizedFrame:
@@ -109,6 +113,8 @@ class Link:
         try:
             async for frame in self._websocket:
                 for message in self._session.receive(frame):
+                    if isinstance(message, Pace):
+                        self._intervals = HeartbeatIntervals.told(message)
                     if isinstance(message, Bye) or (isinstance(message, Error) and message.fatal):
                         self.farewell = message.reason if isinstance(message, Bye) else message.message
                         self._displaced = isinstance(message, Bye) and message.replaced
@@ -122,6 +128,11 @@ class Link:
                     return
         except ConnectionClosed as closed:
             self.farewell = self.farewell or f"the connection broke: {closed}"
+
+    def _ping_as_often(self, *, is_idle: bool) -> None:
+        """Ping no more often than who waits for work is asked to beat: in a crowd that is most of what a farm hears."""
+        longest = self._intervals.idle_heartbeat_seconds if is_idle else 0.0
+        self._websocket.ping_interval = max(PING_SECONDS, longest)
 
     async def close(self, bye: Bye | None = None) -> None:
         """End the conversation, with a last word if one is given; takes at most about three seconds."""

@@ -116,7 +116,7 @@ def test_the_pace_stays_within_its_bounds(usual: ReportIntervals, history: list[
         assert missed == pytest.approx(usual.lost_after_seconds - 2 * usual.heartbeat_seconds)
 
 
-@pytest.mark.parametrize(("clients", "beat", "idle_beat"), [(20, 2.0, 2.0), (1_000, 2.0, 5.0), (100_000, 2.0, 60.0)])
+@pytest.mark.parametrize(("clients", "beat", "idle_beat"), [(20, 2.0, 2.0), (750, 2.0, 5.0), (100_000, 2.0, 60.0)])
 def test_who_waits_for_work_in_a_crowd_beats_less_often_and_who_works_does_not(
     clients: int, beat: float, idle_beat: float
 ) -> None:

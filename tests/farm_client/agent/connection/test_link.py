@@ -12,6 +12,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.connection.address import parse_address
+from farm_client.agent.connection.dialing import PING_SECONDS
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import LEAST_FRAME_BYTES, open_link
 from farm_client.agent.errors import OutOfReach
@@ -28,6 +29,7 @@ from protocol.messages import (
     LogLine,
     MetricPoint,
     Pace,
+    Phase,
     Progress,
     Ready,
     Reject,
@@ -272,6 +274,23 @@ async def test_an_odd_number_in_a_welcome_is_bounded_or_a_reason_to_try_again(na
         link.post(Heartbeat())
         link.post(ERROR)
         await link.close(Bye())
+
+
+async def test_who_waits_for_work_pings_as_seldom_as_it_beats_and_who_works_does_not():
+    """In a crowd pings were most of what a farm heard from clients without work."""
+    pace = Pace(heartbeat_seconds=2.0, progress_seconds=0.5, lost_after_seconds=8.0, idle_heartbeat_seconds=45.0)
+    progress = AssignmentProgress(assignment_id="a", fence=1, phase=Phase.COMPUTING)
+    async with linked() as (link, far):
+        link.post(Heartbeat())
+        assert link._websocket.ping_interval == PING_SECONDS
+        await far.websocket.send(encode(pace))
+        async for message in link.messages():
+            assert message == pace
+            break
+        link.post(Heartbeat())
+        assert link._websocket.ping_interval == 45.0
+        link.post(Heartbeat(assignments=(progress,)))
+        assert link._websocket.ping_interval == PING_SECONDS
 
 
 async def test_a_farm_that_breaks_the_protocol_is_named_as_the_reason():
