@@ -18,7 +18,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
 from benchmarks.report import say
-from farm_client.agent.connection.backoff import STEADY_SECONDS
+from farm_client.agent.connection.reconnect_policy import STEADY_SECONDS
 from protocol.recipe import Requirements
 from protocol.rest import TaskDetail
 

@@ -26,7 +26,7 @@ import uvloop
 
 from benchmarks.farm import BenchmarkError, wait_until
 from benchmarks.light_client import LightClient
-from farm_client.agent.connection.backoff import Reconnecting
+from farm_client.agent.connection.reconnect_policy import Reconnecting
 from farm_client.agent.errors import OutOfReach
 from farm_client.sdk.leash import leashed
 

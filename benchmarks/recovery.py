@@ -16,7 +16,7 @@ from benchmarks.farm import BenchmarkError
 from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import POLL_SECONDS, MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
-from farm_client.agent.connection.backoff import STEADY_SECONDS
+from farm_client.agent.connection.reconnect_policy import STEADY_SECONDS
 from farm_client.sdk.outcome import is_over
 from protocol.rest import RoundView
 

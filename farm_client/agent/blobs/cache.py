@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from farm_client.agent.blobs.cache_scan import scan
+from farm_client.agent.blobs.cache_files import Look, look_if_sound, look_of, mismatch, protect, scan, touch
 from farm_client.agent.blobs.cache_stats import CacheStats
-from farm_client.agent.blobs.cached_file import Look, look_if_sound, look_of, mismatch, protect, touch
 from farm_client.agent.blobs.disk_space import DiskBudget, is_full, stored_bytes
 from farm_client.agent.errors import CacheFull, HomeGone
 from farm_client.transfer.partial_file import remove_partial

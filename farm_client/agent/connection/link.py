@@ -14,7 +14,6 @@ from websockets.exceptions import ConnectionClosed
 
 from farm_client.agent.connection.address import JoinAddress
 from farm_client.agent.connection.dialing import PING_SECONDS, dial, explain
-from farm_client.agent.connection.fitting import shortened
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from farm_client.agent.errors import Displaced, OutOfReach
@@ -22,13 +21,14 @@ from protocol.codec import decode
 from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
 from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
-from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Welcome
+from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Progress, Reject, Welcome
 from protocol.sendqueue import SendQueue
 from protocol.session import Session, Side
 
 _OPEN_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 1.0
 _MAX_BACKLOG: Final = 64
+_SHORT_CHARS: Final = 500
 LEAST_FRAME_BYTES: Final = 64 * 1024
 """No server can be set to less: what a client must be able to say fits."""
 _FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMismatch)}
@@ -230,3 +230,20 @@ def sane(welcome: Welcome) -> Welcome:
         )
     most_bytes = min(welcome.max_frame_bytes, MAX_FRAME_BYTES) // 2
     return welcome.model_copy(update={"inline_bytes": min(max(0, welcome.inline_bytes), most_bytes)})
+
+
+def shortened(message: Message) -> list[Message] | None:
+    """Return messages that say the same, or its most important part, in shorter frames; None if it is short already."""
+    match message:
+        case Progress(logs=logs, metrics=metrics) if len(logs) + len(metrics) > 1:
+            halves = (slice(None, (len(logs) + 1) // 2), slice(None, len(metrics) // 2))
+            rest = (slice(halves[0].stop, None), slice(halves[1].stop, None))
+            return [
+                message.model_copy(update={"logs": logs[of_logs], "metrics": metrics[of_metrics]})
+                for of_logs, of_metrics in (halves, rest)
+            ]
+        case Error(traceback=str()):
+            return [message.model_copy(update={"traceback": None})]
+        case Error(message=text) | Reject(message=text) if len(text) > _SHORT_CHARS:
+            return [message.model_copy(update={"message": text[:_SHORT_CHARS]})]
+    return None

@@ -21,12 +21,11 @@ from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.work.active_assignments import ActiveAssignments
-from farm_client.agent.work.deliveries import Deliveries
+from farm_client.agent.work.deliveries import Deliveries, UploadPlaces
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.preflight import Standing, refusal
-from farm_client.agent.work.upload_places import UploadPlaces
 from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError
 from protocol.limits import INLINE_BYTES

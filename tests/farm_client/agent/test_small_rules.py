@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_client.agent.blobs.cache_stats import CacheStats
-from farm_client.agent.connection.fitting import shortened
+from farm_client.agent.connection.link import shortened
 from farm_client.agent.errors import BadHome, DamagedIdentity
 from farm_client.agent.home.identity import Identity, load_identity
 from farm_client.agent.home.known_farms import KnownFarms

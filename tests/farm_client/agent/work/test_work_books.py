@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from farm_client.agent.connection.link import Link
 from farm_client.agent.connection.outgoing import Outgoing
 from farm_client.agent.work.active_assignments import ActiveAssignments
+from farm_client.agent.work.deliveries import UploadPlaces
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job
-from farm_client.agent.work.upload_places import UploadPlaces
 from protocol.messages import (
     Assign,
     AssignmentProgress,

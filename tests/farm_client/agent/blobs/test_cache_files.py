@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.agent.blobs.cache_scan import scan
-from farm_client.agent.blobs.cached_file import look_if_sound, look_of, protect, touch
+from farm_client.agent.blobs.cache_files import look_if_sound, look_of, protect, scan, touch
 from farm_client.agent.blobs.disk_space import MAX_RESERVE_BYTES, DiskBudget, is_full, stored_bytes
 from farm_client.agent.errors import DiskFull, HomeGone
 from farm_client.transfer.partial_file import PartialFile
@@ -99,7 +98,7 @@ class TestLook:
                 os.utime(handle, ns=(0, 0))
             return fstat(handle)
 
-        monkeypatch.setattr("farm_client.agent.blobs.cached_file.os.fstat", meddling)
+        monkeypatch.setattr("farm_client.agent.blobs.cache_files.os.fstat", meddling)
         assert look_if_sound(file, DIGEST) is None
         assert len(calls) >= 2
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from farm_client.agent.connection.backoff import COSTLY, DISPLACED, RECONNECT, STEADY_SECONDS, Reconnecting
+from farm_client.agent.connection.reconnect_policy import COSTLY, DISPLACED, RECONNECT, STEADY_SECONDS, Reconnecting
 from farm_client.transfer.carrier import RETRY
 from protocol.retry import RetryPolicy, about
 

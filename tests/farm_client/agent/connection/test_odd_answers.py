@@ -23,7 +23,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(reconnect_policy, "STRANGERS_SECONDS", 0.0)
     monkeypatch.setattr(link, "_OPEN_SECONDS", 0.3)
     for name in ("RECONNECT", "COSTLY", "DISPLACED"):
-        monkeypatch.setattr(f"farm_client.agent.connection.backoff.{name}", RetryPolicy(0.02, 0.05))
+        monkeypatch.setattr(f"farm_client.agent.connection.reconnect_policy.{name}", RetryPolicy(0.02, 0.05))
 
 
 def doing(home):
