@@ -1,4 +1,4 @@
-"""A farm without I/O: the real coordinator, a shell that keeps records in a dictionary, and scripted clients.
+"""A farm without I/O: the real coordinator, the shipped in-memory ledger's facts, and scripted clients.
 
 Time is a number that tests move. Each command is checked while it is carried out, so that any test that uses the
 simulation also checks the invariants: folds in order and at most once, no assignment held twice, and so on.
@@ -36,17 +36,12 @@ from coordinator.events import (
     TaskSubmitted,
     Tick,
 )
-from coordinator.lifecycle import HELD
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
-    ClientRecord,
     EventRecord,
     LogRecord,
-    MetricRecord,
-    RemovedClient,
     RoundRecord,
-    RoundState,
     Snapshot,
     TaskRecord,
 )
@@ -56,6 +51,7 @@ from protocol.messages import Assign, HeldAssignment, Hello, Kind, Message, Scop
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
 from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec, WeightsDelta
+from storage.memory_facts import MemoryFacts
 
 GIGABYTE = 10**9
 
@@ -95,52 +91,25 @@ def spec(
     )
 
 
-@dataclass
-class Ledger:
-    """What would be on disk."""
-
-    tasks: dict[str, TaskRecord] = field(default_factory=dict)
-    clients: dict[str, ClientRecord] = field(default_factory=dict)
-    rounds: dict[tuple[str, int], RoundRecord] = field(default_factory=dict)
-    assignments: dict[str, AssignmentRecord] = field(default_factory=dict)
-    checkpoints: dict[tuple[str, int], CheckpointRecord] = field(default_factory=dict)
-    events: list[EventRecord] = field(default_factory=list)
-    metrics: list[MetricRecord] = field(default_factory=list)
-    logs: list[LogRecord] = field(default_factory=list)
+class Ledger(MemoryFacts):
+    """What the shipped in-memory ledger holds, as a disk that takes each transaction at once."""
 
     def save(self, command: Save) -> None:
+        """Take in one transaction."""
         for record in command.records:
-            match record:
-                case TaskRecord():
-                    self.tasks[record.task_id] = record
-                case ClientRecord():
-                    self.clients[record.client_id] = record
-                case RemovedClient():
-                    del self.clients[record.client_id]
-                case RoundRecord():
-                    self.rounds[record.task_id, record.number] = record
-                case AssignmentRecord():
-                    assert record.update is None or record.update.inline is None, "bytes do not belong in the ledger"
-                    self.assignments[record.assignment_id] = record
-                case CheckpointRecord():
-                    self.checkpoints[record.task_id, record.round] = record
-        self.events += [e for e in command.entries if isinstance(e, EventRecord)]
-        self.logs += [e for e in command.entries if isinstance(e, LogRecord)]
-        self.metrics += [e for e in command.entries if isinstance(e, MetricRecord)]
+            update = record.update if isinstance(record, AssignmentRecord) else None
+            assert update is None or update.inline is None, "bytes do not belong in the ledger"
+        self.apply(command.records, command.entries)
 
-    def snapshot(self) -> Snapshot:
-        newest: dict[str, CheckpointRecord] = {}
-        for (task_id, number), record in sorted(self.checkpoints.items()):
-            if number <= self.tasks[task_id].version:
-                newest[task_id] = record
-        return Snapshot(
-            tasks=tuple(self.tasks.values()),
-            clients=tuple(self.clients.values()),
-            rounds=tuple(r for r in self.rounds.values() if r.state is RoundState.OPEN),
-            assignments=tuple(a for a in self.assignments.values() if a.state in HELD),
-            checkpoints=tuple(newest.values()),
-            last_fence=max((a.fence for a in self.assignments.values()), default=0),
-        )
+    @property
+    def events(self) -> list[EventRecord]:
+        """All events, oldest first."""
+        return [one.entry for one in self.feeds[EventRecord]]
+
+    @property
+    def logs(self) -> list[LogRecord]:
+        """All log lines, oldest first."""
+        return [one.entry for one in self.feeds[LogRecord]]
 
     def counted(self, task_id: str, epoch: int) -> dict[tuple[int, int], int]:
         """How often each (shard, row) was counted in an epoch."""

@@ -12,7 +12,7 @@ from coordinator.commands import Save
 from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
 from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
 from protocol.messages import Kind
-from tests.coordinator.farm_simulation import Ledger
+from storage.memory_facts import MemoryFacts
 from tests.simulation.exact_weights import value_of
 from tests.simulation.violation import check
 
@@ -34,8 +34,8 @@ _TASK_MAY_BECOME = _reachable(TASK_EDGES)
 _ASSIGNMENT_MAY_BECOME = _reachable(ASSIGNMENT_EDGES)
 
 
-class AuditedLedger(Ledger):
-    """The durable facts. Each transaction is checked against those before it."""
+class AuditedLedger(MemoryFacts):
+    """What the shipped in-memory ledger holds is durable. Each transaction is checked against those before it."""
 
     def __init__(self, blobs: Mapping[str, int]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class AuditedLedger(Ledger):
                 case CheckpointRecord():
                     check(record.weights.digest in self._blobs, f"checkpoint {record.round} is on disk before its row")
         before = {task_id: self.tasks.get(task_id) for task_id in versions}
-        super().save(command)
+        self.apply(command.records, command.entries)
         for task_id, old in before.items():
             if old is None or old.version != self.tasks[task_id].version:
                 self._audit_model(self.tasks[task_id])
