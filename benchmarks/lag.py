@@ -30,9 +30,9 @@ from farm_server.tensors.aggregator import Aggregator
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
+from protocol.codecs.tensor_file import header_bytes
 from protocol.recipe import Recipe
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
-from protocol.tensor_header import header_bytes
 from protocol.tensors import UPDATE_METADATA, Header, TensorBytes, weights_metadata
 from storage.blobs import FolderBlobStore
 from storage.checkpoints import CheckpointStore

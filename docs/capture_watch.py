@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.console import Console
 
-from farm_client.cli.examples import example_folder
+from farm_client.cli.demo import example_folder
 from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.localfarm import local_farm
 from farm_client.cli.output import Output

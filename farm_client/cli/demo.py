@@ -14,14 +14,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+import farm_client
 from farm_client.cli.ending import finish
-from farm_client.cli.examples import example_folder
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.formatting import format_seconds
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.local_training import LocallyTrained, train_locally
 from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.submit_options import SubmitOptions
+from protocol.errors import NotFound
+
+
+def example_folder(name: str) -> Path:
+    """Return the folder of an example. Raises: NotFound if this installation carries none."""
+    package = Path(farm_client.__file__).parent
+    for examples in (package / "_examples", package.parent / "examples"):
+        if (examples / name).is_dir():
+            return examples / name
+    raise NotFound(f"this installation has no example {name!r}: install the aifarm package anew")
+
 
 EXAMPLE: Final = "digits"
 GOOD_ACCURACY: Final = 0.95

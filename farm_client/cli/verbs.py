@@ -17,10 +17,11 @@ from typing import Annotated, Any, Final, NoReturn, get_type_hints
 import typer
 
 from farm_client.cli.exit_codes import ExitCode, code_of_error
-from farm_client.cli.failures import details_of
 from farm_client.cli.invocation import Invocation, Surroundings
+from farm_client.cli.localfarm import DaemonFailed
 from farm_client.cli.output import Output
 from farm_client.cli.usage import check_values, tell_error
+from farm_client.sdk.check import CheckFailed
 from farm_client.streams import discard
 from protocol.errors import FarmError
 
@@ -130,10 +131,19 @@ def _sentence(error: OSError) -> str:
 
 
 def _give_up(invocation: Invocation, error: BaseException, code: str, message: str, exit_code: ExitCode) -> NoReturn:
-    details = details_of(error, debug=invocation.debug)
+    details = _details_of(error, debug=invocation.debug)
     if details:
         invocation.out.chatter.print(details, markup=False, style="dim")
     elif invocation.debug:
         invocation.out.chatter.print_exception()
     tell_error(invocation.out, code, message, exit_code)
     raise typer.Exit(exit_code) from error
+
+
+def _details_of(error: BaseException, *, debug: bool) -> str:
+    """Return the lines that help with this error: a dead process's log, or (``debug``) the researcher's traceback."""
+    if isinstance(error, DaemonFailed):
+        return error.last_words
+    if isinstance(error, CheckFailed) and debug:
+        return "\n".join(part for part in (error.output.rstrip(), (error.trace or "").rstrip()) if part)
+    return ""

@@ -1,4 +1,4 @@
-"""The farm as a whole: the farm view, its clients, and what watches over it."""
+"""The farm as a whole: the farm view, its clients, the use of its disk, and what watches over it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from farm_server.http.access import FARM_TOKEN, ClientsDep, StatusDep
+from farm_server.http.access import FARM_TOKEN, ClientsDep, DiskUsageDep, StatusDep
 from farm_server.http.listing import listing
-from protocol.rest import ClientView, FarmView, RemovedClientView
+from protocol.rest import ClientView, CollectedView, FarmView, RemovedClientView, RoomView
 
 router = APIRouter(prefix="/v1", tags=["farm"], dependencies=FARM_TOKEN)
 watch_router = APIRouter(tags=["watch"])
@@ -59,3 +59,17 @@ async def readyz(status: StatusDep) -> Response:
 async def metrics(status: StatusDep) -> Response:
     """Return Prometheus's text format."""
     return Response(status.telemetry.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/room", summary="What takes the server's disk, by task")
+async def room(disk: DiskUsageDep) -> RoomView:
+    """Return the largest tasks, and what is kept of each."""
+    return await disk.view()
+
+
+@router.post("/gc", summary="Remove now what nothing needs and what is too much")
+async def collect(
+    disk: DiskUsageDep, dry_run: Annotated[bool, Query(description="Only say what would be removed.")] = False
+) -> CollectedView:
+    """Prune histories by the policy, and remove blobs that nothing has needed for the grace time."""
+    return await disk.collect(dry_run=dry_run)

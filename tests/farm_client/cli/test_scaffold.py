@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from farm_client.cli.examples import example_folder
+from farm_client.cli.demo import example_folder
 from farm_client.cli.scaffold import make_spirals
 from protocol.errors import NotFound
 from protocol.tasks import TaskSpec

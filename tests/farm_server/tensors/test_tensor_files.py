@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from farm_server.tensors.tensor_reader import FileReader, header_of_file
 from farm_server.tensors.wrapped_chunks import wrapped
+from protocol.codecs.tensor_file import header_bytes
 from protocol.errors import MalformedTensors, NotFound, Unavailable
-from protocol.tensor_header import header_bytes
 from protocol.tensors import read_header
 from protocol.zstd import is_wrapped, unwrap_bytes
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from farm_client.cli import plain_progress
+from farm_client.cli import watch
 from farm_client.cli.output import Output
-from farm_client.cli.plain_progress import REMINDER_SECONDS, ProgressLines
 from farm_client.cli.scene import Scene
+from farm_client.cli.watch import REMINDER_SECONDS, ProgressLines
 from protocol.rest import TaskDetail
 from tests.farm_client.cli.fake_farm import make_spec, make_task
 
@@ -23,7 +23,7 @@ def printed(monkeypatch, capsys):
             return self.now
 
     clock, lines = Clock(), ProgressLines()
-    monkeypatch.setattr(plain_progress, "time", clock)
+    monkeypatch.setattr(watch, "time", clock)
 
     def show(seconds=1.0, absent=None, **task) -> list[str]:
         clock.now += seconds
