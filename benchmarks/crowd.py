@@ -28,7 +28,7 @@ from benchmarks.farm import BenchmarkError, wait_until
 from benchmarks.light_client import LightClient
 from farm_client.agent.connection.reconnect_policy import Reconnecting
 from farm_client.agent.errors import OutOfReach
-from farm_client.sdk.leash import leashed
+from farm_client.sdk.child_process import child_command
 
 FIRST_JOINS_PER_SECOND: Final = 200.0
 """Volunteers do not come all at once. More would keep this one process busy with tries that it has no time to end."""
@@ -193,7 +193,7 @@ def running_crowd(
     arguments = [join_url, str(clients), *options, "--clients-per-tag", str(clients_per_tag)]
     log = folder / "crowd.log"
     with log.open("ab") as errors:
-        command = leashed("benchmarks.crowd", *arguments)
+        command = child_command("benchmarks.crowd", *arguments)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     crowd = Crowd(process, clients, log)
     try:

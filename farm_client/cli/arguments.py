@@ -11,14 +11,14 @@ TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="A task's id, a unique beginning of it, or the task's name.")
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where to write the model.")]
-PatienceOption = Annotated[
+RetryOption = Annotated[
     float,
     typer.Option(
         "--patience",
         metavar="SECONDS",
         min=0,
         envvar="FARM_PATIENCE",
-        help="Bear a farm that stopped answering (a restart, a broken link) for so long.",
+        help="For how long to try again while the farm does not answer (a restart, a broken link).",
     ),
 ]
 TimeoutOption = Annotated[

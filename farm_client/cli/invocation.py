@@ -14,7 +14,7 @@ from farm_client.cli.output import Output
 from farm_client.cli.references import find_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import FarmAddress, config_path, resolve_address
-from farm_client.sdk.patience import Patience
+from farm_client.sdk.retrying import RetryWhileAway
 from protocol.rest import TaskView
 
 
@@ -35,17 +35,17 @@ class Invocation:
     debug: bool = False
     surroundings: Surroundings = field(default_factory=Surroundings)
 
-    def api(self, patience_seconds: float = 0.0, *, from_start: bool = False) -> FarmApi:
-        """Return the farm's API; nothing is sent yet. A verb that waits for something says how patiently.
+    def api(self, retry_seconds: float = 0.0, *, from_start: bool = False) -> FarmApi:
+        """Return the farm's API; nothing is sent yet. ``retry_seconds``: for verbs that wait for something.
 
         ``from_start``: even for the first answer. Raises: NoFarmAddress, BadFarmAddress.
         """
         address = resolve_address(self.farm, self.surroundings.environ)
-        return self.api_at(address, Patience(patience_seconds, self._tell_of_farm, from_start=from_start))
+        return self.api_at(address, RetryWhileAway(retry_seconds, self._tell_of_farm, from_start=from_start))
 
-    def api_at(self, address: FarmAddress, patience: Patience | None = None) -> FarmApi:
+    def api_at(self, address: FarmAddress, retry: RetryWhileAway | None = None) -> FarmApi:
         """Return the API of the farm at an address, its texts as they may be shown unless JSON escapes them."""
-        return FarmApi(address, self.surroundings.transport, tidy=not self.out.as_json, patience=patience)
+        return FarmApi(address, self.surroundings.transport, tidy=not self.out.as_json, retry=retry)
 
     def _tell_of_farm(self, text: str) -> None:
         self.out.say(f"[yellow]{escape(text)}[/]")

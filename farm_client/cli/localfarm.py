@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from farm_client.sdk.child_process import child_command
 from farm_client.sdk.config import FarmAddress, parse_address
-from farm_client.sdk.leash import leashed
 from protocol.errors import FarmError
 
 START_SECONDS: Final = 30.0
@@ -169,11 +169,11 @@ def _start(
     stdout: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Daemon:
-    """Run ``python -m module arguments…`` on our leash, its output at the end of a log file."""
+    """Run ``python -m module arguments…`` as a child that ends with us, its output at the end of a log file."""
     log = folder / f"{name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            leashed(*module_arguments),
+            child_command(*module_arguments),
             stdin=subprocess.DEVNULL,
             stdout=output if stdout is None else stdout,
             stderr=output,

@@ -9,13 +9,13 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from farm_client.cli.arguments import PatienceOption, TaskArgument
+from farm_client.cli.arguments import RetryOption, TaskArgument
 from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
-from farm_client.sdk.patience import PATIENCE_SECONDS
+from farm_client.sdk.retrying import RETRY_SECONDS
 from protocol.rest import LogView
 from protocol.wording import ClientNames
 
@@ -32,10 +32,10 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until the task is over.")
     ] = False,
     client: Annotated[str | None, typer.Option("--client", help="Only this client (its name or id).")] = None,
-    patience: PatienceOption = PATIENCE_SECONDS,
+    retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Show what the task's code printed on each client, tracebacks too."""
-    with invocation.api(patience if follow_on else 0.0, from_start=follow_on) as api:
+    with invocation.api(retry_seconds if follow_on else 0.0, from_start=follow_on) as api:
         task_id = invocation.task(api, task).task_id
         lines = follow(api, api.logs, task_id) if follow_on else read_all(api.logs, task_id)
         painter = LogPainter(None if invocation.out.as_json else names_on(api))

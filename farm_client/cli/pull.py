@@ -9,14 +9,14 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from farm_client.cli.arguments import OutputOption, PatienceOption, TaskArgument
+from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
 from farm_client.cli.formatting import format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
-from farm_client.sdk.patience import PATIENCE_SECONDS
+from farm_client.sdk.retrying import RETRY_SECONDS
 from protocol.rest import ModelView
 from protocol.wording import counted, sized
 
@@ -30,10 +30,10 @@ def pull(
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best model, by the task's keep_best.")] = False,
     *,
-    patience: PatienceOption = PATIENCE_SECONDS,
+    retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
-    with invocation.api(patience) as api:
+    with invocation.api(retry_seconds) as api:
         task_id = invocation.task(api, task).task_id
         if best:
             round_number = find_best(api, task_id, round_number)

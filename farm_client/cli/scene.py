@@ -11,7 +11,7 @@ from typing import Final
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import read_all
 from farm_client.sdk.outcome import is_over
-from farm_client.sdk.patience import AWAY, Patience
+from farm_client.sdk.retrying import AWAY, RetryWhileAway
 from protocol.rest import ClientView, EventView, TaskDetail
 
 SHORTEST_STEP_SECONDS: Final = 0.25
@@ -37,7 +37,7 @@ class Scene:
 def scenes(api: FarmApi, task_id: str) -> Iterator[Scene]:
     """Yield a scene at once, then one after each change (or each second), the last one when the task is over.
 
-    Raises: FarmUnreachable when the farm stays away for longer than the API's patience; NotFound.
+    Raises: FarmUnreachable when the farm stays away for longer than the API tries again; NotFound.
     """
     view = _View(api, task_id)
     scene = view.look(wait_seconds=0)
@@ -46,18 +46,18 @@ def scenes(api: FarmApi, task_id: str) -> Iterator[Scene]:
         if is_over(scene.detail.task):
             return
         began = time.monotonic()
-        scene = yield from _look_patiently(view, scene, api.patience)
+        scene = yield from _look_while_away(view, scene, api.retry)
         time.sleep(max(0.0, SHORTEST_STEP_SECONDS - (time.monotonic() - began)))
 
 
-def _look_patiently(view: _View, last: Scene, patience: Patience) -> Generator[Scene, None, Scene]:
+def _look_while_away(view: _View, last: Scene, retry: RetryWhileAway) -> Generator[Scene, None, Scene]:
     """Return the next scene; while the farm is away, yield the last one with the reason."""
-    with patience.suspended():
+    with retry.suspended():
         while True:
             try:
                 return view.look(LONG_POLL_SECONDS)
             except AWAY as error:
-                patience.bear(error)
+                retry.failed(error)
                 yield Scene(last.detail, last.clients, (), last.recent, last.losses, absent=error.message)
                 time.sleep(LONG_POLL_SECONDS)
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from farm_client.cli.arguments import PatienceOption
+from farm_client.cli.arguments import RetryOption
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.formatting import format_value
@@ -26,7 +26,7 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.task_file import describe_task, settings_file
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.patience import PATIENCE_SECONDS
+from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
@@ -50,10 +50,10 @@ def submit(
         typer.Option("--from", metavar="TASK[@N]", help="Begin with that task's weights (after N rounds)."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on watching until it is over.")] = False,
-    patience: PatienceOption = PATIENCE_SECONDS,
+    retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Check the code and one batch here, send code and data to the farm, and queue the task."""
-    with invocation.api(patience) as api:
+    with invocation.api(retry_seconds) as api:
         api.farm()  # An unreachable farm is better told before the check than after it.
         warm_start = _find_warm_start(api, source, invocation.out) if source else None
         with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:

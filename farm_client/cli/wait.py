@@ -8,14 +8,14 @@ from typing import Final
 
 import typer
 
-from farm_client.cli.arguments import PatienceOption, TaskArgument, TimeoutOption
+from farm_client.cli.arguments import RetryOption, TaskArgument, TimeoutOption
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.outcome import is_over
-from farm_client.sdk.patience import PATIENCE_SECONDS
+from farm_client.sdk.retrying import RETRY_SECONDS
 from protocol.rest import TaskView
 
 LONG_POLL_SECONDS: Final = 10.0
@@ -25,10 +25,10 @@ def wait(
     invocation: Invocation,
     task: TaskArgument,
     timeout: TimeoutOption = None,
-    patience: PatienceOption = PATIENCE_SECONDS,
+    retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Wait until a task is over; the exit code tells how it ended (0 completed, 3 failed, 4 cancelled, 5 time-out)."""
-    with invocation.api(patience if timeout is None else min(patience, timeout), from_start=True) as api:
+    with invocation.api(retry_seconds if timeout is None else min(retry_seconds, timeout), from_start=True) as api:
         last = wait_until_over(api, invocation.task(api, task).task_id, math.inf if timeout is None else timeout)
         invocation.out.emit(OutputKind.TASK, last)
         if not is_over(last):

@@ -11,7 +11,7 @@ from typing import Final
 from rich.live import Live
 from rich.markup import escape
 
-from farm_client.cli.arguments import PatienceOption, TaskArgument
+from farm_client.cli.arguments import RetryOption, TaskArgument
 from farm_client.cli.ending import finish
 from farm_client.cli.formatting import format_metrics, format_rate, format_value
 from farm_client.cli.invocation import Invocation
@@ -19,7 +19,7 @@ from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.scene import Scene, scenes
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.patience import PATIENCE_SECONDS
+from farm_client.sdk.retrying import RETRY_SECONDS
 from protocol.rest import TaskView
 from protocol.wording import counted
 
@@ -31,9 +31,9 @@ _NUMBERS: Final = re.compile(r"(\d[\d.,:]*\s*((s|min|h|d)\b\s*)?)+")
 Show = Callable[[Scene], None]
 
 
-def watch(invocation: Invocation, task: TaskArgument, patience: PatienceOption = PATIENCE_SECONDS) -> None:
+def watch(invocation: Invocation, task: TaskArgument, retry_seconds: RetryOption = RETRY_SECONDS) -> None:
     """Watch a task live until it is over; the exit code tells how it ended."""
-    with invocation.api(patience, from_start=True) as api:
+    with invocation.api(retry_seconds, from_start=True) as api:
         last = watch_task(api, invocation.task(api, task).task_id, invocation.out)
         finish(api, last, invocation.out)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from farm_client.sdk.answers import explaining, parse, raise_for_error
 from farm_client.sdk.config import FarmAddress
-from farm_client.sdk.patience import Patience
+from farm_client.sdk.retrying import RetryWhileAway
 from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
@@ -50,7 +50,7 @@ class FarmApi:
     """A farm's HTTP API. Use as a context manager, or call ``close``; safe to share between threads.
 
     Every call raises: the FarmError that the farm answered; FarmUnreachable if it answered none; Unauthorized.
-    ``tidy``: the texts of what comes back are made fit to be shown (see ``sdk.tidy``). ``patience``: what only reads,
+    ``tidy``: the texts of what comes back are made fit to be shown (see ``sdk.tidy``). ``retry``: what only reads,
     and transfers, bear a farm that is away for so long. ``transport`` replaces the network in tests.
     Making one raises: BadProxy.
     """
@@ -61,10 +61,10 @@ class FarmApi:
         transport: httpx.MockTransport | None = None,
         *,
         tidy: bool = False,
-        patience: Patience | None = None,
+        retry: RetryWhileAway | None = None,
     ) -> None:
         self.address = address
-        self.patience = patience or Patience()
+        self.retry = retry or RetryWhileAway()
         self._tidy = tidy
         self._options = client_options(address.url, address.headers) | {"transport": transport}
         if transport is not None:
@@ -206,8 +206,8 @@ class FarmApi:
         )
 
     def _read(self, adapter: TypeAdapter[T], path: str, **arguments: Any) -> T:
-        """Put a question that changes nothing, again while the farm is away and patience lasts."""
-        return self.patience.ask(lambda: self._parsed(adapter, self._request("GET", path, **arguments)))
+        """Put a question that changes nothing, again while the farm is away, for as long as the API tries."""
+        return self.retry.call(lambda: self._parsed(adapter, self._request("GET", path, **arguments)))
 
     def _parsed(self, adapter: TypeAdapter[T], response: httpx.Response) -> T:
         answer = parse(adapter, response, self.address)

@@ -20,7 +20,7 @@ from farm_client.data.sharding import write_sample
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.sdk.bundle import Bundle, make_bundle
-from farm_client.sdk.leash import leashed
+from farm_client.sdk.child_process import child_command
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
 from protocol.recipe import Mode
@@ -132,7 +132,7 @@ def _where_it_is(message: str, beside: Path | None) -> str:
 def _run_process(request: RehearsalRequest, folder: Path) -> tuple[RehearsalReport, str]:
     asked, answer, printed = folder / "request.json", folder / "report.json", folder / "output.txt"
     asked.write_text(request.model_dump_json(), encoding="utf-8")
-    command = leashed("farm_client.executor.rehearsal", str(asked), str(answer))
+    command = child_command("farm_client.executor.rehearsal", str(asked), str(answer))
     with printed.open("wb") as file:
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
     output = "\n".join(printed.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.carrying import Forward, carry
+from farm_client.sdk.blocking_transfers import Forward, carry
 from farm_client.sdk.errors import BadOutput
 from farm_client.sdk.weights_file import write_model_file
 from farm_client.transfer.download import download

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.carrying import Forward, carry
+from farm_client.sdk.blocking_transfers import Forward, carry
 from farm_client.transfer.carrier import Carrier, in_parallel
 from farm_client.transfer.source import Content, size_of
 from farm_client.transfer.upload import UploadListener, ignore_waiting

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from farm_client import streams
 from farm_client.executor import lifeline
-from farm_client.sdk.leash import leashed
+from farm_client.sdk.child_process import child_command
 from farm_client.streams import discard, flush_streams, prepare_streams
 
 
@@ -159,8 +159,8 @@ class TestLifeline:
         assert ran == [os.getppid(), ("some.module", ["lifeline"], {"run_name": "__main__", "alter_sys": True})]
 
 
-def test_a_leashed_command_names_its_parent_and_imports_nothing_of_the_folder_it_starts_in() -> None:
-    command = leashed("farm_server", "up", "--json")
+def test_a_child_s_command_names_its_parent_and_imports_nothing_of_the_folder_it_starts_in() -> None:
+    command = child_command("farm_server", "up", "--json")
     assert command == [
-        sys.executable, "-P", "-m", "farm_client.sdk.leash", str(os.getpid()), "farm_server", "up", "--json",
+        sys.executable, "-P", "-m", "farm_client.sdk.child_process", str(os.getpid()), "farm_server", "up", "--json",
     ]  # fmt: skip

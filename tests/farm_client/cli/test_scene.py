@@ -12,7 +12,7 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import FarmUnreachable
 from farm_client.sdk.feeds import follow
-from farm_client.sdk.patience import Patience
+from farm_client.sdk.retrying import RetryWhileAway
 from protocol.rest import EventView, LogView
 from tests.farm_client.cli.fake_farm import ADDRESS, make_task
 
@@ -43,7 +43,7 @@ def told():
 @pytest.fixture
 def api(fake, clock, told):
     network = httpx.MockTransport(lambda request: fake.answer(request))  # noqa: PLW0108  tests replace `answer`
-    with FarmApi(parse_address(ADDRESS, "test"), network, patience=Patience(60, told.append, clock)) as api:
+    with FarmApi(parse_address(ADDRESS, "test"), network, retry=RetryWhileAway(60, told.append, clock)) as api:
         yield api
 
 
@@ -86,7 +86,7 @@ def test_a_farm_that_is_away_for_a_moment_is_waited_for(api, fake):
     assert next(watched).detail.task.state == "completed"
 
 
-def test_patience_ends(api, fake):
+def test_the_tries_end(api, fake):
     watched = scenes(api, "abcd2345")
     next(watched)
 
@@ -178,8 +178,8 @@ def test_an_address_at_which_nobody_answers_is_told_at_once(api, fake, clock):
 def test_a_command_that_only_waits_may_begin_while_the_farm_is_away(fake, clock):
     network = httpx.MockTransport(lambda request: fake.answer(request))  # noqa: PLW0108
     cut(fake, clock, seconds=8)
-    patience = Patience(60, clock=clock, from_start=True)
-    with FarmApi(parse_address(ADDRESS, "test"), network, patience=patience) as api:
+    retry = RetryWhileAway(60, clock=clock, from_start=True)
+    with FarmApi(parse_address(ADDRESS, "test"), network, retry=retry) as api:
         assert api.task("abcd2345").task.task_id == "abcd2345"
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from farm_client.sdk import carrying
+from farm_client.sdk import blocking_transfers
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.download import download_weights
@@ -171,7 +171,7 @@ def test_a_download_ended_by_ctrl_c_goes_on_from_there(api, fake, tmp_path, monk
 
 
 def test_a_farm_that_is_gone_is_unreachable_and_not_merely_unavailable(fake, monkeypatch):
-    monkeypatch.setattr(carrying, "RETRY", RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=2))
+    monkeypatch.setattr(blocking_transfers, "RETRY", RetryPolicy(first_seconds=0.0, longest_seconds=0.0, tries=2))
 
     def refuse(request):
         raise httpx.ConnectError("refused", request=request)

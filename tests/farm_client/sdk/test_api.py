@@ -12,7 +12,7 @@ import pytest
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import FarmAddress
 from farm_client.sdk.errors import FarmUnreachable
-from farm_client.sdk.patience import Patience
+from farm_client.sdk.retrying import RetryWhileAway
 from protocol.errors import Conflict, FarmError, InvalidTask, NotFound, Unauthorized, Unavailable
 from protocol.rest import EventView
 from tests.farm_client.cli.fake_farm import make_spec, make_task
@@ -201,7 +201,7 @@ class StillClock:
         self.now += seconds
 
 
-class TestPatience:
+class TestRetryWhileAway:
     """What only reads is asked again while the farm is away; what changes something is not."""
 
     @pytest.fixture
@@ -209,14 +209,17 @@ class TestPatience:
         return Farm(httpx.ConnectError("refused"))
 
     def test_a_change_is_asked_for_once(self, away: Farm) -> None:
-        patience = Patience(60, clock=StillClock(), from_start=True)
-        with api_of(away, patience=patience) as api, pytest.raises(FarmUnreachable):
+        retry = RetryWhileAway(60, clock=StillClock(), from_start=True)
+        with api_of(away, retry=retry) as api, pytest.raises(FarmUnreachable):
             api.act("t1", "cancel")
         assert len(away.requests) == 1
 
-    def test_a_question_is_asked_until_patience_ends(self, away: Farm) -> None:
+    def test_a_question_is_asked_until_the_time_is_up(self, away: Farm) -> None:
         clock = StillClock()
-        with api_of(away, patience=Patience(10, clock=clock, from_start=True)) as api, pytest.raises(FarmUnreachable):
+        with (
+            api_of(away, retry=RetryWhileAway(10, clock=clock, from_start=True)) as api,
+            pytest.raises(FarmUnreachable),
+        ):
             api.tasks()
         assert clock.now == 10
         assert len(away.requests) == 21
@@ -230,21 +233,21 @@ class TestPatience:
                 if self.now >= 3:
                     away.answer = [TASK]
 
-        with api_of(away, patience=Patience(10, told.append, Returning(), from_start=True)) as api:
+        with api_of(away, retry=RetryWhileAway(10, told.append, Returning(), from_start=True)) as api:
             assert api.tasks() == [make_task()]
         assert len(told) == 2
         assert "waiting for it, 10 s at most" in told[0]
         assert told[1] == "the farm answers again"
 
     def test_a_wrong_address_is_told_at_once(self, away: Farm) -> None:
-        with api_of(away, patience=Patience(60, clock=StillClock())) as api, pytest.raises(FarmUnreachable):
+        with api_of(away, retry=RetryWhileAway(60, clock=StillClock())) as api, pytest.raises(FarmUnreachable):
             api.tasks()
         assert len(away.requests) == 1
 
     def test_who_was_answered_once_is_waited_for(self, away: Farm) -> None:
         clock = StillClock()
         farm = Farm([TASK])
-        with api_of(farm, patience=Patience(5, clock=clock)) as api:
+        with api_of(farm, retry=RetryWhileAway(5, clock=clock)) as api:
             api.tasks()
             farm.answer = httpx.ConnectError("refused")
             with pytest.raises(FarmUnreachable):
@@ -254,21 +257,24 @@ class TestPatience:
     def test_a_farm_that_says_it_is_unavailable_is_away_too(self) -> None:
         clock = StillClock()
         farm = Farm(refusal(Unavailable.code), 503)
-        with api_of(farm, patience=Patience(2, clock=clock, from_start=True)) as api, pytest.raises(Unavailable):
+        with api_of(farm, retry=RetryWhileAway(2, clock=clock, from_start=True)) as api, pytest.raises(Unavailable):
             api.tasks()
         assert clock.now == 2
 
     def test_a_refusal_is_an_answer(self) -> None:
         farm = Farm(refusal(NotFound.code), 404)
-        with api_of(farm, patience=Patience(60, clock=StillClock(), from_start=True)) as api, pytest.raises(NotFound):
+        with (
+            api_of(farm, retry=RetryWhileAway(60, clock=StillClock(), from_start=True)) as api,
+            pytest.raises(NotFound),
+        ):
             api.tasks()
         assert len(farm.requests) == 1
 
     def test_suspended_it_asks_once_and_tells_nothing(self, away: Farm) -> None:
         told: list[str] = []
-        patience = Patience(60, told.append, StillClock(), from_start=True)
-        with api_of(away, patience=patience) as api:
-            with patience.suspended(), pytest.raises(FarmUnreachable):
+        retry = RetryWhileAway(60, told.append, StillClock(), from_start=True)
+        with api_of(away, retry=retry) as api:
+            with retry.suspended(), pytest.raises(FarmUnreachable):
                 api.tasks()
             assert told == []
             with pytest.raises(FarmUnreachable):
@@ -277,12 +283,12 @@ class TestPatience:
 
     def test_each_absence_is_borne_anew(self) -> None:
         clock, told = StillClock(), list[str]()
-        patience = Patience(10, told.append, clock, from_start=True)
+        retry = RetryWhileAway(10, told.append, clock, from_start=True)
         for _ in range(3):
-            patience.bear(FarmUnreachable("away"))
+            retry.failed(FarmUnreachable("away"))
             clock.sleep(9)
-            patience.bear(FarmUnreachable("away"))
-            patience.answered()
+            retry.failed(FarmUnreachable("away"))
+            retry.answered()
         assert told == ["away; waiting for it, 10 s at most", "the farm answers again"] * 3
 
 

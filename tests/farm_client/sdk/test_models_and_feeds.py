@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.carrying import Forward
+from farm_client.sdk.blocking_transfers import Forward
 from farm_client.sdk.checkpoints import best_round, find_best, find_checkpoint
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.feeds import follow, read_all

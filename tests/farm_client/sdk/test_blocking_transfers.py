@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from farm_client.sdk.interrupts import run_interruptible
+from farm_client.sdk.blocking_transfers import run_interruptible
 
 
 def press() -> None:

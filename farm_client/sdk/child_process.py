@@ -1,6 +1,6 @@
-"""A child's first lines: tie its life to ours, then become the module that it is to be.
+"""Child processes that end with their parent: the first lines that such a child runs before its module.
 
-    python -P -m farm_client.sdk.leash PARENT_PID MODULE ARGUMENTS…
+    python -P -m farm_client.sdk.child_process PARENT_PID MODULE ARGUMENTS…
 
 However we end, by SIGKILL too, the kernel then ends the child. Linux only: elsewhere a child outlives a killed parent.
 """
@@ -14,13 +14,13 @@ import sys
 from farm_client.executor.lifeline import die_with
 
 
-def leashed(module: str, *arguments: str) -> list[str]:
+def child_command(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs ``python -m module arguments…`` for as long as this process lives.
 
     The thread that starts it must live as long: to the kernel, a child's parent is a thread.
     """
     # -P: a folder of the user's that is called as one of our packages must not be imported instead.
-    return [sys.executable, "-P", "-m", "farm_client.sdk.leash", str(os.getpid()), module, *arguments]
+    return [sys.executable, "-P", "-m", "farm_client.sdk.child_process", str(os.getpid()), module, *arguments]
 
 
 def main() -> None:

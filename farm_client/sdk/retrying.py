@@ -1,4 +1,4 @@
-"""How long a command that waits bears a farm that stopped answering: a restart, a broken link, a proxy without it."""
+"""Calls tried again, up to a limit, while the farm does not answer: a restart, a broken link, a proxy without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeVar
 from farm_client.sdk.errors import FarmUnreachable
 from protocol.errors import FarmError, Unavailable
 
-PATIENCE_SECONDS: Final = 60.0
+RETRY_SECONDS: Final = 60.0
 AWAY: Final = (FarmUnreachable, Unavailable)
 """What a farm answers, or what is answered in its place, while it stops and starts."""
 STEP_SECONDS: Final = 0.5
@@ -27,63 +27,63 @@ class MonotonicClock(Protocol):
         """Wait."""
 
 
-class Patience:
+class RetryWhileAway:
     """One for a whole command.
 
-    It begins with the farm's first answer: a wrong address is told at once. ``from_start``: at once, for commands that
-    do nothing but wait, and may be called while the farm restarts. ``tell`` hears in a line that the farm is away, and
-    that it is back.
+    It begins with the farm's first answer: a wrong address is an error at once. ``from_start``: at once, for commands
+    that do nothing but wait, and may be called while the farm restarts. ``notify`` is given a line when the farm is
+    away, and when it is back.
     """
 
     def __init__(
         self,
         seconds: float = 0.0,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
         clock: MonotonicClock | None = None,
         *,
         from_start: bool = False,
     ) -> None:
         self.seconds = seconds
-        self._tell = tell
+        self._notify = notify
         self._clock: MonotonicClock = clock or time
         self._has_begun = from_start
         self._is_suspended = False
         self._away_since: float | None = None
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """Return the answer to a question that may be put again. Raises: what it raises, once patience ends."""
+    def call(self, request: Callable[[], T]) -> T:
+        """Return the answer to a request that may be sent again. Raises: what it raises, once the time is up."""
         while True:
             try:
-                answer = question()
+                answer = request()
             except AWAY as error:
                 if self._is_suspended or not self._has_begun:
                     raise
-                self.bear(error)
+                self.failed(error)
                 self._clock.sleep(STEP_SECONDS)
             else:
                 self.answered()
                 return answer
 
     def answered(self) -> None:
-        """Know that the farm has answered."""
+        """Count an answer of the farm."""
         self._has_begun = True
         if self._away_since is not None and not self._is_suspended:
             self._away_since = None
-            self._tell("the farm answers again")
+            self._notify("the farm answers again")
 
-    def bear(self, error: FarmError) -> None:
-        """Take note that the farm did not answer. Raises: ``error`` if it has been away for too long."""
+    def failed(self, error: FarmError) -> None:
+        """Count a call that the farm did not answer. Raises: ``error`` if it has been away for too long."""
         now = self._clock.monotonic()
         if self._away_since is None:
             self._away_since = now
             if self.seconds and not self._is_suspended:
-                self._tell(f"{error.message}; waiting for it, {self.seconds:g} s at most")
+                self._notify(f"{error.message}; waiting for it, {self.seconds:g} s at most")
         if now - self._away_since >= self.seconds:
             raise error
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Within the block ``ask`` asks once and nothing is told: whoever asks shows that the farm is away."""
+        """Within the block ``call`` tries once and notifies nobody: the caller shows that the farm is away."""
         self._is_suspended = True
         try:
             yield
