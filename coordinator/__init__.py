@@ -1,1 +1,1 @@
-"""The farm's mind, pure: records, state tables, events in and commands out. It opens nothing."""
+"""The farm's rules, pure: records, state tables, events in and commands out. It opens nothing."""

@@ -25,7 +25,7 @@ BYTES_PER_MESSAGE: Final = 16 * 1024
 LONGEST_WAIT_SECONDS: Final = 2.0
 FLOOD_SECONDS: Final = 1.0
 """Who sends more than it may for so long gets no work until it rests."""
-PATIENCE_SECONDS: Final = 10.0
+TOLERATED_SECONDS: Final = 10.0
 """Who sends more than it may for so long, although it is read more slowly meanwhile, gets a strike."""
 _RESTED_SHARE: Final = 0.1
 """Of the burst: with so much saved up, a connection counts as having rested."""
@@ -112,7 +112,7 @@ class ConnectionAllowance:
         if self._busy_since is None:
             self._busy_since = now
         self._is_flood |= now - self._busy_since >= FLOOD_SECONDS
-        is_violation = now - self._busy_since >= PATIENCE_SECONDS
+        is_violation = now - self._busy_since >= TOLERATED_SECONDS
         if is_violation:
             self._busy_since = now
         return FrameVerdict(min(wait_seconds, LONGEST_WAIT_SECONDS), self._is_flood, is_violation)

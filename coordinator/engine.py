@@ -1,4 +1,4 @@
-"""The only door to changing the farm: ``Coordinator.handle(event, now) -> commands``.
+"""The only way to change the farm: ``Coordinator.handle(event, now) -> commands``.
 
 The rules live in the modules that it dispatches to; none of them does I/O, reads a clock or draws a random number.
 """
@@ -108,7 +108,7 @@ class Broken(RuntimeError):
 
 
 class Coordinator:
-    """The farm's mind: who works on what, what counts, and what happens next.
+    """The farm's decisions: who works on what, what counts, and what happens next.
 
     ``new_id`` makes assignment ids, ``draw`` uniform numbers in [0, 1) for jitter; both are the shell's, so that a
     simulation can repeat itself.

@@ -110,7 +110,7 @@ def remove(turn: Turn, event: ClientRemoved) -> None:
     client = turn.farm.clients[event.client_id]
     if client.online:
         _leave(turn, client, "it was removed")
-    _forget_the_untold(turn, client, ())
+    _forget_unlisted(turn, client, ())
     turn.farm.dismiss(client)
     turn.save(RemovedClient(client.client_id))
     turn.note("client_removed", f"{client.record.name} ({client.client_id}) was removed", client=client)
@@ -143,7 +143,7 @@ def _suspend(turn: Turn, run: TaskRun, leases: Sequence[Lease], why: str) -> Non
 
 def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
     """Let the client go on with what it still holds, and forget what it does not."""
-    _forget_the_untold(turn, client, {held.assignment_id for held in hello.held})
+    _forget_unlisted(turn, client, {held.assignment_id for held in hello.held})
     for held in hello.held:
         if not held.finished:  # a finished one is counted, or not, when its result comes
             run = turn.farm.run_of(held.assignment_id)
@@ -151,10 +151,10 @@ def _take_up(turn: Turn, client: ClientState, hello: Hello) -> None:
                 _stop(turn, client, held)
 
 
-def _forget_the_untold(turn: Turn, client: ClientState, told: Collection[str]) -> None:
-    """Nobody need wait for what the client went away with, and does not tell that it still holds."""
-    untold = {name: lease for name, lease in client.dormant.items() if name not in told}
-    for run, leases in _by_task(turn, untold):
+def _forget_unlisted(turn: Turn, client: ClientState, listed: Collection[str]) -> None:
+    """End the wait for what the client held when it went away, and does not list any more."""
+    unlisted = {name: lease for name, lease in client.dormant.items() if name not in listed}
+    for run, leases in _by_task(turn, unlisted):
         contained(turn, run, _forget, leases)
 
 

@@ -54,7 +54,7 @@ class CoordinatorSettings:
     task_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=1.0, longest_seconds=60.0))
     desertion_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=1.0, longest_seconds=60.0))
     """A task whose clients all leave again and again without a result waits so long before it begins anew."""
-    upload_patience_seconds: float = 600.0
+    upload_wait_seconds: float = 600.0
     """An upload that waits for its turn, as the farm told it, keeps its lease for so long."""
     outrun_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(first_seconds=10.0, longest_seconds=900.0))
     """A client whose part somebody else began later and finished first."""

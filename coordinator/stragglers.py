@@ -25,7 +25,7 @@ def take_in(lease: Lease, progress: AssignmentProgress, now: float, settings: Co
     """Take in a report; returns whether it renews the lease.
 
     It does if the phase is a later one, more samples are done, or more bytes moved, than in any report before it; and
-    for ``upload_patience_seconds`` if the farm told the client once more to wait with its upload.
+    for ``upload_wait_seconds`` if the farm told the client once more to wait with its upload.
     """
     best = lease.progress
     done = min(progress.samples_done, lease.record.samples)
@@ -41,7 +41,7 @@ def take_in(lease: Lease, progress: AssignmentProgress, now: float, settings: Co
         return True
     moved = max(best.fetched_bytes, progress.fetched_bytes) if progress.phase is best.phase else best.fetched_bytes
     grew = done > best.samples_done or moved > best.fetched_bytes
-    waits = progress.waits > best.waits and now - lease.uploading_at <= settings.upload_patience_seconds
+    waits = progress.waits > best.waits and now - lease.uploading_at <= settings.upload_wait_seconds
     lease.progress = best.model_copy(
         update={
             "samples_done": max(done, best.samples_done),
@@ -78,8 +78,8 @@ def end_of(
         end = lease.deadline
     else:
         grace = min(settings.deadline_grace_seconds, stall / 3)
-        patience = grace + settings.deadline_factor * usual if usual is not None else stall
-        end = min(lease.computing_at, lease.began_at + 2 / 3 * stall) + patience
+        allowed = grace + settings.deadline_factor * usual if usual is not None else stall
+        end = min(lease.computing_at, lease.began_at + 2 / 3 * stall) + allowed
     if lease.uploading_at < inf:
         moves = lease.grown_at > lease.uploading_at and gets_on(lease, now, settings)
         end = max(end, lease.uploading_at + (stall if moves else stall / 2))

@@ -151,7 +151,7 @@ class SilenceLimit:
         self._until = 0.0
 
     def change(self, seconds: float, now: float) -> None:
-        """Expect another pace: a slower one from now on, a quicker one once the former patience has run out."""
+        """Expect another pace: a slower one from now on, a quicker one once the former limit has passed."""
         former = self.at(now)
         self._longer_seconds, self._until = max(former, seconds), now + former
         self._seconds = seconds

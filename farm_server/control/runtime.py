@@ -25,7 +25,7 @@ _SETTLED_WITHIN_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class Mind(Protocol):
+class EventHandler(Protocol):
     """The part of the coordinator that the loop needs."""
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -38,8 +38,10 @@ class Runtime:
     ``carry_out`` does every command except ``Save`` and ``ReportDefect``, and must not block.
     """
 
-    def __init__(self, mind: Mind, clock: Clock, journal: Journal, carry_out: Callable[[Command], None]) -> None:
-        self._mind = mind
+    def __init__(
+        self, coordinator: EventHandler, clock: Clock, journal: Journal, carry_out: Callable[[Command], None]
+    ) -> None:
+        self._coordinator = coordinator
         self._clock = clock
         self._journal = journal
         self._carry_out = carry_out
@@ -55,7 +57,7 @@ class Runtime:
     def post(self, event: Event) -> None:
         """Tell the coordinator of a fact; what it refuses is logged, for there is nobody to tell."""
         try:
-            self.enqueue(self._mind.handle(event, self._clock.now()))
+            self.enqueue(self._coordinator.handle(event, self._clock.now()))
         except FarmError as error:
             _log.warning("event refused", event_type=type(event).__name__, code=error.code, error=error.message)
         except Exception as error:
@@ -71,7 +73,7 @@ class Runtime:
         """
         if self._journal.failure is not None:
             raise Unavailable(f"{self._journal.failure}; try again when the server's operator has made room")
-        commands = self._mind.handle(event, self._clock.now())
+        commands = self._coordinator.handle(event, self._clock.now())
         saved = self.enqueue(commands)
         if (defect := _defect_of(event, commands)) is not None:
             raise FarmError(defect.message)

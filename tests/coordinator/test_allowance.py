@@ -151,7 +151,7 @@ def test_the_page_has_the_limits() -> None:
         f"{allowance.MESSAGES_PER_SECOND:.0f} a second, {allowance.MESSAGES_BURST:,.0f} at once",
         f"{allowance.MESSAGES_PER_ASSIGNMENT:.0f} more",
         f"each {allowance.BYTES_PER_MESSAGE // 1024} KiB",
-        f"longer than | {allowance.PATIENCE_SECONDS:.0f} s",
+        f"longer than | {allowance.TOLERATED_SECONDS:.0f} s",
         f"log lines | {allowance.LINES_PER_SECOND:.0f} | {allowance.LINES_BURST:,.0f}",
         f"lines | {allowance.LOG_BYTES_PER_SECOND / 1024:.0f} KiB | {allowance.LOG_BYTES_BURST / 1024**2:.0f} MiB",
         f"points | {allowance.POINTS_PER_SECOND:.0f} | {allowance.POINTS_BURST:,.0f}",

@@ -38,7 +38,7 @@ async def end_of(volunteer: Volunteer) -> tuple[int | None, str | None, list[str
 
 async def test_who_sends_too_much_is_read_slowly_then_closed_and_waits_to_come_back(server, monkeypatch):
     monkeypatch.setattr(allowance, "FLOOD_SECONDS", 0.1)
-    monkeypatch.setattr(allowance, "PATIENCE_SECONDS", 0.4)
+    monkeypatch.setattr(allowance, "TOLERATED_SECONDS", 0.4)
     async with server.volunteer("flooder") as volunteer:
         began = time.monotonic()
 
