@@ -185,3 +185,37 @@ def test_no_public_class_name_is_used_twice():
 def test_no_module_is_too_long_to_hold_in_the_head():
     lengths = {str(p): len((ROOT / p).read_text("utf-8").splitlines()) for p in generator_of_modules().modules()}
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+JOURNEYS = re.findall(r"^### (.+?)$\n(.*?)(?=^###? |\Z)", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+STEPS = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", ARCHITECTURE)))
+
+
+def names_defined(body, prefix=""):
+    """Name the functions and classes, and the methods with their class: ``Wire.send``."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield f"{prefix}{node.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from names_defined(node.body, f"{prefix}{node.name}.")
+
+
+@pytest.mark.parametrize(("path", "name"), STEPS, ids=[f"{path}:{name}" for path, name in STEPS])
+def test_each_step_of_the_architecture_is_where_it_says(path, name):
+    assert name in set(names_defined(ast.parse((ROOT / path).read_text("utf-8")).body))
+
+
+@pytest.mark.parametrize(("title", "text"), JOURNEYS, ids=[title for title, _ in JOURNEYS])
+def test_each_step_of_a_journey_says_where_it_runs_and_what_it_may_touch(title, text):
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 10
+    for step, code, thread, touches in rows:
+        assert step.strip()
+        assert re.fullmatch(r"`[\w/]+\.py:[\w.]+`", code)
+        assert thread.split(",")[0].strip() in {"agent", "executor", "rehearsal", "researcher", "server"}
+        assert touches.strip()
+
+
+def test_the_architecture_has_four_journeys():
+    assert len(JOURNEYS) == 4
