@@ -1,4 +1,4 @@
-"""How much one peer may send: budgets for connections, for what a client says of one task, and for a task as a whole.
+"""How much one peer may send: budgets for a connection, for a client's output of one task, and for a task's output.
 
 Pure: ``now`` is in seconds and never runs backwards. Each budget is a token bucket (J. S. Turner, "New directions in
 communications", IEEE Communications Magazine, 1986): it fills at a rate up to a burst. All are far above what an honest

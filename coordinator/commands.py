@@ -1,4 +1,4 @@
-"""What the coordinator asks of the shell. Carried out in order: ``Save`` is durable before what follows it."""
+"""The commands that the coordinator returns, carried out in order: ``Save`` is durable before what follows it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CommitRound:
 
 @dataclass(frozen=True, slots=True)
 class DropRound:
-    """Forget the accumulator; the round is abandoned."""
+    """Drop the accumulator; the round is abandoned."""
 
     task_id: str
     round: int
@@ -99,7 +99,7 @@ class ReleaseTask:
 
 @dataclass(frozen=True, slots=True)
 class DropClient:
-    """Forget the secret of this client, and close its connection; a later one than ``incarnation`` is a newcomer's."""
+    """Drop the secret of this client, and close its connection; a later one than ``incarnation`` is a newcomer's."""
 
     client_id: str
     incarnation: int

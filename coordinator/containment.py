@@ -46,7 +46,7 @@ def contained(
 
 
 def describe(turn: Turn, error: Exception) -> str:
-    """Say in a line what broke."""
+    """Return in a line what broke."""
     return f"the server has a defect: {type(error).__name__}: {error} (at {turn.cause}); see its log"
 
 

@@ -1,4 +1,4 @@
-"""A decision and its reason: whoever waits is told why."""
+"""A decision and its reason, for whoever waits."""
 
 from __future__ import annotations
 

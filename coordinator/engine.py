@@ -212,7 +212,7 @@ class Coordinator:
         return len(self._farm.clients)
 
     def why(self, task_id: str, now: float) -> str:
-        """Say in one line what a task waits for. Raises: NotFound."""
+        """Return in one line what a task waits for. Raises: NotFound."""
         return views.why(self._moment(now), self._farm.task(task_id))
 
     def explain(self, task_id: str, now: float) -> Explanation:

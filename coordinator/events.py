@@ -1,4 +1,4 @@
-"""What the shell tells the coordinator. Each event is a fact; the coordinator decides what follows."""
+"""The events that the coordinator handles. Each event is a fact; the coordinator decides what follows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TaskSubmitted:
 
 
 class Action(StrEnum):
-    """What a person may ask of a task."""
+    """What a person may do with a task."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -31,7 +31,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskAction:
-    """A person asked for it. Raises IllegalTransition out of ``handle`` where the state forbids it."""
+    """A person's request. Raises IllegalTransition out of ``handle`` where the state forbids it."""
 
     task_id: str
     action: Action
@@ -103,7 +103,7 @@ class ClientThrottled:
 
 @dataclass(frozen=True, slots=True)
 class ClientDraining:
-    """The client finishes what it holds and wants nothing more."""
+    """The client finishes what it holds and takes nothing more."""
 
     client_id: str
     incarnation: int

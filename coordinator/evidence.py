@@ -1,4 +1,4 @@
-"""What speaks against a task since its last commit, as clients told it."""
+"""Evidence against a task since its last commit: the failures that clients reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def death_of(code: str, message: str) -> Death | None:
 
 @dataclass(slots=True)
 class Evidence:
-    """What clients said against a task since its last commit, which speaks for it."""
+    """The failures that clients reported of a task since its last commit, which clears them."""
 
     since: float = inf
     """When the first of them spoke."""

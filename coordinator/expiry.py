@@ -21,7 +21,7 @@ from coordinator.turn import Turn
 
 
 def forgive(turn: Turn, seconds: float) -> None:
-    """Move every deadline on by so long: what clients said meanwhile may still wait to be heard."""
+    """Move every deadline on by so long: what clients sent meanwhile may still wait to be read."""
     for run in list(turn.farm.live.values()):
         if run.step is not None or run.leases.any_held:
             contained(turn, run, _forgive_in, run, seconds)

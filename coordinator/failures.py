@@ -1,4 +1,4 @@
-"""Assignments that come to nothing: handed back, or gone wrong, and whose fault that is."""
+"""Assignments that fail or are handed back, and whose fault that is."""
 
 from __future__ import annotations
 

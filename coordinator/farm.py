@@ -58,7 +58,7 @@ class Farm:
         self.sort_in(run)
 
     def drop(self, task_id: str) -> None:
-        """Forget a task, as if it had never been."""
+        """Drop a task, as if it had never been."""
         self.tasks.pop(task_id, None)
         self.leases.drop_task(task_id)
         self.live.pop(task_id, None)
@@ -99,7 +99,7 @@ class Farm:
         self.pools.note(client)
 
     def dismiss(self, client: ClientState) -> None:
-        """Forget a client that is not connected (any more) and holds nothing; records of its work keep its id."""
+        """Drop a client that is not connected (any more) and holds nothing; records of its work keep its id."""
         self.pools.note(client)
         client.watch = None
         self.reserved.pop(client.client_id, None)

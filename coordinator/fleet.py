@@ -106,7 +106,7 @@ def check_removal(turn: Turn, event: ClientRemoved) -> None:
 
 
 def remove(turn: Turn, event: ClientRemoved) -> None:
-    """Forget a client. What it delivered counts as before; nobody waits for what it held."""
+    """Drop a client. What it delivered counts as before; nobody waits for what it held."""
     client = turn.farm.clients[event.client_id]
     if client.online:
         _leave(turn, client, "it was removed")
@@ -178,7 +178,7 @@ def _stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
 
 
 def ready(turn: Turn, event: ClientReady) -> None:
-    """The client tells how many more assignments it can take."""
+    """The client reports how many more assignments it can take."""
     if client := turn.farm.current(event.client_id, event.incarnation):
         turn.farm.leases.set_slots(client.client_id, event.slots)
         client.warms_up = event.slots == 0 and not client.held
@@ -197,7 +197,7 @@ def throttled(turn: Turn, event: ClientThrottled) -> None:
 
 
 def draining(turn: Turn, event: ClientDraining) -> None:
-    """The client finishes what it holds and wants nothing more."""
+    """The client finishes what it holds and takes nothing more."""
     if client := turn.farm.current(event.client_id, event.incarnation):
         client.draining = True
         turn.note("client_draining", f"{client.record.name}: {event.reason or 'leaving'}", client=client)

@@ -223,7 +223,7 @@ class TaskLeases:
             self.rounds.pop(parts.home, None)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Drop all of them."""
         self.late, self.committed, self.rounds = StepParts(), {}, {}
 
     def __iter__(self) -> Iterator[Lease]:

@@ -19,7 +19,7 @@ from protocol.tasks import BlobRef
 
 
 class Named(Protocol):
-    """What a client says of an assignment."""
+    """What names an assignment in a client's message."""
 
     @property
     def client_id(self) -> str:
@@ -84,7 +84,7 @@ class LeaseBook:
         self._of_tasks[task_id] = leases
 
     def drop_task(self, task_id: str) -> None:
-        """Forget a task, and what of it is in flight."""
+        """Drop a task, and what of it is in flight."""
         if task_id in self._of_tasks:
             self.undo(task_id, 0.0)
             del self._of_tasks[task_id]
@@ -94,7 +94,7 @@ class LeaseBook:
         return self._by_id.get(assignment_id)
 
     def find(self, said: Named, *stages: Stage) -> Lease | None:
-        """Find what a client speaks of, if it is in one of these stages, and its own under that fencing token."""
+        """Find the lease that a message names: in one of these stages, and under that client's fencing token."""
         lease = self._by_id.get(said.assignment_id)
         if lease is None or lease.stage not in stages or lease.record.fence != said.fence:
             return None

@@ -23,7 +23,7 @@ from protocol.tasks import TaskSpec
 
 
 class Answer(Named, Protocol):
-    """What a client says to end an assignment."""
+    """A client's message that ends an assignment."""
 
     @property
     def incarnation(self) -> int:

@@ -1,4 +1,4 @@
-"""What is done ahead of its round, where the policy wants that (``policies.Pipelining``).
+"""Pipelining: parts of the next round, given out while this one is collected (``policies.Pipelining``).
 
 The samples are the ones that the next round would have handed out; when that round opens, such a part is one of its
 own. Until then it is like a late update's: nobody else gets its samples, and in the ledger they are owed, so that a

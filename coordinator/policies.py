@@ -36,7 +36,7 @@ class Follows(Enum):
 
 
 class Policy(Protocol):
-    """What is asked of a policy. ``Recipe`` says what the numbers mean."""
+    """The interface of a collection policy. ``Recipe`` says what the numbers mean."""
 
     brings_updates: ClassVar[bool]
     """Whether results bring updates, and count when a version contains them; else metrics, which count at once."""

@@ -1,4 +1,4 @@
-"""Who could work on what, kept up to date by the events that change it: nobody looks at all clients again and again.
+"""Who could work on what, kept up to date by the events that change it: no event costs a look at all clients.
 
 Tasks that need the same of a machine share a *pool*: the connected clients that qualify. What changes about a client
 is noted as it happens (``ClientState`` says so itself) and is brought into the pools before tasks are served.

@@ -1,4 +1,4 @@
-"""How a step ends: its policy says what follows, and here it is done."""
+"""How a step ends: what its policy decides is carried out here."""
 
 from __future__ import annotations
 

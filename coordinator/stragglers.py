@@ -1,4 +1,4 @@
-"""What a client's reports say of its lease: whether it got any further, and when somebody else may begin the same part.
+"""Stragglers: whether a lease makes progress, and when another client may begin the same part.
 
 A report renews a lease only if something grew. And no report moves the lease's end: then its part is offered to a free
 client as well, and whoever delivers first counts. So neither a machine that is far slower than was thought nor a client

@@ -139,7 +139,7 @@ def check_removal(turn: Turn, event: TaskRemoved) -> None:
 
 
 def remove(turn: Turn, event: TaskRemoved) -> None:
-    """Forget a task that is over; it left nothing open."""
+    """Drop a task that is over; it left nothing open."""
     run = turn.farm.task(event.task_id)
     turn.farm.drop(run.task_id)
     for client in turn.farm.clients.values():

@@ -76,7 +76,7 @@ class Turn:
             self._hold_back(run, run.volatile)
 
     def put_at_stake(self, event: ResultArrived | AssignmentFailed) -> None:
-        """Note what a client waits to hear of."""
+        """Note what a client waits for an answer to."""
         if self.stake is None:
             self.stake = event
 

@@ -1,4 +1,4 @@
-"""What a task is given now, and why: decided without any effect, for the scheduler and for people who ask.
+"""What a task is given now, and why: decided without any effect, for the scheduler and for `farm why`.
 
 Reasons are made when somebody asks for them; to decide costs no more than to look at the clients that are free.
 """
@@ -27,7 +27,7 @@ MANY_CLIENTS = 100
 
 
 class Outcome(Enum):
-    """What happens to a task that wants clients."""
+    """What happens to a task that waits for clients."""
 
     DONE = auto()
     """It has trained all."""
@@ -54,7 +54,7 @@ class Verdict:
 
 
 class Outlook:
-    """One moment's view of who outranks whom; what several tasks' verdicts ask for is worked out once.
+    """One moment's view of who outranks whom; what several tasks' verdicts need is worked out once.
 
     Unless it is ``thorough``, nobody looks through a large number of clients in vain.
     """
@@ -220,7 +220,7 @@ def _is_worth_waiting(turn: Turn, run: TaskRun, client: ClientState, idle: int) 
 
 
 def _lacking(run: TaskRun, pool: Pool, outlook: Outlook, needed: int) -> str:
-    """Say how many clients a task has, what the others do, and for whom free ones are kept."""
+    """Return how many clients a task has, what the others do, and for whom free ones are kept."""
     turn = outlook.turn
     clients = [c for c in pool.present.values() if available(c, run, turn.now).value]
     free = [c for c in clients if c.slots > 0]
@@ -243,7 +243,7 @@ def _keeper(keeper: TaskRun) -> str:
 
 
 def nobody(turn: Turn, run: TaskRun) -> str:
-    """Say in a clause why no client can work on the task."""
+    """Return in a clause why no client can work on the task."""
     online = turn.farm.pools.connected
     if not online:
         return "no client is connected; volunteers join with `farm-client join`"

@@ -1,4 +1,4 @@
-"""What people are told: tasks, clients, scores, and what a task waits for. Read-only."""
+"""Views for people: tasks, clients, scores, and what a task waits for. Read-only."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _step_line(step: Step, now: float) -> str:
 
 
 def why(turn: Turn, run: TaskRun) -> str:
-    """Say in one line what the task waits for; for an open step, who holds which part and how far it is."""
+    """Return in one line what the task waits for; for an open step, who holds which part and how far it is."""
     line = _state_line(turn, run)
     if turn.farm.server_lacks is not None and run.record.state in ACTIVE:
         line = f"{line}; it waits for the server: {turn.farm.server_lacks}"

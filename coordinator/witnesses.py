@@ -1,4 +1,4 @@
-"""Whose word counts when clients say that a task would fail everywhere: new identities are free, and prove nothing.
+"""Whose reports count as evidence that a task fails everywhere: new identities are free, and prove nothing.
 
 Such a failure ends a task once *proven* clients, which have delivered what passed every check, say so as well. Where
 none of those could take the task, all that could must say so; and where the researcher ran the code before submitting

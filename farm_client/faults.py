@@ -71,7 +71,7 @@ def for_executors(scratch_root: Path, environment: Mapping[str, str] = os.enviro
 
 
 def armed() -> bool:
-    """Tell whether anything is planned in this process."""
+    """Return whether anything is planned in this process."""
     return _armed is not None
 
 

@@ -59,7 +59,7 @@ def way_to(url: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host, a name or an address, is this machine itself."""
+    """Return whether a host, a name or an address, is this machine itself."""
     name = host.rstrip(".").lower()
     if name in _OWN_NAMES or name.endswith(".localhost"):
         return True
@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_spared(host: str, port: int, spared: str) -> bool:
-    """Tell whether a list of hosts, as ``NO_PROXY`` has it, names this one."""
+    """Return whether a list of hosts, as ``NO_PROXY`` has it, names this one."""
     return any(_names(entry, host.rstrip(".").lower(), port) for entry in re.split(r"[,\s]+", spared.lower()) if entry)
 
 

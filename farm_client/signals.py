@@ -1,4 +1,4 @@
-"""Which signals are ours to handle: those that whoever started us told to be ignored stay ignored.
+"""Which signals to handle: those that were ignored when the process started stay ignored.
 
 ``nohup`` ignores the hang-up, and a shell without job control the interrupt of what it runs in the background; a
 handler of ours would undo that.

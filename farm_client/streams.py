@@ -1,4 +1,4 @@
-"""Standard streams that never end a command: closed ones, ones that are not UTF-8, readers that have left."""
+"""Standard streams that never break a command: closed ones, ones that are not UTF-8, closed pipes."""
 
 from __future__ import annotations
 

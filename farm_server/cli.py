@@ -200,7 +200,7 @@ def restore(
 
 
 def _disk_lines(room: RoomView) -> Iterator[str]:
-    """Say how much is free, what is kept, and which tasks take most."""
+    """Return how much is free, what is kept, and which tasks take most."""
     yield f"disk: {sized(room.free_bytes)} free, the ledger has {sized(room.ledger_bytes)}"
     yield f"kept: {room.policy}"
     for task in room.tasks[:_TASKS_SHOWN]:

@@ -35,7 +35,7 @@ _SHOWN_CHARS: Final = 80
 
 
 def directory_fault(tail: bytes) -> str | None:
-    """Say what is wrong with the end of a zip, given its last ``TAIL_BYTES``; None if its directory may be read.
+    """Return what is wrong with the end of a zip, given its last ``TAIL_BYTES``; None if its directory may be read.
 
     A directory that is huge, or only to be found by the ZIP64 records that a bundle has no use for, is refused unread.
     """

@@ -1,4 +1,4 @@
-"""Settings that are each fine and together can never be met: told to who submits, before anything waits for ever.
+"""Settings that are each fine and together can never be met: refused at submission, before anything waits for ever.
 
 Apart from ``Recipe``'s own validators, because a ledger may hold a task of before, which must still be read.
 """

@@ -114,7 +114,7 @@ class Injection:
         return f"{self.place}-{'first' if self.round is None else self.round}-{what}"
 
     def strikes(self, place: Fault, round_number: int) -> bool:
-        """Tell whether it is meant for this place in this round."""
+        """Return whether it is meant for this place in this round."""
         return self.place is place and self.round in (None, round_number)
 
 

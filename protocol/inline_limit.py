@@ -24,7 +24,7 @@ class InlineLimit:
         self._rises_at = 0.0
 
     def written(self, frame_bytes: int, seconds: float, now: float) -> None:
-        """Take notice that a frame took so long to leave, or so long until it was given up."""
+        """Record that a frame took so long to leave, or so long until it was given up."""
         if frame_bytes >= LEAST_BYTES and seconds > MOMENT_SECONDS:
             self._bytes = max(LEAST_BYTES, int(frame_bytes * MOMENT_SECONDS / seconds))
             self._rises_at = now + _TRY_AGAIN_SECONDS

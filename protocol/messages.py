@@ -152,7 +152,7 @@ class Ready(Frozen):
 
 
 class Kind(StrEnum):
-    """What an assignment asks for."""
+    """What is to be done in an assignment."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"

@@ -202,7 +202,7 @@ class Recipe(Frozen):
         return self
 
     def _unrepeatable(self) -> str | None:
-        """Say what besides the parts would depend on which clients come, and when."""
+        """Return what besides the parts would depend on which clients come, and when."""
         if self.quorum < 1 or self.over_provision or self.max_staleness:
             return "quorum, over_provision and max_staleness count whoever is first: leave them out"
         if self.keep_inner_optimizer:

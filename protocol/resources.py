@@ -27,7 +27,7 @@ Gpus = Annotated[tuple[Gpu, ...], AfterValidator(lambda gpus: gpus[:MAX_GPUS])]
 
 
 class Resources(Frozen):
-    """A machine's fixed properties, told once in hello.
+    """A machine's fixed properties, sent once in hello.
 
     ``bench_gflops`` is the short benchmark's matrix-multiply rate on the best device that passed its self-test.
     """

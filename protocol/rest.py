@@ -15,7 +15,7 @@ from protocol.tasks import BlobRef, TaskSpec
 
 
 class View(Frozen):
-    """What the API tells. A float that JSON has no number for is the text "NaN", "Infinity" or "-Infinity"."""
+    """The base of the API's views. A float that JSON has no number for is the text "NaN", "Infinity" or "-Infinity"."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
@@ -320,7 +320,7 @@ class ModelView(View):
 
 
 class UploadState(StrEnum):
-    """What the farm says to who wants to upload a blob."""
+    """The state of an upload, as the farm answers it."""
 
     STORED = "stored"
     """The farm has it: nothing is to be sent."""
@@ -331,7 +331,7 @@ class UploadState(StrEnum):
 
 
 class UploadRequest(Frozen):
-    """POST /v1/blobs/{digest}/upload: the first word of an upload, and the word after any cut.
+    """POST /v1/blobs/{digest}/upload: the first request of an upload, and the first one after any cut.
 
     ``wait_seconds`` is how long the answer may be held back while it would be ``wait``; it comes as soon as it is not.
     """

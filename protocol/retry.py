@@ -29,7 +29,7 @@ class RetryPolicy:
     growth: float = 2.0
 
     def allows(self, failures: int) -> bool:
-        """Tell whether another try is due after so many failures in a row."""
+        """Return whether another try is due after so many failures in a row."""
         return self.tries is None or failures < self.tries
 
     def bound_seconds(self, failures: int) -> float:

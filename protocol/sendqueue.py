@@ -90,7 +90,7 @@ class SendQueue:
         return Packed(join(bodies), len(bodies)) if bodies else None
 
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Drop all that waits."""
         self._urgent.clear()
         self._ordered.clear()
         self.waiting_bytes = 0

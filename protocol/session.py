@@ -176,7 +176,7 @@ class Session:
         return [message for entry in entries if (message := self._take(entry)) is not None]
 
     def outgoing(self) -> list[bytes]:
-        """Return and forget the frames that the session itself wants written."""
+        """Return and clear the frames that the session itself wants written."""
         frames, self._outgoing = self._outgoing, []
         return frames
 

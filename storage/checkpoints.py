@@ -112,7 +112,7 @@ class CheckpointStore:
         return CheckpointFiles(weights, optimizer)
 
     def damage(self, record: CheckpointRecord) -> str | None:
-        """Say what of the checkpoint can't be read, its manifest included, or return None: it is intact."""
+        """Return what of the checkpoint can't be read, its manifest included, or return None: it is intact."""
         try:
             self.open(record)
             if record.manifest is not None:

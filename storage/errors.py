@@ -1,4 +1,4 @@
-"""What can go wrong with the ledger and the blobs, each with the sentence that says what to do.
+"""What can go wrong with the ledger and the blobs, each with a sentence on what to do.
 
 FarmError
 ├── StorageError
@@ -94,7 +94,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def ledger_error(path: Path, error: Exception) -> FarmError:
-    """Say what a failure of the ledger at ``path`` means, whatever was asked of it."""
+    """Return what a failure of the ledger at ``path`` means, whatever was asked of it."""
     name = _result(error)
     if name in SQLITE.damage:
         said: FarmError = DamagedLedger(f"{path} is not an intact ledger ({_cause(error)}); restore it from a backup")
@@ -112,7 +112,7 @@ def concerns_every_change(error: Exception) -> bool:
 
 
 def write_error(error: Exception) -> FarmError:
-    """Say why one change cannot be written while others can."""
+    """Return why one change cannot be written while others can."""
     if isinstance(error, IntegrityError) and "tasks.submit_token" in str(error.orig):
         said: FarmError = Conflict("another task has this submit token already; ask for that task instead")
     else:

@@ -90,7 +90,7 @@ class SqlLedger(Reads):
         await self.submit(records, entries)
 
     async def drop_checkpoints(self, task_id: str, rounds: Iterable[int]) -> None:
-        """Forget these checkpoints of the task; unknown ones are no error. Raises: Unavailable."""
+        """Drop these checkpoints of the task; unknown ones are no error. Raises: Unavailable."""
         await self._writer.submit(Change(dropped=tuple((task_id, number) for number in rounds)))
 
     async def prune(self, history: History, task_id: str, upto: int) -> int:

@@ -1,4 +1,4 @@
-"""A ledger in memory: for tests, and for whoever embeds the coordinator and keeps its facts in another way."""
+"""A ledger in memory: for tests, and for programs that embed the coordinator and keep its facts in another way."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class MemoryLedger:
         await self.submit(records, entries)
 
     async def drop_checkpoints(self, task_id: str, rounds: Iterable[int]) -> None:
-        """Forget these checkpoints."""
+        """Drop these checkpoints."""
         await self.save(())
         for number in rounds:
             self.facts.checkpoints.pop((task_id, number), None)

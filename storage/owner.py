@@ -25,7 +25,7 @@ SPARED_SECONDS: Final = 7 * 24 * 3600.0
 
 
 class Owner(Frozen):
-    """What ``owner.json`` says. Blobs from before ``spared_before`` are kept until ``spared_until`` (Unix seconds)."""
+    """The contents of ``owner.json``. Blobs before ``spared_before`` are kept until ``spared_until`` (Unix seconds)."""
 
     format: str = Field(default="aifarm-owner-1", pattern="^aifarm-owner-1$")
     ledger_id: str = Field(min_length=1, max_length=64)

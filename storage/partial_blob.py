@@ -132,7 +132,7 @@ class PartialBlob:
         return True
 
     def drop(self) -> bool:
-        """Forget it, and remove its files; false if it is being checked, or is gone already. Raises: Unavailable."""
+        """Drop it, and remove its files; false if it is being checked, or is gone already. Raises: Unavailable."""
         with self._lock:
             if self._state is not PartialState.RECEIVING:
                 return False

@@ -1,4 +1,4 @@
-"""The file beside an unfinished upload that says what is here: a line such as ``0-1048576`` (half-open) for each write.
+"""The list of ranges received, in a file beside an unfinished upload: a line ``0-1048576`` (half-open) for each write.
 
 A range is put down after its bytes were written, so that a process killed at any moment claims nothing that it has not.
 A line without its end does not count; the next one is written over it.

@@ -22,7 +22,7 @@ _BLOBS: Final = insert_statement(table_of(BlobRow))
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one caller wants written, all or nothing.
+    """What is written for one caller, all or nothing.
 
     ``dropped`` are keys (task_id, round) of checkpoints, ``pruned`` parts of histories, ``removed`` ids of tasks,
     ``removed_clients`` ids of clients.

@@ -1,4 +1,4 @@
-"""What takes the room: bytes of blobs and rows of history, by task, as queries of the ledger."""
+"""Disk usage by task: bytes of blobs and rows of history, as queries of the ledger."""
 
 from __future__ import annotations
 

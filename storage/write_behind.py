@@ -1,4 +1,4 @@
-"""Written in threads while more arrives: what a stream brings is on the disk soon, and nobody waits for the disk."""
+"""Writes a stream in threads while more of it arrives: it is on disk soon, and the event loop never waits for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one thread that writes the ledger, and the one queue before it: group commit, and patience with the disk.
+"""The one thread that writes the ledger, and the one queue before it: group commit, and retries while the disk refuses.
 
 A commit costs one fsync however much it holds, so what waits while one is under way is folded into the next: under
 load each save costs a fraction of an fsync, and alone it is written at once. What must not be lost (``insist``) stays

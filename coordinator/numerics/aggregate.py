@@ -1,4 +1,4 @@
-"""The interface of what makes one update of a round's many, whatever the recipe's ``aggregate`` says.
+"""The interface of an aggregate, which makes one update of a round's many: the recipe chooses which.
 
 ``weighted_mean`` and ``robust`` implement it; tests/contract/test_aggregates.py holds every implementation to it.
 """
@@ -60,7 +60,7 @@ class Aggregate(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget all updates, and keep the memory. A new aggregate MUST behave as one that was reset."""
+        """Drop all updates, and keep the memory. A new aggregate MUST behave as one that was reset."""
 
     @property
     @abstractmethod

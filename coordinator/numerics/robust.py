@@ -95,7 +95,7 @@ class TrimmedMean(Aggregate):
         return {spec.name: out.view(spec.shape) for spec, out in self._results.items()}
 
     def reset(self) -> None:
-        """Forget the readers, and keep the result's memory."""
+        """Drop the readers, and keep the result's memory."""
         self._readers.clear()
         self._untouched.clear()
         self._settled = False

@@ -44,7 +44,7 @@ class Sgd:
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     def step(self, parameter: Tensor, gradient: Tensor, state: State) -> None:
-        """Do as the protocol says."""
+        """Take one step, as the protocol defines it."""
         buffers = [state.get("momentum_buffer")]
         sgd(
             [parameter],
@@ -81,7 +81,7 @@ class Adam:
             raise ValueError(f"betas is {self.betas}, both must be at least 0 and below 1")
 
     def step(self, parameter: Tensor, gradient: Tensor, state: State) -> None:
-        """Do as the protocol says."""
+        """Take one step, as the protocol defines it."""
         self._step(parameter, gradient, state, decoupled_weight_decay=False)
 
     def _step(self, parameter: Tensor, gradient: Tensor, state: State, *, decoupled_weight_decay: bool) -> None:
@@ -116,7 +116,7 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
     def step(self, parameter: Tensor, gradient: Tensor, state: State) -> None:
-        """Do as the protocol says."""
+        """Take one step, as the protocol defines it."""
         self._step(parameter, gradient, state, decoupled_weight_decay=True)
 
 

@@ -58,7 +58,7 @@ class WeightedMean(Aggregate):
         return dict(self._settled)
 
     def reset(self) -> None:
-        """Forget all updates and keep the memory, which the first fold of the next round overwrites."""
+        """Drop all updates and keep the memory, which the first fold of the next round overwrites."""
         self._weight = 0.0
         self._untouched = frozenset()
         self._settled = None

@@ -1,4 +1,4 @@
-"""Secrets of the command line and the environment, taken out of what the system shows of this process.
+"""Erases secrets of the command line and the environment from what the system shows of this process.
 
 ``ps`` shows a process's arguments to every user of the machine, and ``/proc`` its first environment to all processes of
 the same user, the tasks' code among them; both are areas of the process's own memory. Linux only: elsewhere nothing

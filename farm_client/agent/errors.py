@@ -1,4 +1,4 @@
-"""What stops an agent, each with the sentence that its person reads.
+"""Errors that stop an agent, each with the sentence that its owner reads.
 
 FarmError
 ├── BadSettings        an option or variable with a wrong value

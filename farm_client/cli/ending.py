@@ -1,4 +1,4 @@
-"""The last words about a task that is over: how it ended, what to look at, what to type next."""
+"""What is shown of a task that is over: how it ended, what to look at, what to type next."""
 
 from __future__ import annotations
 

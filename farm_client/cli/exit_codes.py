@@ -1,4 +1,4 @@
-"""What `farm` tells the shell. ``docs/reference/exit-codes.md`` lists the same, and a test compares the two."""
+"""The exit codes of `farm`. ``docs/reference/exit-codes.md`` lists the same, and a test compares the two."""
 
 from __future__ import annotations
 

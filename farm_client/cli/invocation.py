@@ -1,4 +1,4 @@
-"""One run of `farm`: what its common options said, and the ways out of the process that follow from them."""
+"""One run of `farm`: its common options, and the connections and output that follow from them."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def start_volunteer(name: str, join_url: str, folder: Path, environ: Mapping[str
 
 
 def end(daemons: Sequence[Daemon]) -> None:
-    """End processes and what they started: ask politely, ask again (no waiting for work), then kill."""
+    """End processes and what they started: SIGTERM, once more (no waiting for work), then SIGKILL."""
     for _ in range(2):
         for daemon in daemons:
             if daemon.process.poll() is None:

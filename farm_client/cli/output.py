@@ -1,4 +1,4 @@
-"""The two voices of `farm`: results on stdout, chatter on stderr; with --json, results are envelopes.
+"""The output of `farm`: results on stdout, messages on stderr; with --json, results are envelopes.
 
 ``docs/reference/json-output.md`` lists every kind, and a test compares the two.
 """
@@ -94,7 +94,7 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Tell whether stdout is a terminal on which a picture can be redrawn."""
+        """Return whether stdout is a terminal on which a picture can be redrawn."""
         return not self.as_json and self.results.is_terminal
 
     @property

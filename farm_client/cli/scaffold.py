@@ -1,4 +1,4 @@
-"""Something to begin with: `farm init`."""
+"""A new project from a template: `farm init`."""
 
 from __future__ import annotations
 

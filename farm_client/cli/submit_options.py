@@ -33,7 +33,7 @@ _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """What the command line says of a task; ``--config`` may say the rest (see ``task_file``)."""
+    """A task's options on the command line; ``--config`` may say the rest (see ``task_file``)."""
 
     SHOWN_DEFAULTS: ClassVar[Mapping[str, str]] = MappingProxyType(
         {

@@ -1,4 +1,4 @@
-"""What is to be submitted: the TOML file of ``--config``, with the command line's word over it.
+"""The settings of a submission: the TOML file of ``--config``, overridden by the command line.
 
 The file has up to four tables: ``[task]`` (the fields of ``TaskTable``), ``[recipe]`` and ``[requirements]`` (the
 fields of ``protocol.recipe``), and ``[config]``, which is handed to the researcher's code as it is.
@@ -68,7 +68,7 @@ class TaskTable(BaseModel):
 
 
 class TaskFile(BaseModel):
-    """All that a submission says beside its code."""
+    """All of a submission beside its code."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

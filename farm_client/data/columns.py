@@ -151,7 +151,7 @@ def utf8(text: str | bytes) -> bytes:
 
 
 def is_text(text: str | bytes) -> bool:
-    """Tell whether a text can be stored as UTF-8."""
+    """Return whether a text can be stored as UTF-8."""
     try:
         utf8(text)
     except UnicodeError:

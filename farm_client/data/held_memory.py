@@ -1,4 +1,4 @@
-"""How much memory a thing holds, whatever it is: tensors, arrays, strings, objects of strangers' classes.
+"""How much memory an object holds, whatever it is: tensors, arrays, strings, objects of any class.
 
 An estimate in bounded time: of long lists a sample is looked at, and what is too deep is reckoned from the rest.
 """

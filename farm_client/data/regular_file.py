@@ -18,7 +18,7 @@ _KINDS: Final = (
 
 
 def kind_of(path: Path) -> str | None:
-    """Say what a path leads to, links followed: None for a regular file, else such as ``a named pipe``.
+    """Return what a path leads to, links followed: None for a regular file, else such as ``a named pipe``.
 
     Raises: DataError if there is nothing, or it may not be looked at.
     """

@@ -27,7 +27,7 @@ class Rows(Protocol):
 
     @property
     def grows(self) -> bool:
-        """Tell whether it may hold more memory when it is read."""
+        """Return whether it may hold more memory when it is read."""
 
     def kept(self) -> object:
         """Return all that only this shard keeps in memory."""

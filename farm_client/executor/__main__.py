@@ -1,4 +1,4 @@
-"""The executor process: warms up, then carries out its agent's orders until told to stop.
+"""The executor process: warms up, then carries out its agent's orders until the stop.
 
     Warm -> LoadTask -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
 

@@ -46,7 +46,7 @@ class Contract:
     config: Mapping[str, Any]
 
     def has(self, function: str) -> bool:
-        """Tell whether the code defines this optional function."""
+        """Return whether the code defines this optional function."""
         return callable(getattr(self.module, function, None))
 
     def build_model(self) -> nn.Module:
@@ -174,7 +174,7 @@ def load_contract(code_dir: Path, entry: str, config: Mapping[str, Any]) -> Cont
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether ``step()`` cannot be called without an argument, as that of LBFGS."""
+    """Return whether ``step()`` cannot be called without an argument, as that of LBFGS."""
     # The class's own: an instance's may be the wrapper that a scheduler puts around it.
     _self, *rest = inspect.signature(type(optimizer).step).parameters.values()
     return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest)
@@ -192,7 +192,7 @@ def _about_batch(batch: Any, error: BaseException) -> str:
 
 
 def _smells_of_unpacking(error: BaseException) -> bool:
-    """Tell whether an error is like those of ``x, y = batch`` and ``batch[0]`` over a dict."""
+    """Return whether an error is like those of ``x, y = batch`` and ``batch[0]`` over a dict."""
     if isinstance(error, KeyError):
         return bool(error.args) and isinstance(error.args[0], int)
     return bool(re.search(r"\bstr\b|to unpack", text_of(error)))

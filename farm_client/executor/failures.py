@@ -1,4 +1,4 @@
-"""Whose fault a failure is, and how it is told: the researcher's file and line, one sentence, a trimmed traceback."""
+"""Whose fault a failure is, and its report: the researcher's file and line, one sentence, a trimmed traceback."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def blaming(code_dir: Path) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the machine ran out of memory, on the GPU or in RAM."""
+    """Return whether the machine ran out of memory, on the GPU or in RAM."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in text_of(error) for words in _MEMORY_WORDS)
 
 
 def is_out_of_disk(error: BaseException) -> bool:
-    """Tell whether a write found the disk full. ``safetensors`` and torch wrap the system's error into their own."""
+    """Return whether a write found the disk full. ``safetensors`` and torch wrap the system's error into their own."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(words in text_of(error) for words in _DISK_WORDS)
@@ -226,7 +226,7 @@ def _advice(error: BaseException) -> str:
 
 
 def _is_missing_module(error: BaseException, code_dir: Path) -> bool:
-    """Tell whether a module is lacking that is not a part of the submitted code."""
+    """Return whether a module is lacking that is not a part of the submitted code."""
     if not isinstance(error, ImportError) or not _is_installed_thing(error):
         return False
     name = (error.name or "").partition(".")[0]
@@ -239,7 +239,7 @@ def _entry_folders(code_dir: Path) -> list[Path]:
 
 
 def _is_installed_thing(error: ImportError) -> bool:
-    """Tell whether an import failed for want of a module, or of a shared library that one needs."""
+    """Return whether an import failed for want of a module, or of a shared library that one needs."""
     is_library = any(words in text_of(error) for words in ("shared object", "DLL load failed", "undefined symbol"))
     return isinstance(error, ModuleNotFoundError) or is_library
 

@@ -91,7 +91,7 @@ class ModelTensors:
         return {**self.parameters, **self.frozen, **self._buffers(self.buffer_names + self.constant_names)}
 
     def clear_gradients(self) -> None:
-        """Forget all gradients, whatever the model's own ``zero_grad`` does."""
+        """Drop all gradients, whatever the model's own ``zero_grad`` does."""
         for parameter in (*self.parameters.values(), *self.frozen.values()):
             parameter.grad = None
 
@@ -193,7 +193,7 @@ def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Tell whether no element is NaN or infinite; integers never are. One pass, without a temporary."""
+    """Return whether no element is NaN or infinite; integers never are. One pass, without a temporary."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor.detach())

@@ -1,4 +1,4 @@
-"""The executor's first lines: tie its life to the agent's, then become the real executor.
+"""Makes the executor end with its agent: the first lines that it runs before torch is imported.
 
     python -P -m farm_client.executor.lifeline AGENT_PID MODULE
 

@@ -65,7 +65,7 @@ def unused_hooks(model: nn.Module) -> Iterator[Omission]:
 
 
 def is_own(cls: type, method: str) -> bool:
-    """Tell whether the class has this method from other hands than Lightning's."""
+    """Return whether the class has this method from other hands than Lightning's."""
     function = getattr(cls, method, None)
     return function is not None and _package(function) not in LIGHTNING_PACKAGES
 

@@ -21,7 +21,7 @@ from farm_client.task import metric_name
 
 
 def is_lightning(model: object) -> bool:
-    """Tell whether a model, or a class, has Lightning's steps."""
+    """Return whether a model, or a class, has Lightning's steps."""
     return all(callable(getattr(model, name, None)) for name in ("training_step", "configure_optimizers"))
 
 
@@ -101,7 +101,7 @@ class CapturedLogs:
 
 
 def _is_metric(thing: object) -> bool:
-    """Tell whether a thing gathers over batches, as a torchmetrics object does."""
+    """Return whether a thing gathers over batches, as a torchmetrics object does."""
     return all(callable(getattr(thing, name, None)) for name in ("update", "compute", "reset"))
 
 

@@ -1,4 +1,4 @@
-"""What agent and executor say to each other, over a Unix socket pair in ``protocol.framing`` frames.
+"""Messages between agent and executor, over a Unix socket pair in ``protocol.framing`` frames.
 
 Orders go to the executor, reports come back. The executor's stdout and stderr are pipes that the agent reads.
 Small blobs ride as bytes, larger ones as paths of files in the agent's cache (read) or the scratch folder (written).

@@ -54,7 +54,7 @@ def _is_overridden(module: nn.Module, name: str) -> bool:
 
 
 def _is_mode_switch(method: Any) -> bool:
-    """Tell whether a method takes a mode as torch's does: by that name, as a boolean, or among ``*args``."""
+    """Return whether a method takes a mode as torch's does: by that name, as a boolean, or among ``*args``."""
     if not _takes(method, 1):
         return False
     first = next(iter(inspect.signature(method).parameters.values()))
@@ -63,7 +63,7 @@ def _is_mode_switch(method: Any) -> bool:
 
 
 def _takes(method: Any, count: int) -> bool:
-    """Tell whether a method can be called with so many arguments."""
+    """Return whether a method can be called with so many arguments."""
     if not callable(method):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a task's code asks for that the farm's loop does not do: refused by its name, or noted.
+"""What a task's code relies on that the farm's loop does not do: refused by its name, or noted.
 
 Nothing may be left out silently. What would change the trained weights is refused until the recipe's ``ignore`` names
 it (``--ignore NAME``); the rest is a note that stays with the task.

@@ -1,4 +1,4 @@
-"""The agent's side of one executor: start it, send it orders, hear its reports and its output, end it.
+"""The agent's side of one executor process: starts it, sends orders, reads reports and output, ends it.
 
 What protects the volunteer today, and what does not:
 
@@ -50,7 +50,7 @@ Stream = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True, slots=True)
 class ExecutorListener:
-    """Who hears of an executor. Called on the event loop; none may block or raise."""
+    """Callbacks for an executor's reports, output and death. Called on the event loop; none may block or raise."""
 
     on_report: Callable[[Report], None]
     on_line: Callable[[Stream, str], None]
@@ -84,7 +84,7 @@ class ExecutorProcess(asyncio.Protocol):
             self._transport.write(pack_frame(order.model_dump()))
 
     def read_output(self) -> None:
-        """Hear now all that the executor printed so far: what it printed before a report comes before the report."""
+        """Take now all that the executor printed so far: what it printed before a report comes before the report."""
         for descriptor in tuple(self._outputs):
             self._read_pipe(descriptor)
 
@@ -113,7 +113,7 @@ class ExecutorProcess(asyncio.Protocol):
             self._stop("it closed its connection to the agent")
 
     def data_received(self, data: bytes) -> None:
-        """Hear reports (asyncio calls this). The executor runs strangers' code, so each report is checked."""
+        """Take reports (asyncio calls this). The executor runs strangers' code, so each report is checked."""
         try:
             frames = self._decoder.feed(data)
             reports = [REPORT.validate_python(frame) for frame in frames]

@@ -1,4 +1,4 @@
-"""What an assignment tells while it runs: samples done and logged metrics, at most a few times a second."""
+"""Progress reports of a running assignment: samples done and logged metrics, at most a few times a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the researcher's side and a rehearsal process tell each other, as JSON files. Free of torch."""
+"""Records between `farm submit` and its rehearsal process, as JSON files. Free of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One task in an executor: its code, model and data in memory, and assignments carried out one after the other."""
+"""One task in an executor: code, model and data in memory; runs its assignments one after the other."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TaskRunner:
         self._frozen = FrozenTensors(path, self.tensors)
 
     def confirm(self) -> None:
-        """Hear that the last result was reported: what its update lost now belongs to the next one."""
+        """Note that the last result was reported: what its update lost now belongs to the next one."""
         self._updates.confirm()
 
     def weights_file(self) -> bytes:
@@ -164,7 +164,7 @@ class TaskRunner:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether two tensors hold the same values; NaN is equal to NaN."""
+    """Return whether two tensors hold the same values; NaN is equal to NaN."""
     return torch.equal(one, other) or (
         one.is_floating_point() and torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
     )

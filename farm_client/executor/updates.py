@@ -67,7 +67,7 @@ class UpdateWriter:
         return fields
 
     def confirm(self) -> None:
-        """Hear that the assignment was reported, with its update if it has one."""
+        """Note that the assignment was reported, with its update if it has one."""
         if self._unconfirmed is not None:
             self._residual, self._unconfirmed = self._unconfirmed, None
 

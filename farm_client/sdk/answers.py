@@ -1,4 +1,4 @@
-"""How an HTTP answer, or the lack of one, becomes a value or an error that says what to do."""
+"""From an HTTP response, or the lack of one, to a value or a typed error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's kept checkpoints, and what to say of one that is not kept."""
+"""A task's kept checkpoints, and the error for one that is not kept."""
 
 from __future__ import annotations
 

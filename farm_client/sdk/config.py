@@ -39,7 +39,7 @@ class FarmAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Tell whether the farm runs on this machine."""
+        """Return whether the farm runs on this machine."""
         return is_loopback(httpx.URL(self.url).host)
 
 

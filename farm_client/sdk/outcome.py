@@ -21,5 +21,5 @@ def outcome_of(task: TaskView) -> TaskOutcome | None:
 
 
 def is_over(task: TaskView) -> bool:
-    """Tell whether the task has ended."""
+    """Return whether the task has ended."""
     return outcome_of(task) is not None

@@ -42,7 +42,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Submission:
-    """What the researcher asks for. Recipe fields that were not set get this module's defaults.
+    """What the researcher submits. Recipe fields that were not set get this module's defaults.
 
     ``batch``: "dict", "tuple" (of all columns, in the data file's order), or the columns of the tuple.
 

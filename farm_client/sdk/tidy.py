@@ -1,4 +1,4 @@
-"""Records from a farm as they may be shown: every text in them one line that does nothing on a terminal."""
+"""Sanitizes records from a farm for the terminal: every text becomes one line without control characters."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _leading_bytes(chunks: Iterable[bytes]) -> bytes:
 
 
 def _differences(model: Layout, start: Layout) -> Iterator[str]:
-    """Say what of the checkpoint differs from the model, tensor by tensor."""
+    """Return what of the checkpoint differs from the model, tensor by tensor."""
     built, kept = ({spec.name: spec for spec in layout.tensors} for layout in (model, start))
     for name in sorted(built.keys() | kept.keys()):
         if name not in kept:

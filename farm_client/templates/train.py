@@ -1,4 +1,4 @@
-"""Two spirals: tell from a point's place which of the two it lies on.
+"""Two spirals: classify a point by the spiral that it lies on.
 
 The farm calls these functions on its volunteers' machines. `config` is the [config] table of task.toml; a batch is a
 dict of tensors, keyed by the names of the arrays in data.npz. What you print comes back with `farm logs`.

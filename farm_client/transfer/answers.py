@@ -1,4 +1,4 @@
-"""How HTTP clients of a farm are opened, and how its answers are read: raw, and never more of them than is sane.
+"""How HTTP clients of a farm are opened, and how responses are read: raw, and bounded.
 
 An answer may be a stranger's, or an enemy's: a body without end, or one that unpacks to gigabytes. Nothing is unpacked.
 """

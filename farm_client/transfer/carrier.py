@@ -1,4 +1,4 @@
-"""What every transfer to or from one farm shares: connections, limits, counters, and how often a try is worth it."""
+"""What every transfer to or from one farm shares: connections, limits, counters, and retries."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awai
 
 
 async def check(response: httpx.Response, digest: str) -> None:
-    """Tell what another try may mend from what it cannot. A refusal that is not in a farm's words is a stranger's.
+    """Raise for an error response: a retryable error where another try may mend it.
+
+    A refusal that no farm words so is a proxy's.
 
     Raises: Interrupted, Unauthorized, NotFound, DigestMismatch; FarmError for any other refusal, in the farm's words.
     """

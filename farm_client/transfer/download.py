@@ -72,7 +72,7 @@ class _Download:
         await check(response, self.digest)
 
     def count(self, received_bytes: int, repeated_bytes: int) -> None:
-        """Hear what came."""
+        """Count what came."""
         self.carrier.tally.received_bytes += received_bytes
         self.carrier.tally.received_again_bytes += repeated_bytes
         self.meter(self.partial.present_bytes)

@@ -107,7 +107,7 @@ class PartialFile:
             return self._hasher.hexdigest()
 
     def restart(self) -> None:
-        """Forget all that is here: it is damaged."""
+        """Drop all that is here: it is damaged."""
         with self._writing, self._hashing:
             _sidecar_path(self.path).unlink(missing_ok=True)
             self._file.truncate(0)

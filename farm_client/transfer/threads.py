@@ -1,4 +1,4 @@
-"""A thread for blocking work that an event loop waits for, and may stop waiting for."""
+"""Blocking work in a thread, awaited by an event loop that may cancel it."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ async def no_cut() -> bool:
 
 
 def ignore_waiting(_reason: str | None) -> None:
-    """Nobody needs to know."""
+    """Ignore the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadListener:
-    """Who hears how an upload goes.
+    """Callbacks for the progress of an upload.
 
     ``meter``: how many bytes are at the farm, or on their way. ``waits``: why it waits, each time that the farm says
     so, and None when its turn has come. ``midway``: asked when a piece has left whether the connection is to be cut.
@@ -87,7 +87,7 @@ class _Upload:
     ever_sent: ByteRanges = field(default_factory=ByteRanges)
 
     async def send_whole(self) -> None:
-        """Ask whether the farm has it; if not, send it in one request."""
+        """Query whether the farm has it; if not, send it in one request."""
         known = await self.carrier.ask("HEAD", self._url)
         if known.is_success and known.headers.get("content-length", "0") == str(self.source.size_bytes):
             return
@@ -99,7 +99,7 @@ class _Upload:
             raise Interrupted("the farm does not say that it has stored it")
 
     async def send_parts(self) -> None:
-        """Ask what the farm lacks, when it is this upload's turn, and send that."""
+        """Query what the farm lacks, when it is this upload's turn, and send that."""
         reply = await self._turn()
         if reply.state is UploadState.STORED:
             return
@@ -112,7 +112,7 @@ class _Upload:
             raise Interrupted("the farm has all parts that it asked for, and needs others")
 
     async def _turn(self) -> UploadReply:
-        """Ask until the answer is not to wait. The first answer comes at once: it may have a reason to show."""
+        """Poll until the answer is not to wait. The first answer comes at once: it may have a reason to show."""
         reply, has_waited = await self._ask(wait_seconds=0.0), False
         while reply.state is UploadState.WAIT:
             has_waited = True

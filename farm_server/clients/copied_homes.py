@@ -33,25 +33,25 @@ class CopiedHomes:
         self._clients: dict[str, _Client] = {}
 
     def returns(self, client_id: str, run_id: str) -> bool:
-        """Tell whether this run was connected before the present one: then there are two."""
+        """Return whether this run was connected before the present one: then there are two."""
         known = self._clients.get(client_id)
         return known is not None and bool(run_id) and run_id != known.run_id and run_id in known.former
 
     def joined(self, client_id: str, run_id: str) -> None:
-        """Take notice of the run that is connected from now on."""
+        """Record the run that is connected from now on."""
         known = self._clients.setdefault(client_id, _Client())
         if known.run_id and known.run_id != run_id and known.run_id not in known.former:
             known.former.append(known.run_id)
         known.run_id = run_id
 
     def replaced(self, client_id: str, now: float) -> bool:
-        """Take notice that a connection that answered was replaced; tell whether that was once too often."""
+        """Record that a connection that answered was replaced; return whether that was once too often."""
         times = self._clients.setdefault(client_id, _Client()).replaced_at
         times.append(now)
         return len(times) == SUSPECTED_TIMES and now - times[0] <= SUSPECTED_SECONDS
 
     def is_news(self, client_id: str) -> bool:
-        """Tell whether nobody was told of this client yet; from now on, somebody was."""
+        """Return whether nobody was told of this client yet; from now on, somebody was."""
         known = self._clients.setdefault(client_id, _Client())
         is_news, known.is_told = not known.is_told, True
         return is_news

@@ -1,4 +1,4 @@
-"""The clients as people and routes see them: who is known, who is connected, and how one is forgotten."""
+"""The clients as people and routes see them: who is known, who is connected, and the removal of one."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ class ClientDirectory:
         return self._registry.is_connected(client_id, address)
 
     async def remove(self, client_id: str, *, force: bool) -> None:
-        """Forget a client; ``force``: close its connection first. Durable on return. Raises: NotFound; Conflict."""
+        """Drop a client; ``force``: close its connection first. Durable on return. Raises: NotFound; Conflict."""
         await self._ask(ClientRemoved(client_id, force))

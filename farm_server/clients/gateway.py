@@ -1,4 +1,4 @@
-"""The WebSocket of ``/v1/farm``: lets clients in, keeps their connections, and loses those that fall silent."""
+"""The WebSocket of ``/v1/farm``: admits clients, keeps their connections, and drops those that fall silent."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Gateway:
             peer.wire.end(f"silent for more than {peer.longest_silence(now):g} s")
 
     def keep_pace(self, lag_seconds: float, backlog: int) -> None:
-        """Let clients beat as often as the server can hear them now; it is told how late it is, and what waits."""
+        """Adapt how often clients report to the server's load: how late its loop is, and what waits."""
         now = self._clock.now()
         load = ServerLoad(len(self._registry), self._registry.working(), lag_seconds, backlog)
         if not self._pacer.look(load, now):
@@ -111,7 +111,7 @@ class Gateway:
             self.dismiss(peer, reason)
 
     def dismiss(self, peer: Peer, reason: str) -> None:
-        """Say goodbye to a client and close."""
+        """Send ``Bye`` to a client and close."""
         if peer.wire.session.may_send("bye"):
             peer.wire.send(Bye(reason=reason))
         peer.wire.end(reason)
@@ -123,7 +123,7 @@ class Gateway:
             self.dismiss(peer, command.reason)
 
     async def _greet(self, wire: Wire) -> Peer | None:
-        """Hear who it is, and welcome it; None if that came to nothing."""
+        """Read the hello and welcome the client; None if that came to nothing."""
         self._admission.begins()
         try:
             if (hello := await self._hello(wire)) is None:

@@ -1,4 +1,4 @@
-"""What a client says, once it is in: turned into events, with results checked before they count."""
+"""A connected client's messages, turned into events; results are checked before they count."""
 
 from __future__ import annotations
 

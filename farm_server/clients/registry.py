@@ -49,7 +49,7 @@ class Peer:
 
 
 class SilenceWatch:
-    """Who was silent for too long, without a look at everybody each time: each is looked at when it might have been.
+    """Which clients were silent for too long; each is only looked at when it might have been.
 
     A peer that was heard meanwhile is due again when the silence that began then may not last longer.
     """
@@ -149,14 +149,14 @@ class Registry:
         self._penalties.punish(client_id, now)
 
     def remove(self, peer: Peer) -> bool:
-        """Forget a connection; false if it was replaced or removed before."""
+        """Drop a connection; false if it was replaced or removed before."""
         if self._peers.get(peer.client_id) is not peer:
             return False
         del self._peers[peer.client_id]
         return True
 
     def forget(self, client_id: str, incarnation: int) -> None:
-        """Forget the secret of a client that was removed, unless it joined anew meanwhile.
+        """Drop the secret of a client that was removed, unless it joined anew meanwhile.
 
         Its connections are counted on: what is still said of an earlier one must not be taken for a later one's.
         """

@@ -1,4 +1,4 @@
-"""How often clients beat and report: as told in the settings, and less often while the server has too much to hear.
+"""How often clients beat and report: as in the settings, and less often while the server is overloaded.
 
 The rule is pure; ``Pacer`` is told of the load a few times a second and says when the pace changes.
 """
@@ -62,7 +62,7 @@ class ReportIntervals:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """What the server has to bear. ``working``: clients with work; ``backlog``: commands that wait for the ledger."""
+    """The load of the server. ``working``: clients with work; ``backlog``: commands that wait for the ledger."""
 
     clients: int
     working: int
@@ -124,7 +124,7 @@ class Pacer:
         self.reason = "nothing is too much"
 
     def look(self, load: ServerLoad, now: float) -> bool:
-        """Take notice of the load; return whether ``intervals`` has changed."""
+        """Record the load; return whether ``intervals`` has changed."""
         self._remember_lag(load.lag_seconds, now)
         heartbeat_seconds = self._usual.heartbeat_seconds
         wanted = slowdown(replace(load, lag_seconds=self._lag_seconds), heartbeat_seconds)

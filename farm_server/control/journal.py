@@ -1,4 +1,4 @@
-"""The coordinator's way to the ledger: what it decided becomes durable in that order, and readers hear of it.
+"""The coordinator's way to the ledger: what it decided becomes durable in that order, and readers are woken.
 
 There is no queue here: the ledger's writer has the only one (``storage.writer``), groups what waits in it, and tries
 again while the disk refuses.

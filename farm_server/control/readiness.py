@@ -28,17 +28,17 @@ class Readiness:
         self._draining = True
 
     def not_ready(self) -> str | None:
-        """Say why the server can take no new work now, or return None."""
+        """Return why the server can take no new work now, or return None."""
         if self._draining:
             return "the server is shutting down"
         return self.short_of()
 
     def short_of(self) -> str | None:
-        """Say what the data folder's disk refuses now, or return None."""
+        """Return what the data folder's disk refuses now, or return None."""
         return self._journal.failure or self._stalled() or self._disk_space.lacks()
 
     def problem(self) -> str | None:
-        """Say what a watch should know: all of ``not_ready``, and the troubles."""
+        """Return what a watch should know: all of ``not_ready``, and the troubles."""
         return self.not_ready() or next((reason for look in self._troubles if (reason := look())), None)
 
     def tell(self, post: Callable[[Event], None]) -> None:

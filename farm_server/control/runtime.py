@@ -1,4 +1,4 @@
-"""The one loop: the world's events go into the coordinator, and its commands are carried out in order.
+"""The one loop: events go into the coordinator, and its commands are carried out in order.
 
 Events are handled at once, on the event loop. Saves start at once too, but no later command is carried out before
 an earlier save is durable: a client never hears of anything that a restart could forget.

@@ -1,4 +1,4 @@
-"""How many clients may join at a time: as many as the event loop can greet; all others are told when to come.
+"""How many clients may join at a time: as many as the event loop can serve; all others get a time to retry.
 
 To greet a client costs the loop some milliseconds, more while much is going on. Where thousands come back at once (as
 after a restart), greeting all of them as they come would make each wait for longer than it is willing to, and dial

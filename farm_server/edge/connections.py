@@ -71,7 +71,7 @@ class ConnectionBook:
             self._forget_unknown(connection)
 
     def close(self, connection: Connection) -> None:
-        """Forget a connection that has ended; once more does nothing."""
+        """Drop a connection that has ended; once more does nothing."""
         if not connection.is_open:
             return
         connection.is_open = False

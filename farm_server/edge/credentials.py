@@ -20,7 +20,7 @@ def header(headers: Headers, name: bytes) -> str | None:
 
 
 def token_refusal(tokens: Tokens, least: TokenRole, headers: Headers) -> Refusal | None:
-    """Say why a request may not do what ``least`` may, if so."""
+    """Return why a request may not do what ``least`` may, if so."""
     try:
         tokens.require(least, header(headers, b"authorization"))
     except Unauthorized as error:
@@ -29,7 +29,7 @@ def token_refusal(tokens: Tokens, least: TokenRole, headers: Headers) -> Refusal
 
 
 def upgrade_refusal(tokens: Tokens, path: str, headers: Headers) -> Refusal | None:
-    """Say why a WebSocket may not be opened, if so: there is one, and it needs a token."""
+    """Return why a WebSocket may not be opened, if so: there is one, and it needs a token."""
     if path != WEBSOCKET:
         return Refusal(HTTPStatus.NOT_FOUND, "not_found", f"there is no WebSocket here; dial {WEBSOCKET}")
     return token_refusal(tokens, TokenRole.VOLUNTEER, headers)

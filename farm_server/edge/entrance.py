@@ -1,4 +1,4 @@
-"""Who may open a WebSocket: with a token, while the farm takes clients in, and no faster than it can greet them."""
+"""Who may open a WebSocket: with a token, while the farm admits clients, and no faster than it can serve them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all connections of one server share: the book of them, the rules of the gate, and who hears of refusals."""
+"""What the connections of a server share: the table of them, the rules for requests, and the log of refusals."""
 
 from __future__ import annotations
 

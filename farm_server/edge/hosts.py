@@ -24,7 +24,7 @@ class AllowedHosts:
         self._names = frozenset(name.strip().lower().rstrip(".") for name in names if name.strip())
 
     def refusal(self, host: str | None) -> Refusal | None:
-        """Say why a request with this Host header (None: there was none) is not answered, if so."""
+        """Return why a request with this Host header (None: there was none) is not answered, if so."""
         if host is None or EVERY in self._names:
             return None
         name = _name_of(host)

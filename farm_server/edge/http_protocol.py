@@ -37,7 +37,7 @@ _BAD_REQUEST = Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "this is no HTTP/1
 
 
 class Seen:
-    """How the application tells the connection what it found out."""
+    """How the application reports to the connection what it found out."""
 
     def __init__(self, guard: Guard, connection: Connection) -> None:
         self._guard = guard

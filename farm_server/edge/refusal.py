@@ -61,7 +61,7 @@ class Refusal:
 
 
 class RefusalLog:
-    """Tells of refusals in a line now and then, the first one at once: who came, what was wrong, and how many more."""
+    """Logs refusals in a line now and then, the first one at once: who came, what was wrong, and how many more."""
 
     def __init__(self) -> None:
         self._quiet_until = float("-inf")

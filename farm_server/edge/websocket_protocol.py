@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol: it leaves the book of connections at its end, and answers a handshake that is none."""
+"""uvicorn's WebSocket protocol: it leaves the table of connections at its end, and answers a handshake that is none."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Anything that tells the time in seconds; tests bring their own."""
+    """Anything that returns the time in seconds; tests bring their own."""
 
     def now(self) -> float:
         """Return the time: Unix seconds, never smaller than before."""

@@ -1,4 +1,4 @@
-"""The folder that a server owns while it runs: its lock, its secrets, and the file that says where it listens."""
+"""The folder that a server owns while it runs: its lock, its secrets, and the file with its address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOCK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ServerInfo:
-    """What ``server.json`` says of the running server. The URLs carry tokens: the file is for its owner only."""
+    """The contents of ``server.json``: the running server. The URLs carry tokens: the file is for its owner only."""
 
     pid: int
     url: str
@@ -126,7 +126,7 @@ def unusable(root: Path, error: OSError) -> FarmError:
 
 
 def is_locked(root: Path) -> bool:
-    """Say whether a server holds the folder's lock now."""
+    """Return whether a server holds the folder's lock now."""
     if not (root / "server.lock").exists():
         return False
     lock = FileLock(root / "server.lock")

@@ -30,7 +30,7 @@ _WINDOW_SECONDS: Final = 10.0
 
 
 class Promise:
-    """Bytes that somebody said he would send. ``more`` asks for room for the next ones of a body without a length."""
+    """Bytes that are announced and not here yet. ``more`` claims room for the next of a body without a length."""
 
     def __init__(self, size_bytes: int, more: Callable[[], None], now: Callable[[], float]) -> None:
         self._left_bytes = size_bytes

@@ -87,7 +87,7 @@ async def open_state(settings: ServerSettings, folder: DataFolder, *, new_ledger
 
 @contextmanager
 def contradictions() -> Iterator[None]:
-    """Say what it means if records that the ledger holds can't be put together. Raises: DamagedLedger."""
+    """Within the block: records of the ledger that can't be put together are damage. Raises: DamagedLedger."""
     try:
         yield
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:

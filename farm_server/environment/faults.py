@@ -55,7 +55,7 @@ def arm(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def armed() -> bool:
-    """Tell whether anything is planned in this process."""
+    """Return whether anything is planned in this process."""
     return _armed is not None
 
 

@@ -1,4 +1,4 @@
-"""Keeps the ledger and the blobs no larger than the policy says; at set times, or when a person asks."""
+"""Keeps the ledger and the blobs no larger than the policy allows; at set times, or on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes the server's disk, and what may go."""
+"""What the server's disk is used for, and what may be removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a route may ask for: one of the services, and a token of the right role.
+"""Dependencies of the routes: one of the services, and a token of the right role.
 
 The gate has checked the token already, by path; here it stands in the API's description, and a route that the gate does
 not know of is not left open.

@@ -1,4 +1,4 @@
-"""Bulk bytes between a request and the farm: counted, within the bandwidth limits, and never waited for in vain."""
+"""Bulk bytes between a request and the farm: counted, within the bandwidth limits, and timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page at ``/``: counts for everybody, names and errors for who has shown the farm token.
+"""The status page at ``/``: counts without a token, names and errors with the farm token.
 
 A browser sends no bearer token, so the page asks for it in a form and remembers it in a cookie, which holds a proof of
 the token and not the token: it opens this page and nothing else, and no other site's page can send it.
@@ -55,7 +55,7 @@ async def login(request: Request, tokens: TokensDep) -> Response:
 
 @router.post("/logout", response_class=HTMLResponse)
 async def logout() -> Response:
-    """Forget the token."""
+    """Drop the token."""
     answer = RedirectResponse("/", HTTPStatus.SEE_OTHER, HEADERS)
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer

@@ -1,4 +1,4 @@
-"""The status page as HTML: bounded, whatever strangers call themselves, and made at most once a second."""
+"""The status page as HTML: bounded, escaped, and rendered at most once a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes may ask for: one narrow part for each concern, and nothing that holds them all."""
+"""The services that routes depend on: one narrow interface for each concern."""
 
 from __future__ import annotations
 

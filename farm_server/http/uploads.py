@@ -1,4 +1,4 @@
-"""Uploads in parts: ask what is missing, send it, and go on after any cut. docs/protocol.md has the whole story."""
+"""Uploads in parts: query what is missing, send it, and resume after any cut. docs/protocol.md has the whole story."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the server says what it does: structured logs, Prometheus metrics, and the newest alarms.
+"""How the server shows what it does: structured logs, Prometheus metrics, and the newest alarms.
 
 It may import the environment.
 """

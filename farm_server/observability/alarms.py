@@ -1,4 +1,4 @@
-"""The newest loud events, for the status page: what an operator must not miss."""
+"""The newest alarming events, for the status page: what an operator must not miss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 5
 
 
 class Alarms:
-    """Hears of every saved entry and keeps the loud ones of this server's life. On the event loop."""
+    """Looks at every saved entry and keeps the alarming ones of this run of the server. On the event loop."""
 
     def __init__(self) -> None:
         self._newest: deque[EventRecord] = deque(maxlen=_SHOWN)

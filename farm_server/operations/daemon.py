@@ -120,7 +120,7 @@ class ServerDaemon:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Hear of signals, but of those that whoever started the server told to be ignored (a shell's background)."""
+        """Handle signals, but those that were ignored when the server started (a shell's background)."""
         loop = asyncio.get_running_loop()
 
         def interrupted(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Looks at everything that a server needs and says what is wrong; with ``repair`` it removes what is left over.
+"""Checks everything that a server needs and reports what is wrong; with ``repair`` it removes what is left over.
 
 Blobs are looked at only while no server runs on the folder: it changes them.
 """

@@ -1,4 +1,4 @@
-"""What people order of tasks: each order is durable when its method returns."""
+"""Commands on tasks from people: each is durable when its method returns."""
 
 from __future__ import annotations
 

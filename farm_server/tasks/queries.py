@@ -1,4 +1,4 @@
-"""What people ask about tasks: answered by what the coordinator shows and by the ledger, and by nothing else."""
+"""Queries about tasks, answered from what the coordinator shows and from the ledger."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TaskViews(Protocol):
         """Return the round that is under way, if one is."""
 
     def why(self, task_id: str, now: float) -> str:
-        """Say in a line what the task waits for."""
+        """Return in a line what the task waits for."""
 
     def explain(self, task_id: str, now: float) -> Explanation:
         """Return every client's score for the task."""
@@ -85,7 +85,7 @@ class TaskQueries:
         return rounds[:limit]
 
     def why(self, task_id: str) -> str:
-        """Say in a line what the task waits for. Raises: NotFound."""
+        """Return in a line what the task waits for. Raises: NotFound."""
         return self._shown.why(task_id, self._clock.now())
 
     def explain(self, task_id: str) -> Explanation:

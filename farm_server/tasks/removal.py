@@ -1,4 +1,4 @@
-"""Removes a task: the coordinator forgets it, then the ledger, then its blobs go, but for those that others need."""
+"""Removes a task: it leaves the coordinator, then the ledger, then its blobs go, but for those that others need."""
 
 from __future__ import annotations
 

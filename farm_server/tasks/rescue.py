@@ -1,4 +1,4 @@
-"""Finds what a task can fall back to when the checkpoint that its next round starts from can't be read."""
+"""Finds a checkpoint to fall back to when the one that the next round starts from can't be read."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ class Outcomes(Protocol):
         """Tell the coordinator."""
 
     def damaged(self, command: OpenRound, message: str) -> None:
-        """Hear that the checkpoint a round should start from can't be read."""
+        """Note that the checkpoint a round should start from can't be read."""
 
     def committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
-        """Hear of a new version before the coordinator does. ``small``: its blobs that can ride inline.
+        """Take note of a new version before the coordinator does. ``small``: its blobs that can ride inline.
 
         A checkpoint without a manifest is in memory only.
         """
@@ -151,7 +151,7 @@ class Aggregator:
         self._submit(command, self._commit)
 
     def drop_round(self, command: DropRound) -> None:
-        """Forget the accumulator and delete the spooled updates that are in it."""
+        """Drop the accumulator and delete the spooled updates that are in it."""
         task = self._tasks.get(command.task_id)
         if task is not None and not self._closing:
             task.given_up = command.attempt

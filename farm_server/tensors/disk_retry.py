@@ -1,4 +1,4 @@
-"""Waiting for a disk that refuses: an operator makes room, and nothing that was computed is lost."""
+"""Retries while the disk refuses: an operator makes room, and nothing that was computed is lost."""
 
 from __future__ import annotations
 

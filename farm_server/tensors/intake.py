@@ -1,4 +1,4 @@
-"""Decides whether a result can be used, before the coordinator hears of it: digest, layout, finite numbers."""
+"""Checks whether a result can be used, before the coordinator gets it: digest, layout, finite numbers."""
 
 from __future__ import annotations
 

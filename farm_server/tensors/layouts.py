@@ -27,7 +27,7 @@ class _Submitted(NamedTuple):
 
 
 class Layouts:
-    """Knows what was submitted, and keeps the layouts it was asked for. Safe to ask from any thread."""
+    """The layouts of submitted tasks, read when first needed and kept. Safe to ask from any thread."""
 
     def __init__(self, blobs: BlobPaths) -> None:
         self._blobs = blobs
@@ -42,7 +42,7 @@ class Layouts:
         self._submitted[task_id] = _Submitted(spec.initial_weights.digest, recipe.update_codec, most)
 
     def drop(self, task_id: str) -> None:
-        """Forget the layout of a task that holds nothing in memory; it is read again when needed."""
+        """Drop the layout of a task that holds nothing in memory; it is read again when needed."""
         self._layouts.pop(task_id, None)
 
     def of(self, task_id: str) -> Layout:

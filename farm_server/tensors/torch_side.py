@@ -1,4 +1,4 @@
-"""The door to everything that needs torch: importing it takes seconds, in which clients may come back already.
+"""Lazy import of everything that needs torch: it takes seconds, in which clients may come back already.
 
 These are the only imports inside functions; the first call of any of them waits for torch. An import that failed
 half-way can't be repaired in the same process: whoever needs torch then is told so, and the server ends.

@@ -1,4 +1,4 @@
-"""Blobs that nobody relies on yet: whose they are, and which must go first.
+"""Blobs that nothing refers to yet: whose they are, and which are removed first.
 
 A volunteer's blob is an update on its way, for the seconds until its result names it. More of them than a share of the
 disk is no work, and must not keep others out: the oldest of whoever has too many give way, and where the disk is short
@@ -35,7 +35,7 @@ _STRAY: Final = ""
 
 
 class References(Protocol):
-    """The part of the ledger that knows what is needed."""
+    """The ledger's query for the blobs that are needed."""
 
     async def referenced_digests(self) -> set[str]:
         """Return the names of all blobs that something kept still needs."""

@@ -1,4 +1,4 @@
-"""Whose turn it is to upload: credits, as many as the server can fold at a time, and a fair queue for them.
+"""The fair queue of uploads: as many at a time as the server can fold.
 
 Pure: it reads no clock and opens nothing. An upload is named by a text; whoever else sends the same blob shares its
 credit. A credit comes back when the upload is released, or brought no byte for ``idle_seconds``, or too few for as long

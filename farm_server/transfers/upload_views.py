@@ -1,4 +1,4 @@
-"""The uploads as people see them."""
+"""Views of the uploads, for people."""
 
 from __future__ import annotations
 

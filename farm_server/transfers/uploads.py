@@ -96,7 +96,7 @@ class Uploads:
         return len(self._queue.waiting())
 
     async def ask(self, digest: str, request: UploadRequest, client: str) -> UploadReply:
-        """Say what to do about a blob; an answer that would be ``wait`` is held back as the request allows.
+        """Return what to do about a blob; an answer that would be ``wait`` is held back as the request allows.
 
         Raises: BlobTooLarge; Unavailable if the disk is full or the farm shuts down.
         """

@@ -1,4 +1,4 @@
-"""What a header cannot tell about a stranger's file: whether its numbers can be summed, its indices are in order."""
+"""What a header cannot show of an untrusted file: whether its numbers can be summed, its indices are in order."""
 
 from __future__ import annotations
 

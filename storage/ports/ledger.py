@@ -74,7 +74,7 @@ class TaskUsage:
 
 
 class LedgerReader(Protocol):
-    """What can be asked. An answer MUST show every save that was acknowledged before the question.
+    """The ledger's queries. An answer MUST show every save that was acknowledged before the question.
 
     What was never saved MUST be answered with None, or with nothing. Raises, out of any method: Unavailable if the
     disk or another program keeps it from reading; DamagedLedger.
@@ -172,7 +172,7 @@ class Ledger(LedgerReader, Protocol):
         """
 
     async def drop_checkpoints(self, task_id: str, rounds: Iterable[int]) -> None:
-        """Forget these checkpoints; unknown ones MUST be no error, and one saved later MUST be there."""
+        """Drop these checkpoints; unknown ones MUST be no error, and one saved later MUST be there."""
 
     async def prune(self, history: History, task_id: str, upto: int) -> int:
         """Remove a task's history up to that number, which MUST leave every other row; return how many went."""

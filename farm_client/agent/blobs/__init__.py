@@ -1,4 +1,4 @@
-"""Blobs on their way to this machine and on it: transfers, the bounded cache, and the one way to fetch them.
+"""Blobs on their way to this machine and on it: transfers, the bounded cache, and the fetcher over both.
 
 It may import the connection, for the address and the token of the farm.
 """

@@ -219,7 +219,7 @@ class BlobCache:
         return self._evict(self._idle(), max(1, size_bytes))
 
     def lack(self) -> str | None:
-        """Say why nothing can be kept now: what last found no room on the disk would find none still. Else None.
+        """Return why nothing can be kept now: what last found no room on the disk would find none still. Else None.
 
         Raises: HomeGone.
         """

@@ -1,4 +1,4 @@
-"""How the cache fares, for `farm-client status`, the log and whoever sizes a cache."""
+"""Counters of the cache: hits, misses, evictions, damage; for `farm-client status` and the log."""
 
 from __future__ import annotations
 

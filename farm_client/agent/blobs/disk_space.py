@@ -43,7 +43,7 @@ class DiskBudget:
         return DiskFull(self._sentence)
 
     def lack(self, room_bytes: int) -> str | None:
-        """Say what is lacking as long as what last found no room would find none; ``room_bytes``: what there is now."""
+        """Return what is lacking while what last found no room would find none; ``room_bytes``: what there is now."""
         if self._short_of_bytes <= room_bytes:
             self._short_of_bytes = 0
         return self._sentence if self._short_of_bytes else None
@@ -57,7 +57,7 @@ class DiskBudget:
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether a write failed because the disk, or its owner's quota, has no room."""
+    """Return whether a write failed because the disk, or its owner's quota, has no room."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 

@@ -1,4 +1,4 @@
-"""One way to a blob: from the cache, from the message it rode in, or from the farm; shared by all who ask.
+"""Fetches a blob from the cache, its message, or the farm; requests for the same blob share one download.
 
 What will be needed later is fetched ahead, one blob at a time, while nobody waits for another one.
 """
@@ -91,7 +91,7 @@ class Fetcher:
             self._ahead = asyncio.get_running_loop().create_task(self._fetch_ahead())
 
     def stop_prefetching(self) -> None:
-        """Forget all wishes; what has come of them is kept."""
+        """Drop all wishes; what has come of them is kept."""
         self._wishes = {}
         self._stop_idle()
 

@@ -1,4 +1,4 @@
-"""Which farm to join, and with which token: command line, then variables and a file, then what the home remembers.
+"""Which farm to join, and with which token: command line, then variables and a file, then the home's record.
 
 The command line of a process is read by every user of the machine, so the token has other ways in. What was given on
 it, or in the environment, is blotted out of what the system shows of this process before any task's code runs here.

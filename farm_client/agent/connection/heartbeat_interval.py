@@ -1,4 +1,4 @@
-"""How often this client beats and reports: what the farm asks for, within bounds that no farm can leave."""
+"""How often this client beats and reports: what the farm requests, within fixed bounds."""
 
 from __future__ import annotations
 

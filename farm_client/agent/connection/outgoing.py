@@ -1,4 +1,4 @@
-"""What is said to the farm: over the connection there is, and what must not be lost again over the next one."""
+"""Messages to the farm: over the present connection, and, where they must not be lost, again over the next one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from protocol.messages import HeldAssignment, Message
 
 
 class Outgoing:
-    """Speaks without waiting. It outlives connections."""
+    """Sends without waiting. It outlives connections."""
 
     def __init__(self) -> None:
         self._link: Link | None = None

@@ -85,13 +85,13 @@ class ReconnectPolicy:
         """Since when every answer was one that no farm gives, where no farm was ever met."""
 
     def welcomed(self) -> None:
-        """Take notice of a connection."""
+        """Record a connection."""
         self._connected_at = time.monotonic()
         self._strange_since = None
         self._welcomed_by.add(self._address)
 
     def failed(self, error: OutOfReach) -> float:
-        """Take notice of a try that led to no welcome; return how many seconds to wait before the next.
+        """Record a try that led to no welcome; return how many seconds to wait before the next.
 
         Raises: what makes it the last one: an address where no farm was ever met and where for a while nothing else
             answered than no farm, or the owner's limit.
@@ -104,7 +104,7 @@ class ReconnectPolicy:
         return self._wait_seconds(error)
 
     def ended(self, error: OutOfReach) -> float:
-        """Take notice of a connection's end; return how many seconds to wait. Raises: as ``failed``."""
+        """Record a connection's end; return how many seconds to wait. Raises: as ``failed``."""
         self._unreached_since = time.monotonic()
         self._reconnecting.ended(self._unreached_since - self._connected_at)
         if isinstance(error, Displaced):

@@ -1,4 +1,4 @@
-"""What was said of an assignment and nobody is known to have heard: it is said again over the next connection."""
+"""Reports that are not known to have arrived: they are sent again over the next connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Report = Error | Reject | Progress
 
 
 class Unacknowledged:
-    """Messages in the order in which they were said, until proof that they arrived.
+    """Messages in the order in which they were sent, until proof that they arrived.
 
     Every message said has a number; ``proven`` takes the number up to which all have arrived. Endings are never
     dropped: there is one for each assignment that ended since the last proof.
@@ -59,6 +59,6 @@ class Unacknowledged:
         return [ending for _, ending in self._endings]
 
     def clear(self) -> None:
-        """Forget all: it is being said over another connection, which keeps it."""
+        """Drop all: it is being said over another connection, which keeps it."""
         self._endings.clear()
         self._outputs.clear()

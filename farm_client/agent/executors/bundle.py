@@ -1,4 +1,4 @@
-"""Unpacking a task's code: a zip from a stranger, so nothing in it may land outside its folder or fill the disk."""
+"""Unpacks a task's code: an untrusted zip, of which nothing may land outside its folder or fill the disk."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class ExecutorPool:
             self.sweep()
 
     def sweep(self) -> None:
-        """Forget the dead, stop what was idle for too long, and start a spare beside what has settled.
+        """Drop the dead, stop what was idle for too long, and start a spare beside what has settled.
 
         A spare holds no GPU, so it also takes the place of the last one that was idle.
         """
@@ -148,7 +148,7 @@ class ExecutorPool:
             self.prestart()
 
     def stop_idle(self) -> bool:
-        """Stop every idle executor and the spare, to free their memory; tell whether there was one."""
+        """Stop every idle executor and the spare, to free their memory; return whether there was one."""
         idle = [e for e in self._living() if _is_free(e)]
         for executor in idle:
             self._end(executor)

@@ -37,7 +37,7 @@ class HomeFolder:
 
     @property
     def status_file(self) -> Path:
-        """What the running agent last said of itself."""
+        """The status file of the running agent."""
         return self.root / "status.json"
 
     @property
@@ -88,7 +88,7 @@ class HomeFolder:
             lock.release()
 
     def lack(self) -> str | None:
-        """Say what is wrong with a running agent's home; None if nothing is. Folders that were deleted are made."""
+        """Return what is wrong with a running agent's home; None if nothing is. Folders that were deleted are made."""
         try:
             self.identity_file.stat()
             for folder in (self.scratch_dir, self.cache_dir, self.outbox_dir):
@@ -100,7 +100,7 @@ class HomeFolder:
         return None
 
     def in_use(self) -> bool:
-        """Tell whether an agent runs in this home now."""
+        """Return whether an agent runs in this home now."""
         if not (self.root / "lock").exists():
             return False
         try:

@@ -1,4 +1,4 @@
-"""Which addresses have welcomed this machine before, kept in the home: of those no odd answer is a mistyped address."""
+"""The addresses that have welcomed this machine before: an odd answer of one of them is no mistyped address."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Outbox:
         return entry.round if entry is not None and entry.size_bytes else None
 
     def remove(self, assignment_id: str) -> None:
-        """Forget a result, if it is here: it is settled, or nobody wants it."""
+        """Drop a result, if it is here: it is settled, or nobody wants it."""
         entry = self._entries.pop(assignment_id, None)
         if entry is not None:
             self._used_bytes -= entry.size_bytes

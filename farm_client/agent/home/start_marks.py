@@ -1,4 +1,4 @@
-"""Which tasks were being worked on when the agent ended without a word: what ended it twice is not begun a third time.
+"""Which tasks were running when the agent crashed: one that crashed it twice is not begun a third time.
 
     <home>/started/<digest of the task's id>.json
 

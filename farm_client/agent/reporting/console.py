@@ -1,4 +1,4 @@
-"""What the agent tells its person: a line when something changes, always with the reason."""
+"""The agent's lines on the terminal: one when something changes, always with the reason."""
 
 from __future__ import annotations
 

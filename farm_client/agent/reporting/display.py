@@ -1,4 +1,4 @@
-"""What the agent's person sees of its work: the current task while there is one, and why not while there is none."""
+"""What the owner sees of the agent's work: the current task, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IDLE_AFTER_SECONDS: Final = 3.0
 
 
 class Display:
-    """Writes lines and the status file; told of the newest assignment at each heartbeat."""
+    """Writes lines and the status file; given the newest assignment at each heartbeat."""
 
     def __init__(self, board: StatusBoard, console: Console) -> None:
         self._board = board
@@ -31,15 +31,15 @@ class Display:
         self._board.delivered += 1
 
     def upload_waits(self, reason: str | None) -> None:
-        """Hear why an update that is to be sent waits for its turn; None when none does."""
+        """Show why an update that is to be sent waits for its turn; None when none does."""
         self._upload_waits = reason
 
     def slot_waits(self, reason: str | None) -> None:
-        """Hear why a slot waits although its result is ready to be sent; None when none does."""
+        """Show why a slot waits although its result is ready to be sent; None when none does."""
         self._slot_waits = reason
 
     def lacks(self, reason: str | None) -> None:
-        """Hear why this machine can take no work; None when it can again."""
+        """Show why this machine can take no work; None when it can again."""
         self._lack = reason
         self._console.tell(reason or "there is room again: going on")
 

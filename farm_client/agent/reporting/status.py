@@ -1,4 +1,4 @@
-"""What the running agent last said of itself, for `farm-client status` in another terminal."""
+"""The status file of the running agent, for `farm-client status` in another terminal."""
 
 from __future__ import annotations
 

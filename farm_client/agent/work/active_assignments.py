@@ -42,7 +42,7 @@ class ActiveAssignments:
         self._beside[assignment_id] = self._in_slots.pop(assignment_id)
 
     def remove(self, assignment_id: str) -> asyncio.Task[None] | None:
-        """Forget a job; return its task, if there was one."""
+        """Drop a job; return its task, if there was one."""
         found = self._in_slots.pop(assignment_id, None) or self._beside.pop(assignment_id, None)
         if not self._in_slots and not self._beside:
             self.idle.set()

@@ -136,7 +136,7 @@ class Deliveries:
             self._hear_wait(assignment_id, None)
 
     def settle(self, assignment_id: str) -> None:
-        """Forget a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
+        """Drop a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
         self._sent_inline.discard(assignment_id)
         round_number = self._outbox.round_of(assignment_id)
         if round_number is None or not faults.reach(Fault.CLIENT_REPLY_LOST, round_number):

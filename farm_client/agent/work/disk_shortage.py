@@ -1,4 +1,4 @@
-"""While this machine's disk takes nothing, the farm is asked to offer nothing, and everybody hears why."""
+"""Pauses this client while its disk is full, with the reason, and resumes when it has room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DiskShortage:
         self.reason: str | None = None
 
     def tell_again(self) -> None:
-        """Say it over a new connection."""
+        """Send it over a new connection."""
         if self.reason is not None:
             self._outgoing.post(Pause(reason=self.reason))
 

@@ -117,15 +117,15 @@ class Held:
         return sum(len(ref.inline) for ref in refs if ref is not None and ref.inline is not None)
 
     def sent(self, count: int) -> None:
-        """Hear how many bytes of the update have left."""
+        """Take how many bytes of the update have left."""
         self.sent_bytes = count
 
     def waited(self, reason: str | None) -> None:
-        """Hear that the upload is to wait for its turn, or (None) that the turn has come."""
+        """Note that the upload is to wait for its turn, or (None) that the turn has come."""
         self.waits += reason is not None
 
     def progress(self, arrived_bytes: int = 0) -> AssignmentProgress:
-        """Say how far it is: the more bytes have come, or left, the longer the farm waits for the rest."""
+        """Return how far it is: the more bytes have come, or left, the longer the farm waits for the rest."""
         return AssignmentProgress(
             assignment_id=self.assign.assignment_id,
             fence=self.assign.fence,
@@ -170,7 +170,7 @@ class Held:
         )
 
     def failure(self, error: Exception) -> Error | Reject:
-        """Say why it went wrong, and who could succeed. Any error has an answer: the agent outlives each assignment."""
+        """Return why it failed, and who could succeed. Any error has an answer: the agent outlives each assignment."""
         code = RejectCode.BLOB_UNAVAILABLE if filled_disk(error) else _HANDED_BACK.get(type(error))
         if code is not None:
             return self.reject(code, str(error))
@@ -199,12 +199,12 @@ class Held:
 
 
 def filled_disk(error: BaseException) -> bool:
-    """Tell whether the disk was full, for the agent or for its executor."""
+    """Return whether the disk was full, for the agent or for its executor."""
     return is_full(error) or (isinstance(error, ExecutorFailed) and error.report.code == DISK_FULL)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, the machine's or the accelerator's."""
+    """Return whether memory ran out, the machine's or the accelerator's."""
     code = error.report.code if isinstance(error, ExecutorFailed) else None
     return OUT_OF_MEMORY in (code, error.death.code if isinstance(error, ExecutorDied) else None)
 

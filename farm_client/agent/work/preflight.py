@@ -1,4 +1,4 @@
-"""May this machine take this assignment? Asked before anything is fetched or started; the answer has its reason."""
+"""The pre-flight check: whether this machine can take an assignment, before anything is fetched or started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent's work: take assignments, tell how they go, answer the farm's orders; over one connection after another.
+"""The agent's work: takes assignments, reports progress, carries out the farm's orders; over many connections.
 
 Jobs do not notice a connection's end. The next hello names what runs and what waits in the outbox; a lease then goes
 on, or the farm cancels it. A delivered result frees its slot at the farm by itself; ``ready`` tells of other changes.
@@ -57,7 +57,7 @@ _UPLOADS_PER_SLOT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class WorkerParts:
-    """What a worker sees and speaks through."""
+    """What a worker reads and shows."""
 
     probe: Probe
     display: Display
@@ -104,7 +104,7 @@ class Worker:
         return not self._active.idle.is_set()
 
     def attach(self, link: Link) -> None:
-        """Speak over this connection: say how things ended meanwhile, send what waits, and ask for work."""
+        """Use this connection: report what ended meanwhile, send what waits, and request work."""
         self._inline_bytes, self._intervals = link.welcome.inline_bytes, HeartbeatIntervals.told(link.welcome)
         self._said_idle_at = None
         self._outgoing.attach(link)
@@ -308,7 +308,7 @@ class Worker:
             doing.cancel()
 
     def _tell_ready(self) -> None:
-        """Say how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
+        """Report how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
         if self._draining:
             return
         is_cold = self._tools.pool.is_cold

@@ -1,4 +1,4 @@
-"""The ledger's own name, by which the blobs beside it know it."""
+"""The ledger's own name, by which the blobs beside it are matched to it."""
 
 from __future__ import annotations
 
