@@ -36,21 +36,26 @@ def _range(name: str, low: float, high: float) -> Any:  # what pydantic's Field 
     return Field(ge=low, le=high, allow_inf_nan=False, json_schema_extra={"bound": name})
 
 
+def _whole(name: str, low: int, high: int) -> Any:
+    """A range of whole numbers, which are finite: to look at that would be a call of Python for each of them."""
+    return Field(ge=low, le=high, json_schema_extra={"bound": name})
+
+
 def _named(name: str, low: int, high: int) -> Any:
     return Field(min_length=low, max_length=high, json_schema_extra={"bound": name})
 
 
-Int64 = Annotated[int, _range("int64", -(2**63), 2**63 - 1)]
-Natural = Annotated[int, _range("natural", 0, 2**63 - 1)]
+Int64 = Annotated[int, _whole("int64", -(2**63), 2**63 - 1)]
+Natural = Annotated[int, _whole("natural", 0, 2**63 - 1)]
 """A fence or an incarnation: compared, never computed with."""
-Count = Annotated[int, _range("count", 0, MAX_COUNT)]
+Count = Annotated[int, _whole("count", 0, MAX_COUNT)]
 """Of samples, rounds, epochs, waits: what is computed with."""
-Positive = Annotated[int, _range("positive", 1, MAX_COUNT)]
-Bytes = Annotated[int, _range("size", 0, MAX_BYTES)]
-Cores = Annotated[int, _range("cores", 1, 2**20)]
-Clients = Annotated[int, _range("clients", 1, 10**6)]
-Version = Annotated[int, _range("version", 0, 2**16)]
-FrameBytes = Annotated[int, _range("frame bytes", 128, 2**31 - 1)]
+Positive = Annotated[int, _whole("positive", 1, MAX_COUNT)]
+Bytes = Annotated[int, _whole("size", 0, MAX_BYTES)]
+Cores = Annotated[int, _whole("cores", 1, 2**20)]
+Clients = Annotated[int, _whole("clients", 1, 10**6)]
+Version = Annotated[int, _whole("version", 0, 2**16)]
+FrameBytes = Annotated[int, _whole("frame bytes", 128, 2**31 - 1)]
 
 Finite = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"bound": "finite"})]
 Seconds = Annotated[float, _range("seconds", 0, MAX_SECONDS)]
