@@ -36,7 +36,7 @@ def cheapest_chain(run: TaskRun, client: ClientState) -> tuple[WeightsDelta, ...
 
     Empty if it holds that one, is not known to hold a version that leads there, or if the whole version is no larger.
     """
-    if holds_present(run, client):
+    if not run.deltas or holds_present(run, client):
         return ()
     whole_bytes, chain_bytes = run.checkpoint.weights.size_bytes, 0
     for place in range(len(run.deltas) - 1, -1, -1):

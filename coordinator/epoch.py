@@ -59,7 +59,8 @@ def take(order: Sequence[Shard], cursor: int, count: int, stripe_shards: int) ->
         if last <= 0:
             break
         if first < total:
-            starts, stops = drawn(sizes, max(first, 0)), drawn(sizes, min(last, total))
+            starts = [0] * len(sizes) if first <= 0 else drawn(sizes, first)
+            stops = sizes if last >= total else drawn(sizes, last)
             ranges += [
                 SampleRange(shard.index, a, b) for shard, a, b in zip(stripe, starts, stops, strict=True) if a < b
             ]

@@ -162,6 +162,8 @@ class StepParts:
 
     def find_waiting(self, position: int) -> int | None:
         """Return the index of the waiting part at a position."""
+        if not self.waiting:
+            return None
         index = bisect_left(self.waiting, position, key=position_of)
         return index if index < len(self.waiting) and self.waiting[index].position == position else None
 
@@ -209,7 +211,10 @@ class TaskLeases:
         """Return the parts of a round, or what is late."""
         if home is None:
             return self.late
-        return self.rounds.setdefault(home, StepParts(home)) if home not in self.rounds else self.rounds[home]
+        parts = self.rounds.get(home)
+        if parts is None:
+            parts = self.rounds[home] = StepParts(home)
+        return parts
 
     def open(self, home: Home, samples: int) -> StepParts:
         """Open a round of so many samples; what was done ahead of it is in it already: give each its place."""

@@ -104,7 +104,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         epoch=record.epoch,
         weights=run.checkpoint.weights,
         deltas=cheapest_chain(run, client),
-        slices=tuple(Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges),
+        slices=tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges]),
         lease_seconds=turn.settings.stall_seconds,
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Final
 
@@ -161,12 +161,10 @@ class Line:
                 count += min(end, stop) - max(begin, start)
         return count
 
-    def between(self, start: int, stop: int) -> Iterator[int]:
-        """Iterate over the shards of the samples from one place to another."""
-        for index in range(bisect_right(self._ends, start), len(self._ranges)):
-            if self._ends[index] - self._ranges[index].samples >= stop:
-                return
-            yield self._ranges[index].shard
+    def between(self, start: int, stop: int) -> list[int]:
+        """Return the shards of the samples from one place to another."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
+        return [r.shard for r in self._ranges[first : last + 1]]
 
 
 def samples_at_hand(ranges: Sequence[SampleRange], shards: Collection[int]) -> int:
@@ -188,10 +186,12 @@ def cut(ranges: Sequence[SampleRange], sizes: Sequence[int]) -> list[tuple[Sampl
         missing = size
         while missing:
             head = queue.pop()
-            used = min(missing, head.samples)
-            piece.append(SampleRange(head.shard, head.start, head.start + used))
-            if used < head.samples:
+            used = head.samples
+            if used > missing:
+                used = missing
                 queue.append(SampleRange(head.shard, head.start + used, head.stop))
+                head = SampleRange(head.shard, head.start, head.start + used)
+            piece.append(head)
             missing -= used
         pieces.append(tuple(piece))
     return pieces

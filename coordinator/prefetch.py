@@ -29,12 +29,16 @@ def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, str
     if step is None or not step.policy.brings_updates or run.record.spec.dataset.kind != "files":
         return ()
     start = record.position % max(step.samples, 1)
-    own = {r.shard for r in record.ranges}
-    shards = run.record.spec.dataset.shards
-    blobs = (shards[shard].blob for shard in _upcoming(run, step, stripe_shards).between(start, start + record.samples))
-    others = {blob.digest: blob for blob in blobs if blob is not None and blob.digest not in client.cached}
-    for shard in own:
-        if (blob := shards[shard].blob) is not None:
+    upcoming = _upcoming(run, step, stripe_shards).between(start, start + record.samples)
+    if not upcoming:
+        return ()
+    shards, others = run.record.spec.dataset.shards, {}
+    for index in upcoming:
+        blob = shards[index].blob
+        if blob is not None and blob.digest not in client.cached:
+            others[blob.digest] = blob
+    for own in record.ranges:
+        if (blob := shards[own.shard].blob) is not None:
             others.pop(blob.digest, None)
     return tuple(others.values())[:256]
 

@@ -40,6 +40,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     if not plan.samples and not run.ahead.is_given_out:  # all that is left of the epoch is late: somebody else does it
         drop_all_late(turn, run, "the epoch ends")
         plan = plan_round(run, turn.settings.stripe_shards)
+    samples = plan.samples
     run.attempt += 1
     first = run.ahead.given_out_samples
     record = RoundRecord(
@@ -49,7 +50,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
         attempt=run.attempt,
         epoch=task.epoch,
         cursor=task.cursor,
-        samples=first + plan.samples,
+        samples=first + samples,
         opened_at=turn.now,
     )
     run.step = Step(
@@ -68,10 +69,10 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     take_up(turn, run, run.step)
     run.step.late_at_open = outstanding(run)
     turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
-    if clients and plan.samples:
+    if clients and samples:
         part_out(turn, run, clients, plan.ranges, first)
-    elif plan.samples:
-        turn.farm.leases.wait(run.step.parts, Part(first, plan.ranges, plan.samples))
+    elif samples:
+        turn.farm.leases.wait(run.step.parts, Part(first, plan.ranges, samples))
     join_round(turn, run, run.step)
     run.step.round = replace(record, clients=len({r.client_id for r in run.step.parts.own_records()}))
     turn.save(run.step.round)

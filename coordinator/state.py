@@ -45,6 +45,10 @@ class ClientState:
     """
 
     record: ClientRecord
+    client_id: str = field(init=False)
+    """The client's lasting identity."""
+    incarnation: int = field(init=False)
+    """The number of the present (or last) connection."""
     online: bool = False
     slots: int = 0
     load: Load = field(default_factory=Load)
@@ -91,6 +95,10 @@ class ClientState:
     watch: Callable[[ClientState], None] | None = None
     """Told of each change that decides who may be served."""
 
+    def __post_init__(self) -> None:
+        """Have at hand what is looked up most often, and never changes."""
+        self.client_id, self.incarnation = self.record.client_id, self.record.incarnation
+
     def __setattr__(self, name: str, value: object) -> None:
         """Set a field; the pools hear of what concerns them, so that no rule can forget to say it."""
         is_news = name in _NEWS and (name == "freed_at" or getattr(self, name, None) != value)
@@ -107,16 +115,6 @@ class ClientState:
         """Count a failure on a task, and keep the client off it for longer after each in a row."""
         count = self.failures[task_id] = self.failures.get(task_id, 0) + 1
         self.cooldowns[task_id] = Cooldown(now + policy.bound_seconds(count), f"failed {count} times, last: {why}")
-
-    @property
-    def client_id(self) -> str:
-        """The client's lasting identity."""
-        return self.record.client_id
-
-    @property
-    def incarnation(self) -> int:
-        """The number of the present (or last) connection."""
-        return self.record.incarnation
 
 
 class StepPhase(StrEnum):
@@ -184,6 +182,7 @@ class TaskRun:
     record: TaskRecord
     checkpoint: CheckpointRecord
     brief: TaskBrief
+    task_id: str = field(init=False)
     step: Step | None = None
     evaluate_next: bool = False
     attempt: int = 0
@@ -218,12 +217,8 @@ class TaskRun:
 
     def __post_init__(self) -> None:
         """A new task goes back to where it began."""
+        self.task_id = self.record.task_id
         self.answered = Answered(self.record, self.checkpoint)
-
-    @property
-    def task_id(self) -> str:
-        """The task's id."""
-        return self.record.task_id
 
     def join(self, client: ClientState) -> None:
         """Note that a client may hold an executor of this task from now on."""

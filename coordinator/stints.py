@@ -16,14 +16,16 @@ _REMEMBERED = 4
 
 def begin_stint(client: ClientState, run: TaskRun, settings: CoordinatorSettings, now: float) -> None:
     """The client is given a part of a task: its stint begins, or goes on."""
+    stints = client.stints
     if not is_in_stint(client, run, settings, now):
-        client.stints.pop(run.task_id, None)
-        client.stints[run.task_id] = now
-    for task_id in list(client.stints)[: -max(len(client.held) + client.slots, 1)]:
-        if task_id != run.task_id:
-            del client.stints[task_id]
-    if client.recent[:1] != (run.task_id,):
-        others = tuple(task_id for task_id in client.recent if task_id != run.task_id)
+        stints.pop(run.task_id, None)
+        stints[run.task_id] = now
+    if len(stints) > 1:
+        for task_id in list(stints)[: -max(len(client.held) + client.slots, 1)]:
+            if task_id != run.task_id:
+                del stints[task_id]
+    if not client.recent or client.recent[0] != run.task_id:
+        others = [task_id for task_id in client.recent if task_id != run.task_id]
         client.recent = (run.task_id, *others[: _REMEMBERED - 1])
 
 
