@@ -25,6 +25,7 @@ from coordinator.events import (
 )
 from coordinator.records import CheckpointRecord, Snapshot
 from coordinator.settings import CoordinatorSettings
+from farm_server.operations.daemon import COLLECT_AFTER
 from protocol.digests import digest_bytes
 from protocol.messages import Assign, AssignmentProgress, Hello, Phase
 from protocol.recipe import Recipe, Requirements
@@ -143,8 +144,11 @@ def _mean(once: Callable[[int], float]) -> float:
 def open_round_ms(clients: int) -> float:
     """Return the CPU milliseconds in which a round opens that waited for the last of so many clients.
 
-    Each gets a part of its own. As in the server, what lives for long is no matter of the garbage collector's.
+    Each gets a part of its own. The garbage collector is set as the server sets it, and what lived before the clients
+    is, as there, no matter of its.
     """
+    before = gc.get_threshold()
+    gc.set_threshold(*COLLECT_AFTER)
     farm = _Farm()
     task = _spec(clients, Requirements(), rounds=1)
     gathers = task.recipe.model_copy(update={"min_clients": clients})
@@ -156,5 +160,6 @@ def open_round_ms(clients: int) -> float:
             gc.freeze()
         opening = farm.join(f"client {number}")
     gc.unfreeze()
+    gc.set_threshold(*before)
     assert len(farm.assigned) == clients, "the round is open"
     return opening * 1000
