@@ -123,7 +123,7 @@ class ConnectionAllowance:
 
 
 class _Output:
-    """What may be said of a task: by one client, or with ``factor`` by all of them."""
+    """The output that is kept of a task: by one client, or with ``factor`` by all of them."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.lines = Bucket(factor * LINES_PER_SECOND, factor * LINES_BURST)
@@ -132,7 +132,7 @@ class _Output:
 
 
 class _Dropped:
-    """What of one client and task was dropped since the task's log said so."""
+    """What of one client and task was dropped since the last note in the task's log."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -140,7 +140,7 @@ class _Dropped:
         self.said_at = float("-inf")
 
     def note(self, now: float) -> str | None:
-        """Return what to say now, if it is time; then it counts as said."""
+        """Return the note that is due now, if one is; then it counts as written."""
         if not (self.lines or self.points) or now - self.said_at < SAY_EVERY_SECONDS:
             return None
         parts = [(self.lines, "log lines"), (self.points, "metric values")]
@@ -238,7 +238,7 @@ class LeastRate:
             self._bytes += size_bytes
 
     def is_kept(self, now: float) -> bool:
-        """Whether it was in the last whole window, and is in this one as far as it can be told."""
+        """Whether it was in the last whole window, and is in this one as far as is known."""
         seconds = now - self._began_at
         if seconds > self._window_seconds:
             return self._bytes >= self._bytes_per_second * seconds

@@ -109,7 +109,7 @@ def _forget_the_attempt(run: TaskRun) -> None:
 
 
 def _settle(turn: Turn, lease: Lease, stake: ResultArrived | AssignmentFailed | None, why: str) -> None:
-    """Nothing of an assignment counts; its client is told, if it is there."""
+    """Nothing of an assignment counts; its client gets an answer, if it is connected."""
     record = lease.saved or lease.record
     if record.state in HELD:
         state = move_assignment(record.assignment_id, record.state, AssignmentState.EXPIRED)

@@ -63,7 +63,7 @@ def must_be_durable(turn: Turn, run: TaskRun, step: Step, epoch: int, cursor: in
 
 
 def become_durable(turn: Turn, run: TaskRun) -> None:
-    """A durable commit: what was held back is saved with it, and clients hear that their updates are counted."""
+    """A durable commit: what was held back is saved with it, and clients get the acknowledgements of their updates."""
     run.durable_at = turn.now
     volatile, run.volatile = run.volatile, None
     if volatile is None:

@@ -48,7 +48,7 @@ class TaskPrioritized:
 
 @dataclass(frozen=True, slots=True)
 class ClientConnected:
-    """A client said hello and proved its identity. ``incarnation`` is higher than any before it."""
+    """A client sent its hello and proved its identity. ``incarnation`` is higher than any before it."""
 
     hello: Hello
     secret_hash: str
@@ -176,7 +176,7 @@ class ResultArrived:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The answer to ``CommitRound``: the new checkpoint is durable on disk, if that was asked for.
+    """The answer to ``CommitRound``: the new checkpoint is durable on disk, if the command wanted that.
 
     ``delta``: how its weights follow from those before, stored as a blob, where the recipe has a ``weights_codec``.
     """

@@ -23,7 +23,7 @@ class Death:
 
 
 def death_of(code: str, message: str) -> Death | None:
-    """Return the kind of death that a failure tells of: the same for the same cause; None if nothing died."""
+    """Return the kind of death that a failure reports: the same for the same cause; None if nothing died."""
     if code not in DEATHS:
         return None
     signal = found[0] if (found := _SIGNAL.search(message)) else ""

@@ -22,7 +22,7 @@ MISSING_MODULE: Final = "missing_module"
 
 
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
-    """A client hands an assignment back undone; it is not asked again at once."""
+    """A client hands an assignment back undone; it is not offered it again at once."""
     why = f"{event.code.replace('_', ' ')}: {event.message}"
     given_up = _give_up(turn, event, why, AssignmentState.REJECTED)
     if given_up is None:
@@ -118,7 +118,7 @@ def _died(turn: Turn, run: TaskRun, client: ClientState, death: Death) -> bool:
 
 
 def _code_failed(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> bool:
-    """Count a failure that is said to happen everywhere; returns whether it does."""
+    """Count a failure that is reported to happen everywhere; returns whether it does."""
     run.evidence.code[client.client_id] = event.message
     return convinces(turn, run, run.evidence.code, turn.settings.code_failure_clients)
 

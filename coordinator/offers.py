@@ -204,7 +204,7 @@ def give_up(turn: Turn, run: TaskRun, lease: Lease, to: AssignmentState, why: st
 
 
 def cancel(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
-    """End an assignment from the server's side and tell the client to stop."""
+    """End an assignment from the server's side and send the client a cancel."""
     give_up(turn, run, lease, AssignmentState.EXPIRED, why)
 
 
@@ -256,7 +256,7 @@ def trip(turn: Turn, run: TaskRun, client: ClientState) -> None:
 
 
 def clear_up(turn: Turn, run: TaskRun, step: Step) -> None:
-    """A round is committed: the code works, and who said that it works nowhere has a fault of its own."""
+    """A round is committed: the code works, and a client that reported the contrary has a fault of its own."""
     delivered = {record.client_id for record in step.parts.delivered_records}
     for client_id in sorted((run.evidence.speakers - delivered) & turn.farm.clients.keys()):
         trip(turn, run, turn.farm.clients[client_id])

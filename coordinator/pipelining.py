@@ -66,7 +66,7 @@ def _is_beyond_the_end(run: TaskRun, step: Step) -> bool:
 
 
 def announce(turn: Turn, run: TaskRun) -> None:
-    """Tell clients that compute ahead how the new version comes: it is there when they are done with the old one."""
+    """Send clients that compute ahead the new version to prefetch: it is there when they are done with the old one."""
     for client_id in sorted({record.client_id for record in run.ahead.records}):
         client = turn.farm.clients.get(client_id)
         if client is None or holds_present(run, client):

@@ -51,7 +51,7 @@ def _weights(speeds: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def smallest_part(recipe: Recipe) -> int:
-    """Return the fewest samples of a part: two, for BatchNorm cannot train on one, unless the recipe asks for one."""
+    """Return the fewest samples of a part: two, for BatchNorm cannot train on one, unless the recipe sets one."""
     return min(2, recipe.batch_samples, recipe.round_samples)
 
 
@@ -64,7 +64,7 @@ def share_quantum(recipe: Recipe) -> int:
 
 
 def without_stray(wanted: int, left: int, smallest: int) -> int:
-    """Return how many of the ``left`` samples of an epoch to take where ``wanted`` are asked for, at least 0.
+    """Return how many of the ``left`` samples of an epoch to take where ``wanted`` would be taken, at least 0.
 
     Never so many that fewer than ``smallest`` stay behind, which would be a batch of their own: those come along.
     Fewer than ``smallest`` are taken only where there are no more.

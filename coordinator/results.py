@@ -177,5 +177,5 @@ def aggregation_failed(turn: Turn, event: AggregationFailed) -> None:
 
 
 def server_short(turn: Turn, event: ServerShort) -> None:
-    """The server ran short of something, or is well again; people are told what tasks wait for."""
+    """The server ran short of something, or is well again; it becomes the reason that tasks show for their wait."""
     turn.farm.server_lacks = event.reason

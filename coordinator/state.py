@@ -100,7 +100,7 @@ class ClientState:
         self.client_id, self.incarnation = self.record.client_id, self.record.incarnation
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set a field; the pools hear of what concerns them, so that no rule can forget to say it."""
+        """Set a field; the pools are updated with what concerns them, so that no rule can forget it."""
         is_news = name in _NEWS and (name == "freed_at" or getattr(self, name, None) != value)
         object.__setattr__(self, name, value)
         if is_news and (watch := getattr(self, "watch", None)) is not None:

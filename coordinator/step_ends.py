@@ -11,7 +11,7 @@ from coordinator.turn import Turn
 
 
 def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "") -> None:
-    """Do what follows of a step; ``why`` is told where nothing comes of it."""
+    """Do what follows of a step; ``why`` is the reason where it failed."""
     match follows:
         case Follows.COMMIT:
             commit(turn, run, step)

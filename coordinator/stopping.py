@@ -15,7 +15,7 @@ _FOR_EVER: Final = 2**53
 
 
 def rounds_total(spec: TaskSpec) -> int:
-    """Return how many rounds the recipe asks for, if every round commits in full."""
+    """Return how many rounds the recipe takes, if every round commits in full."""
     recipe = spec.recipe
     limits = [_FOR_EVER]
     if recipe.rounds is not None:
@@ -42,7 +42,7 @@ def samples_of_epochs(epochs: float, samples: int) -> int:
 
 
 def is_finished(task: TaskRecord) -> bool:
-    """Whether the task has trained all that its recipe asks for."""
+    """Whether the task has trained all of its recipe."""
     recipe = task.spec.recipe
     if recipe.rounds is not None and task.version >= recipe.rounds:
         return True

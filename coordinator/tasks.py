@@ -93,7 +93,7 @@ def check_action(turn: Turn, event: TaskAction) -> None:
 
 
 def act(turn: Turn, event: TaskAction) -> None:
-    """Do what a person asked of a task, and ``check_action`` allows."""
+    """Do a person's action on a task, which ``check_action`` allows."""
     run = turn.farm.task(event.task_id)
     by = f" by {event.by}" if event.by else ""
     match event.action:

@@ -20,7 +20,7 @@ def is_proven(client: ClientState) -> bool:
 
 
 def askable(turn: Turn, run: TaskRun) -> list[ClientState]:
-    """Return the connected clients that could be asked to try a task, now or in a moment."""
+    """Return the connected clients that could try a task, now or in a moment."""
     return [c for c in turn.farm.online() if _could_try(turn, run, c)]
 
 

@@ -10,5 +10,5 @@ import signal
 
 
 def heeded(*numbers: signal.Signals) -> tuple[signal.Signals, ...]:
-    """Return those of the signals that this process was not told to ignore."""
+    """Return those of the signals that this process does not ignore."""
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)

@@ -42,7 +42,7 @@ def _of_samples(recipe: Recipe, dataset: Dataset | None) -> str | None:
 
 
 def _of_votes(recipe: Recipe, dataset: Dataset | None) -> str | None:
-    """Of one or two updates a robust aggregate is the mean: who asks for it would believe in what is not there."""
+    """Of one or two updates a robust aggregate is the mean: it would not be robust at all."""
     if recipe.aggregate is AggregateName.MEAN:
         return None
     named = f'aggregate = "{recipe.aggregate}" bears a wrong update among {ROBUST_VOTES} or more'

@@ -86,7 +86,7 @@ class FaultAction(StrEnum):
 
 
 class InjectedFault(FarmError):
-    """A fault that AIFARM_FAULTS asked for; unset the variable to train in earnest."""
+    """A fault planned by AIFARM_FAULTS; unset the variable to train in earnest."""
 
     code = "injected_fault"
 
@@ -109,7 +109,7 @@ class Injection:
 
     @property
     def name(self) -> str:
-        """What tells it from the plan's others; fit for a file's name."""
+        """Its name, unique in the plan and fit for a file's name."""
         what = f"{self.seconds:g}" if self.action is FaultAction.SLEEP else self.action
         return f"{self.place}-{'first' if self.round is None else self.round}-{what}"
 

@@ -43,10 +43,10 @@ class RetryPolicy:
 
 
 def about(seconds: float, draw: float) -> float:
-    """Return a wait up to a quarter off the one asked for: those who were told the same do not come together."""
+    """Return a wait up to a quarter off the given one: peers with the same wait do not come together."""
     return (0.75 + 0.5 * draw) * seconds
 
 
 def later_than(seconds: float, draw: float) -> float:
-    """Return a wait of at least ``seconds``, and up to a quarter more: who asks for a time is not asked before it."""
+    """Return a wait of at least ``seconds``, and up to a quarter more: a requested wait is a minimum."""
     return (1.0 + 0.25 * draw) * seconds

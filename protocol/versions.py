@@ -15,7 +15,7 @@ FROZEN_APART: Final = "frozen_apart"
 
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
-    """Return the highest version that both sides speak.
+    """Return the highest version that both sides support.
 
     Raises: VersionMismatch if there is none, naming both sides' versions.
     """

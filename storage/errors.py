@@ -94,7 +94,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def ledger_error(path: Path, error: Exception) -> FarmError:
-    """Return what a failure of the ledger at ``path`` means, whatever was asked of it."""
+    """Return what a failure of the ledger at ``path`` means, whatever was done with it."""
     name = _result(error)
     if name in SQLITE.damage:
         said: FarmError = DamagedLedger(f"{path} is not an intact ledger ({_cause(error)}); restore it from a backup")

@@ -67,7 +67,7 @@ _TEXTS: Final = ColumnCodec(list, tuple, empty=[])
 
 
 def _resources_from_map(told: dict[str, Any]) -> Resources:
-    """Read what a client once told; it tells anew when it comes. An older version took what this one refuses."""
+    """Read what a client once sent; it sends it anew when it joins. An older version took what this one refuses."""
     try:
         return Resources.model_validate(told)
     except ValidationError:

@@ -86,7 +86,7 @@ class PartialBlob:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are here; nobody has said yet that they are the right ones."""
+        """Whether all bytes are here; their digest is not checked yet."""
         return self.received_bytes == self.size_bytes
 
     @property

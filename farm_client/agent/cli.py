@@ -133,7 +133,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: JsonOption = False) -> None:
-    """Show what this machine would tell a farm of itself."""
+    """Show what this machine would report to a farm."""
     settings = load_settings(cpu_cores=cpu_cores, max_ram=max_ram)
     prober = Probe(Path.home(), Lending(settings.cpu_cores, settings.max_ram))
     resources, load = prober.resources(), prober.load()

@@ -81,7 +81,7 @@ class Agent:
         self._signals = heeded(*_SIGNALS)
 
     async def run(self) -> None:
-        """Serve the farm until told to leave.
+        """Serve the farm until a signal ends the run.
 
         Raises: FarmError saying why this machine cannot serve; CancelledError after a second Ctrl-C.
         """

@@ -49,7 +49,7 @@ _OF_OUTCOME: Final = {
 
 
 def code_of_outcome(outcome: TaskOutcome) -> ExitCode:
-    """Return the exit code that tells how a task ended."""
+    """Return the exit code for how a task ended."""
     return _OF_OUTCOME[outcome]
 
 

@@ -78,7 +78,7 @@ class LogPainter:
         self._colours: dict[str, str] = {}
 
     def draw(self, line: LogView) -> Text:
-        """Return one line: the time, the client, the round, and what it said."""
+        """Return one line: the time, the client, the round, and the text."""
         colour = self._colours.setdefault(line.client_id, _CLIENT_COLOURS[len(self._colours) % len(_CLIENT_COLOURS)])
         return Text.assemble(
             (f"{format_clock(line.at)} ", "dim"),

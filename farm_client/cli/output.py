@@ -120,7 +120,7 @@ class Output:
         self.results.file.flush()
 
     def say(self, text: str) -> None:
-        """Tell a person something that is not the result; ``text`` may hold rich markup."""
+        """Print a message that is not the result; ``text`` may hold rich markup."""
         with contextlib.suppress(OSError):  # A full disk under a log of what was said is no reason to end.
             self.chatter.print(text)
 

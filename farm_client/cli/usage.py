@@ -37,7 +37,7 @@ def _common_at(rest: Sequence[str]) -> int:
 
 
 def tell_wrong_usage(error: Exception, out: Output) -> ExitCode:
-    """Tell what the parser of the command line refused, and return the exit code."""
+    """Print what the parser of the command line refused, and return the exit code."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "farm"
     reason = str(getattr(error, "format_message", lambda: error)()).strip().rstrip(".")

@@ -28,7 +28,7 @@ def flush_streams() -> None:
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines of at most ``MAX_LOG_LINE_CHARS``; what is over is dropped, and said so.
+    """Cuts a byte stream into lines of at most ``MAX_LOG_LINE_CHARS``; what is over is dropped, with a note.
 
     Holds at most one line: output without a newline cannot fill the agent's memory. A carriage return (a progress
     bar) ends a line too.

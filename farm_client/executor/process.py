@@ -105,7 +105,7 @@ class ExecutorProcess(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See that a process that cannot be spoken to any more ends soon (asyncio calls this)."""
+        """End a process soon whose socket has closed (asyncio calls this)."""
         asyncio.get_running_loop().call_later(_CLOSING_SECONDS, self._end_if_mute)
 
     def _end_if_mute(self) -> None:

@@ -167,11 +167,11 @@ class FarmApi:
         return response.text
 
     def open_async(self, timeout: httpx.Timeout, headers: dict[str, str]) -> httpx.AsyncClient:
-        """Return a client for the same farm in an event loop, as transfers use it; whoever asked for it closes it."""
+        """Return a client for the same farm in an event loop, as transfers use it; the caller closes it."""
         return httpx.AsyncClient(**self._options_with(timeout, headers))
 
     def open_bulk(self, timeout: httpx.Timeout, headers: dict[str, str]) -> httpx.Client:
-        """Return a client for the bodies of the same farm's downloads; whoever asked for it closes it."""
+        """Return a client for the bodies of the same farm's downloads; the caller closes it."""
         options = self._options_with(timeout, headers)
         return httpx.Client(**options | {"transport": options["transport"] or BulkTransport(), "proxy": None})
 

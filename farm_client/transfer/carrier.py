@@ -150,7 +150,7 @@ async def check(response: httpx.Response, digest: str) -> None:
 
 
 def _reason(body: bytes) -> str | None:
-    """Return what the farm says, None if it is not the farm that speaks."""
+    """Return the farm's reason, None if the answer is not the farm's."""
     try:
         return ErrorBody.model_validate_json(body).message[:_SHOWN_CHARS]
     except ValidationError:

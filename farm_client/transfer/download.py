@@ -153,7 +153,7 @@ class _PartRequest:
             yield piece
 
     def _count(self) -> None:
-        """Tell the event loop what came; the caller of ``fetch`` hears of its return after that."""
+        """Report to the event loop what came, before ``fetch`` returns."""
         if self._uncounted_bytes:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 told = self._uncounted_bytes, self._uncounted_repeated_bytes

@@ -22,7 +22,7 @@ class ClientViews(Protocol):
 
 
 class ClientDirectory:
-    """``ask`` tells the coordinator, and returns once all that it decided is durable."""
+    """``ask`` hands the coordinator an event, and returns once all that it decided is durable."""
 
     def __init__(
         self, shown: ClientViews, registry: Registry, clock: Clock, ask: Callable[[Event], Awaitable[None]]

@@ -117,7 +117,7 @@ class Gateway:
         peer.wire.end(reason)
 
     def drop_client(self, command: DropClient) -> None:
-        """A client was removed: forget its secret, and say goodbye if that connection of it is still there."""
+        """A client was removed: drop its secret, and send ``Bye`` if that connection is still open."""
         self._registry.forget(command.client_id, command.incarnation)
         if (peer := self._registry.find(command.client_id, command.incarnation)) is not None:
             self.dismiss(peer, command.reason)

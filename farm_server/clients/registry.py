@@ -66,7 +66,7 @@ class SilenceWatch:
             heappush(self._due, (at, next(self._numbers), peer))
 
     def silent(self, now: float) -> list[Peer]:
-        """Return the peers of whom nothing was heard for longer than they may be silent; each is due no more."""
+        """Return the peers that were silent for longer than they may be; each is due no more."""
         found = []
         while self._due and self._due[0][0] < now:
             at, _, peer = heappop(self._due)
@@ -170,7 +170,7 @@ class Registry:
         return peer if peer and peer.incarnation == incarnation else None
 
     def forgive(self, seconds: float, now: float) -> None:
-        """Count a time in which the server heard nobody as silence of nobody."""
+        """Leave a time in which the server itself stood still out of every client's silence."""
         for peer in self._peers.values():
             peer.last_seen = min(peer.last_seen + seconds, now)
 
@@ -184,7 +184,7 @@ class Registry:
         return sum(not peer.is_idle for peer in self._peers.values())
 
     def beats(self, peer: Peer, *, holds_some: bool, now: float) -> None:
-        """Note what its heartbeat said: whether it holds an assignment."""
+        """Note from its heartbeat whether it holds an assignment."""
         if holds_some:
             self.set_to_work(peer, now)
         else:
@@ -197,5 +197,5 @@ class Registry:
             self._watch.expect(peer, now)
 
     def silent(self, now: float) -> list[Peer]:
-        """Return, once, the connected peers of whom nothing was heard for longer than they may be silent."""
+        """Return, once, the connected peers that were silent for longer than they may be."""
         return [p for p in self._watch.silent(now) if self._peers.get(p.client_id) is p]

@@ -157,5 +157,5 @@ class SilenceLimit:
         self._seconds = seconds
 
     def at(self, now: float) -> float:
-        """Return the longest silence that is borne now, in seconds."""
+        """Return the longest silence that is allowed now, in seconds."""
         return self._longer_seconds if now < self._until else self._seconds

@@ -42,7 +42,7 @@ class Readiness:
         return self.not_ready() or next((reason for look in self._troubles if (reason := look())), None)
 
     def tell(self, post: Callable[[Event], None]) -> None:
-        """Let people who ask what a task waits for hear that it is the server, when that begins and when it ends."""
+        """Post an event when the server begins to lack something and when that ends: tasks show it as their reason."""
         lacks = self.short_of() or self._disk_space.refused()
         if (lacks is None) is not (self._told is None):
             self._told = lacks

@@ -55,7 +55,7 @@ class Runtime:
         return len(self._queue)
 
     def post(self, event: Event) -> None:
-        """Tell the coordinator of a fact; what it refuses is logged, for there is nobody to tell."""
+        """Handle a fact; what the coordinator refuses is logged, for there is no caller to answer."""
         try:
             self.enqueue(self._coordinator.handle(event, self._clock.now()))
         except FarmError as error:
@@ -66,7 +66,7 @@ class Runtime:
             self._report(ReportDefect(None, f"{message}; see its log", error))
 
     async def ask(self, event: Event) -> None:
-        """Tell the coordinator what a person wants; return once all that it decided is durable.
+        """Handle a person's request; return once all that the coordinator decided is durable.
 
         Raises: FarmError from the coordinator, and for a defect that it met in doing so. Unavailable if the ledger
         can't be written.

@@ -42,7 +42,7 @@ class Admission:
 
     @property
     def per_second(self) -> float:
-        """Joins per second that the loop can bear now."""
+        """Joins per second that the loop can take now."""
         rate = SHARE_OF_LOOP / self._cost_seconds
         if self._lag_seconds > LATE_SECONDS:
             rate *= LATE_SECONDS / self._lag_seconds

@@ -74,7 +74,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         return self._control.try_take(counted, self.loop.time()) and reads
 
     def _give_up(self) -> None:
-        """Close, without a word to what it said last; who does not even read the reason is cut off soon."""
+        """Close, without an answer to its last frame; a peer that does not even read the reason is cut off soon."""
         self._given_up = True
         self.queue.put_nowait({"type": "websocket.disconnect", "code": TOO_MANY, "reason": TOO_MANY_REASON})
         self.conn.data_to_send()  # its pongs

@@ -40,5 +40,5 @@ class Guard:
         self._refusals = RefusalLog()
 
     def note(self, refusal: Refusal, address: str) -> None:
-        """Let the log hear of a refusal, now and then."""
+        """Log a refusal, at most now and then."""
         self._refusals.note(refusal, address, asyncio.get_running_loop().time())

@@ -32,7 +32,7 @@ class Head:
         self._header_bytes = 0
 
     def raw(self, size_bytes: int) -> None:
-        """Count bytes that came while the head was open: one endless header is not told of before its end."""
+        """Count bytes that came while the head was open: the parser reports one endless header only at its end."""
         self._raw_bytes += size_bytes
         if self._raw_bytes > MAX_HEAD_BYTES:
             self._refuse(f"the head of the request is over {MAX_HEAD_BYTES} bytes")

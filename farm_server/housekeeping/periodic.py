@@ -46,7 +46,7 @@ async def collect_blobs(ledger: Ledger, blobs: BlobStore, settings: ServerSettin
 
 
 async def ticks(seconds: float, tick: Callable[[float, float], None]) -> None:
-    """Tick again and again; tell how late each one is, and for how long of that the server itself stood still."""
+    """Tick again and again; report how late each one is, and for how long of that the server itself stood still."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + seconds

@@ -34,7 +34,7 @@ class Retention:
         self._recipes[task_id] = recipe
 
     def discard(self, digests: Collection[str]) -> None:
-        """Let these blobs go, a while after somebody last asked for them, unless something else needs them."""
+        """Delete these blobs, a while after their last use, unless something else needs them."""
         self._garbage |= set(digests)
 
     async def drop_superseded(self, now: float) -> None:

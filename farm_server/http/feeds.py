@@ -28,7 +28,7 @@ class Page(BaseModel):
 
 
 def get_part(page: Annotated[Page, Query()]) -> FeedPart:
-    """Return the part that the query asks for."""
+    """Return the part of the feed that the query names."""
     return FeedPart(page.after, page.limit, page.wait)
 
 

@@ -25,7 +25,7 @@ _DEEPEST: Final = 100
 
 
 def listing(views: Sequence[BaseModel]) -> Response:
-    """Return the views as a JSON list; what can't be said in one of them is left out, or said otherwise."""
+    """Return the views as a JSON list; what JSON can't hold of one of them is left out, or written otherwise."""
     return Response(_as_json(views), media_type="application/json")
 
 

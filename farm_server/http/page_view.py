@@ -64,7 +64,7 @@ class _Made:
 
 
 class PageView:
-    """Renders for all readers; while one page is made, who asks for the same waits for it."""
+    """Renders for all readers; while one page is made, other requests for it wait."""
 
     def __init__(self, status: FarmStatus) -> None:
         self._status = status

@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 
 def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new_ledger: bool = False) -> None:
-    """Run a server until it is told to stop. Raises: FarmError if it can't start.
+    """Run a server until a signal stops it. Raises: FarmError if it can't start.
 
     ``new_ledger``: see ``FarmServer.open``.
     """

@@ -11,7 +11,7 @@ from protocol.tasks import TaskSpec
 
 
 class TaskCommands:
-    """``ask`` tells the coordinator, and returns once all that it decided is durable."""
+    """``ask`` hands the coordinator an event, and returns once all that it decided is durable."""
 
     def __init__(self, ask: Callable[[Event], Awaitable[None]], submissions: Submissions, removal: Removal) -> None:
         self._ask = ask

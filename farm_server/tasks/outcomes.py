@@ -34,11 +34,11 @@ class AggregatorOutcomes:
         self._telemetry = telemetry
 
     def event(self, event: Event) -> None:
-        """Tell the coordinator."""
+        """Hand the coordinator an event."""
         self._loop.call_soon_threadsafe(self._post, event)
 
     def damaged(self, command: OpenRound, message: str) -> None:
-        """Take the news of an unreadable checkpoint to those who find another one."""
+        """Begin the search for a fallback of an unreadable checkpoint."""
         self._loop.call_soon_threadsafe(self._rescue.begin, command, message)
 
     def committed(

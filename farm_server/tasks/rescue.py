@@ -39,7 +39,7 @@ class Rescue:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def begin(self, command: OpenRound, message: str) -> None:
-        """Look for a fallback and tell the coordinator, without making anybody wait."""
+        """Look for a fallback in the background, and hand the coordinator what is found."""
         task = asyncio.create_task(self._rescue(command, message), name="rescue")
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

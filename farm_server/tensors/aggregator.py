@@ -43,7 +43,7 @@ class Outcomes(Protocol):
     """Where outcomes go. Called on worker threads."""
 
     def event(self, event: Event) -> None:
-        """Tell the coordinator."""
+        """Hand the coordinator an event."""
 
     def damaged(self, command: OpenRound, message: str) -> None:
         """Note that the checkpoint a round should start from can't be read."""
@@ -201,7 +201,7 @@ class Aggregator:
                 self._outcomes.event(AggregationFailed(*opening, message, self._note_fault(error, message)))
 
     def _note_fault(self, error: Exception, message: str) -> bool:
-        """Whether the server itself is at fault; then the watch hears of it for a while."""
+        """Whether the server itself is at fault; then ``fault`` shows it for a while."""
         is_own = is_servers_fault(error)
         if is_own:
             self._fault = (time.monotonic(), message)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 def insist(
     work: Callable[[], T], waits_for: Callable[[str], None], given_up: Callable[[], bool], retry: RetryPolicy
 ) -> T:
-    """Do ``work`` again and again while it says Unavailable; ``waits_for`` hears each time why. Blocks its thread.
+    """Do ``work`` again and again while it raises Unavailable; ``waits_for`` gets the reason. Blocks its thread.
 
     Raises: Unavailable once ``given_up`` says so; whatever else ``work`` raises.
     """

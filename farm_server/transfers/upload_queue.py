@@ -111,7 +111,7 @@ class UploadQueue:
         self._tickets.pop(upload, None)
 
     def expire(self, now: float) -> None:
-        """Take back what nobody uses: credits without progress, and tickets that are not asked for.
+        """Take back what nobody uses: credits without progress, and tickets that nobody polls.
 
         While others wait, also the credits of those that trickle: they go on when it is their turn again.
         """
@@ -126,7 +126,7 @@ class UploadQueue:
             self.release(upload)
 
     def forgive(self, seconds: float, now: float) -> None:
-        """Count a time in which nobody could be heard as silence of nobody."""
+        """Leave a time in which the server itself stood still out of every client's silence."""
         for upload, held in self._held.items():
             self._held[upload] = replace(held, progress_at=min(held.progress_at + seconds, now))
             held.rate.forgive(seconds, now)

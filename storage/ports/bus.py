@@ -17,7 +17,7 @@ FARM_TOPIC: Final = ""
 
 
 def topics_of(entries: Iterable[Entry]) -> set[str]:
-    """Return the topics that saved entries are news of: the farm's, and those of their tasks."""
+    """Return the topics that saved entries belong to: the farm's, and those of their tasks."""
     return {FARM_TOPIC, *(entry.task_id or FARM_TOPIC for entry in entries)}
 
 

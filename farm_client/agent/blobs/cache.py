@@ -53,7 +53,7 @@ class BlobCache:
     """A folder of immutable files named by digest. One process owns it (see ``HomeFolder.held``)."""
 
     def __init__(self, root: Path, max_bytes: int, note: Callable[[str], None] = say_nothing) -> None:
-        """``note`` hears, in a sentence, of what was damaged."""
+        """``note`` gets a sentence on what was damaged."""
         self._root = root
         self._max_bytes = max_bytes
         self._note = note

@@ -35,6 +35,6 @@ class CacheStats(Frozen):
 
     @property
     def hit_rate(self) -> float:
-        """Which share of what was asked for was here, from 0 to 1; 0 if nothing was."""
+        """Which share of the requested blobs was here, from 0 to 1; 0 if nothing was."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0

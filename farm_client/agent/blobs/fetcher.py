@@ -79,7 +79,7 @@ class Fetcher:
         return here if here is not None else await self._share(ref)
 
     def prefetch(self, refs: Iterable[BlobRef]) -> None:
-        """Fetch these before others that were wished for, in the background, while nobody waits for a download.
+        """Prefetch these, before older wishes, in the background while no fetch waits for a download.
 
         Nothing in use, or used in the last minutes, is evicted for it. What cannot be had is left to the ``fetch`` that
         needs it, which says why; a ``fetch`` of what is on its way joins it.
@@ -91,7 +91,7 @@ class Fetcher:
             self._ahead = asyncio.get_running_loop().create_task(self._fetch_ahead())
 
     def stop_prefetching(self) -> None:
-        """Drop all wishes; what has come of them is kept."""
+        """Stop prefetching; what has come is kept."""
         self._wishes = {}
         self._stop_idle()
 

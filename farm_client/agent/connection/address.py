@@ -24,7 +24,7 @@ class JoinAddress:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that open the farm's door."""
+        """The headers that authorize this client."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
 

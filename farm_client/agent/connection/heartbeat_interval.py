@@ -19,7 +19,7 @@ class HeartbeatIntervals:
 
     @classmethod
     def told(cls, message: Welcome | Pace) -> Self:
-        """Return what a farm asked for, as far as it is sane."""
+        """Return what a farm requested, within bounds."""
         heartbeat_seconds = _bounded(message.heartbeat_seconds)
         idle_seconds = message.idle_heartbeat_seconds
         return cls(

@@ -93,7 +93,7 @@ class Link:
         self.post(message)
 
     def unacknowledged(self) -> list[Report]:
-        """Return what was told and not proven to have arrived: a pong after it proves that the farm has read it.
+        """Return the reports that are not proven to have arrived: a pong after it proves that the farm has read it.
 
         Being with the operating system proves nothing: a connection that dies takes along what is under way.
         """
@@ -130,7 +130,7 @@ class Link:
             self.farewell = self.farewell or f"the connection broke: {closed}"
 
     def _ping_as_often(self, *, is_idle: bool) -> None:
-        """Ping no more often than who waits for work is asked to beat: in a crowd that is most of what a farm hears."""
+        """Ping no more often than an idle client beats: in a crowd that is most of a farm's traffic."""
         longest = self._intervals.idle_heartbeat_seconds if is_idle else 0.0
         self._websocket.ping_interval = max(PING_SECONDS, longest)
 

@@ -21,7 +21,7 @@ class Outgoing:
         return self._link is not None and self._link.congested
 
     def attach(self, link: Link) -> None:
-        """Speak over this connection, at first of what nobody has heard yet."""
+        """Send over this connection, at first what is not acknowledged yet."""
         self._link = link
         for message in self._unacknowledged.messages():
             link.tell(message)

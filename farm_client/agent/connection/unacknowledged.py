@@ -29,7 +29,7 @@ class Unacknowledged:
         self._outputs: deque[tuple[int, Progress]] = deque(maxlen=_MAX_OUTPUTS)
 
     def add(self, message: Report) -> None:
-        """Keep a message that is being said."""
+        """Keep a message that is being sent."""
         self._said += 1
         if isinstance(message, Progress):
             self._outputs.append((self._said, message))
@@ -37,7 +37,7 @@ class Unacknowledged:
             self._endings.append((self._said, message))
 
     def ask(self) -> int | None:
-        """Return the number of the last message, if proof of it was not asked for yet."""
+        """Return the number of the last message, if no ping was sent for it yet."""
         if self._asked == self._said:
             return None
         self._asked = self._said
@@ -55,10 +55,10 @@ class Unacknowledged:
         return [message for _, message in kept]
 
     def endings(self) -> list[Error | Reject]:
-        """Return how assignments ended, as far as nobody is known to have heard of it."""
+        """Return how assignments ended, as far as the report is not known to have arrived."""
         return [ending for _, ending in self._endings]
 
     def clear(self) -> None:
-        """Drop all: it is being said over another connection, which keeps it."""
+        """Drop all: they are being sent over another connection, which keeps them."""
         self._endings.clear()
         self._outputs.clear()

@@ -156,7 +156,7 @@ class Executor:
         return path if path.is_relative_to(self.scratch_dir.resolve()) else None
 
     def forget_hearers(self) -> None:
-        """Let nobody hear it until the next assignment."""
+        """Drop its callbacks until the next assignment."""
         self.hear_line, self.hear_advance = _ignore_line, _ignore_advance
 
     def _ask(self, expected: type[Report]) -> None:
@@ -174,7 +174,7 @@ class Executor:
         return outcome
 
     def _on_report(self, report: Report) -> None:
-        """Match a report with what was asked; one that answers nothing asked is left unheard."""
+        """Match a report with the order; one that answers no order is ignored."""
         if isinstance(report, Building):
             self.doing = "building the model"
             return

@@ -56,7 +56,7 @@ class Outbox:
     """The results that wait, oldest first. One process owns the folder (see ``HomeFolder.held``)."""
 
     def __init__(self, root: Path, farm: str, client_id: str, max_bytes: int, note: Callable[[str], None]) -> None:
-        """``farm`` is its address; ``note`` hears, in a sentence, of what had to be dropped."""
+        """``farm`` is its address; ``note`` gets a sentence on what had to be dropped."""
         self._folder = root / digest_bytes(f"{farm} {client_id}".encode())[:16]
         self._max_bytes = max_bytes
         self._note = note

@@ -26,7 +26,7 @@ class UploadPlaces:
     """Who finds no place waits for one: a client that computes faster than it sends must not pile up results."""
 
     def __init__(self, count: int, show: Callable[[str | None], None]) -> None:
-        """``show`` hears why a result waits here, and None once none does."""
+        """``show`` gets the reason why a result waits here, and None once none does."""
         self._count = count
         self._show = show
         self._free = asyncio.Semaphore(count)
@@ -43,7 +43,7 @@ class UploadPlaces:
             self._free.release()
 
     def beat(self) -> None:
-        """Let each heartbeat say that whoever waits here does so as told, and is not stuck."""
+        """Report with each heartbeat that what waits here waits on purpose, and is not stuck."""
         for held in self._waiting:
             held.waited(self._reason)
 
@@ -77,7 +77,7 @@ class Deliveries:
         note: Callable[[str], None],
         show_wait: Callable[[str | None], None],
     ) -> None:
-        """``note`` hears sentences; ``show_wait`` why an upload waits for its turn, and None when none does."""
+        """``note`` gets sentences; ``show_wait`` why an upload waits for its turn, and None when none does."""
         self._outbox = outbox
         self._transfers = transfers
         self._note = note
@@ -110,7 +110,7 @@ class Deliveries:
             self._note(f"dropped a finished result: {str(error) or type(error).__name__}")
 
     async def deliver(self, parcel: Parcel, listener: UploadListener | None = None) -> None:
-        """Bring a result that is in the outbox to the farm; ``listener`` hears how the upload of its update goes.
+        """Bring a result that is in the outbox to the farm; ``listener`` follows the upload of its update.
 
         When the connection is gone it returns all the same: the outbox has the result for the next one.
 

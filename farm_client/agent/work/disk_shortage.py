@@ -26,7 +26,7 @@ class DiskShortage:
             self._outgoing.post(Pause(reason=self.reason))
 
     def look(self) -> bool:
-        """See how it is now, and say so where that is news; returns whether a shortage has just ended."""
+        """Check the disk, and report a change; return whether a shortage has just ended."""
         before, self.reason = self.reason, self._find()
         if (self.reason is None) == (before is None):
             return False

@@ -77,7 +77,7 @@ class WeightsSupply:
     """The weights of one assignment, over all attempts at it."""
 
     def __init__(self, assign: Assign, fetcher: Fetcher, locks: Locks, note: Callable[[str], None]) -> None:
-        """``note`` hears, in a sentence, why differences were of no use."""
+        """``note`` gets a sentence on why differences were of no use."""
         self._assign = assign
         self._fetcher = fetcher
         self._locks = locks

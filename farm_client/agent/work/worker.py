@@ -160,7 +160,7 @@ class Worker:
                 self._hear_error(message)
 
     async def beat(self) -> None:
-        """Send heartbeats, and what the tasks' code printed, as often as the farm asks for, until cancelled."""
+        """Send heartbeats, and what the tasks' code printed, as often as the farm requests, until cancelled."""
         self._beat_due = report_due = time.monotonic()
         while True:
             now = time.monotonic()
@@ -335,7 +335,7 @@ class Worker:
         self._around.display.show(newest, self._draining)
 
     def _is_beat_due(self) -> bool:
-        """Whether the farm is to hear something now: who holds nothing, and has said so, beats less often."""
+        """Whether a heartbeat is due now: a client that holds nothing, and has reported so, beats less often."""
         if self.busy or self._said_idle_at is None:
             return True
         return time.monotonic() >= self._said_idle_at + self._intervals.idle_heartbeat_seconds
