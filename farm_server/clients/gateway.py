@@ -22,7 +22,7 @@ from farm_server.environment.settings import ServerSettings
 from farm_server.observability.telemetry import Telemetry
 from protocol.errors import FarmError, IdentityInUse, OutOfOrder
 from protocol.limits import PROGRESS_SECONDS
-from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Pace, Scope, Welcome
+from protocol.messages import Bye, Drain, Error, Heartbeat, Hello, Scope, Welcome
 from protocol.rest import PaceView
 from protocol.session import Session, Side
 
@@ -90,10 +90,7 @@ class Gateway:
             return
         intervals = self._pacer.intervals
         _log.info("clients are told another pace", reason=self._pacer.reason, **asdict(intervals))
-        for peer in self._registry:
-            if peer.wire.session.may_send("pace") and not peer.wire.is_over:
-                peer.wire.send(Pace(**asdict(intervals)))
-                peer.change_pace(intervals, now)
+        self._registry.change_pace(intervals, now)
 
     def pace_view(self) -> PaceView:
         """Return how often clients report now, and why."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
 from itertools import count
 
@@ -16,7 +16,7 @@ from farm_server.clients.report_interval import ReportIntervals, SilenceLimit
 from farm_server.clients.wire import Wire
 from protocol.digests import digest_bytes
 from protocol.errors import IdentityInUse, Unauthorized, Unavailable
-from protocol.messages import Hello
+from protocol.messages import Hello, Pace
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class Peer:
     last_seen: float
     silence_limit: SilenceLimit
     idle_silence_limit: SilenceLimit
+    told: ReportIntervals
+    """How often it was last asked to beat and report."""
     is_idle: bool = False
     looked_at_next: float = math.inf
     """When it is due to be looked at: see ``SilenceWatch``."""
@@ -42,8 +44,18 @@ class Peer:
         """Return how long it may be silent now, in seconds."""
         return (self.idle_silence_limit if self.is_idle else self.silence_limit).at(now)
 
+    def is_concerned(self, intervals: ReportIntervals) -> bool:
+        """Whether it must hear of other intervals now: who has no work keeps to one of them only."""
+        if self.is_idle:
+            return intervals.idle_heartbeat_seconds != self.told.idle_heartbeat_seconds
+        return intervals != self.told
+
     def change_pace(self, intervals: ReportIntervals, now: float) -> None:
-        """Expect it to beat at another pace."""
+        """Ask it to beat at another pace, and expect that; one that can't be asked goes on as before."""
+        if self.wire.is_over or not self.wire.session.may_send("pace"):
+            return
+        self.wire.send(Pace(**asdict(intervals)))
+        self.told = intervals
         self.silence_limit.change(intervals.lost_after_seconds, now)
         self.idle_silence_limit.change(intervals.idle_lost_after_seconds, now)
 
@@ -97,6 +109,9 @@ class Registry:
         self.copied_homes = CopiedHomes()
         self._max_clients = max_clients
         self._penalties = Penalties()
+        self._working = 0
+        self._intervals: ReportIntervals | None = None
+        """What those who work were asked last; None: all are as they were welcomed."""
         self._watch = SilenceWatch()
 
     def __len__(self) -> int:
@@ -138,7 +153,8 @@ class Registry:
             SilenceLimit(intervals.lost_after_seconds),
             SilenceLimit(intervals.idle_lost_after_seconds),
         )
-        peer = Peer(hello.client_id, incarnation, name, wire, now, silence_limit, idle_silence_limit)
+        peer = Peer(hello.client_id, incarnation, name, wire, now, silence_limit, idle_silence_limit, intervals)
+        self._working += replaced is None or replaced.is_idle
         self._peers[hello.client_id] = peer
         self._watch.expect(peer, now)
         self.copied_homes.joined(hello.client_id, hello.run_id)
@@ -153,6 +169,7 @@ class Registry:
         if self._peers.get(peer.client_id) is not peer:
             return False
         del self._peers[peer.client_id]
+        self._working -= not peer.is_idle
         return True
 
     def forget(self, client_id: str, incarnation: int) -> None:
@@ -181,19 +198,30 @@ class Registry:
 
     def working(self) -> int:
         """Count the peers that beat as who works."""
-        return sum(not peer.is_idle for peer in self._peers.values())
+        return self._working
+
+    def change_pace(self, intervals: ReportIntervals, now: float) -> None:
+        """Ask the clients that it concerns to beat at another pace; the others hear of it when they get work."""
+        self._intervals = intervals
+        for peer in self._peers.values():
+            if peer.is_concerned(intervals):
+                peer.change_pace(intervals, now)
 
     def beats(self, peer: Peer, *, holds_some: bool, now: float) -> None:
         """Note from its heartbeat whether it holds an assignment."""
         if holds_some:
             self.set_to_work(peer, now)
-        else:
+        elif not peer.is_idle:
             peer.is_idle = True
+            self._working -= self._peers.get(peer.client_id) is peer
 
     def set_to_work(self, peer: Peer, now: float) -> None:
-        """It was offered an assignment: from now on it beats as who works, and may be silent for less long."""
+        """It is offered an assignment: from now on it beats as who works, and may be silent for less long."""
         if peer.is_idle:
             peer.is_idle, peer.last_seen = False, now
+            self._working += self._peers.get(peer.client_id) is peer
+            if self._intervals is not None and peer.is_concerned(self._intervals):
+                peer.change_pace(self._intervals, now)
             self._watch.expect(peer, now)
 
     def silent(self, now: float) -> list[Peer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,16 +13,19 @@ from coordinator.records import ClientRecord
 from farm_server.clients.registry import Peer, Registry
 from farm_server.clients.report_interval import ReportIntervals
 from farm_server.clients.wire import Wire
-from protocol.messages import Hello
+from protocol.messages import Hello, Message, Pace
 
 TEMPO = ReportIntervals(2.0, 0.5, 8.0, idle_heartbeat_seconds=20.0)
 IDLE_SECONDS = TEMPO.idle_lost_after_seconds
 KNOWN: tuple[ClientRecord, ...] = ()
 
 
-def joined(registry: Registry, name: str, now: float) -> Peer:
+def joined(registry: Registry, name: str, now: float, said: list[Message] | None = None) -> Peer:
+    """``said`` gets what the client is told."""
     hello = Hello(versions=(2,), client_id=name, client_secret="s" * 32, name=name)
-    wire = cast("Wire", SimpleNamespace(is_over=False, address="here"))
+    tell = SimpleNamespace(may_send=lambda _: True)
+    send = (lambda _: None) if said is None else said.append
+    wire = cast("Wire", SimpleNamespace(is_over=False, address="here", session=tell, send=send))
     return registry.admit(hello, wire, now, TEMPO)[0]
 
 
@@ -43,6 +47,36 @@ def test_who_is_set_to_work_is_given_the_time_of_who_works_from_then_on() -> Non
     registry.set_to_work(peer, 130.0)
     assert registry.silent(138.0) == []
     assert registry.silent(138.1) == [peer]
+
+
+SLOW = replace(TEMPO, heartbeat_seconds=4.0, lost_after_seconds=12.0)
+SELDOM = replace(SLOW, idle_heartbeat_seconds=40.0)
+
+
+def test_who_waits_hears_of_a_pace_for_work_with_the_work() -> None:
+    registry = Registry(KNOWN, 10)
+    told: dict[str, list[Message]] = {"working": [], "waiting": []}
+    peers = {name: joined(registry, name, 100.0, said) for name, said in told.items()}
+    registry.beats(peers["waiting"], holds_some=False, now=100.0)
+    registry.change_pace(SLOW, 101.0)
+    assert told == {"working": [Pace(**asdict(SLOW))], "waiting": []}
+    registry.set_to_work(peers["waiting"], 102.0)
+    assert told["waiting"] == [Pace(**asdict(SLOW))]
+    assert peers["waiting"].longest_silence(102.0) == 12.0
+    registry.set_to_work(peers["waiting"], 103.0)
+    registry.change_pace(SLOW, 104.0)
+    assert [len(said) for said in told.values()] == [1, 1], "nobody is told twice"
+
+
+def test_who_waits_hears_of_its_own_pace_at_once() -> None:
+    registry = Registry(KNOWN, 10)
+    said: list[Message] = []
+    peer = joined(registry, "waiting", 100.0, said)
+    registry.beats(peer, holds_some=False, now=100.0)
+    registry.change_pace(SLOW, 101.0)
+    registry.change_pace(SELDOM, 102.0)
+    assert said == [Pace(**asdict(SELDOM))]
+    assert peer.longest_silence(200.0) == SELDOM.idle_lost_after_seconds
 
 
 def test_few_are_looked_at_where_many_wait() -> None:
@@ -69,7 +103,7 @@ def test_few_are_looked_at_where_many_wait() -> None:
 
 
 _acts = st.tuples(
-    st.floats(0.01, 30.0), st.sampled_from(["frame", "idle", "busy", "assign", "forgive"]), st.integers(0, 2)
+    st.floats(0.01, 30.0), st.sampled_from(["frame", "idle", "busy", "assign", "forgive", "replace"]), st.integers(0, 2)
 )
 
 
@@ -84,9 +118,12 @@ def test_it_finds_whom_a_look_at_everybody_finds(acts: list[tuple[float, str, in
         expected = {id(p) for p in registry if p.last_seen < now - p.longest_silence(now)}
         found = registry.silent(now)
         assert {id(p) for p in found} == expected
+        assert registry.working() == sum(not p.is_idle for p in registry)
         for lost in found:
             registry.remove(lost)
             peers[peers.index(lost)] = joined(registry, lost.client_id, now)
+        if act == "replace":
+            peers[number] = joined(registry, peers[number].client_id, now)
         peer = peers[number]
         match act:
             case "frame":
