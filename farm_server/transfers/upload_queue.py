@@ -40,7 +40,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Ticket:
-    """A place in the queue; tickets are kept in the order in which they came."""
+    """A place in the queue. Tickets are kept in the order of coming, or of their client's last turn if it was later."""
 
     clients: tuple[str, ...]
     came_at: float
@@ -61,6 +61,7 @@ class Waiting:
 class UploadQueue:
     """Grants credits, first come first served, in turns between clients: many uploads of one do not hold up another.
 
+    A client whose upload gives its credit back comes behind all who waited meanwhile, with whatever else it brings.
     ``capacity`` is how many credits there are. ``now`` is in seconds and never runs backwards.
     """
 
@@ -107,8 +108,10 @@ class UploadQueue:
 
     def release(self, upload: str) -> None:
         """Take the credit back, or the ticket: the blob is stored, or will not be."""
-        self._held.pop(upload, None)
         self._tickets.pop(upload, None)
+        if (held := self._held.pop(upload, None)) is not None:
+            for other in [u for u, ticket in self._tickets.items() if ticket.clients[0] == held.clients[0]]:
+                self._tickets[other] = self._tickets.pop(other)
 
     def expire(self, now: float) -> None:
         """Take back what nobody uses: credits without progress, and tickets that nobody polls.
@@ -157,7 +160,7 @@ class UploadQueue:
         for upload, ticket in self._tickets.items():
             ranks[upload] = turns[ticket.clients[0]]
             turns[ticket.clients[0]] += 1
-        return sorted(ranks, key=ranks.__getitem__)  # stable: among equals, who came first
+        return sorted(ranks, key=ranks.__getitem__)  # stable: among equals, who waits longest
 
     def _reason(self, ahead: int) -> str:
         before = "1 upload is" if ahead == 1 else f"{ahead} uploads are"

@@ -66,7 +66,7 @@ def test_many_uploads_of_one_client_do_not_hold_up_another(queue: UploadQueue) -
     assert waiting_uploads(queue) == ["m1", "m2", "g3", "g4"]
     queue.release("g1")
     assert granted(queue, "m1", "modest", 2.0)
-    assert waiting_uploads(queue) == ["g3", "m2", "g4"], "each has one under way: in turns, as they came"
+    assert waiting_uploads(queue) == ["m2", "g3", "g4"], "each has one under way, and one of them had a turn more"
 
 
 def test_a_dead_holders_credit_comes_back(queue: UploadQueue) -> None:
