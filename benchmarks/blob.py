@@ -21,6 +21,7 @@ import httpx
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.cut_uploads import cut
 from benchmarks.farm import POLL_SECONDS
 from benchmarks.measurement import Measurement
 from benchmarks.raw_copy import download_seconds, raw_server, upload_seconds
@@ -29,7 +30,6 @@ from farm_client.agent.connection.address import JoinAddress, parse_address
 from farm_client.cli.localfarm import end, launch_server, read_urls
 from farm_client.transfer.carrier import ignore_bytes
 from farm_client.transfer.partial_file import PartialFile
-from farm_client.transfer.upload import UploadListener
 from storage.file_digest import digest_of_file
 
 CUTS: Final = 3
@@ -181,20 +181,20 @@ async def _cut_upload(trial: Trial, number: int) -> BlobResumed:
     """Cut an upload's connections some times, each time once all that left has arrived."""
     path, digest = trial.file(number)
     before = await _blob_bytes(trial.farm, "in")
-    async with Transfers(trial.farm, client_id="benchmark") as transfers:
-        tally, one_at_a_time = transfers.tally, asyncio.Lock()
-        cuts = Cuts(trial.size_bytes)
+    one_at_a_time, cuts = asyncio.Lock(), Cuts(trial.size_bytes)
 
-        async def midway() -> bool:
-            async with one_at_a_time:  # the other parts wait too: so what left and what arrived become equal
-                if not cuts.is_due(tally.sent_bytes):
-                    return False
-                while await _blob_bytes(trial.farm, "in") - before < tally.sent_bytes:  # noqa: ASYNC110  it counts there
-                    await asyncio.sleep(POLL_SECONDS)
-                return True
+    async def midway(_url: str) -> bool:
+        async with one_at_a_time:  # the other parts wait too: so what left and what arrived become equal
+            if not cuts.is_due(tally.sent_bytes):
+                return False
+            while await _blob_bytes(trial.farm, "in") - before < tally.sent_bytes:  # noqa: ASYNC110  it counts there
+                await asyncio.sleep(POLL_SECONDS)
+            return True
 
+    async with Transfers(trial.farm, client_id="benchmark", wrap=cut(midway)) as transfers:
+        tally = transfers.tally
         async with asyncio.timeout(LONGEST_SECONDS):
-            await transfers.upload(digest, path, UploadListener(midway=midway))
+            await transfers.upload(digest, path)
     return cuts.outcome("up", sent=tally.sent_bytes, arrived=int(await _blob_bytes(trial.farm, "in") - before))
 
 

@@ -10,20 +10,28 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 import psutil
 
 from benchmarks.farm import BenchmarkError
-from farm_client.cli.localfarm import Daemon, DaemonFailed, end, launch_server, read_urls, start_volunteer
-from farm_client.executor.process import EXECUTOR_MODULE
+from farm_client.cli.localfarm import (
+    CLIENT_MODULE,
+    SERVER_MODULE,
+    Daemon,
+    DaemonFailed,
+    end,
+    launch_server,
+    read_urls,
+    start_volunteer,
+)
+from farm_client.executor import lifeline
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import FarmUnreachable
 from protocol.errors import Unavailable
-from protocol.faults import FAULTS_VARIABLE
 
 POLL_SECONDS: Final = 0.02
 """Short: what is measured here lasts fractions of a second."""
@@ -45,19 +53,20 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """How a client is started."""
+    """How a process is started; one that runs another module than the shipped one may end by itself."""
 
     environ: Mapping[str, str]
-    join_url: str
+    module: str
+    join_url: str = ""
 
 
 class MortalFarm:
     """A server on ``folder/server`` and clients by name. Whatever it started, ``close`` ends.
 
-    Each end that nobody asked for is kept in ``ends``: who kills something says so by ``kill``, or by a plan of faults
-    in its environment. A server that is started again keeps its folder and port, and so the addresses that clients
-    know. Start processes from one thread that lives as long as they shall: the system ends them with the thread that
-    started them.
+    Each end that nobody asked for is kept in ``ends``: who kills something says so by ``kill``, or starts it as another
+    module than the shipped one: such a process may be meant to end. A server that is started again keeps its folder and
+    port, and so the addresses that clients know. Start processes from one thread that lives as long as they shall: the
+    system ends them with the thread that started them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +76,7 @@ class MortalFarm:
         self.api: FarmApi
         self.join_url = ""
         self.farm_url = ""
-        self._server_environ: Mapping[str, str] = {}
+        self._server_manner = _Manner({}, SERVER_MODULE)
         self._manners: dict[str, _Manner] = {}
         self._started: list[Daemon] = []
         self.ends: list[End] = []
@@ -84,17 +93,19 @@ class MortalFarm:
         """The server's port; 0 before its first start."""
         return int(self.farm_url.rpartition(":")[2]) if self.farm_url else 0
 
-    def start_server(self, environ: Mapping[str, str] | None = None) -> float:
+    def start_server(self, environ: Mapping[str, str] | None = None, module: str = SERVER_MODULE) -> float:
         """Start the server, for the first time or again, and return the seconds until it served.
 
-        Without ``environ`` it gets the same as the last time. Raises: DaemonFailed with the last log lines if it
+        Without ``environ`` it is started as the last time. Raises: DaemonFailed with the last log lines if it
         does not start.
         """
         if self._started:
             self._account(self.server)
-        self._server_environ = self._server_environ if environ is None else environ
+        if environ is not None:
+            self._server_manner = _Manner(environ, module)
+        manner = self._server_manner
         began = time.monotonic()
-        self.server = launch_server(self.folder, self.port, self._server_environ)
+        self.server = launch_server(self.folder, self.port, manner.environ, manner.module)
         self._started.append(self.server)
         try:
             urls = read_urls(self.server)
@@ -107,16 +118,20 @@ class MortalFarm:
             self.api = FarmApi(parse_address(self.farm_url, "the local farm"))
         return took
 
-    def start_client(self, name: str, environ: Mapping[str, str] | None = None, join_url: str = "") -> Daemon:
+    def start_client(
+        self, name: str, environ: Mapping[str, str] | None = None, join_url: str = "", module: str = CLIENT_MODULE
+    ) -> Daemon:
         """Start a client, for the first time or again in its home; ``join_url`` may lead through a proxy.
 
-        What is not given is as the last time.
+        Without ``environ``, or ``join_url``, that is as the last time; ``module`` belongs to ``environ``.
         """
         if name in self.clients:
             self._account(self.clients[name])
-        known = self._manners.get(name, _Manner({}, self.join_url))
-        self._manners[name] = _Manner(known.environ if environ is None else environ, join_url or known.join_url)
-        client = start_volunteer(name, self._manners[name].join_url, self.folder, self._manners[name].environ)
+        manner = self._manners.get(name, _Manner({}, CLIENT_MODULE, self.join_url))
+        if environ is not None:
+            manner = replace(manner, environ=environ, module=module)
+        manner = self._manners[name] = replace(manner, join_url=join_url or manner.join_url)
+        client = start_volunteer(name, manner.join_url, self.folder, manner.environ, manner.module)
         self._started.append(client)
         self.clients[name] = client
         return client
@@ -198,15 +213,13 @@ class MortalFarm:
         if exit_code is None or daemon.pid in self._accounted:
             return
         self._accounted.add(daemon.pid)
-        if not self._is_planned(daemon):
+        if not self._may_end(daemon):
             lines = daemon.last_words().splitlines()
             self.ends.append(End(daemon.name, exit_code, lines[-1] if lines else "it said nothing"))
 
-    def _is_planned(self, daemon: Daemon) -> bool:
-        """Whether its environment plans faults, which may end it."""
-        is_client = daemon.name in self._manners
-        environ = self._manners[daemon.name].environ if is_client else self._server_environ
-        return bool(environ.get(FAULTS_VARIABLE))
+    def _may_end(self, daemon: Daemon) -> bool:
+        """Whether it is no shipped module, and so may be meant to end."""
+        return self._manners.get(daemon.name, self._server_manner).module not in (SERVER_MODULE, CLIENT_MODULE)
 
     def ask(self, question: Callable[[], T]) -> T | None:
         """Return the server's answer, or None while it is dead, starting, or without space."""
@@ -285,6 +298,6 @@ def _has_code(executor: psutil.Process) -> bool:
 
 def _is_executor(process: psutil.Process) -> bool:
     try:
-        return EXECUTOR_MODULE in process.cmdline()
+        return lifeline.__name__ in process.cmdline()
     except psutil.NoSuchProcess:
         return False

@@ -71,6 +71,7 @@ from farm_server.transfers.blob_access import BlobAccess
 from farm_server.transfers.inline_blobs import InlineBlobs
 from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
 from farm_server.transfers.uploads import Uploads, UploadTarget
+from protocol.composition import Wrap, as_built
 from storage.checkpoints import CheckpointStore
 from storage.ports.bus import Bus, topics_of
 
@@ -81,23 +82,27 @@ class FarmServer:
     """The server without its sockets. ``open`` it, ``start`` it, and at the end ``close`` it, on one event loop."""
 
     @classmethod
-    async def open(cls, settings: ServerSettings, folder: DataFolder, *, new_ledger: bool = False) -> Self:
+    async def open(
+        cls, settings: ServerSettings, folder: DataFolder, *, new_ledger: bool = False, wrap: Wrap = as_built
+    ) -> Self:
         """Open the ledger and the blob store in a locked folder and take up what is there.
 
-        ``new_ledger``: go on with the ledger that is there, although the blobs may be another one's. Raises: FarmError.
+        ``new_ledger``: go on with the ledger that is there, although the blobs may be another one's. ``wrap``: what
+        stands in the place of parts that a test wants to reach. Raises: FarmError.
         """
         state = await open_state(settings, folder, new_ledger=new_ledger)
         try:
             with contradictions():
-                farm = cls(settings, state)
+                farm = cls(settings, state, wrap)
         except BaseException:
             await state.ledger.close()
             raise
         state.log()
         return farm
 
-    def __init__(self, settings: ServerSettings, state: DurableState) -> None:
+    def __init__(self, settings: ServerSettings, state: DurableState, wrap: Wrap = as_built) -> None:
         self.settings = settings
+        self._wrap = wrap
         self.tokens = state.tokens
         self.ledger = state.ledger
         self.blobs = state.blobs
@@ -139,7 +144,7 @@ class FarmServer:
 
     def _build_tensors(self, state: DurableState) -> None:
         """Checks of updates, folding, and new versions."""
-        self.torch_side = TorchSide(self.settings.torch_threads)
+        self.torch_side = self._wrap(TorchSide(self.settings.torch_threads))
         self._warm_up = WarmUp(self.torch_side)
         self._layouts = Layouts(self.blobs)
         for task in state.snapshot.tasks:
@@ -152,13 +157,15 @@ class FarmServer:
         checkpoints = CheckpointStore(self.blobs)
         ask, post = self.runtime.ask, self.runtime.post
         self._rescue = Rescue(ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=ask)
-        aggregator = self._aggregator = Aggregator(
-            checkpoints=checkpoints,
-            writer=CheckpointWriter(checkpoints, self.clock, self.disk_space.claim),
-            spooled=self._spooled,
-            torch_side=self.torch_side,
-            outcomes=AggregatorOutcomes(post, self._rescue, self.inline, self.retention, self.telemetry),
-            threads=self.settings.aggregator_threads,
+        aggregator = self._aggregator = self._wrap(
+            Aggregator(
+                checkpoints=checkpoints,
+                writer=self._wrap(CheckpointWriter(checkpoints, self.clock, self.disk_space.claim)),
+                spooled=self._spooled,
+                torch_side=self.torch_side,
+                outcomes=AggregatorOutcomes(post, self._rescue, self.inline, self.retention, self.telemetry),
+                threads=self.settings.aggregator_threads,
+            )
         )
         self.readiness = Readiness(
             self.journal,
@@ -196,7 +203,7 @@ class FarmServer:
         self._admission = Admission()
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
         self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
-        self._dispatch = Dispatch(self.registry, self.inline, self.clock)
+        self._dispatch = self._wrap(Dispatch(self.registry, self.inline, self.clock))
         reception = Reception(
             post=self.runtime.post,
             intake=self._intake,
@@ -211,7 +218,7 @@ class FarmServer:
             settings=self.settings,
             admission=self._admission,
             registry=self.registry,
-            reception=reception,
+            reception=self._wrap(reception),
             post=self.runtime.post,
             telemetry=self.telemetry,
             clock=self.clock,

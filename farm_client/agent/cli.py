@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 import uvloop
 
-from farm_client import faults
 from farm_client.agent.blotting import blot_out
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
@@ -115,7 +114,6 @@ def join(
     address = choose_farm(url, settings.token_file, HomeFolder(settings.home).farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
-    faults.arm()
     uvloop.run(Agent(address, settings, new_identity=new_identity).run())
 
 

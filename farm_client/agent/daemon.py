@@ -26,6 +26,7 @@ from farm_client.agent.connection.farm_choice import remember_farm
 from farm_client.agent.connection.link import Link, open_link
 from farm_client.agent.connection.reconnect_policy import ReconnectPolicy
 from farm_client.agent.errors import Displaced, OutOfReach
+from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import Identity, load_identity
@@ -39,9 +40,11 @@ from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
 from farm_client.agent.work.job import Tools
+from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.signals import heeded
+from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
 from protocol.errors import FarmError
 from protocol.inline_limit import InlineLimit
@@ -62,12 +65,17 @@ class Agent:
         executor_module: str = EXECUTOR_MODULE,
         *,
         new_identity: bool = False,
+        wrap: Wrap = as_built,
     ) -> None:
-        """``new_identity``: join as a new client, and leave the former identity to whoever has a copy of it."""
+        """``new_identity``: join as a new client, and leave the former identity to whoever has a copy of it.
+
+        ``wrap``: what stands in the place of parts that a test wants to reach.
+        """
         self._address = address
         self._settings = settings
         self._executor_module = executor_module
         self._new_identity = new_identity
+        self._wrap = wrap
         # absolute: executors work in folders of their own, where a relative path leads nowhere
         self._home = HomeFolder(settings.home.absolute())
         self._console = Console(settings.log_format)
@@ -95,7 +103,8 @@ class Agent:
                 pool = self._open_pool(probe)
                 async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
                     starts = StartMarks(self._home.started_dir)
-                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), starts, self._home)
+                    sender = self._wrap(ResultSender(transfers, self._console.tell))
+                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), sender, starts, self._home)
                     await self._serve(tools, probe, verdicts)
             finally:
                 await self._shutdown(pool, probe)
@@ -111,11 +120,13 @@ class Agent:
 
     def _open_pool(self, probe: Probe) -> ExecutorPool:
         slots = self._settings.slots
-        launch = Launch(
-            scratch_root=self._home.scratch_dir,
-            cpu_cores=max(1, probe.cpu_cores // slots),
-            gpus=probe.accelerators.visible,
-            module=self._executor_module,
+        launch = self._wrap(
+            Launch(
+                scratch_root=self._home.scratch_dir,
+                cpu_cores=max(1, probe.cpu_cores // slots),
+                gpus=probe.accelerators.visible,
+                module=self._executor_module,
+            )
         )
         keeping = Keeping(
             fewest=slots + 1,
@@ -124,7 +135,7 @@ class Agent:
             idle_seconds=self._settings.idle_executor_seconds,
             may_spare=lambda: self._settings.spare_executor and probe.can_spare(SPARE_RAM_BYTES),
         )
-        pool = ExecutorPool(launch, keeping)
+        pool = ExecutorPool(launch, keeping, self._wrap(Executor))
         pool.prestart()
         return pool
 
@@ -134,6 +145,7 @@ class Agent:
             client_id=self._identity.client_id,
             upload_rate=self._settings.upload_rate,
             download_rate=self._settings.download_rate,
+            wrap=self._wrap,
         )
 
     def _open_fetcher(self, transfers: Transfers) -> Fetcher:
@@ -179,7 +191,7 @@ class Agent:
         """
         while not self._leaving.is_set():
             try:
-                link = await open_link(self._address, hello(), self._carried)
+                link = self._wrap(await open_link(self._address, hello(), self._carried))
             except OutOfReach as error:
                 await self._wait_to_retry(error, policy.failed(error))
             else:

@@ -28,7 +28,8 @@ POLITE_SECONDS: Final = 4.0
 """How long a process may take to end after it was asked to."""
 SHOWN_LOG_LINES: Final = 8
 
-_SERVER: Final = ["farm_server", "up", "--json", "--host", "127.0.0.1"]
+SERVER_MODULE: Final = "farm_server"
+CLIENT_MODULE: Final = "farm_client"
 
 
 class DaemonFailed(FarmError):
@@ -120,21 +121,29 @@ def launched_farm(folder: Path, environ: Mapping[str, str] | None = None) -> Ite
             end(started[:1])
 
 
-def launch_server(folder: Path, port: int = 0, environ: Mapping[str, str] | None = None) -> Daemon:
+def launch_server(
+    folder: Path, port: int = 0, environ: Mapping[str, str] | None = None, module: str = SERVER_MODULE
+) -> Daemon:
     """Launch a server on ``folder/server``; ``read_urls`` waits until it serves. The caller ends it (see ``end``).
 
-    Port 0 picks a free one; ``environ`` is set on top of this process's own environment.
+    Port 0 picks a free one; ``environ`` is set on top of this process's own environment. ``module`` is what is run.
     """
-    arguments = [*_SERVER, "--port", str(port), "--data-dir", str(folder / "server")]
-    return _start("server", arguments, folder, stdout=subprocess.PIPE, environ=environ)
+    place = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", str(folder / "server")]
+    return _start("server", [module, "up", "--json", *place], folder, stdout=subprocess.PIPE, environ=environ)
 
 
-def start_volunteer(name: str, join_url: str, folder: Path, environ: Mapping[str, str] | None = None) -> Daemon:
+def start_volunteer(
+    name: str,
+    join_url: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    module: str = CLIENT_MODULE,
+) -> Daemon:
     """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``).
 
-    The clients of one folder share their machine, so its self-test too.
+    The clients of one folder share their machine, so its self-test too. ``module`` is what is run.
     """
-    arguments = ["farm_client", "join", "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
+    arguments = [module, "join", "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
     # By a variable: a command line is read by every user of the machine.
     shared = {"FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json"), "FARM_JOIN_URL": join_url}
     return _start(name, arguments, folder, environ={**shared, **(environ or {})})

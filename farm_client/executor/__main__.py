@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from farm_client import faults, task
+from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
 from farm_client.executor.messages import Building, Loaded, LoadTask, Rebase, Rebased, Run, Stop, Warm
@@ -41,8 +41,9 @@ def warm_up(*, lends_accelerator: bool) -> None:
 class _Executor:
     """Answers each order with its reports."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, runner: type[TaskRunner]) -> None:
         self._channel = channel
+        self._runner_type = runner
         self._progress = ProgressReporter(channel.send)
         self._runner: TaskRunner | None = None
 
@@ -63,7 +64,7 @@ class _Executor:
     def _load(self, order: LoadTask) -> None:
         try:
             # not before: to choose a device is to open it
-            self._runner = TaskRunner(order, choose_device(), lambda: self._channel.send(Building()))
+            self._runner = self._runner_type(order, choose_device(), lambda: self._channel.send(Building()))
         except BaseException as error:
             self._fail(error, None)
         else:
@@ -101,11 +102,13 @@ class _Executor:
         self._channel.send(as_failed(error, assignment_id))
 
 
-def main() -> int:
-    """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand."""
+def main(runner: type[TaskRunner] = TaskRunner) -> int:
+    """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand.
+
+    ``runner`` is what does its task's assignments: a test may give one of its own.
+    """
     try:
         channel = Channel.from_environment()
-        faults.arm()
     except FarmError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
@@ -113,7 +116,7 @@ def main() -> int:
     warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
         channel.send(Warm(torch_version=torch.__version__))
-        _Executor(channel).serve()
+        _Executor(channel, runner).serve()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     return 0

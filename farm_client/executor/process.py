@@ -26,7 +26,6 @@ from typing import Final, Literal, cast
 
 from pydantic import ValidationError
 
-from farm_client import faults
 from farm_client.executor.environment import executor_environment
 from farm_client.executor.messages import REPORT, Order, Report
 from farm_client.executor.output import LineSplitter
@@ -193,7 +192,7 @@ class Launch:
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
         own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus}
-        return executor_environment(scratch_dir, self.cpu_cores) | faults.for_executors(self.scratch_root) | own
+        return executor_environment(scratch_dir, self.cpu_cores) | own
 
 
 async def start_executor(launch: Launch, listener: ExecutorListener) -> ExecutorProcess:

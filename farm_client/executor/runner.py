@@ -9,7 +9,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from farm_client import faults
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.failures import blaming, calling
@@ -25,7 +24,6 @@ from farm_client.executor.schedules import hold_initial_rate
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
-from protocol.faults import Fault
 from protocol.messages import Kind
 from protocol.recipe import Mode
 
@@ -79,11 +77,8 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, started)
-        faults.reach(Fault.EXECUTOR_BEFORE, order.round)
-        trained = self._train(data, _with_faults(progress.advance, order.round))
-        done = self._done(order, data.samples, trained.metrics, started, trained)
-        faults.reach(Fault.EXECUTOR_AFTER, order.round)
-        return done
+        trained = self._train(data, progress.advance)
+        return self._done(order, data.samples, trained.metrics, started, trained)
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file: orders come without them then.
@@ -168,16 +163,3 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other) or (
         one.is_floating_point() and torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
     )
-
-
-def _with_faults(advance: Advance, round_number: int) -> Advance:
-    """Reach the places after a batch, in a process where faults are planned."""
-    if not faults.armed():
-        return advance
-
-    def advance_and_reach(samples: int) -> None:
-        advance(samples)
-        faults.reach(Fault.EXECUTOR_DURING, round_number)
-        faults.reach(Fault.EXECUTOR_SLOW, round_number)
-
-    return advance_and_reach

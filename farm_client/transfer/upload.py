@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,13 +29,6 @@ _NOT_UNDERSTOOD: Final = (
     "the farm's answer to an upload is not one that this version understands; update one of the two"
 )
 
-Midway = Callable[[], Awaitable[bool]]
-
-
-async def no_cut() -> bool:
-    """Nothing is cut on purpose."""
-    return False
-
 
 def ignore_waiting(_reason: str | None) -> None:
     """Ignore the reason."""
@@ -46,12 +39,11 @@ class UploadListener:
     """Callbacks for the progress of an upload.
 
     ``meter``: how many bytes are at the farm, or on their way. ``waits``: why it waits, each time that the farm says
-    so, and None when its turn has come. ``midway``: asked when a piece has left whether the connection is to be cut.
+    so, and None when its turn has come.
     """
 
     meter: Meter = ignore_bytes
     waits: Callable[[str | None], None] = ignore_waiting
-    midway: Midway = no_cut
 
 
 async def upload(carrier: Carrier, digest: str, content: Content, listener: UploadListener | None = None) -> bool:
@@ -165,8 +157,6 @@ class _Upload:
             await rate.take(piece.size_bytes)
             yield await asyncio.to_thread(self.source.read, piece.start, piece.size_bytes)
             self._count(piece)
-            if await self.listener.midway():
-                raise Interrupted("the connection was cut on purpose")
 
     def _count(self, piece: ByteRange) -> None:
         before = self.ever_sent.total_bytes

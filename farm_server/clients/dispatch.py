@@ -5,10 +5,9 @@ from __future__ import annotations
 from coordinator.commands import Send
 from farm_server.clients.registry import Peer, Registry
 from farm_server.environment.clock import Clock
-from farm_server.environment.faults import LostAcks
 from farm_server.transfers.inline_blobs import InlineBlobs
 from protocol.errors import FarmError, OutOfOrder
-from protocol.messages import Ack, Assign, Message
+from protocol.messages import Assign, Message
 
 
 class Dispatch:
@@ -18,7 +17,6 @@ class Dispatch:
         self._registry = registry
         self._inline = inline
         self._clock = clock
-        self._lost_acks = LostAcks()
 
     def send(self, command: Send) -> None:
         """Send a message, if that incarnation of the client is still connected."""
@@ -27,12 +25,9 @@ class Dispatch:
             return
         message = command.message
         if isinstance(message, Assign):
-            self._lost_acks.note(message)
             self._registry.set_to_work(peer, self._clock.now())
             filled = message if command.holds_weights else self._inline.filled(message, peer.wire.inline_bytes)
             self._say(peer, filled, message)
-        elif isinstance(message, Ack) and self._lost_acks.take(message):
-            peer.wire.end("an acknowledgement was lost on purpose")
         else:
             self._say(peer, message)
 

@@ -13,12 +13,10 @@ from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.registry import Peer
 from farm_server.clients.translate import event_of, failure_of, unusable
 from farm_server.environment.clock import Clock
-from farm_server.environment.faults import armed, reach
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from protocol.errors import FarmError
-from protocol.faults import Fault
 from protocol.messages import Bye, Error, Message, Progress, Result
 
 _CHECKS_AT_ONCE = 16
@@ -85,8 +83,6 @@ class Reception:
 
     async def _result(self, peer: Peer, result: Result) -> None:
         assignment = self._find(peer, result.assignment_id)
-        if assignment is not None and armed():
-            await asyncio.to_thread(reach, Fault.SERVER_SLOW, assignment.round)
         if assignment is None:
             # nobody holds it any more, or it is another client's: the coordinator will say that it came late
             self._arrived(peer, result.model_copy(update={"update": None}))

@@ -17,11 +17,11 @@ import uvloop
 from farm_server.edge.file_limit import raise_file_limit
 from farm_server.edge.listener import bind_kept, server_info
 from farm_server.edge.serving import Serving
-from farm_server.environment import faults
 from farm_server.environment.data_folder import DataFolder, ServerInfo
 from farm_server.environment.settings import ServerSettings
 from farm_server.http.app import create_app
 from farm_server.server import FarmServer
+from protocol.composition import Wrap, as_built
 from protocol.errors import FarmError
 
 COLLECT_AFTER: Final = (5000, 10, 20)
@@ -33,12 +33,17 @@ ones: 26 times while 10,000 clients join, for up to two seconds, in which nobody
 _log = structlog.get_logger(__name__)
 
 
-def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new_ledger: bool = False) -> None:
+def run(
+    settings: ServerSettings,
+    on_ready: Callable[[ServerInfo], None],
+    *,
+    new_ledger: bool = False,
+    wrap: Wrap = as_built,
+) -> None:
     """Run a server until a signal stops it. Raises: FarmError if it can't start.
 
-    ``new_ledger``: see ``FarmServer.open``.
+    ``new_ledger`` and ``wrap``: see ``FarmServer.open``.
     """
-    faults.arm()
     raise_file_limit()
     gc.set_threshold(*COLLECT_AFTER)
     folder = DataFolder(settings.data_dir)
@@ -46,7 +51,8 @@ def run(settings: ServerSettings, on_ready: Callable[[ServerInfo], None], *, new
     try:
         listener = bind_kept(settings.host, settings.port, folder.kept_port)
         try:
-            uvloop.run(ServerDaemon(settings, folder, listener, on_ready, new_ledger=new_ledger).live())
+            daemon = ServerDaemon(settings, folder, listener, on_ready, new_ledger=new_ledger, wrap=wrap)
+            uvloop.run(daemon.live())
         finally:
             listener.close()
     finally:
@@ -64,12 +70,14 @@ class ServerDaemon:
         on_ready: Callable[[ServerInfo], None],
         *,
         new_ledger: bool = False,
+        wrap: Wrap = as_built,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._listener = listener
         self._on_ready = on_ready
         self._new_ledger = new_ledger
+        self._wrap = wrap
         self._farm: FarmServer | None = None
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -77,7 +85,9 @@ class ServerDaemon:
     async def live(self) -> None:
         """Start up, serve until a signal, shut down."""
         with self._signals():
-            farm = self._farm = await FarmServer.open(self._settings, self._folder, new_ledger=self._new_ledger)
+            farm = self._farm = await FarmServer.open(
+                self._settings, self._folder, new_ledger=self._new_ledger, wrap=self._wrap
+            )
             try:
                 serving = await self._startup(farm)
                 await self._serve(serving)

@@ -17,14 +17,12 @@ import structlog
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
 from coordinator.events import AggregationFailed, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
-from farm_server.environment.faults import armed, reach
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
 from farm_server.tensors.serial_worker import SerialWorker
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
 from protocol.compression import CodecSpec
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
-from protocol.faults import Fault
 from protocol.limits import INLINE_BYTES
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
 from storage.blob_batch import Chunk, size_of
@@ -223,18 +221,14 @@ class Aggregator:
 
     def _fold(self, task: _Task, tensors: TaskTensors, command: Fold) -> None:
         update = command.update
-        reach(Fault.SERVER_BEFORE_FOLD, command.round)
-        midway = (lambda: reach(Fault.SERVER_WHILE_FOLDING, command.round)) if armed() else None
-        tensors.fold(self._spooled.source(update), command.samples, command.scale, midway)
+        tensors.fold(self._spooled.source(update), command.samples, command.scale)
         task.folded.append(update)
 
     def _commit(self, task: _Task, tensors: TaskTensors, command: CommitRound) -> None:
         started = time.perf_counter()
-        reach(Fault.SERVER_BEFORE_COMMIT, command.round)
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step())
         written = self._write(task, command, version) if command.durable else self._named(command, version)
-        reach(Fault.SERVER_WHILE_COMMITTING, command.round)
         task.holds = _digests(written.record)
         self._end_round(task)
         self._fault = None

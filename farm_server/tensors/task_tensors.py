@@ -55,6 +55,26 @@ class NewVersion:
     delta: list[Chunk] | None
 
 
+def aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
+    """Return a new aggregate, as the recipe has it, of updates of that layout."""
+    match recipe.aggregate:
+        case AggregateName.MEAN:
+            return WeightedMean(layout, recipe.update_codec)
+        case AggregateName.MEDIAN:
+            return Median(layout, recipe.update_codec)
+        case AggregateName.TRIMMED_MEAN:
+            return TrimmedMean(layout, recipe.update_codec, recipe.trim_share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What ``TaskTensors.fold`` was given, where the aggregate reads it later."""
+
+    source: bytes | Path
+    samples: int
+    scale: float
+
+
 class TaskTensors:
     """What a round needs, kept between rounds. Used by one thread at a time.
 
@@ -65,7 +85,12 @@ class TaskTensors:
     has them read piece by piece: maps of all of them would be memory that grows with the clients.
     """
 
-    def __init__(self, recipe: Recipe, files: CheckpointFiles) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        files: CheckpointFiles,
+        make_aggregate: Callable[[Recipe, Layout], Aggregate] = aggregate_of,
+    ) -> None:
         with FileReader(files.weights) as reader:
             self._layout = parse_layout(reader.header)
             self._lead = reader.lead
@@ -76,7 +101,7 @@ class TaskTensors:
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
                 self._outer.load(_read_all(reader))
-        self._aggregate = _aggregate_of(recipe, self._layout)
+        self._aggregate = make_aggregate(recipe, self._layout)
         self._waiting: list[_Update] = []
 
     def begin(self) -> None:
@@ -84,20 +109,17 @@ class TaskTensors:
         self._aggregate.reset()
         self._waiting.clear()
 
-    def fold(
-        self, update: bytes | Path, samples: int, scale: float = 1.0, midway: Callable[[], object] | None = None
-    ) -> None:
+    def fold(self, update: bytes | Path, samples: int, scale: float = 1.0) -> None:
         """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
 
-        ``midway`` is called when one tensor is folded already (for faults on purpose). Where the aggregate reads all
-        updates at the end, this one is only noted, and must be there until ``step`` has returned.
+        Where the aggregate reads all updates at the end, this one is only noted, and must be there until ``step`` has
+        returned.
         """
-        one = _Update(update, samples, scale, midway)
         if self._aggregate.reads_in_result:
-            self._waiting.append(one)
+            self._waiting.append(_Update(update, samples, scale))
             return
         with _opened(update, MappedFileReader, forget=True) as reader:
-            one.fold_into(self._aggregate, reader)
+            self._aggregate.fold(reader, samples, scale)
 
     def step(self) -> NewVersion:
         """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
@@ -118,7 +140,8 @@ class TaskTensors:
         """Return the aggregate. The updates that waited for it are open only here, all at once."""
         with ExitStack() as opened:
             for one in self._waiting:
-                one.fold_into(self._aggregate, opened.enter_context(_opened(one.source, FileReader, forget=True)))
+                reader = opened.enter_context(_opened(one.source, FileReader, forget=True))
+                self._aggregate.fold(reader, one.samples, one.scale)
             return self._aggregate.result()
 
     def _publish(self, mean: Mapping[str, torch.Tensor]) -> list[Chunk]:
@@ -138,38 +161,6 @@ class TaskTensors:
         return wrapped(delta) if self._weights_codec.zstd else delta
 
 
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """What ``TaskTensors.fold`` was given."""
-
-    source: bytes | Path
-    samples: int
-    scale: float
-    midway: Callable[[], object] | None
-
-    def fold_into(self, aggregate: Aggregate, reader: Reader) -> None:
-        """Fold it by a reader of its source."""
-        aggregate.fold(reader if self.midway is None else _Watched(reader, self.midway), self.samples, self.scale)
-
-
-class _Watched:
-    """A reader that calls ``midway`` when the second tensor is asked for (or the only one)."""
-
-    def __init__(self, reader: Reader, midway: Callable[[], object]) -> None:
-        self.header = reader.header
-        self._reader = reader
-        self._midway: Callable[[], object] | None = midway
-        self._first: str | None = None
-
-    def read_into(self, name: str, start_byte: int, buffer: memoryview) -> None:
-        """Read, after the call where that is due."""
-        self._first = self._first or name
-        if self._midway is not None and (name != self._first or len(self.header.tensors) == 1):
-            midway, self._midway = self._midway, None
-            midway()
-        self._reader.read_into(name, start_byte, buffer)
-
-
 def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
     """Return a stored tensor of the update whose numbers can't be summed over a round of ``samples``, or None.
 
@@ -182,16 +173,6 @@ def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: 
 def warm_up(torch_threads: int) -> None:
     """Settle torch's threads. It is imported by now, which is what took the time."""
     torch.set_num_threads(torch_threads)
-
-
-def _aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
-    match recipe.aggregate:
-        case AggregateName.MEAN:
-            return WeightedMean(layout, recipe.update_codec)
-        case AggregateName.MEDIAN:
-            return Median(layout, recipe.update_codec)
-        case AggregateName.TRIMMED_MEAN:
-            return TrimmedMean(layout, recipe.update_codec, recipe.trim_share)
 
 
 @contextmanager

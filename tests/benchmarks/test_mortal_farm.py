@@ -8,7 +8,6 @@ from benchmarks import mortal_farm as module
 from benchmarks.farm import BenchmarkError
 from benchmarks.mortal_farm import MortalFarm
 from farm_client.cli.localfarm import Daemon, DaemonFailed
-from protocol.faults import FAULTS_VARIABLE
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def farm(tmp_path, monkeypatch):
     farm = MortalFarm(tmp_path)
     farm.start_server()
     farm.start_client("ada")
-    farm.start_client("bob", {FAULTS_VARIABLE: "client_slow@1:kill"})
+    farm.start_client("bob", {}, module="a.module.of.the.tests")
     yield farm
     for daemon in farm._started:
         daemon.process.kill()
@@ -58,7 +57,7 @@ def test_an_end_that_nobody_asked_for_is_kept_with_its_code_and_last_line(farm, 
         farm.check_ends()
 
 
-def test_what_was_killed_or_planned_is_not_counted(farm):
+def test_what_was_killed_or_may_end_is_not_counted(farm):
     farm.kill(farm.server)
     farm.kill(farm.clients["ada"])
     leave(farm.clients["bob"], 9)

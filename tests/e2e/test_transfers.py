@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.cut_uploads import cut, cut_carrier
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
@@ -110,14 +111,15 @@ async def test_a_line_that_stands_still_for_a_while_costs_nothing(line: Line, tm
     data = random.Random(8).randbytes(4 * MIB)
     stalled = asyncio.Event()
 
-    async def stall_once() -> bool:
+    async def stall_once(_url: str) -> bool:
         if not stalled.is_set():
             stalled.set()
             line.proxy.stall()
             asyncio.get_running_loop().call_later(0.5, line.proxy.flow)
         return False
 
-    await line.transfers.upload(digest_bytes(data), data, UploadListener(midway=stall_once))
+    line.transfers._carrier = cut_carrier(line.transfers._carrier, stall_once)
+    await line.transfers.upload(digest_bytes(data), data)
     assert line.received_bytes() == len(data) == line.transfers.tally.sent_bytes
 
 
@@ -126,16 +128,17 @@ async def test_the_second_upload_waits_for_its_turn_and_is_told_why(tmp_path: Pa
     held, released = asyncio.Event(), asyncio.Event()
     reasons: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def hold() -> bool:
+    async def hold(_url: str) -> bool:
         held.set()
         await released.wait()
         return False
 
     async with running(tmp_path, upload_credits=1, upload_idle_seconds=600) as server, AsyncExitStack() as stack:
         address = parse_address(f"{server.info.url.replace('http://', f'ws://{server.farm.tokens.join}@')}")
-        one, two = [await stack.enter_async_context(Transfers(address, PATIENT, client_id=c)) for c in ("c1", "c2")]
+        one = await stack.enter_async_context(Transfers(address, PATIENT, client_id="c1", wrap=cut(hold)))
+        two = await stack.enter_async_context(Transfers(address, PATIENT, client_id="c2"))
         async with asyncio.TaskGroup() as group:
-            group.create_task(one.upload(digest_bytes(first), first, UploadListener(midway=hold)))
+            group.create_task(one.upload(digest_bytes(first), first))
             await held.wait()
             group.create_task(two.upload(digest_bytes(second), second, UploadListener(waits=reasons.put_nowait)))
             assert "1" in (await reasons.get() or "")

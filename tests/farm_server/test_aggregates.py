@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 import safetensors.numpy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from protocol.faults import FAULTS_VARIABLE
 from protocol.messages import Ack, Assign
 from protocol.recipe import Mode, OuterOptimizer, Recipe
 from protocol.tasks import Dataset, Shard
@@ -24,7 +24,9 @@ from tests.farm_server import model
 from tests.farm_server.conftest import Running
 from tests.farm_server.test_cli import server as server_process
 from tests.farm_server.volunteer import Volunteer
+from tests.injection.plan import FAULTS_VARIABLE
 
+BREAKABLE_SERVER = [sys.executable, "-m", "tests.injection.server"]
 AGGREGATES: dict[str, dict[str, Any]] = {
     "mean": {"aggregate": "mean"},
     "median": {"aggregate": "median"},
@@ -144,7 +146,9 @@ async def test_a_kill_in_mid_round_changes_no_bit(tmp_path, monkeypatch, start, 
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as environment:
             environment.setenv(FAULTS_VARIABLE, "server_while_folding@1:kill")
-            process, info = await asyncio.to_thread(stack.enter_context, server_process(folder))
+            process, info = await asyncio.to_thread(
+                stack.enter_context, server_process(folder, command=BREAKABLE_SERVER)
+            )
         async with httpx.AsyncClient(base_url=info["farm_url"], trust_env=False, timeout=40) as http:
             task_id = await model.submit(http, task(chosen), initial=INITIAL)
         async with at_work([Member(info, f"c{number}") for number in range(CLIENTS)]):

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,9 +32,11 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def server(data: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+def server(
+    data: Path, *arguments: str, command: Sequence[str] = COMMAND
+) -> Iterator[tuple[subprocess.Popen[str], dict]]:
     process = subprocess.Popen(
-        [*COMMAND, "up", "--data-dir", str(data), "--port", "0", "--json", *arguments],
+        [*command, "up", "--data-dir", str(data), "--port", "0", "--json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,10 +24,11 @@ from benchmarks.regression import (
     submit_prepared,
     unbalanced,
 )
+from farm_client.cli.localfarm import CLIENT_MODULE, SERVER_MODULE
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared
-from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE
 from protocol.rest import TaskView
+from tests.injection.plan import FAULTS_VARIABLE, SPENT_VARIABLE
 
 Weights = dict[str, np.ndarray]
 STEADY: Final = "client-1"
@@ -55,7 +56,8 @@ class Scene:
         """Start a client of the test's own, with a plan of faults that happen once in all its lives."""
         name = f"mortal-{next(_numbers)}"
         self.own_clients.append(name)
-        self.farm.start_client(name, {**self.planned(faults), "FARM_CLIENT_TAGS": tags}, join_url)
+        module = "tests.injection.client" if faults else CLIENT_MODULE
+        self.farm.start_client(name, {**self.planned(faults), "FARM_CLIENT_TAGS": tags}, join_url, module)
         if wait:
             self.farm.wait_online(name)
         return name
@@ -74,7 +76,7 @@ class Scene:
         self.farm.kill(self.farm.server)
         environ = {**self.planned(faults), **environ}
         self.server_is_changed = bool(environ)
-        return self.farm.start_server(environ)
+        return self.farm.start_server(environ, "tests.injection.server" if faults else SERVER_MODULE)
 
     def submit(self, **changes: Any) -> str:
         """Submit the regression task, changed as in ``submit_prepared``."""

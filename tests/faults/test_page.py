@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE, Fault, FaultAction, parse_faults
+from tests.injection.plan import FAULTS_VARIABLE, SPENT_VARIABLE, Fault, FaultAction, parse_faults
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "faults.md").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.regression import AVERAGING
-from protocol.faults import Fault, FaultAction, parse_faults
 from tests.faults.conftest import Scene
+from tests.injection.plan import Fault, FaultAction, parse_faults
 
 pytestmark = pytest.mark.slow
 

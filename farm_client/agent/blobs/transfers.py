@@ -16,6 +16,7 @@ from farm_client.transfer.partial_file import PartialFile
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from farm_client.transfer.upload import UploadListener, upload
+from protocol.composition import Wrap, as_built
 from protocol.retry import RetryPolicy
 
 
@@ -33,13 +34,15 @@ class Transfers:
         client_id: str = "",
         upload_rate: float | None = None,
         download_rate: float | None = None,
+        wrap: Wrap = as_built,
     ) -> None:
+        """``wrap``: what stands in the carrier's place, for a test that breaks connections."""
         names = {CLIENT_HEADER: client_id} if client_id else {}
         options = client_options(address.http_url, address.headers | names)
         http = httpx.AsyncClient(**options, timeout=TIMEOUT)
         # the transport finds the proxy itself
         bulk = httpx.Client(**options | {"proxy": None}, timeout=TIMEOUT, transport=BulkTransport())
-        self._carrier = Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate))
+        self._carrier = wrap(Carrier(http, bulk, retry, RateLimit(upload_rate), RateLimit(download_rate)))
 
     @property
     def tally(self) -> Tally:

@@ -99,11 +99,6 @@ class Link:
         """
         return self._unacknowledged.messages()
 
-    async def flushed(self) -> None:
-        """Wait until all that was posted is with the operating system, or the connection is gone."""
-        with suppress(ConnectionClosed):
-            await self._flush()
-
     def cut(self) -> None:
         """Break the connection without a word, as a network does."""
         self._websocket.transport.abort()

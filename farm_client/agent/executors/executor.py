@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import psutil
 
@@ -62,7 +62,7 @@ class Executor:
         self._ask(Warm)  # which comes without being asked
 
     @classmethod
-    async def start(cls, launch: Launch) -> Executor:
+    async def start(cls, launch: Launch) -> Self:
         """Start a process; it warms up by itself. Raises: OSError if none can be started."""
         executor = cls()
         listener = ExecutorListener(executor._on_report, executor._on_line, executor._on_death)

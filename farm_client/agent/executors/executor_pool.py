@@ -40,8 +40,9 @@ class Keeping:
 class ExecutorPool:
     """The executors that serve tasks, plus a spare; the least recently used idle one goes first."""
 
-    def __init__(self, launch: Launch, keeping: Keeping) -> None:
+    def __init__(self, launch: Launch, keeping: Keeping, executor: type[Executor] = Executor) -> None:
         self._launch = launch
+        self._executor_type = executor
         self._keeping = keeping
         self._serving: list[Executor] = []
         self._spare: Executor | None = None
@@ -86,7 +87,7 @@ class ExecutorPool:
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
         self._make_room(task)
-        executor = await self._take_spare() or await Executor.start(self._launch)
+        executor = await self._take_spare() or await self._executor_type.start(self._launch)
         executor.leased, executor.hear_line = True, hear_line
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
@@ -194,7 +195,7 @@ class ExecutorPool:
 
     async def _start_spare(self) -> None:
         with suppress(OSError):  # whoever needs one starts it, and hears why it can't be
-            self._spare = await Executor.start(self._launch)
+            self._spare = await self._executor_type.start(self._launch)
 
     def _has_spare(self) -> bool:
         return self._spare is not None and self._spare.death is None

@@ -113,11 +113,6 @@ class Outbox:
             self.remove(assignment_id)
             return None
 
-    def round_of(self, assignment_id: str) -> int | None:
-        """Return the round that a waiting update is for; None if there is none, as for an evaluation's result."""
-        entry = self._entries.get(assignment_id)
-        return entry.round if entry is not None and entry.size_bytes else None
-
     def remove(self, assignment_id: str) -> None:
         """Drop a result, if it is here: it is settled, or nobody wants it."""
         entry = self._entries.pop(assignment_id, None)

@@ -1,4 +1,4 @@
-"""From the outbox to the farm: upload what is large, send the result; again after each welcome until it is settled."""
+"""From the outbox to the farm: what is finished is sent, and again after each welcome until the farm has settled it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
-from farm_client import faults
-from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.work.held_assignment import Held
+from farm_client.agent.work.result_sender import ResultSender
 from farm_client.transfer.upload import UploadListener
-from protocol.errors import FarmError, Unavailable
-from protocol.faults import Fault
-from protocol.limits import INLINE_BYTES
-from protocol.messages import Result
-from protocol.tasks import BlobRef
 from protocol.wording import counted
 
 
@@ -73,31 +67,31 @@ class Deliveries:
     def __init__(
         self,
         outbox: Outbox,
-        transfers: Transfers,
+        sender: ResultSender,
         note: Callable[[str], None],
         show_wait: Callable[[str | None], None],
     ) -> None:
         """``note`` gets sentences; ``show_wait`` why an upload waits for its turn, and None when none does."""
         self._outbox = outbox
-        self._transfers = transfers
+        self._sender = sender
         self._note = note
         self._show_wait = show_wait
         self._waiting: dict[str, str] = {}
         """Why, by the assignments whose uploads wait for their turn."""
-        self._link: Link | None = None
+        self._is_connected = False
         self._under_way: set[str] = set()
-        self._sent_inline: set[str] = set()
-        """The assignments whose updates have left inside a result, and are not settled."""
 
     def attach(self, link: Link) -> tuple[str, ...]:
         """Use this connection from now on; returns the assignments whose results are to be sent again."""
-        self._link = link
-        self._sent_inline.intersection_update(self._outbox.assignment_ids())
-        return tuple(i for i in self._outbox.assignment_ids() if i not in self._under_way)
+        self._is_connected = True
+        unsettled = self._outbox.assignment_ids()
+        self._sender.attach(link, unsettled)
+        return tuple(i for i in unsettled if i not in self._under_way)
 
     def detach(self) -> None:
         """The connection is over. Uploads that run go on."""
-        self._link = None
+        self._is_connected = False
+        self._sender.detach()
 
     async def deliver_again(self, assignment_id: str) -> None:
         """Send what waits for an assignment; a result that cannot be sent is dropped, with a note."""
@@ -118,16 +112,15 @@ class Deliveries:
             has left the outbox then.
         """
         assignment_id = parcel.result.assignment_id
+        listener = listener or UploadListener()
+
+        def hear_wait(reason: str | None) -> None:
+            listener.waits(reason)
+            self._hear_wait(assignment_id, reason)
+
         self._under_way.add(assignment_id)
         try:
-            await _reach(Fault.CLIENT_SLOW, parcel)
-            update = parcel.result.update
-            if update is None or (update.inline is not None and len(update.inline) <= self._inline_bytes()):
-                if not await _reach(Fault.CLIENT_WHILE_SENDING, parcel):
-                    await self._send(parcel.result, parcel)
-            elif await self._upload(update, parcel, listener or UploadListener()):
-                slim = update.model_copy(update={"inline": None})
-                await self._send(parcel.result.model_copy(update={"update": slim}), parcel)
+            await self._sender.send(parcel, replace(listener, waits=hear_wait))
         except Exception:
             self._outbox.remove(assignment_id)
             raise
@@ -136,43 +129,17 @@ class Deliveries:
             self._hear_wait(assignment_id, None)
 
     def settle(self, assignment_id: str) -> None:
-        """Drop a result that the farm has acknowledged, unless the acknowledgement is lost on purpose."""
-        self._sent_inline.discard(assignment_id)
-        round_number = self._outbox.round_of(assignment_id)
-        if round_number is None or not faults.reach(Fault.CLIENT_REPLY_LOST, round_number):
-            self._outbox.remove(assignment_id)
+        """Drop a result that the farm has acknowledged."""
+        self._sender.settled(assignment_id)
+        self._outbox.remove(assignment_id)
 
     async def last_acks(self) -> None:
         """Wait for acknowledgements of what was sent, but not for long."""
         try:
-            async with asyncio.timeout(_LAST_ACKS_SECONDS if self._link is not None else 0):
+            async with asyncio.timeout(_LAST_ACKS_SECONDS if self._is_connected else 0):
                 await self._outbox.emptied.wait()
         except TimeoutError:
             self._note("finished results wait in the outbox for the farm's answer; the next join sends them again")
-
-    def _inline_bytes(self) -> int:
-        """How large an update may be to ride inside its result: less where the connection is slow."""
-        return self._link.inline_bytes if self._link is not None else INLINE_BYTES
-
-    async def _upload(self, update: BlobRef, parcel: Parcel, listener: UploadListener) -> bool:
-        """Store the update at the farm, for as long as there is a connection; return whether it is there."""
-        source = parcel.path if update.inline is None else update.inline
-        if source is None:
-            raise FarmError(f"the update of {parcel.result.assignment_id} is neither in its result nor in a file")
-
-        def hear_wait(reason: str | None) -> None:
-            listener.waits(reason)
-            self._hear_wait(parcel.result.assignment_id, reason)
-
-        hearing = replace(listener, waits=hear_wait, midway=lambda: _reach(Fault.CLIENT_WHILE_SENDING, parcel))
-        while self._link is not None:
-            try:
-                await self._transfers.upload(update.digest, source, hearing)
-            except Unavailable as error:
-                self._note(f"{error.message}; trying again")
-            else:
-                return True
-        return False
 
     def _hear_wait(self, assignment_id: str, reason: str | None) -> None:
         if reason is None:
@@ -180,28 +147,3 @@ class Deliveries:
         else:
             self._waiting[assignment_id] = reason
         self._show_wait(next(iter(self._waiting.values()), None))
-
-    async def _send(self, result: Result, parcel: Parcel) -> None:
-        link = self._link
-        if link is None:
-            return
-        link.post(result)
-        self._count(result)
-        if faults.armed():
-            await link.flushed()
-            if await _reach(Fault.CLIENT_AFTER_SEND, parcel):
-                link.cut()
-
-    def _count(self, result: Result) -> None:
-        """Count an update that left inside its result; ``settle`` forgets that it did."""
-        if result.update is None or result.update.inline is None:
-            return
-        size_bytes, tally = len(result.update.inline), self._transfers.tally
-        tally.sent_bytes += size_bytes
-        tally.sent_again_bytes += size_bytes if result.assignment_id in self._sent_inline else 0
-        self._sent_inline.add(result.assignment_id)
-
-
-async def _reach(place: Fault, parcel: Parcel) -> bool:
-    """Come to a place with an update; evaluations have none, and pass."""
-    return parcel.result.update is not None and await faults.reach_async(place, parcel.round)

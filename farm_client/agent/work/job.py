@@ -9,7 +9,6 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from farm_client import faults
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
@@ -19,12 +18,12 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.held_assignment import Held, filled_disk, inline_update, ran_out_of_memory
+from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import Advance, Done
 from farm_client.executor.process import Stream
 from protocol.errors import FarmError
-from protocol.faults import Fault
-from protocol.messages import Error, Kind, Phase, Reject
+from protocol.messages import Error, Phase, Reject
 from protocol.tasks import BlobRef
 
 _WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
@@ -41,6 +40,7 @@ class Tools:
     fetcher: Fetcher
     transfers: Transfers
     outbox: Outbox
+    sender: ResultSender
     starts: StartMarks
     home: HomeFolder
     making: Locks = field(default_factory=Locks)
@@ -116,7 +116,7 @@ class Job:
                 if executor is None:
                     executor = await self._load()
                 done = await self._compute(executor, route)
-            return await self._keep(done, executor)
+            return self._keep(done, executor)
         except ExecutorFailed as error:
             if executor is not None and ran_out_of_memory(error):
                 self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
@@ -151,11 +151,9 @@ class Job:
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
         return await executor.run(self.held.run_order(self._tools.fetcher.cache, route.data, file))
 
-    async def _keep(self, done: Done, executor: Executor) -> Parcel:
+    def _keep(self, done: Done, executor: Executor) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
         assign = self.held.assign
-        if assign.kind is Kind.TRAIN:
-            await faults.reach_async(Fault.CLIENT_BEFORE_SEND, assign.round)
         if done.update_path is None:
             return self._tools.outbox.put(Parcel(self.held.result(done, inline_update(done)), assign.round))
         path = executor.own_file(done.update_path)

@@ -71,7 +71,7 @@ class Worker:
         self._tools = tools
         self._around = parts
         display = parts.display
-        self._deliveries = Deliveries(tools.outbox, tools.transfers, display.note, display.upload_waits)
+        self._deliveries = Deliveries(tools.outbox, tools.sender, display.note, display.upload_waits)
         self._places = UploadPlaces(_UPLOADS_PER_SLOT * parts.slots, display.slot_waits)
         self._outgoing = Outgoing()
         self._inline_bytes = INLINE_BYTES

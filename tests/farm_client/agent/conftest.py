@@ -10,6 +10,7 @@ from farm_client.agent.daemon import Agent
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.machine.selftest import self_test
 from farm_client.agent.settings import load_settings
+from protocol.composition import as_built
 from tests.farm_client.agent.scripted_farm import running_farm
 
 FAKE_EXECUTOR = "tests.farm_client.agent.fake_executor"
@@ -50,9 +51,9 @@ def start_agent(farm, home):
     """Run an agent with fake executors for the length of a block."""
 
     @asynccontextmanager
-    async def start(executor_module=FAKE_EXECUTOR, *, new_identity=False, **options):
+    async def start(executor_module=FAKE_EXECUTOR, *, new_identity=False, wrap=as_built, **options):
         settings = load_settings(**{"home": home, "name": "tester", "drain_seconds": 1.0} | options)
-        agent = Agent(parse_address(farm.url), settings, executor_module, new_identity=new_identity)
+        agent = Agent(parse_address(farm.url), settings, executor_module, new_identity=new_identity, wrap=wrap)
         life = asyncio.create_task(agent.run())
         try:
             yield life

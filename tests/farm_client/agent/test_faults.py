@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from farm_client import faults
-from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE, BadFaultPlan, Fault, InjectedFault
 from protocol.messages import Cancel, Error, Kind, Pause, Progress, Ready, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.test_reconnecting import hello_of, waiting
 from tests.farm_client.agent.waiting import gone, until
+from tests.injection.client import BreakableLaunch, BreakableParts
+from tests.injection.places import Places
+from tests.injection.plan import FAULTS_VARIABLE, SPENT_VARIABLE, Fault, parse_faults
 
 LARGE = b"w" * 5000
 """Weights whose update is over the scripted farm's inline limit."""
@@ -22,11 +23,9 @@ HUGE = b"w" * 3_000_000
 """Weights whose update goes in parts."""
 
 
-@pytest.fixture
-def plan():
-    """Plan faults in this process."""
-    yield lambda text, **more: faults.arm({FAULTS_VARIABLE: text, **more})
-    faults.arm({})
+def breaking(plan):
+    """Wrap an agent's parts so that they break as planned."""
+    return BreakableParts(Places(parse_faults(plan)))
 
 
 @asynccontextmanager
@@ -84,9 +83,8 @@ async def test_a_killed_agent_finds_what_it_finished(farm, home, place, weights,
             await until(lambda: not waiting(home))
 
 
-async def test_a_lost_acknowledgement_is_asked_for_again(farm, start_agent, home, plan):
-    plan("client_reply_lost@4:lose")
-    async with start_agent():
+async def test_a_lost_acknowledgement_is_asked_for_again(farm, start_agent, home):
+    async with start_agent(wrap=breaking("client_reply_lost@4:lose")):
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(), round_number=4))
         first = await peer.expect(Result)
@@ -102,9 +100,8 @@ async def test_a_lost_acknowledgement_is_asked_for_again(farm, start_agent, home
         await until(lambda: not waiting(home))
 
 
-async def test_a_connection_cut_after_sending_sends_again(farm, start_agent, plan):
-    plan("client_after_send@0:lose")
-    async with start_agent():
+async def test_a_connection_cut_after_sending_sends_again(farm, start_agent):
+    async with start_agent(wrap=breaking("client_after_send@0:lose")):
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task()))
         first = await peer.expect(Result)
@@ -113,18 +110,16 @@ async def test_a_connection_cut_after_sending_sends_again(farm, start_agent, pla
 
 
 @pytest.mark.parametrize("weights", [LARGE, HUGE])
-async def test_an_upload_that_is_cut_midway_is_tried_again(farm, start_agent, plan, weights):
-    plan("client_while_sending@0:lose")
-    async with start_agent():
+async def test_an_upload_that_is_cut_midway_is_tried_again(farm, start_agent, weights):
+    async with start_agent(wrap=breaking("client_while_sending@0:lose")):
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(), weights=weights))
         result = await peer.expect(Result)
     assert farm.blobs[result.update.digest] == weights + b"-shard"
 
 
-async def test_a_slow_client_beats_on(farm, start_agent, plan):
-    plan("client_slow@0:hang")
-    async with start_agent():
+async def test_a_slow_client_beats_on(farm, start_agent):
+    async with start_agent(wrap=breaking("client_slow@0:hang")):
         peer = await joined(farm)
         assign = farm.assign(farm.task())
         await peer.send(assign)
@@ -136,9 +131,8 @@ async def test_a_slow_client_beats_on(farm, start_agent, plan):
         assert (await peer.expect(Result)).update.inline == b"weights-shard"
 
 
-async def test_an_error_before_sending_is_reported(farm, start_agent, plan):
-    plan("client_before_send@0:raise")
-    async with start_agent():
+async def test_an_error_before_sending_is_reported(farm, start_agent):
+    async with start_agent(wrap=breaking("client_before_send@0:raise")):
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(), kind=Kind.EVALUATE))
         await peer.expect(Result)  # evaluations pass all places
@@ -245,28 +239,9 @@ async def test_leaving_without_a_connection_finishes_into_the_outbox(farm, start
     assert len(waiting(home)) == 1
 
 
-def test_a_place_without_a_plan_is_passed(plan):
-    plan("")
-    assert not faults.armed()
-    assert faults.reach(Fault.CLIENT_SLOW, 0) is False
-
-
-def test_a_fault_that_happened_in_one_process_is_spent_in_the_next(plan, tmp_path):
-    for happens in (True, False):
-        plan("client_slow@0:raise,client_slow@0:lose", **{SPENT_VARIABLE: str(tmp_path / "spent")})
-        if happens:
-            with pytest.raises(InjectedFault, match="client_slow"):
-                faults.reach(Fault.CLIENT_SLOW, 0)
-        else:
-            assert faults.reach(Fault.CLIENT_SLOW, 0) is True
-
-
-def test_executors_inherit_the_plan_and_what_is_spent(tmp_path):
-    assert faults.for_executors(tmp_path, {}) == {}
-    inherited = faults.for_executors(tmp_path, {FAULTS_VARIABLE: "executor_before:kill"})
-    assert inherited == {FAULTS_VARIABLE: "executor_before:kill", SPENT_VARIABLE: str(tmp_path / "faults")}
-
-
-def test_a_plan_that_cannot_be_read_is_named(plan):
-    with pytest.raises(BadFaultPlan, match="nowhere"):
-        plan("nowhere:kill")
+def test_executors_inherit_the_plan_and_what_is_spent(monkeypatch, tmp_path):
+    launch = BreakableLaunch(tmp_path, 1)
+    assert launch.environment(tmp_path, 3).keys().isdisjoint({FAULTS_VARIABLE, SPENT_VARIABLE})
+    monkeypatch.setenv(FAULTS_VARIABLE, "executor_before:kill")
+    inherited = launch.environment(tmp_path, 3)
+    assert (inherited[FAULTS_VARIABLE], inherited[SPENT_VARIABLE]) == ("executor_before:kill", str(tmp_path / "faults"))

@@ -22,10 +22,11 @@ from farm_client.executor.messages import (
     Warm,
 )
 from protocol.digests import digest_bytes
-from protocol.faults import FAULTS_VARIABLE, SPENT_VARIABLE
 from protocol.messages import Kind, Scope
 from tests.farm_client.executor.agent_side import Agent, load_order, run_order, started
 from tests.farm_client.executor.bench_task import write_data
+from tests.injection.client import BREAKABLE_EXECUTOR
+from tests.injection.plan import FAULTS_VARIABLE, SPENT_VARIABLE
 
 TRAIN = """
     import sys, time
@@ -130,7 +131,7 @@ def loaded_with(agent: Agent, folder: Path) -> Run:
 @pytest.mark.parametrize("place", ["executor_before", "executor_during", "executor_after"])
 def test_a_planned_death_happens_in_its_round_and_once(tmp_path: Path, place: str) -> None:
     plan = {FAULTS_VARIABLE: f"{place}@1:segfault", SPENT_VARIABLE: str(tmp_path / "spent")}
-    with started(**plan) as agent:
+    with started(BREAKABLE_EXECUTOR, **plan) as agent:
         order = loaded_with(agent, tmp_path)
         agent.send(order)
         assert isinstance(agent.hear_end()[1], Done)
@@ -138,14 +139,14 @@ def test_a_planned_death_happens_in_its_round_and_once(tmp_path: Path, place: st
         assert isinstance(agent.hear_end()[1], Done)
         agent.send(order.model_copy(update={"round": 1}))
         assert agent.process.wait(timeout=30) == -signal.SIGSEGV
-    with started(**plan) as agent:
+    with started(BREAKABLE_EXECUTOR, **plan) as agent:
         agent.send(loaded_with(agent, tmp_path / "again").model_copy(update={"round": 1}))
         assert isinstance(agent.hear_end()[1], Done)
 
 
 def test_planned_errors_are_reported_as_what_they_are(tmp_path: Path) -> None:
     plan = {FAULTS_VARIABLE: "executor_before@0:raise,executor_during@1:oom,executor_slow@*:0.01"}
-    with started(**plan) as agent:
+    with started(BREAKABLE_EXECUTOR, **plan) as agent:
         order = loaded_with(agent, tmp_path)
         for number, code in enumerate(("injected_fault", "out_of_memory")):
             agent.send(order.model_copy(update={"round": number}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.cut_uploads import cut_carrier
 from farm_client.transfer import upload as module
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.upload import ONE_SHOT_BYTES, UploadListener, upload
@@ -112,11 +113,11 @@ async def test_bytes_that_are_not_their_digest_are_refused(farm, carrier):
 async def test_a_cut_on_purpose_is_survived(farm, carrier):
     cuts = itertools.count()
 
-    async def midway():
+    async def midway(_url):
         return next(cuts) < 2
 
     farm.parallel = 1
-    await upload(carrier, DIGEST, LARGE, UploadListener(midway=midway))
+    await upload(cut_carrier(carrier, midway), DIGEST, LARGE)
     assert farm.blobs[DIGEST] == LARGE
 
 
@@ -133,12 +134,12 @@ async def test_a_file_that_becomes_shorter_is_told(farm, carrier, tmp_path):
     path.write_bytes(LARGE)
     farm.parallel = 1
 
-    async def shorten():
+    async def shorten(_url):
         path.write_bytes(b"")
         return False
 
     with pytest.raises(FarmError, match="became shorter"):
-        await upload(carrier, DIGEST, path, UploadListener(midway=shorten))
+        await upload(cut_carrier(carrier, shorten), DIGEST, path)
 
 
 async def test_a_file_that_is_gone_is_an_os_error(carrier, tmp_path):
@@ -151,11 +152,11 @@ async def test_a_cancelled_upload_holds_nothing(farm, carrier, tmp_path):
     path.write_bytes(LARGE)
     begun = asyncio.Event()
 
-    async def midway():
+    async def midway(_url):
         begun.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(upload(carrier, DIGEST, path, UploadListener(midway=midway)))
+    task = asyncio.create_task(upload(cut_carrier(carrier, midway), DIGEST, path))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

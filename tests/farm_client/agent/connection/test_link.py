@@ -180,9 +180,9 @@ async def test_what_was_sent_and_not_read_before_the_end_is_named():
     async with linked() as (link, far):
         far.be_deaf()
         link.tell(ERROR)
-        await link.flushed()
+        await link._flush()
         link.tell(REJECT)
-        await link.flushed()
+        await link._flush()
         far.die()
         await ended(link)
         assert link.unacknowledged() == [ERROR, REJECT]

@@ -51,15 +51,13 @@ def test_an_entry_is_read_as_it_was_put_also_by_the_next_process(open_outbox):
     for box in (first, open_outbox()):
         assert "a1" in box
         assert box.read("a1") == parcel
-        assert box.round_of("a1") == 3
         assert [(h.assignment_id, h.fence, h.finished) for h in box.held()] == [("a1", 7, True)]
 
 
-def test_an_evaluations_result_waits_too_and_has_no_round(open_outbox):
+def test_an_evaluations_result_waits_too(open_outbox):
     open_outbox().put(Parcel(Result(assignment_id="e1", fence=1, samples=2), 4))
     box = open_outbox()
     assert box.read("e1").result.update is None
-    assert box.round_of("e1") is None
 
 
 def test_an_executors_file_is_taken_over(open_outbox, tmp_path):

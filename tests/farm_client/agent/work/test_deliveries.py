@@ -13,6 +13,7 @@ import pytest
 from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.work.deliveries import Deliveries
+from farm_client.agent.work.result_sender import ResultSender
 from farm_client.transfer.tally import Tally
 from farm_client.transfer.upload import UploadListener
 from protocol.digests import digest_bytes
@@ -66,7 +67,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(self.folder, "ws://farm", "c1", 10**6, self.notes.append)
-        self.deliveries = Deliveries(self.outbox, cast("Any", self.transfers), self.notes.append, self.waits.append)
+        sender = ResultSender(cast("Any", self.transfers), self.notes.append)
+        self.deliveries = Deliveries(self.outbox, sender, self.notes.append, self.waits.append)
 
     def attach(self, link: StandInLink | None = None) -> tuple[str, ...]:
         self.link = link or self.link

@@ -4,7 +4,7 @@
 ``place@round:action``, separated by commas. ``@round`` names one round and ``@*`` every time in every round; without it
 the first time counts, whatever the round. All but ``@*`` happen once. A number is an action too: seconds to sleep.
 
-This module only reads plans. Whoever owns a process carries them out at its places (``farm_client.faults``).
+This module only reads plans; ``places`` carries them out.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class FaultAction(StrEnum):
 
 
 class InjectedFault(FarmError):
-    """A fault planned by AIFARM_FAULTS; unset the variable to train in earnest."""
+    """A fault planned by AIFARM_FAULTS."""
 
     code = "injected_fault"
 
@@ -138,12 +138,6 @@ def parse_faults(text: str) -> FaultPlan:
     Raises: BadFaultPlan naming the part that is wrong, and what could stand there.
     """
     return FaultPlan([_injection(part.strip()) for part in text.split(",") if part.strip()])
-
-
-def planned_faults(environment: Mapping[str, str]) -> FaultPlan | None:
-    """Read a process's plan from its environment variables; None where no fault is planned. Raises: BadFaultPlan."""
-    plan = parse_faults(environment.get(FAULTS_VARIABLE, ""))
-    return plan if plan.pending else None
 
 
 def _injection(text: str) -> Injection:

@@ -2,15 +2,13 @@
 
 import pytest
 
-from protocol.faults import (
-    FAULTS_VARIABLE,
+from tests.injection.plan import (
     BadFaultPlan,
     Fault,
     FaultAction,
     FaultPlan,
     Injection,
     parse_faults,
-    planned_faults,
 )
 
 
@@ -63,10 +61,9 @@ def test_names_tell_faults_apart_and_fit_a_file_system() -> None:
     assert names == ["client_slow-2-1", "client_slow-2-2", "client_slow-first-2", "client_slow-3-kill"]
 
 
-def test_no_variable_is_no_plan() -> None:
-    assert planned_faults({}) is None
-    assert planned_faults({FAULTS_VARIABLE: " , "}) is None
-    assert planned_faults({FAULTS_VARIABLE: "client_slow:1"}) == FaultPlan(parse_faults("client_slow:1").pending)
+@pytest.mark.parametrize("text", ["", " , "])
+def test_nothing_is_an_empty_plan(text: str) -> None:
+    assert parse_faults(text) == FaultPlan()
 
 
 @pytest.mark.parametrize(

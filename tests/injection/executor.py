@@ -1,0 +1,45 @@
+"""An executor that breaks as ``AIFARM_FAULTS`` says; started in the place of ``farm_client.executor``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from farm_client.executor.__main__ import main
+from farm_client.executor.messages import Done, Run
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.runner import TaskRunner
+from protocol.messages import Kind
+from tests.injection.places import Places
+from tests.injection.plan import Fault
+from tests.injection.standing import Standing
+
+PLACES = Places.planned()
+
+
+class BreakableRunner(TaskRunner):
+    """Comes to the executor's places around and inside of each training assignment."""
+
+    def run(self, order: Run, progress: ProgressReporter) -> Done:
+        """Carry out one assignment; evaluations pass all places."""
+        if order.kind is not Kind.TRAIN:
+            return super().run(order, progress)
+        PLACES.reach(Fault.EXECUTOR_BEFORE, order.round)
+        done = super().run(order, _Progress(progress, order.round))
+        PLACES.reach(Fault.EXECUTOR_AFTER, order.round)
+        return done
+
+
+class _Progress(Standing):
+    def __init__(self, progress: Any, round_number: int) -> None:
+        super().__init__(progress)
+        self._round = round_number
+
+    def advance(self, samples: int) -> None:
+        self._part.advance(samples)
+        PLACES.reach(Fault.EXECUTOR_DURING, self._round)
+        PLACES.reach(Fault.EXECUTOR_SLOW, self._round)
+
+
+if __name__ == "__main__":
+    sys.exit(main(BreakableRunner))
