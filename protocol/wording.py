@@ -1,4 +1,4 @@
-"""Numbers and names in sentences: how many of a thing, sizes as people read them, clients told apart."""
+"""Numbers and names in sentences: how many of a thing, sizes as people read them, names of clients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A blob of which only some bytes are here yet: a sparse file, and beside it a list of what was received.
 
     NAME.part      the bytes, each at its place; as long as the blob from the start
-    NAME.ranges    which of them were written (``storage.received_list``)
+    NAME.ranges    which of them were written: a line such as ``0-1048576`` (half-open) for each write
 
 After a power cut the list may know more than the file holds: in the end the digest decides. No byte is written twice by
 one process: what was hashed is what the file holds.
@@ -19,13 +19,86 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Self
 
+from protocol.digests import new_hasher
 from protocol.errors import DigestMismatch
 from protocol.ranges import ByteRange, ByteRanges
 from storage.errors import NoUpload, disk_errors
-from storage.prefix_hash import PrefixHash
-from storage.received_list import ReceivedList
 
 _NAME: Final = re.compile(r"([0-9a-f]{64})-(\d{1,18})", re.ASCII)
+_BLOCK_BYTES: Final = 1024 * 1024
+_STRIDE_BYTES: Final = 4 * _BLOCK_BYTES
+"""What is worth going on for: each step costs the threads a change of the one that may run Python."""
+_AT_ONCE_BYTES: Final = 16 * _BLOCK_BYTES
+"""What one writer may be kept for, where much arrived before the bytes in front of it, or before a restart."""
+
+
+class ReceivedList:
+    """The file of the ranges that were written. Methods may be called from any thread; OSError if the disk refuses.
+
+    A range is put down after its bytes were written, so that a process killed at any moment claims nothing that it has
+    not. A line without its end does not count; the next one is written over it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size_bytes = 0
+        self._appending = threading.Lock()
+
+    def create(self) -> None:
+        """Make a file that names no byte."""
+        self.path.write_bytes(b"")
+
+    def load(self) -> ByteRanges:
+        """Return what a former process put down. Raises: ValueError if the file is no such list."""
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        self._size_bytes = sum(len(line) + 1 for line in lines)
+        return ByteRanges(pair for line in lines for pair in ByteRanges.parse(line.decode("ascii")))
+
+    def append(self, handle: int, written: ByteRange) -> None:
+        """Put down one range more; ``handle`` is the open file."""
+        line = f"{written.start}-{written.end}\n".encode("ascii")
+        with self._appending:
+            done = 0
+            while done < len(line):
+                done += os.pwrite(handle, line[done:], self._size_bytes + done)
+            self._size_bytes += len(line)
+
+
+class PrefixHash:
+    """The hash of a file that fills up from several places: it follows the part that is whole from the start.
+
+    It reads what was just written, while the system still has it in memory. Methods may be called from any thread, and
+    are given the file, open for reading. They raise OSError.
+    """
+
+    def __init__(self) -> None:
+        self._hasher = new_hasher()
+        self._hashed_bytes = 0
+        self._hashing = threading.Lock()
+
+    def follow(self, handle: int, prefix_bytes: int) -> None:
+        """Hash some of the first ``prefix_bytes`` of the file, unless another thread does."""
+        if prefix_bytes - self._hashed_bytes < _STRIDE_BYTES or not self._hashing.acquire(blocking=False):
+            return
+        try:
+            self._go_on(handle, min(prefix_bytes, self._hashed_bytes + _AT_ONCE_BYTES))
+        finally:
+            self._hashing.release()
+
+    def hexdigest(self, handle: int, size_bytes: int) -> str:
+        """Hash the rest of a file that is whole, and return its digest."""
+        with self._hashing:
+            self._go_on(handle, size_bytes)
+            return self._hasher.hexdigest()
+
+    def _go_on(self, handle: int, up_to: int) -> None:
+        block = memoryview(bytearray(min(_BLOCK_BYTES, max(up_to - self._hashed_bytes, 0))))
+        while self._hashed_bytes < up_to:
+            count = os.preadv(handle, [block[: up_to - self._hashed_bytes]], self._hashed_bytes)
+            if not count:
+                return  # somebody cut the file; its digest will tell
+            self._hasher.update(block[:count])
+            self._hashed_bytes += count
 
 
 class PartialState(Enum):

@@ -1,4 +1,4 @@
-"""What the ledger can be asked. Every answer is a record, read in one transaction that sees what is committed."""
+"""The queries of the SQL ledger. Every answer is a record, read in one transaction that sees what is committed."""
 
 from __future__ import annotations
 

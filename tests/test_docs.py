@@ -182,6 +182,24 @@ def test_no_public_class_name_is_used_twice():
     assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
 
 
+PERSONA = re.compile(r"\b(mind|told|hears?|tells?|voices?|bells?|door|patience|wish(es)?|manners|guests?)\b")
+
+
+def first_sentences(path):
+    """Return those of the module's docstring and of its classes'."""
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [re.split(r"(?<=[.!?])\s", ast.get_docstring(node) or "")[0] for node in (tree, *classes)]
+
+
+def test_no_first_sentence_makes_a_person_of_a_program():
+    """What a program does is said in the field's words: it sends, receives, returns, retries."""
+    found = {
+        str(path): [s for s in first_sentences(path) if PERSONA.search(s)] for path in generator_of_modules().modules()
+    }
+    assert {path: sentences for path, sentences in found.items() if sentences} == {}
+
+
 def test_no_module_is_too_long_to_hold_in_the_head():
     lengths = {str(p): len((ROOT / p).read_text("utf-8").splitlines()) for p in generator_of_modules().modules()}
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}

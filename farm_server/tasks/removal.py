@@ -13,7 +13,7 @@ from storage.ports.ledger import Ledger
 
 
 class Removal:
-    """``ask`` tells the coordinator and waits until that is durable; ``forget`` drops what the server has in memory."""
+    """``ask`` posts an event and waits until that is durable; ``forget`` drops what the server has in memory."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
 from protocol.ranges import ByteRange, ByteRanges
+from storage import partial_blob
 from storage.blobs import FolderBlobStore
 from storage.errors import NoUpload
 from storage.part_writer import PartWriter, write_part
-from storage.partial_blob import PartialBlob, name_of, parse_name
+from storage.partial_blob import PartialBlob, PrefixHash, ReceivedList, name_of, parse_name
 
 ROOT = Path(__file__).parents[2]
 BLOB = random.Random(4).randbytes(200)
@@ -397,3 +399,262 @@ def test_a_large_blob_is_hashed_and_flushed_on_the_way(
     assert partial.settle(keep_in(kept))
     assert kept["blob"] == data
     assert order != "forwards" or sum(flushed) > len(data) / 2
+
+
+BLOCK = 16
+STRIDE, AT_ONCE = 4 * BLOCK, 16 * BLOCK
+DATA = bytes(range(256)) * 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partial_blob, "_BLOCK_BYTES", BLOCK)
+        patch.setattr(partial_blob, "_STRIDE_BYTES", STRIDE)
+        patch.setattr(partial_blob, "_AT_ONCE_BYTES", AT_ONCE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    path = tmp_path_factory.mktemp("hashed") / "data"
+    path.write_bytes(DATA)
+    opened = os.open(path, os.O_RDONLY)
+    yield opened
+    os.close(opened)
+
+
+class Reads:
+    """How many bytes of the file were asked for, as the hash asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at_most: int | None = None) -> None:
+        self.places: list[tuple[int, int]] = []
+        preadv = os.preadv
+
+        def counting(handle: int, buffers: list[memoryview], at: int) -> int:
+            count = preadv(handle, [buffer[:at_most] for buffer in buffers], at)
+            self.places.append((at, count))
+            return count
+
+        monkeypatch.setattr(os, "preadv", counting)
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count in self.places)
+
+
+@given(prefixes=st.lists(st.integers(0, len(DATA)), max_size=20), size=st.integers(0, len(DATA)))
+def test_however_the_file_filled_up_the_digest_is_that_of_its_bytes(
+    handle: int, prefixes: list[int], size: int
+) -> None:
+    following = PrefixHash()
+    for prefix in sorted(min(prefix, size) for prefix in prefixes):
+        following.follow(handle, prefix)
+    assert following.hexdigest(handle, size) == digest_bytes(DATA[:size])
+
+
+def test_each_byte_is_read_once(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, following = Reads(monkeypatch), PrefixHash()
+    for prefix in range(0, len(DATA), 7):
+        following.follow(handle, prefix)
+    following.hexdigest(handle, len(DATA))
+    assert reads.total == len(DATA)
+    assert [at for at, _ in reads.places] == sorted({at for at, _ in reads.places})
+
+
+def test_less_than_a_stride_is_not_worth_a_thread_s_turn(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, following = Reads(monkeypatch), PrefixHash()
+    following.follow(handle, STRIDE - 1)
+    assert reads.total == 0
+    following.follow(handle, STRIDE)
+    assert reads.total == STRIDE
+    following.follow(handle, 2 * STRIDE - 1)
+    assert reads.total == STRIDE
+
+
+def test_nobody_is_kept_for_more_than_so_many_bytes_at_once(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, following = Reads(monkeypatch), PrefixHash()
+    following.follow(handle, len(DATA))
+    assert reads.total == AT_ONCE
+    following.follow(handle, len(DATA))
+    assert reads.total == 2 * AT_ONCE
+
+
+def test_a_prefix_that_shrinks_is_not_read_again(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads report in any order: one that knows of less comes after one that knew of more."""
+    reads, following = Reads(monkeypatch), PrefixHash()
+    following.follow(handle, 2 * STRIDE)
+    following.follow(handle, STRIDE)
+    assert reads.total == 2 * STRIDE
+    assert following.hexdigest(handle, len(DATA)) == digest_bytes(DATA)
+
+
+def test_a_disk_that_gives_little_at_a_time_is_asked_again(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    Reads(monkeypatch, at_most=3)
+    assert PrefixHash().hexdigest(handle, 100) == digest_bytes(DATA[:100])
+
+
+def test_a_file_that_was_cut_ends_the_reading_and_has_another_digest(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(DATA[:100])
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        assert PrefixHash().hexdigest(opened, 1000) == digest_bytes(DATA[:100]) != digest_bytes(DATA[:1000])
+    finally:
+        os.close(opened)
+
+
+def test_an_empty_file_has_the_digest_of_nothing(handle: int) -> None:
+    assert PrefixHash().hexdigest(handle, 0) == digest_bytes(b"")
+
+
+def test_a_second_writer_does_not_wait_for_the_one_that_hashes(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    preadv = os.preadv
+
+    def slow(handle: int, buffers: list[memoryview], at: int) -> int:
+        entered.set()
+        assert go_on.wait(30)
+        return preadv(handle, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    following = PrefixHash()
+    first = threading.Thread(target=following.follow, args=(handle, STRIDE))
+    first.start()
+    assert entered.wait(30)
+    following.follow(handle, 2 * STRIDE)  # comes back at once, or this test hangs
+    go_on.set()
+    first.join()
+    assert following.hexdigest(handle, len(DATA)) == digest_bytes(DATA)
+
+
+def test_a_read_that_fails_leaves_the_hash_usable(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    following = PrefixHash()
+    following.follow(handle, STRIDE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output"):
+            following.follow(handle, 2 * STRIDE)
+    following.follow(handle, 2 * STRIDE)
+    assert following.hexdigest(handle, len(DATA)) == digest_bytes(DATA)
+
+
+_ranges = st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)).map(lambda pair: ByteRange(pair[0], sum(pair)))
+_many = st.lists(_ranges, max_size=12)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def written(path: Path, ranges: list[ByteRange]) -> ReceivedList:
+    listed = ReceivedList(path)
+    listed.create()
+    with appending(path) as handle:
+        for one in ranges:
+            listed.append(handle, one)
+    return listed
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lists") / "a.ranges"
+
+
+def test_a_new_list_names_no_byte(path: Path) -> None:
+    assert list(written(path, []).load()) == []
+
+
+@given(ranges=_many)
+def test_what_was_put_down_is_read_back_in_any_order(path: Path, ranges: list[ByteRange]) -> None:
+    written(path, ranges)
+    assert ReceivedList(path).load() == ByteRanges(ranges)
+
+
+@given(ranges=_many, data=st.data())
+def test_cut_anywhere_it_names_the_whole_lines_before(path: Path, ranges: list[ByteRange], data: st.DataObject) -> None:
+    """A crash may cut the file at any byte. A line that lost its end counts for nothing, however it reads."""
+    written(path, ranges)
+    text = path.read_bytes()
+    kept = text[: data.draw(st.integers(0, len(text)))]
+    path.write_bytes(kept)
+    assert ReceivedList(path).load() == ByteRanges(ranges[: kept.count(b"\n")])
+
+
+@given(before=_many, after=_many, data=st.data())
+def test_the_next_process_goes_on_over_a_line_without_its_end(
+    path: Path, before: list[ByteRange], after: list[ByteRange], data: st.DataObject
+) -> None:
+    written(path, before)
+    text = path.read_bytes()
+    path.write_bytes(text[: data.draw(st.integers(0, len(text)))])
+    listed = ReceivedList(path)
+    expected = listed.load()
+    with appending(path) as handle:
+        for one in after:
+            listed.append(handle, one)
+            expected.add(*one)
+            assert ReceivedList(path).load() == expected
+
+
+def test_a_shorter_line_over_a_torn_longer_one_leaves_no_number_of_it_behind(path: Path) -> None:
+    path.write_bytes(b"0-10\n1234567-123456789012")
+    listed = ReceivedList(path)
+    listed.load()
+    with appending(path) as handle:
+        listed.append(handle, ByteRange(10, 20))
+    assert list(ReceivedList(path).load()) == [ByteRange(0, 20)]
+
+
+def test_threads_that_append_at_once_lose_no_line(path: Path) -> None:
+    listed = written(path, [])
+    ready = threading.Barrier(4)
+
+    def append(number: int, handle: int) -> None:
+        ready.wait()
+        for index in range(100):
+            start = 2 * (100 * number + index)
+            listed.append(handle, ByteRange(start, start + 1))
+
+    with appending(path) as handle:
+        threads = [threading.Thread(target=append, args=(number, handle)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = ReceivedList(path).load()
+    assert (len(found), found.total_bytes) == (400, 400)
+
+
+def test_a_disk_that_takes_a_byte_at_a_time_gets_whole_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda handle, data, at: pwrite(handle, data[:1], at))
+        written(path, [ByteRange(0, 12345), ByteRange(20000, 20001)])
+    assert path.read_bytes() == b"0-12345\n20000-20001\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nonsense\n",
+        b"0-\n",
+        b"-5\n",
+        b"5-1\n",
+        b"0-10 \n",
+        b"0 - 10\n",
+        "0-1\u0660\n".encode(),
+        b"\xff\xfe\n",
+        b"0-1\r\n",
+    ],
+    ids=repr,
+)
+def test_what_is_no_list_is_refused_with_the_error_that_its_reader_expects(path: Path, text: str) -> None:
+    path.write_bytes(f"0-10\n{text}\n".encode())
+    with pytest.raises(ValueError, match=r"is not written like|can't decode|is no range"):
+        ReceivedList(path).load()
