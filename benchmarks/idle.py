@@ -14,7 +14,7 @@ import psutil
 from benchmarks.crowd import Crowd, running_crowd
 from benchmarks.farm import BenchmarkError, wait_until
 from benchmarks.measurement import Measurement
-from benchmarks.meters import Lateness, loop_lateness
+from benchmarks.meters import LoopLag, loop_lag
 from benchmarks.mortal_farm import MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
 from benchmarks.report import say
@@ -70,7 +70,7 @@ class Window:
     rounds_per_s: float
     server_cpu: float
     crowd_cpu: float
-    lateness: Lateness
+    lag: LoopLag
     server_rss_bytes: int
 
 
@@ -108,8 +108,8 @@ def measure(clients: int, seconds: float) -> Idle:
         server_cpu_alone=fmean([before.server_cpu, after.server_cpu]),
         server_cpu_beside=beside.server_cpu,
         crowd_cpu_beside=beside.crowd_cpu,
-        loop_lag_p99_alone_ms=1000 * (before.lateness + after.lateness).quantile(0.99),
-        loop_lag_p99_beside_ms=1000 * beside.lateness.quantile(0.99),
+        loop_lag_p99_alone_ms=1000 * (before.lag + after.lag).quantile(0.99),
+        loop_lag_p99_beside_ms=1000 * beside.lag.quantile(0.99),
     )
 
 
@@ -155,15 +155,13 @@ class Scene:
         address = self._farm.api.address
         server = psutil.Process(self._farm.server.pid)
         others = psutil.Process(crowd.pid) if crowd is not None else None
-        first, lateness = self._newest(), loop_lateness(address)
+        first, lag = self._newest(), loop_lag(address)
         began, server_began, crowd_began = time.monotonic(), _cpu_seconds(server), _cpu_seconds(others)
         time.sleep(seconds)
         took = time.monotonic() - began
         server_cpu, crowd_cpu = _cpu_seconds(server) - server_began, _cpu_seconds(others) - crowd_began
-        last, lateness = self._newest(), loop_lateness(address) - lateness
-        return Window(
-            _rounds_per_s(first, last), server_cpu / took, crowd_cpu / took, lateness, server.memory_info().rss
-        )
+        last, lag = self._newest(), loop_lag(address) - lag
+        return Window(_rounds_per_s(first, last), server_cpu / took, crowd_cpu / took, lag, server.memory_info().rss)
 
     def _newest(self) -> RoundView:
         """Return the newest committed round. Raises: BenchmarkError if the task ended."""

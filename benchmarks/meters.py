@@ -70,7 +70,7 @@ class ServerCount:
 
 
 @dataclass(frozen=True)
-class Lateness:
+class LoopLag:
     """How often a server's event loop was late, and by how much: counts by upper bound in seconds, as Prometheus does.
 
     Each count includes those of the lower bounds; the last bound is infinite.
@@ -78,16 +78,16 @@ class Lateness:
 
     counts: Mapping[float, float]
 
-    def __add__(self, other: Lateness) -> Lateness:
+    def __add__(self, other: LoopLag) -> LoopLag:
         """Return both times taken together."""
-        return Lateness({bound: count + other.counts[bound] for bound, count in self.counts.items()})
+        return LoopLag({bound: count + other.counts[bound] for bound, count in self.counts.items()})
 
-    def __sub__(self, earlier: Lateness) -> Lateness:
+    def __sub__(self, earlier: LoopLag) -> LoopLag:
         """Return what was added since ``earlier``."""
-        return Lateness({bound: count - earlier.counts[bound] for bound, count in self.counts.items()})
+        return LoopLag({bound: count - earlier.counts[bound] for bound, count in self.counts.items()})
 
     def quantile(self, share: float) -> float:
-        """Return the lateness in seconds that this share of the looks did not exceed; NaN where there was none.
+        """Return the lag in seconds that this share of the looks did not exceed; NaN where there was none.
 
         Between two bounds the looks are taken to lie evenly; beyond the last finite bound it is that.
         Source: Prometheus, ``histogram_quantile``.
@@ -106,14 +106,14 @@ class Lateness:
         raise ValueError("a histogram's counts grow with its bounds")
 
 
-def loop_lateness(address: FarmAddress) -> Lateness:
+def loop_lag(address: FarmAddress) -> LoopLag:
     """Read from ``/metrics`` how late a server's event loop was since its start. Raises: httpx.HTTPError."""
     counts = {
         float(sample.labels["le"]): sample.value
         for sample in _samples(address)
         if sample.name == "farm_loop_lag_seconds_bucket"
     }
-    return Lateness(counts)
+    return LoopLag(counts)
 
 
 def server_count(address: FarmAddress) -> ServerCount:

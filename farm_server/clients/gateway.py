@@ -55,7 +55,7 @@ class Gateway:
         self._post = post
         self._telemetry = telemetry
         self._clock = clock
-        self._pacer = Pacer(_usual_tempo(settings))
+        self._pacer = Pacer(_usual_intervals(settings))
         self._draining: str | None = None
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -234,6 +234,6 @@ class Gateway:
         self._post(ClientLost(peer.client_id, peer.incarnation, reason))
 
 
-def _usual_tempo(settings: ServerSettings) -> ReportIntervals:
+def _usual_intervals(settings: ServerSettings) -> ReportIntervals:
     beat = settings.heartbeat_seconds
     return ReportIntervals(beat, PROGRESS_SECONDS, settings.lost_after_seconds, idle_heartbeat_seconds=beat)

@@ -72,7 +72,7 @@ class Admission:
         self._cost_seconds += _MEMORY * (seconds - self._cost_seconds)
 
     def look(self, lag_seconds: float) -> None:
-        """Learn, a few times a second, how late the loop is: lateness counts at once, and is forgotten slowly."""
+        """Learn, a few times a second, how late the loop is: a lag counts at once, and is forgotten slowly."""
         self._lag_seconds = max(lag_seconds, self._lag_seconds + _MEMORY * (lag_seconds - self._lag_seconds))
 
     def _fill(self, now: float) -> None:

@@ -65,14 +65,14 @@ class RefusalLog:
 
     def __init__(self) -> None:
         self._quiet_until = float("-inf")
-        self._untold: Counter[int] = Counter()
+        self._unlogged: Counter[int] = Counter()
 
     def note(self, refusal: Refusal, address: str, now: float) -> None:
         """Count a refusal; ``now`` is in seconds."""
-        self._untold[refusal.status] += 1
+        self._unlogged[refusal.status] += 1
         if now < self._quiet_until:
             return
         self._quiet_until = now + _LOG_SECONDS
-        by_status = {str(int(status)): count for status, count in self._untold.items()}
-        self._untold.clear()
+        by_status = {str(int(status)): count for status, count in self._unlogged.items()}
+        self._unlogged.clear()
         _log.warning("requests are refused", counts=by_status, last_from=address, last_reason=refusal.message)

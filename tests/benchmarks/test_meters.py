@@ -65,14 +65,14 @@ def test_the_servers_counters_are_read_and_compared():
 
 
 def test_a_quantile_lies_evenly_between_two_bounds_and_needs_looks():
-    before = meters.Lateness({0.01: 5.0, 0.02: 5.0, math.inf: 5.0})
-    after = meters.Lateness({0.01: 55.0, 0.02: 105.0, math.inf: 105.0})
+    before = meters.LoopLag({0.01: 5.0, 0.02: 5.0, math.inf: 5.0})
+    after = meters.LoopLag({0.01: 55.0, 0.02: 105.0, math.inf: 105.0})
     assert (after - before).quantile(0.5) == pytest.approx(0.01)
     assert (after - before).quantile(0.75) == pytest.approx(0.015)
     assert math.isnan((before - before).quantile(0.99))
 
 
 def test_what_lies_beyond_the_last_bound_counts_as_the_last_bound():
-    late = meters.Lateness({0.01: 1.0, math.inf: 100.0})
+    late = meters.LoopLag({0.01: 1.0, math.inf: 100.0})
     assert late.quantile(0.99) == 0.01
     assert (late + late).counts == {0.01: 2.0, math.inf: 200.0}

@@ -15,8 +15,8 @@ from farm_server.clients.report_interval import ReportIntervals
 from farm_server.clients.wire import Wire
 from protocol.messages import Hello, Message, Pace
 
-TEMPO = ReportIntervals(2.0, 0.5, 8.0, idle_heartbeat_seconds=20.0)
-IDLE_SECONDS = TEMPO.idle_lost_after_seconds
+INTERVALS = ReportIntervals(2.0, 0.5, 8.0, idle_heartbeat_seconds=20.0)
+IDLE_SECONDS = INTERVALS.idle_lost_after_seconds
 KNOWN: tuple[ClientRecord, ...] = ()
 
 
@@ -26,7 +26,7 @@ def joined(registry: Registry, name: str, now: float, said: list[Message] | None
     tell = SimpleNamespace(may_send=lambda _: True)
     send = (lambda _: None) if said is None else said.append
     wire = cast("Wire", SimpleNamespace(is_over=False, address="here", session=tell, send=send))
-    return registry.admit(hello, wire, now, TEMPO)[0]
+    return registry.admit(hello, wire, now, INTERVALS)[0]
 
 
 def test_who_works_is_lost_sooner_than_who_waits() -> None:
@@ -49,7 +49,7 @@ def test_who_is_set_to_work_is_given_the_time_of_who_works_from_then_on() -> Non
     assert registry.silent(138.1) == [peer]
 
 
-SLOW = replace(TEMPO, heartbeat_seconds=4.0, lost_after_seconds=12.0)
+SLOW = replace(INTERVALS, heartbeat_seconds=4.0, lost_after_seconds=12.0)
 SELDOM = replace(SLOW, idle_heartbeat_seconds=40.0)
 
 

@@ -55,7 +55,7 @@ def lines(shown: io.StringIO) -> list[str]:
     return shown.getvalue().splitlines()
 
 
-class TestNarrator:
+class TestConsole:
     """Lines for people, or JSON for programs."""
 
     def test_the_same_is_not_said_twice_in_a_row(self, console: Console, shown: io.StringIO) -> None:

@@ -41,7 +41,7 @@ def held(name: str) -> Held:
 
 @dataclass
 class StandInJob:
-    """All that a roster asks of a job."""
+    """All that the active assignments need of a job."""
 
     held: Held
 
@@ -56,7 +56,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-class TestRoster:
+class TestActiveAssignments:
     """Jobs in slots, and finished ones beside them."""
 
     @pytest.fixture
@@ -231,7 +231,7 @@ def line(text: str) -> Progress:
     return Progress(progress=doing, logs=(LogLine(text=text),))
 
 
-class TestVoice:
+class TestOutgoing:
     """What must not be lost is said again over the next connection; the rest is only for the one there is."""
 
     def test_without_a_connection_it_is_kept_and_said_first(self) -> None:
