@@ -1,4 +1,4 @@
-"""The shard books: how often each sample was counted, worked out from the counted assignments alone.
+"""The audit of shards: how often each sample was counted, worked out from the counted assignments alone.
 
 They are an audit: nothing here knows how the rounds were planned.
 """

@@ -1,4 +1,4 @@
-"""How tensors are made small for the wire, in words and numbers; ``protocol.codecs`` does it."""
+"""The codecs' names and parameters; ``protocol.codecs`` implements them."""
 
 from __future__ import annotations
 

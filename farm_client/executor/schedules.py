@@ -1,4 +1,4 @@
-"""Learning-rate schedulers: the farm does not step them, so that one must not leave its mark unnoticed.
+"""Learning-rate schedulers, which the farm does not step: finds one that has left its mark on an optimizer.
 
 A scheduler sets the rate to its first value when it is made (0 for a warm-up) and keeps the optimizer's own rate as
 ``initial_lr`` in each parameter group. torch's and all that follow its habit are found by that entry.

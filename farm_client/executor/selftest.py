@@ -1,4 +1,4 @@
-"""Does each device of this machine compute rightly, and how fast? Run once, in a process of its own.
+"""The self-test: whether each device of this machine computes rightly, and how fast. Run once, in a process of its own.
 
     python -P -m farm_client.executor.selftest
 

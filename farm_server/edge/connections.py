@@ -1,4 +1,4 @@
-"""Who is connected, and who of them has shown no token yet. Pure: it reads no clock and closes nothing itself.
+"""The open connections, and which of them have shown no token yet. Pure: it reads no clock and closes nothing itself.
 
 A connection is *unknown* until its first request with a token of this farm. Unknown ones are few, all together and from
 one address: where one more comes, the one that has been unknown for longest goes. Who sends a request at once is known

@@ -1,4 +1,4 @@
-"""What an earlier life of the server left in its data folder: opened, checked, and read into memory."""
+"""The state that an earlier run left in the data folder: opened, checked, and read into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sends a request: what turns, limits and unused blobs are counted for."""
+"""The caller of a request, to whom upload turns, limits and unused blobs are counted."""
 
 from __future__ import annotations
 

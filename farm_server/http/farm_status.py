@@ -1,4 +1,4 @@
-"""The farm at a glance, from all rooms: for ``/v1/farm``, the status page, and what watches over the server."""
+"""The farm at a glance, from all rooms: for ``/v1/farm``, the status page, and monitoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The farm as a whole: the farm view, its clients, the use of its disk, and what watches over it."""
+"""The farm as a whole: the farm view, its clients, the use of its disk, and probes for monitoring."""
 
 from __future__ import annotations
 

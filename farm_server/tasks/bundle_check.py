@@ -1,4 +1,4 @@
-"""Is a task's code a zip that every client can unpack? Read to its end before the task is taken, and never unpacked."""
+"""The check that a task's code is a zip that every client can unpack: read to its end, and never unpacked."""
 
 from __future__ import annotations
 
