@@ -104,13 +104,13 @@ class BlobCache:
 
     async def find(self, digest: str) -> Path | None:
         """Return a blob's file like ``ready``, after reading one that is not known to be sound; a damaged one goes."""
-        entry = self._entries.get(digest)
-        if entry is not None and entry.whole and entry.look is None:
+        here, entry = self.ready(digest), self._entries.get(digest)
+        if here is None and entry is not None and entry.whole:
             with self.pinned((digest,)):
                 entry.look = await asyncio.to_thread(look_if_sound, self.path(digest), digest)
             if self._entries.get(digest) is entry:  # else somebody saw the damage too, and has fetched it again
                 self._judge(digest, entry)
-        here = self.ready(digest)
+            here = self.ready(digest)
         self._misses += here is None
         return here
 

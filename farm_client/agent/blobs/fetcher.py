@@ -71,9 +71,7 @@ class Fetcher:
 
         Raises: what ``Transfers.download`` and ``BlobCache`` raise.
         """
-        here = self.cache.ready(ref.digest)
-        if here is None:
-            here = await self.cache.find(ref.digest)
+        here = await self.cache.find(ref.digest)
         if here is None and ref.inline is not None:
             here = self.cache.put(ref.digest, ref.inline)
         return here if here is not None else await self._share(ref)
