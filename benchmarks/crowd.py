@@ -1,6 +1,6 @@
 """Thousands of light clients in one process, each of which stays at the farm and comes back as the agent does.
 
-    python -m benchmarks.crowd JOIN_URL COUNT [--tag NAME]… [--clients-per-tag N]
+    python -m benchmarks.crowd JOIN_URL COUNT [--tag NAME]… [--clients-per-tag N] [--beat-seconds S]
 
 Prints a line of JSON whenever its counts have changed, and ends on SIGTERM. ``running_crowd`` starts it beside a
 measurement, and reads what it prints.
@@ -60,8 +60,10 @@ class Counts:
 class Member:
     """A client of the crowd. What it is offered it takes, and never delivers."""
 
-    def __init__(self, join_url: str, number: int, tags: Sequence[str], count: Callable[..., None]) -> None:
-        self.client = LightClient(join_url, f"crowd-{number}", tags=tags)
+    def __init__(
+        self, join_url: str, number: int, tags: Sequence[str], beat_seconds: float | None, count: Callable[..., None]
+    ) -> None:
+        self.client = LightClient(join_url, f"crowd-{number}", tags=tags, beat_seconds=beat_seconds)
         self._reconnecting = Reconnecting()
         self._count = count
 
@@ -99,10 +101,13 @@ def _what_failed(error: OutOfReach) -> str:
 class CrowdLife:
     """The members of this process, and what they came to."""
 
-    def __init__(self, join_url: str, count: int, tags: Sequence[str], clients_per_tag: int) -> None:
+    def __init__(
+        self, join_url: str, count: int, tags: Sequence[str], clients_per_tag: int, beat_seconds: float | None = None
+    ) -> None:
         self._counts = Counts()
         self._members = [
-            Member(join_url, number, tags_of(number, tags, clients_per_tag), self._add) for number in range(count)
+            Member(join_url, number, tags_of(number, tags, clients_per_tag), beat_seconds, self._add)
+            for number in range(count)
         ]
 
     async def run(self) -> None:
@@ -183,13 +188,20 @@ class Crowd:
 
 @contextmanager
 def running_crowd(
-    join_url: str, clients: int, folder: Path, tags: Sequence[str] = (), clients_per_tag: int = 0
+    join_url: str,
+    clients: int,
+    folder: Path,
+    tags: Sequence[str] = (),
+    clients_per_tag: int = 0,
+    beat_seconds: float | None = None,
 ) -> Iterator[Crowd]:
     """Have so many clients at the farm for the length of the block; ``folder`` takes what the process complains of.
 
-    ``clients_per_tag`` of them have the first of ``tags``, as many others the second one, and so on.
+    ``clients_per_tag`` of them have the first of ``tags``, as many others the second one, and so on. They beat every
+    ``beat_seconds``, or as the farm asks.
     """
     options = [option for tag in tags for option in ("--tag", tag)]
+    options += ["--beat-seconds", str(beat_seconds)] if beat_seconds is not None else []
     arguments = [join_url, str(clients), *options, "--clients-per-tag", str(clients_per_tag)]
     log = folder / "crowd.log"
     with log.open("ab") as errors:
@@ -213,11 +225,12 @@ def main(
     count: Annotated[int, typer.Argument(min=1, help="Number of clients.")],
     tag: Annotated[list[str] | None, typer.Option(help="A tag that some of them have.")] = None,
     clients_per_tag: Annotated[int, typer.Option(min=0, help="How many have each tag.")] = 0,
+    beat_seconds: Annotated[float | None, typer.Option(help="Beat so often, whatever the farm asks for.")] = None,
 ) -> None:
     """Join a farm with so many light clients, and stay until SIGTERM."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(CrowdLife(join_url, count, tag or (), clients_per_tag).run())
+    uvloop.run(CrowdLife(join_url, count, tag or (), clients_per_tag, beat_seconds).run())
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Final
 
 import psutil
@@ -43,74 +45,113 @@ SETTLE_SECONDS: Final = 120.0
 
 @dataclass(frozen=True)
 class Idle(Measurement):
-    """Rounds/s of three clients alone, beside the crowd, and alone again; ``share`` is of the mean of the two.
+    """Rounds/s of three clients alone and beside the crowd, in turns; the windows alone are one more.
 
-    CPU shares are of one core. The crowd's process runs on the cores that the farm uses.
+    ``share`` is the median of ``shares``, each of which is that of a window beside the crowd over the mean of the two
+    windows alone before and after it. CPU is in cores: seconds of it in a second. The crowd's process, and whatever
+    else ran, had the cores that the farm uses: where ``busy_cores_beside`` is all of ``cores``, what the crowd's own
+    process took was the trainers' too.
     """
 
     clients: int
     seconds: float
     alone_rounds_per_s: list[float]
-    beside_rounds_per_s: float
+    beside_rounds_per_s: list[float]
+    shares: list[float]
     share: float
     idle_heartbeat_seconds: float
     """As often the crowd beats."""
     server_rss_bytes_per_client: float
+    """From the first window alone to the first one beside the crowd."""
     server_cpu_alone: float
     server_cpu_beside: float
     crowd_cpu_beside: float
+    cores: int
+    busy_cores_alone: float
+    busy_cores_beside: float
+    """Of the whole machine."""
     loop_lag_p99_alone_ms: float
     loop_lag_p99_beside_ms: float
 
 
 @dataclass(frozen=True)
 class Window:
-    """What was seen in one window."""
+    """What was seen in one window. CPU is in cores."""
 
     rounds_per_s: float
     server_cpu: float
     crowd_cpu: float
+    busy_cores: float
     lag: LoopLag
     server_rss_bytes: int
 
 
-def measure(clients: int, seconds: float) -> Idle:
-    """Measure a window without the crowd, one with it, and one without it. Raises: BenchmarkError, DaemonFailed."""
-    with tempfile.TemporaryDirectory(prefix="aifarm-idle-") as name:
-        folder = Path(name)
-        prepared = prepare_regression(TASK, folder / "task")
-        environ = {"FARM_SERVER_MAX_CLIENTS": str(clients + TRAINERS)}
-        with mortal_farm(folder / "farm", TRAINERS, environ) as farm:
-            named = Requirements(clients=tuple(farm.clients))
-            scene = Scene(farm, submit_prepared(farm.api, prepared, requirements=named))
-            scene.warm_up()
-            before = scene.window(seconds)
-            with running_crowd(farm.join_url, clients, folder) as crowd:
-                crowd.wait_online(JOIN_SECONDS)
+@contextmanager
+def training_farm(clients: int, folder: Path) -> Iterator[Scene]:
+    """Run a farm with room for a crowd of so many, on which three clients train by themselves."""
+    prepared = prepare_regression(TASK, folder / "task")
+    environ = {"FARM_SERVER_MAX_CLIENTS": str(clients + TRAINERS)}
+    with mortal_farm(folder / "farm", TRAINERS, environ) as farm:
+        named = Requirements(clients=tuple(farm.clients))
+        scene = Scene(farm, submit_prepared(farm.api, prepared, requirements=named))
+        scene.warm_up()
+        yield scene
+        farm.api.act(scene.task_id, "cancel")
+
+
+def measure(clients: int, seconds: float, repeats: int) -> Idle:
+    """Measure a window without the crowd, then ``repeats`` times one with it and one without.
+
+    Raises: BenchmarkError, DaemonFailed.
+    """
+    beside: list[Window] = []
+    idle_heartbeat_seconds = 0.0
+    with tempfile.TemporaryDirectory(prefix="aifarm-idle-") as name, training_farm(clients, Path(name)) as scene:
+        alone = [scene.window(seconds)]
+        for _ in range(repeats):
+            with scene.crowd(clients, Path(name)) as crowd:
                 _, idle_heartbeat_seconds = scene.settled(clients)
-                beside = scene.window(seconds, crowd)
-                crowd.check()
-                if crowd.counts.online != clients:
-                    raise BenchmarkError(f"some of the crowd left during the window: {crowd.counts}")
+                beside.append(scene.window(seconds, crowd))
             scene.settled(0)
-            after = scene.window(seconds)
-            farm.api.act(scene.task_id, "cancel")
-    alone = [before.rounds_per_s, after.rounds_per_s]
+            alone.append(scene.window(seconds))
+    return _found(clients, seconds, idle_heartbeat_seconds, alone, beside)
+
+
+def _found(
+    clients: int, seconds: float, idle_heartbeat_seconds: float, alone: Sequence[Window], beside: Sequence[Window]
+) -> Idle:
+    shares = shares_of([w.rounds_per_s for w in alone], [w.rounds_per_s for w in beside])
     return Idle(
         benchmark="idle",
         clients=clients,
         seconds=seconds,
-        alone_rounds_per_s=alone,
-        beside_rounds_per_s=beside.rounds_per_s,
-        share=beside.rounds_per_s / fmean(alone),
+        alone_rounds_per_s=[window.rounds_per_s for window in alone],
+        beside_rounds_per_s=[window.rounds_per_s for window in beside],
+        shares=shares,
+        share=median(shares),
         idle_heartbeat_seconds=idle_heartbeat_seconds,
-        server_rss_bytes_per_client=(beside.server_rss_bytes - before.server_rss_bytes) / clients,
-        server_cpu_alone=fmean([before.server_cpu, after.server_cpu]),
-        server_cpu_beside=beside.server_cpu,
-        crowd_cpu_beside=beside.crowd_cpu,
-        loop_lag_p99_alone_ms=1000 * (before.lag + after.lag).quantile(0.99),
-        loop_lag_p99_beside_ms=1000 * beside.lag.quantile(0.99),
+        server_rss_bytes_per_client=(beside[0].server_rss_bytes - alone[0].server_rss_bytes) / clients,
+        server_cpu_alone=fmean(window.server_cpu for window in alone),
+        server_cpu_beside=fmean(window.server_cpu for window in beside),
+        crowd_cpu_beside=fmean(window.crowd_cpu for window in beside),
+        cores=psutil.cpu_count() or 1,
+        busy_cores_alone=fmean(window.busy_cores for window in alone),
+        busy_cores_beside=fmean(window.busy_cores for window in beside),
+        loop_lag_p99_alone_ms=_p99_ms(alone),
+        loop_lag_p99_beside_ms=_p99_ms(beside),
     )
+
+
+def shares_of(alone: Sequence[float], beside: Sequence[float]) -> list[float]:
+    """Return each rate beside the crowd over the mean of the rates alone just before and just after it."""
+    return [rate / fmean(alone[n : n + 2]) for n, rate in enumerate(beside)]
+
+
+def _p99_ms(windows: Sequence[Window]) -> float:
+    lag = windows[0].lag
+    for window in windows[1:]:
+        lag = lag + window.lag
+    return 1000 * lag.quantile(0.99)
 
 
 class Scene:
@@ -119,6 +160,16 @@ class Scene:
     def __init__(self, farm: MortalFarm, task_id: str) -> None:
         self._farm = farm
         self.task_id = task_id
+
+    @contextmanager
+    def crowd(self, clients: int, folder: Path, beat_seconds: float | None = None) -> Iterator[Crowd]:
+        """Have a crowd beside the trainers, all of it from the first moment to the last. Raises: BenchmarkError."""
+        with running_crowd(self._farm.join_url, clients, folder, beat_seconds=beat_seconds) as crowd:
+            crowd.wait_online(JOIN_SECONDS)
+            yield crowd
+            crowd.check()
+            if crowd.counts.online != clients:
+                raise BenchmarkError(f"some of the crowd left during the window: {crowd.counts}")
 
     def warm_up(self) -> None:
         """Wait for some rounds. Raises: BenchmarkError."""
@@ -156,12 +207,14 @@ class Scene:
         server = psutil.Process(self._farm.server.pid)
         others = psutil.Process(crowd.pid) if crowd is not None else None
         first, lag = self._newest(), loop_lag(address)
-        began, server_began, crowd_began = time.monotonic(), _cpu_seconds(server), _cpu_seconds(others)
+        began, before = time.monotonic(), (_cpu_seconds(server), _cpu_seconds(others), _busy_seconds())
         time.sleep(seconds)
         took = time.monotonic() - began
-        server_cpu, crowd_cpu = _cpu_seconds(server) - server_began, _cpu_seconds(others) - crowd_began
+        after = (_cpu_seconds(server), _cpu_seconds(others), _busy_seconds())
         last, lag = self._newest(), loop_lag(address) - lag
-        return Window(_rounds_per_s(first, last), server_cpu / took, crowd_cpu / took, lag, server.memory_info().rss)
+        server_cpu, crowd_cpu, busy_cores = ((b - a) / took for a, b in zip(before, after, strict=True))
+        rss_bytes = server.memory_info().rss
+        return Window(_rounds_per_s(first, last), server_cpu, crowd_cpu, busy_cores, lag, rss_bytes)
 
     def _newest(self) -> RoundView:
         """Return the newest committed round. Raises: BenchmarkError if the task ended."""
@@ -188,4 +241,10 @@ def _cpu_seconds(process: psutil.Process | None) -> float:
     if process is None:
         return 0.0
     times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _busy_seconds() -> float:
+    """Return what all processes of the machine have used of its cores so far."""
+    times = psutil.cpu_times()
     return float(times.user + times.system)

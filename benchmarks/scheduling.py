@@ -51,29 +51,30 @@ class Scheduling(Measurement):
     open_round_ms: float
 
 
-def _blob(name: str) -> BlobRef:
+def _named_blob(name: str) -> BlobRef:
     return BlobRef(digest=digest_bytes(name.encode()), size_bytes=100)
 
 
-def _spec(shards: int, needs: Requirements, rounds: int = 10**6) -> TaskSpec:
-    parts = tuple(Shard(index=i, samples=10, blob=_blob(f"shard {i}")) for i in range(shards))
+def task_spec(shards: int, needs: Requirements, rounds: int = 10**6) -> TaskSpec:
+    """Return a task of so many shards of ten samples, all of them in each round, for who meets its needs."""
+    parts = tuple(Shard(index=i, samples=10, blob=_named_blob(f"shard {i}")) for i in range(shards))
     return TaskSpec(
         name="task",
-        code=_blob("code"),
-        initial_weights=_blob("weights"),
+        code=_named_blob("code"),
+        initial_weights=_named_blob("weights"),
         dataset=Dataset(kind="files", shards=parts),
         recipe=Recipe(rounds=rounds, round_samples=10 * shards, batch_samples=1, gather_seconds=0.0),
         requirements=needs,
     )
 
 
-class _Farm:
-    """A coordinator whose commits take no time, and the messages that it sent."""
+class BareFarm:
+    """A coordinator whose commits take no time, what it has assigned, and a clock that stands until it is moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: CoordinatorSettings | None = None) -> None:
         numbers = count()
         self.now = 1_000_000.0
-        self.coordinator = Coordinator(Snapshot(), CoordinatorSettings(), lambda: f"a{next(numbers)}")
+        self.coordinator = Coordinator(Snapshot(), settings or CoordinatorSettings(), lambda: f"a{next(numbers)}")
         self.assigned: dict[str, tuple[str, Assign]] = {}
 
     def handle(self, event: Event) -> float:
@@ -91,21 +92,33 @@ class _Farm:
         elif isinstance(command, CommitRound):
             name = f"{command.task_id}/{command.round + 1}"
             checkpoint = CheckpointRecord(
-                command.task_id, command.round + 1, command.epoch, command.cursor, _blob(name), None, None, self.now
+                command.task_id,
+                command.round + 1,
+                command.epoch,
+                command.cursor,
+                _named_blob(name),
+                None,
+                None,
+                self.now,
             )
             self.handle(RoundAggregated(command.task_id, command.round, command.attempt, checkpoint))
 
     def join(self, name: str, tags: tuple[str, ...] = ()) -> float:
+        """Let a client come that is ready for one assignment."""
         resources = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE, bench_gflops=50.0)
         hello = Hello(versions=(1,), client_id=name, client_secret="s" * 16, name=name, tags=tags, resources=resources)
         return self.handle(ClientConnected(hello, "hash", 1)) + self.handle(ClientReady(name, 1, 1))
 
-    def result(self, assignment_id: str) -> float:
+    def result(self, assignment_id: str, compute_seconds: float = 1.0) -> float:
+        """Let an assignment be done."""
         client_id, assign = self.assigned.pop(assignment_id)
         here = (client_id, 1, assignment_id, assign.fence)
-        return self.handle(ResultArrived(*here, assign.samples, {"loss": 1.0}, _blob(assignment_id), 1.0))
+        return self.handle(
+            ResultArrived(*here, assign.samples, {"loss": 1.0}, _named_blob(assignment_id), compute_seconds)
+        )
 
     def beat(self, assignment_id: str, samples: int) -> float:
+        """Let a client say how many samples of its assignment are done."""
         client_id, assign = self.assigned[assignment_id]
         progress = AssignmentProgress(
             assignment_id=assignment_id, fence=assign.fence, phase=Phase.COMPUTING, samples_done=samples
@@ -115,17 +128,17 @@ class _Farm:
 
 def measure(clients: int, ended_tasks: int, waiting_tasks: int) -> Scheduling:
     """Measure a farm of so many idle clients and tasks, beside one task that three clients train."""
-    farm = _Farm()
+    farm = BareFarm()
     for number in range(ended_tasks):
-        farm.handle(TaskSubmitted(f"ended {number}", _spec(1, _NOBODY)))
+        farm.handle(TaskSubmitted(f"ended {number}", task_spec(1, _NOBODY)))
         farm.handle(TaskAction(f"ended {number}", Action.CANCEL))
     for number in range(waiting_tasks):
-        farm.handle(TaskSubmitted(f"waits {number}", _spec(1, _NOBODY)))
+        farm.handle(TaskSubmitted(f"waits {number}", task_spec(1, _NOBODY)))
     for number in range(clients):
         farm.join(f"idle {number}")
     for number in range(WORKERS):
         farm.join(f"worker {number}", ("trains",))
-    farm.handle(TaskSubmitted("trains", _spec(WORKERS, _TRAINS)))
+    farm.handle(TaskSubmitted("trains", task_spec(WORKERS, _TRAINS)))
     gc.collect()
     events = {
         "heartbeat": _mean(lambda n: farm.beat(next(iter(farm.assigned)), n % 10)),
@@ -149,8 +162,8 @@ def open_round_ms(clients: int) -> float:
     """
     before = gc.get_threshold()
     gc.set_threshold(*COLLECT_AFTER)
-    farm = _Farm()
-    task = _spec(clients, Requirements(), rounds=1)
+    farm = BareFarm()
+    task = task_spec(clients, Requirements(), rounds=1)
     gathers = task.recipe.model_copy(update={"min_clients": clients})
     farm.handle(TaskSubmitted("task", task.model_copy(update={"recipe": gathers})))
     opening = 0.0

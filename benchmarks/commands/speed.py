@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.backups import measure as measure_backups
+from benchmarks.beats import measure as measure_beats
 from benchmarks.blob import measure as measure_blob
 from benchmarks.fold import PARTED, measure_parts, measure_robust
 from benchmarks.fold import measure as measure_fold
@@ -22,6 +24,7 @@ from benchmarks.report import report, report_each, say, whole_numbers
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
 from benchmarks.scheduling import measure as measure_scheduling
+from benchmarks.spare import measure as measure_spare
 from benchmarks.transitions import measure as measure_transitions
 from protocol.compression import CodecName
 from protocol.recipe import Mode
@@ -132,6 +135,34 @@ def scheduling(
 def idle(
     clients: Annotated[int, typer.Option(min=1, help="Number of clients without work.")] = 10_000,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 20.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Windows beside the crowd, each between two without it.")] = 3,
 ) -> None:
     """The rounds per second that three clients keep beside a crowd of light clients that have no work."""
-    report([partial(measure_idle, clients, seconds)])
+    report([partial(measure_idle, clients, seconds, repeats)])
+
+
+@app.command()
+def beats(
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients without work.")] = 2000,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 15.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Windows of each kind.")] = 3,
+) -> None:
+    """Rounds per second and the server's CPU beside clients that beat as the farm asks, and as often as few would."""
+    report([partial(measure_beats, clients, seconds, repeats)])
+
+
+@app.command()
+def backups(
+    clients: Annotated[int, typer.Option(min=2, help="Number of clients.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated time.")] = 100,
+) -> None:
+    """Simulated seconds for a round whose stragglers' parts are given to a second client, and without that."""
+    report([partial(measure_backups, clients, rounds)])
+
+
+@app.command()
+def spare(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each way.")] = 5,
+) -> None:
+    """Seconds from a new task's assignment to its first step, with a spare executor and without."""
+    report([partial(measure_spare, repeats)])
