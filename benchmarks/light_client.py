@@ -16,7 +16,7 @@ from typing import Final
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link, open_link
-from protocol.inline_limit import InlineLimit
+from protocol.link_capacity import LinkCapacity
 from protocol.messages import (
     Accept,
     Assign,
@@ -81,7 +81,7 @@ class LightClient:
         self._address = parse_address(join_url)
         self.beat_seconds = beat_seconds
         """How often it beats; None: as the farm asks."""
-        self._carried = InlineLimit()
+        self._capacity = LinkCapacity()
         self.make_update = make_update
         self.results = 0
         """How many it has delivered."""
@@ -104,7 +104,7 @@ class LightClient:
         Raises: OutOfReach, or another FarmError, if there is no welcome.
         """
         held = tuple(computing.held() for computing in self.held.values())
-        link = await open_link(self._address, self._hello.model_copy(update={"held": held}), self._carried)
+        link = await open_link(self._address, self._hello.model_copy(update={"held": held}), self._capacity)
         try:
             yield LightConnection(self, link)
         finally:

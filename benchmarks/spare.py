@@ -21,7 +21,6 @@ from protocol.messages import TaskBrief
 from protocol.recipe import Mode
 
 _CODE: Final = Path(__file__).parent / "noop_task" / "train.py"
-_INLINE_BYTES: Final = 1024
 _KEEPING: Final = Keeping(fewest=1, idle_seconds=3600.0)
 
 
@@ -69,7 +68,7 @@ async def _measure(repeats: int, module: str) -> Spare:
 async def _seconds_to_load(pool: ExecutorPool, task: TaskBrief, bundle: Path) -> float:
     pool.retire()  # no other one starts beside what is measured
     began = time.perf_counter()
-    await pool.take_new(task, bundle, _INLINE_BYTES, lambda *_: None)
+    await pool.take_new(task, bundle, lambda *_: None)
     return time.perf_counter() - began
 
 

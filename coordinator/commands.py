@@ -21,7 +21,7 @@ class Save:
 class Send:
     """Send a message, if that incarnation of the client is still connected.
 
-    The shell puts the bytes of small blobs (``weights`` or ``deltas`` of an assign) inline, unless the client
+    The shell lets the bytes of small blobs (``weights`` or ``deltas`` of an assign) ride along, unless the client
     ``holds_weights``: it works on that version already.
     """
 

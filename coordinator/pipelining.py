@@ -20,7 +20,6 @@ from coordinator.planning import count_samples, smallest_part, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import samples_of_epochs
 from coordinator.turn import Turn
-from protocol.limits import INLINE_BYTES
 from protocol.messages import Prefetch
 
 
@@ -73,7 +72,7 @@ def announce(turn: Turn, run: TaskRun) -> None:
             continue
         way = tuple(link.blob for link in cheapest_chain(run, client)) or (run.checkpoint.weights,)
         # what is smaller rides inside the next assignment
-        if large := tuple(blob for blob in way if blob.size_bytes > INLINE_BYTES):
+        if large := tuple(blob for blob in way if not blob.is_small):
             turn.send(client, Prefetch(blobs=large))
 
 

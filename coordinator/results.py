@@ -135,7 +135,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         lease,
         AssignmentState.DELIVERED,
         delivered_at=turn.now,
-        update=event.update and event.update.model_copy(update={"inline": None}),
+        update=event.update and event.update.bare(),
         metrics=dict(event.metrics),
     )
     client, policy = turn.farm.clients[record.client_id], run.policy(record.kind)

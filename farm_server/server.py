@@ -68,7 +68,7 @@ from farm_server.tensors.torch_side import TorchSide, WarmUp
 from farm_server.tensors.unwrapping import Unwrapper
 from farm_server.transfers.bandwidth import Bandwidth
 from farm_server.transfers.blob_access import BlobAccess
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
 from farm_server.transfers.uploads import Uploads, UploadTarget
 from protocol.composition import Wrap, as_built
@@ -152,7 +152,7 @@ class FarmServer:
         self._spooled = SpooledUpdates(self.blobs)
         unwrapper = Unwrapper(self.blobs, self.disk_space.claim)
         self._intake = Intake(self._layouts, self._spooled, self.torch_side, unwrapper)
-        self.inline = InlineBlobs(self.settings.inline_cache_bytes)
+        self.memory = MemoryBlobs(self.settings.inline_cache_bytes)
         self.retention = Retention(self.ledger, self.blobs, self.settings.superseded_grace_seconds)
         checkpoints = CheckpointStore(self.blobs)
         ask, post = self.runtime.ask, self.runtime.post
@@ -163,7 +163,7 @@ class FarmServer:
                 writer=self._wrap(CheckpointWriter(checkpoints, self.clock, self.disk_space.claim)),
                 spooled=self._spooled,
                 torch_side=self.torch_side,
-                outcomes=AggregatorOutcomes(post, self._rescue, self.inline, self.retention, self.telemetry),
+                outcomes=AggregatorOutcomes(post, self._rescue, self.memory, self.retention, self.telemetry),
                 threads=self.settings.aggregator_threads,
             )
         )
@@ -190,7 +190,7 @@ class FarmServer:
             ledger=self.ledger,
             blobs=self.blobs,
             layouts=self._layouts,
-            inline=self.inline,
+            memory=self.memory,
             torch_side=self.torch_side,
             ask=self.runtime.ask,
             refuses=self.readiness.not_ready,
@@ -203,7 +203,7 @@ class FarmServer:
         self._admission = Admission()
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
         self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
-        self._dispatch = self._wrap(Dispatch(self.registry, self.inline, self.clock))
+        self._dispatch = self._wrap(Dispatch(self.registry, self.memory, self.clock))
         reception = Reception(
             post=self.runtime.post,
             intake=self._intake,
@@ -243,7 +243,7 @@ class FarmServer:
             clients=clients,
             blobs=BlobAccess(
                 self.blobs,
-                self.inline,
+                self.memory,
                 self.disk_space,
                 self.unreferenced,
                 refuses=refuses,
@@ -333,11 +333,11 @@ class FarmServer:
 
     def _release_task(self, command: ReleaseTask) -> None:
         self._aggregator.release_task(command)
-        self.inline.unpin(command.task_id)
+        self.memory.unpin(command.task_id)
 
     def _forget_task(self, task_id: str) -> None:
         self._layouts.drop(task_id)
-        self.inline.unpin(task_id)
+        self.memory.unpin(task_id)
 
     def _open_rounds(self) -> list[str]:
         now = self.clock.now()

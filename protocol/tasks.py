@@ -5,25 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from protocol.bounds import MAX_COUNT, MAX_SHARDS, Bytes, Config, Count, FilePath, Positive, Text, Title, Word
 from protocol.compression import CodecSpec
-from protocol.digests import Digest
+from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
+from protocol.limits import INLINE_BYTES
 from protocol.recipe import Recipe, Requirements
 
 MAX_NOTES: Final = 64
 
 
 class BlobRef(Frozen):
-    """Immutable bytes by name; ``inline`` carries them where they are small (see ``protocol.limits``)."""
+    """Immutable bytes by name; those of a small blob may ride along, ``inline``.
+
+    Few need to know whether they do. ``carrying`` makes such a reference, and ``bare`` is what is kept of it. Bytes are
+    asked for by the reference: on a client ``Fetcher`` has what comes and ``ResultSender`` sends what goes, on the
+    server ``SpooledUpdates`` and ``MemoryBlobs``.
+    """
+
+    CARRIED: ClassVar[set[str]] = {"inline"}
+    """What to leave out of a reference that is kept as JSON."""
 
     digest: Digest
     size_bytes: Bytes
     inline: bytes | None = None
+
+    @classmethod
+    def carrying(cls, data: bytes, digest: str | None = None) -> Self:
+        """Return a reference that brings its bytes; without ``digest`` they are hashed. Raises: ValidationError."""
+        return cls(digest=digest or digest_bytes(data), size_bytes=len(data), inline=data)
+
+    @property
+    def carried(self) -> bytes | None:
+        """The bytes that ride along, if they do. They are what a stranger sent: not yet known to hash to ``digest``."""
+        return self.inline
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may ride inside a message at all; a connection may allow less."""
+        return self.size_bytes <= INLINE_BYTES
+
+    def bare(self) -> Self:
+        """Return the reference without the bytes."""
+        return self if self.inline is None else self.model_copy(update={"inline": None})
 
 
 class WeightsDelta(Frozen):

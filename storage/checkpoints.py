@@ -98,7 +98,7 @@ class CheckpointStore:
                 metrics=dict(new.metrics),
             )
             delta = None if new.delta is None else batch.add(new.delta)
-            text = manifest.model_dump_json(exclude={"weights": {"inline"}, "optimizer": {"inline"}})
+            text = manifest.model_dump_json(exclude={"weights": BlobRef.CARRIED, "optimizer": BlobRef.CARRIED})
             described = batch.add([text.encode()])
         return WrittenCheckpoint(_record(manifest, described), delta)
 

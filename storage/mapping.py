@@ -2,7 +2,7 @@
 
 A field is kept in the column of its name, unless a mapper says otherwise: a ``Codec`` for what SQL has no type for,
 and two columns (``x_digest``, ``x_bytes``) for a reference to a blob. Bytes that ride inside a reference
-(``BlobRef.inline``) are not kept: the blob store has them.
+(``BlobRef.carried``) are not kept: the blob store has them.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ FROZEN_WEIGHTS: Final = "frozen"
 """These two roles are of the blobs of a submission that outlive a finished task: its models are made of them."""
 
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
-    "code": {"inline"},
-    INITIAL_WEIGHTS: {"inline"},
-    FROZEN_WEIGHTS: {"inline"},
-    "dataset": {"shards": {"__all__": {"blob": {"inline"}}}},
+    "code": BlobRef.CARRIED,
+    INITIAL_WEIGHTS: BlobRef.CARRIED,
+    FROZEN_WEIGHTS: BlobRef.CARRIED,
+    "dataset": {"shards": {"__all__": {"blob": BlobRef.CARRIED}}},
 }
 
 
@@ -163,7 +163,7 @@ def without_bytes(spec: TaskSpec) -> TaskSpec:
     """Return the specification as the ledger keeps it: the bytes that ride inside its references stay outside."""
     shards = spec.dataset.shards
     refs = [spec.code, spec.initial_weights, spec.frozen, *(shard.blob for shard in shards)]
-    if all(ref is None or ref.inline is None for ref in refs):
+    if all(ref is None or ref.carried is None for ref in refs):
         return spec
     return TaskSpec.model_validate(spec.model_dump(exclude=_WITHOUT_BYTES))
 

@@ -198,8 +198,8 @@ def _as_kept(record: R) -> R:
     changes: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, BlobRef) and value.inline is not None:
-            changes[field.name] = value.model_copy(update={"inline": None})
+        if isinstance(value, BlobRef):
+            changes[field.name] = value.bare()
         elif isinstance(value, TaskSpec):
             changes[field.name] = without_bytes(value)
         elif field.name == "loss" and value is not None and math.isnan(value):

@@ -47,8 +47,8 @@ from farm_client.signals import heeded
 from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
 from protocol.errors import FarmError
-from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_CACHED_DIGESTS
+from protocol.link_capacity import LinkCapacity
 from protocol.messages import Bye, Hello
 from protocol.versions import FROZEN_APART, SUPPORTED
 
@@ -85,7 +85,7 @@ class Agent:
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
         self._run_id = secrets.token_hex(8)
         """Of this process, for the farm: it tells a client that comes back from two that share an identity."""
-        self._carried = InlineLimit()
+        self._capacity = LinkCapacity()
         self._signals = heeded(*_SIGNALS)
 
     async def run(self) -> None:
@@ -191,7 +191,7 @@ class Agent:
         """
         while not self._leaving.is_set():
             try:
-                link = self._wrap(await open_link(self._address, hello(), self._carried))
+                link = self._wrap(await open_link(self._address, hello(), self._capacity))
             except OutOfReach as error:
                 await self._wait_to_retry(error, policy.failed(error))
             else:

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from protocol.bounds import Count
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
+from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind, MetricPoint, Scope
 from protocol.recipe import Mode
 from protocol.tasks import Split
@@ -38,7 +39,8 @@ class LoadTask(Frozen):
     batch_samples: int
     dataset_kind: Literal["files", "code"]
     scratch_dir: str
-    inline_bytes: int
+    report_bytes: int = INLINE_BYTES
+    """How large an update may be to come inside of ``Done``; a larger one is left in a file."""
     keep_inner_optimizer: bool = False
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()

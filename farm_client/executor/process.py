@@ -36,7 +36,7 @@ from protocol.framing import FrameDecoder, pack_frame
 EXECUTOR_MODULE: Final = "farm_client.executor"
 FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
-"""A frame of inline weights passes in few wake-ups."""
+"""A frame of weights passes in few wake-ups."""
 _READ_BYTES: Final = 64 * 1024
 _READS_PER_WAKE: Final = 8
 """An executor that prints without end must not keep the event loop from its other work."""

@@ -23,7 +23,6 @@ from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalReq
 from farm_client.executor.runner import TaskRunner, choose_device
 from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
-from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind
 from protocol.recipe import Mode
 from protocol.tasks import Split
@@ -88,7 +87,6 @@ def _load_order(request: RehearsalRequest) -> LoadTask:
         batch_samples=request.batch_samples,
         dataset_kind="files" if request.sample_path else "code",
         scratch_dir=request.folder,
-        inline_bytes=INLINE_BYTES,
         update_codec=request.update_codec,
         ignore=request.ignore,
         tuple_columns=request.tuple_columns,

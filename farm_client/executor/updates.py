@@ -36,7 +36,7 @@ class UpdateWriter:
         self._codec = order.update_codec
         self._layout = layout
         self._scratch_dir = Path(order.scratch_dir)
-        self._inline_bytes = order.inline_bytes
+        self._report_bytes = order.report_bytes
         is_lossy = self._codec.name is not CodecName.NONE
         self._feeds_back = is_lossy and self._codec.error_feedback
         self._wraps = is_lossy and self._codec.zstd
@@ -50,7 +50,7 @@ class UpdateWriter:
     def write(
         self, assignment_id: str, update: TensorMap, untouched: Collection[str] = frozenset()
     ) -> dict[str, object]:
-        """Return an update as fields of ``Done``: inline bytes, or a file in the scratch folder.
+        """Return an update as fields of ``Done``: bytes, or a file in the scratch folder.
 
         The file names the ``untouched`` parameters, but for those that earlier updates left something of.
 
@@ -73,10 +73,10 @@ class UpdateWriter:
 
     def _saved(self, assignment_id: str, stored: TensorMap, metadata: dict[str, str]) -> dict[str, object]:
         chunks = tensor_file(stored, metadata)
-        if sum(map(len, chunks)) - len(chunks[0]) <= self._inline_bytes:
+        if sum(map(len, chunks)) - len(chunks[0]) <= self._report_bytes:
             data = b"".join(chunks)
             data = wrap_bytes(data) if self._wraps else data
-            if len(data) <= self._inline_bytes:
+            if len(data) <= self._report_bytes:
                 return {"update": data, "update_digest": digest_bytes(data), "update_bytes": len(data)}
         path = self._scratch_dir / f"{assignment_id}.update"
         digest = _write(path, chunks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator.commands import Send
 from farm_server.clients.registry import Peer, Registry
 from farm_server.environment.clock import Clock
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.errors import FarmError, OutOfOrder
 from protocol.messages import Assign, Message
 
@@ -13,9 +13,9 @@ from protocol.messages import Assign, Message
 class Dispatch:
     """Never waits: each connection has a queue of its own."""
 
-    def __init__(self, registry: Registry, inline: InlineBlobs, clock: Clock) -> None:
+    def __init__(self, registry: Registry, memory: MemoryBlobs, clock: Clock) -> None:
         self._registry = registry
-        self._inline = inline
+        self._memory = memory
         self._clock = clock
 
     def send(self, command: Send) -> None:
@@ -26,7 +26,7 @@ class Dispatch:
         message = command.message
         if isinstance(message, Assign):
             self._registry.set_to_work(peer, self._clock.now())
-            filled = message if command.holds_weights else self._inline.filled(message, peer.wire.inline_bytes)
+            filled = message if command.holds_weights else self._memory.filled(message, peer.wire.room_bytes)
             self._say(peer, filled, message)
         else:
             self._say(peer, message)

@@ -62,7 +62,7 @@ class Gateway:
         """Serve one connection, from its handshake to its end."""
         await websocket.accept()
         session = Session(Side.SERVER, self._settings.max_frame_bytes)
-        limits = WireLimits(self._settings.max_outbox_bytes, self._settings.inline_bytes)
+        limits = WireLimits(self._settings.max_outbox_bytes, self._settings.room_bytes)
         wire = Wire(websocket, session, limits, self._telemetry.wire)
         try:
             if (peer := await self._greet(wire)) is not None:
@@ -199,7 +199,7 @@ class Gateway:
             incarnation=peer.incarnation,
             server=self._settings.name,
             max_frame_bytes=self._settings.max_frame_bytes,
-            inline_bytes=self._settings.inline_bytes,
+            inline_bytes=self._settings.room_bytes,
             **asdict(self._pacer.intervals),
         )
 

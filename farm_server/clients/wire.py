@@ -13,8 +13,8 @@ from coordinator.allowance import ConnectionAllowance
 from farm_server.edge.control_frames import TOO_MANY
 from farm_server.observability.wire_counters import WireCounters
 from protocol.errors import TooMany
-from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_STRIKES
+from protocol.link_capacity import LinkCapacity
 from protocol.messages import Assign, Message
 from protocol.sendqueue import SendQueue
 from protocol.session import Session
@@ -28,7 +28,7 @@ class WireLimits:
     """What one connection may hold unsent, and the largest blob inside a message. Bytes."""
 
     unsent_bytes: int
-    inline_bytes: int
+    room_bytes: int
 
 
 class Wire:
@@ -42,9 +42,9 @@ class Wire:
         self._counters = counters
         self._websocket = websocket
         self._max_outbox_bytes = limits.unsent_bytes
-        self._max_inline_bytes = limits.inline_bytes
+        self._max_room_bytes = limits.room_bytes
         self._queue = SendQueue()
-        self._inline = InlineLimit()
+        self._capacity = LinkCapacity()
         self._allowance = ConnectionAllowance()
         self._sent_too_much = False
         self.is_flooded = False
@@ -71,9 +71,9 @@ class Wire:
         return self._sent_too_much or self.session.strikes >= MAX_STRIKES
 
     @property
-    def inline_bytes(self) -> int:
+    def room_bytes(self) -> int:
         """How large a blob may be to ride inside a message now."""
-        return self._inline.at(self._loop.time(), self._max_inline_bytes)
+        return self._capacity.at(self._loop.time(), self._max_room_bytes)
 
     def send(self, message: Message) -> None:
         """Queue a message. Raises: FarmError if the session does not allow it or it is too large."""
@@ -139,7 +139,7 @@ class Wire:
                 self._writing_bytes = 0
             # uvicorn returns at once, and lets the next frame wait until this one has left
             now = self._loop.time()
-            self._inline.written(self._last_frame_bytes, now - began_at, now)
+            self._capacity.written(self._last_frame_bytes, now - began_at, now)
             self._last_frame_bytes = len(packed.frame)
             self._counters.sent(len(packed.frame), packed.messages)
 

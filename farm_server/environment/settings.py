@@ -98,7 +98,7 @@ class ServerSettings(BaseSettings):
     retention_seconds: float = Field(default=5.0, gt=0)
     """How often superseded checkpoints are dropped."""
     superseded_grace_seconds: float = Field(default=20.0, ge=0)
-    """A superseded checkpoint too large to ride inline stays downloadable for so long."""
+    """A superseded checkpoint too large for a message stays downloadable for so long."""
 
     keep_log_lines: int = Field(default=100_000, ge=0)
     """Log lines of one task that are kept, the newest."""
@@ -136,7 +136,7 @@ class ServerSettings(BaseSettings):
     """JSON lines, or text for people; auto is text on a terminal."""
 
     @property
-    def inline_bytes(self) -> int:
+    def room_bytes(self) -> int:
         """Return the largest blob that rides inside a message: what else is in one needs room in the frame too."""
         return min(INLINE_BYTES, self.max_frame_bytes // 2)
 

@@ -8,7 +8,6 @@ from collections.abc import Collection
 
 from coordinator.records import CheckpointRecord
 from coordinator.retention import kept_rounds
-from protocol.limits import INLINE_BYTES
 from protocol.recipe import Recipe
 from storage.ports.blob_store import BlobStore
 from storage.ports.ledger import Ledger
@@ -17,7 +16,7 @@ from storage.ports.ledger import Ledger
 class Retention:
     """Looks at the tasks that have a new checkpoint. On the event loop; files are removed in a worker thread.
 
-    A superseded version that is too large to ride inline stays for a while: clients that were sent to fetch it may not
+    A superseded version that is too large for a message stays for a while: clients that were sent to fetch it may not
     have begun. A file goes once nothing refers to it and nobody stored it, or asked for it, for as long: a commit
     that the ledger does not have yet, or a submission that begins with these weights, makes it young again.
     """
@@ -42,7 +41,7 @@ class Retention:
         noted, self._recipes = self._recipes, {}
         for task_id, recipe in noted.items():
             old = superseded(await self._ledger.checkpoints(task_id), recipe)
-            ripe = [c for c in old if c.weights.size_bytes <= INLINE_BYTES or c.created_at + self._grace_seconds < now]
+            ripe = [c for c in old if c.weights.is_small or c.created_at + self._grace_seconds < now]
             if len(ripe) < len(old):
                 self._recipes.setdefault(task_id, recipe)
             if ripe:

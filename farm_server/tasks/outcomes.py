@@ -11,7 +11,7 @@ from coordinator.records import CheckpointRecord
 from farm_server.housekeeping.retention import Retention
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.rescue import Rescue
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.tasks import TaskSpec
 
 
@@ -22,14 +22,14 @@ class AggregatorOutcomes:
         self,
         post: Callable[[Event], None],
         rescue: Rescue,
-        inline: InlineBlobs,
+        memory: MemoryBlobs,
         retention: Retention,
         telemetry: Telemetry,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._post = post
         self._rescue = rescue
-        self._inline = inline
+        self._memory = memory
         self._retention = retention
         self._telemetry = telemetry
 
@@ -44,18 +44,18 @@ class AggregatorOutcomes:
     def committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
-        """Take a new version to those who serve it. ``small``: its blobs that can ride inline."""
+        """Take a new version to those who serve it. ``small``: its blobs that a message can carry."""
         self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, small, seconds)
 
     def _committed(
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
         if checkpoint.manifest is None:
-            self._inline.pin(checkpoint.task_id, checkpoint.weights.digest, small[checkpoint.weights.digest])
+            self._memory.pin(checkpoint.task_id, checkpoint.weights.digest, small[checkpoint.weights.digest])
         else:
-            self._inline.unpin(checkpoint.task_id)
+            self._memory.unpin(checkpoint.task_id)
             for digest, data in small.items():
-                self._inline.keep(data, digest)
+                self._memory.keep(data, digest)
             self._retention.note(checkpoint.task_id, spec.recipe)
         self._telemetry.rounds.inc()
         self._telemetry.commit_seconds.observe(seconds)

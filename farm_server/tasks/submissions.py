@@ -13,11 +13,11 @@ from coordinator.records import TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
 from farm_server.tensors.layouts import Layouts, layout_of_file
 from farm_server.tensors.torch_side import TorchSide
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.contradictions import contradiction
 from protocol.encoded import stored_tensors
 from protocol.errors import Conflict, FarmError, InvalidTask, TensorError, Unavailable
-from protocol.limits import INLINE_BYTES, MAX_CONFIG_BYTES
+from protocol.limits import MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
 from protocol.tensors import Layout, joined_layout
@@ -46,7 +46,7 @@ class Submissions:
         ledger: Ledger,
         blobs: BlobStore,
         layouts: Layouts,
-        inline: InlineBlobs,
+        memory: MemoryBlobs,
         torch_side: TorchSide,
         ask: Callable[[Event], Awaitable[None]],
         refuses: Callable[[], str | None],
@@ -55,7 +55,7 @@ class Submissions:
         self._ledger = ledger
         self._blobs = blobs
         self._layouts = layouts
-        self._inline = inline
+        self._memory = memory
         self._torch_side = torch_side
         self._ask = ask
         self._refuses = refuses
@@ -77,8 +77,8 @@ class Submissions:
             await asyncio.to_thread(self._check, spec)
             task_id = new_task_id()
             self._layouts.add(task_id, spec)
-            if spec.initial_weights.size_bytes <= INLINE_BYTES:
-                self._inline.keep(await self._blobs.read_async(spec.initial_weights.digest))
+            if spec.initial_weights.is_small:
+                self._memory.keep(await self._blobs.read_async(spec.initial_weights.digest))
             await self._ask(TaskSubmitted(task_id, spec))
             return task_id, True
 
@@ -114,8 +114,8 @@ class Submissions:
             raise InvalidTask(f"the frozen weights can't be used: {error.message}") from error
 
     def _check_blobs(self, spec: TaskSpec) -> None:
-        if any(ref.inline is not None for ref in _references(spec)):
-            raise InvalidTask("a submission carries no bytes inline; upload its blobs first (PUT /v1/blobs/DIGEST)")
+        if any(ref.carried is not None for ref in _references(spec)):
+            raise InvalidTask("a submission carries no blob's bytes; upload its blobs first (PUT /v1/blobs/DIGEST)")
         # many shards may be one blob: each is made young, which syncs, only once
         missing = [digest for digest in sorted(_digests(spec)) if not self._blobs.renew(digest)]
         if missing:

@@ -13,9 +13,8 @@ from farm_server.tensors.tensor_reader import header_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.tensors.unwrapping import Unwrapper
 from protocol.compression import CodecSpec
-from protocol.digests import digest_bytes
 from protocol.encoded import check_encoded, largest_bytes
-from protocol.errors import DigestMismatch, FarmError
+from protocol.errors import FarmError
 from protocol.messages import Kind, Result
 from protocol.tasks import BlobRef
 from protocol.tensors import Layout, read_header
@@ -58,7 +57,8 @@ class Intake:
         update = result.update
         if update is None:
             return True
-        return update.inline is not None and not is_wrapped(update.inline) and self._torch_side.is_warm
+        data = self._spooled.at_hand(update)
+        return data is not None and not is_wrapped(data) and self._torch_side.is_warm
 
     def check(self, task_id: str, kind: Kind, result: Result) -> Result:
         """Return the result with what can be used of it.
@@ -76,14 +76,14 @@ class Intake:
         return result.model_copy(update={"metrics": _finite(result.metrics), "update": usable})
 
     def _usable(self, task_id: str, update: BlobRef) -> BlobRef:
-        if update.inline is not None:
-            _check_bytes(update, update.inline)
+        self._spooled.check(update)
         layout, codec = self._layouts.of(task_id), self._layouts.codec_of(task_id)
         samples = self._layouts.round_samples_of(task_id)
-        if not self._unwrapper.is_wrapped(update):
+        source = self._spooled.source(update)
+        if not self._unwrapper.is_wrapped(source):
             self._check_plain(update, layout, codec, samples)
             return update
-        plain = self._unwrapper.plain(update, largest_bytes(layout, codec))
+        plain = self._unwrapper.plain(source, largest_bytes(layout, codec))
         try:
             self._check_plain(plain, layout, codec, samples)
         except FarmError:
@@ -101,11 +101,6 @@ class Intake:
             raise UpdateTooLarge(f"the update of {bad.tensor} holds a number too large to be summed: {_NAN_ADVICE}")
         if bad is not None:
             raise NonFiniteUpdate(f"the update of {bad.tensor} holds NaN or infinity: {_NAN_ADVICE}")
-
-
-def _check_bytes(update: BlobRef, data: bytes) -> None:
-    if len(data) != update.size_bytes or digest_bytes(data) != update.digest:
-        raise DigestMismatch(f"the inline update of {len(data)} bytes is not {update.digest[:12]}…; send it again")
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

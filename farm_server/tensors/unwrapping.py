@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import structlog
 
 from farm_server.environment.disk_space import Claim
 from farm_server.tensors.disk_retry import insist
-from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
@@ -33,36 +34,33 @@ class Unwrapper:
         """Let nobody wait any longer."""
         self._closed.set()
 
-    def is_wrapped(self, update: BlobRef) -> bool:
-        """Whether the update is compressed. Raises: NotFound if it was never uploaded."""
-        if update.inline is not None:
-            return is_wrapped(update.inline)
-        path = self._blobs.path(update.digest)
-        with disk_errors(path.parent), path.open("rb", buffering=0) as file:
+    def is_wrapped(self, update: bytes | Path) -> bool:
+        """Whether the update, in memory or in a file, is compressed."""
+        if isinstance(update, bytes):
+            return is_wrapped(update)
+        with disk_errors(update.parent), update.open("rb", buffering=0) as file:
             return is_wrapped(file.read(len(MAGIC)))
 
-    def plain(self, update: BlobRef, limit_bytes: int) -> BlobRef:
-        """Return what is inside a compressed update: in memory if it must be small, else as a blob of its own.
+    def plain(self, update: bytes | Path, limit_bytes: int) -> BlobRef:
+        """Return what is inside a compressed update: in memory if it came so and must be small, else as a blob.
 
         ``limit_bytes``: the largest that it can be. Raises: MalformedTensors as ``protocol.zstd.unwrap`` does;
             Unavailable if the server stops while the disk has no room.
         """
-        if update.inline is not None and limit_bytes <= INLINE_BYTES:
-            data = unwrap_bytes(update.inline, limit_bytes)
-            return BlobRef(digest=digest_bytes(data), size_bytes=len(data), inline=data)
+        if isinstance(update, bytes) and limit_bytes <= INLINE_BYTES:
+            return BlobRef.carrying(unwrap_bytes(update, limit_bytes))
+        name = update.name if isinstance(update, Path) else f"{len(update)} bytes in memory"
         return insist(
             lambda: self._spool(update, limit_bytes),
-            lambda why: _log.warning("an update waits for the disk", update=update.digest, reason=why),
+            lambda why: _log.warning("an update waits for the disk", update=name, reason=why),
             self._closed.is_set,
             self._retry,
         )
 
-    def _spool(self, update: BlobRef, limit_bytes: int) -> BlobRef:
+    def _spool(self, update: bytes | Path, limit_bytes: int) -> BlobRef:
         self._claim(limit_bytes)
-        with self._blobs.batch() as batch, batch.file() as new:
-            if update.inline is not None:
-                unwrap(io.BytesIO(update.inline), new, limit_bytes)
-            else:
-                with self._blobs.path(update.digest).open("rb") as source:
-                    unwrap(source, new, limit_bytes)
+        with ExitStack() as stack:
+            new = stack.enter_context(stack.enter_context(self._blobs.batch()).file())
+            source = stack.enter_context(io.BytesIO(update) if isinstance(update, bytes) else update.open("rb"))
+            unwrap(source, new, limit_bytes)
         return new.ref

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from farm_server.environment.disk_space import DiskSpace, Promise
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
 from protocol.errors import Unavailable
 from storage.errors import BlobTooLarge
@@ -26,7 +26,7 @@ class BlobAccess:
     def __init__(
         self,
         blobs: BlobStore,
-        inline: InlineBlobs,
+        memory: MemoryBlobs,
         disk_space: DiskSpace,
         unreferenced: UnreferencedBlobs,
         *,
@@ -34,7 +34,7 @@ class BlobAccess:
         max_blob_bytes: int,
     ) -> None:
         self._blobs = blobs
-        self._inline = inline
+        self._memory = memory
         self._disk_space = disk_space
         self._unreferenced = unreferenced
         self._refuses = refuses
@@ -42,7 +42,7 @@ class BlobAccess:
 
     async def find(self, digest: str) -> bytes | Path:
         """Return a blob's file, or its bytes where it is in memory only. Raises: NotFound."""
-        if (in_memory := self._inline.pinned(digest)) is not None:  # a version that is not durable yet
+        if (in_memory := self._memory.pinned(digest)) is not None:  # a version that is not durable yet
             return in_memory
         path = self._blobs.path(digest)
         if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:

@@ -21,7 +21,6 @@ from farm_server.transfers.upload_queue import UploadQueue
 from farm_server.transfers.upload_views import upload_views
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
-from protocol.limits import INLINE_BYTES
 from protocol.ranges import BadContentRange, ContentRange
 from protocol.rest import UploadReply, UploadRequest, UploadState, UploadView
 from protocol.wording import sized
@@ -40,6 +39,8 @@ _MOST_RANGES: Final = 1024
 """An upload that lies in more pieces than that is continued where a hole begins, and nowhere else."""
 _MOST_UPLOADS: Final = 4096
 """Unfinished at once, however small."""
+_NO_TURN_BYTES: Final = 1024 * 1024
+"""A blob up to this size needs no turn: it is one request."""
 _CHECK_SECONDS: Final = 0.2
 """How soon to ask again while all of a blob is here and being checked."""
 _LOOK_SECONDS: Final = 1.0
@@ -196,7 +197,7 @@ class Uploads:
 
     def _queued(self, name: str, size_bytes: int, client: str, partial: PartialBlob | None) -> UploadReply | None:
         """Return None if the upload may go on; small ones always may."""
-        if size_bytes <= INLINE_BYTES:
+        if size_bytes <= _NO_TURN_BYTES:
             return None
         goes_on = bool(self._queue.clients_of(name))
         turn = self._queue.ask(name, client, self._clock.now())
@@ -242,7 +243,7 @@ class Uploads:
         partial = self._folder.find(digest, part.total_bytes)
         if partial is None:
             raise NoUpload
-        if part.total_bytes > INLINE_BYTES and not self._queue.progress(partial.name, self._clock.now()):
+        if part.total_bytes > _NO_TURN_BYTES and not self._queue.progress(partial.name, self._clock.now()):
             raise NoUpload
         if part.size_bytes > self._settings.upload_part_bytes:
             raise BlobTooLarge(f"a part has at most {sized(self._settings.upload_part_bytes)}; send smaller ones")

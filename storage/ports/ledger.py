@@ -165,7 +165,7 @@ class Ledger(LedgerReader, Protocol):
         """Write all of it in one transaction; on return it is durable.
 
         A save MUST be written whole or not at all, and one that is refused MUST fail alone. Bytes that ride inside a
-        reference (``BlobRef.inline``) MUST NOT be kept.
+        reference (``BlobRef.carried``) MUST NOT be kept.
 
         Raises: Conflict if another task has the submit token (there MUST be one task a token); BadRecord if the ledger
             cannot hold a record; Unavailable if the disk is full, read-only or failing, or the ledger is closed.

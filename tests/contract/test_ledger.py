@@ -244,7 +244,7 @@ async def test_nothing_is_taken_after_the_close(opener: Opener, tmp_path: Path) 
     await ledger.close()
 
 
-@holds("Bytes that ride inside a reference (``BlobRef.inline``) MUST NOT be kept")
+@holds("Bytes that ride inside a reference (``BlobRef.carried``) MUST NOT be kept")
 async def test_bytes_inside_references_are_not_kept(ledger: Ledger) -> None:
     def inside(ref: BlobRef) -> BlobRef:
         return ref.model_copy(update={"inline": b"x" * ref.size_bytes})

@@ -15,7 +15,7 @@ from farm_client.sdk.errors import FarmUnreachable
 from farm_client.transfer.partial_file import PartialFile
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
-from protocol.inline_limit import InlineLimit
+from protocol.link_capacity import LinkCapacity
 from protocol.retry import RetryPolicy
 from tests.farm_client.agent.connection.test_link import hello
 from tests.farm_client.agent.odd_server import carry
@@ -82,7 +82,7 @@ async def proxied(monkeypatch, scheme):
 async def use_everything(farm, host, tmp_path):
     """Join, upload, download, and ask the API, each over the network."""
     address = parse_address(f"ws://{TOKEN}@{host}:{farm.port}")
-    opening = asyncio.create_task(open_link(address, hello(2), InlineLimit()))
+    opening = asyncio.create_task(open_link(address, hello(2), LinkCapacity()))
     await (await farm.next_client()).welcome()
     await (await opening).close()
     ref = farm.store(DATA)

@@ -20,7 +20,7 @@ from farm_server.environment.settings import ServerSettings
 from farm_server.environment.tokens import TokenRole, Tokens, load_or_create_token
 from farm_server.operations.running_server import running_server
 from farm_server.tensors.serial_worker import SerialWorker
-from farm_server.transfers.inline_blobs import InlineBlobs
+from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable
@@ -197,7 +197,7 @@ def assign(weights: bytes, assignment_id: str = "a") -> Assign:
 
 
 def test_the_least_used_inline_blobs_make_room():
-    kept = InlineBlobs(capacity_bytes=10)
+    kept = MemoryBlobs(capacity_bytes=10)
     kept.keep(b"aaaa")
     kept.keep(b"bbbb")
     assert kept.filled(assign(b"aaaa")).weights.inline == b"aaaa"
@@ -207,7 +207,7 @@ def test_the_least_used_inline_blobs_make_room():
 
 
 def test_large_blobs_are_not_kept_inline():
-    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    kept = MemoryBlobs(capacity_bytes=10 * INLINE_BYTES)
     data = bytes(INLINE_BYTES + 1)
     kept.keep(data)
     assert kept.filled(assign(data)).weights.inline is None
@@ -224,7 +224,7 @@ def with_deltas(*blobs: bytes) -> Assign:
 
 
 def test_small_deltas_ride_inline_instead_of_the_weights():
-    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    kept = MemoryBlobs(capacity_bytes=10 * INLINE_BYTES)
     kept.keep(b"weights")
     kept.keep(b"second")
     message = kept.filled(with_deltas(b"first", b"second"))
@@ -234,7 +234,7 @@ def test_small_deltas_ride_inline_instead_of_the_weights():
 
 
 def test_the_latest_deltas_go_into_a_message_and_no_more_than_it_can_carry():
-    kept = InlineBlobs(capacity_bytes=10 * INLINE_BYTES)
+    kept = MemoryBlobs(capacity_bytes=10 * INLINE_BYTES)
     old, middle, new = (bytes([i]) * (INLINE_BYTES // 2 - i) for i in range(3))
     for blob in (old, middle, new):
         kept.keep(blob)

@@ -173,7 +173,7 @@ class BlobCache:
         Raises: DigestMismatch if it is not what its name says; CacheFull, DiskFull, HomeGone; OSError.
         """
         if digest_bytes(data) != digest:
-            raise DigestMismatch(f"an inline blob does not hash to {digest}; the sender damaged it")
+            raise DigestMismatch(f"a blob inside a message does not hash to {digest}; the sender damaged it")
         self.make_room(len(data))
         incoming = self._incoming_path(digest)
         while True:

@@ -72,9 +72,13 @@ class Fetcher:
         Raises: what ``Transfers.download`` and ``BlobCache`` raise.
         """
         here = await self.cache.find(ref.digest)
-        if here is None and ref.inline is not None:
-            here = self.cache.put(ref.digest, ref.inline)
+        if here is None and ref.carried is not None:
+            here = self.cache.put(ref.digest, ref.carried)
         return here if here is not None else await self._share(ref)
+
+    def note_carried(self, refs: Iterable[BlobRef]) -> None:
+        """Count the bytes that came along with these references among those that were received."""
+        self._transfers.tally.received_bytes += sum(len(ref.carried) for ref in refs if ref.carried is not None)
 
     def prefetch(self, refs: Iterable[BlobRef]) -> None:
         """Prefetch these, before older wishes, in the background while no fetch waits for a download.
@@ -82,7 +86,7 @@ class Fetcher:
         Nothing in use, or used in the last minutes, is evicted for it. What cannot be had is left to the ``fetch`` that
         needs it, which says why; a ``fetch`` of what is on its way joins it.
         """
-        wished = {ref.digest: ref for ref in refs if ref.inline is None and ref.digest not in self.cache}
+        wished = {ref.digest: ref for ref in refs if ref.carried is None and ref.digest not in self.cache}
         older = [(digest, ref) for digest, ref in self._wishes.items() if digest not in wished]
         self._wishes = wished | dict(older[: max(0, _MAX_WISHES - len(wished))])
         if self._wishes and (self._ahead is None or self._ahead.done()):

@@ -19,8 +19,8 @@ from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from farm_client.agent.errors import Displaced, OutOfReach
 from protocol.codec import decode
 from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
-from protocol.inline_limit import InlineLimit
 from protocol.limits import MAX_FRAME_BYTES
+from protocol.link_capacity import LinkCapacity
 from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Progress, Reject, Welcome
 from protocol.sendqueue import SendQueue
 from protocol.session import Session, Side
@@ -37,7 +37,7 @@ _FINAL_ERRORS: Final = {error.code: error for error in (Unauthorized, VersionMis
 class Link:
     """An open connection. Made by ``open_link``; iterate over ``messages`` until it ends."""
 
-    def __init__(self, websocket: ClientConnection, session: Session, welcome: Welcome, carried: InlineLimit) -> None:
+    def __init__(self, websocket: ClientConnection, session: Session, welcome: Welcome, capacity: LinkCapacity) -> None:
         self.welcome = welcome
         self.farewell = ""
         """Why the farm ended the conversation, if it said so."""
@@ -45,7 +45,7 @@ class Link:
         self._websocket = websocket
         self._session = session
         self._queue = SendQueue()
-        self._carried = carried
+        self._capacity = capacity
         self._intervals = HeartbeatIntervals.told(welcome)
         self._unacknowledged = Unacknowledged()
         self._wake = asyncio.Event()
@@ -62,9 +62,9 @@ class Link:
         return len(self._queue) > _MAX_BACKLOG
 
     @property
-    def inline_bytes(self) -> int:
+    def room_bytes(self) -> int:
         """How large an update may be to ride inside a message now."""
-        return self._carried.at(time.monotonic(), self.welcome.inline_bytes)
+        return self._capacity.at(time.monotonic(), self.welcome.inline_bytes)
 
     def post(self, message: Message) -> None:
         """Queue a message without waiting; on a link that has ended it is dropped.
@@ -163,7 +163,7 @@ class Link:
                 await self._websocket.send(packed.frame)
             finally:
                 now = time.monotonic()
-                self._carried.written(len(packed.frame), now - began_at, now)
+                self._capacity.written(len(packed.frame), now - began_at, now)
         if (number := self._unacknowledged.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
             pong.add_done_callback(partial(self._hear_pong, number))
@@ -173,10 +173,10 @@ class Link:
             self._unacknowledged.proven(number)
 
 
-async def open_link(address: JoinAddress, hello: Hello, carried: InlineLimit) -> Link:
+async def open_link(address: JoinAddress, hello: Hello, capacity: LinkCapacity) -> Link:
     """Connect, say hello, and wait for the welcome.
 
-    ``carried`` outlives connections: a farm that lost this client behind a frame that was too long for its link must
+    ``capacity`` outlives connections: a farm that lost this client behind a frame that was too long for its link must
     not be sent the same one again.
 
     Raises: Unauthorized, VersionMismatch and BadAddress, which no second try mends; OutOfReach for the rest, of which
@@ -186,7 +186,7 @@ async def open_link(address: JoinAddress, hello: Hello, carried: InlineLimit) ->
         async with asyncio.timeout(_OPEN_SECONDS):
             websocket = await dial(address)
             try:
-                return await _greet(websocket, hello, carried)
+                return await _greet(websocket, hello, capacity)
             except BaseException:
                 websocket.transport.abort()  # to wait for its goodbye would cost the time that is left
                 raise
@@ -196,13 +196,13 @@ async def open_link(address: JoinAddress, hello: Hello, carried: InlineLimit) ->
         raise explain(error, address) from error
 
 
-async def _greet(websocket: ClientConnection, hello: Hello, carried: InlineLimit) -> Link:
+async def _greet(websocket: ClientConnection, hello: Hello, capacity: LinkCapacity) -> Link:
     session = Session(Side.CLIENT)
     await websocket.send(session.send(hello))
     while not session.closed:
         for message in session.receive(await websocket.recv()):
             if isinstance(message, Welcome):
-                return Link(websocket, session, sane(message), carried)
+                return Link(websocket, session, sane(message), capacity)
             if isinstance(message, Error) and message.code == IdentityInUse.code:
                 raise Displaced
             if isinstance(message, Error):

@@ -79,7 +79,7 @@ class Executor:
         """The folder that it may write to."""
         return self._process.scratch_dir
 
-    async def load(self, task: TaskBrief, bundle: Path, inline_bytes: int, frozen: Path | None = None) -> None:
+    async def load(self, task: TaskBrief, bundle: Path, frozen: Path | None = None) -> None:
         """Wait until it is warm, then have it import the task's code and take its ``frozen`` tensors, if it has any.
 
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
@@ -91,7 +91,7 @@ class Executor:
         await self._answered()
         self.doing = "importing the task's code"
         self._ask(Loaded)
-        self._process.send(_load_order(task, code_dir, frozen, own_dir, inline_bytes))
+        self._process.send(_load_order(task, code_dir, frozen, own_dir))
         await self._answered()
 
     async def run(self, order: Run) -> Done:
@@ -209,7 +209,7 @@ class Executor:
             self._answer.set_result(self.death)
 
 
-def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path, inline_bytes: int) -> LoadTask:
+def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path) -> LoadTask:
     return LoadTask(
         task_id=task.task_id,
         code_dir=str(code_dir),
@@ -221,7 +221,6 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         batch_samples=task.batch_samples,
         dataset_kind=task.dataset_kind,
         scratch_dir=str(own_dir),
-        inline_bytes=inline_bytes,
         keep_inner_optimizer=task.keep_inner_optimizer,
         ignore=task.ignore,
         tuple_columns=task.tuple_columns,

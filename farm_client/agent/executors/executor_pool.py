@@ -77,7 +77,7 @@ class ExecutorPool:
         return executor
 
     async def take_new(
-        self, task: TaskBrief, bundle: Path, inline_bytes: int, hear_line: HearLine, frozen: Path | None = None
+        self, task: TaskBrief, bundle: Path, hear_line: HearLine, frozen: Path | None = None
     ) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
 
@@ -92,7 +92,7 @@ class ExecutorPool:
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
         try:
-            await executor.load(task, bundle, inline_bytes, frozen)
+            await executor.load(task, bundle, frozen)
         except BaseException:
             self.kill(executor)
             raise

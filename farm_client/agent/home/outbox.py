@@ -135,11 +135,11 @@ class Outbox:
         if not isinstance(result, Result):
             raise ValueError(f"it holds a {result.type}")  # noqa: TRY004  the file is wrong, not a type in the code
         update, path = result.update, None
-        if update is not None and update.inline is None:
+        if update is not None and update.carried is None:
             path = self._update_path(entry.number)
             if path.stat().st_size != update.size_bytes:
                 raise ValueError("its update is cut short")
-        elif update is not None and digest_bytes(update.inline or b"") != update.digest:
+        elif update is not None and digest_bytes(update.carried or b"") != update.digest:
             raise ValueError("its update does not hash to its name")
         return Parcel(result, entry.round, path)
 

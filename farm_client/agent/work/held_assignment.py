@@ -14,7 +14,6 @@ from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import is_full
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
-from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
 from protocol.messages import (
@@ -110,11 +109,11 @@ class Held:
         refs = (part.shard.blob for part in self.assign.slices if part.shard.blob is not None)
         return list({ref.digest: ref for ref in refs}.values())
 
-    def inline_bytes(self) -> int:
-        """Count the bytes of the blobs that came inside the assignment itself."""
-        task, links = self.assign.task, self.assign.deltas
-        refs = (task.code, task.frozen, self.assign.weights, *(link.blob for link in links), *self.shards())
-        return sum(len(ref.inline) for ref in refs if ref is not None and ref.inline is not None)
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """List everything that the assignment refers to."""
+        task, links = self.assign.task, (link.blob for link in self.assign.deltas)
+        frozen = () if task.frozen is None else (task.frozen,)
+        return (task.code, *frozen, self.assign.weights, *links, *self.shards())
 
     def sent(self, count: int) -> None:
         """Take how many bytes of the update have left."""
@@ -207,14 +206,6 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, the machine's or the accelerator's."""
     code = error.report.code if isinstance(error, ExecutorFailed) else None
     return OUT_OF_MEMORY in (code, error.death.code if isinstance(error, ExecutorDied) else None)
-
-
-def inline_update(done: Done) -> BlobRef | None:
-    """Return the update that came inside the report; None if there is none, or it is in a file."""
-    if done.update is None:
-        return None
-    digest = done.update_digest or digest_bytes(done.update)
-    return BlobRef(digest=digest, size_bytes=len(done.update), inline=done.update)
 
 
 def _machines_fault(error: Exception) -> tuple[str, str]:

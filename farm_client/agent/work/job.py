@@ -17,7 +17,7 @@ from farm_client.agent.executors.executor_pool import ExecutorPool
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.start_marks import StartMarks
-from farm_client.agent.work.held_assignment import Held, filled_disk, inline_update, ran_out_of_memory
+from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import Advance, Done
@@ -49,10 +49,9 @@ class Tools:
 class Job:
     """One assignment being done. Cancel the task that runs ``do`` to stop it."""
 
-    def __init__(self, held: Held, tools: Tools, inline_bytes: int) -> None:
+    def __init__(self, held: Held, tools: Tools) -> None:
         self.held = held
         self._tools = tools
-        self._inline_bytes = inline_bytes
         self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
 
     async def do(self) -> Parcel | Error | Reject:
@@ -142,7 +141,7 @@ class Job:
         bundle = await self._tools.fetcher.fetch(task.code)
         frozen = None if task.frozen is None else await self._tools.fetcher.fetch(task.frozen)
         self.held.phase = Phase.STARTING
-        return await self._tools.pool.take_new(task, bundle, self._inline_bytes, self._hear_line, frozen)
+        return await self._tools.pool.take_new(task, bundle, self._hear_line, frozen)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
@@ -155,7 +154,8 @@ class Job:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
         assign = self.held.assign
         if done.update_path is None:
-            return self._tools.outbox.put(Parcel(self.held.result(done, inline_update(done)), assign.round))
+            update = None if done.update is None else BlobRef.carrying(done.update, done.update_digest)
+            return self._tools.outbox.put(Parcel(self.held.result(done, update), assign.round))
         path = executor.own_file(done.update_path)
         if path is None or done.update_digest is None:
             raise FarmError("the executor named an update that is not in its scratch folder")

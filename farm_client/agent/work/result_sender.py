@@ -38,8 +38,8 @@ class ResultSender:
         update = result.update
         if update is None:
             return True
-        most_bytes = self._link.inline_bytes if self._link is not None else INLINE_BYTES
-        return update.inline is not None and len(update.inline) <= most_bytes
+        most_bytes = self._link.room_bytes if self._link is not None else INLINE_BYTES
+        return update.carried is not None and len(update.carried) <= most_bytes
 
     async def send(self, parcel: Parcel, listener: UploadListener) -> None:
         """Send a result, its update with it or before it; where the connection goes meanwhile, it has not left.
@@ -50,8 +50,7 @@ class ResultSender:
         if self.rides(result):
             self._post(result)
         elif await self._store(parcel, listener):
-            slim = result.update and result.update.model_copy(update={"inline": None})
-            self._post(result.model_copy(update={"update": slim}))
+            self._post(result.model_copy(update={"update": result.update and result.update.bare()}))
 
     def settled(self, assignment_id: str) -> None:
         """Hear that the farm has acknowledged a result: what is sent for that assignment now is new."""
@@ -60,7 +59,7 @@ class ResultSender:
     async def _store(self, parcel: Parcel, listener: UploadListener) -> bool:
         """Store the update at the farm, for as long as there is a connection; return whether it is there."""
         update = parcel.result.update
-        content = parcel.path if update is None or update.inline is None else update.inline
+        content = parcel.path if update is None or update.carried is None else update.carried
         if update is None or content is None:
             raise FarmError(f"the update of {parcel.result.assignment_id} is neither in its result nor in a file")
         while self._link is not None:
@@ -76,9 +75,9 @@ class ResultSender:
         if self._link is None:
             return
         self._link.post(result)
-        if result.update is None or result.update.inline is None:
+        if result.update is None or result.update.carried is None:
             return
-        size_bytes, tally = len(result.update.inline), self._transfers.tally
+        size_bytes, tally = len(result.update.carried), self._transfers.tally
         tally.sent_bytes += size_bytes
         tally.sent_again_bytes += size_bytes if result.assignment_id in self._sent_inside else 0
         self._sent_inside.add(result.assignment_id)

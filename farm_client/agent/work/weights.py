@@ -51,9 +51,9 @@ def choose_route(
     weights = assign.weights
     if weights.digest == held_weights:
         return Route(must_send=False)
-    if weights.inline is not None:
+    if weights.carried is not None:
         keeps_files = assign.task.weights_codec.name is not CodecName.NONE
-        return Route(must_send=True, data=None if keeps_files else weights.inline)
+        return Route(must_send=True, data=None if keeps_files else weights.carried)
     if shun_links or is_cached(weights.digest):
         return Route(must_send=True)
     return Route(must_send=True, links=_shortest_chain(assign.deltas, weights.digest, is_cached))
@@ -125,7 +125,7 @@ class WeightsSupply:
         try:
             async with asyncio.TaskGroup() as group:
                 for link in links:
-                    if link.blob.inline is None:
+                    if link.blob.carried is None:
                         group.create_task(self._fetcher.fetch(link.blob))
         except* (FarmError, OSError) as errors:
             self._give_links_up(errors.exceptions[0])
@@ -150,8 +150,8 @@ class WeightsSupply:
                 made.unlink(missing_ok=True)
 
     def _difference(self, link: WeightsDelta) -> Difference:
-        if link.blob.inline is not None:
-            return Difference(codec=link.codec, data=link.blob.inline)
+        if link.blob.carried is not None:
+            return Difference(codec=link.codec, data=link.blob.carried)
         return Difference(codec=link.codec, path=str(self._fetcher.cache.path(link.blob.digest)))
 
     def _give_links_up(self, error: BaseException) -> None:

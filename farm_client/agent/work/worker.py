@@ -28,7 +28,6 @@ from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError
-from protocol.limits import INLINE_BYTES
 from protocol.messages import (
     Accept,
     Ack,
@@ -74,7 +73,6 @@ class Worker:
         self._deliveries = Deliveries(tools.outbox, tools.sender, display.note, display.upload_waits)
         self._places = UploadPlaces(_UPLOADS_PER_SLOT * parts.slots, display.slot_waits)
         self._outgoing = Outgoing()
-        self._inline_bytes = INLINE_BYTES
         self._intervals = HeartbeatIntervals()
         self._beat_due = 0.0
         self._active = ActiveAssignments()
@@ -105,7 +103,7 @@ class Worker:
 
     def attach(self, link: Link) -> None:
         """Use this connection: report what ended meanwhile, send what waits, and request work."""
-        self._inline_bytes, self._intervals = link.welcome.inline_bytes, HeartbeatIntervals.told(link.welcome)
+        self._intervals = HeartbeatIntervals.told(link.welcome)
         self._said_idle_at = None
         self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
@@ -194,7 +192,7 @@ class Worker:
 
     def _take_up(self, assign: Assign) -> None:
         held = Held(assign)
-        self._tools.transfers.tally.received_bytes += held.inline_bytes()
+        self._tools.fetcher.note_carried(held.blobs())
         try:
             self._consider(held)
         except Exception as error:  # as in ``_do``
@@ -212,7 +210,7 @@ class Worker:
             self._tell_ready()
             return
         self._outgoing.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
-        job = Job(held, self._tools, self._inline_bytes)
+        job = Job(held, self._tools)
         self._latest = assign
         self._active.add(job, self._spawn(self._do(job)))
 

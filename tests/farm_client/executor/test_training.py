@@ -280,7 +280,7 @@ def test_weights_are_sent_once_and_asked_for_when_not_held(tmp_path: Path) -> No
 
 
 def test_a_large_update_goes_to_a_file(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, LINEAR, inline_bytes=16)
+    bench = Bench(tmp_path, LINEAR, report_bytes=16)
     done = bench.train()
     assert done.update is None
     assert done.update_path is not None

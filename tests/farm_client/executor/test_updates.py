@@ -188,13 +188,13 @@ def bench_order(folder: Path, codec: CodecSpec) -> LoadTask:
         batch_samples=1,
         dataset_kind="files",
         scratch_dir=str(folder),
-        inline_bytes=1 << 20,
+        report_bytes=1 << 20,
         update_codec=codec,
     )
 
 
 def test_an_update_that_cannot_be_written_leaves_what_was_carried_over(tmp_path: Path) -> None:
-    bench, undisturbed = (bench_with(tmp_path / name, INT8, inline_bytes=0) for name in ("failing", "undisturbed"))
+    bench, undisturbed = (bench_with(tmp_path / name, INT8, report_bytes=0) for name in ("failing", "undisturbed"))
     for each in (bench, undisturbed):
         each.train(assignment_id="first")
         each.runner.confirm()
@@ -207,11 +207,11 @@ def test_an_update_that_cannot_be_written_leaves_what_was_carried_over(tmp_path:
 
 
 @pytest.mark.parametrize("zstd", [True, False])
-@pytest.mark.parametrize("inline_bytes", [0, 1 << 20])
-def test_a_file_that_zstd_makes_smaller_is_wrapped(tmp_path: Path, zstd: bool, inline_bytes: int) -> None:
-    bench = bench_with(tmp_path, INT8.model_copy(update={"zstd": zstd}), inline_bytes=inline_bytes, config={"lr": 0.0})
+@pytest.mark.parametrize("report_bytes", [0, 1 << 20])
+def test_a_file_that_zstd_makes_smaller_is_wrapped(tmp_path: Path, zstd: bool, report_bytes: int) -> None:
+    bench = bench_with(tmp_path, INT8.model_copy(update={"zstd": zstd}), report_bytes=report_bytes, config={"lr": 0.0})
     done = bench.train()
-    assert (done.update is None) == (inline_bytes == 0)
+    assert (done.update is None) == (report_bytes == 0)
     data = Path(done.update_path).read_bytes() if done.update_path else done.update or b""
     assert is_wrapped(data) == zstd
     assert not stored(done)["front.weight/q"].any()
@@ -219,7 +219,7 @@ def test_a_file_that_zstd_makes_smaller_is_wrapped(tmp_path: Path, zstd: bool, i
 
 
 def test_a_large_update_is_a_file(tmp_path: Path) -> None:
-    bench = bench_with(tmp_path, CodecSpec(), inline_bytes=100)
+    bench = bench_with(tmp_path, CodecSpec(), report_bytes=100)
     done = bench.train()
     assert done.update is None
     assert done.update_path is not None

@@ -8,7 +8,7 @@ import pytest
 
 from farm_server.clients.wire import Wire, WireLimits
 from farm_server.observability.wire_counters import WireCounters
-from protocol import inline_limit
+from protocol import link_capacity
 from protocol.codec import decode_entry, encode, join, split
 from protocol.messages import (
     Ack,
@@ -193,10 +193,10 @@ def test_prometheus_sees_what_was_batched() -> None:
 
 
 async def test_a_connection_that_needs_long_for_a_frame_carries_smaller_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)  # any time is too long
+    monkeypatch.setattr(link_capacity, "MOMENT_SECONDS", 0.0)  # any time is too long
     wire, websocket, _ = make_wire()
-    assert wire.inline_bytes == MEGABYTE
+    assert wire.room_bytes == MEGABYTE
     for number in range(2):
         wire.send(assign(number, MEGABYTE))
     await written(wire, websocket)
-    assert wire.inline_bytes == inline_limit.LEAST_BYTES
+    assert wire.room_bytes == link_capacity.LEAST_BYTES

@@ -256,3 +256,8 @@ async def holding(farm):
         yield
     finally:
         farm.gate.set()
+
+
+async def test_what_comes_along_with_references_counts_as_received(farm, fetcher, transfers):
+    fetcher.note_carried((BlobRef.carrying(b"12345"), blob(farm, 1), BlobRef.carrying(b"67")))
+    assert transfers.tally.received_bytes == 7

@@ -19,7 +19,7 @@ from farm_client.agent.connection.dialing import LONGEST_RETRY_AFTER_SECONDS, ex
 from farm_client.agent.connection.link import open_link
 from farm_client.agent.errors import BadAddress, NotAFarm, OutOfReach
 from protocol.errors import Unauthorized
-from protocol.inline_limit import InlineLimit
+from protocol.link_capacity import LinkCapacity
 from tests.farm_client.agent.connection.test_link import hello
 from tests.farm_client.agent.odd_server import BEFORE_THE_REQUEST, RESET, SILENCE, odd_server, status
 
@@ -63,7 +63,7 @@ STRANGE = {
 async def failure(server):
     address = parse_address(f"ws://token@127.0.0.1:{server.port}")
     with pytest.raises(Exception) as told:  # noqa: PT011  which one is what the tests look at
-        await open_link(address, hello(2), InlineLimit())
+        await open_link(address, hello(2), LinkCapacity())
     return told.value
 
 
@@ -101,7 +101,7 @@ async def test_silence_is_not_waited_for_forever_and_counts_as_slow(monkeypatch)
 
 async def test_nobody_there_is_worth_another_try(closed_port):
     with pytest.raises(OutOfReach, match="refused") as told:
-        await open_link(parse_address(f"ws://127.0.0.1:{closed_port}"), hello(2), InlineLimit())
+        await open_link(parse_address(f"ws://127.0.0.1:{closed_port}"), hello(2), LinkCapacity())
     assert not told.value.was_slow
 
 

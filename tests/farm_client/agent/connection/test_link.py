@@ -16,7 +16,7 @@ from farm_client.agent.connection.dialing import PING_SECONDS
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import LEAST_FRAME_BYTES, open_link
 from farm_client.agent.errors import OutOfReach
-from protocol import inline_limit
+from protocol import link_capacity
 from protocol.codec import encode, join
 from protocol.limits import MAX_PACE_SECONDS, MIN_PACE_SECONDS
 from protocol.messages import (
@@ -80,7 +80,7 @@ class FarEnd:
 
 
 @asynccontextmanager
-async def linked(version=2, carried=None, **terms):
+async def linked(version=2, capacity=None, **terms):
     """Return both ends of a connection."""
     ends = asyncio.Queue()
 
@@ -93,7 +93,7 @@ async def linked(version=2, carried=None, **terms):
     async with serve(converse, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
         port = server.sockets[0].getsockname()[1]
         link = await open_link(
-            parse_address(f"ws://token@127.0.0.1:{port}"), hello(version), carried or inline_limit.InlineLimit()
+            parse_address(f"ws://token@127.0.0.1:{port}"), hello(version), capacity or link_capacity.LinkCapacity()
         )
         far = await ends.get()
         try:
@@ -154,26 +154,26 @@ async def test_what_waits_goes_out_before_the_last_word():
 
 async def test_a_connection_that_needs_long_for_a_frame_carries_smaller_updates(monkeypatch):
     async with linked() as (link, far):
-        assert link.inline_bytes == link.welcome.inline_bytes
-        monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)  # any time is too long
+        assert link.room_bytes == link.welcome.inline_bytes
+        monkeypatch.setattr(link_capacity, "MOMENT_SECONDS", 0.0)  # any time is too long
         link.tell(ERROR.model_copy(update={"traceback": "x" * 20_000}))
         await until(lambda: far.heard)
-        assert link.inline_bytes == inline_limit.LEAST_BYTES
+        assert link.room_bytes == link_capacity.LEAST_BYTES
 
 
 async def test_a_link_that_broke_behind_a_large_frame_is_remembered_as_slow(monkeypatch):
     """Else the next connection would carry the same frame, and break in the same way."""
-    monkeypatch.setattr(inline_limit, "MOMENT_SECONDS", 0.0)
-    carried = inline_limit.InlineLimit()
-    async with linked(carried=carried) as (link, far):
+    monkeypatch.setattr(link_capacity, "MOMENT_SECONDS", 0.0)
+    capacity = link_capacity.LinkCapacity()
+    async with linked(capacity=capacity) as (link, far):
         far.be_deaf()
         for _ in range(30):
             link.post(ERROR.model_copy(update={"traceback": "x" * 20_000}))
         far.die()
         await ended(link)
         await link.close()
-    async with linked(carried=carried) as (link, _):
-        assert link.inline_bytes == inline_limit.LEAST_BYTES
+    async with linked(capacity=capacity) as (link, _):
+        assert link.room_bytes == link_capacity.LEAST_BYTES
 
 
 async def test_what_was_sent_and_not_read_before_the_end_is_named():
@@ -208,7 +208,7 @@ async def test_what_crosses_the_farms_close_is_named(code):
 async def test_what_is_too_long_for_this_farm_is_said_in_shorter_frames():
     """A server may be set to frames of 64 KiB: no batch of lines, and no traceback, may end its agents."""
     async with linked(max_frame_bytes=LEAST_FRAME_BYTES, inline_bytes=2**60) as (link, far):
-        assert link.inline_bytes == LEAST_FRAME_BYTES // 2
+        assert link.room_bytes == LEAST_FRAME_BYTES // 2
         lines = tuple(LogLine(text=f"{number} " + "\N{SNOWMAN}" * 1900) for number in range(200))
         points = tuple(MetricPoint(name=f"m{number}", value=1.0) for number in range(200))
         where = AssignmentProgress(assignment_id="a1", fence=1, phase="computing")
@@ -261,7 +261,7 @@ async def test_an_odd_number_in_a_welcome_is_bounded_or_a_reason_to_try_again(na
         address = parse_address(f"ws://token@127.0.0.1:{server.sockets[0].getsockname()[1]}")
         link = refused = None
         try:
-            link = await open_link(address, hello(2), inline_limit.InlineLimit())
+            link = await open_link(address, hello(2), link_capacity.LinkCapacity())
         except OutOfReach as error:
             refused = error
         if link is None:
@@ -270,7 +270,7 @@ async def test_an_odd_number_in_a_welcome_is_bounded_or_a_reason_to_try_again(na
             return
         intervals = HeartbeatIntervals.told(link.welcome)
         assert MIN_PACE_SECONDS <= intervals.step_seconds <= MAX_PACE_SECONDS
-        assert 0 <= link.inline_bytes <= link.welcome.max_frame_bytes
+        assert 0 <= link.room_bytes <= link.welcome.max_frame_bytes
         link.post(Heartbeat())
         link.post(ERROR)
         await link.close(Bye())

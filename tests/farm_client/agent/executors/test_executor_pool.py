@@ -56,7 +56,7 @@ def pids(pool):
 
 async def take(pool, bundle):
     task, path = bundle
-    return await pool.take_new(task, path, 1024, lambda *_: None)
+    return await pool.take_new(task, path, lambda *_: None)
 
 
 async def test_it_is_cold_until_the_first_executor_is_warm(open_pool, scratch, tmp_path):

@@ -74,7 +74,7 @@ async def test_large_weights_and_updates_travel_by_http(farm, start_agent):
 
 
 async def test_a_slow_connection_gets_an_upload_of_what_a_quick_one_carries(farm, start_agent, monkeypatch):
-    monkeypatch.setattr(Link, "inline_bytes", 4)
+    monkeypatch.setattr(Link, "room_bytes", 4)
     async with start_agent():
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task()))

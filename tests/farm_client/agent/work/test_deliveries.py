@@ -26,7 +26,7 @@ from protocol.tasks import BlobRef
 class StandInLink:
     """A connection that keeps what it was given."""
 
-    inline_bytes: int = 100
+    room_bytes: int = 100
     posted: list[Result] = field(default_factory=list)
 
     def post(self, message: Message) -> None:

@@ -18,7 +18,6 @@ from farm_client.agent.work.held_assignment import (
     Held,
     PendingOutput,
     filled_disk,
-    inline_update,
     ran_out_of_memory,
 )
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Failed
@@ -189,10 +188,9 @@ class TestOrder:
         held = with_slices(part(0, BLOB), part(0, BLOB, start=50), part(1, other), part(2, None))
         assert held.shards() == [BLOB, other]
 
-    def test_inline_bytes_are_those_that_came_inside(self) -> None:
-        bare = BLOB.model_copy(update={"inline": None})
-        assert Held(ASSIGN).inline_bytes() == 2 * len(b"weights")  # the weights and the shard
-        assert with_slices(part(0, bare)).inline_bytes() == len(b"weights")
+    def test_it_refers_to_its_code_its_weights_and_its_shards(self) -> None:
+        assert Held(ASSIGN).blobs() == (ASSIGN.task.code, ASSIGN.weights, BLOB)
+        assert with_slices(part(0, None)).blobs() == (ASSIGN.task.code, ASSIGN.weights)
 
     def test_each_part_is_named_with_its_file_or_none(self, tmp_path: Path) -> None:
         cache = BlobCache(tmp_path, 10**6)
@@ -218,15 +216,6 @@ def test_a_result_says_what_was_done(held: Held) -> None:
     result = held.result(done(), BLOB)
     assert (result.assignment_id, result.fence, result.samples) == ("a1", 3, 64)
     assert (result.metrics, result.update, result.compute_seconds) == ({"loss": 0.5}, BLOB, 0.25)
-
-
-def test_an_update_inside_a_report_is_named_by_its_bytes_and_one_in_a_file_is_not_here() -> None:
-    assert inline_update(done()) is None
-    ref = inline_update(done(update=b"update"))
-    assert ref == BlobRef(digest=digest_bytes(b"update"), size_bytes=6, inline=b"update")
-    said = inline_update(done(update=b"update", update_digest="a" * 64))
-    assert said is not None
-    assert said.digest == "a" * 64  # whoever checks it will see
 
 
 def progress():

@@ -1,4 +1,4 @@
-"""How large a blob may ride inside a message on one connection: what the link carries in a moment. Sans I/O.
+"""How large a frame may be on one connection: what the link carries in a moment. Sans I/O.
 
 A frame that has begun holds up every order behind it. On a link where a large one takes long, blobs go over HTTP
 instead, where they hold up nobody.
@@ -16,7 +16,7 @@ _TRY_AGAIN_SECONDS: Final = 60.0
 _GROWTH: Final = 4
 
 
-class InlineLimit:
+class LinkCapacity:
     """Falls as soon as a frame took longer than a moment, and rises step by step while none does."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Small blobs kept in memory, to ride inside messages."""
+"""Blobs in memory: small ones that go with messages, and newest versions that are nowhere else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol.messages import Assign
 from protocol.tasks import BlobRef, WeightsDelta
 
 
-class InlineBlobs:
+class MemoryBlobs:
     """The most recently used small blobs, up to ``capacity_bytes``. On the event loop only."""
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -20,7 +20,7 @@ class InlineBlobs:
         self._pinned: dict[str, tuple[str, bytes]] = {}
 
     def keep(self, data: bytes, digest: str | None = None) -> None:
-        """Keep the bytes of a blob, unless it is too large to ride inline."""
+        """Keep the bytes of a blob, unless it is too large for a message."""
         name = digest or digest_bytes(data)
         if len(data) > INLINE_BYTES or name in self._kept:
             return
@@ -42,7 +42,7 @@ class InlineBlobs:
         return next((data for name, data in self._pinned.values() if name == digest), None)
 
     def filled(self, assign: Assign, room_bytes: int = INLINE_BYTES) -> Assign:
-        """Return the message with its deltas inline, or else its weights, as far as they are kept here.
+        """Return the message with its deltas' bytes, or else its weights', as far as they are kept here.
 
         Where there are deltas the weights stay out: who can't use the deltas fetches them. No more than
         ``room_bytes`` go in, of deltas the latest first: most clients hold a recent version.
@@ -66,4 +66,4 @@ class InlineBlobs:
             self._kept.move_to_end(ref.digest)
         if data is None:
             return None
-        return BlobRef.model_construct(digest=ref.digest, size_bytes=len(data), inline=data)
+        return BlobRef.carrying(data, ref.digest)
