@@ -12,6 +12,7 @@ from coordinator.events import AggregationFailed, CheckpointDamaged, Event, Roun
 from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
 from protocol.tasks import BlobRef
+from tests.simulation.exact_weights import aggregate_of
 from tests.simulation.violation import check
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ class Aggregator:
         task.folded.append(job)
 
     def _commit(self, task: _Task, job: CommitRound) -> None:
-        updates = [self._world.updates[f.update.digest] for f in task.folded]
-        weights = task.weights + sum(update.value for update in updates)
+        recipe = self._world.ledger.tasks[job.task_id].spec.recipe
+        weights = task.weights + aggregate_of(recipe, (self._world.updates[f.update.digest].value for f in task.folded))
         name = f"{job.task_id}/{job.round + 1}/{weights}"
         digest = digest_bytes(name.encode())
         if job.durable:

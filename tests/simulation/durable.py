@@ -13,7 +13,7 @@ from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
 from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
 from protocol.messages import Kind
 from storage.memory_facts import MemoryFacts
-from tests.simulation.exact_weights import value_of
+from tests.simulation.exact_weights import aggregate_of, value_of
 from tests.simulation.violation import check
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class AuditedLedger(MemoryFacts):
         """Rows that committed rounds contain, as bits, by task, epoch and shard."""
         self.last_fence = 0
         self._fences: set[int] = set()
-        self.folded: dict[str, int] = defaultdict(int)
-        """What the counted assignments add up to, by task."""
+        self._votes: dict[str, dict[int | None, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+        """What each counted assignment brought, by task, the round that counted it, and name."""
         self._fallbacks: dict[str, int] = {}
         """The version that a task may go back to, because all later checkpoints are damaged."""
 
@@ -113,22 +113,25 @@ class AuditedLedger(MemoryFacts):
             key = (record.task_id, record.epoch, part.shard)
             check(not self._seen[key] & rows, f"{record.assignment_id} counts samples of {key} a second time")
             self._seen[key] |= rows
-        self.folded[record.task_id] += value_of(record.epoch, record.ranges)
+        self._votes[record.task_id][record.counted_in][record.assignment_id] = value_of(record.epoch, record.ranges)
 
     def _uncount(self, record: AssignmentRecord) -> None:
+        """Take back what ``record``, as it was until now, brought."""
         allowed = self._fallbacks.get(record.task_id)
         undone = allowed is not None and record.counted_in is not None and record.counted_in >= allowed
         check(undone, f"{record.assignment_id} was counted and no longer is")
         for part in record.ranges:
             self._seen[record.task_id, record.epoch, part.shard] &= ~(((1 << part.samples) - 1) << part.start)
-        self.folded[record.task_id] -= value_of(record.epoch, record.ranges)
+        del self._votes[record.task_id][record.counted_in][record.assignment_id]
 
     def _audit_model(self, task: TaskRecord) -> None:
         found = self.checkpoints.get((task.task_id, task.version))
         check(found is not None, f"version {task.version} of {task.task_id} has no checkpoint")
         if found is not None:
-            exact = self._blobs[found.weights.digest] == self.folded[task.task_id]
-            check(exact, f"version {task.version} of {task.task_id} is not the sum of its counted assignments")
+            rounds = self._votes[task.task_id].values()
+            expected = sum(aggregate_of(task.spec.recipe, votes.values()) for votes in rounds)
+            exact = self._blobs[found.weights.digest] == expected
+            check(exact, f"version {task.version} of {task.task_id} is not what its counted assignments make")
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ A sample that was lost, or folded twice, is visible in the model itself, whateve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from itertools import accumulate
 
 from coordinator.records import SampleRange
 from protocol.digests import digest_bytes
+from protocol.recipe import AggregateName, Recipe
 from protocol.tasks import BlobRef
 
 _SPREAD = 0x9E3779B97F4A7C15
@@ -29,6 +31,22 @@ def value_of(epoch: int, ranges: Iterable[SampleRange]) -> int:
     return sum(
         (sums := _running_sums(epoch, r.shard, 1 << (r.stop - 1).bit_length()))[r.stop] - sums[r.start] for r in ranges
     )
+
+
+def aggregate_of(recipe: Recipe, values: Iterable[int]) -> int:
+    """Return what a round with these updates adds to a model: an exact stand-in for the recipe's aggregate.
+
+    A robust one is no sum: which updates one round counted together is visible in the model, and not their order.
+    """
+    votes = sorted(values)
+    match recipe.aggregate:
+        case AggregateName.MEDIAN if votes:
+            return votes[len(votes) // 2]
+        case AggregateName.TRIMMED_MEAN:
+            cut = min(math.ceil(recipe.trim_share * len(votes)), (len(votes) - 1) // 2) if votes else 0
+            return sum(votes[cut : len(votes) - cut])
+        case _:
+            return sum(votes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -538,6 +538,20 @@ def commit_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rounds, "_owed_after", lambda *_args: ())
 
 
+def count_in_the_round_after(patch: pytest.MonkeyPatch) -> None:
+    """Every third part's record names the round after the one that counted it: a sum of all does not show it."""
+    save = Turn.save
+
+    def later(turn: Turn, record: Any) -> None:
+        if isinstance(record, AssignmentRecord) and record.counted_in is not None and record.fence % 3 == 0:
+            record = replace(record, counted_in=record.counted_in + 1)
+        save(turn, record)
+
+    patch.setattr(Turn, "save", later)
+
+
+ROBUST_MUTANTS: tuple[Mutant, ...] = (count_in_the_round_after,)
+"""What robust aggregates show: which updates one round counted together."""
 MUTANTS: tuple[Mutant, ...] = (
     part_out_too_little,
     cut_at_the_wrong_place,

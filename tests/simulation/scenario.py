@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
-from protocol.recipe import Requirements
+from protocol.recipe import ROBUST_VOTES, AggregateName, Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.tasks import TaskSpec
 from tests.coordinator.farm_simulation import spec
@@ -44,6 +44,8 @@ FAULTS = (
 )
 
 
+ROBUST_FROM = 1_000_000
+"""Seeds from here on have tasks with a robust aggregate; the tasks of those before add their updates up."""
 _TWO = Requirements(clients=("c0", "c1"))
 _NOBODY = Requirements(tags=("quantum",))
 
@@ -71,17 +73,23 @@ class Scenario:
     stormy_seconds: float
     fault_every_seconds: float
 
+    @property
+    def is_robust(self) -> bool:
+        """Whether its tasks have a robust aggregate."""
+        return self.seed >= ROBUST_FROM
+
 
 def draw_scenario(seed: int) -> Scenario:
     """Draw it. A seed has some kinds of faults and lacks others, so that common ones do not drown rare ones."""
-    rng = Random(seed)
-    machines = rng.randint(1, 6)
+    rng, robust = Random(seed), seed >= ROBUST_FROM
+    machines = rng.randint(ROBUST_VOTES if robust else 1, 6)
     kinds = rng.sample(FAULTS, rng.randint(0, len(FAULTS)))
     return Scenario(
         seed=seed,
         settings=_settings(),
         tasks=tuple(
-            (rng.uniform(0, 20) * (number > 0), draw_task(rng, machines)) for number in range(rng.choice((1, 1, 2, 3)))
+            (rng.uniform(0, 20) * (number > 0), draw_task(rng, machines, robust=robust))
+            for number in range(rng.choice((1, 1, 2, 3)))
         ),
         machines=tuple(_machine(rng, number) for number in range(machines)),
         weights={kind: rng.choice((1.0, 1.0, 3.0, 10.0)) for kind in sorted(kinds)},
@@ -117,8 +125,26 @@ def _machine(rng: Random, number: int) -> Machine:
     )
 
 
-def draw_task(rng: Random, machines: int) -> TaskSpec:
-    """Draw a task of a few small rounds."""
+def draw_task(rng: Random, machines: int, *, robust: bool = False) -> TaskSpec:
+    """Draw a task of a few small rounds; ``robust``: each update has one vote."""
+    task = _draw_mean_task(rng, machines)
+    if not robust:
+        return task
+    aggregate = rng.choice((AggregateName.MEDIAN, AggregateName.TRIMMED_MEAN))
+    votes = {
+        "aggregate": aggregate,
+        "trim_share": 0.25 if aggregate is AggregateName.TRIMMED_MEAN else 0.0,
+        "min_clients": ROBUST_VOTES,
+        "max_clients": None,
+        "max_staleness": 0,
+        "pipeline": False,
+    }
+    requirements = task.requirements if task.requirements != _TWO else Requirements()
+    recipe = Recipe.model_validate(task.recipe.model_dump() | votes)
+    return task.model_copy(update={"recipe": recipe, "requirements": requirements})
+
+
+def _draw_mean_task(rng: Random, machines: int) -> TaskSpec:
     shards = tuple(rng.randint(1, 40) for _ in range(rng.randint(1, 10)))
     round_samples = rng.randint(1, 80)
     rounds = min(-(-sum(shards) // round_samples), 12)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.__main__ import find_violation
-from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.mutants import MUTANTS, ROBUST_MUTANTS, Mutant
+from tests.simulation.scenario import ROBUST_FROM
 
 WITHIN_SEEDS = 150
 
@@ -14,3 +15,9 @@ WITHIN_SEEDS = 150
 def test_a_defect_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     assert any(find_violation(seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__
+
+
+@pytest.mark.parametrize("mutant", ROBUST_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_is_found_where_updates_vote(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    assert any(find_violation(ROBUST_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__

@@ -227,4 +227,5 @@ class Weather:
 
     def _submit(self) -> None:
         if len(self._world.task_ids) < 4:
-            self._world.submit(draw_task(self._rng, len(self._world.clients)))
+            world = self._world
+            world.submit(draw_task(self._rng, len(world.clients), robust=world.scenario.is_robust))
