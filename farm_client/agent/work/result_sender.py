@@ -9,7 +9,6 @@ from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Parcel
 from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError, Unavailable
-from protocol.limits import INLINE_BYTES
 from protocol.messages import Result
 
 
@@ -38,8 +37,8 @@ class ResultSender:
         update = result.update
         if update is None:
             return True
-        most_bytes = self._link.room_bytes if self._link is not None else INLINE_BYTES
-        return update.carried is not None and len(update.carried) <= most_bytes
+        room_bytes = self._link.room_bytes if self._link is not None else 0
+        return update.carried is not None and len(update.carried) <= room_bytes
 
     async def send(self, parcel: Parcel, listener: UploadListener) -> None:
         """Send a result, its update with it or before it; where the connection goes meanwhile, it has not left.
