@@ -9,11 +9,12 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install demo test faults benchmark-tests coverage coverage-report chaos lint format states modules picture clean
+.PHONY: simulate help install demo test again faults benchmark-tests coverage coverage-report chaos lint format states modules picture clean
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
 	@echo "make test     run the test suite, three files at a time (JOBS=3)"
+	@echo "make again    run once more, one at a time, what has just failed"
 	@echo "make faults   break farms, simulated and of real processes, at every named place, and compare the weights"
 	@echo "make benchmark-tests  see that each benchmark runs, and counts what it says (they measure on a quiet machine only)"
 	@echo "make coverage run test, faults and benchmark-tests measured; fails below the floor that pyproject.toml names"
@@ -39,7 +40,8 @@ FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/fa
 BENCHMARK_TESTS := tests/benchmarks
 # A file's tests stay together: the farms that they share are started once. More files than cores: tests also wait.
 JOBS ?= 3
-SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
+# A worker that a hung test ends is replaced, twice.
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --max-worker-restart 2
 # MEASURED=1: what the tests and the processes that they start reach is added to .coverage/, for coverage-report.
 COVERAGE := $(BIN)/python -m coverage
 PYTEST := $(if $(MEASURED),$(COVERAGE) run,$(BIN)/python) -m pytest --durations=10
@@ -55,6 +57,11 @@ faults: $(STAMP)
 benchmark-tests: $(STAMP)
 	@echo "==> pytest, the benchmarks themselves"
 	@$(PYTEST) $(BENCHMARK_TESTS) $(ARGS)
+
+# What has just failed, once more, with nothing beside it. No limit is wider here: a defect fails twice.
+again: $(STAMP)
+	@echo "==> pytest, once more, one at a time: what has just failed"
+	@$(PYTEST) --last-failed --last-failed-no-failures none $(ARGS)
 
 coverage: $(STAMP)
 	@rm -rf .coverage

@@ -94,9 +94,34 @@ def test_make_has_the_readmes_targets():
 def test_ci_runs_the_linters_and_then_the_readmes_test_command():
     ci = ROOT / ".ci" / "run"
     assert os.access(ci, os.X_OK)
-    text = ci.read_text(encoding="utf-8")
-    assert "set -euo pipefail" in text
-    assert text.index("\nmake lint\n") < text.index("\nmake test\n")
+    assert "set -euo pipefail" in ci.read_text(encoding="utf-8")
+
+
+ALL_OF_CI = ["install", "lint", "test", "faults", "benchmark-tests", "coverage-report"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "asked", "passes"),
+    [
+        ("", ALL_OF_CI, True),
+        ("lint", ALL_OF_CI[:2], False),
+        ("test", [*ALL_OF_CI[:3], "again", *ALL_OF_CI[3:]], True),
+        ("faults", [*ALL_OF_CI[:4], "again", *ALL_OF_CI[4:]], True),
+        ("test again", [*ALL_OF_CI[:3], "again"], False),
+        ("coverage-report", ALL_OF_CI, False),
+    ],
+)
+def test_ci_asks_again_for_what_failed_and_goes_on_only_if_it_passes(tmp_path, failing, asked, passes):
+    stub = tmp_path / "make"
+    stub.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\ncase " {failing} " in *" $1 "*) exit 1;; esac\n')
+    stub.chmod(0o755)
+    clone = tmp_path / "clone" / ".ci"
+    clone.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", clone)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([clone / "run"], env=environment, capture_output=True, text=True, check=False)
+    assert (tmp_path / "asked").read_text().split() == asked
+    assert (done.returncode == 0) == passes == ("All passed" in done.stdout)
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

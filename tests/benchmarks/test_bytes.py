@@ -152,7 +152,7 @@ def test_the_figure_names_each_method_and_is_the_same_each_time(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_real_farm_trains_by_each_way_asked_for(tmp_path):
     figure = tmp_path / "bytes.svg"
     done = CliRunner().invoke(app, ["bytes", "--quick", "--method", "int8", "--figure", str(figure)])

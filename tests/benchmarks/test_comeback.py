@@ -41,7 +41,7 @@ def test_more_tasks_than_the_crowd_has_clients_for_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_real_crowd_comes_back_with_what_it_holds():
     found = json.loads(comeback.measure(clients=30, open_tasks=2, waiting_tasks=2, kills=1).to_json())
     assert (found["benchmark"], found["clients"], found["kills"]) == ("comeback", 30, 1)

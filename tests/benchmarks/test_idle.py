@@ -32,7 +32,7 @@ def test_a_share_is_of_the_windows_just_before_and_after():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_real_farm_is_measured_beside_a_crowd(monkeypatch):
     monkeypatch.setattr(idle, "SETTLED_SECONDS", 0.5)
     found = json.loads(idle.measure(clients=30, seconds=2.0, repeats=1).to_json())

@@ -45,7 +45,7 @@ def test_shares_are_of_all_clients_time():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_farm_behind_lines_is_measured(monkeypatch):
     monkeypatch.setattr(links, "WARM_UP_ROUNDS", 1)
     monkeypatch.setattr(links, "FEWEST_ROUNDS", 0)

@@ -20,7 +20,7 @@ def test_no_two_updates_are_alike_and_all_have_the_models_layout(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_real_server_is_measured():
     found = json.loads(memory.measure(params=300_000, clients=[2], mode="weights", rounds=1).to_json())
     assert (found["benchmark"], found["clients"], found["rounds"]) == ("memory", [2], 1)

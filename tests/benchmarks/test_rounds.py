@@ -160,7 +160,7 @@ def test_no_two_parts_of_the_data_give_the_same_update():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(300)
 def test_a_real_farm_is_measured():
     command = [sys.executable, "-m", "benchmarks", "rounds", "--clients", "2", "--params", "1e3", "--seconds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ def trained(farm: RealFarm, *arguments: str) -> tuple[str, int, int]:
     return task_id, after.received.bytes - before.received.bytes, after.sent.bytes - before.sent.bytes
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_int8_both_ways_is_as_good_as_whole_floats(farm: RealFarm) -> None:
     digits = str(EXAMPLES / "digits")
     plain, plain_up, plain_down = trained(farm, digits, "--rounds", "12")
@@ -42,7 +42,7 @@ def test_int8_both_ways_is_as_good_as_whole_floats(farm: RealFarm) -> None:
     assert small_down < plain_down / 2
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_diloco_with_every_kind_of_tensor(farm: RealFarm, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     x = rng.normal(size=(640, 3)).astype(np.float32)

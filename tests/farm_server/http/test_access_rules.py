@@ -18,8 +18,7 @@ from farm_server.environment.tokens import TokenRole, Tokens
 from farm_server.http import gate
 from farm_server.http.app import create_app
 from farm_server.http.callers import CLIENT_HEADER, Callers
-from farm_server.http.gate import Body, Gate
-from farm_server.http.routes import SMALL_BODY_BYTES, Needs, needs_of
+from farm_server.http.gate import SMALL_BODY_BYTES, Body, Gate, Needs, needs_of
 
 TOKENS = Tokens(join="join-secret", farm="farm-secret")
 VOLUNTEER, RESEARCHER = "Bearer join-secret", "Bearer farm-secret"
