@@ -77,6 +77,15 @@ def test_a_wait_lies_between_what_is_owed_and_what_is_bearable(
 
 @settings(max_examples=30)
 @given(history=happenings)
+def test_the_longest_draw_is_the_worst_of_all_that_is_owed(history: list[tuple[str, float, float]]) -> None:
+    reconnecting, model = Reconnecting(lambda: 1.0), Model()
+    for what, value, asked in history:
+        model.live(reconnecting, what, value, asked)
+        assert reconnecting.delay_seconds() == pytest.approx(model.bounds()[1])
+
+
+@settings(max_examples=30)
+@given(history=happenings)
 def test_a_steady_connection_excuses_all_but_a_second_machine(history: list[tuple[str, float, float]]) -> None:
     reconnecting = Reconnecting(lambda: 0.999)
     for what, value, asked in history:
