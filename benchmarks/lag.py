@@ -22,7 +22,7 @@ import uvloop
 from benchmarks.farm import BenchmarkError
 from benchmarks.measurement import Measurement
 from coordinator.commands import CommitRound, Fold, OpenRound
-from coordinator.events import Event, RoundAggregated
+from coordinator.events import CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.environment.clock import SteadyClock
 from farm_server.environment.disk_space import DiskSpace
@@ -108,9 +108,14 @@ class _Outcomes:
         """Hear how long a commit took."""
         self.commit_seconds = seconds
 
+    def durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
+        """Hear that a version is on the disk."""
+
     async def checkpoint(self) -> CheckpointRecord:
         """Wait for a commit. Raises: BenchmarkError if there is none."""
         event = await self._events.get()
+        while isinstance(event, CheckpointDurable):
+            event = await self._events.get()
         if not isinstance(event, RoundAggregated):
             raise BenchmarkError(f"the round failed: {event}")
         return event.checkpoint

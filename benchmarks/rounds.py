@@ -41,14 +41,13 @@ SMALL_BLOBS_BYTES: Final = 64 * 1024 * 1024
 class Case:
     """One measurement: ``seconds`` is the length of its window, after the warm-up.
 
-    ``durable_every`` and ``pipeline`` are the recipe's options of that name.
+    ``pipeline`` is the recipe's option of that name.
     """
 
     clients: int
     params: int
     mode: str
     seconds: float
-    durable_every: int = 1
     pipeline: bool = False
 
     @property
@@ -95,7 +94,6 @@ class Measured(Measurement):
     clients: int
     params: int
     mode: str
-    durable_every: int
     pipeline: bool
     rounds: int
     seconds: float
@@ -161,7 +159,6 @@ def _compared(case: Case, window: Window, peak_bytes: int, references: Reference
         clients=case.clients,
         params=case.params,
         mode=case.mode,
-        durable_every=case.durable_every,
         pipeline=case.pipeline,
         rounds=window.rounds,
         seconds=window.seconds,
@@ -197,7 +194,6 @@ def _submission(case: Case) -> list[str]:
         *("--batch-samples", str(batch_samples)),
         *("--min-clients", str(case.clients)),
         *("--keep-checkpoints", "1"),
-        *("--durable-every", str(case.durable_every)),
         *(("--pipeline", "--max-staleness", "1") if case.pipeline else ()),
     ]
 

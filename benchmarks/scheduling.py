@@ -14,6 +14,7 @@ from coordinator.commands import Command, CommitRound, Send
 from coordinator.engine import Coordinator
 from coordinator.events import (
     Action,
+    CheckpointDurable,
     ClientBeat,
     ClientConnected,
     ClientReady,
@@ -102,6 +103,7 @@ class BareFarm:
                 self.now,
             )
             self.handle(RoundAggregated(command.task_id, command.round, command.attempt, checkpoint))
+            self.handle(CheckpointDurable(command.task_id, command.attempt, checkpoint))
 
     def join(self, name: str, tags: tuple[str, ...] = ()) -> float:
         """Let a client come that is ready for one assignment."""

@@ -60,10 +60,10 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class CommitRound:
-    """Make the aggregate, step the outer optimizer, write the checkpoint, answer ``RoundAggregated``.
+    """Make the aggregate, step the outer optimizer, and answer ``RoundAggregated``: the new version is there.
 
-    ``epoch`` and ``cursor`` are those of the new checkpoint: where the next round begins. Unless it is ``durable``,
-    nothing is written, and the new weights stay in memory: see ``coordinator.durability``.
+    ``epoch`` and ``cursor`` are those of its checkpoint: where the next round begins. Then write that, and say
+    ``CheckpointDurable``; of versions that wait for the disk the newest one will do.
     """
 
     task_id: str
@@ -71,7 +71,6 @@ class CommitRound:
     attempt: int
     epoch: int
     cursor: int
-    durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from coordinator.in_flight import Lease, Stage
 from coordinator.lifecycle import ACTIVE, HELD, AssignmentState, move_assignment
 from coordinator.offers import settle_uncounted
 from coordinator.records import RoundState
-from coordinator.rounds import evaluation_is_due
 from coordinator.state import TaskRun
+from coordinator.stopping import evaluation_is_due
 from coordinator.tasks import end_attempt
 from coordinator.turn import Turn
 from protocol.messages import Ack, Cancel, Pause
@@ -81,7 +81,7 @@ def _give_up(turn: Turn, run: TaskRun, broken: Turn, why: str) -> None:
     if stake is not None and all(lease.assignment_id != stake.assignment_id for lease in in_flight):
         settle_uncounted(turn, stake, why)
     roll_back(turn, run, why)
-    run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
+    run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run.record)
     for client_id in sorted(run.participants):
         turn.send_to(client_id, Pause(task_id=run.task_id, reason=why))
     turn.do(ReleaseTask(run.task_id))

@@ -1,38 +1,48 @@
-"""Recipes of many small rounds: only some commits are durable, and what came after the last of them rolls back as one.
+"""Write-behind: a task goes on with its newest version while that is still being written to the disk.
 
-A round that is committed in memory only (*volatile*) has its weights in the server's memory, and all that the ledger
-would get of its task is held back until the next durable commit: books and weights become durable together, in one
-transaction. Until then clients keep their updates. Weights too large for a message make every round durable.
+A commit is *volatile* until its checkpoint is durable: the version is in the server's memory, and all that the ledger
+would get of the task from then on is held back. When the disk has a version, what was held back up to the commit after
+it is saved with it in one transaction, and clients hear that their updates are counted. If the disk has a later version
+first, the ones before it are durable by it, and are never written. Whatever ends in between, a crash of the server or
+the task's attempt, goes back to the last durable version, weights and books together: the rounds since then are trained
+again. People are told of durable versions only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from coordinator.stopping import is_finished
-from protocol.compression import CodecName
-from protocol.limits import INLINE_BYTES
+from coordinator.stopping import evaluation_is_due, is_finished
 from protocol.messages import Ack
-from protocol.tasks import Split, TaskSpec
 from protocol.wording import counted
 
 if TYPE_CHECKING:
+    from coordinator.events import CheckpointDurable
     from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord
-    from coordinator.state import Step, TaskRun
+    from coordinator.state import TaskRun
     from coordinator.turn import Turn
 
+MOST_ROUNDS: Final = 16
+"""So many rounds may be volatile: clients keep their updates of them, and a crash trains them again."""
+MOST_SECONDS: Final = 5.0
+"""A version that is not durable so long after its commit keeps its task's next round from opening."""
 _BOOKS: Final = ("version", "epoch", "cursor", "leftover", "samples_done", "loss", "metrics")
 """What of a task's record belongs to its version."""
 
 
 @dataclass(slots=True)
-class Volatile:
-    """What happened to a task since its last durable commit. ``record`` and ``checkpoint`` are those of then."""
+class VolatileVersion:
+    """A version that is not durable, and what the ledger would have got between its commit and the next one.
+
+    ``record`` and ``checkpoint`` are those of its commit, in the round of this ``attempt``.
+    """
 
     record: TaskRecord
     checkpoint: CheckpointRecord
+    attempt: int
+    committed_at: float
     records: dict[tuple[type, object], Record] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
 
@@ -42,49 +52,98 @@ class Volatile:
         self.entries += entries
 
 
-def may_be_volatile(spec: TaskSpec) -> bool:
-    """Whether rounds of this task may be committed in memory only."""
-    recipe = spec.recipe
-    small = spec.initial_weights.size_bytes <= INLINE_BYTES
-    return recipe.durable_every > 1 and small and recipe.weights_codec.name is CodecName.NONE
+@dataclass(frozen=True, slots=True)
+class Volatile:
+    """What a task's ledger lacks: its ``versions`` since the durable one.
+
+    ``record`` and ``checkpoint`` are those of the durable one.
+    """
+
+    record: TaskRecord
+    checkpoint: CheckpointRecord
+    versions: tuple[VolatileVersion, ...]
+
+    @property
+    def newest(self) -> VolatileVersion:
+        """The task's present version."""
+        return self.versions[-1]
+
+    def reached(self, event: CheckpointDurable) -> tuple[VolatileVersion, ...]:
+        """Return the versions up to the one that is durable now; none if that was undone meanwhile."""
+        written = (event.checkpoint.round, event.attempt)
+        known = [(version.checkpoint.round, version.attempt) for version in self.versions]
+        return self.versions[: known.index(written) + 1] if written in known else ()
 
 
-def must_be_durable(turn: Turn, run: TaskRun, step: Step, epoch: int, cursor: int) -> bool:
-    """Whether the round that is being committed has to be durable; ``epoch`` and ``cursor`` are those after it."""
-    spec, version = run.record.spec, step.number + 1
-    if not may_be_volatile(spec):
-        return True
-    recipe = spec.recipe
-    before = run.volatile.record.version if run.volatile else run.record.version
-    evaluated = recipe.evaluate_every and spec.dataset.samples(Split.HOLDOUT) and not version % recipe.evaluate_every
-    after = replace(run.record, version=version, epoch=epoch, cursor=cursor, leftover=step.owed)
-    overdue = turn.now - run.durable_at >= recipe.durable_seconds
-    return bool(version - before >= recipe.durable_every or overdue or evaluated or is_finished(after))
+def become_volatile(turn: Turn, run: TaskRun, before: TaskRecord, checkpoint: CheckpointRecord, attempt: int) -> None:
+    """A round is committed, and its version is in memory only. ``before`` and ``checkpoint`` are of the last one."""
+    known = run.volatile or Volatile(before, checkpoint, ())
+    version = VolatileVersion(run.record, run.checkpoint, attempt, turn.now)
+    run.volatile = replace(known, versions=(*known.versions, version))
 
 
-def become_durable(turn: Turn, run: TaskRun) -> None:
-    """A durable commit: what was held back is saved with it, and clients get the acknowledgements of their updates."""
-    run.durable_at = turn.now
-    volatile, run.volatile = run.volatile, None
-    if volatile is None:
+def checkpoint_durable(turn: Turn, event: CheckpointDurable) -> None:
+    """A version is on the disk: books and weights become durable as one, and clients get their acknowledgements."""
+    run = turn.farm.tasks.get(event.task_id)
+    volatile = run.volatile if run is not None else None
+    if run is None or volatile is None or not (reached := volatile.reached(event)):
         return
-    turn.release(volatile.records, volatile.entries)
-    for lease in turn.farm.leases.settle(run.leases):
+    for version in reached:
+        turn.release(version.records, version.entries)
+    checkpoint = replace(event.checkpoint, leftover=reached[-1].checkpoint.leftover)
+    turn.release_record(checkpoint)
+    rest = volatile.versions[len(reached) :]
+    run.volatile = Volatile(reached[-1].record, checkpoint, rest) if rest else None
+    if run.volatile is None:
+        run.checkpoint = checkpoint
+    for lease in turn.farm.leases.settle(run.leases, upto=checkpoint.round):
         ack = Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=True)
-        turn.send_to(lease.record.client_id, ack)
+        if (client := turn.farm.clients.get(lease.record.client_id)) is not None:
+            turn.save(client.record)
+            turn.send(client, ack)
+
+
+def waits_for_disk(run: TaskRun, now: float) -> str | None:
+    """Say why the task's next step can't open before its version is durable; None if it need not wait for that.
+
+    What people will be told of, or get, must be durable: the last version, one that is evaluated, one that stays.
+    """
+    volatile = run.volatile
+    if volatile is None:
+        return None
+    recipe, version = run.record.spec.recipe, run.record.version
+    stays = bool(recipe.keep_every) and version % recipe.keep_every == 0
+    if stays or is_finished(run.record) or evaluation_is_due(run.record):
+        return f"version {version} is being written"
+    oldest = volatile.versions[0]
+    if len(volatile.versions) >= MOST_ROUNDS or now - oldest.committed_at >= MOST_SECONDS:
+        return f"waits for the disk, which has version {volatile.record.version} of {version}"
+    return None
+
+
+def durable_record(run: TaskRun) -> TaskRecord:
+    """Return the task as it is now, with the books of its last durable version: what people are told."""
+    if run.volatile is None:
+        return run.record
+    return replace(run.record, **_books_of(run.volatile.record))
 
 
 def roll_back(turn: Turn, run: TaskRun, why: str) -> None:
-    """Back to the last durable commit: the rounds since then are trained again."""
+    """Back to the last durable version: the rounds since then are trained again."""
     volatile, run.volatile = run.volatile, None
     if volatile is None:
         return
     undone = run.record.version - volatile.record.version
     run.checkpoint = volatile.checkpoint
     run.evaluate_next = False
-    turn.save(run.update(**{name: getattr(volatile.record, name) for name in _BOOKS}))
-    turn.release_uncounted(volatile.records, volatile.entries)
+    turn.save(run.update(**_books_of(volatile.record)))
+    for version in volatile.versions:
+        turn.release_uncounted(version.records, version.entries)
     turn.note("rounds_rolled_back", f"{counted(undone, 'round')} since the last durable one to train again: {why}", run)
     for lease in turn.farm.leases.settle(run.leases):
         drop = Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=False, message=why)
         turn.send_to(lease.record.client_id, drop)
+
+
+def _books_of(record: TaskRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in _BOOKS}

@@ -13,12 +13,14 @@ from typing import Any, Final
 from coordinator import failures, fleet, recovery, results, scheduling, tasks, views
 from coordinator.commands import Command, ReportDefect
 from coordinator.containment import contained, describe
+from coordinator.durability import checkpoint_durable
 from coordinator.events import (
     AggregationFailed,
     AssignmentAccepted,
     AssignmentFailed,
     AssignmentRejected,
     CheckpointDamaged,
+    CheckpointDurable,
     ClientBeat,
     ClientConnected,
     ClientDraining,
@@ -74,6 +76,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         AssignmentFailed: failures.failed,
         ResultArrived: results.arrived,
         RoundAggregated: round_aggregated,
+        CheckpointDurable: checkpoint_durable,
         AggregationFailed: results.aggregation_failed,
         ServerShort: results.server_short,
         TaskRemoved: tasks.remove,

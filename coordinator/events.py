@@ -176,7 +176,7 @@ class ResultArrived:
 
 @dataclass(frozen=True, slots=True)
 class RoundAggregated:
-    """The answer to ``CommitRound``: the new checkpoint is durable on disk, if the command wanted that.
+    """The answer to ``CommitRound``: the new version is in memory, clients can have it, and it will be written.
 
     ``delta``: how its weights follow from those before, stored as a blob, where the recipe has a ``weights_codec``.
     """
@@ -186,7 +186,15 @@ class RoundAggregated:
     attempt: int
     checkpoint: CheckpointRecord
     delta: WeightsDelta | None = None
-    durable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDurable:
+    """The version that a round's attempt made is on the disk. Versions before it may never be."""
+
+    task_id: str
+    attempt: int
+    checkpoint: CheckpointRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +286,7 @@ Event = (
     | TaskRemoved
     | ClientRemoved
     | CheckpointDamaged
+    | CheckpointDurable
     | Tick
     | Restored
 )

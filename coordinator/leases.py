@@ -207,14 +207,17 @@ class LeaseBook:
             if (index := parts.find_waiting(lease.record.position)) is not None:
                 parts.waiting[index] = replace(parts.waiting[index], reserved_until=0.0)
 
-    def commit(self, parts: StepParts, durable: bool) -> None:
-        """A round is committed with all that is delivered: that is settled, or will be with a durable commit."""
+    def commit(self, parts: StepParts) -> None:
+        """A round is committed with all that is delivered; that is settled once the new version is durable."""
         for lease in parts.delivered.values():
             lease.stage = Stage.COMMITTED
-            if durable:
-                self._forget(lease)
-            else:
-                self._leases(lease).committed[lease.assignment_id] = lease
+            self._leases(lease).committed[lease.assignment_id] = lease
+        parts.delivered.clear()
+
+    def finish(self, parts: StepParts) -> None:
+        """An evaluation is over: nothing of it is in flight any more."""
+        for lease in parts.delivered.values():
+            self._forget(lease)
         parts.delivered.clear()
 
     def fold(self, parts: StepParts, position: int) -> tuple[Lease, BlobRef]:
@@ -225,11 +228,14 @@ class LeaseBook:
             raise RuntimeError(f"assignment {lease.assignment_id} was folded already")
         return lease, update
 
-    def settle(self, leases: TaskLeases) -> list[Lease]:
-        """What is committed is durable, or undone: return it; it is not in flight any more."""
-        settled = list(leases.committed.values())
-        leases.committed.clear()
+    def settle(self, leases: TaskLeases, upto: int | None = None) -> list[Lease]:
+        """What is committed is durable, or undone: return it; it is not in flight any more.
+
+        With ``upto`` only what that version contains.
+        """
+        settled = [x for x in leases.committed.values() if upto is None or (x.home and x.home.number < upto)]
         for lease in settled:
+            del leases.committed[lease.assignment_id]
             self._forget(lease)
         return settled
 

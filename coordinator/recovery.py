@@ -22,8 +22,9 @@ from coordinator.pipelining import drop_all_ahead
 from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round
-from coordinator.rounds import abandon, evaluation_is_due
+from coordinator.rounds import abandon
 from coordinator.state import ClientState, Step, TaskRun
+from coordinator.stopping import evaluation_is_due
 from coordinator.tasks import fail, new_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -43,7 +44,7 @@ def restore(snapshot: Snapshot) -> Farm:
     newest = {c.task_id: c for c in sorted(snapshot.checkpoints, key=lambda c: c.round)}
     for record in snapshot.tasks:
         run = new_run(record, newest.get(record.task_id))
-        run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(run)
+        run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(record)
         farm.add(run)
     return farm
 

@@ -12,7 +12,7 @@ from math import isfinite
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
 from coordinator.deltas import keep_delta
-from coordinator.durability import Volatile, become_durable, must_be_durable
+from coordinator.durability import become_volatile
 from coordinator.events import RoundAggregated
 from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
@@ -24,9 +24,9 @@ from coordinator.records import AssignmentRecord, RoundRecord, RoundState, Sampl
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
-from coordinator.stopping import is_finished
+from coordinator.stopping import evaluation_is_due
 from coordinator.turn import Turn
-from protocol.messages import Ack, Kind
+from protocol.messages import Kind
 from protocol.recipe import PartSizes
 from protocol.tasks import Split
 from protocol.wording import counted
@@ -147,9 +147,7 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     fold_in_turn(turn, run, step, skip_gaps=True)
     step.phase = StepPhase.COMMIT
     step.owed = _owed_after(run, step, missing)
-    epoch, cursor = _next_place(run, step)
-    durable = must_be_durable(turn, run, step, epoch, cursor)
-    turn.do(CommitRound(run.task_id, step.number, step.attempt, epoch, cursor, durable))
+    turn.do(CommitRound(run.task_id, step.number, step.attempt, *_next_place(run, step)))
 
 
 def _owed_after(run: TaskRun, step: Step, missing: Sequence[SampleRange]) -> tuple[SampleRange, ...]:
@@ -168,7 +166,10 @@ def _next_place(run: TaskRun, step: Step) -> tuple[int, int]:
 
 
 def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
-    """The new version is made: commit the round, its assignments and the task's new version as one."""
+    """The new version is made: commit the round, its assignments and the task's new version as one.
+
+    The ledger gets all of that once the version is durable: see ``coordinator.durability``.
+    """
     run = turn.farm.tasks.get(event.task_id)
     step = run.step if run else None
     if run is None or step is None or step.round is None:
@@ -181,11 +182,8 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     summary = _summary(step, samples, max(turn.now - step.opened_at, 1e-6), metrics)
     seconds = max(turn.now - step.opened_at, 1e-6)
     run.speed.add(samples / seconds)
-    if not event.durable and run.volatile is None:
-        run.volatile = Volatile(run.record, run.checkpoint)
+    before, of_before = run.record, run.checkpoint
     run.checkpoint = replace(event.checkpoint, leftover=step.owed)
-    if event.durable:
-        turn.save(run.checkpoint)
     keep_delta(turn, run, event.delta)
     turn.save(
         replace(
@@ -199,11 +197,8 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     )
     for assignment in delivered:
         turn.save(replace(assignment, counted=True, counted_in=step.number))
-        if event.durable and (client := turn.farm.clients.get(assignment.client_id)) is not None:
-            turn.save(client.record)
-            turn.send(client, Ack(assignment_id=assignment.assignment_id, fence=assignment.fence, counted=True))
     clear_up(turn, run, step)
-    turn.farm.leases.commit(step.parts, durable=event.durable)
+    turn.farm.leases.commit(step.parts)
     run.leases.close(step.parts)
     run.step = None
     run.server_faults = 0
@@ -218,19 +213,9 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     turn.save(task)
     turn.measure(run, step.number, "train", metrics)
     turn.note("round_committed", summary, run)
-    run.evaluate_next = evaluation_is_due(run)
-    if event.durable:
-        announce(turn, run)
-        become_durable(turn, run)
-
-
-def evaluation_is_due(run: TaskRun) -> bool:
-    """Whether the present version is one that the recipe wants evaluated."""
-    task = run.record
-    every = task.spec.recipe.evaluate_every
-    if not every or not task.version or not task.spec.dataset.samples(Split.HOLDOUT):
-        return False
-    return task.version % every == 0 or is_finished(task)
+    run.evaluate_next = evaluation_is_due(task)
+    become_volatile(turn, run, before, of_before, step.attempt)
+    announce(turn, run)
 
 
 def _summary(step: Step, samples: int, seconds: float, metrics: Mapping[str, float]) -> str:
@@ -263,7 +248,7 @@ def close_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
     """An evaluation is over; what was delivered of it was acknowledged then."""
     for record in step.parts.delivered_records:
         turn.save(record)
-    turn.farm.leases.commit(step.parts, durable=True)
+    turn.farm.leases.finish(step.parts)
     run.leases.close(step.parts)
     run.step = None
 

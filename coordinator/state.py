@@ -197,9 +197,7 @@ class TaskRun:
     deltas: list[WeightsDelta] = field(default_factory=list)
     """How the newest versions follow from each other, the last one being the present version's."""
     volatile: Volatile | None = None
-    """What is committed in memory only (recipes with ``durable_every``)."""
-    durable_at: float = 0.0
-    """When its last durable commit was."""
+    """Its versions that are not durable yet."""
     spent: DecayingSum = field(default_factory=lambda: DecayingSum(600.0))
     """Client-seconds that it had of late."""
     reserves: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""When a task ends: rounds and epochs in numbers known before it starts."""
+"""When a task ends, and when it is evaluated: rounds and epochs in numbers known before it starts."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def samples_of_epochs(epochs: float, samples: int) -> int:
     """Return how many samples so many epochs of ``samples`` are; for any number, however large."""
     product = epochs * samples
     return int(product) if isfinite(product) and product < _FOR_EVER else _FOR_EVER
+
+
+def evaluation_is_due(task: TaskRecord) -> bool:
+    """Whether the task's present version is one that its recipe wants evaluated."""
+    every = task.spec.recipe.evaluate_every
+    if not every or not task.version or not task.spec.dataset.samples(Split.HOLDOUT):
+        return False
+    return task.version % every == 0 or is_finished(task)
 
 
 def is_finished(task: TaskRecord) -> bool:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from coordinator.commands import Command, Save, Send
-from coordinator.durability import Volatile
+from coordinator.durability import VolatileVersion
 from coordinator.events import AssignmentFailed, ResultArrived
 from coordinator.farm import Farm
 from coordinator.in_flight import Lease
@@ -62,7 +62,7 @@ class Turn:
     def take_in(self, part: Turn) -> None:
         """Add all that a part of this turn decided."""
         self._records |= part._records
-        self._released = {**part._released, **self._released}
+        self._released |= part._released
         self._entries += part._entries
         self._released_entries += part._released_entries
         self._commands += part._commands
@@ -73,7 +73,7 @@ class Turn:
         self.farm.leases.keep({record.assignment_id: record for record in mine})
         run.settle()
         if run.volatile is not None:
-            self._hold_back(run, run.volatile)
+            self._hold_back(run, run.volatile.newest)
 
     def put_at_stake(self, event: ResultArrived | AssignmentFailed) -> None:
         """Note what a client waits for an answer to."""
@@ -92,6 +92,10 @@ class Turn:
         """Save what was held back of a task; what this turn saves itself is newer."""
         self._released |= records
         self._released_entries += entries
+
+    def release_record(self, record: Record) -> None:
+        """Save a record now, although the task has versions that are not durable."""
+        self._released[type(record), _KEYS[type(record)](record)] = record
 
     def release_uncounted(self, records: Mapping[tuple[type, object], Record], entries: Iterable[Entry]) -> None:
         """Save what is left of rounds that were rolled back: that they were tried, and what the code printed."""
@@ -168,10 +172,10 @@ class Turn:
         lease.record = replace(record, state=state, **changes)  # type: ignore[arg-type]  # fields of the record
         return lease.record
 
-    def _hold_back(self, run: TaskRun, volatile: Volatile) -> None:
-        """What concerns rounds that are not durable must not be either: they become so together."""
+    def _hold_back(self, run: TaskRun, version: VolatileVersion) -> None:
+        """What follows a commit must not be durable before its version is."""
         mine = {key: record for key, record in self._records.items() if _task_of(record) == run.task_id}
-        volatile.hold(mine, [entry for entry in self._entries if _task_of(entry) == run.task_id])
+        version.hold(mine, [entry for entry in self._entries if _task_of(entry) == run.task_id])
         self._records = {key: record for key, record in self._records.items() if key not in mine}
         self._entries = [entry for entry in self._entries if _task_of(entry) != run.task_id]
 

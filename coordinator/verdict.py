@@ -12,6 +12,7 @@ from enum import Enum, auto
 from itertools import islice
 from math import inf
 
+from coordinator.durability import waits_for_disk
 from coordinator.eligibility import available, eligible
 from coordinator.lifecycle import TaskState
 from coordinator.pools import Pool
@@ -132,6 +133,8 @@ class Outlook:
 
 def verdict(turn: Turn, run: TaskRun, outlook: Outlook) -> Verdict:
     """Decide what a live task gets now. Nothing changes."""
+    if run.step is None and (unwritten := waits_for_disk(run, turn.now)) is not None:
+        return Verdict(Outcome.WAIT, lambda: unwritten)
     if run.step is None and is_finished(run.record) and not run.evaluate_next:
         return Verdict(Outcome.DONE)
     pool = turn.farm.pool(run, turn.now)

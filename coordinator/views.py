@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.durability import durable_record
 from coordinator.eligibility import eligible
 from coordinator.lifecycle import ACTIVE, TaskState
 from coordinator.records import RoundState
@@ -15,7 +16,7 @@ from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskV
 
 def task_view(turn: Turn, run: TaskRun) -> TaskView:
     """Return one task as people see it."""
-    task, spec = run.record, run.record.spec
+    task, spec = durable_record(run), run.record.spec
     step = run.step
     training = step is not None and step.policy.brings_updates
     return TaskView(
@@ -65,7 +66,7 @@ def open_round_view(run: TaskRun, now: float) -> RoundView | None:
 
 
 def _state_line(turn: Turn, run: TaskRun) -> str:
-    task, now = run.record, turn.now
+    task, now = durable_record(run), turn.now
     match task.state:
         case TaskState.PENDING if reason := verdict(turn, run, Outlook(turn)).reason():
             return reason

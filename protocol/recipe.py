@@ -147,10 +147,6 @@ class Recipe(Frozen):
     max_retries: Count = 3
     keep_checkpoints: Positive = 3
     """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
-    durable_every: int = Field(default=1, ge=1, le=16)
-    """Small models: only every Nth round is durable; if the server dies, those since then are trained again."""
-    durable_seconds: Interval = 5.0
-    """With ``durable_every``: a round is durable too if the last durable one was so long ago."""
     keep_every: Count = 0
     """Every Nth round's checkpoint stays; 0 means none."""
     keep_best: str | None = Field(default=None, max_length=100, json_schema_extra={"pattern": BEST_RULE})

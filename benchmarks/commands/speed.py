@@ -38,7 +38,6 @@ def rounds(
     params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e5,1e7.")] = "1e5,1e7",
     mode: Annotated[Mode, typer.Option(help="What clients return.")] = Mode.GRADIENTS,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 10.0,
-    durable_every: Annotated[int, typer.Option(min=1, max=16, help="Only every Nth round is durable.")] = 1,
     pipeline: Annotated[bool, typer.Option(help="Clients compute on while an update is sent.")] = False,
 ) -> None:
     """Rounds per second of a task that trains nothing, for each pair of clients and parameters."""
@@ -51,7 +50,7 @@ def rounds(
         return tell_and_measure
 
     sizes = product(whole_numbers(params), whole_numbers(clients))
-    report([measured(Case(count, size, mode.value, seconds, durable_every, pipeline)) for size, count in sizes])
+    report([measured(Case(count, size, mode.value, seconds, pipeline)) for size, count in sizes])
 
 
 @app.command()

@@ -25,7 +25,6 @@ _PLAIN_DEFAULTS: Final = (
     "max_staleness",
     "aggregate",
     "keep_checkpoints",
-    "durable_every",
     "keep_every",
 )
 _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
@@ -216,16 +215,6 @@ class SubmitOptions:
         int | None,
         typer.Option("--keep-checkpoints", min=1, help="Keep the newest so many.", rich_help_panel=_RECIPE),
     ] = None
-    durable_every: Annotated[
-        int | None,
-        typer.Option(
-            "--durable-every",
-            min=1,
-            max=16,
-            help="Small models: only every Nth round is durable.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
     keep_every: Annotated[
         int | None,
         typer.Option("--keep-every", min=0, help="Also keep every Nth round's; 0: none.", rich_help_panel=_RECIPE),
@@ -282,7 +271,6 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "parts": options.parts,
             "part_samples": options.part_samples,
             "keep_checkpoints": options.keep_checkpoints,
-            "durable_every": options.durable_every,
             "keep_every": options.keep_every,
             "keep_best": options.keep_best,
             "ignore": tuple(options.ignore) if options.ignore else None,

@@ -25,6 +25,11 @@ USUAL_FILE: Final = "task.toml"
 """Read by itself from a submitted folder, or from beside a submitted file, unless --config names another."""
 _CODECS: Final = ("update_codec", "weights_codec")
 _SIZE: Final = TypeAdapter(ByteSize)
+_GONE: Final = dict.fromkeys(
+    ("durable_every", "durable_seconds"),
+    "no round waits for the disk now",
+)
+"""Fields that recipes once had, and why they need them no more."""
 
 
 def _without_typos(model: type[BaseModel]) -> BeforeValidator:
@@ -40,6 +45,8 @@ def _without_typos(model: type[BaseModel]) -> BeforeValidator:
 
 def _refuse_unknown(table: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
     fields = model.model_fields
+    if gone := sorted(table.keys() & _GONE.keys()):
+        raise ValueError(f"there is no {gone[0]!r} any more: {_GONE[gone[0]]}; remove the line")
     if unknown := sorted(table.keys() - fields.keys()):
         raise ValueError(f"there is no {where + unknown[0]!r}; known are {', '.join(fields)}")
     for name, value in table.items():

@@ -45,17 +45,20 @@ class AggregatorOutcomes:
         self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
     ) -> None:
         """Take a new version to those who serve it. ``small``: its blobs that a message can carry."""
-        self._loop.call_soon_threadsafe(self._committed, spec, checkpoint, small, seconds)
+        self._loop.call_soon_threadsafe(self._committed, checkpoint, small, seconds)
 
-    def _committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
-    ) -> None:
+    def durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
+        """Tell those who remove what a durable version supersedes."""
+        self._loop.call_soon_threadsafe(self._durable, spec, checkpoint)
+
+    def _committed(self, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float) -> None:
         if checkpoint.manifest is None:
             self._memory.pin(checkpoint.task_id, checkpoint.weights.digest, small[checkpoint.weights.digest])
-        else:
-            self._memory.unpin(checkpoint.task_id)
-            for digest, data in small.items():
-                self._memory.keep(data, digest)
-            self._retention.note(checkpoint.task_id, spec.recipe)
+        for digest, data in small.items():
+            self._memory.keep(data, digest)
         self._telemetry.rounds.inc()
         self._telemetry.commit_seconds.observe(seconds)
+
+    def _durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
+        self._memory.unpin(checkpoint.task_id, checkpoint.weights.digest)
+        self._retention.note(checkpoint.task_id, spec.recipe)

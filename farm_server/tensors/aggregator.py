@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
-from coordinator.events import AggregationFailed, Event, RoundAggregated
+from coordinator.events import AggregationFailed, CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
-from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from farm_server.tensors.checkpoint_writer import CheckpointWriter, named
 from farm_server.tensors.serial_worker import SerialWorker
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _DAMAGE = (NotFound, DigestMismatch)
 """What an unreadable checkpoint raises: a file that is gone, truncated or changed."""
 _FAULT_SECONDS = 60.0
+SMALL_STATE_BYTES = 3 * INLINE_BYTES
+"""Up to here an optimizer's state is copied, to be written while it changes: two moments of small weights."""
 _log = structlog.get_logger(__name__)
 
 
@@ -51,8 +54,11 @@ class Outcomes(Protocol):
     ) -> None:
         """Take note of a new version before the coordinator does. ``small``: its blobs that can ride inline.
 
-        A checkpoint without a manifest is in memory only.
+        A checkpoint without a manifest is in memory only, until it is ``durable``.
         """
+
+    def durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
+        """Take a version that is on the disk, before the coordinator does."""
 
 
 @dataclass(slots=True)
@@ -69,8 +75,6 @@ class _Task:
     folded: list[BlobRef] = field(default_factory=list)
     given_up: float = 0
     """Set from outside: up to this attempt, a round that waits for the disk need wait no longer."""
-    waits_for: str | None = None
-    """Why it can't be written now, while it waits for the disk."""
 
     def forget(self) -> None:
         """Free the memory; the next round loads from its checkpoint."""
@@ -110,16 +114,17 @@ class Aggregator:
         self._fault: tuple[float, str] | None = None
 
     def close(self) -> None:
-        """Finish the jobs that run and drop those that wait; what ends because of that fails no round."""
+        """Finish the jobs that run, drop those that wait, and write what is made; that it ends fails no round."""
         self._closing = True
         for task in list(self._tasks.values()):
             task.given_up = math.inf
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._writer.close()
 
     @property
     def stalled(self) -> str | None:
         """Why a checkpoint can't be written now, if one waits for that."""
-        return next((task.waits_for for task in list(self._tasks.values()) if task.waits_for), None)
+        return self._writer.stalled
 
     @property
     def fault(self) -> str | None:
@@ -145,7 +150,7 @@ class Aggregator:
         self._submit(command, self._fold)
 
     def commit_round(self, command: CommitRound) -> None:
-        """Step the outer optimizer, write the checkpoint and answer ``RoundAggregated``."""
+        """Step the outer optimizer and answer ``RoundAggregated``; the checkpoint is written beside what follows."""
         self._submit(command, self._commit)
 
     def drop_round(self, command: DropRound) -> None:
@@ -156,7 +161,8 @@ class Aggregator:
             task.worker.submit(lambda: self._end_round(task))
 
     def release_task(self, command: ReleaseTask) -> None:
-        """Free the task's tensors."""
+        """Free the task's tensors, and write no version of it any more."""
+        self._writer.drop(command.task_id)
         task = self._tasks.pop(command.task_id, None)
         if task is not None and not self._closing:
             task.given_up = math.inf
@@ -228,7 +234,12 @@ class Aggregator:
         started = time.perf_counter()
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step())
-        written = self._write(task, command, version) if command.durable else self._named(command, version)
+        new = self._writer.prepare(command, version)
+        is_small = _is_small(version)
+        if is_small:
+            written = WrittenCheckpoint(named(new), delta=None)
+        else:
+            written = self._writer.write(new, lambda: task.given_up >= command.attempt)
         task.holds = _digests(written.record)
         self._end_round(task)
         self._fault = None
@@ -238,24 +249,16 @@ class Aggregator:
         if delta is not None:  # a client that names it as its own update must not have it deleted
             self._spooled.hold(delta.blob)
         opening = (command.task_id, command.round, command.attempt)
-        self._outcomes.event(RoundAggregated(*opening, written.record, delta, command.durable))
+        self._outcomes.event(RoundAggregated(*opening, written.record, delta))
+        durable = partial(self._durable, task.spec, command.attempt)
+        if is_small:
+            self._writer.write_behind(new, durable)
+        else:
+            durable(written)
 
-    def _named(self, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
-        (weights,) = version.weights
-        if not isinstance(weights, bytes):
-            raise FarmError("the weights are too large to be kept in memory; set durable_every to 1")
-        return self._writer.name(command, weights)
-
-    def _write(self, task: _Task, command: CommitRound, version: NewVersion) -> WrittenCheckpoint:
-        def waits_for(reason: str) -> None:
-            if task.waits_for is None:
-                _log.error("a round waits for the disk", task=command.task_id, error=reason)
-            task.waits_for = reason
-
-        try:
-            return self._writer.write(command, version, waits_for, lambda: task.given_up >= command.attempt)
-        finally:
-            task.waits_for = None
+    def _durable(self, spec: TaskSpec, attempt: int, written: WrittenCheckpoint) -> None:
+        self._outcomes.durable(spec, written.record)
+        self._outcomes.event(CheckpointDurable(written.record.task_id, attempt, written.record))
 
     def _release(self, task: _Task) -> None:
         self._end_round(task)
@@ -295,11 +298,22 @@ def _digests(checkpoint: CheckpointRecord) -> tuple[str, str | None]:
 
 def _with_small_parts_joined(version: NewVersion) -> NewVersion:
     """Make one piece of what can ride inline: it is written, and kept in memory, as that piece."""
-    return replace(version, weights=_joined(version.weights), delta=version.delta and _joined(version.delta))
+    return replace(
+        version,
+        weights=_joined(version.weights, INLINE_BYTES),
+        optimizer=version.optimizer and _joined(version.optimizer, SMALL_STATE_BYTES),
+        delta=version.delta and _joined(version.delta, INLINE_BYTES),
+    )
 
 
-def _joined(chunks: list[Chunk]) -> list[Chunk]:
-    return [b"".join(chunks)] if size_of(chunks) <= INLINE_BYTES else chunks
+def _joined(chunks: list[Chunk], most_bytes: int) -> list[Chunk]:
+    return [b"".join(chunks)] if size_of(chunks) <= most_bytes else chunks
+
+
+def _is_small(version: NewVersion) -> bool:
+    """Whether a version can be kept in memory and sent from there, while the task's tensors change."""
+    parts = (version.weights, version.optimizer or [])
+    return version.delta is None and all(isinstance(chunk, bytes) for chunks in parts for chunk in chunks)
 
 
 def _small_blobs(version: NewVersion, written: WrittenCheckpoint) -> dict[str, bytes]:

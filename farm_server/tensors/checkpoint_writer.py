@@ -1,15 +1,22 @@
-"""Makes a task's new version durable, and waits for the disk where it must; or names it without writing it."""
+"""Makes new versions durable: at once, or beside the rounds that follow them; and waits for the disk where it must."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from coordinator.commands import CommitRound
 from coordinator.records import CheckpointRecord
 from farm_server.environment.clock import Clock
 from farm_server.environment.disk_space import Claim
 from farm_server.tensors.disk_retry import insist
+from protocol.errors import Unavailable
 from protocol.retry import RetryPolicy
 from storage.blob_batch import size_of
 from storage.blobs import ref_of
@@ -19,56 +26,143 @@ from storage.errors import DISK_RETRY
 if TYPE_CHECKING:
     from farm_server.tensors.task_tensors import NewVersion
 
+_WRITES_AT_ONCE: Final = 4
+"""So many tasks' checkpoints are written beside their rounds at a time: all wait for the same disk."""
+_log = structlog.get_logger(__name__)
 
-class _Place(TypedDict):
-    task_id: str
-    round: int
-    epoch: int
-    cursor: int
-    created_at: float
+Done = Callable[[WrittenCheckpoint], None]
+"""Hears on the writer's thread that a version is durable."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    new: NewCheckpoint
+    done: Done
 
 
 class CheckpointWriter:
-    """``write`` blocks: call it in worker threads."""
+    """Safe on any thread. ``write`` blocks; ``write_behind`` returns at once.
+
+    Of one task one version is written at a time, and then the newest one that waits: a fast task is written as often
+    as the disk allows, and never queues up. Memory: two versions of each task.
+    """
 
     def __init__(self, store: CheckpointStore, clock: Clock, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
         self._store = store
         self._clock = clock
         self._claim = claim
         self._retry = retry
+        self._pool = ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="checkpoint-writer")
+        self._lock = threading.Lock()
+        self._writing: dict[str, _Job | None] = {}
+        """What is written of each task; None if nobody needs that any more."""
+        self._waiting: dict[str, _Job] = {}
+        self._refused: dict[str, str] = {}
+        self._closing = False
 
-    def write(
-        self,
-        command: CommitRound,
-        version: NewVersion,
-        waits_for: Callable[[str], None],
-        given_up: Callable[[], bool],
-    ) -> WrittenCheckpoint:
-        """Write the version that the command asks for; while the disk refuses, tell ``waits_for`` why and try again.
+    @property
+    def stalled(self) -> str | None:
+        """Why a checkpoint can't be written now, if one waits for that."""
+        return next(iter(list(self._refused.values())), None)
 
-        Raises: Unavailable if the round is given up meanwhile.
-        """
-        new = NewCheckpoint(
-            **self._place(command), weights=version.weights, optimizer=version.optimizer, delta=version.delta
+    def close(self) -> None:
+        """Write what waits, as far as the disk takes it at once."""
+        self._closing = True
+        self._pool.shutdown(wait=True)
+
+    def prepare(self, command: CommitRound, version: NewVersion) -> NewCheckpoint:
+        """Return what is to be written of the version that the command asks for."""
+        return NewCheckpoint(
+            task_id=command.task_id,
+            round=command.round + 1,
+            epoch=command.epoch,
+            cursor=command.cursor,
+            created_at=self._clock.now(),
+            weights=version.weights,
+            optimizer=version.optimizer,
+            delta=version.delta,
         )
-        needed_bytes = sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None)
 
-        def attempt() -> WrittenCheckpoint:
-            self._claim(needed_bytes)
-            return self._store.write(new)
+    def write(self, new: NewCheckpoint, given_up: Callable[[], bool]) -> WrittenCheckpoint:
+        """Write a version now; while the disk refuses, try again. Raises: Unavailable if it is given up meanwhile."""
+        return self._insist(new, given_up, lambda: self._attempt(new))
 
-        return insist(attempt, waits_for, given_up, self._retry)
+    def write_behind(self, new: NewCheckpoint, done: Done) -> None:
+        """Write a version, whose chunks stay as they are, unless a newer one of its task comes before its turn."""
+        with self._lock:
+            self._waiting[new.task_id] = _Job(new, done)
+            if new.task_id in self._writing:
+                return
+            self._writing[new.task_id] = None
+        self._pool.submit(self._drain, new.task_id)
 
-    def name(self, command: CommitRound, weights: bytes) -> WrittenCheckpoint:
-        """Return the record of a version that stays in memory."""
-        record = CheckpointRecord(**self._place(command), weights=ref_of(weights), optimizer=None, manifest=None)
-        return WrittenCheckpoint(record, delta=None)
+    def drop(self, task_id: str) -> None:
+        """Nobody needs the versions of a task any more that are not durable."""
+        with self._lock:
+            self._waiting.pop(task_id, None)
+            if task_id in self._writing:
+                self._writing[task_id] = None
 
-    def _place(self, command: CommitRound) -> _Place:
-        return {
-            "task_id": command.task_id,
-            "round": command.round + 1,
-            "epoch": command.epoch,
-            "cursor": command.cursor,
-            "created_at": self._clock.now(),
-        }
+    def _drain(self, task_id: str) -> None:
+        while (job := self._next(task_id)) is not None:
+            try:
+                new = job.new
+                written = self._insist(new, partial(self._is_given_up, job), partial(self._attempt_whatever_comes, new))
+            except Unavailable as error:
+                _log.warning("a checkpoint is not written", task=task_id, version=job.new.round, error=error.message)
+            else:
+                job.done(written)
+
+    def _attempt(self, new: NewCheckpoint) -> WrittenCheckpoint:
+        self._claim(sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None))
+        return self._store.write(new)
+
+    def _attempt_whatever_comes(self, new: NewCheckpoint) -> WrittenCheckpoint:
+        """Nobody waits for it in a round that could fail: too little memory, say, is waited out as a full disk is."""
+        try:
+            return self._attempt(new)
+        except Unavailable:
+            raise
+        except Exception as error:
+            _log.exception("a checkpoint can't be written", task=new.task_id, version=new.round)
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+
+    def _insist(
+        self, new: NewCheckpoint, given_up: Callable[[], bool], attempt: Callable[[], WrittenCheckpoint]
+    ) -> WrittenCheckpoint:
+        def waits_for(reason: str) -> None:
+            if new.task_id not in self._refused:
+                _log.error("a checkpoint waits for the disk", task=new.task_id, version=new.round, error=reason)
+            self._refused[new.task_id] = reason
+
+        try:
+            return insist(attempt, waits_for, given_up, self._retry)
+        finally:
+            self._refused.pop(new.task_id, None)
+
+    def _is_given_up(self, job: _Job) -> bool:
+        task_id = job.new.task_id
+        return self._closing or task_id in self._waiting or self._writing[task_id] is not job
+
+    def _next(self, task_id: str) -> _Job | None:
+        with self._lock:
+            job = self._waiting.pop(task_id, None)
+            if job is None:
+                del self._writing[task_id]
+            else:
+                self._writing[task_id] = job
+            return job
+
+
+def named(new: NewCheckpoint) -> CheckpointRecord:
+    """Return the record of a version that is in memory: it has no manifest yet."""
+    return CheckpointRecord(
+        task_id=new.task_id,
+        round=new.round,
+        epoch=new.epoch,
+        cursor=new.cursor,
+        weights=ref_of(b"".join(new.weights)),
+        optimizer=None if new.optimizer is None else ref_of(b"".join(new.optimizer)),
+        manifest=None,
+        created_at=new.created_at,
+    )

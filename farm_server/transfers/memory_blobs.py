@@ -33,9 +33,11 @@ class MemoryBlobs:
         """Keep a task's newest version, which is nowhere else, until the next one or ``unpin``."""
         self._pinned[task_id] = (digest, data)
 
-    def unpin(self, task_id: str) -> None:
-        """The task has a version on the disk."""
-        self._pinned.pop(task_id, None)
+    def unpin(self, task_id: str, digest: str | None = None) -> None:
+        """The task's version of that digest is on the disk; None: any that it has is of no use."""
+        pinned = self._pinned.get(task_id)
+        if pinned is not None and digest in (None, pinned[0]):
+            del self._pinned[task_id]
 
     def pinned(self, digest: str) -> bytes | None:
         """Return the bytes of a pinned version."""

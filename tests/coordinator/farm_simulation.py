@@ -26,6 +26,7 @@ from coordinator.engine import Coordinator
 from coordinator.events import (
     AssignmentAccepted,
     AssignmentFailed,
+    CheckpointDurable,
     ClientConnected,
     ClientLost,
     ClientReady,
@@ -163,7 +164,7 @@ class Volunteer:
 
 
 class Simulation:
-    """The shell: carries out commands at once, unless ``hold_commits`` keeps aggregates back."""
+    """The shell: carries out commands at once, unless ``hold_commits`` and ``hold_writes`` keep outcomes back."""
 
     def __init__(self, seed: int = 0, settings: CoordinatorSettings | None = None) -> None:
         self.rng = random.Random(seed)
@@ -183,6 +184,9 @@ class Simulation:
         self.weights_size: dict[str, int] = {}
         """The size of what leads from a version to the next; 0 where there are only whole versions."""
         self.pending_commits: list[CommitRound] = []
+        self.hold_writes = False
+        self.unwritten: list[CheckpointDurable] = []
+        """Checkpoints that are not durable: those that ``hold_writes`` keeps back."""
         self._queue: deque[Command] = deque()
         self._draining = False
         self._ids = 0
@@ -263,7 +267,15 @@ class Simulation:
                 created_at=self.now,
             )
             delta = self._delta(c, checkpoint)
-            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, delta, c.durable))
+            self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, delta))
+            self.unwritten.append(CheckpointDurable(c.task_id, c.attempt, checkpoint))
+            if not self.hold_writes:
+                self.finish_writes()
+
+    def finish_writes(self) -> None:
+        """All checkpoints of which the coordinator was told become durable, in order."""
+        while self.unwritten:
+            self.handle(self.unwritten.pop(0))
 
     def _delta(self, c: CommitRound, after: CheckpointRecord) -> WeightsDelta | None:
         if not self.delta_bytes:
@@ -382,6 +394,7 @@ class Simulation:
             volunteer.online = False
         self.open.clear()
         self.pending_commits.clear()
+        self.unwritten.clear()
         self.coordinator = self._start(self.ledger.snapshot())
         self.handle(Restored())
 

@@ -137,14 +137,14 @@ def test_rounds_in_memory_that_it_delivered_to_become_durable() -> None:
     farm = Simulation()
     for name in ("ada", "bob"):
         farm.join(name)
-    farm.submit(spec(durable_every=3))
-    while farm.task().version == 0:  # the first commit is durable
-        farm.deliver(next(v for v in farm.volunteers.values() if v.held))
+    farm.submit(spec())
+    farm.hold_writes = True
     done = farm.deliver(farm.volunteers["ada"])
     farm.deliver(farm.volunteers["bob"])
     assert not farm.ledger.assignments[done.assignment_id].counted
-    assert farm.view().round == 2
     remove(farm, "ada", force=True)
+    farm.hold_writes = False
+    farm.finish_writes()
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
     assert farm.ledger.assignments[done.assignment_id].counted
@@ -182,7 +182,6 @@ RECIPES = (
     {},
     {"over_provision": 0.5, "max_staleness": 1},
     {"pipeline": True, "max_staleness": 1},
-    {"durable_every": 3},
     {"evaluate_every": 1},
 )
 
@@ -204,6 +203,8 @@ def happen(farm: Simulation, what: str, name: str) -> None:
             come(farm, name)
         case "restart":
             farm.restart()
+        case "write":
+            farm.finish_writes()
 
 
 def come(farm: Simulation, name: str) -> None:
@@ -229,10 +230,13 @@ def test_removals_at_any_time_lose_no_sample_and_break_no_task(data: st.DataObje
     farm.submit(spec(shards=(30, 30), holdout=(5,), rounds=None, epochs=1, **data.draw(st.sampled_from(RECIPES))))
     for name in NAMES:
         farm.join(name)
-    events = st.sampled_from(["work", "work", "remove", "leave", "join", "fail", "restart"])
+    events = st.sampled_from(["work", "work", "remove", "leave", "join", "fail", "restart", "write"])
+    farm.hold_writes = data.draw(st.booleans())
     for what, name in data.draw(st.lists(st.tuples(events, st.sampled_from(NAMES)), max_size=30)):
         happen(farm, what, name)
         farm.tick()
+    farm.hold_writes = False
+    farm.finish_writes()
     assert {client.client_id for client in farm.coordinator.client_views(farm.now)} == set(farm.ledger.clients)
     end(farm)
     assert farm.task().state is TaskState.COMPLETED, farm.view().why

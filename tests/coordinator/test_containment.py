@@ -175,9 +175,10 @@ def test_a_defect_in_one_task_keeps_the_tick_of_the_others(monkeypatch: pytest.M
 def test_what_is_not_yet_durable_rolls_back_with_the_broken_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     farm = Simulation(settings=CoordinatorSettings(task_retry=RetryPolicy(0.0, 0.0)))
     farm.expects_defects = True
-    farm.submit(spec(rounds=6, durable_every=4, durable_seconds=600.0, max_retries=0), "bad")
+    farm.submit(spec(rounds=6, max_retries=0), "bad")
     ada = farm.join("ada")
     farm.deliver(ada)
+    farm.hold_writes = True
     farm.deliver(ada)
     assert farm.coordinator._farm.tasks["bad"].record.version == 2
     with monkeypatch.context() as patch:
@@ -186,6 +187,8 @@ def test_what_is_not_yet_durable_rolls_back_with_the_broken_attempt(monkeypatch:
     assert farm.task("bad").version == 1, "the first round is durable"
     assert not ada.outbox, "all results are settled: those of rounds in memory count for nothing"
     check_books(farm)
+    farm.hold_writes = False
+    farm.unwritten.clear()
     farm.handle(TaskAction("bad", Action.RETRY))
     farm.run()
     assert (farm.task("bad").state, farm.task("bad").samples_done) == (TaskState.COMPLETED, 120)

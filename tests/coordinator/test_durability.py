@@ -1,25 +1,26 @@
-"""``durable_every``: rounds in memory, made durable as one, or rolled back as one."""
+"""Write-behind: rounds go on while a checkpoint is written, become durable in order, or are undone as one."""
 
 from __future__ import annotations
 
 import pytest
 
-from coordinator.commands import CommitRound, Save
+from coordinator import durability
+from coordinator.commands import OpenRound, Save
 from coordinator.events import Action, AggregationFailed, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.records import RoundState
-from protocol.messages import Ack
-from protocol.tasks import BlobRef
+from protocol.messages import Ack, Assign
 from tests.coordinator.farm_simulation import Simulation, spec
 
 
 def farm_of(**recipe: object) -> Simulation:
+    """Two clients, and a task whose first version is durable; from then on the disk writes when the test says so."""
     farm = Simulation()
     for name in ("ada", "bob"):
         farm.join(name)
-    recipe = {"rounds": 12, "durable_every": 4, "durable_seconds": 1000.0, **recipe}
-    farm.submit(spec(shards=(500,), **recipe))
-    play(farm, 1)  # the first one is durable: there was no durable commit before
+    farm.submit(spec(shards=(500,), **{"rounds": 12, **recipe}))
+    play(farm, 1)
+    farm.hold_writes = True
     return farm
 
 
@@ -29,39 +30,71 @@ def play(farm: Simulation, rounds: int) -> None:
             farm.deliver(farm.volunteers[name])
 
 
-def version(farm: Simulation) -> int:
-    return farm.view().round
+def in_memory(farm: Simulation) -> int:
+    return farm.coordinator._farm.tasks["t1"].record.version
 
 
-def test_the_books_of_several_rounds_become_durable_in_one_transaction() -> None:
+def why(farm: Simulation) -> str:
+    return farm.coordinator.why("t1", farm.now)
+
+
+def test_the_next_round_begins_before_the_version_it_needs_is_durable() -> None:
     farm = farm_of()
-    play(farm, 3)
-    assert (version(farm), farm.task().version) == (4, 1)
-    assert ("t1", 4) not in farm.ledger.checkpoints
-    farm.log.clear()
     play(farm, 1)
-    assert farm.task().version == 5
-    (save,) = [c for c in farm.log if isinstance(c, Save) and any(getattr(r, "version", 0) == 5 for r in c.records)]
+    ada = farm.volunteers["ada"]
+    assert (in_memory(farm), farm.task().version, farm.view().round) == (2, 1, 1)
+    assert [m.round for m in ada.messages if isinstance(m, Assign)] == [0, 1, 2]
+    assert farm.open["t1"][0] == 2
+    assert len(ada.outbox) == 1, "nobody is told that it counts"
+
+
+def test_what_is_durable_is_saved_with_its_books_and_acknowledged() -> None:
+    farm = farm_of()
+    play(farm, 1)
+    farm.log.clear()
+    farm.finish_writes()
+    assert isinstance(farm.log[0], Save)
+    assert [type(c.message) for c in farm.log[1:]] == [Ack, Ack]
+    assert (farm.task().version, farm.view().round, farm.task().samples_done) == (2, 2, 40)
+    assert ("t1", 2) in farm.ledger.checkpoints
+    assert not farm.volunteers["ada"].outbox
+    assert farm.ledger.rounds["t1", 2].state is RoundState.OPEN, "what was decided since then is saved too"
+
+
+def test_a_later_version_makes_those_before_it_durable_in_one_transaction() -> None:
+    farm = farm_of()
+    play(farm, 4)
+    del farm.unwritten[:-1]  # newest wins: the others are never written
+    farm.log.clear()
+    farm.finish_writes()
+    (save,) = [c for c in farm.log if isinstance(c, Save)]
     numbers = {r.number for r in save.records if hasattr(r, "number") and r.state is RoundState.COMMITTED}
     assert numbers == {1, 2, 3, 4}
-    assert farm.task().samples_done == 100
+    assert (farm.task().version, farm.task().samples_done) == (5, 100)
+    assert ("t1", 4) not in farm.ledger.checkpoints
     assert set(farm.ledger.counted("t1", 0).values()) == {1}
     assert sum(farm.ledger.counted("t1", 0).values()) == 100
 
 
-def test_clients_keep_their_updates_until_they_are_durable() -> None:
+def test_an_earlier_version_becomes_durable_without_those_after_it() -> None:
     farm = farm_of()
-    ada = farm.volunteers["ada"]
     play(farm, 3)
-    assert len(ada.outbox) == 3
-    play(farm, 1)
-    assert not ada.outbox
+    later = farm.unwritten[1:]
+    del farm.unwritten[1:]
+    farm.finish_writes()
+    assert (in_memory(farm), farm.task().version, farm.task().samples_done) == (4, 2, 40)
+    assert {n: r.state for (_, n), r in farm.ledger.rounds.items()}[2] is RoundState.OPEN
+    assert len(farm.volunteers["ada"].outbox) == 2
+    farm.unwritten += later
+    farm.finish_writes()
+    assert (farm.task().version, farm.task().samples_done) == (4, 80)
 
 
-def test_a_restart_goes_back_to_the_last_durable_round_and_counts_everything_once() -> None:
+def test_a_restart_goes_back_to_the_last_durable_version_and_counts_everything_once() -> None:
     farm = farm_of(rounds=None, epochs=1)
     play(farm, 2)
     farm.restart()
+    farm.hold_writes = False
     assert farm.view().round == 1
     for volunteer in list(farm.volunteers.values()):
         volunteer.held.clear()
@@ -74,34 +107,63 @@ def test_a_restart_goes_back_to_the_last_durable_round_and_counts_everything_onc
     assert all(not v.outbox for v in farm.volunteers.values())
 
 
-def test_the_last_round_is_durable() -> None:
-    farm = farm_of(rounds=3)
-    play(farm, 2)
+def test_the_last_version_is_durable_before_its_task_is_complete() -> None:
+    farm = farm_of(rounds=2)
+    play(farm, 1)
+    assert farm.task().state is TaskState.RUNNING
+    assert why(farm) == "version 2 is being written"
+    farm.finish_writes()
     assert farm.task().state is TaskState.COMPLETED
-    assert farm.task().version == 3
-    assert ("t1", 3) in farm.ledger.checkpoints
+    assert ("t1", 2) in farm.ledger.checkpoints
 
 
-def test_time_makes_a_round_durable_too() -> None:
-    farm = farm_of(durable_seconds=5.0)
-    play(farm, 1)
-    assert farm.task().version == 1
-    farm.now += 6.0
-    play(farm, 1)
-    assert farm.task().version == 3
-
-
-def test_an_evaluated_version_is_durable() -> None:
+def test_a_version_is_durable_before_it_is_evaluated() -> None:
     farm = Simulation()
-    farm.join("ada")
-    farm.submit(spec(shards=(200,), holdout=(5,), rounds=6, durable_every=6, durable_seconds=1e6, evaluate_every=3))
-    farm.run()
-    commits = {c.round + 1: c.durable for c in farm.log if isinstance(c, CommitRound)}
-    assert [number for number, durable in commits.items() if durable] == [1, 3, 6]
+    farm.hold_writes = True
+    ada = farm.join("ada")
+    farm.submit(spec(shards=(200,), holdout=(5,), rounds=6, evaluate_every=2))
+    farm.deliver(ada)
+    farm.deliver(ada)
+    assert not ada.held
+    del farm.unwritten[0]
+    farm.finish_writes()
+    assert [assign.kind for assign in ada.held] == ["evaluate"]
+
+
+def test_a_version_that_stays_is_durable_before_a_later_one_takes_its_place() -> None:
+    farm = farm_of(keep_every=3)
+    play(farm, 2)
+    assert not farm.volunteers["ada"].held
+    farm.finish_writes()
+    assert ("t1", 3) in farm.ledger.checkpoints
+    assert farm.volunteers["ada"].held
+
+
+def test_memory_is_not_more_than_so_many_rounds_ahead() -> None:
+    farm = farm_of(rounds=40, round_samples=2)
+    play(farm, durability.MOST_ROUNDS)
+    assert not farm.volunteers["ada"].held
+    assert why(farm) == "waits for the disk, which has version 1 of 17"
+    del farm.unwritten[1:]
+    farm.finish_writes()
+    assert farm.volunteers["ada"].held
+
+
+def test_a_disk_that_stalls_stops_the_next_round() -> None:
+    farm = farm_of()
+    play(farm, 1)
+    farm.now += durability.MOST_SECONDS
+    play(farm, 1)
+    assert not farm.volunteers["ada"].held
+    farm.tick()
+    assert why(farm) == "waits for the disk, which has version 1 of 3"
+    farm.finish_writes()
+    assert farm.volunteers["ada"].held
+    assert sum(farm.ledger.counted("t1", 0).values()) == 60, "nothing is lost"
 
 
 @pytest.mark.parametrize("action", [Action.PAUSE, Action.CANCEL])
-def test_stopping_goes_back_to_the_last_durable_round(action: Action) -> None:
+def test_stopping_goes_back_to_the_last_durable_version(action: Action) -> None:
     farm = farm_of()
     ada = farm.volunteers["ada"]
     play(farm, 2)
@@ -110,6 +172,22 @@ def test_stopping_goes_back_to_the_last_durable_round(action: Action) -> None:
     assert [m.counted for m in ada.messages if isinstance(m, Ack)][-2:] == [False, False]
     assert any(e.kind == "rounds_rolled_back" for e in farm.ledger.events)
     assert not any(r.state is RoundState.OPEN for r in farm.ledger.rounds.values())
+    books = farm.task()
+    farm.finish_writes()
+    assert farm.task() == books, "what was undone is not durable, though the disk has it"
+
+
+def test_a_version_of_the_same_number_that_was_undone_is_not_the_one_that_is_there_now() -> None:
+    farm = farm_of()
+    play(farm, 1)
+    undone = farm.unwritten.pop()
+    farm.handle(TaskAction("t1", Action.PAUSE))
+    farm.handle(TaskAction("t1", Action.RESUME))
+    play(farm, 1)
+    farm.handle(undone)
+    assert (in_memory(farm), farm.task().version) == (2, 1)
+    farm.finish_writes()
+    assert farm.task().version == 2
 
 
 def test_a_failure_of_the_server_rolls_back_and_tries_again() -> None:
@@ -119,17 +197,9 @@ def test_a_failure_of_the_server_rolls_back_and_tries_again() -> None:
     farm.handle(AggregationFailed("t1", number, attempt, "the disk is full"))
     assert farm.task().state is TaskState.PENDING
     assert farm.task().version == 1
+    farm.hold_writes = False
     farm.tick(600.0)
+    opened = [c for c in farm.log if isinstance(c, OpenRound)]
+    assert opened[-1].checkpoint == farm.ledger.checkpoints["t1", 1], "what is read again is durable"
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
-
-
-@pytest.mark.parametrize(
-    "weights", [BlobRef(digest="0" * 64, size_bytes=2_000_000)], ids=["weights that do not ride in messages"]
-)
-def test_where_weights_are_files_every_round_is_durable(weights: BlobRef) -> None:
-    farm = Simulation()
-    farm.join("ada")
-    farm.submit(spec(shards=(500,), rounds=4, durable_every=4).model_copy(update={"initial_weights": weights}))
-    farm.run()
-    assert all(c.durable for c in farm.log if isinstance(c, CommitRound))

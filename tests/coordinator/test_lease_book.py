@@ -160,8 +160,8 @@ class AnyTurns(RuleBasedStateMachine):
         self.book.grant(Lease(self.record(random.choice(self.free()), part), home))  # type: ignore[attr-defined]
 
     @precondition(lambda self: self.parts is not None)
-    @rule(lets_finish=st.booleans(), durable=st.booleans())
-    def is_committed(self, lets_finish: bool, durable: bool) -> None:
+    @rule(lets_finish=st.booleans())
+    def is_committed(self, lets_finish: bool) -> None:
         parts = self.parts
         assert parts is not None
         if lets_finish:
@@ -172,7 +172,7 @@ class AnyTurns(RuleBasedStateMachine):
         while parts.unfolded:
             lease, _ = self.book.fold(parts, min(parts.unfolded))
             assert lease.update is None
-        self.book.commit(parts, durable=durable)
+        self.book.commit(parts)
         self.leases.close(parts)
         self.open[self.task_id] = None
         self.number[self.task_id] += 1
@@ -187,10 +187,12 @@ class AnyTurns(RuleBasedStateMachine):
         self.leases.close(parts)
         self.open[self.task_id] = None
 
-    @rule()
-    def is_durable(self) -> None:
+    @rule(behind=st.none() | st.integers(0, 2))
+    def is_durable(self, behind: int | None) -> None:
+        upto = None if behind is None else self.number[self.task_id] - behind
         committed = [x for x in self.leases if x.stage is Stage.COMMITTED]
-        assert self.book.settle(self.leases) == committed
+        reached = [x for x in committed if upto is None or (x.home is not None and x.home.number < upto)]
+        assert self.book.settle(self.leases, upto) == reached
 
     # assignments
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from protocol.messages import Accept, Assign, Cancel, Hello, Kind, Message, Ready, Result, Welcome
+from protocol.messages import Accept, Ack, Assign, Cancel, Hello, Kind, Message, Ready, Result, Welcome
 from protocol.resources import Resources
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef
@@ -56,11 +56,16 @@ class Volunteer:
         await self.connection.send(self.session.send(message))
 
     async def next(self, kind: type[M] | tuple[type[M], ...], within_seconds: float = 30.0) -> M:
+        """Return the next message of this kind; an assignment that comes before an acknowledgement is kept."""
+        kept: list[Message] = []
         async with asyncio.timeout(within_seconds):
             while True:
                 while self._unread:  # a frame may have brought several
                     if isinstance(message := self._unread.popleft(), kind):
+                        self._unread.extendleft(reversed(kept))
                         return message
+                    if kind is Ack and isinstance(message, Assign):
+                        kept.append(message)
                 self._unread.extend(self.session.receive(await self.connection.recv()))
 
     async def ready(self, slots: int = 1) -> None:

@@ -135,10 +135,10 @@ def _times_assigned(scene: Scene, task_id: str, number: int) -> int:
 
 
 def test_rounds_in_memory_are_trained_again_after_the_server_was_killed(scene: Scene) -> None:
-    """Two of three rounds are not durable: the books go back with the weights, and the end is the undisturbed one."""
-    task_id = scene.submit(durable_every=3, durable_seconds=1000.0)
-    scene.wait_in_round(task_id, 3)
+    """Rounds of milliseconds, of which the disk does not get every one: the end is the undisturbed one."""
+    task_id = scene.submit(batch_seconds=0.0)
+    scene.wait_in_round(task_id, 1)
+    told = scene.view(task_id).round
     scene.restart_server()
-    durable = scene.view(task_id).round
-    assert durable in (1, 4), "the first commit after a start is durable, and the third one after it"
+    assert scene.view(task_id).round >= told, "nobody was told of what is undone"
     scene.check_finished(task_id)

@@ -22,11 +22,12 @@ from farm_server.environment.settings import ServerSettings
 from farm_server.observability.logs import configure_logs
 from farm_server.operations.daemon import run
 from farm_server.tensors.aggregator import Aggregator
-from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from farm_server.tensors.checkpoint_writer import CheckpointWriter, Done
 from farm_server.tensors.torch_side import TorchSide
 from protocol.digests import digest_bytes
 from protocol.errors import FarmError
 from protocol.messages import Ack, Assign, Kind, Message, Result
+from storage.checkpoints import NewCheckpoint, WrittenCheckpoint
 from tests.injection.places import Places
 from tests.injection.plan import Fault
 from tests.injection.standing import Standing
@@ -143,17 +144,21 @@ class _Reader:
 
 
 class _Writer(_Breakable):
-    def write(self, command: CommitRound, *rest: Any) -> Any:
-        return self._around(command, self._part.write, *rest)
-
-    def name(self, command: CommitRound, *rest: Any) -> Any:
-        return self._around(command, self._part.name, *rest)
-
-    def _around(self, command: CommitRound, make: Callable[..., Any], *rest: Any) -> Any:
+    def prepare(self, command: CommitRound, *rest: Any) -> Any:
         self._reach(Fault.SERVER_BEFORE_COMMIT, command.round)
-        written = make(command, *rest)
-        self._reach(Fault.SERVER_WHILE_COMMITTING, command.round)
+        return self._part.prepare(command, *rest)
+
+    def write(self, new: NewCheckpoint, *rest: Any) -> Any:
+        written = self._part.write(new, *rest)
+        self._reach(Fault.SERVER_WHILE_COMMITTING, new.round - 1)
         return written
+
+    def write_behind(self, new: NewCheckpoint, done: Done) -> None:
+        def durable(written: WrittenCheckpoint) -> None:
+            self._reach(Fault.SERVER_WHILE_COMMITTING, new.round - 1)
+            done(written)
+
+        self._part.write_behind(new, durable)
 
 
 _WRAPPERS = {

@@ -180,7 +180,7 @@ def test_the_names_of_a_results_metrics_are_cut_and_their_number_is_bounded() ->
         *({"epochs": v} for v in (1e308, 5e-324, INF, NAN)),
         *({name: v} for name in ("rounds", "round_samples", "batch_samples") for v in (2**63, 10**30)),
         *({name: 10**30} for name in ("seed", "min_clients", "max_clients", "max_retries", "keep_every")),
-        *({name: v} for name in ("longest_round_seconds", "durable_seconds") for v in (1e308, 5e-324, NAN, INF)),
+        *({name: v} for name in ("longest_round_seconds",) for v in (1e308, 5e-324, NAN, INF)),
         {"over_provision": NAN},
         {"quorum": NAN},
         {"gather_seconds": INF},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask
-from coordinator.events import AggregationFailed, CheckpointDamaged, Event, RoundAggregated
+from coordinator.events import AggregationFailed, CheckpointDamaged, CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
 from protocol.tasks import BlobRef
@@ -23,12 +23,17 @@ Job = OpenRound | Fold | CommitRound | DropRound | ReleaseTask
 
 @dataclass(slots=True)
 class _Task:
-    """One task's jobs, and the accumulator of the attempt that is open."""
+    """One task's jobs, the accumulator of the attempt that is open, and what is on its way to the disk."""
 
     jobs: deque[Job] = field(default_factory=deque)
     attempt: int | None = None
     weights: int = 0
     folded: list[Fold] = field(default_factory=list)
+    in_memory: tuple[str, int] | None = None
+    """Digest and weights of the version that is loaded."""
+    unwritten: tuple[CheckpointDurable, int] | None = None
+    """The version, with its weights, that is written next."""
+    is_writing: bool = False
 
 
 class Aggregator:
@@ -39,8 +44,6 @@ class Aggregator:
         self._post = post
         self._tasks: dict[str, _Task] = {}
         self._spooled: Counter[str] = Counter()
-        self._volatile: dict[str, int] = {}
-        """Weights of versions that are in memory only."""
         self.crashed = False
 
     def hold(self, update: BlobRef) -> None:
@@ -81,8 +84,11 @@ class Aggregator:
 
     def _do(self, task: _Task, job: Job) -> None:
         match job:
-            case DropRound() | ReleaseTask():
+            case DropRound():
                 self._forget(task)
+            case ReleaseTask():
+                self._forget(task)
+                task.in_memory = task.unwritten = None
             case OpenRound() if not self._fails(task, job):
                 self._open(task, job)
             case Fold() if task.attempt != job.attempt:
@@ -100,19 +106,26 @@ class Aggregator:
         if isinstance(job, Fold):
             self._release(job.update)
         self._forget(task)
+        task.in_memory = None
         self._post(AggregationFailed(job.task_id, job.round, job.attempt, "the disk is full"))
         return True
 
     def _open(self, task: _Task, job: OpenRound) -> None:
         self._forget(task)
         digest = job.checkpoint.weights.digest
+        if task.in_memory is not None and task.in_memory[0] == digest:
+            task.attempt, task.weights = job.attempt, task.in_memory[1]
+            return
+        task.in_memory = None
         if self._world.weather.damages_checkpoint(job.round):
             self._world.damaged.add(digest)
         if digest in self._world.damaged:
             self._fall_back(job)
             return
         task.attempt = job.attempt
-        task.weights = self._volatile[digest] if digest in self._volatile else self._world.blobs[digest]
+        check(digest in self._world.blobs, f"version {job.round} of {job.task_id} is read, and was never written")
+        task.weights = self._world.blobs[digest]
+        task.in_memory = (digest, task.weights)
 
     def _fall_back(self, job: OpenRound) -> None:
         """Find the newest older checkpoint that can be read, and what was counted since."""
@@ -135,11 +148,6 @@ class Aggregator:
         weights = task.weights + aggregate_of(recipe, (self._world.updates[f.update.digest].value for f in task.folded))
         name = f"{job.task_id}/{job.round + 1}/{weights}"
         digest = digest_bytes(name.encode())
-        if job.durable:
-            self._world.blobs[digest] = weights
-            self._world.damaged.discard(digest)
-        else:
-            self._volatile[digest] = weights
         checkpoint = CheckpointRecord(
             task_id=job.task_id,
             round=job.round + 1,
@@ -151,7 +159,31 @@ class Aggregator:
             created_at=self._world.server_now(),
         )
         self._forget(task)
-        self._post(RoundAggregated(job.task_id, job.round, job.attempt, checkpoint, durable=job.durable))
+        task.in_memory = (digest, weights)
+        task.unwritten = (CheckpointDurable(job.task_id, job.attempt, checkpoint), weights)
+        self._post(RoundAggregated(job.task_id, job.round, job.attempt, checkpoint))
+        self._write(task)
+
+    def _write(self, task: _Task) -> None:
+        """Write the newest version that waits, if none is being written."""
+        if task.is_writing or task.unwritten is None:
+            return
+        (written, weights), task.unwritten, task.is_writing = task.unwritten, None, True
+        self._world.agenda.after(self._world.weather.write_seconds(), lambda: self._written(task, written, weights))
+
+    def _written(self, task: _Task, written: CheckpointDurable, weights: int) -> None:
+        if self.crashed:
+            return
+        if self._world.weather.disk_refuses() and task.unwritten is None:
+            self._world.agenda.after(1.0, lambda: self._written(task, written, weights))
+            return
+        task.is_writing = False
+        if not self._world.weather.disk_refuses():
+            digest = written.checkpoint.weights.digest
+            self._world.blobs[digest] = weights
+            self._world.damaged.discard(digest)
+            self._post(written)
+        self._write(task)
 
     def _forget(self, task: _Task) -> None:
         for job in task.folded:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from coordinator.commands import Save
+from coordinator.durability import MOST_ROUNDS
 from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
 from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
 from protocol.messages import Kind
@@ -42,10 +43,10 @@ class AuditedLedger(MemoryFacts):
         self._blobs = blobs
         self._seen: dict[tuple[str, int, int], int] = defaultdict(int)
         """Rows that committed rounds contain, as bits, by task, epoch and shard."""
-        self.last_fence = 0
         self._fences: set[int] = set()
         self._votes: dict[str, dict[int | None, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
         """What each counted assignment brought, by task, the round that counted it, and name."""
+        self._task_fences: dict[str, int] = defaultdict(int)
         self._fallbacks: dict[str, int] = {}
         """The version that a task may go back to, because all later checkpoints are damaged."""
 
@@ -81,8 +82,10 @@ class AuditedLedger(MemoryFacts):
             if record.version < old.version:
                 allowed = self._fallbacks.pop(old.task_id, None)
                 check(record.version == allowed, f"task {old.task_id} goes back from version {old.version}")
-            steps = record.spec.recipe.durable_every
-            check(record.version <= old.version + steps, f"task {old.task_id} skips versions after {old.version}")
+            stays = record.spec.recipe.keep_every
+            skipped = range(old.version + 1, record.version)
+            check(len(skipped) < MOST_ROUNDS, f"task {old.task_id} skips versions after {old.version}")
+            check(not stays or all(n % stays for n in skipped), f"task {old.task_id} skips a version that stays")
 
     def _audit_round(self, record: RoundRecord, version: int) -> None:
         if old := self.rounds.get((record.task_id, record.number)):
@@ -94,11 +97,12 @@ class AuditedLedger(MemoryFacts):
         name = record.assignment_id
         old = self.assignments.get(name)
         if old is None:
-            held_back = record.task_id in self.tasks and self.tasks[record.task_id].spec.recipe.durable_every > 1
-            check(held_back or record.fence > self.last_fence, f"the fence of {name} is not the highest")
+            check(
+                record.fence > self._task_fences[record.task_id], f"the fence of {name} is not the highest of its task"
+            )
+            self._task_fences[record.task_id] = record.fence
             check(record.fence not in self._fences, f"{name} has a fence that was given before")
             self._fences.add(record.fence)
-            self.last_fence = max(self.last_fence, record.fence)
         else:
             check(record.state in _ASSIGNMENT_MAY_BECOME[old.state], f"{name}: {old.state} to {record.state}")
             if old.counted and not record.counted:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from coordinator import (
+    durability,
     engine,
     failures,
     fleet,
@@ -258,6 +259,36 @@ def roll_nothing_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tasks, "roll_back", lambda _turn, run, _why: setattr(run, "volatile", None))
 
 
+def acknowledge_more_than_is_durable(patch: pytest.MonkeyPatch) -> None:
+    """With each version that is durable all updates are acknowledged, those of later versions too."""
+    settle = LeaseBook.settle
+    patch.setattr(LeaseBook, "settle", lambda book, leases, upto=None: settle(book, leases))
+
+
+def count_what_the_crash_loses(patch: pytest.MonkeyPatch) -> None:
+    """With each version that is durable the books of all later ones are saved."""
+    release = durability.checkpoint_durable
+
+    def early(turn: Turn, event: Any) -> None:
+        volatile = turn.farm.tasks[event.task_id].volatile
+        release(turn, event)
+        for version in volatile.versions if volatile is not None else ():
+            turn.release(version.records, version.entries)
+
+    _replace_rule(patch, release, early)
+
+
+def save_the_newest_books_only(patch: pytest.MonkeyPatch) -> None:
+    """What was held back of versions that were never written is lost."""
+    reached = durability.Volatile.reached
+    patch.setattr(durability.Volatile, "reached", lambda volatile, event: reached(volatile, event)[-1:])
+
+
+def wait_for_no_disk(patch: pytest.MonkeyPatch) -> None:
+    """Memory may be ahead of the disk for ever, and a task is complete before its last version is durable."""
+    patch.setattr(verdict, "waits_for_disk", lambda *_args: None)
+
+
 def part_out_too_little(patch: pytest.MonkeyPatch) -> None:
     """The last client's part lacks a sample."""
     shares = rounds.shares
@@ -374,14 +405,13 @@ def know_what_has_ended(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_what_is_durable(patch: pytest.MonkeyPatch) -> None:
-    """What a durable commit contains stays in flight."""
-    commit = LeaseBook.commit
-    patch.setattr(LeaseBook, "commit", lambda book, parts, durable: commit(book, parts, durable=durable and False))
+    """What a durable version contains stays in flight."""
+    patch.setattr(LeaseBook, "settle", lambda *_args, **_more: [])
 
 
 def settle_again_and_again(patch: pytest.MonkeyPatch) -> None:
     """What a durable commit settled is not durable yet."""
-    patch.setattr(LeaseBook, "settle", lambda _book, leases: list(leases.committed.values()))
+    patch.setattr(LeaseBook, "settle", lambda _book, leases, upto=None: list(leases.committed.values()))
 
 
 def keep_the_folded(patch: pytest.MonkeyPatch) -> None:
@@ -584,6 +614,10 @@ MUTANTS: tuple[Mutant, ...] = (
     owe_nothing_that_was_lost_ahead,
     hold_nothing_back,
     acknowledge_what_is_not_durable,
+    acknowledge_more_than_is_durable,
+    count_what_the_crash_loses,
+    save_the_newest_books_only,
+    wait_for_no_disk,
     roll_nothing_back,
     leave_what_is_held_waiting,
     take_no_slot,

@@ -168,8 +168,7 @@ def _draw_mean_task(rng: Random, machines: int) -> TaskSpec:
         quorum=rng.choice((1.0, 1.0, 0.5, 0.8)),
         over_provision=spare,
         max_staleness=staleness,
-        durable_every=rng.choice((1, 1, 3)),
-        durable_seconds=rng.choice((2.0, 30.0)),
+        keep_every=rng.choice((0, 0, 3)),
         pipeline=staleness > 0 and rng.random() < 0.6,
         max_retries=rng.choice((1, 1_000, 1_000)),
     )

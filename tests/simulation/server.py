@@ -20,6 +20,7 @@ from coordinator.commands import (
     Save,
     Send,
 )
+from coordinator.durability import MOST_ROUNDS
 from coordinator.engine import Coordinator
 from coordinator.events import (
     AssignmentFailed,
@@ -206,8 +207,10 @@ class Server:
     def _send(self, command: Send) -> None:
         message, ledger = command.message, self.world.ledger
         if isinstance(message, Assign):
-            saved = message.assignment_id in ledger.assignments or self._is_volatile(message.task.task_id)
+            version = ledger.tasks[message.task.task_id].version
+            saved = message.assignment_id in ledger.assignments or message.round > version
             check(saved, f"{message.assignment_id} is sent before it is saved")
+            check(message.round <= version + MOST_ROUNDS, f"{message.assignment_id} is too far ahead of the disk")
         if isinstance(message, Ack) and message.counted:
             record = ledger.assignments[message.assignment_id]
             check(record.counted or record.kind is Kind.EVALUATE, f"{message.assignment_id}: ack before it is durable")
@@ -215,9 +218,6 @@ class Server:
         if connection is not None and connection.incarnation == command.incarnation:
             self.world.tell("to %s: %s", command.client_id, message)
             connection.down(message)
-
-    def _is_volatile(self, task_id: str) -> bool:
-        return self.world.ledger.tasks[task_id].spec.recipe.durable_every > 1
 
     def _tick(self) -> None:
         if self.crashed:

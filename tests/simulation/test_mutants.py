@@ -8,7 +8,7 @@ from tests.simulation.__main__ import find_violation
 from tests.simulation.mutants import MUTANTS, ROBUST_MUTANTS, Mutant
 from tests.simulation.scenario import ROBUST_FROM
 
-WITHIN_SEEDS = 150
+WITHIN_SEEDS = 200
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

@@ -41,7 +41,7 @@ PLACES = (
     (rounds, "plan_round"),
     (rounds, "take_up"),
     (rounds, "join_round"),
-    (rounds, "become_durable"),
+    (rounds, "become_volatile"),
     (rounds, "announce"),
     (evaluation, "part_out"),
     (pipelining, "offer"),
@@ -65,7 +65,8 @@ PLACES = (
     (LateUpdates, "scale"),
     (results, "join_round"),
     (results, "renew"),
-    (durability, "must_be_durable"),
+    (durability.Volatile, "reached"),
+    (LeaseBook, "settle"),
 )
 
 

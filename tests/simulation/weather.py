@@ -30,6 +30,7 @@ class Weather:
         self._failing_jobs = 0
         self._bad_updates = 0
         self._damages = 0
+        self._checkpoint_size = self._rng.choice((1, 1, 30, 100))
         self._kinds = list(world.scenario.weights)
         self._shares = list(world.scenario.weights.values())
         self._faults: dict[str, Callable[[], None]] = {kind: getattr(self, f"_{kind}") for kind in self._kinds}
@@ -69,7 +70,11 @@ class Weather:
         return self._world.agenda.now < self._disk_full_until
 
     def job_seconds(self, job: Job) -> float:
-        return self.disk_seconds() if type(job).__name__ == "CommitRound" else self._rng.uniform(0.0, 0.02)
+        return self._rng.uniform(0.0, 0.02)
+
+    def write_seconds(self) -> float:
+        """How long it takes to write a checkpoint: in half of the worlds longer than many a round."""
+        return min(self.disk_seconds() * self._checkpoint_size, 8.0)
 
     def check_seconds(self) -> float:
         return self._rng.uniform(0.0, 0.5) if self._stormy and self._rng.random() < 0.1 else 0.0

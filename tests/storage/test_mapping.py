@@ -15,7 +15,7 @@ from coordinator.records import TaskRecord
 from protocol.resources import Resources
 from protocol.tasks import BlobRef
 from storage.engine import writer_engine
-from storage.mapping import MAPPERS, Mapper, task_record
+from storage.mapping import MAPPERS, TASKS, Mapper, task_record
 from storage.migrate import migrate
 from storage.tables import SubmissionRow, table_of
 from storage.transaction import Change, StoredSpecs, write_changes
@@ -104,6 +104,20 @@ def test_a_specification_that_none_may_submit_today_is_shown_and_not_worked_on(
     read.spec.model_dump_json()
     finished = a.task(spec=odd, state=TaskState.COMPLETED)
     assert _saved_and_read(engine, finished).state is TaskState.COMPLETED
+
+
+def test_a_task_that_an_older_server_stored_goes_on_without_its_durable_every(engine: Engine) -> None:
+    task = a.task(state=TaskState.RUNNING)
+    stored = task.spec.model_dump(mode="json")
+    stored["recipe"] |= {"durable_every": 4, "durable_seconds": 30.0}
+    submissions = table_of(SubmissionRow)
+    with engine.connect() as connection:
+        write_changes(connection, [Change(records=(task,))], StoredSpecs())
+        connection.execute(submissions.update().values(spec=stored))
+        query = select(TASKS.table, submissions.c.spec).join(
+            submissions, submissions.c.task_id == TASKS.table.c.task_id
+        )
+        assert task_record(connection.execute(query).mappings().one()) == task
 
 
 @pytest.mark.parametrize("mapper", MAPPERS.values(), ids=lambda mapper: mapper.record_type.__name__)

@@ -161,6 +161,10 @@ def test_the_submission_says_who(folder):
         ("[recipes]\nrounds = 3", "recipes"),
         ("[recipe]\nround = 3", "there is no 'round'; known are mode, rounds"),
         ("[recipe]\nrounds = 0", "recipe.rounds"),
+        (
+            "[recipe]\nrounds = 9\ndurable_every = 4",
+            "there is no 'durable_every' any more: no round waits for the disk",
+        ),
         ("[recipe]\nmode = 'gradients'\nquorum = 0.5\nrounds = 1", "gradients mode needs quorum 1"),
         ("[recipe]\nrounds = 1\nupdate_codec = 'int9'", "update_codec.name: Input should be 'none', 'fp16'"),
         ("[recipe]\nrounds = 1\nupdate_codec = 8", "recipe.update_codec"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coordinator.commands import CommitRound, Fold, OpenRound
-from coordinator.events import CheckpointDamaged, Event, RoundAggregated
+from coordinator.events import CheckpointDamaged, CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.tensors.aggregator import Aggregator
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
@@ -31,12 +31,15 @@ class Bench:
         self.spooled = SpooledUpdates(self.blobs)
         self.checkpoints = CheckpointStore(self.blobs)
         self.outcomes: queue.Queue[Event] = queue.Queue()
+        self.durables: queue.Queue[CheckpointDurable] = queue.Queue()
         self.versions: list[BlobRef] = []
+        self.written: list[CheckpointRecord] = []
         self.small: list[dict[str, bytes]] = []
         self.full: str | None = None
+        self.writer = CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry=RetryPolicy(0.01, 0.01))
         self.aggregator = Aggregator(
             checkpoints=self.checkpoints,
-            writer=CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry=RetryPolicy(0.01, 0.01)),
+            writer=self.writer,
             spooled=self.spooled,
             torch_side=TorchSide(1),
             outcomes=self,
@@ -53,7 +56,7 @@ class Bench:
         return [self.blobs.read(version.digest) for version in self.versions]
 
     def event(self, event: Event) -> None:
-        self.outcomes.put(event)
+        (self.durables if isinstance(event, CheckpointDurable) else self.outcomes).put(event)
 
     def damaged(self, command: OpenRound, message: str) -> None:
         self.outcomes.put(CheckpointDamaged(command.task_id, command.round, command.attempt, message, None))
@@ -68,8 +71,14 @@ class Bench:
         self.small.append(dict(small))
         self.versions.append(checkpoint.weights)
 
+    def durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
+        self.written.append(checkpoint)
+
     def outcome(self) -> Event:
         return self.outcomes.get(timeout=60)
+
+    def written_outcome(self) -> CheckpointDurable:
+        return self.durables.get(timeout=60)
 
     def open(self, number: int = 0, attempt: int = 1) -> None:
         self.aggregator.open_round(OpenRound("t", number, attempt, self.spec, self.checkpoint))
@@ -96,8 +105,12 @@ class Bench:
         self.aggregator.fold(Fold("t", number, attempt, "a", update, samples, scale))
 
     def commit(self, number: int = 0, attempt: int = 1) -> Event:
+        """Commit, and wait until the version is durable."""
         self.aggregator.commit_round(CommitRound("t", number, attempt, 0, 64))
-        return self.outcome()
+        event = self.outcome()
+        if isinstance(event, RoundAggregated):
+            self.checkpoint = self.written_outcome().checkpoint
+        return event
 
     def round(self, number: int, *updates: tuple[float, int]) -> RoundAggregated:
         self.open(number)
@@ -105,5 +118,4 @@ class Bench:
             self.fold(model.update(value), samples, number=number)
         event = self.commit(number)
         assert isinstance(event, RoundAggregated), event
-        self.checkpoint = event.checkpoint
         return event

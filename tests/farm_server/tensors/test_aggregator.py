@@ -54,7 +54,7 @@ def test_a_robust_aggregate_reads_updates_at_the_commit_and_leaves_the_liar_out(
             for value, samples in ((1.0, 1), (-1e20, 5000), (2.0, 3), (4.0, 1), (3.0, 2))
         ]
         assert all(bench.blobs.has(update.digest) is spool for update in kept)
-        bench.checkpoint = bench.commit(number).checkpoint
+        bench.commit(number)
         assert not any(bench.blobs.has(update.digest) for update in kept)
     step = 2.0 if chosen["aggregate"] == "median" else (1.0 + 2.0 + 3.0) / 3
     np.testing.assert_allclose(model.values(bench.weights[-1]), -2 * step)
@@ -126,34 +126,125 @@ def test_spooled_updates_are_deleted_once_their_last_user_is_done(bench):
     assert not bench.blobs.has(update.digest)
 
 
-def test_a_disk_that_refuses_the_checkpoint_makes_the_round_wait_and_then_it_goes_on(bench):
-    bench.open()
-    bench.fold(model.update(1.0))
+@pytest.fixture
+def large(bench, monkeypatch):
+    """A bench where no version fits into a message."""
+    monkeypatch.setattr("farm_server.tensors.aggregator.INLINE_BYTES", 0)
+    monkeypatch.setattr("farm_server.tensors.aggregator.SMALL_STATE_BYTES", 0)
+    return bench
+
+
+def test_rounds_go_on_while_the_disk_refuses_and_the_newest_version_is_written_then(bench):
     bench.full = "no space is left"
-    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    for number in range(4):
+        bench.open(number)
+        bench.fold(model.update(1.0), number=number)
+        bench.aggregator.commit_round(CommitRound("t", number, 1, 0, 64))
+        event = bench.outcome()
+        assert isinstance(event, RoundAggregated)
+        assert event.checkpoint.manifest is None
+        assert not bench.blobs.has(event.checkpoint.weights.digest)
+        np.testing.assert_allclose(model.values(bench.small[-1][event.checkpoint.weights.digest]), -1.0 - number)
+        bench.checkpoint = event.checkpoint
     eventually(lambda: bench.aggregator.stalled == "no space is left")
-    assert bench.outcomes.empty()
+    assert bench.durables.empty()
     bench.full = None
-    assert isinstance(bench.outcome(), RoundAggregated)
-    assert bench.aggregator.stalled is None
-    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+    written = bench.written_outcome()
+    if written.checkpoint.round < 4:  # the disk had room before that one was given up
+        written = bench.written_outcome()
+    assert (written.checkpoint.round, written.attempt) == (4, 1)
+    assert len(bench.written) <= 2, "nothing queues up"
+    eventually(lambda: bench.aggregator.stalled is None)
+    files = bench.checkpoints.open(written.checkpoint)
+    np.testing.assert_allclose(model.values(files.weights.read_bytes()), -4.0)
 
 
-@pytest.mark.parametrize("end", [DropRound("t", 0, 1), ReleaseTask("t")])
-def test_a_round_that_waits_for_the_disk_can_be_given_up(bench, end):
+def test_the_state_of_the_optimizer_is_written_as_it_was_at_the_commit(tmp_path):
+    bench = Bench(tmp_path, options={"lr": 1.0, "momentum": 0.9})
+    bench.full = "no space is left"
+    for number in range(2):
+        bench.open(number)
+        bench.fold(model.update(1.0), number=number)
+        bench.aggregator.commit_round(CommitRound("t", number, 1, 0, 64))
+        bench.checkpoint = bench.outcome().checkpoint
+    bench.open(2)
+    bench.fold(model.update(1.0), number=2)
+    bench.aggregator.commit_round(CommitRound("t", 2, 1, 0, 64))
+    third = bench.outcome().checkpoint
+    bench.full = None
+    while (written := bench.written_outcome().checkpoint).round < 3:
+        pass
+    assert (written.weights, written.optimizer) == (third.weights, third.optimizer)
+    bench.aggregator.close()
+
+
+def test_what_is_made_is_written_before_the_end(bench):
     bench.open()
     bench.fold(model.update(1.0))
-    bench.full = "no space is left"
     bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    assert isinstance(bench.outcome(), RoundAggregated)
+    bench.aggregator.close()
+    assert bench.durables.get_nowait().checkpoint.round == 1
+
+
+def test_a_task_that_was_released_has_no_version_written_that_waits(bench):
+    bench.full = "no space is left"
+    bench.open()
+    bench.fold(model.update(1.0))
+    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    bench.outcome()
     eventually(lambda: bench.aggregator.stalled)
-    give_up = bench.aggregator.drop_round if isinstance(end, DropRound) else bench.aggregator.release_task
-    give_up(end)
-    assert bench.outcome() == AggregationFailed("t", 0, 1, "no space is left", servers_fault=True)
+    bench.aggregator.release_task(ReleaseTask("t"))
+    eventually(lambda: not bench.aggregator.stalled)
     bench.full = None
     bench.open(attempt=2)
     bench.fold(model.update(3.0), attempt=2)
     assert isinstance(bench.commit(attempt=2), RoundAggregated)
-    np.testing.assert_allclose(model.values(bench.weights[-1]), -3.0)
+    (written,) = bench.written
+    np.testing.assert_allclose(model.values(bench.blobs.read(written.weights.digest)), -3.0)
+
+
+def test_whatever_keeps_a_version_from_being_written_loses_nothing(bench, monkeypatch):
+    write, errors = bench.checkpoints.write, iter([MemoryError(), ValueError("what")])
+
+    def fails_twice(new: object) -> WrittenCheckpoint:
+        if (error := next(errors, None)) is not None:
+            raise error
+        return write(new)
+
+    monkeypatch.setattr(bench.checkpoints, "write", fails_twice)
+    bench.round(0, (1.0, 1))
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+def test_a_disk_that_refuses_the_checkpoint_makes_the_round_wait_and_then_it_goes_on(large):
+    large.open()
+    large.fold(model.update(1.0))
+    large.full = "no space is left"
+    large.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: large.aggregator.stalled == "no space is left")
+    assert large.outcomes.empty()
+    large.full = None
+    assert isinstance(large.outcome(), RoundAggregated)
+    assert large.aggregator.stalled is None
+    np.testing.assert_allclose(model.values(large.weights[-1]), -1.0)
+
+
+@pytest.mark.parametrize("end", [DropRound("t", 0, 1), ReleaseTask("t")])
+def test_a_round_that_waits_for_the_disk_can_be_given_up(large, end):
+    large.open()
+    large.fold(model.update(1.0))
+    large.full = "no space is left"
+    large.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: large.aggregator.stalled)
+    give_up = large.aggregator.drop_round if isinstance(end, DropRound) else large.aggregator.release_task
+    give_up(end)
+    assert large.outcome() == AggregationFailed("t", 0, 1, "no space is left", servers_fault=True)
+    large.full = None
+    large.open(attempt=2)
+    large.fold(model.update(3.0), attempt=2)
+    assert isinstance(large.commit(attempt=2), RoundAggregated)
+    np.testing.assert_allclose(model.values(large.weights[-1]), -3.0)
 
 
 def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatch):
@@ -163,7 +254,7 @@ def test_a_worker_without_memory_fails_the_attempt_and_says_so(bench, monkeypatc
     bench.open()
     bench.fold(model.update(1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(bench.checkpoints, "write", exhausted)
+        patch.setattr(bench.writer, "prepare", exhausted)
         event = bench.commit()
     assert isinstance(event, AggregationFailed)
     assert "out of memory" in event.message
@@ -190,7 +281,7 @@ def test_whose_fault_a_failed_round_is(bench, monkeypatch, error, is_servers):
     bench.open()
     bench.fold(model.update(1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(bench.checkpoints, "write", fails)
+        patch.setattr(bench.writer, "prepare", fails)
         event = bench.commit()
     assert isinstance(event, AggregationFailed)
     assert event.servers_fault is is_servers
@@ -201,16 +292,16 @@ def test_whose_fault_a_failed_round_is(bench, monkeypatch, error, is_servers):
     assert bench.aggregator.fault is None
 
 
-def test_a_stop_while_the_disk_is_full_fails_no_round(bench):
-    bench.open()
-    bench.fold(model.update(1.0))
-    bench.full = "no space is left"
-    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
-    eventually(lambda: bench.aggregator.stalled)
-    bench.aggregator.close()
-    bench.aggregator.drop_round(DropRound("t", 0, 1))  # what is told it afterwards is nothing to complain of
-    bench.aggregator.release_task(ReleaseTask("t"))
-    assert bench.outcomes.empty()
+def test_a_stop_while_the_disk_is_full_fails_no_round(large):
+    large.open()
+    large.fold(model.update(1.0))
+    large.full = "no space is left"
+    large.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+    eventually(lambda: large.aggregator.stalled)
+    large.aggregator.close()
+    large.aggregator.drop_round(DropRound("t", 0, 1))  # what is told it afterwards is nothing to complain of
+    large.aggregator.release_task(ReleaseTask("t"))
+    assert large.outcomes.empty()
 
 
 def test_a_stale_update_weighs_less(bench):
@@ -246,18 +337,3 @@ def test_a_damaged_checkpoint_is_told_once(bench, damage):
 def test_a_commit_without_updates_fails(bench):
     bench.open()
     assert isinstance(bench.commit(), AggregationFailed)
-
-
-def test_a_version_that_need_not_be_durable_is_named_and_not_written(bench):
-    bench.open()
-    bench.fold(model.update(1.0))
-    bench.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64, durable=False))
-    event = bench.outcome()
-    assert not event.durable
-    assert event.checkpoint.manifest is None
-    digest = event.checkpoint.weights.digest
-    assert not bench.blobs.has(digest)
-    np.testing.assert_allclose(model.values(bench.small[-1][digest]), -1.0)
-    bench.checkpoint = event.checkpoint
-    after = bench.round(1, (1.0, 1))
-    np.testing.assert_allclose(model.values(bench.blobs.read(after.checkpoint.weights.digest)), -2.0)
