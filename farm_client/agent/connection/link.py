@@ -166,9 +166,9 @@ class Link:
                 self._capacity.written(len(packed.frame), now - began_at, now)
         if (number := self._unacknowledged.ask()) is not None:
             pong = asyncio.ensure_future(await self._websocket.ping())
-            pong.add_done_callback(partial(self._hear_pong, number))
+            pong.add_done_callback(partial(self._on_pong, number))
 
-    def _hear_pong(self, number: int, pong: asyncio.Future[float]) -> None:
+    def _on_pong(self, number: int, pong: asyncio.Future[float]) -> None:
         if not pong.cancelled() and pong.exception() is None:
             self._unacknowledged.proven(number)
 

@@ -34,8 +34,8 @@ from protocol.messages import Kind, TaskBrief
 LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
 
-HearLine = Callable[[Stream, str], None]
-HearAdvance = Callable[[Advance], None]
+OnLine = Callable[[Stream, str], None]
+OnAdvance = Callable[[Advance], None]
 
 
 class Executor:
@@ -53,8 +53,8 @@ class Executor:
         self.idle_since = 0.0
         self.death: ProcessDeath | None = None
         self._warmed = asyncio.Event()
-        self.hear_line: HearLine = _ignore_line
-        self.hear_advance: HearAdvance = _ignore_advance
+        self.on_line: OnLine = _ignore_line
+        self.on_advance: OnAdvance = _ignore_advance
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process: ExecutorProcess
         self._answer: asyncio.Future[Report | ProcessDeath]
@@ -155,9 +155,9 @@ class Executor:
         path = Path(name).resolve()
         return path if path.is_relative_to(self.scratch_dir.resolve()) else None
 
-    def forget_hearers(self) -> None:
+    def clear_callbacks(self) -> None:
         """Drop its callbacks until the next assignment."""
-        self.hear_line, self.hear_advance = _ignore_line, _ignore_advance
+        self.on_line, self.on_advance = _ignore_line, _ignore_advance
 
     def _ask(self, expected: type[Report]) -> None:
         self._expected = expected
@@ -180,7 +180,7 @@ class Executor:
             return
         if isinstance(report, Advance):
             if report.assignment_id == self.running:
-                self.hear_advance(report)
+                self.on_advance(report)
             return
         if not isinstance(report, self._expected | Failed):
             return
@@ -196,7 +196,7 @@ class Executor:
 
     def _on_line(self, stream: Stream, line: str) -> None:
         self._last_lines.append(line)
-        self.hear_line(stream, line)
+        self.on_line(stream, line)
 
     def _on_death(self, death: ProcessDeath) -> None:
         self._end(death)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from farm_client.agent.executors.executor import Executor, HearLine
+from farm_client.agent.executors.executor import Executor, OnLine
 from farm_client.executor.process import Launch
 from protocol.messages import TaskBrief
 
@@ -76,19 +76,17 @@ class ExecutorPool:
             executor.leased = True
         return executor
 
-    async def take_new(
-        self, task: TaskBrief, bundle: Path, hear_line: HearLine, frozen: Path | None = None
-    ) -> Executor:
+    async def take_new(self, task: TaskBrief, bundle: Path, on_line: OnLine, frozen: Path | None = None) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
 
-        ``frozen`` is the file of the task's frozen tensors, if it has one. ``hear_line`` hears what the code prints,
+        ``frozen`` is the file of the task's frozen tensors, if it has one. ``on_line`` gets what the code prints,
         from its import on.
 
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
         self._make_room(task)
         executor = await self._take_spare() or await self._executor_type.start(self._launch)
-        executor.leased, executor.hear_line = True, hear_line
+        executor.leased, executor.on_line = True, on_line
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
         try:
@@ -102,7 +100,7 @@ class ExecutorPool:
         """End a lease. The executor stays warm for the task's next round; a dead one is forgotten."""
         executor.leased = False
         executor.idle_since = time.monotonic()
-        executor.forget_hearers()
+        executor.clear_callbacks()
         if executor.death is not None:
             self.kill(executor)
 

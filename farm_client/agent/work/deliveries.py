@@ -114,19 +114,19 @@ class Deliveries:
         assignment_id = parcel.result.assignment_id
         listener = listener or UploadListener()
 
-        def hear_wait(reason: str | None) -> None:
+        def on_wait(reason: str | None) -> None:
             listener.waits(reason)
-            self._hear_wait(assignment_id, reason)
+            self._on_wait(assignment_id, reason)
 
         self._under_way.add(assignment_id)
         try:
-            await self._sender.send(parcel, replace(listener, waits=hear_wait))
+            await self._sender.send(parcel, replace(listener, waits=on_wait))
         except Exception:
             self._outbox.remove(assignment_id)
             raise
         finally:
             self._under_way.discard(assignment_id)
-            self._hear_wait(assignment_id, None)
+            self._on_wait(assignment_id, None)
 
     def settle(self, assignment_id: str) -> None:
         """Drop a result that the farm has acknowledged."""
@@ -141,7 +141,7 @@ class Deliveries:
         except TimeoutError:
             self._note("finished results wait in the outbox for the farm's answer; the next join sends them again")
 
-    def _hear_wait(self, assignment_id: str, reason: str | None) -> None:
+    def _on_wait(self, assignment_id: str, reason: str | None) -> None:
         if reason is None:
             self._waiting.pop(assignment_id, None)
         else:

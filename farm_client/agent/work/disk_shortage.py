@@ -20,7 +20,7 @@ class DiskShortage:
         self._display = display
         self.reason: str | None = None
 
-    def tell_again(self) -> None:
+    def report_again(self) -> None:
         """Send it over a new connection."""
         if self.reason is not None:
             self._outgoing.post(Pause(reason=self.reason))

@@ -141,10 +141,10 @@ class Job:
         bundle = await self._tools.fetcher.fetch(task.code)
         frozen = None if task.frozen is None else await self._tools.fetcher.fetch(task.frozen)
         self.held.phase = Phase.STARTING
-        return await self._tools.pool.take_new(task, bundle, self._hear_line, frozen)
+        return await self._tools.pool.take_new(task, bundle, self._on_line, frozen)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
-        executor.hear_line, executor.hear_advance = self._hear_line, self._hear_advance
+        executor.on_line, executor.on_advance = self._on_line, self._on_advance
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
@@ -162,10 +162,10 @@ class Job:
         ref = BlobRef(digest=done.update_digest, size_bytes=done.update_bytes)
         return self._tools.outbox.put(Parcel(self.held.result(done, ref), assign.round, path))
 
-    def _hear_line(self, stream: Stream, line: str) -> None:
+    def _on_line(self, stream: Stream, line: str) -> None:
         self.held.output.add_line(stream, line)
 
-    def _hear_advance(self, advance: Advance) -> None:
+    def _on_advance(self, advance: Advance) -> None:
         self.held.samples_done = advance.samples_done
         self.held.output.add_metrics(advance.metrics)
 

@@ -16,7 +16,7 @@ class ResultSender:
     """Sends over whatever connection there is; without one nothing leaves. Uploads outlive connections."""
 
     def __init__(self, transfers: Transfers, note: Callable[[str], None]) -> None:
-        """``note`` hears, in a sentence, why an upload begins again."""
+        """``note`` gets a sentence on why an upload begins again."""
         self._transfers = transfers
         self._note = note
         self._link: Link | None = None
@@ -52,7 +52,7 @@ class ResultSender:
             self._post(result.model_copy(update={"update": result.update and result.update.bare()}))
 
     def settled(self, assignment_id: str) -> None:
-        """Hear that the farm has acknowledged a result: what is sent for that assignment now is new."""
+        """Note that the farm has acknowledged a result: what is sent for that assignment now is new."""
         self._sent_inside.discard(assignment_id)
 
     async def _store(self, parcel: Parcel, listener: UploadListener) -> bool:

@@ -108,8 +108,8 @@ class Worker:
         self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
-        self._disk_shortage.tell_again()
-        self._tell_ready()
+        self._disk_shortage.report_again()
+        self._report_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
@@ -144,7 +144,7 @@ class Worker:
                     self._around.display.delivered()
             case Cancel():
                 self._drop(message.assignment_id)
-                self._tell_ready()
+                self._report_ready()
             case Pause():
                 self._free(message)
             case Prefetch():
@@ -155,7 +155,7 @@ class Worker:
             case Drain():
                 self._around.display.note(f"the farm is going down: {message.reason or 'no reason given'}")
             case Error():
-                self._hear_error(message)
+                self._on_error(message)
 
     async def beat(self) -> None:
         """Send heartbeats, and what the tasks' code printed, as often as the farm requests, until cancelled."""
@@ -165,7 +165,7 @@ class Worker:
             if now >= report_due and not self._outgoing.congested:
                 report_due = now + self._intervals.progress_seconds
                 for job in self._active:
-                    self._tell_output(job.held)
+                    self._report_output(job.held)
             if now >= self._beat_due:
                 self._beat_due = now + self._intervals.heartbeat_seconds
                 self._beat_once()
@@ -207,7 +207,7 @@ class Worker:
             self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
             if refused.code is RejectCode.DOES_NOT_FIT:
                 self._tools.pool.stop_idle()  # with their memory free the next offer may fit
-            self._tell_ready()
+            self._report_ready()
             return
         self._outgoing.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
         job = Job(held, self._tools)
@@ -236,7 +236,7 @@ class Worker:
 
     async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
         outcome = await job.do()
-        self._tell_output(job.held)
+        self._report_output(job.held)
         return await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
 
     def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
@@ -249,7 +249,7 @@ class Worker:
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
         self._outgoing.tell(problem)
         self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
-        self._tell_ready()
+        self._report_ready()
 
     async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
         job.held.phase = Phase.UPLOADING
@@ -258,7 +258,7 @@ class Worker:
             return await self._send(job, parcel)
         async with self._places.place(job.held):
             self._active.free_slot(job)
-            self._tell_ready()  # before the result: the farm counts no slot for that
+            self._report_ready()  # before the result: the farm counts no slot for that
             return await self._send(job, parcel)
 
     async def _send(self, job: Job, parcel: Parcel) -> Error | Reject | None:
@@ -276,10 +276,10 @@ class Worker:
         task = self._resending[assignment_id] = self._spawn(send_again())
         task.add_done_callback(lambda _: self._resending.pop(assignment_id, None))
 
-    def _hear_error(self, error: Error) -> None:
+    def _on_error(self, error: Error) -> None:
         if error.assignment_id is not None:
             self._drop(error.assignment_id)
-            self._tell_ready()
+            self._report_ready()
         self._around.display.note(f"the farm reports: {error.message}")
 
     def _free(self, pause: Pause) -> None:
@@ -288,7 +288,7 @@ class Worker:
             if pause.task_id in (None, job.held.assign.task.task_id):
                 self._drop(job.held.assign.assignment_id)
         self._tools.pool.release(pause.task_id)
-        self._tell_ready()
+        self._report_ready()
 
     def _drop(self, assignment_id: str) -> None:
         """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
@@ -305,27 +305,27 @@ class Worker:
         if (doing := self._active.remove(assignment_id)) is not None:
             doing.cancel()
 
-    def _tell_ready(self) -> None:
+    def _report_ready(self) -> None:
         """Report how much more this client can take. While nothing is warm that is nothing: all would wait for it."""
         if self._draining:
             return
         is_cold = self._tools.pool.is_cold
         self._outgoing.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._active.taken_slots)))
         if is_cold and (self._warming is None or self._warming.done()):
-            self._warming = self._spawn(self._tell_when_warm())
+            self._warming = self._spawn(self._report_when_warm())
 
-    async def _tell_when_warm(self) -> None:
+    async def _report_when_warm(self) -> None:
         await self._tools.pool.warmed_up()
-        self._tell_ready()
+        self._report_ready()
 
-    def _tell_output(self, held: Held) -> None:
+    def _report_output(self, held: Held) -> None:
         if (message := held.output.take(held.progress)) is not None:
             self._outgoing.tell(message)
 
     def _beat_once(self) -> None:
         self._places.beat()
         if self._disk_shortage.look():
-            self._tell_ready()
+            self._report_ready()
         if self._is_beat_due():
             self._send_beat()
         newest = next((job.held.assign for job in self._active), self._latest)
@@ -344,7 +344,7 @@ class Worker:
             self._outgoing.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
             self._said_idle_at = None if progress else time.monotonic()
         if not self._active.taken_slots and self._latest is None:
-            self._tell_ready()  # mends a count that went wrong; a busy client's count is never touched
+            self._report_ready()  # mends a count that went wrong; a busy client's count is never touched
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

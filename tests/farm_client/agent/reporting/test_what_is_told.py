@@ -265,7 +265,7 @@ class TestShortage:
         around = Surroundings()
         disk_shortage = around.disk_shortage()
         assert not disk_shortage.look()
-        disk_shortage.tell_again()
+        disk_shortage.report_again()
         assert (around.posted, around.told, disk_shortage.reason) == ([], [], None)
 
     @pytest.mark.parametrize(
@@ -295,5 +295,5 @@ class TestShortage:
         around = Surroundings(home_lacks="the folder is gone")
         disk_shortage = around.disk_shortage()
         disk_shortage.look()
-        disk_shortage.tell_again()
+        disk_shortage.report_again()
         assert around.posted == [Pause(reason="the folder is gone")] * 2
