@@ -78,6 +78,10 @@ class Queue(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.5, 4.0, 9.0, 16.0)))
     def let_time_pass(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        """Whoever asks sees to it too."""
         self.queue.expire(self.now)
         self._let_expire()
 
