@@ -1,7 +1,7 @@
 """The one loop: events go into the coordinator, and its commands are carried out in order.
 
 Events are handled at once, on the event loop. Saves start at once too, but no later command is carried out before
-an earlier save is durable: a client never hears of anything that a restart could forget.
+an earlier save is durable: what a client was acknowledged is there after any crash.
 """
 
 from __future__ import annotations
