@@ -9,6 +9,7 @@ measurement, and reads what it prints.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import resource
 import signal
@@ -32,6 +33,8 @@ from farm_client.sdk.child_process import child_command
 
 FIRST_JOINS_PER_SECOND: Final = 200.0
 """Volunteers do not come all at once. More would keep this one process busy with tries that it has no time to end."""
+COLLECT_AFTER: Final = (2000, 10, 50)
+"""``gc.set_threshold``: to look through all clients again and again takes seconds, from the farm beside them too."""
 TOLD_EVERY_SECONDS: Final = 0.1
 END_SECONDS: Final = 30.0
 
@@ -44,8 +47,6 @@ class Counts:
     online: int = 0
     joins: int = 0
     """Welcomes, of first and of later connections."""
-    held: int = 0
-    """Assignments."""
     sent_away: int = 0
     """Answers of 503 with a time to come again."""
     timed_out: int = 0
@@ -127,10 +128,9 @@ class CrowdLife:
     async def _tell(self) -> None:
         told = self._counts
         while True:
-            counts = replace(self._counts, held=sum(len(member.client.held) for member in self._members))
-            if counts != told:
-                told = counts
-                print(json.dumps(asdict(replace(counts, at=time.time()))), flush=True)
+            if self._counts != told:
+                told = self._counts
+                print(json.dumps(asdict(replace(told, at=time.time()))), flush=True)
             await asyncio.sleep(TOLD_EVERY_SECONDS)
 
 
@@ -230,6 +230,7 @@ def main(
     """Join a farm with so many light clients, and stay until SIGTERM."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.set_threshold(*COLLECT_AFTER)
     uvloop.run(CrowdLife(join_url, count, tag or (), clients_per_tag, beat_seconds).run())
 
 

@@ -43,5 +43,6 @@ def test_a_real_farm_is_measured_beside_a_crowd(monkeypatch):
     assert min(*found["alone_rounds_per_s"], beside) > 0
     assert found["idle_heartbeat_seconds"] == 2.0
     assert 0 < found["busy_cores_beside"] <= found["cores"] * 1.05
-    assert min(found["server_cpu_alone"], found["server_cpu_beside"], found["crowd_cpu_beside"]) > 0
+    assert min(found["server_cpu_alone"], found["server_cpu_beside"]) > 0
+    assert 0 <= found["crowd_cpu_beside"] < found["cores"], "thirty clients may cost less than a tick of the clock"
     assert 0 < found["loop_lag_p99_beside_ms"] < 60_000
