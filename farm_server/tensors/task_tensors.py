@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
 from farm_server.tensors.mapped_reader import MappedFileReader
 from farm_server.tensors.tensor_reader import FileReader
-from farm_server.tensors.wrapped_chunks import wrapped
 from protocol.codecs import (
     TORCH_DTYPES,
     BytesReader,
@@ -32,6 +32,7 @@ from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.recipe import AggregateName, Recipe
 from protocol.tensors import Layout, parse_layout
+from protocol.zstd import wrap
 from storage.blob_batch import Chunk, size_of
 from storage.checkpoints import CheckpointFiles
 
@@ -200,3 +201,27 @@ def _raw(tensor: torch.Tensor) -> memoryview:
 
 def _diverged(what: str) -> str:
     return f"after this round {what}, though every update was finite; try a smaller learning rate, inner or outer"
+
+
+class _Pieces:
+    """Reads chunks as one file."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes; none at the end."""
+        while not self._rest.nbytes:
+            following = next(self._chunks, None)
+            if following is None:
+                return b""
+            self._rest = memoryview(following)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(piece)
+
+
+def wrapped(chunks: list[Chunk]) -> list[Chunk]:
+    """Return the chunks as one zstd frame if that is a twentieth smaller, or else as they are."""
+    target = io.BytesIO()
+    return [target.getbuffer()] if wrap(_Pieces(chunks), target) else chunks

@@ -12,8 +12,8 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from farm_server.tensors.task_tensors import wrapped
 from farm_server.tensors.tensor_reader import FileReader, header_of_file
-from farm_server.tensors.wrapped_chunks import wrapped
 from protocol.codecs.tensor_file import header_bytes
 from protocol.errors import MalformedTensors, NotFound, Unavailable
 from protocol.tensors import read_header
