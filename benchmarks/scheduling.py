@@ -10,7 +10,7 @@ from itertools import count
 from typing import Final
 
 from benchmarks.measurement import Measurement
-from coordinator.commands import Command, CommitRound, Send
+from coordinator.commands import Command, CommitRound, ConfirmEnd, Send
 from coordinator.engine import Coordinator
 from coordinator.events import (
     Action,
@@ -18,6 +18,7 @@ from coordinator.events import (
     ClientBeat,
     ClientConnected,
     ClientReady,
+    EndConfirmed,
     Event,
     ResultArrived,
     RoundAggregated,
@@ -90,6 +91,8 @@ class BareFarm:
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Send) and isinstance(command.message, Assign):
             self.assigned[command.message.assignment_id] = (command.client_id, command.message)
+        elif isinstance(command, ConfirmEnd):
+            self.handle(EndConfirmed(command.record))
         elif isinstance(command, CommitRound):
             name = f"{command.task_id}/{command.round + 1}"
             checkpoint = CheckpointRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.records import CheckpointRecord, Entry, Record
+from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord
 from protocol.messages import Message
 from protocol.tasks import BlobRef, TaskSpec
 
@@ -97,6 +97,20 @@ class ReleaseTask:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfirmEnd:
+    """Answer ``EndConfirmed``: all that was saved of this task is durable now, and nothing of it is in flight."""
+
+    record: TaskRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetTask:
+    """The task has left the coordinator's memory, and the ledger alone has it: keep nothing of it in memory."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropClient:
     """Drop the secret of this client, and close its connection; a later one than ``incarnation`` is a newcomer's."""
 
@@ -118,5 +132,16 @@ class ReportDefect:
 
 
 Command = (
-    Save | Send | OpenRound | Fold | CommitRound | DropRound | DropUpdate | ReleaseTask | DropClient | ReportDefect
+    Save
+    | Send
+    | OpenRound
+    | Fold
+    | CommitRound
+    | DropRound
+    | DropUpdate
+    | ReleaseTask
+    | ConfirmEnd
+    | ForgetTask
+    | DropClient
+    | ReportDefect
 )

@@ -29,6 +29,7 @@ from coordinator.events import (
     ClientReady,
     ClientRemoved,
     ClientThrottled,
+    EndConfirmed,
     Event,
     IdentityShared,
     Restored,
@@ -37,17 +38,18 @@ from coordinator.events import (
     ServerShort,
     TaskAction,
     TaskPrioritized,
+    TaskRecalled,
     TaskRemoved,
     TaskSubmitted,
     Tick,
 )
 from coordinator.expiry import expire, forgive
-from coordinator.lifecycle import TaskState
-from coordinator.records import AssignmentRecord, Snapshot
+from coordinator.records import AssignmentRecord, Snapshot, TaskRecord
 from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
+from protocol.errors import FarmError
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
 from protocol.tasks import TaskSpec
 
@@ -80,6 +82,7 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         AggregationFailed: results.aggregation_failed,
         ServerShort: results.server_short,
         TaskRemoved: tasks.remove,
+        EndConfirmed: tasks.evict,
         ClientRemoved: fleet.remove,
         CheckpointDamaged: recovery.fall_back,
         Tick: _tick,
@@ -98,7 +101,7 @@ REQUESTS: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
 )
 """What a person asks for may be refused. All other errors are defects."""
 
-UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted, IdentityShared})
+UNEVENTFUL: Final = frozenset({ClientBeat, AssignmentAccepted, IdentityShared, EndConfirmed})
 """Events after which nobody can be served who could not be before."""
 
 
@@ -127,7 +130,6 @@ class Coordinator:
         self._settings = settings
         self._new_id = new_id
         self._draw = draw
-        self._snapshot = snapshot
         self._farm = recovery.restore(snapshot)
         self._offers = True
 
@@ -143,13 +145,27 @@ class Coordinator:
         a request (``REQUESTS``) that the farm refuses; Broken if a rule of no task breaks. Nothing has
         changed then.
         """
+        if isinstance(event, TaskRecalled):
+            return self._recall(event, now)
         turn = Turn(self._farm, self._settings, self._new_id, self._draw, now, cause=type(event).__name__)
         if (refuse := REQUESTS.get(type(event))) is not None:
             refuse(turn, event)
         self._apply(turn, event)
         if self._offers and type(event) not in UNEVENTFUL:
             self._schedule(turn, everything=type(event) in OF_ALL)
+        tasks.confirm_ends(turn)
         return turn.answer()
+
+    def _recall(self, event: TaskRecalled, now: float) -> list[Command]:
+        """Do what is asked of a task that only the ledger has; what is refused leaves it there."""
+        if self.holds(event.record.task_id):  # somebody else was faster
+            return self.handle(event.request, now)
+        run = tasks.recall(self._moment(now), event)
+        try:
+            return self.handle(event.request, now)
+        except FarmError:
+            self._farm.evict(run)
+            raise
 
     def _apply(self, turn: Turn, event: Any) -> None:
         """Apply the event's rule: in the guard of its task, if it is of one."""
@@ -180,23 +196,27 @@ class Coordinator:
         lease = self._farm.leases.get(assignment_id)
         return None if lease is None else lease.record
 
+    def holds(self, task_id: str) -> bool:
+        """Whether a task is in memory: it has not ended, or its end is not durable yet."""
+        return task_id in self._farm.tasks
+
     def task_view(self, task_id: str, now: float) -> TaskView:
-        """Return one task for people. Raises: NotFound."""
+        """Return one task for people. Raises: NotFound, also for one that has left the memory."""
         return views.task_view(self._moment(now), self._farm.task(task_id))
+
+    def ended_view(self, record: TaskRecord) -> TaskView:
+        """Return one task for people that has left the memory, as the ledger has it."""
+        return views.ended_view(record)
 
     def spec(self, task_id: str) -> TaskSpec:
         """Return what was submitted. Raises: NotFound."""
         return self._farm.task(task_id).record.spec
 
-    def task_views(self, now: float, newest: int | None = None) -> list[TaskView]:
-        """Return all tasks, or so many of them, newest first."""
-        runs = sorted(self._farm.tasks.values(), key=lambda r: r.record.created_at, reverse=True)
+    def task_views(self, now: float) -> list[TaskView]:
+        """Return all tasks that are in memory, newest first."""
+        runs = sorted(self._farm.tasks.values(), key=lambda r: (r.record.created_at, r.task_id), reverse=True)
         moment = self._moment(now)
-        return [views.task_view(moment, run) for run in runs[:newest]]
-
-    def task_states(self) -> list[TaskState]:
-        """Return the state of each task, in no order."""
-        return [run.record.state for run in self._farm.tasks.values()]
+        return [views.task_view(moment, run) for run in runs]
 
     def open_round_view(self, task_id: str, now: float) -> RoundView | None:
         """Return the round that is open, if one is. Raises: NotFound."""
@@ -221,6 +241,10 @@ class Coordinator:
     def explain(self, task_id: str, now: float) -> Explanation:
         """Return every client's score for a task, or why it is left out. Raises: NotFound."""
         return views.explain(self._moment(now), self._farm.task(task_id))
+
+    def explain_ended(self, record: TaskRecord, now: float) -> Explanation:
+        """Return every client's score for a task that has left the memory, as if it could be served."""
+        return views.explain(self._moment(now), tasks.new_run(record))
 
     def _moment(self, now: float) -> Turn:
         """Return a turn that is only looked at."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from coordinator.records import AssignmentRecord, CheckpointRecord
+from coordinator.records import AssignmentRecord, CheckpointRecord, TaskRecord
 from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
@@ -219,6 +219,30 @@ class TaskRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskRecalled:
+    """A person asks something of a task that has left the memory: what the ledger has of it, and what is asked.
+
+    ``checkpoint`` is its newest one; None where only the initial weights are left.
+    """
+
+    record: TaskRecord
+    checkpoint: CheckpointRecord | None
+    request: TaskAction | TaskPrioritized | TaskRemoved
+
+
+@dataclass(frozen=True, slots=True)
+class EndConfirmed:
+    """The answer to ``ConfirmEnd``: the ledger has the task's end as it stands in ``record``."""
+
+    record: TaskRecord
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.record.task_id
+
+
+@dataclass(frozen=True, slots=True)
 class ClientRemoved:
     """A person wants a client forgotten; one that is connected only with ``force``."""
 
@@ -284,6 +308,8 @@ Event = (
     | AggregationFailed
     | ServerShort
     | TaskRemoved
+    | TaskRecalled
+    | EndConfirmed
     | ClientRemoved
     | CheckpointDamaged
     | CheckpointDurable

@@ -22,6 +22,7 @@ class Farm:
     """
 
     tasks: dict[str, TaskRun] = field(default_factory=dict)
+    """Those that have not ended, and those whose end is not durable yet."""
     live: dict[str, TaskRun] = field(default_factory=dict)
     pools: Pools = field(default_factory=Pools)
     reserved: dict[str, TaskRun] = field(default_factory=dict)
@@ -37,6 +38,8 @@ class Farm:
     """Held when the server stopped."""
     leases: LeaseBook = field(init=False)
     """The assignments in flight."""
+    last_attempt: int = 0
+    """The highest attempt of the tasks that were evicted: what comes back goes on above it."""
     _next_place: int = 0
     """The place of the next client that is new; it is not used again when a client is removed."""
 
@@ -49,13 +52,22 @@ class Farm:
         try:
             return self.tasks[task_id]
         except KeyError:
-            raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks") from None
+            raise unknown_task(task_id) from None
 
     def add(self, run: TaskRun) -> None:
         """Take a task in."""
         self.tasks[run.task_id] = run
         self.leases.add_task(run.task_id, run.leases)
         self.sort_in(run)
+
+    def evict(self, run: TaskRun) -> None:
+        """Keep a task in the ledger alone that has ended, and of which nothing is in flight."""
+        self.leases.close_task(run.task_id)
+        self.last_attempt = max(self.last_attempt, run.attempt)
+        for client_id in run.participants:
+            if (client := self.clients.get(client_id)) is not None:
+                client.forget(run.task_id)
+        del self.tasks[run.task_id]
 
     def drop(self, task_id: str) -> None:
         """Drop a task, as if it had never been."""
@@ -124,3 +136,8 @@ class Farm:
         """Return a fencing token higher than any before it, also across restarts (the clock does not go back)."""
         self.last_fence = max(self.last_fence + 1, int(now * 1000))
         return self.last_fence
+
+
+def unknown_task(task_id: str) -> NotFound:
+    """Return the error that says so."""
+    return NotFound(f"there is no task {task_id}; `farm ls` lists the tasks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from coordinator.breaker import Breaker
 from coordinator.commands import DropClient
@@ -26,6 +27,8 @@ from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
 from protocol.errors import Conflict, NotFound
 from protocol.messages import Cancel, HeldAssignment, Hello
+
+T = TypeVar("T")
 
 
 def connected(turn: Turn, event: ClientConnected) -> None:
@@ -52,12 +55,12 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         connected_at=turn.now,
         last_beat=turn.now,
         freed_at=turn.now,
-        speeds=known.speeds if known else {},
+        speeds=_of_unfinished(turn, known.speeds) if known else {},
         cached=set(hello.cached),
         codecs=frozenset(hello.codecs),
         features=frozenset(hello.features),
-        failures=known.failures if known else {},
-        cooldowns=known.cooldowns if known else {},
+        failures=_of_unfinished(turn, known.failures) if known else {},
+        cooldowns=_of_unfinished(turn, known.cooldowns) if known else {},
         breaker=known.breaker if known else Breaker(),
         serves=known.serves if known else set(),
         dormant=known.dormant if known else {},
@@ -68,6 +71,11 @@ def connected(turn: Turn, event: ClientConnected) -> None:
     turn.save(record)
     turn.note("client_joined", f"{record.name} joined", client=client)
     _take_up(turn, client, hello)
+
+
+def _of_unfinished(turn: Turn, learned: Mapping[str, T]) -> dict[str, T]:
+    """Return what a client had learned, by task id, without what is of tasks that left the memory meanwhile."""
+    return {task_id: what for task_id, what in learned.items() if task_id in turn.farm.tasks}
 
 
 def lost(turn: Turn, event: ClientLost) -> None:

@@ -89,6 +89,12 @@ class LeaseBook:
             self.undo(task_id, 0.0)
             del self._of_tasks[task_id]
 
+    def close_task(self, task_id: str) -> None:
+        """Forget a task of which nothing is in flight. Raises: RuntimeError if something is."""
+        if next(iter(self._of_tasks[task_id]), None) is not None:
+            raise RuntimeError(f"something of task {task_id} is in flight")
+        del self._of_tasks[task_id]
+
     def get(self, assignment_id: str) -> Lease | None:
         """Find an assignment that is in flight."""
         return self._by_id.get(assignment_id)

@@ -219,8 +219,8 @@ Entry = EventRecord | MetricRecord | LogRecord
 class Snapshot:
     """What survives a restart, as the ledger gives it back.
 
-    ``tasks``: all of them. ``rounds`` and ``assignments``: only open and held ones. ``checkpoints``: each
-    task's newest up to its version (a later one was damaged, and the task fell back).
+    ``tasks``: those that have not ended. ``rounds`` and ``assignments``: only open and held ones. ``checkpoints``:
+    the newest of each of these tasks up to its version (a later one was damaged, and the task fell back).
     """
 
     tasks: tuple[TaskRecord, ...] = ()
@@ -230,3 +230,5 @@ class Snapshot:
     checkpoints: tuple[CheckpointRecord, ...] = ()
     last_fence: int = 0
     """The highest of all assignments ever, held or not."""
+    newest_at: float = 0.0
+    """The latest submission or end of any task, ended ones included."""

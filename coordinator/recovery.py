@@ -24,8 +24,7 @@ from coordinator.records import AssignmentRecord, RoundRecord, RoundState, Sampl
 from coordinator.round_plan import plan_round
 from coordinator.rounds import abandon
 from coordinator.state import ClientState, Step, TaskRun
-from coordinator.stopping import evaluation_is_due
-from coordinator.tasks import fail, new_run
+from coordinator.tasks import fail, stored_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
 
@@ -43,9 +42,7 @@ def restore(snapshot: Snapshot) -> Farm:
         farm.admit(ClientState(record=client))
     newest = {c.task_id: c for c in sorted(snapshot.checkpoints, key=lambda c: c.round)}
     for record in snapshot.tasks:
-        run = new_run(record, newest.get(record.task_id))
-        run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(record)
-        farm.add(run)
+        farm.add(stored_run(record, newest.get(record.task_id)))
     return farm
 
 

@@ -15,7 +15,7 @@ from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order
 from coordinator.evidence import Evidence
 from coordinator.in_flight import Home, Lease, StepParts, TaskLeases
-from coordinator.lifecycle import TaskState
+from coordinator.lifecycle import ENDED, TaskState
 from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
@@ -115,6 +115,12 @@ class ClientState:
         """Count a failure on a task, and keep the client off it for longer after each in a row."""
         count = self.failures[task_id] = self.failures.get(task_id, 0) + 1
         self.cooldowns[task_id] = Cooldown(now + policy.bound_seconds(count), f"failed {count} times, last: {why}")
+
+    def forget(self, task_id: str) -> None:
+        """Drop all that was learned of it by working on a task."""
+        self.serves.discard(task_id)
+        for learned in (self.speeds, self.versions, self.cooldowns, self.failures, self.lacks):
+            learned.pop(task_id, None)
 
 
 class StepPhase(StrEnum):
@@ -232,6 +238,12 @@ class TaskRun:
     def waits(self) -> bool:
         """Whether it has no clients and no step, and knows it."""
         return self.step is None and self.record.state is TaskState.PENDING
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it has ended, and nothing of it is in flight: no assignment, no round, no commit."""
+        has_ended = self.record.state in ENDED
+        return has_ended and self.step is None and self.volatile is None and next(iter(self.leases), None) is None
 
     @property
     def late(self) -> StepParts:

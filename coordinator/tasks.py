@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from coordinator.commands import ReleaseTask
+from coordinator.commands import ConfirmEnd, ForgetTask, ReleaseTask
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
-from coordinator.events import Action, TaskAction, TaskPrioritized, TaskRemoved, TaskSubmitted
+from coordinator.events import (
+    Action,
+    EndConfirmed,
+    TaskAction,
+    TaskPrioritized,
+    TaskRecalled,
+    TaskRemoved,
+    TaskSubmitted,
+)
 from coordinator.evidence import Evidence
 from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
@@ -17,6 +25,7 @@ from coordinator.pipelining import drop_all_ahead
 from coordinator.records import CheckpointRecord, TaskRecord
 from coordinator.rounds import abandon
 from coordinator.state import StepPhase, TaskRun
+from coordinator.stopping import evaluation_is_due
 from coordinator.throughput import DecayingSum
 from coordinator.turn import Turn
 from protocol.errors import Conflict
@@ -39,6 +48,13 @@ def new_run(record: TaskRecord, checkpoint: CheckpointRecord | None = None) -> T
         checkpoint=checkpoint or initial_checkpoint(record),
         brief=brief(record.task_id, record.spec),
     )
+
+
+def stored_run(record: TaskRecord, checkpoint: CheckpointRecord | None) -> TaskRun:
+    """Put a task in memory as the ledger has it: it goes on from its newest checkpoint."""
+    run = new_run(record, checkpoint)
+    run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(record)
+    return run
 
 
 def initial_checkpoint(task: TaskRecord) -> CheckpointRecord:
@@ -143,9 +159,33 @@ def remove(turn: Turn, event: TaskRemoved) -> None:
     run = turn.farm.task(event.task_id)
     turn.farm.drop(run.task_id)
     for client in turn.farm.clients.values():
-        for known in (client.speeds, client.versions, client.cooldowns, client.failures, client.lacks):
-            known.pop(run.task_id, None)
+        client.forget(run.task_id)
+    turn.do(ForgetTask(run.task_id))
     turn.note("task_removed", f"{run.record.spec.name} ({run.task_id}) was removed")
+
+
+def confirm_ends(turn: Turn) -> None:
+    """Ask to be told when the ends of this turn are durable; until then the tasks stay in memory."""
+    for run in turn.touched.values():
+        if run.is_at_rest and turn.farm.tasks.get(run.task_id) is run:
+            turn.do(ConfirmEnd(run.record))
+
+
+def evict(turn: Turn, event: EndConfirmed) -> None:
+    """A task's end is durable: the task leaves the memory, unless something happened to it since."""
+    run = turn.farm.tasks.get(event.task_id)
+    if run is not None and run.record is event.record and run.is_at_rest:
+        turn.farm.evict(run)
+        turn.do(ForgetTask(run.task_id))
+
+
+def recall(turn: Turn, event: TaskRecalled) -> TaskRun:
+    """Take an ended task back into memory; it is owed nothing for the time before."""
+    run = stored_run(event.record, event.checkpoint)
+    run.attempt = turn.farm.last_attempt
+    run.spent = level_spent(turn)
+    turn.farm.add(run)
+    return run
 
 
 def _check_may(run: TaskRun, action: Action) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator.durability import durable_record
 from coordinator.eligibility import eligible
 from coordinator.lifecycle import ACTIVE, TaskState
-from coordinator.records import RoundState
+from coordinator.records import RoundState, TaskRecord
 from coordinator.scoring import rank, reliability
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import rounds_total
@@ -16,23 +16,42 @@ from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskV
 
 def task_view(turn: Turn, run: TaskRun) -> TaskView:
     """Return one task as people see it."""
-    task, spec = durable_record(run), run.record.spec
     step = run.step
     training = step is not None and step.policy.brings_updates
+    return _task_view(
+        durable_record(run),
+        _state_line(turn, run),
+        clients=len({lease.record.client_id for lease in step.parts.held.values()}) if step else 0,
+        samples_in_progress=_samples_in_progress(step) if step and training else 0,
+        samples_per_second=run.speed.value or 0.0,
+    )
+
+
+def ended_view(task: TaskRecord) -> TaskView:
+    """Return one task as people see it that only the ledger has; its speed is the mean of all its time."""
+    seconds = (task.finished_at or 0.0) - (task.started_at or task.created_at)
+    speed = task.samples_done / seconds if seconds > 0 else 0.0
+    return _task_view(task, ended_line(task), samples_per_second=speed)
+
+
+def _task_view(
+    task: TaskRecord, why: str, *, clients: int = 0, samples_in_progress: int = 0, samples_per_second: float
+) -> TaskView:
+    spec = task.spec
     return TaskView(
         task_id=task.task_id,
         name=spec.name,
         submitter=spec.submitter,
         state=task.state,
-        why=_state_line(turn, run),
+        why=why,
         priority=task.priority,
         mode=spec.recipe.mode,
         round=task.version,
         rounds_total=max(rounds_total(spec), task.version),
         epoch=task.epoch,
-        clients=len({lease.record.client_id for lease in step.parts.held.values()}) if step else 0,
-        samples_done=task.samples_done + (_samples_in_progress(step) if step and training else 0),
-        samples_per_second=run.speed.value or 0.0,
+        clients=clients,
+        samples_done=task.samples_done + samples_in_progress,
+        samples_per_second=samples_per_second,
         loss=task.loss,
         metrics=dict(task.metrics),
         retries=task.retries,
@@ -76,10 +95,15 @@ def _state_line(turn: Turn, run: TaskRun) -> str:
             return verdict(turn, run, Outlook(turn)).reason() or task.reason
         case TaskState.PAUSED:
             return f"{task.reason}; `farm resume {task.task_id}` continues it from round {task.version}"
-        case TaskState.FAILED:
-            return f"{task.error}; `farm logs {task.task_id}` shows more, `farm retry {task.task_id}` tries again"
         case _:
-            return task.reason
+            return ended_line(task)
+
+
+def ended_line(task: TaskRecord) -> str:
+    """Say in one line how a task ended, and what may be done."""
+    if task.state is not TaskState.FAILED:
+        return task.reason
+    return f"{task.error}; `farm logs {task.task_id}` shows more, `farm retry {task.task_id}` tries again"
 
 
 def _step_line(step: Step, now: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Self
 
@@ -13,16 +12,18 @@ import structlog
 from coordinator.commands import (
     Command,
     CommitRound,
+    ConfirmEnd,
     DropClient,
     DropRound,
     DropUpdate,
     Fold,
+    ForgetTask,
     OpenRound,
     ReleaseTask,
     Send,
 )
 from coordinator.engine import Coordinator
-from coordinator.events import Restored, Tick
+from coordinator.events import EndConfirmed, Restored, Tick
 from coordinator.records import Entry
 from coordinator.settings import CoordinatorSettings
 from farm_server.clients.directory import ClientDirectory
@@ -53,6 +54,7 @@ from farm_server.http.services import Services
 from farm_server.observability.alarms import Alarms
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.commands import TaskCommands
+from farm_server.tasks.ended_tasks import EndedTasks
 from farm_server.tasks.feeds import Feeds
 from farm_server.tasks.outcomes import AggregatorOutcomes
 from farm_server.tasks.queries import TaskQueries
@@ -111,7 +113,8 @@ class FarmServer:
         self.telemetry = Telemetry()
         self.alarms = Alarms()
         self._background: list[asyncio.Task[None]] = []
-        self._restored = bool(state.snapshot.tasks)
+        found = state.snapshot
+        self._restored = bool(found.tasks or found.rounds or found.assignments)
         self._build_control(state)
         self._build_tensors(state)
         self._build_transfers(state)
@@ -119,12 +122,14 @@ class FarmServer:
         self._build_clients(state)
         self._doers: Mapping[type[Command], Callable[[Any], None]] = {
             Send: self._dispatch.send,
-            OpenRound: self._aggregator.open_round,
+            OpenRound: self._open_round,
             Fold: self._aggregator.fold,
             CommitRound: self._aggregator.commit_round,
             DropRound: self._aggregator.drop_round,
             DropUpdate: lambda command: self._spooled.release(command.update),
             ReleaseTask: self._release_task,
+            ConfirmEnd: lambda command: self.runtime.post(EndConfirmed(command.record)),
+            ForgetTask: lambda command: self._forget_task(command.task_id),
             DropClient: self.gateway.drop_client,
         }
         self.services = self._serve()
@@ -140,15 +145,13 @@ class FarmServer:
             secrets.SystemRandom().random,
         )
         self.runtime = Runtime(self.coordinator, self.clock, self.journal, self._carry_out)
-        self.telemetry.watch_tasks(lambda: Counter(self.coordinator.task_states()))
+        self._ended = EndedTasks(self.ledger, self.coordinator.holds, self.runtime.ask)
 
     def _build_tensors(self, state: DurableState) -> None:
         """Checks of updates, folding, and new versions."""
         self.torch_side = self._wrap(TorchSide(self.settings.torch_threads))
         self._warm_up = WarmUp(self.torch_side)
         self._layouts = Layouts(self.blobs)
-        for task in state.snapshot.tasks:
-            self._layouts.add(task.task_id, task.spec)
         self._spooled = SpooledUpdates(self.blobs)
         unwrapper = Unwrapper(self.blobs, self.disk_space.claim)
         self._intake = Intake(self._layouts, self._spooled, self.torch_side, unwrapper)
@@ -185,11 +188,10 @@ class FarmServer:
     def _build_tasks(self) -> None:
         """What happens to a task as a whole."""
         self.cleaner = Cleaner(self.ledger, self.blobs, self.settings)
-        self._removal = Removal(self.ledger, self.retention, self.runtime.ask, self._forget_task)
+        self._removal = Removal(self.ledger, self.retention, self._ended)
         self._submissions = Submissions(
             ledger=self.ledger,
             blobs=self.blobs,
-            layouts=self._layouts,
             memory=self.memory,
             torch_side=self.torch_side,
             ask=self.runtime.ask,
@@ -227,7 +229,7 @@ class FarmServer:
     def _serve(self) -> Services:
         """What the routes may ask for."""
         settings, runtime = self.settings, self.runtime
-        tasks = TaskQueries(self.coordinator, self.ledger, self.clock, runtime.settle)
+        tasks = TaskQueries(self.coordinator, self._ended, self.ledger, self.clock, runtime.settle)
         clients = ClientDirectory(self.coordinator, self.registry, self.clock, runtime.ask)
         upload = Bandwidth(settings.upload_rate, settings.client_upload_rate)
         download = Bandwidth(settings.download_rate, settings.client_download_rate)
@@ -238,8 +240,8 @@ class FarmServer:
             entrance=self.entrance,
             connections=self.gateway,
             tasks=tasks,
-            commands=TaskCommands(runtime.ask, self._submissions, self._removal),
-            feeds=Feeds(self.ledger, self.bus, tasks),
+            commands=TaskCommands(self._ended, self._submissions, self._removal),
+            feeds=Feeds(self.ledger, self.bus, self._ended),
             clients=clients,
             blobs=BlobAccess(
                 self.blobs,
@@ -252,7 +254,7 @@ class FarmServer:
             uploads=self.uploads,
             traffic=Traffic(upload, download, self.telemetry),
             callers=Callers(self.tokens, clients.is_connected),
-            disk=DiskUsage(self.ledger, settings, self.cleaner, self.clock, tasks.at_once),
+            disk=DiskUsage(self.ledger, settings, self.cleaner, self.clock, tasks.views),
             status=FarmStatus(
                 name=settings.name,
                 clock=self.clock,
@@ -330,6 +332,10 @@ class FarmServer:
     def _announce(self, entries: Sequence[Entry]) -> None:
         self.alarms.hear(entries)
         self.bus.publish(topics_of(entries))
+
+    def _open_round(self, command: OpenRound) -> None:
+        self._layouts.add(command.task_id, command.spec)
+        self._aggregator.open_round(command)
 
     def _release_task(self, command: ReleaseTask) -> None:
         self._aggregator.release_task(command)

@@ -96,15 +96,18 @@ class MemoryFacts:
 
     def snapshot(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
-        newest = {key[0]: c for key, c in sorted(self.checkpoints.items()) if key[0] in self.tasks and self._is_seen(c)}
+        unfinished = {name: task for name, task in self.tasks.items() if task.state in ACTIVE}
+        newest = {key[0]: c for key, c in sorted(self.checkpoints.items()) if key[0] in unfinished and self._is_seen(c)}
+        times = [at for task in self.tasks.values() for at in (task.created_at, task.finished_at) if at is not None]
         held = [a for a in self.assignments.values() if a.state in HELD]
         return Snapshot(
-            tasks=tuple(sorted(self.tasks.values(), key=lambda task: (task.created_at, task.task_id))),
+            tasks=tuple(sorted(unfinished.values(), key=lambda task: (task.created_at, task.task_id))),
             clients=tuple(self.clients[client_id] for client_id in sorted(self.clients)),
             rounds=tuple(one for one in self.rounds.values() if one.state is RoundState.OPEN),
             assignments=tuple(sorted(held, key=lambda a: (a.task_id, a.position))),
             checkpoints=tuple(newest.values()),
             last_fence=max((a.fence for a in self.assignments.values()), default=0),
+            newest_at=max(times, default=0.0),
         )
 
     def checkpoints_of(self, task_id: str) -> list[CheckpointRecord]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from coordinator.lifecycle import TaskState
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
@@ -21,7 +22,7 @@ from coordinator.records import (
 )
 from protocol.errors import FarmError, Unavailable
 from storage.memory_facts import MemoryFacts
-from storage.ports.ledger import FEED_LIMIT, History, LedgerIdentity, Numbered, TaskEnd, TaskUsage
+from storage.ports.ledger import FEED_LIMIT, History, LedgerIdentity, Numbered, TaskEnd, TaskKey, TaskUsage
 
 
 class MemoryLedger:
@@ -110,6 +111,24 @@ class MemoryLedger:
     async def load(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
         return self.facts.snapshot()
+
+    async def task_page(self, limit: int, before: TaskKey | None = None) -> list[TaskKey]:
+        """Return up to ``limit`` tasks, newest first, of those that come after ``before`` in the list."""
+        keys = sorted((TaskKey(task.created_at, task.task_id) for task in self.facts.tasks.values()), reverse=True)
+        return [key for key in keys if before is None or key < before][:limit]
+
+    async def tasks(self, task_ids: Sequence[str]) -> list[TaskRecord]:
+        """Return these tasks, in no order, without unknown ones."""
+        return [self.facts.tasks[task_id] for task_id in set(task_ids) & self.facts.tasks.keys()]
+
+    async def task_counts(self) -> dict[TaskState, int]:
+        """Return how many tasks are in each state that one is in."""
+        return dict(Counter(task.state for task in self.facts.tasks.values()))
+
+    async def task_end(self, task_id: str) -> TaskEnd | None:
+        """Return the task's state and end; None if there is no such task."""
+        task = self.facts.tasks.get(task_id)
+        return None if task is None else TaskEnd(task_id, task.state, task.finished_at)
 
     async def task(self, task_id: str) -> TaskRecord | None:
         """Return the task."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import CompoundSelect, RowMapping, Select, func, select, tuple_
+from sqlalchemy import CompoundSelect, RowMapping, Select, and_, func, select, tuple_, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from coordinator.lifecycle import ACTIVE, ENDED, TaskState
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
@@ -38,7 +40,7 @@ from storage.mapping import (
     Mapper,
     task_record,
 )
-from storage.ports.ledger import FEED_LIMIT, History, Numbered, TaskEnd, TaskUsage
+from storage.ports.ledger import FEED_LIMIT, History, Numbered, TaskEnd, TaskKey, TaskUsage
 from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
 
 T = TypeVar("T")
@@ -50,9 +52,26 @@ _PARTITION_ROWS: Final = 500
 """Rows turned into records before the event loop gets its turn: about 5 ms."""
 
 
+_SPECS_AT_ONCE: Final = 8
+"""Specifications that are read before the event loop gets its turn: one may name thousands of shards."""
 _TASK_AND_SPEC: Final = select(TASKS.table, table_of(SubmissionRow).c.spec).join(
     table_of(SubmissionRow), table_of(SubmissionRow).c.task_id == TASKS.table.c.task_id
 )
+_UNFINISHED: Final = TASKS.table.c.state.in_(sorted(ACTIVE))
+
+
+def _states_beside(known: Iterable[str]) -> CompoundSelect[Any]:
+    """Select the states of tasks that are none of these, by the gaps between them in the index."""
+    names, state = sorted(known), TASKS.table.c.state
+    gaps = [state < names[0], *(and_(state > a, state < b) for a, b in pairwise(names)), state > names[-1]]
+    return union_all(*(select(state).where(gap) for gap in gaps))
+
+
+_UNKNOWN_STATES: Final = _states_beside(TaskState)
+_NEWEST_AT: Final = select(func.max(TASKS.table.c.created_at).label("at")).union_all(
+    *(select(func.max(TASKS.table.c.finished_at)).where(TASKS.table.c.state == state) for state in sorted(ENDED))
+)
+"""The latest times of all tasks, each from the end of an index."""
 
 
 class Reads:
@@ -70,24 +89,19 @@ class Reads:
 
         Raises: DamagedLedger if a row is no record of this farm's; Unavailable.
         """
-        try:
-            return await self._load()
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-            raise DamagedLedger(
-                f"{self._path} holds a record that can't be read ({type(error).__name__}); restore it from a backup"
-            ) from error
-
-    async def _load(self) -> Snapshot:
         tasks, rounds, held, checkpoints = TASKS.table, ROUNDS.table, ASSIGNMENTS.table, CHECKPOINTS.table
         newest = (  # a later one than the task's version was damaged, and the task fell back
             select(checkpoints.c.task_id, func.max(checkpoints.c.round))
             .join(tasks, tasks.c.task_id == checkpoints.c.task_id)
-            .where(checkpoints.c.round <= tasks.c.version)
+            .where(_UNFINISHED, checkpoints.c.round <= tasks.c.version)
             .group_by(checkpoints.c.task_id)
         )
+        unfinished = _TASK_AND_SPEC.where(_UNFINISHED).order_by(tasks.c.created_at, tasks.c.task_id)
         async with self._session() as session:
+            for unknown in (await session.execute(_UNKNOWN_STATES)).scalars():
+                TaskState(unknown)  # is none, which must not pass for an end
             return Snapshot(
-                tasks=await _all(session, _TASK_AND_SPEC.order_by(tasks.c.created_at, tasks.c.task_id), task_record),
+                tasks=await _all(session, unfinished, task_record, _SPECS_AT_ONCE),
                 clients=await _all(session, select(CLIENTS.table).order_by(CLIENTS.table.c.client_id), CLIENTS.record),
                 rounds=await _all(session, select(rounds).where(OPEN_ROUND), ROUNDS.record),
                 assignments=await _all(
@@ -101,7 +115,33 @@ class Reads:
                     CHECKPOINTS.record,
                 ),
                 last_fence=(await session.execute(select(func.max(held.c.fence)))).scalar() or 0,
+                newest_at=max((at for at in (await session.execute(_NEWEST_AT)).scalars() if at), default=0.0),
             )
+
+    async def task_page(self, limit: int, before: TaskKey | None = None) -> list[TaskKey]:
+        """Return up to ``limit`` tasks, newest first, of those that come after ``before`` in the list."""
+        table = TASKS.table
+        query = select(table.c.created_at, table.c.task_id)
+        query = query.order_by(table.c.created_at.desc(), table.c.task_id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(tuple_(table.c.created_at, table.c.task_id) < before)
+        return await self._list(query, lambda row: TaskKey(**row))
+
+    async def tasks(self, task_ids: Sequence[str]) -> list[TaskRecord]:
+        """Return these tasks, in no order, without unknown ones."""
+        async with self._session() as session:
+            wanted = _TASK_AND_SPEC.where(TASKS.table.c.task_id.in_(task_ids))
+            return list(await _all(session, wanted, task_record, _SPECS_AT_ONCE))
+
+    async def task_counts(self) -> dict[TaskState, int]:
+        """Return how many tasks are in each state that one is in."""
+        state = TASKS.table.c.state
+        query = select(state, func.count().label("tasks")).group_by(state)
+        return dict(await self._list(query, lambda row: (TaskState(row["state"]), int(row["tasks"]))))
+
+    async def task_end(self, task_id: str) -> TaskEnd | None:
+        """Return the task's state and end, without what was submitted; None if there is no such task."""
+        return await self._first(usage.TASK_ENDS.where(TASKS.table.c.task_id == task_id), lambda row: TaskEnd(**row))
 
     async def task(self, task_id: str) -> TaskRecord | None:
         """Return the task, or None."""
@@ -205,6 +245,10 @@ class Reads:
                 yield session
         except DBAPIError as error:
             raise ledger_error(self._path, error) from error
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise DamagedLedger(
+                f"{self._path} holds a record that can't be read ({type(error).__name__}); restore it from a backup"
+            ) from error
 
 
 def _amount(row: RowMapping) -> tuple[str, int]:
@@ -218,11 +262,11 @@ def _checkpoints_of(task_id: str) -> Select[Any]:
     return select(table).where(table.c.task_id == task_id, table.c.round <= func.coalesce(version, table.c.round))
 
 
-async def _all(session: AsyncSession, query: _Query, make: _Make[T]) -> tuple[T, ...]:
+async def _all(session: AsyncSession, query: _Query, make: _Make[T], at_once: int = _PARTITION_ROWS) -> tuple[T, ...]:
     """Return a record for each row; between partitions the event loop gets its turn."""
     found: list[T] = []
     result = await session.execute(query)
-    for partition in result.mappings().partitions(_PARTITION_ROWS):
+    for partition in result.mappings().partitions(at_once):
         found.extend(make(row) for row in partition)
         await asyncio.sleep(0)
     return tuple(found)

@@ -36,7 +36,11 @@ class TaskRow(SQLModel, table=True):
     """A ``TaskRecord`` without its specification: what changes each round."""
 
     __tablename__ = "tasks"
-    __table_args__ = (Index("ux_tasks_submit_token", "submit_token", unique=True),)
+    __table_args__ = (
+        Index("ux_tasks_submit_token", "submit_token", unique=True),
+        Index("ix_tasks_state", "state", "finished_at"),
+        Index("ix_tasks_created", "created_at", "task_id"),
+    )
 
     task_id: str = Field(primary_key=True)
     submit_token: str | None
@@ -113,6 +117,7 @@ class AssignmentRow(SQLModel, table=True):
     __tablename__ = "assignments"
     __table_args__ = (
         Index("ix_assignments_task_round", "task_id", "round", "position"),
+        Index("ix_assignments_fence", "fence"),
         Index("ix_assignments_held", "task_id", sqlite_where=HELD_ASSIGNMENT, postgresql_where=HELD_ASSIGNMENT),
     )
 

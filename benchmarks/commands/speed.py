@@ -25,6 +25,7 @@ from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
 from benchmarks.scheduling import measure as measure_scheduling
 from benchmarks.spare import measure as measure_spare
+from benchmarks.starts import measure as measure_starts
 from benchmarks.transitions import measure as measure_transitions
 from protocol.compression import CodecName
 from protocol.recipe import Mode
@@ -128,6 +129,14 @@ def scheduling(
     """What an event costs the coordinator, beside more and more clients and tasks that it does not concern."""
     grid = product(whole_numbers(clients), whole_numbers(ended_tasks), whole_numbers(waiting_tasks))
     report([partial(measure_scheduling, *sizes) for sizes in grid])
+
+
+@app.command()
+def starts(
+    ended_tasks: Annotated[str, typer.Option(help="Numbers of tasks that have ended.")] = "10,10000",
+) -> None:
+    """What a start of the server costs in time and memory, by the number of tasks that have ended."""
+    report([partial(measure_starts, count) for count in whole_numbers(ended_tasks)])
 
 
 @app.command()

@@ -40,7 +40,7 @@ class DurableState:
 
     def newest_time(self) -> float:
         """Return the latest moment that the ledger knows of: the clock must not start before it."""
-        times = [t.created_at for t in self.snapshot.tasks]
+        times = [self.snapshot.newest_at]
         times += [c.last_seen for c in self.snapshot.clients]
         times += [c.created_at for c in self.snapshot.checkpoints]
         return max(times, default=0.0)

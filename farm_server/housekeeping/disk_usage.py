@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from farm_server.environment.clock import Clock
 from farm_server.environment.settings import ServerSettings
 from farm_server.housekeeping.cleaning import Cleaner, history_policy
-from protocol.errors import NotFound
 from protocol.rest import CollectedView, RoomView, TaskRoom, TaskView
 from storage.engine import ledger_path
 from storage.ports.ledger import Ledger
@@ -19,7 +18,7 @@ _SHOWN: Final = 100
 
 
 class DiskUsage:
-    """``task_view`` returns a task as it is, and raises NotFound for one that is being removed."""
+    """``task_views`` returns tasks by id, without those that are being removed."""
 
     def __init__(
         self,
@@ -27,31 +26,29 @@ class DiskUsage:
         settings: ServerSettings,
         cleaner: Cleaner,
         clock: Clock,
-        task_view: Callable[[str], TaskView],
+        task_views: Callable[[list[str]], Awaitable[dict[str, TaskView]]],
     ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._cleaner = cleaner
         self._clock = clock
-        self._task_view = task_view
+        self._task_views = task_views
 
     async def view(self) -> RoomView:
         """Return the largest tasks, and what is kept of each."""
-        tasks = []
-        for usage in (await self._ledger.usage())[:_SHOWN]:
-            try:
-                view = self._task_view(usage.task_id)
-            except NotFound:  # it is being removed
-                continue
-            tasks.append(
-                TaskRoom(
-                    task_id=usage.task_id,
-                    name=view.name,
-                    state=view.state,
-                    blob_bytes=usage.blob_bytes,
-                    rows=usage.rows,
-                )
+        largest = (await self._ledger.usage())[:_SHOWN]
+        views = await self._task_views([usage.task_id for usage in largest])
+        tasks = [
+            TaskRoom(
+                task_id=usage.task_id,
+                name=views[usage.task_id].name,
+                state=views[usage.task_id].state,
+                blob_bytes=usage.blob_bytes,
+                rows=usage.rows,
             )
+            for usage in largest
+            if usage.task_id in views
+        ]
         ledger = await asyncio.to_thread(ledger_path(self._settings.ledger_url).stat)
         return RoomView(
             free_bytes=(await asyncio.to_thread(shutil.disk_usage, self._settings.data_dir)).free,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from coordinator.lifecycle import ACTIVE
 from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.gateway import Gateway
 from farm_server.control.readiness import Readiness
@@ -40,7 +39,7 @@ class FarmStatus:
             name=self.name,
             version=version("aifarm"),
             clients_online=self.clients.online_count(),
-            tasks_active=sum(state in ACTIVE for state in self.tasks.states()),
+            tasks_active=self.tasks.active_count(),
             inline_bytes=INLINE_BYTES,
             started_at=self.started_at,
             problem=self.readiness.not_ready(),

@@ -58,7 +58,7 @@ async def readyz(status: StatusDep) -> Response:
 @watch_router.get("/metrics", summary="Counters for Prometheus", response_class=Response)
 async def metrics(status: StatusDep) -> Response:
     """Return Prometheus's text format."""
-    return Response(status.telemetry.page(), media_type=CONTENT_TYPE_LATEST)
+    return Response(status.telemetry.page(await status.tasks.counts()), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/room", summary="What takes the server's disk, by task")

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -78,7 +77,7 @@ class PageView:
     async def guest(self, refused: str = "") -> str:
         """Return the page for everybody else: counts, health, and the question for the token."""
         if refused:
-            return await asyncio.to_thread(_render, "guest.html", self._counts() | {"refused": refused})
+            return await asyncio.to_thread(_render, "guest.html", await self._counts() | {"refused": refused})
         return await self._page("guest")
 
     async def _page(self, kind: str) -> str:
@@ -91,7 +90,7 @@ class PageView:
 
     async def _make(self, kind: str) -> str:
         if kind == "guest":
-            return await asyncio.to_thread(_render, "guest.html", self._counts())
+            return await asyncio.to_thread(_render, "guest.html", await self._counts())
         context = await self._everything() | {"by_cookie": kind == "by cookie", "refresh": True}
         return await asyncio.to_thread(_render, "status.html", context)
 
@@ -106,9 +105,9 @@ class PageView:
             "rendered_at": time.strftime("%H:%M:%S"),
         }
 
-    def _counts(self) -> dict[str, Any]:
+    async def _counts(self) -> dict[str, Any]:
         status = self._status
-        states = Counter(status.tasks.states())
+        states = await status.tasks.counts()
         return self._frame() | {
             "problem": "it can't take new work now; /readyz says why" if status.readiness.not_ready() else None,
             "clients_online": status.clients.online_count(),
@@ -117,13 +116,13 @@ class PageView:
 
     async def _everything(self) -> dict[str, Any]:
         status, frame = self._status, self._frame()
-        tasks = status.tasks.views(newest=_SHOWN)
+        tasks = (await status.tasks.page(_SHOWN)).tasks
         trained = [task for task in tasks if task.started_at is not None][:_TASKS_WITH_ROUNDS]
         return frame | {
             "problem": status.readiness.not_ready(),
             "alarms": status.alarms.newest_first(),
             "tasks": tasks,
-            "task_count": len(status.tasks.states()),
+            "task_count": sum((await status.tasks.counts()).values()),
             "rounds": [(task, await status.tasks.newest_rounds(task.task_id, _ROUNDS_SHOWN)) for task in trained],
             "clients": status.clients.views(newest=_SHOWN),
             "client_count": status.clients.known_count(),

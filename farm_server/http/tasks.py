@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from coordinator.events import Action
@@ -28,10 +30,14 @@ from protocol.rest import (
     WhyView,
 )
 from protocol.tasks import TaskSpec
+from storage.ports.ledger import TaskKey
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], dependencies=FARM_TOKEN)
 
 _ROUNDS_SHOWN = 50
+_LARGEST_PAGE: Final = 1000
+_CURSOR: Final = r"^\d{1,15}(\.\d{1,20})?_.{1,64}$"
+"""When the last task of a part was submitted, and its id."""
 _SHORT_BYTES: Final = 64 * 1024
 _long_ones: Final = asyncio.Semaphore(1)
 """To read one takes some hundred megabytes for a moment."""
@@ -66,10 +72,36 @@ async def submit(
     return SubmitReply(task=await tasks.view(task_id), created=created)
 
 
+class TaskListPart(BaseModel):
+    """Which part of the list: at most ``limit`` tasks, from where ``cursor`` says that the part before it ended."""
+
+    limit: int = Field(default=_LARGEST_PAGE, ge=1, le=_LARGEST_PAGE)
+    cursor: str | None = Field(
+        default=None, pattern=_CURSOR, description="As the answer's `Link` to the next part has it."
+    )
+    active: bool = Field(default=False, description="All tasks that may still train, and no others, in one part.")
+
+    @property
+    def before(self) -> TaskKey | None:
+        """Return the last task of the part before."""
+        at, _, task_id = (self.cursor or "").partition("_")
+        return TaskKey(float(at), task_id) if task_id else None
+
+
 @router.get("", summary="List tasks, newest first", response_model=list[TaskView])
-async def list_tasks(tasks: TasksDep) -> Response:
-    """Return all tasks."""
-    return listing(tasks.views())
+async def list_tasks(request: Request, tasks: TasksDep, part: Annotated[TaskListPart, Query()]) -> Response:
+    """Return a part of the list. If there is more, the `Link` header (`rel="next"`) has the address of what follows.
+
+    Tasks that are submitted meanwhile move nothing: a walk meets each task once that was there when it began.
+    """
+    if part.active:
+        return listing(tasks.active())
+    page = await tasks.page(part.limit, part.before)
+    answer = listing(page.tasks)
+    if page.after is not None:
+        query = urlencode({"limit": part.limit, "cursor": f"{page.after.created_at!r}_{page.after.task_id}"})
+        answer.headers["link"] = f'<{request.url.path}?{query}>; rel="next"'
+    return answer
 
 
 @router.get("/{task_id}", summary="One task with its specification and newest rounds", response_model=TaskDetail)
@@ -107,13 +139,13 @@ async def remove(
 @router.get("/{task_id}/why", summary="What the task waits for, in one line")
 async def why(task_id: str, tasks: TasksDep) -> WhyView:
     """Return the line."""
-    return WhyView(why=tasks.why(task_id))
+    return WhyView(why=await tasks.why(task_id))
 
 
 @router.get("/{task_id}/explain", summary="Every client's score for the task")
 async def explain(task_id: str, tasks: TasksDep) -> Explanation:
     """Return the terms of each score, and why clients are left out."""
-    return tasks.explain(task_id)
+    return await tasks.explain(task_id)
 
 
 @router.get("/{task_id}/shards", summary="The books: how often each sample was counted")

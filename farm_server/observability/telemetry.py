@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from coordinator.lifecycle import TaskState
 from farm_server.observability.wire_counters import WireCounters
@@ -37,11 +35,8 @@ class Telemetry:
         self.loop_lag_seconds = Histogram(
             "farm_loop_lag_seconds", "How late the event loop runs its timer", buckets=_SECONDS, registry=registry
         )
+        self._tasks = Gauge("farm_tasks", "Tasks, by state", ["state"], registry=registry)
         self.clients_online = Gauge("farm_clients_online", "Connected clients", registry=registry)
-
-    def watch_tasks(self, count_by_state: Callable[[], Mapping[str, int]]) -> None:
-        """Ask for the number of tasks in each state whenever the page is read."""
-        self._registry.register(_TasksByState(count_by_state))
 
     def watch_uploads(self, credits_in_use: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Ask for both numbers whenever the page is read."""
@@ -50,19 +45,8 @@ class Telemetry:
         held.set_function(credits_in_use)
         queue.set_function(waiting)
 
-    def page(self) -> bytes:
-        """Return the text that Prometheus expects."""
-        return generate_latest(self._registry)
-
-
-class _TasksByState(Collector):
-    def __init__(self, count_by_state: Callable[[], Mapping[str, int]]) -> None:
-        self._count_by_state = count_by_state
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Return one gauge with a sample for each state."""
-        counts = self._count_by_state()
-        family = GaugeMetricFamily("farm_tasks", "Tasks, by state", labels=["state"])
+    def page(self, tasks_by_state: Mapping[TaskState, int]) -> bytes:
+        """Return the text that Prometheus expects; the ledger counts the tasks."""
         for state in TaskState:
-            family.add_metric([state], counts.get(state, 0))
-        return [family]
+            self._tasks.labels(state).set(tasks_by_state.get(state, 0))
+        return generate_latest(self._registry)

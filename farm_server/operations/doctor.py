@@ -107,7 +107,7 @@ def _ledger(settings: ServerSettings) -> str:
         raise OSError(f"{path} is damaged: {damage}; restore it from a backup")
     snapshot = load_snapshot(path)
     recovery.restore(snapshot)
-    return f"{path}, intact, {counted(len(snapshot.tasks), 'task')}, {sized(path.stat().st_size)}"
+    return f"{path}, intact, {counted(len(snapshot.tasks), 'unfinished task')}, {sized(path.stat().st_size)}"
 
 
 def _checkpoints(settings: ServerSettings) -> str:

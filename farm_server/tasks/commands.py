@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from coordinator.events import Action, Event, TaskAction, TaskPrioritized
+from coordinator.events import Action, TaskAction, TaskPrioritized
+from farm_server.tasks.ended_tasks import EndedTasks
 from farm_server.tasks.removal import Removal
 from farm_server.tasks.submissions import Submissions
 from protocol.tasks import TaskSpec
 
 
 class TaskCommands:
-    """``ask`` hands the coordinator an event, and returns once all that it decided is durable."""
+    """``tasks`` hands the coordinator an event, and returns once all that it decided is durable."""
 
-    def __init__(self, ask: Callable[[Event], Awaitable[None]], submissions: Submissions, removal: Removal) -> None:
-        self._ask = ask
+    def __init__(self, tasks: EndedTasks, submissions: Submissions, removal: Removal) -> None:
+        self._tasks = tasks
         self._submissions = submissions
         self._removal = removal
 
@@ -24,11 +23,11 @@ class TaskCommands:
 
     async def act(self, task_id: str, action: Action) -> None:
         """Pause, resume, cancel or retry. Raises: NotFound; Conflict where the state forbids it; Unavailable."""
-        await self._ask(TaskAction(task_id, action))
+        await self._tasks.ask(TaskAction(task_id, action))
 
     async def prioritize(self, task_id: str, priority: int) -> None:
         """Give a task another priority. Raises: NotFound; Conflict where it is over; Unavailable."""
-        await self._ask(TaskPrioritized(task_id, priority))
+        await self._tasks.ask(TaskPrioritized(task_id, priority))
 
     async def remove(self, task_id: str, *, force: bool) -> None:
         """Remove a task that is over, or with ``force`` cancel it first. Raises: NotFound; Conflict; Unavailable."""

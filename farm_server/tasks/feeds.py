@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from coordinator.records import EventRecord
-from farm_server.tasks.queries import TaskQueries
+from farm_server.tasks.ended_tasks import EndedTasks
 from protocol.rest import EventView, LogView, MetricView
 from storage.ports.bus import FARM_TOPIC, Bus
 from storage.ports.ledger import LedgerReader, Numbered
@@ -28,7 +28,7 @@ class FeedPart:
 class Feeds:
     """The newest entries of the farm and of each task, oldest first. An unknown task raises NotFound."""
 
-    def __init__(self, ledger: LedgerReader, bus: Bus, tasks: TaskQueries) -> None:
+    def __init__(self, ledger: LedgerReader, bus: Bus, tasks: EndedTasks) -> None:
         self._ledger = ledger
         self._bus = bus
         self._tasks = tasks
@@ -40,13 +40,13 @@ class Feeds:
 
     async def events(self, task_id: str, part: FeedPart) -> list[EventView]:
         """Return what happened to the task."""
-        self._tasks.at_once(task_id)
+        await self._tasks.require(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.events(task_id, after, limit))
         return [_event(n) for n in found]
 
     async def logs(self, task_id: str, part: FeedPart) -> list[LogView]:
         """Return the lines that the researcher's code printed, on every client."""
-        self._tasks.at_once(task_id)
+        await self._tasks.require(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.logs(task_id, after, limit))
         return [
             LogView(
@@ -63,7 +63,7 @@ class Feeds:
 
     async def metrics(self, task_id: str, part: FeedPart) -> list[MetricView]:
         """Return measured values: of rounds, of evaluations, and those that the code logs."""
-        self._tasks.at_once(task_id)
+        await self._tasks.require(task_id)
         found = await self._follow(task_id, part, lambda after, limit: self._ledger.metrics(task_id, after, limit))
         return [
             MetricView(

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.lifecycle import TaskState
-from coordinator.records import RoundRecord
+from coordinator.lifecycle import ACTIVE, TaskState
+from coordinator.records import RoundRecord, TaskRecord
 from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
+from farm_server.tasks.ended_tasks import EndedTasks
 from protocol.errors import NotFound
 from protocol.rest import CheckpointView, Explanation, ModelView, RoundView, ShardBook, TaskDetail, TaskView
-from protocol.tasks import BlobRef, TaskSpec
-from storage.ports.ledger import Ledger
+from protocol.tasks import TaskSpec
+from storage.ports.ledger import LedgerReader, TaskKey
 
 
 class TaskViews(Protocol):
-    """What the coordinator shows of its tasks. All raise NotFound for an unknown one; ``now`` is the server's clock."""
+    """What the coordinator shows of its tasks: those that have not ended, and those whose end is not durable yet.
+
+    All that take an id raise NotFound for another one; ``now`` is the server's clock.
+    """
+
+    def holds(self, task_id: str) -> bool:
+        """Whether it has this task."""
 
     def task_view(self, task_id: str, now: float) -> TaskView:
         """Return one task as it is."""
 
-    def task_views(self, now: float, newest: int | None = None) -> list[TaskView]:
-        """Return all tasks, or the newest so many, newest first."""
+    def task_views(self, now: float) -> list[TaskView]:
+        """Return all of them, newest first."""
 
-    def task_states(self) -> Sequence[TaskState]:
-        """Return the state of each task."""
+    def ended_view(self, record: TaskRecord) -> TaskView:
+        """Return a task that only the ledger has."""
 
     def spec(self, task_id: str) -> TaskSpec:
         """Return what was submitted."""
@@ -39,70 +47,114 @@ class TaskViews(Protocol):
     def explain(self, task_id: str, now: float) -> Explanation:
         """Return every client's score for the task."""
 
+    def explain_ended(self, record: TaskRecord, now: float) -> Explanation:
+        """Return every client's score for a task that only the ledger has."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    """Part of the list of tasks, newest first. ``after``: where the next part begins; None at the end."""
+
+    tasks: Sequence[TaskView]
+    after: TaskKey | None
+
 
 class TaskQueries:
-    """Reads, and changes nothing. ``settle`` waits until all that was decided by now is durable."""
+    """Reads, and changes nothing. ``settle`` waits until all that was decided by now is durable.
 
-    def __init__(self, shown: TaskViews, ledger: Ledger, clock: Clock, settle: Callable[[], Awaitable[None]]) -> None:
+    What has not ended is shown as the coordinator has it, everything else as the ledger does.
+    """
+
+    def __init__(
+        self,
+        shown: TaskViews,
+        ended: EndedTasks,
+        ledger: LedgerReader,
+        clock: Clock,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
         self._shown = shown
+        self._ended = ended
         self._ledger = ledger
         self._clock = clock
         self._settle = settle
 
-    def at_once(self, task_id: str) -> TaskView:
-        """Return the task as it is, which may not be durable yet. Raises: NotFound."""
-        return self._shown.task_view(task_id, self._clock.now())
-
     async def view(self, task_id: str) -> TaskView:
         """Return the task as it is, once the ledger has that too: who sees a version can pull it. Raises: NotFound."""
-        view = self.at_once(task_id)
+        return (await self._seen(task_id))[0]
+
+    async def _seen(self, task_id: str) -> tuple[TaskView, TaskSpec]:
+        if not self._shown.holds(task_id):
+            record = await self._ended.record(task_id)
+            return self._shown.ended_view(record), record.spec
+        view, spec = self._shown.task_view(task_id, self._clock.now()), self._shown.spec(task_id)
         await self._settle()
-        return view
+        return view, spec
 
-    def views(self, newest: int | None = None) -> list[TaskView]:
-        """Return all tasks, or the newest so many, newest first."""
-        return self._shown.task_views(self._clock.now(), newest)
+    async def page(self, limit: int, before: TaskKey | None = None) -> TaskPage:
+        """Return up to ``limit`` tasks, newest first, of those that come after ``before`` in the list."""
+        keys = await self._ledger.task_page(limit + 1, before)
+        shown = [key.task_id for key in keys[:limit]]
+        found = await self.views(shown)
+        after = keys[limit - 1] if len(keys) > limit else None
+        return TaskPage([found[task_id] for task_id in shown if task_id in found], after)
 
-    def states(self) -> Sequence[TaskState]:
-        """Return the state of each task."""
-        return self._shown.task_states()
+    async def views(self, task_ids: list[str]) -> dict[str, TaskView]:
+        """Return these tasks, by id; unknown ones are left out."""
+        now = self._clock.now()
+        views = {task_id: self._shown.task_view(task_id, now) for task_id in task_ids if self._shown.holds(task_id)}
+        records = await self._ended.records([task_id for task_id in task_ids if task_id not in views])
+        return views | {task_id: self._shown.ended_view(record) for task_id, record in records.items()}
+
+    def active(self) -> list[TaskView]:
+        """Return all tasks that may still train, newest first."""
+        return [view for view in self._shown.task_views(self._clock.now()) if view.state in ACTIVE]
+
+    def active_count(self) -> int:
+        """Count them."""
+        return len(self.active())
+
+    async def counts(self) -> Mapping[TaskState, int]:
+        """Return how many tasks are in each state, ended ones included."""
+        return await self._ledger.task_counts()
 
     async def detail(self, task_id: str, rounds: int) -> TaskDetail:
         """Return the task with its specification and newest rounds. Raises: NotFound."""
-        view = await self.view(task_id)
+        view, spec = await self._seen(task_id)
         newest = await self.newest_rounds(task_id, rounds)
-        return TaskDetail(task=view, spec=self._shown.spec(task_id), rounds=tuple(newest))
+        return TaskDetail(task=view, spec=spec, rounds=tuple(newest))
 
     async def newest_rounds(self, task_id: str, limit: int) -> list[RoundView]:
-        """Return up to ``limit`` rounds, newest first; the open round, if any, comes before all others.
-
-        Raises: NotFound.
-        """
-        opened = self._shown.open_round_view(task_id, self._clock.now())
+        """Return up to ``limit`` rounds of a task, newest first; the open one, if any, comes before all others."""
+        is_here = self._shown.holds(task_id)
+        opened = self._shown.open_round_view(task_id, self._clock.now()) if is_here else None
         rounds = [_round_view(r) for r in await self._ledger.rounds(task_id, limit)]
         if opened is not None:
             rounds = [opened, *(r for r in rounds if r.number != opened.number)]
         return rounds[:limit]
 
-    def why(self, task_id: str) -> str:
-        """Return in a line what the task waits for. Raises: NotFound."""
-        return self._shown.why(task_id, self._clock.now())
+    async def why(self, task_id: str) -> str:
+        """Return in a line what the task waits for, or how it ended. Raises: NotFound."""
+        if self._shown.holds(task_id):
+            return self._shown.why(task_id, self._clock.now())
+        return self._shown.ended_view(await self._ended.record(task_id)).why
 
-    def explain(self, task_id: str) -> Explanation:
+    async def explain(self, task_id: str) -> Explanation:
         """Return the terms of each client's score, and why clients are left out. Raises: NotFound."""
-        return self._shown.explain(task_id, self._clock.now())
+        if self._shown.holds(task_id):
+            return self._shown.explain(task_id, self._clock.now())
+        return self._shown.explain_ended(await self._ended.record(task_id), self._clock.now())
 
     async def shard_books(self, task_id: str) -> list[ShardBook]:
         """Return how often each sample was counted, worked out from the counted assignments. Raises: NotFound."""
-        spec = self._shown.spec(task_id)
+        _, spec = await self._seen(task_id)
         counted = await self._ledger.assignments(task_id, counted_only=True)
         return shard_books(spec.dataset.shards, counted)
 
     async def checkpoints(self, task_id: str) -> list[CheckpointView]:
         """Return the checkpoints that are kept, oldest first. Raises: NotFound."""
-        await self.view(task_id)
+        _, spec = await self._seen(task_id)
         kept = await self._ledger.checkpoints(task_id)
-        frozen = await self._frozen(task_id)
         return [
             CheckpointView(
                 task_id=task_id,
@@ -110,7 +162,7 @@ class TaskQueries:
                 epoch=c.epoch,
                 digest=c.weights.digest,
                 size_bytes=c.weights.size_bytes,
-                frozen=frozen,
+                frozen=spec.frozen,
                 created_at=c.created_at,
                 metrics=dict(c.metrics),
                 newest=c is kept[-1],
@@ -120,7 +172,7 @@ class TaskQueries:
 
     async def model(self, task_id: str, number: int | None) -> ModelView:
         """Return the checkpoint of a round, or the newest one. Raises: NotFound."""
-        view = await self.view(task_id)
+        view, spec = await self._seen(task_id)
         checkpoint = await self._ledger.checkpoint(task_id, number)
         if checkpoint is None:
             kept = ", ".join(str(c.round) for c in await self._ledger.checkpoints(task_id)) or "none yet"
@@ -130,14 +182,10 @@ class TaskQueries:
             round=checkpoint.round,
             digest=checkpoint.weights.digest,
             size_bytes=checkpoint.weights.size_bytes,
-            frozen=await self._frozen(task_id),
+            frozen=spec.frozen,
             metrics=dict(checkpoint.metrics),
             state=view.state,
         )
-
-    async def _frozen(self, task_id: str) -> BlobRef | None:
-        record = await self._ledger.task(task_id)
-        return None if record is None else record.spec.frozen
 
 
 def _round_view(record: RoundRecord) -> RoundView:

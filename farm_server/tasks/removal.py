@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from coordinator.events import Action, Event, TaskAction, TaskRemoved
+from coordinator.events import Action, TaskAction, TaskRemoved
 from coordinator.lifecycle import ACTIVE
 from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.housekeeping.retention import Retention
-from protocol.errors import NotFound
+from farm_server.tasks.ended_tasks import EndedTasks
 from storage.ports.ledger import Ledger
 
 
 class Removal:
-    """``ask`` posts an event and waits until that is durable; ``forget`` drops what the server has in memory."""
+    """``tasks`` hands the coordinator an order, and returns once that is durable."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        retention: Retention,
-        ask: Callable[[Event], Awaitable[None]],
-        forget: Callable[[str], None],
-    ) -> None:
+    def __init__(self, ledger: Ledger, retention: Retention, tasks: EndedTasks) -> None:
         self._ledger = ledger
         self._retention = retention
-        self._ask = ask
-        self._forget = forget
+        self._tasks = tasks
 
     async def remove(self, task_id: str, *, force: bool) -> None:
         """Remove a task that is over, or with ``force`` cancel it first. Durable on return; blobs follow soon.
 
         Raises: NotFound; Conflict if it is not over; Unavailable.
         """
-        record = await self._ledger.task(task_id)
-        if record is None:
-            raise NotFound(f"there is no task {task_id}; `farm ls` lists the tasks")
+        record = await self._tasks.record(task_id)
         if force and record.state in ACTIVE:
-            await self._ask(TaskAction(task_id, Action.CANCEL))
-        await self._ask(TaskRemoved(task_id))
-        self._forget(task_id)
-        digests = _digests(record, await self._ledger.checkpoints(task_id))
-        await self._ledger.remove_task(task_id)
-        self._retention.discard(digests)
+            await self._tasks.ask(TaskAction(task_id, Action.CANCEL))
+        with self._tasks.removing(task_id):
+            await self._tasks.ask(TaskRemoved(task_id))
+            digests = _digests(record, await self._ledger.checkpoints(task_id))
+            await self._ledger.remove_task(task_id)
+            self._retention.discard(digests)
 
 
 def _digests(record: TaskRecord, checkpoints: list[CheckpointRecord]) -> set[str]:

@@ -11,7 +11,7 @@ from coordinator.events import Event, TaskSubmitted
 from coordinator.offers import brief
 from coordinator.records import TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
-from farm_server.tensors.layouts import Layouts, layout_of_file
+from farm_server.tensors.layouts import layout_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.contradictions import contradiction
@@ -45,7 +45,6 @@ class Submissions:
         *,
         ledger: Ledger,
         blobs: BlobStore,
-        layouts: Layouts,
         memory: MemoryBlobs,
         torch_side: TorchSide,
         ask: Callable[[Event], Awaitable[None]],
@@ -54,7 +53,6 @@ class Submissions:
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
-        self._layouts = layouts
         self._memory = memory
         self._torch_side = torch_side
         self._ask = ask
@@ -75,12 +73,17 @@ class Submissions:
                 raise Unavailable(f"no task is taken in: {reason}")
             self._used(_digests(spec))
             await asyncio.to_thread(self._check, spec)
-            task_id = new_task_id()
-            self._layouts.add(task_id, spec)
+            task_id = await self._new_id()
             if spec.initial_weights.is_small:
                 self._memory.keep(await self._blobs.read_async(spec.initial_weights.digest))
             await self._ask(TaskSubmitted(task_id, spec))
             return task_id, True
+
+    async def _new_id(self) -> str:
+        """Return an id that no task has, in memory or in the ledger."""
+        while await self._ledger.task_end(task_id := new_task_id()) is not None:
+            pass
+        return task_id
 
     async def _known(self, spec: TaskSpec) -> TaskRecord | None:
         return None if spec.submit_token is None else await self._ledger.task_by_token(spec.submit_token)

@@ -35,14 +35,17 @@ class Layouts:
         self._layouts: dict[str, Layout] = {}
 
     def add(self, task_id: str, spec: TaskSpec) -> None:
-        """Note which blob holds the task's initial weights, and how its updates come."""
+        """Note which blob holds the task's initial weights, and how its updates come, unless that is known."""
+        if task_id in self._submitted:
+            return
         recipe = spec.recipe
         handed_out = math.ceil(recipe.round_samples * (1 + recipe.over_provision))
         most = min(handed_out, spec.dataset.samples(Split.TRAIN))
         self._submitted[task_id] = _Submitted(spec.initial_weights.digest, recipe.update_codec, most)
 
     def drop(self, task_id: str) -> None:
-        """Drop the layout of a task that holds nothing in memory; it is read again when needed."""
+        """Forget a task of which no update will come, until it is added again."""
+        self._submitted.pop(task_id, None)
         self._layouts.pop(task_id, None)
 
     def of(self, task_id: str) -> Layout:

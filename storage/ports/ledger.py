@@ -6,11 +6,12 @@ Each sentence with a MUST is held to every implementation by ``tests/contract``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from coordinator.lifecycle import TaskState
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
@@ -55,6 +56,13 @@ class History(StrEnum):
     ROUNDS = "rounds"
 
 
+class TaskKey(NamedTuple):
+    """A task's place in the order of submission: seconds on the server's clock, then the id."""
+
+    created_at: float
+    task_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
     """A task's state, and when it ended, if it did. Seconds on the server's clock."""
@@ -83,9 +91,26 @@ class LedgerReader(Protocol):
     async def load(self) -> Snapshot:
         """Return what a server needs to go on after a restart.
 
-        That MUST be all tasks and clients, open rounds, held assignments, of each task the newest checkpoint up to its
-        version (a later one was damaged, and the task fell back), and the highest fence of all assignments ever.
+        That MUST be all clients and the tasks that have not ended, open rounds, held assignments, of each of these
+        tasks the newest checkpoint up to its version (a later one was damaged, and the task fell back). Of what is not
+        loaded it MUST tell the highest fence of all assignments ever, and the latest submission or end of any task.
         """
+
+    async def task_page(self, limit: int, before: TaskKey | None = None) -> list[TaskKey]:
+        """Return up to ``limit`` tasks, of those that come after ``before`` in the list.
+
+        They MUST come newest first, and a walk from page to page MUST meet each task once that was there when it began,
+        whatever is submitted or removed meanwhile.
+        """
+
+    async def tasks(self, task_ids: Sequence[str]) -> list[TaskRecord]:
+        """Return these tasks, in no order; unknown ones MUST be left out."""
+
+    async def task_counts(self) -> Mapping[TaskState, int]:
+        """Return how many tasks are in each state: it MUST count all, and name no state that none is in."""
+
+    async def task_end(self, task_id: str) -> TaskEnd | None:
+        """Return the task's state and end, without what was submitted."""
 
     async def task(self, task_id: str) -> TaskRecord | None:
         """Return the task."""

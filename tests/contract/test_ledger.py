@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.lifecycle import ACTIVE, AssignmentState, TaskState
 from coordinator.records import RoundState
 from protocol.errors import Conflict, Unavailable
 from protocol.tasks import BlobRef
@@ -19,7 +19,7 @@ from storage.errors import BadRecord
 from storage.ledger import SqlLedger
 from storage.memory_facts import MemoryFacts
 from storage.memory_ledger import MemoryLedger
-from storage.ports.ledger import History, Ledger
+from storage.ports.ledger import History, Ledger, TaskEnd, TaskKey
 from tests.contract.holds import holds
 from tests.storage import records as a
 
@@ -77,12 +77,16 @@ async def test_saving_a_record_again_replaces_it(ledger: Ledger) -> None:
     assert await ledger.task("t1") == other_spec
 
 
-@holds("That MUST be all tasks and clients, open rounds, held assignments, of each task the newest checkpoint")
+@holds(
+    "That MUST be all clients and the tasks that have not ended, open rounds, held assignments",
+    "it MUST tell the highest fence of all assignments ever, and the latest submission or end of any task",
+)
 async def test_load_gives_only_what_a_restart_needs(ledger: Ledger) -> None:
     held = [a.assignment(state.value, state=state) for state in AssignmentState]
     rounds = [a.round_(number=number, state=state) for number, state in enumerate(RoundState)]
-    checkpoints = [a.checkpoint(task, number) for task in ("t1", "t2") for number in (0, 1, 10)]
-    tasks = [a.task(state.value, state=state) for state in TaskState]
+    names = ("t1", "t2", TaskState.COMPLETED, TaskState.FAILED)
+    checkpoints = [a.checkpoint(task, number) for task in names for number in (0, 1, 10)]
+    tasks = [a.task(state.value, state=state, version=10) for state in TaskState]
     tasks += [a.task("t1", version=10), a.task("t2", version=9)]  # t2 fell back from a damaged checkpoint
     await ledger.save([*held, *rounds, *checkpoints, *tasks])
     found = await ledger.load()
@@ -93,12 +97,54 @@ async def test_load_gives_only_what_a_restart_needs(ledger: Ledger) -> None:
     }
     assert [x.state for x in found.rounds] == [RoundState.OPEN]
     assert sorted((x.task_id, x.round) for x in found.checkpoints) == [("t1", 10), ("t2", 1)]
-    assert {x.state for x in found.tasks} == set(TaskState)
+    assert {x.task_id for x in found.tasks} == {*ACTIVE, "t1", "t2"}
+
+
+async def test_load_tells_of_what_it_leaves_out(ledger: Ledger) -> None:
+    assert (await ledger.load()).newest_at == 0.0
+    await ledger.save([a.task("t1", created_at=7.0), a.assignment("a1", fence=12, state=AssignmentState.DELIVERED)])
+    await ledger.save([a.task("t2", state=TaskState.FAILED, created_at=5.0, finished_at=9.0)])
+    found = await ledger.load()
+    assert ([x.task_id for x in found.tasks], found.newest_at, found.last_fence) == (["t1"], 9.0, 12)
+    await ledger.save([a.task("t3", state=TaskState.CANCELLED, created_at=10.0)])
+    assert (await ledger.load()).newest_at == 10.0
+
+
+@holds(
+    "They MUST come newest first",
+    "a walk from page to page MUST meet each task once that was there when it began",
+)
+async def test_tasks_are_listed_page_by_page(ledger: Ledger) -> None:
+    times = {"t1": 1.0, "t2": 2.0, "t3": 2.0, "t4": 2.0, "t5": 3.0}
+    await ledger.save([a.task(name, created_at=at, state=TaskState.COMPLETED) for name, at in times.items()])
+    first = await ledger.task_page(2)
+    assert [key.task_id for key in first] == ["t5", "t4"]
+    await ledger.save([a.task("t6", created_at=4.0)])
+    await ledger.remove_task("t4")
+    rest = await ledger.task_page(2, first[-1])
+    assert [key.task_id for key in rest] == ["t3", "t2"]
+    assert [key.task_id for key in await ledger.task_page(9, rest[-1])] == ["t1"]
+    assert [key.task_id for key in await ledger.task_page(9)] == ["t6", "t5", "t3", "t2", "t1"]
+    assert await ledger.task_page(9, TaskKey(1.0, "t1")) == []
+
+
+@holds("unknown ones MUST be left out", "it MUST count all, and name no state that none is in")
+async def test_several_tasks_are_read_and_all_are_counted(ledger: Ledger) -> None:
+    assert await ledger.task_counts() == {}
+    ended = [a.task(f"t{n}", state=TaskState.COMPLETED, finished_at=2.0) for n in range(20)]
+    await ledger.save([*ended, a.task("t20")])
+    assert await ledger.task_counts() == {TaskState.COMPLETED: 20, TaskState.RUNNING: 1}
+    found = await ledger.tasks([*(task.task_id for task in ended), "t9", "t99"])
+    assert sorted(found, key=lambda task: int(task.task_id[1:])) == ended
+    assert await ledger.tasks([]) == []
+    assert await ledger.task_end("t3") == TaskEnd("t3", TaskState.COMPLETED, 2.0)
+    assert await ledger.task_end("t20") == TaskEnd("t20", TaskState.RUNNING, None)
 
 
 @holds("What was never saved MUST be answered with None, or with nothing")
 async def test_lookups_of_unknown_keys_give_none_or_nothing(ledger: Ledger) -> None:
     assert await ledger.task("t9") is None
+    assert await ledger.task_end("t9") is None
     assert await ledger.task_by_token("x") is None
     assert await ledger.checkpoint("t9") is None
     assert await ledger.rounds("t9") == await ledger.assignments("t9") == await ledger.checkpoints("t9") == []

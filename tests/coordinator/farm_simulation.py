@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from coordinator.commands import (
     Command,
     CommitRound,
+    ConfirmEnd,
     DropClient,
     DropRound,
     Fold,
@@ -30,13 +31,19 @@ from coordinator.events import (
     ClientConnected,
     ClientLost,
     ClientReady,
+    EndConfirmed,
     Event,
     Restored,
     ResultArrived,
     RoundAggregated,
+    TaskAction,
+    TaskPrioritized,
+    TaskRecalled,
+    TaskRemoved,
     TaskSubmitted,
     Tick,
 )
+from coordinator.lifecycle import ENDED
 from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
@@ -101,6 +108,15 @@ class Ledger(MemoryFacts):
             update = record.update if isinstance(record, AssignmentRecord) else None
             assert update is None or update.inline is None, "bytes do not belong in the ledger"
         self.apply(command.records, command.entries)
+
+    def request(self, event: Event) -> Event:
+        """Return what a person asks of a task that has ended, with what is recorded of that task."""
+        if not isinstance(event, TaskAction | TaskPrioritized | TaskRemoved):
+            return event
+        record = self.tasks.get(event.task_id)
+        if record is None or record.state not in ENDED:
+            return event
+        return TaskRecalled(record, next(iter(reversed(self.checkpoints_of(event.task_id))), None), event)
 
     @property
     def events(self) -> list[EventRecord]:
@@ -203,7 +219,8 @@ class Simulation:
     # the shell
 
     def handle(self, event: Event) -> list[Command]:
-        commands = self.coordinator.handle(event, self.now)
+        held = self.coordinator.holds(getattr(event, "task_id", ""))
+        commands = self.coordinator.handle(event if held else self.ledger.request(event), self.now)
         assert all(not isinstance(c, Save) for c in commands[1:]), "one Save, first"
         self._queue += commands
         if not self._draining:  # what follows from a command comes after the commands before it, as in the server
@@ -238,6 +255,8 @@ class Simulation:
                     self.finish_commits()
             case DropRound() | ReleaseTask():
                 self.open.pop(command.task_id, None)
+            case ConfirmEnd():
+                self.handle(EndConfirmed(command.record))
             case ReportDefect():
                 self._report(command)
 
@@ -411,4 +430,6 @@ class Simulation:
         return self.ledger.tasks[task_id]
 
     def view(self, task_id: str = "t1"):
+        if not self.coordinator.holds(task_id):
+            return self.coordinator.ended_view(self.ledger.tasks[task_id])
         return self.coordinator.task_view(task_id, self.now)

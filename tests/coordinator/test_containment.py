@@ -10,7 +10,7 @@ import pytest
 from coordinator import expiry, offers, results, rounds, scheduling, step_ends
 from coordinator.events import Action, TaskAction
 from coordinator.in_flight import Stage
-from coordinator.lifecycle import IllegalTransition, TaskState
+from coordinator.lifecycle import ENDED, IllegalTransition, TaskState
 from coordinator.records import AssignmentRecord, RoundState
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import TaskRun
@@ -50,7 +50,7 @@ def check_books(farm: Simulation) -> None:
     """Memory and ledger agree about tasks, and about who holds what."""
     runs = farm.coordinator._farm.tasks
     assert {t: (r.record.state, r.record.version) for t, r in runs.items()} == {
-        t: (r.state, r.version) for t, r in farm.ledger.tasks.items()
+        t: (r.state, r.version) for t, r in farm.ledger.tasks.items() if r.state not in ENDED
     }
     held = {a.assignment_id for a in farm.ledger.assignments.values() if a.state in ("offered", "accepted", "running")}
     mine = {name for client in farm.coordinator._farm.clients.values() for name in client.held}
@@ -84,7 +84,7 @@ def test_a_defect_in_serving_a_task_ends_its_attempt_and_no_other(
         farm.submit(spec(name="third", rounds=1, max_clients=1), "third")
         farm.run()
     assert [farm.task(t).state for t in ("good", "third")] == [TaskState.COMPLETED] * 2
-    why = farm.coordinator.why("bad", farm.now)
+    why = farm.view("bad").why
     assert "the server has a defect" in why
     assert "farm retry bad" in why
     assert {d.task_id for d in farm.defects} == {"bad"}

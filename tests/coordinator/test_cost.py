@@ -57,8 +57,8 @@ class Farm:
         self.sim = Simulation()
         coordinator = self.sim.coordinator
         for number in range(ended):
-            coordinator.handle(TaskSubmitted(f"e{number}", spec()), NOW)
-            coordinator.handle(TaskAction(f"e{number}", Action.CANCEL), NOW)
+            self.sim.submit(spec(), f"e{number}")
+            self.sim.handle(TaskAction(f"e{number}", Action.CANCEL))
         for number in range(waiting):
             coordinator.handle(TaskSubmitted(f"w{number}", spec(requirements=waiting_needs)), NOW)
         for number in range(idle):
@@ -151,7 +151,7 @@ def test_reasons_are_made_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ended_tasks_are_in_no_loop() -> None:
     farm = Farm(ended=20)
-    assert set(farm.coordinator._farm.live) == {"task"}
+    assert set(farm.coordinator._farm.tasks) == set(farm.coordinator._farm.live) == {"task"}
     assert all("e" not in pool.runs for pool in farm.coordinator._farm.pools._pools.values())
     farm.coordinator.handle(TaskAction("task", Action.CANCEL), NOW)
     assert not farm.coordinator._farm.live

@@ -144,9 +144,12 @@ def test_no_event_raises(data: st.DataObject) -> None:
         farm.now += odd.draw(st.sampled_from([0.0, 0.5, 30.0]))
         farm.handle(Tick())
     clients = list(farm.coordinator._farm.clients.values())
-    speeds = expected_speeds(farm.coordinator._farm.tasks["odd"], clients)
-    assert all(0 < s < math.inf for s in speeds.values())
+    for run in farm.coordinator._farm.tasks.values():
+        assert all(0 < s < math.inf for s in expected_speeds(run, clients).values())
+        farm.coordinator.explain(run.task_id, farm.now)
+        farm.coordinator.why(run.task_id, farm.now)
+    for task_id in farm.ledger.tasks:
+        farm.view(task_id)
+        farm.coordinator.explain_ended(farm.task(task_id), farm.now)
     farm.coordinator.task_views(farm.now)
-    farm.coordinator.explain("odd", farm.now)
-    farm.coordinator.why("plain", farm.now)
     assert farm.task("plain").state in TaskState

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
 from coordinator.farm import Farm
 from coordinator.lifecycle import ENDED, HELD, TaskState
+from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
 from protocol.messages import Assign
 from tests.coordinator.book_checks import faults_of_book, faults_of_round
 from tests.simulation.violation import Violation, check
 
 if TYPE_CHECKING:
+    from tests.simulation.durable import AuditedLedger
     from tests.simulation.server import Server
 
 _LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
@@ -23,10 +25,13 @@ def check_farm(server: Server, is_tick: bool) -> None:
     farm: Farm = server.coordinator._farm  # the simulation looks inside
     faults = faults_of_book(farm.leases, {name: run.leases for name, run in farm.tasks.items()}, farm.clients)
     check(not faults, "; ".join(faults))
+    _check_nothing_is_lost(server)
     held: dict[str, set[str]] = {}
     pipelined: set[str] = set()
     """Assignments of tasks whose clients free their slots before they deliver."""
     for run in farm.tasks.values():
+        of_version = run.checkpoint.round == run.record.version
+        check(of_version, f"task {run.task_id} has version {run.record.version} and checkpoint {run.checkpoint.round}")
         if run.step is not None:
             check(run.record.state in _LIVE, f"task {run.task_id} is {run.record.state} and has an open step")
             _check_step(run, run.step)
@@ -55,6 +60,33 @@ def check_farm(server: Server, is_tick: bool) -> None:
             room = server.world.by_id[client.client_id].slots + server.peers[client.client_id].overtaken
             plain = client.held.keys() - pipelined
             check(len(plain) <= room, f"{client.client_id} has room for {room} and holds {plain}")
+
+
+def _check_nothing_is_lost(server: Server) -> None:
+    """Check that a task is in memory until the ledger has its end."""
+    unfinished = {task_id for task_id, task in server.world.ledger.tasks.items() if task.state not in ENDED}
+    lost = unfinished - server.coordinator._farm.tasks.keys() - server.given_up
+    check(not lost, f"tasks {sorted(lost)} have left the memory before their end is durable")
+
+
+def check_restored(server: Server) -> None:
+    """Check that a start finds in memory what has not ended, as the ledger has it. Raises: Violation."""
+    ledger, farm = server.world.ledger, server.coordinator._farm
+    unfinished = {task_id: task for task_id, task in ledger.tasks.items() if task.state not in ENDED}
+    check(farm.tasks.keys() == unfinished.keys(), f"a start loads {sorted(farm.tasks)} of {sorted(unfinished)}")
+    for task_id, task in unfinished.items():
+        check(farm.tasks[task_id].record == task, f"task {task_id} is another one after a restart")
+
+
+def check_evicted(ledger: AuditedLedger, record: TaskRecord) -> None:
+    """Check what the ledger has of a task that has just left the memory. Raises: Violation."""
+    name = record.task_id
+    check(ledger.tasks.get(name) == record, f"task {name} leaves the memory before its end is durable")
+    check(record.state in ENDED, f"task {name} is {record.state} and leaves the memory")
+    held = [a.assignment_id for a in ledger.assignments.values() if a.task_id == name and a.state in HELD]
+    check(not held, f"task {name} leaves the memory, and clients hold {held}")
+    is_open = any(r.task_id == name and r.state is RoundState.OPEN for r in ledger.rounds.values())
+    check(not is_open, f"task {name} leaves the memory with an open round")
 
 
 def _check_step(run: TaskRun, step: Step) -> None:

@@ -32,7 +32,9 @@ from coordinator.commands import DropUpdate, Fold, Save, Send
 from coordinator.farm import Farm
 from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
+from coordinator.lifecycle import ENDED
 from coordinator.records import AssignmentRecord
+from coordinator.state import TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Ack, Cancel
 from tests.simulation import server
@@ -568,6 +570,34 @@ def commit_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rounds, "_owed_after", lambda *_args: ())
 
 
+def evict_with_a_lease_in_flight(patch: pytest.MonkeyPatch) -> None:
+    """A task ends and leaves the memory while a client works on a late part of it."""
+    patch.setattr(tasks, "drop_all_late", lambda *_args: None)
+    patch.setattr(TaskRun, "is_at_rest", property(lambda run: run.record.state in ENDED))
+    patch.setattr(LeaseBook, "close_task", lambda book, task_id: book._of_tasks.pop(task_id))
+
+
+def evict_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
+    """A task leaves the memory in the turn in which it ends."""
+
+    def at_once(turn: Turn) -> None:
+        for run in [run for run in turn.touched.values() if run.is_at_rest]:
+            turn.farm.evict(run)
+
+    patch.setattr(tasks, "confirm_ends", at_once)
+
+
+def keep_in_memory_what_has_ended(patch: pytest.MonkeyPatch) -> None:
+    """Nobody asks whether an end is durable."""
+    patch.setattr(tasks, "confirm_ends", lambda _turn: None)
+
+
+def come_back_without_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """A task that is retried begins with its initial weights."""
+    recall = tasks.recall
+    patch.setattr(tasks, "recall", lambda turn, event: recall(turn, replace(event, checkpoint=None)))
+
+
 def count_in_the_round_after(patch: pytest.MonkeyPatch) -> None:
     """Every third part's record names the round after the one that counted it: a sum of all does not show it."""
     save = Turn.save
@@ -583,6 +613,10 @@ def count_in_the_round_after(patch: pytest.MonkeyPatch) -> None:
 ROBUST_MUTANTS: tuple[Mutant, ...] = (count_in_the_round_after,)
 """What robust aggregates show: which updates one round counted together."""
 MUTANTS: tuple[Mutant, ...] = (
+    evict_with_a_lease_in_flight,
+    evict_before_it_is_durable,
+    keep_in_memory_what_has_ended,
+    come_back_without_the_checkpoint,
     part_out_too_little,
     cut_at_the_wrong_place,
     plan_the_same_samples_again,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from coordinator.commands import (
     Command,
     CommitRound,
+    ConfirmEnd,
     DropRound,
     DropUpdate,
     Fold,
@@ -27,18 +28,22 @@ from coordinator.events import (
     ClientConnected,
     ClientLost,
     ClientReady,
+    EndConfirmed,
     Event,
     Restored,
     ResultArrived,
+    TaskAction,
+    TaskRecalled,
     Tick,
 )
-from coordinator.records import Snapshot
+from coordinator.lifecycle import ENDED
+from coordinator.records import Snapshot, TaskRecord
 from farm_server.clients.translate import event_of, failure_of
 from protocol.errors import FarmError
 from protocol.messages import Ack, Assign, Bye, Error, Hello, Kind, Message, Ready, Result, Scope, Welcome
 from tests.simulation.aggregator import Aggregator
 from tests.simulation.durable import Journal, Ticket
-from tests.simulation.invariants import check_command, check_farm
+from tests.simulation.invariants import check_command, check_evicted, check_farm, check_restored
 from tests.simulation.network import Connection
 from tests.simulation.violation import Planted, Violation, check
 
@@ -57,15 +62,18 @@ class Server:
         self.coordinator = Coordinator(snapshot, world.scenario.settings, world.new_id, world.rng.random)
         self.peers: dict[str, Connection] = {}
         self.crashed = False
+        self.given_up: set[str] = set()
+        """Tasks that stand until a restart, because not even giving them up succeeded."""
         self._incarnations = {c.client_id: c.incarnation for c in snapshot.clients}
         self._queue: deque[Command | Ticket] = deque()
         self._advancing = False
         self._journal = Journal(world, self._advance)
         self._aggregator = Aggregator(world, self.post)
-        self._restored = bool(snapshot.tasks)
+        self._restored = bool(snapshot.tasks or snapshot.rounds or snapshot.assignments)
 
     def start(self) -> None:
         """Mend what the stop interrupted, and tick."""
+        check_restored(self)
         if self._restored:
             self.post(Restored())
         self._tick()
@@ -148,10 +156,20 @@ class Server:
     def ask(self, event: Event) -> str | None:
         """Do what a person wants, or return why not."""
         try:
-            self._handle(event)
+            self._handle(self._with_record(event))
         except FarmError as error:
             return error.message
         return None
+
+    def _with_record(self, event: Event) -> Event:
+        """Say with a request what is recorded of its task, if that has ended and left the coordinator's memory."""
+        ledger = self.world.ledger
+        if not isinstance(event, TaskAction) or self.coordinator.holds(event.task_id):
+            return event
+        record = ledger.tasks.get(event.task_id)
+        if record is None or record.state not in ENDED:
+            return event
+        return TaskRecalled(record, next(iter(reversed(ledger.checkpoints_of(event.task_id))), None), event)
 
     def forgotten_updates(self) -> list[str]:
         """Return the updates that lie on the disk for ever, while all tasks have ended."""
@@ -173,13 +191,19 @@ class Server:
         commands = self.coordinator.handle(event, self.world.server_now())
         self.world.events += 1
         for number, command in enumerate(commands):
-            if isinstance(command, ReportDefect) and not isinstance(command.error, Planted):
-                raise Violation(command.message) from command.error
+            if isinstance(command, ReportDefect):
+                self._report(command)
             check(not isinstance(command, Save) or number == 0, "one Save comes first")
             check_command(self, command)
             self._queue.append(self._journal.submit(command) if isinstance(command, Save) else command)
         check_farm(self, isinstance(event, Tick))
         self._advance()
+
+    def _report(self, defect: ReportDefect) -> None:
+        if not isinstance(defect.error, Planted):
+            raise Violation(defect.message) from defect.error
+        if defect.task_id is not None and not self.coordinator.holds(defect.task_id):
+            self.given_up.add(defect.task_id)
 
     def _advance(self) -> None:
         if self._advancing:
@@ -203,6 +227,14 @@ class Server:
             case OpenRound() | Fold() | CommitRound() | DropRound() | ReleaseTask():
                 self.world.tell("does %s", command)
                 self._aggregator.submit(command)
+            case ConfirmEnd():
+                self._confirm(command.record)
+
+    def _confirm(self, record: TaskRecord) -> None:
+        self.post(EndConfirmed(record))
+        if not self.coordinator.holds(record.task_id):
+            self.world.tell("task %s has left the memory", record.task_id)
+            check_evicted(self.world.ledger, record)
 
     def _send(self, command: Send) -> None:
         message, ledger = command.message, self.world.ledger

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from coordinator.events import Action, TaskAction
+from coordinator.lifecycle import TaskState
 from protocol.messages import RejectCode, Scope
 from tests.simulation.aggregator import Job
 from tests.simulation.scenario import draw_task
@@ -55,7 +56,7 @@ class Weather:
         if self._world.server is None:
             self._world.start_server()
         for task_id in self._world.task_ids:
-            self._world.ask(TaskAction(task_id, Action.RESUME))
+            self._world.ask(TaskAction(task_id, Action.RETRY if self._has_failed(task_id) else Action.RESUME))
 
     # delays
 
@@ -214,8 +215,15 @@ class Weather:
         self._damages = self._rng.randint(1, 2)
 
     def _act(self, action: Action) -> None:
-        if self._world.task_ids:
-            self._world.ask(TaskAction(self._rng.choice(self._world.task_ids), action))
+        names = self._world.task_ids
+        if action is Action.RETRY:
+            names = [name for name in names if self._has_failed(name)] or names
+        if names:
+            self._world.ask(TaskAction(self._rng.choice(names), action))
+
+    def _has_failed(self, task_id: str) -> bool:
+        task = self._world.ledger.tasks.get(task_id)
+        return task is not None and task.state is TaskState.FAILED
 
     def _pause_task(self) -> None:
         self._act(Action.PAUSE)

@@ -140,9 +140,13 @@ class World:
     def _is_over(self) -> bool:
         if self.agenda.now < self.scenario.stormy_seconds or len(self.ledger.tasks) < len(self.task_ids):
             return False
-        if any(task.state not in ENDED and not self._waits_for_ever(task) for task in self.ledger.tasks.values()):
+        if any(not self._has_left(task) and not self._waits_for_ever(task) for task in self.ledger.tasks.values()):
             return False
         return not any(client.outbox or client.jobs for client in self.clients)
+
+    def _has_left(self, task: TaskRecord) -> bool:
+        """Whether the task has ended, and the server's memory has nothing of it."""
+        return task.state in ENDED and (self.server is None or not self.server.coordinator.holds(task.task_id))
 
     def _waits_for_ever(self, task: TaskRecord) -> bool:
         """Whether the task needs what no machine has, and says so."""
@@ -185,7 +189,7 @@ class World:
 
 def newest_time(snapshot: Snapshot) -> float:
     """Return the latest moment that the ledger knows of, as ``DurableState`` does."""
-    times = [t.created_at for t in snapshot.tasks]
+    times = [snapshot.newest_at]
     times += [c.last_seen for c in snapshot.clients]
     times += [c.created_at for c in snapshot.checkpoints]
     return max(times, default=0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +228,43 @@ class TestRemovedClients:
         for one in waiting:
             await one
         assert [one.client_id for one in (await ledger.load()).clients] == ["c1"]
+
+
+async def _steps_of(ledger: SqlLedger, read: Callable[[], Awaitable[object]]) -> int:
+    """Count the steps that SQLite takes to answer."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    async with ledger._readers.connect() as connection:
+        raw = await connection.get_raw_connection()
+        await raw.driver_connection.set_progress_handler(step, 1)
+    await read()  # over the same connection: there is one that is free
+    async with ledger._readers.connect() as connection:
+        raw = await connection.get_raw_connection()
+        await raw.driver_connection.set_progress_handler(None, 1)
+    return steps
+
+
+async def test_a_start_costs_the_same_however_many_tasks_have_ended(ledger: SqlLedger) -> None:
+    async def end(names: list[str]) -> None:
+        done = {"state": AssignmentState.DELIVERED, "counted": True}
+        tasks = [a.task(name, state=TaskState.COMPLETED, version=9, finished_at=9.0) for name in names]
+        rounds = [a.round_(name, state=RoundState.COMMITTED) for name in names]
+        await ledger.save([*tasks, *rounds, *map(a.checkpoint, names), *(a.assignment(n, n, **done) for n in names)])
+
+    async def costs() -> list[int]:
+        return [await _steps_of(ledger, read) for read in (ledger.load, lambda: ledger.task_page(5))]
+
+    await ledger.save(
+        [a.client(), a.task("live"), a.checkpoint("live", 0), a.round_("live"), a.assignment("a", "live")]
+    )
+    await end([f"gone{number}" for number in range(10)])
+    await costs()  # the first time SQLite reads the schema, too
+    few = await costs()
+    await end([f"gone{number}" for number in range(10, 500)])
+    assert await costs() == few
+    assert min(few) > 20
