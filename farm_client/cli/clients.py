@@ -69,7 +69,9 @@ def _list(invocation: Invocation) -> None:
     with invocation.api() as api:
         known = api.clients()
         working = (
-            {} if invocation.out.as_json else {task.task_id: task.name for task in api.tasks() if not is_over(task)}
+            {}
+            if invocation.out.as_json
+            else {task.task_id: task.name for task in api.active_tasks() if not is_over(task)}
         )
     nobody = Text("No client has joined yet: run the `farm-client join …` line that `farm-server up` printed.")
     invocation.out.emit(

@@ -52,7 +52,7 @@ class Invocation:
 
     def task(self, api: FarmApi, reference: str) -> TaskView:
         """Return the task that the person means. Raises: NotFound."""
-        return find_task(api.tasks(), reference)
+        return find_task(api.each_task(), reference)
 
     def config_path(self) -> Path:
         """Return the config file of this run."""

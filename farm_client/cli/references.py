@@ -6,17 +6,20 @@ machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from protocol.errors import NotFound
 from protocol.rest import ClientView, TaskView
 
+_AN_ID: Final = re.compile("[a-z0-9]{8}")
+"""What may be a task's id: an older task may have it, though a newer one is called so."""
 _ROUND_DIGITS: Final = 18
 """More are no round, and Python refuses to read thousands of them."""
 
 
-def find_round(tasks: Sequence[TaskView], reference: str) -> tuple[TaskView, int | None]:
+def find_round(tasks: Iterable[TaskView], reference: str) -> tuple[TaskView, int | None]:
     """Return the task and the round that ``TASK@N`` means; the round is None without ``@N``. Raises: NotFound."""
     task, at, number = reference.rpartition("@")
     if at and number.isdecimal() and len(number) <= _ROUND_DIGITS:
@@ -24,17 +27,25 @@ def find_round(tasks: Sequence[TaskView], reference: str) -> tuple[TaskView, int
     return find_task(tasks, reference), None
 
 
-def find_task(tasks: Sequence[TaskView], reference: str) -> TaskView:
+def find_task(tasks: Iterable[TaskView], reference: str) -> TaskView:
     """Return the task meant by ``reference``: an id before a name before a beginning of an id.
 
-    Raises: NotFound if it is none's, or the beginning of several ids (which the message lists).
+    ``tasks`` come newest first, and no further than needed. Raises: NotFound if it is none's, or the beginning of
+    several ids (which the message lists).
     """
+    named: TaskView | None = None
+    begun: list[TaskView] = []
     for task in tasks:
         if task.task_id == reference:
             return task
-    if named := [task for task in tasks if task.name == reference]:
-        return max(named, key=lambda task: task.submitted_at)
-    begun = [task for task in tasks if reference and task.task_id.startswith(reference.lower())]
+        if task.name == reference:
+            named = named or task
+            if not _AN_ID.fullmatch(reference):
+                break
+        if reference and task.task_id.startswith(reference.lower()):
+            begun.append(task)
+    if named is not None:
+        return named
     if len(begun) == 1:
         return begun[0]
     if begun:

@@ -89,7 +89,7 @@ def send(api: FarmApi, prepared: Prepared, out: Output) -> SubmitReply:
 
 
 def _find_warm_start(api: FarmApi, source: str, out: Output) -> WarmStart:
-    task, round_number = find_round(api.tasks(), source)
+    task, round_number = find_round(api.each_task(), source)
     found = find_warm_start(api, task.task_id, round_number)
     out.say(f"[dim]it begins with the weights of {escape(f'{task.name}, {found.label}')}[/]")
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from itertools import islice
+from typing import Annotated, Final
 
 import typer
 from rich.text import Text
@@ -13,12 +14,26 @@ from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import OutputKind
 from farm_client.cli.pictures import checkpoints_table, shards_table, task_detail, tasks_table
 
+_NEWEST: Final = 50
+_LARGEST_PAGE: Final = 1000
 
-def ls(invocation: Invocation) -> None:
-    """List the farm's tasks, newest first."""
+
+def ls(
+    invocation: Invocation,
+    newest: Annotated[
+        int | None, typer.Option("--newest", "-n", metavar="N", min=1, help=f"So many, not {_NEWEST}.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them, as --json does without --newest.")] = False,
+) -> None:
+    """List the farm's tasks, newest first: the newest 50, or all."""
+    most = None if everything or (newest is None and invocation.out.as_json) else newest or _NEWEST
     with invocation.api() as api:
-        tasks = api.tasks()
-    invocation.out.emit(OutputKind.TASKS, tasks, lambda: tasks_table(tasks, time.time()))
+        found = api.each_task(None if most is None else min(most + 1, _LARGEST_PAGE))
+        tasks = list(found if most is None else islice(found, most + 1))
+    shown = tasks[:most]
+    invocation.out.emit(OutputKind.TASKS, shown, lambda: tasks_table(shown, time.time()))
+    if len(shown) < len(tasks):
+        invocation.out.say(f"the newest {len(shown)} are shown: `farm ls --all` lists all, `--newest N` so many")
 
 
 def show(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
@@ -91,8 +92,30 @@ class FarmApi:
         return self._parsed(TypeAdapter(SubmitReply), response)
 
     def tasks(self) -> list[TaskView]:
-        """List all tasks."""
-        return self._list("/v1/tasks", TaskView)
+        """List all tasks, newest first."""
+        return list(self.each_task())
+
+    def each_task(self, page: int | None = None) -> Iterator[TaskView]:
+        """Iterate over all tasks, newest first; what nobody asks for is not fetched.
+
+        ``page``: how many come in one answer, from 1 to 1,000; None leaves that to the farm. A farm that knows of no
+        pages gives all at once.
+        """
+        adapter = TypeAdapter(list[TaskView])
+        query: dict[str, str] | None = {} if page is None else {"limit": str(page)}
+        while query is not None:
+            response, tasks = self.retry.call(partial(self._page, adapter, query))
+            yield from tasks
+            link = response.links.get("next", {}).get("url")
+            query = dict(httpx.URL(link).params) if link else None
+
+    def _page(self, adapter: TypeAdapter[T], query: dict[str, str]) -> tuple[httpx.Response, T]:
+        response = self._request("GET", "/v1/tasks", params=query)
+        return response, self._parsed(adapter, response)
+
+    def active_tasks(self) -> list[TaskView]:
+        """List the tasks that may still train, newest first. A farm of before may give others, too."""
+        return self._read(TypeAdapter(list[TaskView]), "/v1/tasks", params={"active": "true"})
 
     def task(self, task_id: str) -> TaskDetail:
         """Return one task with its spec and newest rounds."""

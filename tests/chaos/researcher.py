@@ -151,11 +151,11 @@ class Researcher:
         return running is not None and len(running) < IN_FLIGHT
 
     def _running(self) -> list[str]:
-        return [task.task_id for task in self._farm.api.tasks() if not is_over(task)]
+        return [task.task_id for task in self._farm.api.active_tasks() if not is_over(task)]
 
     def _standing(self) -> str:
         """Say what is open, and what each of it waits for."""
-        open_tasks = [task for task in self._farm.api.tasks() if not is_over(task)]
+        open_tasks = [task for task in self._farm.api.active_tasks() if not is_over(task)]
         clients = [f"{client.name} {client.state} {client.reason}" for client in self._farm.api.clients()]
         tasks = [f"{task.name} is {task.state} in round {task.round}: {task.why}" for task in open_tasks]
         return "; ".join([*tasks, *clients])

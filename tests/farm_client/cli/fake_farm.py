@@ -163,7 +163,8 @@ class FakeFarm:
                 self.submitted.append(TaskSpec.model_validate_json(request.content))
                 return answer(SubmitReply(task=self.tasks[0], created=True))
             case ["v1", "tasks"]:
-                return answer(self.tasks)
+                newest_first = sorted(self.tasks, key=lambda task: -task.submitted_at)
+                return answer(newest_first[: int(request.url.params.get("limit", 1000))])
             case ["v1", "tasks", task_id, *rest]:
                 return self._task_answer(request, task_id, rest)
             case ["v1", "blobs", digest]:

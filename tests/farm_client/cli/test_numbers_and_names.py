@@ -138,17 +138,17 @@ class TestFindTask:
     """An id before a name before a beginning of an id."""
 
     TASKS = (
-        task("abcd1111", "run", 1),
-        task("abcd2222", "run", 5),
-        task("run", "abcd1111", 3),
+        task("abcd2222", "runs2345", 5),
+        task("runs2345", "abcd1111", 3),
         task("efgh3333", "x", 2),
+        task("abcd1111", "runs2345", 1),
     )
 
     @pytest.mark.parametrize(
         ("reference", "found"),
         [
             ("abcd1111", "abcd1111"),  # the id, though another task has it for a name
-            ("run", "run"),
+            ("runs2345", "runs2345"),
             ("x", "efgh3333"),
             ("e", "efgh3333"),
             ("EFGH", "efgh3333"),
@@ -159,8 +159,14 @@ class TestFindTask:
         assert find_task(self.TASKS, reference).task_id == found
 
     def test_of_several_runs_of_one_thing_the_newest(self) -> None:
-        tasks = [task("a", "digits", 1), task("b", "digits", 9), task("c", "digits", 5)]
+        tasks = [task("b", "digits", 9), task("c", "digits", 5), task("a", "digits", 1)]
         assert find_task(tasks, "digits").task_id == "b"
+
+    def test_tasks_older_than_the_one_that_is_meant_are_not_asked_for(self) -> None:
+        tasks = iter([task("a", "digits", 9), task("abcd1111", "x", 5), task("c", "digits", 1)])
+        assert find_task(tasks, "digits").task_id == "a"
+        assert find_task(tasks, "abcd1111").task_id == "abcd1111"
+        assert next(tasks).task_id == "c"
 
     def test_the_beginning_of_several_lists_them(self) -> None:
         with pytest.raises(NotFound, match=r"several task ids \(abcd1111, abcd2222\)"):

@@ -76,3 +76,16 @@ def test_a_pipe_gets_one_line_a_task_however_long(farm, fake, monkeypatch):
 def test_an_open_breaker_is_shown_with_its_reason(farm, fake):
     fake.clients = [make_client(breaker="open", reason="failed 5 times; again at 14:05")]
     assert "breaker open; failed 5 times; again at 14:05" in farm("clients").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown", "cut"),
+    [([], 50, True), (["--newest", "2"], 2, True), (["-n", "60"], 60, False), (["--all"], 60, False)],
+)
+def test_the_newest_tasks_are_listed_with_a_word_on_the_others(farm, fake, arguments, shown, cut):
+    fake.tasks = [make_task(f"t{number:07}", submitted_at=NOW + number) for number in range(60)]
+    result = farm("ls", *arguments)
+    rows = result.stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == [f"t{59 - number:07}" for number in range(shown)]
+    assert ("`farm ls --all` lists all" in result.stderr) == cut
+    assert len(farm("ls", *arguments, "--json").envelope("tasks")) == (60 if not arguments else shown)

@@ -52,6 +52,7 @@ def refusal(code: str, message: str = "the farm's own words") -> dict[str, str]:
 
 CALLS: dict[str, tuple[Callable[[FarmApi], object], object, tuple[str, str, dict[str, str]]]] = {
     "tasks": (lambda api: api.tasks(), [TASK], ("GET", "/v1/tasks", {})),
+    "active tasks": (lambda api: api.active_tasks(), [TASK], ("GET", "/v1/tasks", {"active": "true"})),
     "pause": (lambda api: api.act("t1", "pause"), TASK, ("POST", "/v1/tasks/t1/pause", {})),
     "retry": (lambda api: api.act("t1", "retry"), TASK, ("POST", "/v1/tasks/t1/retry", {})),
     "priority": (lambda api: api.prioritize("t1", 9), TASK, ("PUT", "/v1/tasks/t1/priority", {})),
@@ -86,6 +87,22 @@ def test_each_call_is_one_request_with_the_token(name: str) -> None:
     assert farm.asked == asked
     assert farm.requests[0].headers["authorization"] == "Bearer t0ken"
     assert farm.requests[0].headers["accept-encoding"] == "identity"  # nothing of an answer is unpacked here
+
+
+def test_the_list_of_tasks_is_fetched_page_by_page_and_no_further_than_it_is_read() -> None:
+    asked: list[dict[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        more = {"link": '</v1/tasks?limit=2&cursor=7.5_b>; rel="next"'} if len(asked) % 2 else {}
+        return httpx.Response(200, json=[TASK, TASK], headers=more)
+
+    with FarmApi(ADDRESS, httpx.MockTransport(answer)) as api:
+        assert next(api.each_task(2)) == make_task()
+        assert asked == [{"limit": "2"}]
+        asked.clear()
+        assert len(api.tasks()) == 4
+        assert asked == [{}, {"limit": "2", "cursor": "7.5_b"}]
 
 
 def test_what_comes_back_is_typed() -> None:
