@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +20,8 @@ Chunk = bytes | bytearray | memoryview
 """A contiguous piece of a blob; a memoryview has one dimension and bytes as its items."""
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 """Written and hashed at once: still in the cache when it is hashed."""
+_RETIRED_SECONDS: Final = 60.0
+"""Nobody takes longer from finding a file to opening it."""
 
 
 class NewBlob:
@@ -43,16 +48,63 @@ class NewBlob:
         return BlobRef(digest=self._hasher.hexdigest(), size_bytes=self._size_bytes)
 
 
-class BlobBatch:
-    """What ``FolderBlobStore.batch`` hands out. Used by one thread.
+class EarlyFiles:
+    """Blobs that can be read though they have no name yet: they are on their way to the disk. Safe on any thread.
 
-    ``new_file`` makes an empty temporary file; ``is_stored`` tells of a blob that need not be stored again.
+    A reader may have found a file by its temporary name and open it a moment later: that name outlives the batch.
     """
 
-    def __init__(self, new_file: Callable[[], Path], is_stored: Callable[[BlobRef], bool], syncing: Executor) -> None:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, Path] = {}
+        self._retired: deque[tuple[float, Path]] = deque()
+
+    def add(self, path: Path, ref: BlobRef) -> None:
+        """Let a written file be found."""
+        with self._lock:
+            self._files[ref.digest] = path
+
+    def find(self, digest: str) -> Path | None:
+        """Return the blob's file, if it is one of these."""
+        return self._files.get(digest)
+
+    def drop(self, files: Mapping[Path, BlobRef]) -> None:
+        """Files of a batch have names now, or are gone: they are found here no more."""
+        with self._lock:
+            for path, ref in files.items():
+                if self._files.get(ref.digest) == path:
+                    del self._files[ref.digest]
+
+    def retire(self, paths: Iterable[Path]) -> None:
+        """Remove temporary names some time after the files got their lasting ones."""
+        now = time.monotonic()
+        old: list[Path] = []
+        with self._lock:
+            self._retired.extend((now, path) for path in paths)
+            while self._retired and self._retired[0][0] < now - _RETIRED_SECONDS:
+                old.append(self._retired.popleft()[1])
+        for path in old:
+            path.unlink(missing_ok=True)
+
+
+class BlobBatch:
+    """What ``FolderBlobStore.batch`` hands out. Used by one thread at a time.
+
+    ``new_file`` makes an empty temporary file; ``is_stored`` tells of a blob that need not be stored again;
+    ``on_written`` gets each file that is written and not synced yet.
+    """
+
+    def __init__(
+        self,
+        new_file: Callable[[], Path],
+        is_stored: Callable[[BlobRef], bool],
+        syncing: Executor,
+        on_written: Callable[[Path, BlobRef], None] | None = None,
+    ) -> None:
         self._new_file = new_file
         self._is_stored = is_stored
         self._syncing = syncing
+        self._on_written = on_written
         self._files: dict[Path, BlobRef] = {}
         self._syncs: list[Future[None]] = []
 
@@ -78,7 +130,14 @@ class BlobBatch:
             if not self._is_stored(new.ref):
                 stack.pop_all()
                 self._files[path] = new.ref
+                if self._on_written is not None:
+                    self._on_written(path, new.ref)
                 self._syncs.append(self._syncing.submit(_sync, file))  # while the next blob is written
+
+    @property
+    def files(self) -> Mapping[Path, BlobRef]:
+        """The files that were written so far."""
+        return self._files
 
     def synced(self) -> dict[Path, BlobRef]:
         """Wait until no thread touches the files any more; return those that now can be given their names.

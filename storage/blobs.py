@@ -15,14 +15,14 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from protocol.digests import digest_bytes, is_digest
 from protocol.errors import DigestMismatch, NotFound
 from protocol.tasks import BlobRef
-from storage.blob_batch import BlobBatch, Chunk
+from storage.blob_batch import BlobBatch, Chunk, EarlyFiles
 from storage.errors import disk_errors
 from storage.file_digest import digest_of_file
 from storage.owner import read_owner
@@ -45,6 +45,7 @@ class FolderBlobStore:
         self._root = root
         self._incoming = root / _TEMPORARY
         self._syncing = ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="blob-sync")
+        self._early = EarlyFiles()
         self._naming = threading.Lock()
         """Held while a file gets its name or loses it, so that no collection removes what was just stored again."""
         with disk_errors(self._root):
@@ -52,9 +53,9 @@ class FolderBlobStore:
             _sync_folder(root.parent)
             _sync_folder(root)
             leftovers = list(self._incoming.iterdir())
+            self.leftovers = sum(leftover.stat().st_nlink == 1 for leftover in leftovers)  # the others have names
             for leftover in leftovers:
                 leftover.unlink()
-        self.leftovers = len(leftovers)
         """Files that a crash left half-written, removed now."""
 
     def put_bytes(self, data: bytes | bytearray | memoryview) -> BlobRef:
@@ -67,22 +68,42 @@ class FolderBlobStore:
         with self.batch() as batch:
             return batch.add(chunks)
 
-    @contextmanager
-    def batch(self) -> Iterator[BlobBatch]:
+    def batch(self) -> AbstractContextManager[BlobBatch]:
         """Store several blobs at the price of one: the disk syncs them together. All are durable at the end.
 
         They get their names in the order in which they were added; which of the names a crash leaves is not said.
         If the block raises, none is stored.
         """
+        return self._batch(early=False)
+
+    def early_batch(self) -> AbstractContextManager[BlobBatch]:
+        """Do as ``batch``; beyond that each blob can be read from ``path`` as soon as it is added to the batch.
+
+        It is not stored before the end: ``has`` is false until then, and after a crash it is not there. The block may
+        end in another thread than it began in.
+        """
+        return self._batch(early=True)
+
+    @contextmanager
+    def _batch(self, *, early: bool) -> Iterator[BlobBatch]:
+        kept: set[Path] = set()
         with ExitStack() as stack, disk_errors(self._root):
-            batch = BlobBatch(lambda: stack.enter_context(self._temporary()), self._renew, self._syncing)
+
+            def new_file() -> Path:
+                return stack.enter_context(self._temporary(kept))
+
+            batch = BlobBatch(new_file, self._renew, self._syncing, self._early.add if early else None)
+            stack.callback(lambda: self._early.drop(batch.files))
             try:
                 yield batch
             finally:
                 files = batch.synced()
             for temporary, ref in files.items():
-                self._rename(temporary, ref.digest)
+                (self._link if early else self._rename)(temporary, ref.digest)
             self._at_once(_sync_folder, sorted({self._place(ref.digest).parent for ref in files.values()}))
+            if early:
+                kept.update(files)
+                self._early.retire(files)
 
     def _at_once(self, work: Callable[[T], None], items: Sequence[T]) -> None:
         """Do it to all, in threads where there are several: each waits for the disk, and for the same disk."""
@@ -116,11 +137,16 @@ class FolderBlobStore:
         self._name(path, digest)
 
     def path(self, digest: str) -> Path:
-        """Return the file of a stored blob, to be read only. Raises: NotFound."""
+        """Return the file of a blob, to be read only: of one in an ``early_batch`` too. Raises: NotFound."""
         path = self._place(digest)
-        if not path.is_file():
-            raise NotFound(f"blob {digest} is not stored here; upload it first")
-        return path
+        if path.is_file():
+            return path
+        early = self._early.find(digest)
+        if early is not None:
+            return early
+        if path.is_file():  # it got its name in between
+            return path
+        raise NotFound(f"blob {digest} is not stored here; upload it first")
 
     def has(self, digest: str) -> bool:
         """Whether the blob is stored; false for a name that is no digest."""
@@ -262,23 +288,36 @@ class FolderBlobStore:
             _sync_folder(self._place(digest).parent)
 
     def _rename(self, temporary: Path, digest: str) -> None:
+        path = self._made_place(digest)
+        with self._naming:
+            temporary.replace(path)
+
+    def _link(self, temporary: Path, digest: str) -> None:
+        """Give a file its name beside the temporary one, which readers may have found; where links can be made."""
+        path = self._made_place(digest)
+        with self._naming, suppress(OSError):
+            path.hardlink_to(temporary)
+            return
+        self._rename(temporary, digest)
+
+    def _made_place(self, digest: str) -> Path:
         path = self._place(digest)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
             _sync_folder(self._root)
-        with self._naming:
-            temporary.replace(path)
+        return path
 
     @contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        """Make an empty file for bytes on their way in, and remove it unless it was given a name."""
+    def _temporary(self, kept: Collection[Path] = ()) -> Iterator[Path]:
+        """Make an empty file for bytes on their way in; remove it unless it was given a name, or is one of ``kept``."""
         with disk_errors(self._root):
             handle, name = tempfile.mkstemp(dir=self._incoming)
         os.close(handle)
         try:
             yield Path(name)
         finally:
-            Path(name).unlink(missing_ok=True)
+            if Path(name) not in kept:
+                Path(name).unlink(missing_ok=True)
 
 
 def ref_of(data: bytes | bytearray | memoryview) -> BlobRef:

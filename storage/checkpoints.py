@@ -6,7 +6,8 @@ them. A crash between leaves only blobs that nothing refers to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -17,7 +18,7 @@ from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from protocol.tasks import BlobRef
-from storage.blob_batch import Chunk
+from storage.blob_batch import BlobBatch, Chunk
 from storage.ports.blob_store import BlobStore
 
 MANIFEST_FORMAT: Final = "aifarm-checkpoint-1"
@@ -61,10 +62,18 @@ class NewCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class WrittenCheckpoint:
-    """What became durable: the record for the ledger, and the delta's name if there was one."""
+    """What was written: the record for the ledger, and the delta's name if there was one."""
 
     record: CheckpointRecord
     delta: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class BegunCheckpoint:
+    """A checkpoint that can be read, and is not durable before ``finish`` has returned; to be called once."""
+
+    written: WrittenCheckpoint
+    finish: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +96,16 @@ class CheckpointStore:
         Memory: no copy of what is written. Raises: Unavailable if the disk is full or failing; nothing is stored then.
         """
         with self._blobs.batch() as batch:
-            manifest = Manifest(
-                task_id=new.task_id,
-                round=new.round,
-                epoch=new.epoch,
-                cursor=new.cursor,
-                weights=batch.add(new.weights),
-                optimizer=None if new.optimizer is None else batch.add(new.optimizer),
-                created_at=new.created_at,
-                metrics=dict(new.metrics),
-            )
-            delta = None if new.delta is None else batch.add(new.delta)
-            text = manifest.model_dump_json(exclude={"weights": BlobRef.CARRIED, "optimizer": BlobRef.CARRIED})
-            described = batch.add([text.encode()])
-        return WrittenCheckpoint(_record(manifest, described), delta)
+            return _add_all(batch, new)
+
+    def begin(self, new: NewCheckpoint) -> BegunCheckpoint:
+        """Write a checkpoint so that its blobs can be read; ``finish`` makes it durable, on any thread.
+
+        Raises: Unavailable, from both; nothing is stored then.
+        """
+        with ExitStack() as stack:
+            batch = stack.enter_context(self._blobs.early_batch())
+            return BegunCheckpoint(_add_all(batch, new), stack.pop_all().close)
 
     def open(self, record: CheckpointRecord) -> CheckpointFiles:
         """Return the checkpoint's files, each checked against its digest. Memory: a block of a file.
@@ -126,6 +131,23 @@ class CheckpointStore:
         if record.manifest is None:
             raise NotFound(f"checkpoint {record.round} of task {record.task_id} has no manifest: it was submitted")
         return Manifest.model_validate_json(self._blobs.read(record.manifest.digest))
+
+
+def _add_all(batch: BlobBatch, new: NewCheckpoint) -> WrittenCheckpoint:
+    manifest = Manifest(
+        task_id=new.task_id,
+        round=new.round,
+        epoch=new.epoch,
+        cursor=new.cursor,
+        weights=batch.add(new.weights),
+        optimizer=None if new.optimizer is None else batch.add(new.optimizer),
+        created_at=new.created_at,
+        metrics=dict(new.metrics),
+    )
+    delta = None if new.delta is None else batch.add(new.delta)
+    text = manifest.model_dump_json(exclude={"weights": BlobRef.CARRIED, "optimizer": BlobRef.CARRIED})
+    described = batch.add([text.encode()])
+    return WrittenCheckpoint(_record(manifest, described), delta)
 
 
 def _record(manifest: Manifest, described: BlobRef) -> CheckpointRecord:

@@ -6,6 +6,7 @@ The event loop never waits for tensors: a command is queued here and its outcome
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _DAMAGE = (NotFound, DigestMismatch)
 """What an unreadable checkpoint raises: a file that is gone, truncated or changed."""
 _FAULT_SECONDS = 60.0
+_LOOK_SECONDS = 0.1
+"""So often a round that waits for the disk looks whether anybody still wants it."""
 SMALL_STATE_BYTES = 3 * INLINE_BYTES
 """Up to here an optimizer's state is copied, to be written while it changes: two moments of small weights."""
 _log = structlog.get_logger(__name__)
@@ -76,8 +79,19 @@ class _Task:
     given_up: float = 0
     """Set from outside: up to this attempt, a round that waits for the disk need wait no longer."""
 
+    unfinished: threading.Event | None = None
+    """Set when the version that ``tensors`` have is durable: until then it may be written from them once more."""
+
+    def wait_until_durable(self, attempt: int) -> None:
+        """Return when the tensors may change. Raises: Unavailable if the attempt is given up meanwhile."""
+        while self.unfinished is not None and not self.unfinished.wait(_LOOK_SECONDS):
+            if self.given_up >= attempt:
+                raise Unavailable("the version before it is not on the disk yet")
+        self.unfinished = None
+
     def forget(self) -> None:
         """Free the memory; the next round loads from its checkpoint."""
+        self.unfinished = None
         self.tensors = None
         self.holds = None
         self.attempt = None
@@ -232,14 +246,12 @@ class Aggregator:
 
     def _commit(self, task: _Task, tensors: TaskTensors, command: CommitRound) -> None:
         started = time.perf_counter()
+        task.wait_until_durable(command.attempt)
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step())
         new = self._writer.prepare(command, version)
-        is_small = _is_small(version)
-        if is_small:
-            written = WrittenCheckpoint(named(new), delta=None)
-        else:
-            written = self._writer.write(new, lambda: task.given_up >= command.attempt)
+        begun = None if _is_small(version) else self._writer.begin(new, lambda: task.given_up >= command.attempt)
+        written = begun.written if begun is not None else WrittenCheckpoint(named(new), delta=None)
         task.holds = _digests(written.record)
         self._end_round(task)
         self._fault = None
@@ -251,10 +263,10 @@ class Aggregator:
         opening = (command.task_id, command.round, command.attempt)
         self._outcomes.event(RoundAggregated(*opening, written.record, delta))
         durable = partial(self._durable, task.spec, command.attempt)
-        if is_small:
+        if begun is None:
             self._writer.write_behind(new, durable)
         else:
-            durable(written)
+            task.unfinished = self._writer.finish_behind(new, begun, durable, lambda: task.given_up == math.inf)
 
     def _durable(self, spec: TaskSpec, attempt: int, written: WrittenCheckpoint) -> None:
         self._outcomes.durable(spec, written.record)

@@ -1,13 +1,13 @@
-"""Makes new versions durable: at once, or beside the rounds that follow them; and waits for the disk where it must."""
+"""Makes new versions durable beside the rounds that follow them, and waits for the disk where it must."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -20,7 +20,7 @@ from protocol.errors import Unavailable
 from protocol.retry import RetryPolicy
 from storage.blob_batch import size_of
 from storage.blobs import ref_of
-from storage.checkpoints import CheckpointStore, NewCheckpoint, WrittenCheckpoint
+from storage.checkpoints import BegunCheckpoint, CheckpointStore, NewCheckpoint, WrittenCheckpoint
 from storage.errors import DISK_RETRY
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _WRITES_AT_ONCE: Final = 4
 """So many tasks' checkpoints are written beside their rounds at a time: all wait for the same disk."""
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 Done = Callable[[WrittenCheckpoint], None]
 """Hears on the writer's thread that a version is durable."""
@@ -41,7 +42,7 @@ class _Job:
 
 
 class CheckpointWriter:
-    """Safe on any thread. ``write`` blocks; ``write_behind`` returns at once.
+    """Safe on any thread. ``begin`` blocks; ``write_behind`` and ``finish_behind`` return at once.
 
     Of one task one version is written at a time, and then the newest one that waits: a fast task is written as often
     as the disk allows, and never queues up. Memory: two versions of each task.
@@ -83,9 +84,23 @@ class CheckpointWriter:
             delta=version.delta,
         )
 
-    def write(self, new: NewCheckpoint, given_up: Callable[[], bool]) -> WrittenCheckpoint:
-        """Write a version now; while the disk refuses, try again. Raises: Unavailable if it is given up meanwhile."""
-        return self._insist(new, given_up, lambda: self._attempt(new))
+    def begin(self, new: NewCheckpoint, given_up: Callable[[], bool]) -> BegunCheckpoint:
+        """Write a version now so that it can be read; it is not durable yet. While the disk refuses, try again.
+
+        Raises: Unavailable if it is given up meanwhile.
+        """
+        return self._insist(new, given_up, lambda: self._attempt(new, self._store.begin))
+
+    def finish_behind(
+        self, new: NewCheckpoint, begun: BegunCheckpoint, done: Done, given_up: Callable[[], bool]
+    ) -> threading.Event:
+        """Make what ``begin`` wrote durable; the event says when that is over. Until then the chunks must not change.
+
+        They are written again where the disk loses them: only a delta is not, and is then not stored.
+        """
+        finished = threading.Event()
+        self._pool.submit(self._finish, new, begun, done, given_up, finished)
+        return finished
 
     def write_behind(self, new: NewCheckpoint, done: Done) -> None:
         """Write a version, whose chunks stay as they are, unless a newer one of its task comes before its turn."""
@@ -113,23 +128,45 @@ class CheckpointWriter:
             else:
                 job.done(written)
 
-    def _attempt(self, new: NewCheckpoint) -> WrittenCheckpoint:
+    def _finish(
+        self,
+        new: NewCheckpoint,
+        begun: BegunCheckpoint,
+        done: Done,
+        given_up: Callable[[], bool],
+        finished: threading.Event,
+    ) -> None:
+        try:
+            done(self._finished(new, begun, lambda: self._closing or given_up()))
+        except Unavailable as error:
+            _log.warning("a checkpoint is not written", task=new.task_id, version=new.round, error=error.message)
+        finally:
+            finished.set()
+
+    def _finished(self, new: NewCheckpoint, begun: BegunCheckpoint, given_up: Callable[[], bool]) -> WrittenCheckpoint:
+        try:
+            begun.finish()
+        except Exception as error:
+            _log.warning("a checkpoint is written again", task=new.task_id, version=new.round, error=str(error))
+            again = replace(new, delta=None)
+            return self._insist(again, given_up, partial(self._attempt_whatever_comes, again))
+        return begun.written
+
+    def _attempt(self, new: NewCheckpoint, write: Callable[[NewCheckpoint], T]) -> T:
         self._claim(sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None))
-        return self._store.write(new)
+        return write(new)
 
     def _attempt_whatever_comes(self, new: NewCheckpoint) -> WrittenCheckpoint:
         """Nobody waits for it in a round that could fail: too little memory, say, is waited out as a full disk is."""
         try:
-            return self._attempt(new)
+            return self._attempt(new, self._store.write)
         except Unavailable:
             raise
         except Exception as error:
             _log.exception("a checkpoint can't be written", task=new.task_id, version=new.round)
             raise Unavailable(f"{type(error).__name__}: {error}") from error
 
-    def _insist(
-        self, new: NewCheckpoint, given_up: Callable[[], bool], attempt: Callable[[], WrittenCheckpoint]
-    ) -> WrittenCheckpoint:
+    def _insist(self, new: NewCheckpoint, given_up: Callable[[], bool], attempt: Callable[[], T]) -> T:
         def waits_for(reason: str) -> None:
             if new.task_id not in self._refused:
                 _log.error("a checkpoint waits for the disk", task=new.task_id, version=new.round, error=reason)

@@ -53,6 +53,9 @@ class BlobStore(Protocol):
     def batch(self) -> AbstractContextManager[BlobBatch]:
         """Store several blobs at the price of one, all durable at the end. If the block raises it MUST store none."""
 
+    def early_batch(self) -> AbstractContextManager[BlobBatch]:
+        """Do as ``batch``; a blob MUST be readable from ``path`` once it is added, and not count as stored by then."""
+
     async def put_bytes_async(self, data: Chunk) -> BlobRef:
         """Do ``put_bytes`` in a worker thread."""
 

@@ -161,6 +161,25 @@ def test_a_batch_is_stored_at_its_end_or_not_at_all(store: BlobStore) -> None:
     assert not store.has(digest_bytes(b"three"))
 
 
+@holds("a blob MUST be readable from ``path`` once it is added, and not count as stored by then")
+def test_a_blob_of_an_early_batch_is_read_before_it_is_stored(store: BlobStore) -> None:
+    with store.early_batch() as batch:
+        ref = batch.add([b"ea", b"rly"])
+        assert store.path(ref.digest).read_bytes() == b"early"
+        assert not store.has(ref.digest)
+    assert store.read(ref.digest) == b"early"
+
+    def fails_half_way() -> None:
+        with store.early_batch() as batch:
+            batch.add([b"never"])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails_half_way()
+    with pytest.raises(NotFound):
+        store.path(digest_bytes(b"never"))
+
+
 @holds("damaged bytes MUST NOT be given out", "MUST leave an intact one")
 def test_damage_is_found_and_can_be_mended(store: BlobStore) -> None:
     ref, intact = store.put_bytes(b"some bytes"), store.put_bytes(b"intact")

@@ -148,17 +148,18 @@ class _Writer(_Breakable):
         self._reach(Fault.SERVER_BEFORE_COMMIT, command.round)
         return self._part.prepare(command, *rest)
 
-    def write(self, new: NewCheckpoint, *rest: Any) -> Any:
-        written = self._part.write(new, *rest)
-        self._reach(Fault.SERVER_WHILE_COMMITTING, new.round - 1)
-        return written
+    def finish_behind(self, new: NewCheckpoint, begun: Any, done: Done, *rest: Any) -> Any:
+        return self._part.finish_behind(new, begun, self._durable(new, done), *rest)
 
     def write_behind(self, new: NewCheckpoint, done: Done) -> None:
+        self._part.write_behind(new, self._durable(new, done))
+
+    def _durable(self, new: NewCheckpoint, done: Done) -> Done:
         def durable(written: WrittenCheckpoint) -> None:
             self._reach(Fault.SERVER_WHILE_COMMITTING, new.round - 1)
             done(written)
 
-        self._part.write_behind(new, durable)
+        return durable
 
 
 _WRAPPERS = {

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import io
+import queue
+import threading
 import time
 from collections.abc import Callable
 
@@ -10,6 +13,7 @@ import pytest
 from coordinator.commands import CommitRound, DropRound, ReleaseTask
 from coordinator.events import AggregationFailed, CheckpointDamaged, RoundAggregated
 from protocol.recipe import Recipe
+from storage import blob_batch
 from storage.checkpoints import WrittenCheckpoint
 from tests.farm_server import model
 from tests.farm_server.tensors.aggregator_bench import Bench
@@ -228,6 +232,77 @@ def test_a_disk_that_refuses_the_checkpoint_makes_the_round_wait_and_then_it_goe
     assert isinstance(large.outcome(), RoundAggregated)
     assert large.aggregator.stalled is None
     np.testing.assert_allclose(model.values(large.weights[-1]), -1.0)
+
+
+class Disk:
+    """Lets files be synced when the test says so; it may refuse some before."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, refusals: int = 0) -> None:
+        self.go = threading.Event()
+        self._refusals = refusals
+        self._sync = blob_batch._sync
+        patch.setattr(blob_batch, "_sync", self.sync)
+
+    def sync(self, file: io.FileIO) -> None:
+        assert self.go.wait(30)
+        if self._refusals:
+            self._refusals -= 1
+            file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._sync(file)
+
+
+def test_a_large_version_is_read_before_it_is_durable_and_the_one_after_it_waits(large, monkeypatch):
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        large.open()
+        large.fold(model.update(1.0))
+        large.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+        first = large.outcome()
+        assert isinstance(first, RoundAggregated)
+        digest = first.checkpoint.weights.digest
+        early = large.blobs.path(digest)
+        assert not large.blobs.has(digest), "after a crash it would not be there"
+        np.testing.assert_allclose(model.values(early.read_bytes()), -1.0)
+        large.checkpoint = first.checkpoint
+        large.open(1)
+        large.fold(model.update(1.0), number=1)
+        large.aggregator.commit_round(CommitRound("t", 1, 1, 0, 64))
+        with pytest.raises(queue.Empty):
+            large.outcomes.get(timeout=0.1)
+        assert large.durables.empty()
+        disk.go.set()
+        assert large.written_outcome().checkpoint == first.checkpoint
+        assert isinstance(large.outcome(), RoundAggregated)
+        large.written_outcome()
+    assert large.blobs.has(digest)
+    assert early.exists(), "who found it a moment ago may open it yet"
+    np.testing.assert_allclose(model.values(large.weights[-1]), -2.0)
+
+
+def test_a_large_version_that_the_disk_loses_is_written_again_from_memory(large, monkeypatch):
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, refusals=2)
+        disk.go.set()
+        event = large.round(0, (1.0, 1))
+    assert large.written[-1].weights == event.checkpoint.weights
+    np.testing.assert_allclose(model.values(large.weights[-1]), -1.0)
+
+
+def test_a_round_that_waits_for_the_version_before_it_can_be_given_up(large, monkeypatch):
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        large.open()
+        large.fold(model.update(1.0))
+        large.aggregator.commit_round(CommitRound("t", 0, 1, 0, 64))
+        large.checkpoint = large.outcome().checkpoint
+        large.open(1, attempt=2)
+        large.fold(model.update(1.0), number=1, attempt=2)
+        large.aggregator.commit_round(CommitRound("t", 1, 2, 0, 64))
+        large.aggregator.drop_round(DropRound("t", 1, 2))
+        assert isinstance(large.outcome(), AggregationFailed)
+        disk.go.set()
+        assert large.written_outcome().checkpoint.round == 1, "what was made before it is durable all the same"
 
 
 @pytest.mark.parametrize("end", [DropRound("t", 0, 1), ReleaseTask("t")])
