@@ -85,7 +85,7 @@ class SilenceWatch:
             if at != peer.looked_at_next:
                 continue  # it was looked at since, or is due earlier
             peer.looked_at_next = math.inf
-            if peer.last_seen < now - peer.longest_silence(now):
+            if peer.last_seen + peer.longest_silence(now) < now:  # as its due time was reckoned, rounding included
                 found.append(peer)
             else:
                 self.expect(peer, now)

@@ -115,7 +115,7 @@ def test_it_finds_whom_a_look_at_everybody_finds(acts: list[tuple[float, str, in
     for passed, act, number in acts:
         now += passed
         peer = peers[number]
-        expected = {id(p) for p in registry if p.last_seen < now - p.longest_silence(now)}
+        expected = {id(p) for p in registry if p.last_seen + p.longest_silence(now) < now}
         found = registry.silent(now)
         assert {id(p) for p in found} == expected
         assert registry.working() == sum(not p.is_idle for p in registry)
