@@ -18,9 +18,16 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
+_BEFORE_0004 = (
+    "DROP INDEX ix_tasks_state",
+    "DROP INDEX ix_tasks_created",
+    "DROP INDEX ix_assignments_fence",
+)
+_BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
-    "0002": ("ALTER TABLE tasks DROP COLUMN priority_set",),
-    "0001": ("ALTER TABLE tasks DROP COLUMN priority_set", "DROP TABLE identity"),
+    "0003": _BEFORE_0004,
+    "0002": _BEFORE_0003,
+    "0001": ("DROP TABLE identity", *_BEFORE_0003),
 }
 """What undoes the migrations after each older schema."""
 HISTORY: tuple[Record, ...] = (
