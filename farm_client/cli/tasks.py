@@ -16,12 +16,13 @@ from farm_client.cli.pictures import checkpoints_table, shards_table, task_detai
 
 _NEWEST: Final = 50
 _LARGEST_PAGE: Final = 1000
+_MOST: Final = 1_000_000
 
 
 def ls(
     invocation: Invocation,
     newest: Annotated[
-        int | None, typer.Option("--newest", "-n", metavar="N", min=1, help=f"So many, not {_NEWEST}.")
+        int | None, typer.Option("--newest", "-n", metavar="N", min=1, max=_MOST, help=f"So many, not {_NEWEST}.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them, as --json does without --newest.")] = False,
 ) -> None:

@@ -72,5 +72,5 @@ def test_closed_streams_and_full_ones(url: str) -> None:
 
 
 def test_a_reader_that_leaves(url: str) -> None:
-    done = run(url, "farm ls | head -1; farm ls --json | head -c 5; farm ls --nosuch 2>&1 >/dev/null | true")
+    done = run(url, "farm ls --all | head -1; farm ls --json | head -c 5; farm ls --nosuch 2>&1 >/dev/null | true")
     assert done.stderr == b""
