@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -91,7 +92,7 @@ def test_without_the_server_the_install_command_is_said(monkeypatch, tmp_path):
 
 
 def test_a_server_that_says_nothing_useful_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(localfarm, "_SERVER", ["json.tool"])
+    monkeypatch.setattr(localfarm, "launch_server", partial(localfarm.launch_server, module="json.tool"))
     with pytest.raises(DaemonFailed) as caught, local_farm(tmp_path, 1):
         pass
     assert "usage" in caught.value.last_words
