@@ -29,7 +29,7 @@ SMALL = DATA[:200]
 
 
 def counter(server: Running, name: str, **labels: str) -> float:
-    families = text_string_to_metric_families(server.farm.telemetry.page().decode())
+    families = text_string_to_metric_families(server.farm.telemetry.page({}).decode())
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     return sum(sample.value for sample in samples if sample.labels == labels)
 
