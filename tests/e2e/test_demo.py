@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -50,14 +49,11 @@ def is_alive(pid: int) -> bool:
 
 def test_the_demo_trains_digits_and_leaves_nothing_running(temporary, tmp_path):
     output = tmp_path / "out"
-    began = time.monotonic()
     answer = run_farm("demo", "--json", "--output", str(output), TMPDIR=str(temporary))
-    took = time.monotonic() - began
     assert answer.exit_code == ExitCode.OK, answer.stderr
     report = answer.envelope("demo")
     assert report["accuracy"] >= 0.95
     assert report["rounds"] == 20
-    assert took < 60
     assert sum(tensor.numel() for tensor in load_file(report["model"]).values()) > 1000
     assert "digits" in Path(report["page_copy"]).read_text()
     assert answer.envelopes("task")[-1]["state"] == "completed"
