@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -158,7 +158,7 @@ def test_a_failed_task_is_retried_from_its_checkpoint(
     folder = tmp_path_factory.mktemp("switched")
     switch, code = folder / "off", folder / "train.py"
     code.write_text(TASK_CODE.read_text() + SWITCHED_OFF.format(switch=json.dumps(str(switch))))
-    prepared = prepare_regression(SMALL, folder / "prepared", code)
+    prepared = each_version_kept(prepare_regression(SMALL, folder / "prepared", code))
     expected = reference(scene, prepared, "retry-reference")
 
     switch.touch()
@@ -172,6 +172,12 @@ def test_a_failed_task_is_retried_from_its_checkpoint(
     scene.farm.api.act(task_id, "retry")
     check_same(scene, task_id, expected)
     assert scene.view(task_id).error is None
+
+
+def each_version_kept(prepared: Prepared) -> Prepared:
+    """Have each version durable before the next round opens: else a failure may undo the one that is being written."""
+    recipe = prepared.spec.recipe.model_copy(update={"keep_every": 1})
+    return replace(prepared, spec=prepared.spec.model_copy(update={"recipe": recipe}))
 
 
 def files_in(folder: Path) -> set[Path]:
