@@ -31,21 +31,11 @@ def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) 
     Learning-rate schedules are not part of it. Raises: CodeError if the server has no such optimizer, or an option of
     it is no number.
     """
-    name = _NAMES.get(type(optimizer))
-    if name is None:
-        raise CodeError(
-            f"in gradients mode the server applies the optimizer, and it has SGD, Adam and AdamW, not "
-            f"{type(optimizer).__name__}: return one of those from build_optimizer, or use --mode weights"
-        )
+    if (unknown := unknown_to_the_server(optimizer)) is not None:
+        raise CodeError(unknown)
+    name = _NAMES[type(optimizer)]
     if name == "adam" and optimizer.param_groups[0].get("decoupled_weight_decay"):
         name = "adamw"
-    if any(
-        group.get("decoupled_weight_decay") != optimizer.param_groups[0].get("decoupled_weight_decay")
-        for group in optimizer.param_groups
-    ):
-        raise CodeError(
-            "in gradients mode all parameter groups decay alike: decoupled_weight_decay differs between them"
-        )
     options = _options(name, optimizer.defaults)
     named = {id(parameter): key for key, parameter in tensors.parameters.items()}
     groups = [_group(name, group, named, options) for group in optimizer.param_groups]
@@ -53,6 +43,19 @@ def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) 
     if len(groups) == 1 and covered == len(tensors.parameters):
         return OuterOptimizer(name=name, options=options | groups[0].options)
     return OuterOptimizer(name=name, options=options, groups=tuple(group for group in groups if group.names))
+
+
+def unknown_to_the_server(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return why the server has no such optimizer, in a sentence; None if it has."""
+    if type(optimizer) not in _NAMES:
+        return (
+            f"in gradients mode the server applies the optimizer, and it has SGD, Adam and AdamW, not "
+            f"{type(optimizer).__name__}: return one of those from build_optimizer, or use --mode weights"
+        )
+    first = optimizer.param_groups[0].get("decoupled_weight_decay")
+    if any(group.get("decoupled_weight_decay") != first for group in optimizer.param_groups):
+        return "in gradients mode all parameter groups decay alike: decoupled_weight_decay differs between them"
+    return None
 
 
 def _group(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import Final
 
 import torch
-from torch.optim import optimizer as torch_optimizer
 
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import calling
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
 from farm_client.executor.omissions import Omission
+from farm_client.executor.on_server import left_with_the_client
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedules import progress_of, unstepped_schedule
 from protocol.recipe import Mode
 
-_CLIP = "clip inside a tensor hook (parameter.register_hook), or use --mode weights"
 CONTRACT_FUNCTIONS: Final = ("build_model", "loss", "build_optimizer", "evaluate", "load_shard", "make_dataset")
 _CLOSE: Final = 0.8
 _OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "train_step", "training_step", "collate_fn"})
@@ -142,53 +141,3 @@ def resting_rate(optimizer: torch.optim.Optimizer) -> Iterator[Omission]:
     """Yield a note if no parameter will move: every group's learning rate is 0, by no schedule."""
     if all(float(group.get("lr", 1.0)) == 0 and "initial_lr" not in group for group in optimizer.param_groups):
         yield Omission("lr", "the learning rate is 0: training will change nothing", changes_training=False)
-
-
-def left_with_the_client(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> Iterator[Omission]:
-    """Yield what gradients mode drops: there the server steps an optimizer of the same class, options and groups."""
-    hooks = [*_hooks(optimizer)]
-    if hooks:
-        yield Omission(
-            "optimizer_hooks",
-            f"in gradients mode the server steps the optimizer, without its hooks ({', '.join(hooks)}): {_CLIP}",
-            changes_training=True,
-        )
-    step = vars(optimizer).get("step")
-    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
-        yield Omission(
-            "replaced_step",
-            f"in gradients mode the server steps the optimizer, and not by the step() that was put into it: {_CLIP}",
-            changes_training=True,
-        )
-    if optimizer.state:
-        yield Omission(
-            "optimizer_state",
-            "in gradients mode the server's optimizer begins without the state that build_optimizer gave this one: "
-            "begin without it, or use --mode weights",
-            changes_training=True,
-        )
-    if named := [name for name, parameter in tensors.parameters.items() if _has_tensor_hooks(parameter)]:
-        yield Omission(
-            "tensor_hooks",
-            f"in gradients mode the hooks on {named[0]} ({len(named)} parameters have some) see each batch's gradient, "
-            "not the mean over the round's samples that the optimizer steps by",
-            changes_training=False,
-        )
-
-
-def _hooks(optimizer: torch.optim.Optimizer) -> Iterator[str]:
-    for registered in (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    ):
-        yield from (_name(hook) for hook in registered.values())
-
-
-def _has_tensor_hooks(parameter: torch.nn.Parameter) -> bool:
-    return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
-def _name(hook: Any) -> str:
-    return str(getattr(hook, "__name__", type(hook).__name__))

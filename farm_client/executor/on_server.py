@@ -1,0 +1,75 @@
+"""Gradients mode: what of a task's optimizer the server can't step, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.omissions import Omission
+from farm_client.executor.optimizer_spec import unknown_to_the_server
+
+_CLIP: Final = "clip inside a tensor hook (parameter.register_hook), or use --mode weights"
+
+
+def obstacles(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> list[Omission]:
+    """Return all that would train another model in gradients mode than a plain loop does; empty if nothing would.
+
+    The optimizer is as ``build_optimizer`` returned it.
+    """
+    unknown = unknown_to_the_server(optimizer)
+    found = [] if unknown is None else [Omission("optimizer", unknown, changes_training=True)]
+    return [*found, *(one for one in left_with_the_client(optimizer, tensors) if one.changes_training)]
+
+
+def left_with_the_client(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> Iterator[Omission]:
+    """Yield what gradients mode drops: there the server steps an optimizer of the same class, options and groups."""
+    hooks = [*_hooks(optimizer)]
+    if hooks:
+        yield Omission(
+            "optimizer_hooks",
+            f"in gradients mode the server steps the optimizer, without its hooks ({', '.join(hooks)}): {_CLIP}",
+            changes_training=True,
+        )
+    step = vars(optimizer).get("step")
+    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        yield Omission(
+            "replaced_step",
+            f"in gradients mode the server steps the optimizer, and not by the step() that was put into it: {_CLIP}",
+            changes_training=True,
+        )
+    if optimizer.state:
+        yield Omission(
+            "optimizer_state",
+            "in gradients mode the server's optimizer begins without the state that build_optimizer gave this one: "
+            "begin without it, or use --mode weights",
+            changes_training=True,
+        )
+    if named := [name for name, parameter in tensors.parameters.items() if _has_tensor_hooks(parameter)]:
+        yield Omission(
+            "tensor_hooks",
+            f"in gradients mode the hooks on {named[0]} ({len(named)} parameters have some) see each batch's gradient, "
+            "not the mean over the round's samples that the optimizer steps by",
+            changes_training=False,
+        )
+
+
+def _hooks(optimizer: torch.optim.Optimizer) -> Iterator[str]:
+    for registered in (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    ):
+        yield from (_name(hook) for hook in registered.values())
+
+
+def _has_tensor_hooks(parameter: torch.nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def _name(hook: Any) -> str:
+    return str(getattr(hook, "__name__", type(hook).__name__))
