@@ -63,7 +63,7 @@ class CommitRound:
     """Make the aggregate, step the outer optimizer, and answer ``RoundAggregated``: the new version is there.
 
     ``epoch`` and ``cursor`` are those of its checkpoint: where the next round begins. Then write that, and say
-    ``CheckpointDurable``; of versions that wait for the disk the newest one will do.
+    ``CheckpointDurable``; of versions that wait for the disk the newest one will do, and a moment later will do too.
     """
 
     task_id: str
@@ -71,6 +71,13 @@ class CommitRound:
     attempt: int
     epoch: int
     cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlushCheckpoint:
+    """The task's next step waits for its newest version: write that without delay."""
+
+    task_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ Command = (
     | OpenRound
     | Fold
     | CommitRound
+    | FlushCheckpoint
     | DropRound
     | DropUpdate
     | ReleaseTask

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from coordinator.commands import FlushCheckpoint
 from coordinator.stopping import evaluation_is_due, is_finished
 from protocol.messages import Ack
 from protocol.wording import counted
@@ -80,6 +81,8 @@ def become_volatile(turn: Turn, run: TaskRun, before: TaskRecord, checkpoint: Ch
     known = run.volatile or Volatile(before, checkpoint, ())
     version = VolatileVersion(run.record, run.checkpoint, attempt, turn.now)
     run.volatile = replace(known, versions=(*known.versions, version))
+    if waits_for_disk(run, turn.now) is not None:
+        turn.do(FlushCheckpoint(run.task_id))
 
 
 def checkpoint_durable(turn: Turn, event: CheckpointDurable) -> None:

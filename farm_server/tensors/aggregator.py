@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
-from coordinator.commands import CommitRound, DropRound, Fold, OpenRound, ReleaseTask
+from coordinator.commands import CommitRound, DropRound, FlushCheckpoint, Fold, OpenRound, ReleaseTask
 from coordinator.events import AggregationFailed, CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.tensors.checkpoint_writer import CheckpointWriter, named
@@ -105,7 +105,7 @@ _C = TypeVar("_C", Fold, CommitRound)
 
 
 class Aggregator:
-    """Does OpenRound, Fold, CommitRound, DropRound and ReleaseTask. Call it on the event loop."""
+    """Does OpenRound, Fold, CommitRound, FlushCheckpoint, DropRound and ReleaseTask. Call it on the event loop."""
 
     def __init__(
         self,
@@ -166,6 +166,12 @@ class Aggregator:
     def commit_round(self, command: CommitRound) -> None:
         """Step the outer optimizer and answer ``RoundAggregated``; the checkpoint is written beside what follows."""
         self._submit(command, self._commit)
+
+    def flush_checkpoint(self, command: FlushCheckpoint) -> None:
+        """Have the newest version written without a rest; after the job that makes it, if that still runs."""
+        task = self._tasks.get(command.task_id)
+        if task is not None and not self._closing:
+            task.worker.submit(lambda: self._writer.flush(command.task_id))
 
     def drop_round(self, command: DropRound) -> None:
         """Drop the accumulator and delete the spooled updates that are in it."""

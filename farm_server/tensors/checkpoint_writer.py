@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _WRITES_AT_ONCE: Final = 4
 """So many tasks' checkpoints are written beside their rounds at a time: all wait for the same disk."""
+REST_SECONDS: Final = 0.1
+"""From the beginning of one write of a small task to that of the next. Rounds of milliseconds would else be written one
+and all, which is a third of their work; a crash trains so much more again."""
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
@@ -41,23 +45,44 @@ class _Job:
     done: Done
 
 
-class CheckpointWriter:
-    """Safe on any thread. ``begin`` blocks; ``write_behind`` and ``finish_behind`` return at once.
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One task's way to the disk: ``writing`` is what a thread is about, ``waiting`` the newest version after that.
 
-    Of one task one version is written at a time, and then the newest one that waits: a fast task is written as often
-    as the disk allows, and never queues up. Memory: two versions of each task.
+    ``resting`` runs while neither a thread nor the pool's queue has the lane.
     """
 
-    def __init__(self, store: CheckpointStore, clock: Clock, claim: Claim, retry: RetryPolicy = DISK_RETRY) -> None:
+    waiting: _Job | None = None
+    writing: _Job | None = None
+    resting: threading.Timer | None = None
+    is_urgent: bool = False
+    """Somebody waits for what waits here."""
+
+
+class CheckpointWriter:
+    """Safe on any thread. ``begin`` blocks; ``write_behind``, ``flush`` and ``finish_behind`` return at once.
+
+    Of one task one version is written at a time, and then the newest one that waits, ``rest_seconds`` after the write
+    before it began: nothing queues up. Memory: two versions of each task.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        clock: Clock,
+        claim: Claim,
+        retry: RetryPolicy = DISK_RETRY,
+        rest_seconds: float = REST_SECONDS,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._claim = claim
         self._retry = retry
+        self._rest_seconds = rest_seconds
         self._pool = ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="checkpoint-writer")
         self._lock = threading.Lock()
-        self._writing: dict[str, _Job | None] = {}
-        """What is written of each task; None if nobody needs that any more."""
-        self._waiting: dict[str, _Job] = {}
+        self._lanes: dict[str, _Lane] = {}
+        """Of the tasks of which something is written, waits, or was written a moment ago."""
         self._refused: dict[str, str] = {}
         self._closing = False
 
@@ -68,7 +93,10 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Write what waits, as far as the disk takes it at once."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
+            for task_id, lane in list(self._lanes.items()):
+                self._wake(task_id, lane)
         self._pool.shutdown(wait=True)
 
     def prepare(self, command: CommitRound, version: NewVersion) -> NewCheckpoint:
@@ -105,28 +133,91 @@ class CheckpointWriter:
     def write_behind(self, new: NewCheckpoint, done: Done) -> None:
         """Write a version, whose chunks stay as they are, unless a newer one of its task comes before its turn."""
         with self._lock:
-            self._waiting[new.task_id] = _Job(new, done)
-            if new.task_id in self._writing:
+            lane = self._lanes.get(new.task_id)
+            if lane is not None:
+                lane.waiting = _Job(new, done)
                 return
-            self._writing[new.task_id] = None
-        self._pool.submit(self._drain, new.task_id)
+            self._lanes[new.task_id] = _Lane(_Job(new, done))
+        self._pool.submit(self._write_next, new.task_id)
+
+    def flush(self, task_id: str) -> None:
+        """Write the version of a task that waits as soon as a thread is free."""
+        with self._lock:
+            lane = self._lanes.get(task_id)
+            if lane is not None and lane.waiting is not None:
+                lane.is_urgent = True
+                self._wake(task_id, lane)
 
     def drop(self, task_id: str) -> None:
         """Nobody needs the versions of a task any more that are not durable."""
         with self._lock:
-            self._waiting.pop(task_id, None)
-            if task_id in self._writing:
-                self._writing[task_id] = None
+            lane = self._lanes.get(task_id)
+            if lane is not None:
+                lane.waiting = lane.writing = None
 
-    def _drain(self, task_id: str) -> None:
-        while (job := self._next(task_id)) is not None:
-            try:
-                new = job.new
-                written = self._insist(new, partial(self._is_given_up, job), partial(self._attempt_whatever_comes, new))
-            except Unavailable as error:
-                _log.warning("a checkpoint is not written", task=task_id, version=job.new.round, error=error.message)
+    def _write_next(self, task_id: str) -> None:
+        is_next = True
+        while is_next:
+            began = time.monotonic()
+            job = self._take(task_id)
+            if job is not None:
+                self._write(job)
+            is_next = self._rest(task_id, began + self._rest_seconds)
+
+    def _write(self, job: _Job) -> None:
+        new = job.new
+        try:
+            written = self._insist(new, partial(self._is_given_up, job), partial(self._attempt_whatever_comes, new))
+        except Unavailable as error:
+            _log.warning("a checkpoint is not written", task=new.task_id, version=new.round, error=error.message)
+        else:
+            job.done(written)
+
+    def _take(self, task_id: str) -> _Job | None:
+        """Begin with what waits of a task; what is urgent is dealt with by that."""
+        with self._lock:
+            lane = self._lanes[task_id]
+            job = lane.writing = lane.waiting
+            lane.waiting, lane.is_urgent = None, False
+            return job
+
+    def _rest(self, task_id: str, until: float) -> bool:
+        """Come back to a task later: to the end of the queue if somebody waits, and else after a rest.
+
+        At the end of all, when the queue takes nothing any more, say whether this thread has to go on with it.
+        """
+        with self._lock:
+            lane = self._lanes[task_id]
+            lane.writing = None
+            if self._closing:
+                return lane.waiting is not None
+            rest_seconds = 0.0 if lane.is_urgent else until - time.monotonic()
+            if rest_seconds > 0:
+                lane.resting = threading.Timer(rest_seconds, self._rested, (task_id, lane))
+                lane.resting.daemon = True
+                lane.resting.start()
             else:
-                job.done(written)
+                self._go_on(task_id, lane)
+            return False
+
+    def _rested(self, task_id: str, lane: _Lane) -> None:
+        with self._lock:
+            self._wake(task_id, lane)
+
+    def _wake(self, task_id: str, lane: _Lane) -> None:
+        """End a lane's rest, if it rests. Needs the lock."""
+        if lane.resting is None:
+            return
+        lane.resting.cancel()
+        lane.resting = None
+        self._go_on(task_id, lane)
+
+    def _go_on(self, task_id: str, lane: _Lane) -> None:
+        """Queue a lane for what waits in it. Needs the lock."""
+        if lane.waiting is not None:
+            self._pool.submit(self._write_next, task_id)
+        else:
+            del self._lanes[task_id]
 
     def _finish(
         self,
@@ -178,17 +269,8 @@ class CheckpointWriter:
             self._refused.pop(new.task_id, None)
 
     def _is_given_up(self, job: _Job) -> bool:
-        task_id = job.new.task_id
-        return self._closing or task_id in self._waiting or self._writing[task_id] is not job
-
-    def _next(self, task_id: str) -> _Job | None:
-        with self._lock:
-            job = self._waiting.pop(task_id, None)
-            if job is None:
-                del self._writing[task_id]
-            else:
-                self._writing[task_id] = job
-            return job
+        lane = self._lanes[job.new.task_id]
+        return self._closing or lane.waiting is not None or lane.writing is not job
 
 
 def named(new: NewCheckpoint) -> CheckpointRecord:

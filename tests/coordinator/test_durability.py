@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator import durability
-from coordinator.commands import OpenRound, Save
+from coordinator.commands import FlushCheckpoint, OpenRound, Save
 from coordinator.events import Action, AggregationFailed, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.records import RoundState
@@ -115,6 +115,25 @@ def test_the_last_version_is_durable_before_its_task_is_complete() -> None:
     farm.finish_writes()
     assert farm.task().state is TaskState.COMPLETED
     assert ("t1", 2) in farm.ledger.checkpoints
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rounds", "flushed"),
+    [
+        ({"rounds": 3}, 2, [False, True]),
+        ({"keep_every": 3}, 2, [False, True]),
+        ({"rounds": 40}, durability.MOST_ROUNDS, [False] * (durability.MOST_ROUNDS - 1) + [True]),
+    ],
+    ids=["the last", "one that stays", "the most that may be volatile"],
+)
+def test_the_disk_is_hurried_for_what_the_next_step_waits_for_and_for_nothing_else(recipe, rounds, flushed) -> None:
+    farm = farm_of(**recipe)
+    found = []
+    for _ in range(rounds):
+        farm.log.clear()
+        play(farm, 1)
+        found.append(FlushCheckpoint("t1") in farm.log)
+    assert found == flushed
 
 
 def test_a_version_is_durable_before_it_is_evaluated() -> None:

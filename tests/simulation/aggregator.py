@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator.commands import CommitRound, DropRound, DropUpdate, Fold, OpenRound, ReleaseTask
+from coordinator.commands import CommitRound, DropRound, DropUpdate, FlushCheckpoint, Fold, OpenRound, ReleaseTask
 from coordinator.events import AggregationFailed, CheckpointDamaged, CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
@@ -18,7 +18,7 @@ from tests.simulation.violation import check
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-Job = OpenRound | Fold | CommitRound | DropRound | ReleaseTask
+Job = OpenRound | Fold | CommitRound | FlushCheckpoint | DropRound | ReleaseTask
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class _Task:
     """Digest and weights of the version that is loaded."""
     unwritten: tuple[CheckpointDurable, int] | None = None
     """The version, with its weights, that is written next."""
+    rests_until: float = 0.0
     is_writing: bool = False
 
 
@@ -89,6 +90,9 @@ class Aggregator:
             case ReleaseTask():
                 self._forget(task)
                 task.in_memory = task.unwritten = None
+            case FlushCheckpoint():
+                task.rests_until = 0.0
+                self._write(task)
             case OpenRound() if not self._fails(task, job):
                 self._open(task, job)
             case Fold() if task.attempt != job.attempt:
@@ -165,9 +169,14 @@ class Aggregator:
         self._write(task)
 
     def _write(self, task: _Task) -> None:
-        """Write the newest version that waits, if none is being written."""
-        if task.is_writing or task.unwritten is None:
+        """Write the newest version that waits, if none is being written, after a rest unless somebody waits for it."""
+        if task.is_writing or task.unwritten is None or self.crashed:
             return
+        agenda = self._world.agenda
+        if (rest_seconds := task.rests_until - agenda.now) > 0:
+            agenda.after(rest_seconds, lambda: self._write(task))
+            return
+        task.rests_until = agenda.now + self._world.weather.rest_seconds()
         (written, weights), task.unwritten, task.is_writing = task.unwritten, None, True
         self._world.agenda.after(self._world.weather.write_seconds(), lambda: self._written(task, written, weights))
 

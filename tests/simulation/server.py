@@ -13,6 +13,7 @@ from coordinator.commands import (
     CommitRound,
     ConfirmEnd,
     DropRound,
+    FlushCheckpoint,
     DropUpdate,
     Fold,
     OpenRound,
@@ -224,7 +225,7 @@ class Server:
                 self._send(command)
             case DropUpdate():
                 self._aggregator.drop(command)
-            case OpenRound() | Fold() | CommitRound() | DropRound() | ReleaseTask():
+            case OpenRound() | Fold() | CommitRound() | FlushCheckpoint() | DropRound() | ReleaseTask():
                 self.world.tell("does %s", command)
                 self._aggregator.submit(command)
             case ConfirmEnd():

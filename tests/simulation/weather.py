@@ -67,6 +67,9 @@ class Weather:
         slow = self._world.agenda.now < self._disk_slow_until
         return self._rng.uniform(0.5, 3.0) if slow else self._rng.uniform(0.001, 0.03)
 
+    def rest_seconds(self) -> float:
+        return self._rng.choice((0.0, 0.1, 0.5))
+
     def disk_refuses(self) -> bool:
         return self._world.agenda.now < self._disk_full_until
 
