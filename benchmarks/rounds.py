@@ -24,6 +24,9 @@ ROUNDS_PER_EPOCH: Final = 64
 MOST_ROUNDS: Final = 1_000_000
 """More than any window sees; the task is cancelled at its end."""
 WARM_UP_SECONDS: Final = 600.0
+SETTLE_SECONDS: Final = 12.0
+"""From the first rounds to the window: meanwhile each client starts the spare executor that it keeps beside a task, and
+importing torch takes both cores for some seconds."""
 LARGE_PARAMS: Final = 100_000_000
 """From here on a round takes a minute or so: few of them must do."""
 LONGEST_FACTOR: Final = 20.0
@@ -39,7 +42,7 @@ SMALL_BLOBS_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: ``seconds`` is the length of its window, after the warm-up.
+    """One measurement: ``seconds`` is the length of its window, ``settle_seconds`` after the first rounds.
 
     ``pipeline`` is the recipe's option of that name.
     """
@@ -49,6 +52,7 @@ class Case:
     mode: str
     seconds: float
     pipeline: bool = False
+    settle_seconds: float = SETTLE_SECONDS
 
     @property
     def is_large(self) -> bool:
@@ -203,6 +207,7 @@ def _observe(farm: RunningFarm, task_id: str, case: Case) -> Window:
         return _newest(farm, task_id).number >= case.warm_up_rounds
 
     wait_until(warm, WARM_UP_SECONDS, lambda: f"no round was committed: {farm.api.why(task_id)}")
+    time.sleep(case.settle_seconds)
     first, first_bytes, first_count = _newest(farm, task_id), loopback_bytes(), server_count(farm.api.address)
     began = time.monotonic()
     last = first

@@ -19,7 +19,7 @@ from benchmarks.references import References
 from farm_client.sdk.config import FarmAddress
 from protocol.rest import RoundView, TaskDetail, TaskView
 
-CASE = rounds.Case(clients=2, params=100, mode="weights", seconds=0.01)
+CASE = rounds.Case(clients=2, params=100, mode="weights", seconds=0.01, settle_seconds=0)
 VIEW = TaskView(
     task_id="t",
     name="noop",
