@@ -30,11 +30,10 @@ from benchmarks.light_client import LightClient
 from farm_client.agent.connection.reconnect_policy import Reconnecting
 from farm_client.agent.errors import OutOfReach
 from farm_client.sdk.child_process import child_command
+from farm_server.operations.daemon import COLLECT_AFTER
 
 FIRST_JOINS_PER_SECOND: Final = 200.0
 """Volunteers do not come all at once. More would keep this one process busy with tries that it has no time to end."""
-COLLECT_AFTER: Final = (2000, 10, 50)
-"""``gc.set_threshold``: to look through all clients again and again takes seconds, from the farm beside them too."""
 TOLD_EVERY_SECONDS: Final = 0.1
 END_SECONDS: Final = 30.0
 

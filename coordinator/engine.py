@@ -49,7 +49,6 @@ from coordinator.rounds import round_aggregated
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
-from protocol.errors import FarmError
 from protocol.rest import ClientView, Explanation, RoundView, TaskView
 from protocol.tasks import TaskSpec
 
@@ -157,13 +156,13 @@ class Coordinator:
         return turn.answer()
 
     def _recall(self, event: TaskRecalled, now: float) -> list[Command]:
-        """Do what is asked of a task that only the ledger has; what is refused leaves it there."""
+        """Do what is asked of a task that only the ledger has; what is refused, or breaks, leaves it there."""
         if self.holds(event.record.task_id):  # somebody else was faster
             return self.handle(event.request, now)
         run = tasks.recall(self._moment(now), event)
         try:
             return self.handle(event.request, now)
-        except FarmError:
+        except Exception:
             self._farm.evict(run)
             raise
 

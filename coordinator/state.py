@@ -93,7 +93,7 @@ class ClientState:
     serves: set[str] = field(default_factory=set)
     """Tasks of which it is a participant."""
     watch: Callable[[ClientState], None] | None = None
-    """Told of each change that decides who may be served."""
+    """Called at each change that decides who may be served."""
 
     def __post_init__(self) -> None:
         """Have at hand what is looked up most often, and never changes."""

@@ -37,7 +37,7 @@ CODE_ROW_BYTES: Final = 4096
 """What a row of a data set made by code is taken to weigh when it is cut into shards."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Told what is being done, and how much of how much of it is done."""
+"""Called with what is being done, and how much of how much of it is done."""
 
 
 @dataclass(frozen=True)

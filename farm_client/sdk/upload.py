@@ -19,7 +19,7 @@ from farm_client.transfer.upload import upload as upload_blob
 PARALLEL: Final = 4
 
 Advance = Callable[[int], None]
-"""Told how many more bytes are done."""
+"""Called with how many more bytes are done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ _WORTH_ANOTHER_TRY: Final = frozenset(
 )
 _SHOWN_CHARS: Final = 500
 Meter = Callable[[int], None]
-"""Hears how many bytes are there so far; after a cut it may be fewer than before."""
+"""Called with how many bytes are there so far; after a cut it may be fewer than before."""
 T = TypeVar("T")
 
 

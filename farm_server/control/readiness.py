@@ -9,7 +9,7 @@ from farm_server.control.journal import Journal
 from farm_server.environment.disk_space import DiskSpace
 
 Reason = Callable[[], str | None]
-"""Says why something is not as it should be, or returns None."""
+"""Returns why something is not as it should be, or None."""
 
 
 class Readiness:

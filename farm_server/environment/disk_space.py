@@ -129,4 +129,4 @@ class DiskSpace:
 
 
 Claim = Callable[[int], None]
-"""Asks for room for so many bytes. Raises: Unavailable."""
+"""Claims room for so many bytes. Raises: Unavailable."""

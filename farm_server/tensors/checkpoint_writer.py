@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 Done = Callable[[WrittenCheckpoint], None]
-"""Hears on the writer's thread that a version is durable."""
+"""Called on the writer's thread once a version is durable."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ import gc
 
 import pytest
 
+from coordinator import engine
 from coordinator.commands import ConfirmEnd, ForgetTask, Save
 from coordinator.events import (
     Action,
@@ -144,6 +145,21 @@ def test_what_is_refused_leaves_the_task_in_the_ledger(action: Action) -> None:
     before = farm.task()
     with pytest.raises(IllegalTransition):
         farm.handle(TaskAction("t1", action))
+    assert farm.task() == before
+    assert not memory_of(farm)
+
+
+def test_what_breaks_while_a_task_is_recalled_leaves_it_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = failed_in_round_two()
+    before = farm.task()
+
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "REQUESTS", {**engine.REQUESTS, TaskAction: broken})
+        with pytest.raises(RuntimeError, match="planted"):
+            farm.handle(TaskAction("t1", Action.RETRY))
     assert farm.task() == before
     assert not memory_of(farm)
 

@@ -1,12 +1,15 @@
 """The daemon and its signals."""
 
 import asyncio
+import gc
 import os
 import signal
 
 import pytest
 
-from farm_server.operations.daemon import ServerDaemon
+from farm_server.environment.settings import ServerSettings
+from farm_server.operations import daemon as daemon_module
+from farm_server.operations.daemon import COLLECT_AFTER, ServerDaemon
 
 
 def daemon():
@@ -41,3 +44,19 @@ async def test_the_first_signal_stops_and_the_second_forces(number):
         async with asyncio.timeout(5):
             await running._force.wait()
     signal.signal(number, before)
+
+
+def test_a_server_runs_with_a_collector_that_leaves_its_clients_alone(tmp_path, monkeypatch):
+    found = []
+
+    def look(life):
+        life.close()
+        found.append(gc.get_threshold())
+
+    before = gc.get_threshold()
+    monkeypatch.setattr(daemon_module.uvloop, "run", look)
+    try:
+        daemon_module.run(ServerSettings(data_dir=tmp_path, port=0), lambda info: None)
+    finally:
+        gc.set_threshold(*before)
+    assert found == [COLLECT_AFTER]
