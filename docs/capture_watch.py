@@ -14,13 +14,13 @@ from typing import Final
 from rich.console import Console
 
 from farm_client.cli.demo import example_folder
-from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.localfarm import local_farm
 from farm_client.cli.output import Output
-from farm_client.cli.scene import Scene, scenes
 from farm_client.cli.submit import prepare_and_send
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.watching.live_picture import draw_scene
+from farm_client.sdk.watching.scene import Scene, scenes
 
 PICTURE: Final = Path(__file__).parent / "images" / "watch.svg"
 VOLUNTEERS: Final = 3

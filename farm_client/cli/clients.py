@@ -13,13 +13,13 @@ from rich.text import Text
 
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.exit_codes import BadUsage
-from farm_client.cli.formatting import NOTHING
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import OutputKind
-from farm_client.cli.pictures import clients_table
-from farm_client.cli.references import find_client
-from farm_client.cli.tables import FittingTable
 from farm_client.sdk.outcome import is_over
+from farm_client.sdk.references import find_client
+from farm_client.sdk.watching.formatting import NOTHING
+from farm_client.sdk.watching.pictures import clients_table
+from farm_client.sdk.watching.tables import FittingTable
 from protocol.rest import ClientScore, Explanation
 from protocol.wording import ClientNames
 

@@ -17,11 +17,11 @@ from rich.text import Text
 import farm_client
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import ExitCode
-from farm_client.cli.formatting import format_seconds
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.local_training import LocallyTrained, train_locally
 from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.submit_options import SubmitOptions
+from farm_client.sdk.watching.formatting import format_seconds
 from protocol.errors import NotFound
 
 

@@ -8,12 +8,12 @@ import typer
 from rich.markup import escape
 
 from farm_client.cli.exit_codes import ExitCode, code_of_outcome
-from farm_client.cli.formatting import format_metrics, format_seconds
 from farm_client.cli.logs import LogPainter, names_on
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import read_all
 from farm_client.sdk.outcome import TaskOutcome, outcome_of
+from farm_client.sdk.watching.formatting import format_metrics, format_seconds
 from protocol.rest import TaskView
 from protocol.wording import counted
 

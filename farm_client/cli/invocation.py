@@ -11,9 +11,9 @@ import httpx
 from rich.markup import escape
 
 from farm_client.cli.output import Output
-from farm_client.cli.references import find_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import FarmAddress, config_path, resolve_address
+from farm_client.sdk.references import find_task
 from farm_client.sdk.retrying import RetryWhileAway
 from protocol.rest import TaskView
 

@@ -10,12 +10,12 @@ import typer
 from rich.text import Text
 
 from farm_client.cli.arguments import RetryOption, TaskArgument
-from farm_client.cli.formatting import format_clock
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.feeds import follow, read_all
 from farm_client.sdk.retrying import RETRY_SECONDS
+from farm_client.sdk.watching.formatting import format_clock
 from protocol.rest import LogView
 from protocol.wording import ClientNames
 

@@ -10,11 +10,11 @@ import typer
 from rich.console import RenderableType
 
 from farm_client.cli.arguments import TaskArgument
-from farm_client.cli.formatting import format_value, sparkline
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
-from farm_client.cli.tables import FittingTable
 from farm_client.sdk.feeds import read_all
+from farm_client.sdk.watching.formatting import format_value, sparkline
+from farm_client.sdk.watching.tables import FittingTable
 from protocol.rest import MetricView
 
 SPARK_COLUMNS: Final = 24

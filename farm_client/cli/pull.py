@@ -10,13 +10,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.text import Text
 
 from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
-from farm_client.cli.formatting import format_metrics
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
 from farm_client.sdk.retrying import RETRY_SECONDS
+from farm_client.sdk.watching.formatting import format_metrics
 from protocol.rest import ModelView
 from protocol.wording import counted, sized
 

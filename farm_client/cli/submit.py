@@ -17,19 +17,18 @@ from rich.text import Text
 from farm_client.cli.arguments import RetryOption
 from farm_client.cli.ending import finish
 from farm_client.cli.exit_codes import BadUsage
-from farm_client.cli.formatting import format_value
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.pull import transfer_bar
-from farm_client.cli.references import find_round
-from farm_client.cli.submit_options import SubmitOptions
-from farm_client.cli.task_file import describe_task, settings_file
+from farm_client.cli.submit_options import SubmitOptions, describe_task, settings_file
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.references import find_round
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
+from farm_client.sdk.watching.formatting import format_value
 from farm_client.transfer.source import size_of
 from protocol.rest import SubmitReply
 from protocol.tasks import Split

@@ -12,10 +12,10 @@ import typer
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
+from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
 from protocol.compression import CodecName
 from protocol.recipe import AggregateName, Mode, PartSizes, Recipe
 
-DEFAULT_ROUNDS: Final = 20
 _PLAIN_DEFAULTS: Final = (
     "mode",
     "batch_samples",
@@ -245,6 +245,17 @@ class SubmitOptions:
         str | None, typer.Option("--ram", metavar="SIZE", help="Memory, such as 8GB.", rich_help_panel=_NEEDS)
     ] = None
     cpu_cores: Annotated[int | None, typer.Option("--cpu-cores", min=1, help="Cores.", rich_help_panel=_NEEDS)] = None
+
+
+def settings_file(options: SubmitOptions) -> Path | None:
+    """Return the file that says the rest: of ``--config``, else the usual one. Raises: InvalidTask."""
+    return usual_settings(options.file) if options.config is None else options.config
+
+
+def describe_task(options: SubmitOptions) -> TaskFile:
+    """Merge the settings file with the command line, which wins. Raises: InvalidTask naming the first wrong value."""
+    given = Given(task_of(options), recipe_of(options), requirements_of(options), {}, options.set_values or ())
+    return merge_settings(settings_file(options), given)
 
 
 def recipe_of(options: SubmitOptions) -> dict[str, object]:

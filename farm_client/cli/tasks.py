@@ -12,7 +12,7 @@ from rich.text import Text
 from farm_client.cli.arguments import TaskArgument
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import OutputKind
-from farm_client.cli.pictures import checkpoints_table, shards_table, task_detail, tasks_table
+from farm_client.sdk.watching.pictures import checkpoints_table, shards_table, task_detail, tasks_table
 
 _NEWEST: Final = 50
 _LARGEST_PAGE: Final = 1000

@@ -13,13 +13,13 @@ from rich.markup import escape
 
 from farm_client.cli.arguments import RetryOption, TaskArgument
 from farm_client.cli.ending import finish
-from farm_client.cli.formatting import format_metrics, format_rate, format_value
 from farm_client.cli.invocation import Invocation
-from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.output import Output, OutputKind
-from farm_client.cli.scene import Scene, scenes
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.retrying import RETRY_SECONDS
+from farm_client.sdk.watching.formatting import format_metrics, format_rate, format_value
+from farm_client.sdk.watching.live_picture import draw_scene
+from farm_client.sdk.watching.scene import Scene, scenes
 from protocol.rest import TaskView
 from protocol.wording import counted
 

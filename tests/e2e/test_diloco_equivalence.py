@@ -18,8 +18,7 @@ from torch import nn
 
 from coordinator.numerics.outer_optimizer import OuterStep
 from coordinator.numerics.weighted_mean import WeightedMean
-from farm_client.cli.submit_options import SubmitOptions
-from farm_client.cli.task_file import describe_task
+from farm_client.cli.submit_options import SubmitOptions, describe_task
 from farm_client.data.order import shard_order
 from farm_client.data.shards import Batch, Rows, read_shard
 from farm_client.executor.samples import even_sizes

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.cli.formatting import (
+from farm_client.sdk.references import find_client, find_round, find_task
+from farm_client.sdk.watching.formatting import (
     NOTHING,
     format_age,
     format_metrics,
@@ -19,7 +20,6 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
-from farm_client.cli.references import find_client, find_round, find_task
 from protocol.errors import NotFound
 from protocol.rest import ClientView, TaskView
 from tests.farm_client.cli.fake_farm import make_client, make_task

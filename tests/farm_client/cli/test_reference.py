@@ -10,8 +10,7 @@ from farm_client.cli.app import VERBS
 from farm_client.cli.demo import DemoReport
 from farm_client.cli.exit_codes import MEANING, ExitCode
 from farm_client.cli.output import OutputKind
-from farm_client.cli.submit_options import SubmitOptions
-from farm_client.cli.task_file import describe_task
+from farm_client.cli.submit_options import SubmitOptions, describe_task
 from protocol import rest
 from protocol.compression import CodecName
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from farm_client.cli.live_picture import draw_scene
 from farm_client.cli.output import SafeConsole
-from farm_client.cli.scene import Scene
+from farm_client.sdk.watching.live_picture import draw_scene
+from farm_client.sdk.watching.scene import Scene
 from protocol.resources import Gpu, Resources
 from protocol.rest import EventView, LogView, MetricView, TaskDetail
 from tests.farm_client.cli.fake_farm import (

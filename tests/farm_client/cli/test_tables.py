@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from farm_client.cli.pictures import clients_table, tasks_table
-from farm_client.cli.tables import FittingTable
+from farm_client.sdk.watching.pictures import clients_table, tasks_table
+from farm_client.sdk.watching.tables import FittingTable
 from tests.farm_client.cli.fake_farm import make_client, make_task
 
 NOW = 1_700_000_100.0

@@ -6,8 +6,8 @@ import pytest
 
 from farm_client.cli import watch
 from farm_client.cli.output import Output
-from farm_client.cli.scene import Scene
 from farm_client.cli.watch import REMINDER_SECONDS, ProgressLines
+from farm_client.sdk.watching.scene import Scene
 from protocol.rest import TaskDetail
 from tests.farm_client.cli.fake_farm import make_spec, make_task
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from farm_client.cli.submit import describe_submission
-from farm_client.cli.submit_options import SubmitOptions
-from farm_client.cli.task_file import describe_task
+from farm_client.cli.submit_options import SubmitOptions, describe_task
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
 from protocol.recipe import AggregateName, Mode

@@ -10,7 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from farm_client.cli.formatting import (
+from farm_client.sdk.checkpoints import best_round
+from farm_client.sdk.outcome import is_over
+from farm_client.sdk.watching.formatting import (
     NOTHING,
     format_age,
     format_metrics,
@@ -19,9 +21,7 @@ from farm_client.cli.formatting import (
     format_short_age,
     format_value,
 )
-from farm_client.cli.tables import FittingTable
-from farm_client.sdk.checkpoints import best_round
-from farm_client.sdk.outcome import is_over
+from farm_client.sdk.watching.tables import FittingTable
 from protocol.recipe import AggregateName, Recipe
 from protocol.resources import Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView

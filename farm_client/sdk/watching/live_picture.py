@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from farm_client.cli.formatting import (
+from farm_client.sdk.outcome import is_over
+from farm_client.sdk.watching.formatting import (
     format_clock,
     format_metrics,
     format_rate,
@@ -21,10 +22,9 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
-from farm_client.cli.pictures import hardware, state_text
-from farm_client.cli.scene import Scene
-from farm_client.cli.tables import FittingTable
-from farm_client.sdk.outcome import is_over
+from farm_client.sdk.watching.pictures import hardware, state_text
+from farm_client.sdk.watching.scene import Scene
+from farm_client.sdk.watching.tables import FittingTable
 from protocol.rest import ClientView, TaskView
 from protocol.wording import ClientNames
 

@@ -1,4 +1,4 @@
-"""The settings of a submission: the TOML file of ``--config``, overridden by the command line.
+"""The settings of a submission: a TOML file, overridden by the command line, or by what a program gives.
 
 The file has up to four tables: ``[task]`` (the fields of ``TaskTable``), ``[recipe]`` and ``[requirements]`` (the
 fields of ``protocol.recipe``), and ``[config]``, which is handed to the researcher's code as it is.
@@ -7,12 +7,13 @@ fields of ``protocol.recipe``), and ``[config]``, which is handed to the researc
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
-from farm_client.cli.submit_options import DEFAULT_ROUNDS, SubmitOptions, recipe_of, requirements_of, task_of
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.submission import MAX_NAME_CHARS
@@ -21,6 +22,8 @@ from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
 
+DEFAULT_ROUNDS: Final = 20
+"""Of a task of which nobody says how long to train."""
 USUAL_FILE: Final = "task.toml"
 """Read by itself from a submitted folder, or from beside a submitted file, unless --config names another."""
 _CODECS: Final = ("update_codec", "weights_codec")
@@ -85,27 +88,41 @@ class TaskFile(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
-def describe_task(options: SubmitOptions) -> TaskFile:
-    """Merge the file of ``--config`` with the command line, which wins.
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is said beside the file, and wins over it: fields of its tables, by their names.
+
+    ``assignments`` set single values of the config, as in ``model.width=64``.
+    """
+
+    task: Mapping[str, object] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    requirements: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
+
+
+def merge_settings(path: Path | None, given: Given) -> TaskFile:
+    """Merge a settings file, if there is one, with what is given, which wins.
 
     Paths in the file are relative to it. Raises: InvalidTask naming the first wrong value.
     """
-    path = settings_file(options)
     tables = _read(path) if path else {}
     recipe = {**tables.get("recipe", {})}
-    if options.rounds or options.epochs or not recipe.keys() & {"rounds", "epochs"}:
-        # When to stop is one decision: the command line's replaces the file's whole.
-        recipe = {**recipe, "rounds": None if options.epochs else DEFAULT_ROUNDS, "epochs": None}
-    config = {**tables.get("config", {})}
-    for assignment in options.set_values or ():
+    epochs = given.recipe.get("epochs")
+    if given.recipe.get("rounds") or epochs or not recipe.keys() & {"rounds", "epochs"}:
+        # When to stop is one decision: what is given replaces the file's whole.
+        recipe = {**recipe, "rounds": None if epochs else DEFAULT_ROUNDS, "epochs": None}
+    config = {**tables.get("config", {}), **given.config}
+    for assignment in given.assignments:
         _assign(config, assignment)
-    requirements = {**tables.get("requirements", {}), **requirements_of(options)}
+    requirements = {**tables.get("requirements", {}), **given.requirements}
     if "ram_bytes" in requirements:
         requirements["ram_bytes"] = _size_bytes(requirements["ram_bytes"])
     merged = {
         **tables,
-        "task": {**tables.get("task", {}), **task_of(options)},
-        "recipe": _with_codec_tables({**recipe, **recipe_of(options)}),
+        "task": {**tables.get("task", {}), **given.task},
+        "recipe": _with_codec_tables({**recipe, **given.recipe}),
         "requirements": requirements,
         "config": config,
     }
@@ -124,21 +141,19 @@ def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, **{key: {"name": name} for key, name in named.items()}}
 
 
-def settings_file(options: SubmitOptions) -> Path | None:
-    """Return the file that says the rest: of ``--config``, else the submitted folder's, else the one beside the file.
+def usual_settings(code: Path) -> Path | None:
+    """Return the file that says the rest where none is named: the code folder's, or the one beside the code file.
 
     One beside a file counts unless it is about another file of the folder. Raises: InvalidTask if it cannot be read.
     """
-    if options.config is not None:
-        return options.config
-    if options.file.is_dir():
-        path = options.file / USUAL_FILE
+    if code.is_dir():
+        path = code / USUAL_FILE
         return path if path.is_file() else None
-    path = options.file.parent / USUAL_FILE
-    if not options.file.is_file() or not path.is_file():
+    path = code.parent / USUAL_FILE
+    if not code.is_file() or not path.is_file():
         return None
     entry = _read(path).get("task", {}).get("entry")
-    return path if entry in {None, options.file.name} else None
+    return path if entry in {None, code.name} else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from farm_client.cli.formatting import (
+from farm_client.sdk.watching.formatting import (
     format_age,
     format_metrics,
     format_rate,
@@ -16,8 +16,8 @@ from farm_client.cli.formatting import (
     format_value,
     sparkline,
 )
-from farm_client.cli.live_picture import draw_scene
-from farm_client.cli.scene import Scene
+from farm_client.sdk.watching.live_picture import draw_scene
+from farm_client.sdk.watching.scene import Scene
 from protocol.rest import EventView, TaskDetail
 from protocol.wording import sized
 from tests.farm_client.cli.fake_farm import make_client, make_spec, make_task
