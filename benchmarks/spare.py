@@ -17,8 +17,8 @@ from benchmarks.measurement import Measurement
 from farm_client.agent.executors.executor_pool import ExecutorPool, Keeping
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.sdk.bundle import make_bundle
-from protocol.messages import TaskBrief
 from protocol.recipe import Mode
+from protocol.tasks import TaskBrief
 
 _CODE: Final = Path(__file__).parent / "noop_task" / "train.py"
 _KEEPING: Final = Keeping(fewest=1, idle_seconds=3600.0)

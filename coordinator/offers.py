@@ -18,8 +18,8 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Slice, TaskBrief
-from protocol.tasks import TaskSpec
+from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Slice
+from protocol.tasks import TaskBrief, TaskSpec
 
 
 class Answer(Named, Protocol):
@@ -47,6 +47,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         keep_inner_optimizer=spec.recipe.keep_inner_optimizer,
         ignore=spec.recipe.ignore,
         tuple_columns=spec.recipe.tuple_columns,
+        clip_norm=spec.recipe.clip_norm,
+        clip_value=spec.recipe.clip_value,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,

@@ -20,10 +20,10 @@ from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.messages import Kind, TaskBrief
+from protocol.messages import Kind
 from protocol.resources import Load
 from protocol.retry import RetryPolicy
-from protocol.tasks import Shard, Split, WeightsDelta
+from protocol.tasks import Shard, Split, TaskBrief, WeightsDelta
 
 
 @dataclass(slots=True)

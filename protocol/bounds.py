@@ -61,6 +61,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"bound":
 Seconds = Annotated[float, _range("seconds", 0, MAX_SECONDS)]
 Interval = Annotated[float, _range("interval", 1e-3, MAX_SECONDS)]
 Epochs = Annotated[float, _range("epochs", 1e-9, 1e9)]
+Threshold = Annotated[float, _range("threshold", 1e-12, 1e12)]
+"""What a gradient is clipped to."""
 Share = Annotated[float, _range("share", 0, 1)]
 Rate = Annotated[float, _range("rate", 0, MAX_RATE), AfterValidator(lambda value: value if value >= MIN_RATE else 0.0)]
 """So many in a second; less than ``MIN_RATE`` was not measured, and is 0 as any rate that is not known."""

@@ -16,9 +16,7 @@ from protocol.bounds import (
     MAX_TAGS,
     Bytes,
     Code,
-    Config,
     Count,
-    FilePath,
     FrameBytes,
     Id,
     Int64,
@@ -31,14 +29,11 @@ from protocol.bounds import (
     Positive,
     Seconds,
     Secret,
-    TensorName,
     Text,
-    Title,
     Traceback,
     Version,
     Word,
 )
-from protocol.compression import CodecSpec
 from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.limits import (
@@ -50,9 +45,8 @@ from protocol.limits import (
     MAX_LOG_LINES_PER_MESSAGE,
     PROGRESS_SECONDS,
 )
-from protocol.recipe import Mode
 from protocol.resources import Load, Resources
-from protocol.tasks import BlobRef, Shard, WeightsDelta
+from protocol.tasks import BlobRef, Shard, TaskBrief, WeightsDelta
 
 
 class HeldAssignment(Frozen):
@@ -156,33 +150,6 @@ class Kind(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
-
-
-class TaskBrief(Frozen):
-    """What a client must know of a task, the same in each of its assignments."""
-
-    task_id: Id
-    name: Title
-    mode: Mode
-    code: BlobRef
-    frozen: BlobRef | None = None
-    """A weights file of the tensors that never change, fetched once; versions of the weights don't have them then."""
-    entry: FilePath
-    config: Config
-    seed: Natural
-    batch_samples: Positive
-    dataset_kind: Literal["files", "code"]
-    needed_ram_bytes: Natural = 0
-    keep_inner_optimizer: bool = False
-    tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
-    """``Recipe.tuple_columns``."""
-    ignore: tuple[Word, ...] = Field(default=(), max_length=64)
-    """``Recipe.ignore``: what the executor leaves out although the code asks for it."""
-    update_codec: CodecSpec = CodecSpec()
-    weights_codec: CodecSpec = CodecSpec()
-    """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""
-    pipeline: bool = False
-    """The slot is free again when the update is computed, not when it is delivered."""
 
 
 class Slice(Frozen):

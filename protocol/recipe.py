@@ -21,6 +21,7 @@ from protocol.bounds import (
     Positive,
     Seconds,
     TensorName,
+    Threshold,
     Word,
 )
 from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
@@ -111,6 +112,11 @@ class Recipe(Frozen):
     """With trimmed_mean: this share of the updates, rounded up, is left out at either end of each coordinate's values.
     It should be at least the share of updates that may be wrong."""
     outer: OuterOptimizer = OuterOptimizer()
+    clip_norm: Threshold | None = None
+    """The gradient of all parameters is scaled down to this Euclidean norm, as ``clip_grad_norm_`` does: the mean one,
+    on the server, in gradients mode; before every local step in weights mode."""
+    clip_value: Threshold | None = None
+    """Likewise each element of the gradient, as ``clip_grad_value_`` does; before the norm, where both are given."""
     tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
     """A batch is a tuple of these columns, in this order; a dict by name where there are none."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)

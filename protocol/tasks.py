@@ -9,12 +9,27 @@ from typing import ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from protocol.bounds import MAX_COUNT, MAX_SHARDS, Bytes, Config, Count, FilePath, Positive, Text, Title, Word
+from protocol.bounds import (
+    MAX_COUNT,
+    MAX_SHARDS,
+    Bytes,
+    Config,
+    Count,
+    FilePath,
+    Id,
+    Natural,
+    Positive,
+    TensorName,
+    Text,
+    Threshold,
+    Title,
+    Word,
+)
 from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
-from protocol.recipe import Recipe, Requirements
+from protocol.recipe import Mode, Recipe, Requirements
 
 MAX_NOTES: Final = 64
 
@@ -157,3 +172,33 @@ class TaskSpec(Frozen):
     """The researcher's machine ran the code on a batch before this was submitted."""
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""
+
+
+class TaskBrief(Frozen):
+    """What a client must know of a task, the same in each of its assignments."""
+
+    task_id: Id
+    name: Title
+    mode: Mode
+    code: BlobRef
+    frozen: BlobRef | None = None
+    """A weights file of the tensors that never change, fetched once; versions of the weights don't have them then."""
+    entry: FilePath
+    config: Config
+    seed: Natural
+    batch_samples: Positive
+    dataset_kind: Literal["files", "code"]
+    needed_ram_bytes: Natural = 0
+    keep_inner_optimizer: bool = False
+    tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
+    """``Recipe.tuple_columns``."""
+    ignore: tuple[Word, ...] = Field(default=(), max_length=64)
+    """``Recipe.ignore``: what the executor leaves out although the code asks for it."""
+    clip_norm: Threshold | None = None
+    """``Recipe.clip_norm``: in weights mode, before each local step."""
+    clip_value: Threshold | None = None
+    update_codec: CodecSpec = CodecSpec()
+    weights_codec: CodecSpec = CodecSpec()
+    """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""
+    pipeline: bool = False
+    """The slot is free again when the update is computed, not when it is delivered."""

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.update_rules import RULES, State, UpdateRule
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.recipe import OptionValue, OuterOptimizer
@@ -24,6 +25,7 @@ from protocol.tensors import Layout, Role
 IGNORED_OPTIONS: Final = frozenset({"foreach", "fused", "capturable", "differentiable"})
 """Options that only change how it is computed; accepted, so that an optimizer's defaults can be sent as they are."""
 _SIXTEEN_BITS: Final = frozenset({torch.float16, torch.bfloat16})
+NO_CLIPPING: Final = Clipping()
 _MASTER: Final = "master"
 _STEP: Final = "step"
 
@@ -40,7 +42,13 @@ class OuterStep:
     """
 
     def __init__(
-        self, spec: OuterOptimizer, weights: dict[str, Tensor], layout: Layout, *, publishes: bool = True
+        self,
+        spec: OuterOptimizer,
+        weights: dict[str, Tensor],
+        layout: Layout,
+        *,
+        publishes: bool = True,
+        clipping: Clipping = NO_CLIPPING,
     ) -> None:
         """Build the optimizer.
 
@@ -48,6 +56,8 @@ class OuterStep:
         """
         self._weights = weights
         self._publishes = publishes
+        self._clipping = clipping
+        self._parameters = tuple(t.name for t in layout.parameters)
         self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
         self._rules = _rules(spec, layout)
         self._states: dict[str, State] = {name: {} for name in self._rules}
@@ -60,10 +70,11 @@ class OuterStep:
         """Update the parameters by one step along ``mean`` (see ``Aggregate.result``) and set the buffers to it.
 
         ``untouched`` parameters have no gradient: they keep their value and state, and do not decay either, as with
-        torch.optim where ``grad`` is None. ``mean`` is left as it is. Memory: what torch takes for one parameter at a
-        time.
+        torch.optim where ``grad`` is None. ``mean`` is clipped in place. Memory: what torch takes for one parameter at
+        a time.
         """
         with torch.no_grad():
+            self._clipping.apply([mean[name] for name in self._parameters if name not in untouched])
             for name, rule in self._rules.items():
                 if name in untouched:
                     continue

@@ -52,6 +52,8 @@ class SubmitOptions:
             "pipeline": "no-pipeline",
             "trim_share": "none",
             "keep_best": "none",
+            "clip_norm": "none",
+            "clip_value": "none",
         }
     )
     """What holds where neither command line nor file says it."""
@@ -228,6 +230,22 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(
+            "--clip-norm", min=0, metavar="NORM", help="Scale gradients down to this norm.", rich_help_panel=_RECIPE
+        ),
+    ] = None
+    clip_value: Annotated[
+        float | None,
+        typer.Option(
+            "--clip-value",
+            min=0,
+            metavar="VALUE",
+            help="Cut each element of a gradient off at this value.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     ignore: Annotated[
         list[str] | None,
         typer.Option(
@@ -284,6 +302,8 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "keep_checkpoints": options.keep_checkpoints,
             "keep_every": options.keep_every,
             "keep_best": options.keep_best,
+            "clip_norm": options.clip_norm,
+            "clip_value": options.clip_value,
             "ignore": tuple(options.ignore) if options.ignore else None,
         }
     )

@@ -44,6 +44,8 @@ class LoadTask(Frozen):
     keep_inner_optimizer: bool = False
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
+    clip_norm: float | None = None
+    clip_value: float | None = None
     update_codec: CodecSpec = CodecSpec()
 
 

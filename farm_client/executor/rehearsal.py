@@ -90,6 +90,8 @@ def _load_order(request: RehearsalRequest) -> LoadTask:
         update_codec=request.update_codec,
         ignore=request.ignore,
         tuple_columns=request.tuple_columns,
+        clip_norm=request.clip_norm,
+        clip_value=request.clip_value,
     )
 
 

@@ -27,6 +27,8 @@ class RehearsalRequest(Frozen):
     batch_samples: int
     update_codec: CodecSpec = CodecSpec()
     tuple_columns: tuple[str, ...] = ()
+    clip_norm: float | None = None
+    clip_value: float | None = None
     ignore: tuple[str, ...] = ()
     """``Recipe.ignore``: what would not run on the farm and is accepted."""
     folder: str

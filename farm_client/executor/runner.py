@@ -21,6 +21,7 @@ from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate
+from farm_client.executor.step_rules import StepRules
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
@@ -123,7 +124,15 @@ class TaskRunner:
             return sum_gradients(self.contract, self.tensors, data, advance)
         optimizer = self._kept_optimizer or self.build_optimizer()
         self._kept_optimizer = None  # a round that fails half-way leaves none
-        trained = train_locally(self.contract, self.tensors, data, advance, optimizer=optimizer, base=self._base)
+        trained = train_locally(
+            self.contract,
+            self.tensors,
+            data,
+            advance,
+            optimizer=optimizer,
+            base=self._base,
+            rules=StepRules.of(self._order),
+        )
         if self._order.keep_inner_optimizer:
             self._kept_optimizer = optimizer
         return trained

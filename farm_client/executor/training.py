@@ -20,6 +20,7 @@ from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.means import WeightedMeans
 from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
+from farm_client.executor.step_rules import StepRules
 
 Advance = Callable[[int], None]
 """Called after each batch with its samples."""
@@ -45,6 +46,7 @@ def train_locally(
     *,
     optimizer: torch.optim.Optimizer,
     base: Mapping[str, torch.Tensor],
+    rules: StepRules,
 ) -> Trained:
     """Take one step of the inner optimizer a batch from ``base``, which the model holds; return base minus local.
 
@@ -61,6 +63,7 @@ def train_locally(
             optimizer.zero_grad(set_to_none=True)
         metrics = _backward(contract, model, batch, step)
         untouched = {name: parameter for name, parameter in untouched.items() if parameter.grad is None}
+        rules.before_step(tensors.parameters.values())
         with calling("optimizer.step()", contract.code_dir):
             optimizer.step()
         means.add(metrics, samples)

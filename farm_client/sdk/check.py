@@ -55,6 +55,8 @@ class Trial:
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
+    clip_norm: float | None = None
+    clip_value: float | None = None
     beside: Path | None = None
     """The folder of a file that was submitted alone: what it imports may lie there."""
 
@@ -111,6 +113,8 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         update_codec=trial.update_codec,
         ignore=trial.ignore,
         tuple_columns=trial.tuple_columns,
+        clip_norm=trial.clip_norm,
+        clip_value=trial.clip_value,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

@@ -179,6 +179,8 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         update_codec=submission.recipe.update_codec,
         ignore=submission.recipe.ignore,
         tuple_columns=submission.recipe.tuple_columns,
+        clip_norm=submission.recipe.clip_norm,
+        clip_value=submission.recipe.clip_value,
         beside=folder_of(submission.code),
     )
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from coordinator.numerics.aggregate import Aggregate
+from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
 from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
@@ -98,7 +99,9 @@ class TaskTensors:
             self._weights = _read_all(reader)
         self._weights_codec = recipe.weights_codec
         whole = recipe.weights_codec.name is CodecName.NONE
-        self._outer = OuterStep(recipe.outer, self._weights, self._layout, publishes=whole)
+        self._outer = OuterStep(
+            recipe.outer, self._weights, self._layout, publishes=whole, clipping=Clipping.of(recipe)
+        )
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
                 self._outer.load(_read_all(reader))

@@ -11,8 +11,8 @@ from benchmarks import light_client
 from benchmarks.light_client import LightClient
 from farm_client.agent.errors import OutOfReach
 from protocol.digests import digest_bytes
-from protocol.messages import Accept, Assign, Cancel, Heartbeat, Pace, Ready, Result, Slice, TaskBrief, Welcome
-from protocol.tasks import BlobRef, Shard
+from protocol.messages import Accept, Assign, Cancel, Heartbeat, Pace, Ready, Result, Slice, Welcome
+from protocol.tasks import BlobRef, Shard, TaskBrief
 
 LONG, SHORT = 60.0, 0.05
 CODE = BlobRef(digest=digest_bytes(b"code"), size_bytes=4)

@@ -25,8 +25,8 @@ from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Assign, Kind, TaskBrief
-from protocol.tasks import BlobRef, WeightsDelta
+from protocol.messages import Assign, Kind
+from protocol.tasks import BlobRef, TaskBrief, WeightsDelta
 from tests.farm_server import model
 
 TOKENS = Tokens(join="join-secret", farm="farm-secret")

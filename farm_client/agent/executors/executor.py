@@ -29,7 +29,8 @@ from farm_client.executor.messages import (
 from farm_client.executor.postmortem import ProcessDeath
 from farm_client.executor.process import ExecutorListener, ExecutorProcess, Launch, Stream, start_executor
 from protocol.errors import FarmError
-from protocol.messages import Kind, TaskBrief
+from protocol.messages import Kind
+from protocol.tasks import TaskBrief
 
 LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
@@ -224,6 +225,8 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         keep_inner_optimizer=task.keep_inner_optimizer,
         ignore=task.ignore,
         tuple_columns=task.tuple_columns,
+        clip_norm=task.clip_norm,
+        clip_value=task.clip_value,
         update_codec=task.update_codec,
     )
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from farm_client.agent.executors.executor import Executor, OnLine
 from farm_client.executor.process import Launch
-from protocol.messages import TaskBrief
+from protocol.tasks import TaskBrief
 
 SPARE_RAM_BYTES: Final = 300 * 1024**2
 """What an executor holds before it has a task: Python, torch and its optimizers."""

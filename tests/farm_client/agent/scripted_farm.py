@@ -11,10 +11,10 @@ from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from protocol.messages import Ack, Assign, Hello, Kind, Ready, Slice, TaskBrief, Welcome
+from protocol.messages import Ack, Assign, Hello, Kind, Ready, Slice, Welcome
 from protocol.recipe import Mode
 from protocol.session import Session, Side
-from protocol.tasks import BlobRef, Shard
+from protocol.tasks import BlobRef, Shard, TaskBrief
 from protocol.versions import SUPPORTED
 from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
 

@@ -74,6 +74,8 @@ class Bench:
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
+    clip_norm: float | None = None
+    clip_value: float | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -115,6 +117,8 @@ class Bench:
             update_codec=self.update_codec,
             ignore=self.ignore,
             tuple_columns=self.tuple_columns,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from protocol.messages import Assign, Kind, Slice, TaskBrief
+from protocol.messages import Assign, Kind, Slice
 from protocol.recipe import Mode
-from protocol.tasks import BlobRef, Shard
+from protocol.tasks import BlobRef, Shard, TaskBrief
 
 DIGEST = "0" * 64
 BRIEF = TaskBrief(

@@ -1,0 +1,32 @@
+"""What the recipe does between a backward pass and the optimizer's step: clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from farm_client.executor.messages import LoadTask
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """The rules of one task in weights mode; in gradients mode the server has them."""
+
+    clip_value: float | None
+    clip_norm: float | None
+
+    @classmethod
+    def of(cls, order: LoadTask) -> StepRules:
+        """Return the rules that the task came with."""
+        return cls(order.clip_value, order.clip_norm)
+
+    def before_step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Clip the gradients of all parameters, the elements first, then the norm; call it before every local step."""
+        parameters = list(parameters)
+        if self.clip_value is not None:
+            clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is not None:
+            clip_grad_norm_(parameters, self.clip_norm)
