@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +14,31 @@ from benchmarks.bytes import QUICK, Bytes, Scale
 from benchmarks.bytes import measure as measure_bytes
 from benchmarks.bytes_figure import draw
 from benchmarks.bytes_methods import METHODS
+from benchmarks.executor import MODELS
+from benchmarks.executor import measure as measure_executor
 from benchmarks.links import Lines, Variant
 from benchmarks.links import measure as measure_links
 from benchmarks.report import report, report_each
+from benchmarks.whole import MODES, SHAPES, Length
+from benchmarks.whole import measure as measure_whole
 
 app = typer.Typer()
+
+
+class Device(StrEnum):
+    """Where a measurement trains."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def _chosen(text: str, known: Iterable[str]) -> list[str]:
+    """Read ``mlp,lora``. Raises: typer.BadParameter naming what is not known."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}; known are {', '.join(known)}")
+    return names
 
 
 def _known_methods(names: list[str] | None) -> list[str]:
@@ -63,3 +84,27 @@ def links(
     """The share of time that clients compute behind thin lines: plain, with int8, and with pipelining too."""
     lines = Lines(clients, int(params), mbit * 1e6, delay, round_compute)
     report([partial(measure_links, each, lines, seconds) for each in variant or list(Variant)])
+
+
+@app.command("executor")
+def executor_speed(
+    models: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(MODELS),
+    device: Annotated[Device, typer.Option(help="What to train on.")] = Device.CPU,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each turn.")] = 10.0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU cores to compute with, each way.")] = 1,
+) -> None:
+    """Samples per second of the executor beside the plain loop of the same model, batch and data, in turns."""
+    report([partial(measure_executor, name, device.value, seconds, threads) for name in _chosen(models, MODELS)])
+
+
+@app.command()
+def whole(
+    params: Annotated[str, typer.Option(help="The model's size: small, mid (2e7 parameters) or 124m.")] = "small",
+    device: Annotated[Device, typer.Option(help="What to train on.")] = Device.CPU,
+    modes: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(("plain", *MODES)),
+    steps: Annotated[int, typer.Option(min=1, help="Local steps of a round.")] = 200,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 5,
+) -> None:
+    """A whole run with one client, from the first assignment to the last commit, beside the plain loop."""
+    [shape] = _chosen(params, SHAPES)[:1]
+    report_each(measure_whole(Length(shape, device.value, steps, rounds), _chosen(modes, ("plain", *MODES))))
