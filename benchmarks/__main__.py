@@ -6,10 +6,10 @@ import signal
 
 import typer
 
-from benchmarks.commands import faults, speed, training
+from benchmarks.commands import faults, quality, speed, training
 
 app = typer.Typer(help="Measurements of the whole farm on loopback, as JSON lines.", no_args_is_help=True)
-for group in (speed, faults, training):
+for group in (speed, faults, training, quality):
     app.add_typer(group.app)
 
 

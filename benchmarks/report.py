@@ -50,3 +50,15 @@ def whole_numbers(text: str) -> list[int]:
     if any(value < 1 or value != int(value) for value in values):
         raise typer.BadParameter(f"{text!r} holds something else than whole numbers over 0")
     return [int(value) for value in values]
+
+
+def known_names(text: str, known: Iterable[str]) -> list[str]:
+    """Read ``mlp,lora``.
+
+    Raises: typer.BadParameter naming what is not known.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}; known are {', '.join(known)}")
+    return names

@@ -18,7 +18,7 @@ from benchmarks.executor import MODELS
 from benchmarks.executor import measure as measure_executor
 from benchmarks.links import Lines, Variant
 from benchmarks.links import measure as measure_links
-from benchmarks.report import report, report_each
+from benchmarks.report import known_names, report, report_each
 from benchmarks.whole import MODES, SHAPES, Length
 from benchmarks.whole import measure as measure_whole
 
@@ -30,15 +30,6 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
-
-
-def _chosen(text: str, known: Iterable[str]) -> list[str]:
-    """Read ``mlp,lora``. Raises: typer.BadParameter naming what is not known."""
-    names = text.split(",")
-    for name in names:
-        if name not in known:
-            raise typer.BadParameter(f"there is no {name!r}; known are {', '.join(known)}")
-    return names
 
 
 def _known_methods(names: list[str] | None) -> list[str]:
@@ -94,7 +85,7 @@ def executor_speed(
     threads: Annotated[int, typer.Option(min=1, help="CPU cores to compute with, each way.")] = 1,
 ) -> None:
     """Samples per second of the executor beside the plain loop of the same model, batch and data, in turns."""
-    report([partial(measure_executor, name, device.value, seconds, threads) for name in _chosen(models, MODELS)])
+    report([partial(measure_executor, name, device.value, seconds, threads) for name in known_names(models, MODELS)])
 
 
 @app.command()
@@ -106,5 +97,5 @@ def whole(
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 5,
 ) -> None:
     """A whole run with one client, from the first assignment to the last commit, beside the plain loop."""
-    [shape] = _chosen(params, SHAPES)[:1]
-    report_each(measure_whole(Length(shape, device.value, steps, rounds), _chosen(modes, ("plain", *MODES))))
+    [shape] = known_names(params, SHAPES)[:1]
+    report_each(measure_whole(Length(shape, device.value, steps, rounds), known_names(modes, ("plain", *MODES))))
