@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from protocol.rest import RoundView
 TASK: Final = TASKS / "nanogpt.py"
 SHAPES: Final = MappingProxyType({"small": "SMALL", "mid": "MID", "124m": "GPT2"})
 """By the name on the command line, the settings of ``speed_tasks/nanogpt.py``."""
+PLAIN: Final = "plain"
 LONGEST_SECONDS: Final = 900.0
 WARM_UP_STEPS: Final = 5
 _INT8: Final = CodecSpec(name=CodecName.INT8)
@@ -38,7 +40,7 @@ MODES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "diloco-int8": {**_PIPELINE, "outer": DILOCO, "update_codec": _INT8, "weights_codec": _INT8},
     }
 )
-"""Recipe fields of each mode but ``plain``, which is the loop without a farm."""
+"""Recipe fields of each mode but ``PLAIN``, which is the loop without a farm."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,24 @@ class Length:
 
 
 def measure(length: Length, modes: Sequence[str], threads: int = 1) -> Iterator[WholeRun]:
-    """Measure the plain loop, then each mode. Raises: BenchmarkError, DaemonFailed."""
+    """Measure the plain loop and each mode in turns: a mode's plain figure is the mean of the rounds around it.
+
+    Raises: BenchmarkError, DaemonFailed.
+    """
     with tempfile.TemporaryDirectory(prefix="aifarm-whole-") as name:
         folder = Path(name)
+        prepared = _prepare(length, folder / "task")
         with plain_loop("nanogpt", length.config, length.device, threads, folder) as plain:
             plain.seconds(WARM_UP_STEPS)
-            plain_seconds = plain.seconds(length.steps * length.rounds)
-            about = plain.about
-        if "plain" in modes:
-            yield _measured("plain", length, about, plain_seconds, [plain_seconds])
-        prepared = _prepare(length, folder / "task")
-        for mode in modes:
-            if mode != "plain":
-                yield _measured(mode, length, about, plain_seconds, _run(mode, length, prepared, folder / mode))
+            before = plain.seconds(length.steps)
+            if PLAIN in modes:
+                yield _measured(PLAIN, length, plain.about, before, [before])
+            for mode in modes:
+                if mode != PLAIN:
+                    round_s = _run(mode, length, prepared, folder / mode)
+                    after = plain.seconds(length.steps)
+                    yield _measured(mode, length, plain.about, (before + after) / 2, round_s)
+                    before = after
 
 
 def _prepare(length: Length, folder: Path) -> Prepared:
@@ -139,23 +146,21 @@ def _round_seconds(farm: RunningFarm, task_id: str, rounds: Sequence[RoundView],
     return [at - earlier for at, earlier in zip(committed, before, strict=False)]
 
 
-def _measured(mode: str, length: Length, about: About, plain_seconds: float, round_s: list[float]) -> WholeRun:
-    config = length.config
-    plain_rate, rate = config["rows"] / plain_seconds, config["rows"] / sum(round_s)
-    later = round_s[1:]
-    steady = length.steps * config["batch"] * len(later) / sum(later) / plain_rate if later else None
+def _measured(mode: str, length: Length, about: About, plain_round_s: float, round_s: list[float]) -> WholeRun:
+    batch, context = length.config["batch"], length.config["context"]
+    rate = length.steps * batch * len(round_s) / sum(round_s)
     return WholeRun(
         benchmark="whole",
         mode=mode,
         model=length.shape,
         device=length.device,
         samples_per_s=rate,
-        plain_samples_per_s=plain_rate,
-        ratio=rate / plain_rate,
-        steady_ratio=steady,
-        tokens_per_s=rate * config["context"],
+        plain_samples_per_s=length.steps * batch / plain_round_s,
+        ratio=plain_round_s / mean(round_s),
+        steady_ratio=plain_round_s / mean(round_s[1:]) if round_s[1:] else None,
+        tokens_per_s=rate * context,
         mfu=rate * about.flops_per_sample / about.peak_flops,
         steps=length.steps,
-        rounds=length.rounds,
+        rounds=len(round_s),
         round_s=round_s,
     )

@@ -18,7 +18,7 @@ def test_the_plain_loop_and_a_pipelined_run_are_measured(monkeypatch):
     found = [json.loads(each.to_json()) for each in measure(Length("small", "cpu", 4, 3), ["plain", "diloco-int8"])]
     assert [each["mode"] for each in found] == ["plain", "diloco-int8"]
     plain, farm = found
-    assert (plain["ratio"], plain["rounds"]) == (1.0, 3)
+    assert (plain["ratio"], plain["rounds"]) == (1.0, 1)
     assert len(farm["round_s"]) == 3
     assert farm["samples_per_s"] == pytest.approx(3 * 4 * 2 / sum(farm["round_s"]), rel=0.01)
     assert farm["tokens_per_s"] == pytest.approx(4 * farm["samples_per_s"], rel=1e-3)
