@@ -98,6 +98,7 @@ def test_every_dependency_has_its_reason():
         "Both sides (`aifarm`)": project["project"]["dependencies"],
         "A volunteer's and a researcher's machine (`aifarm[client]`)": extras["client"],
         "A server (`aifarm[server]`)": extras["server"],
+        "Notebooks (`aifarm[notebook]`)": extras["notebook"],
         "Parquet data (`aifarm[parquet]`)": extras["parquet"],
         "Development": project["dependency-groups"]["dev"],
     }

@@ -18,6 +18,7 @@ from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.download import check_output
+from farm_client.sdk.farm import Farm
 from farm_client.sdk.outcome import TaskOutcome, outcome_of
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
 from protocol.errors import FarmError
@@ -60,7 +61,7 @@ def train_locally(
         farm = complete(volunteers)
         out.say(f"[dim]the farm is at {farm.address.url}/ in a browser; its volunteers test their machine and join[/]")
         with FarmApi(farm.address, tidy=not out.as_json, retry=RetryWhileAway(RETRY_SECONDS)) as api:
-            task_id = send(api, prepared, out).task.task_id
+            task_id = send(Farm.over(api), prepared, out).task.task_id
             task = watch_task(api, task_id, out, guard=farm.check)
             model = None
             if outcome_of(task) is TaskOutcome.COMPLETED:

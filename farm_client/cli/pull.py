@@ -13,8 +13,8 @@ from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.download import pull_model
+from farm_client.sdk.farm import Task
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.watching.formatting import format_metrics
 from protocol.rest import ModelView
@@ -34,10 +34,8 @@ def pull(
 ) -> None:
     """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
     with invocation.api(retry_seconds) as api:
-        task_id = invocation.task(api, task).task_id
-        if best:
-            round_number = find_best(api, task_id, round_number)
-        model = api.model(task_id, round_number)
+        pulled = Task(api, invocation.task(api, task))
+        model = pulled.found(round_number, best=best)
         fetch(api, model, output, invocation.out)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +20,16 @@ from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.pull import transfer_bar
 from farm_client.cli.submit_options import SubmitOptions, describe_task, settings_file
 from farm_client.cli.watch import watch_task
-from farm_client.sdk.api import FarmApi
-from farm_client.sdk.references import find_round
+from farm_client.sdk.farm import Farm
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import Prepared, Submission, prepare
-from farm_client.sdk.upload import upload
-from farm_client.sdk.warm_start import WarmStart, find_warm_start
+from farm_client.sdk.warm_start import WarmStart
 from farm_client.sdk.watching.formatting import format_value
 from farm_client.transfer.source import size_of
 from protocol.rest import SubmitReply
 from protocol.tasks import Split
-from protocol.terminal_text import one_line
 from protocol.wording import counted, sized
 
-MAX_SUBMITTER_CHARS: Final = 100
 MAX_TOKEN_CHARS: Final = 200
 _SENDING: Final = "sending code and data"
 _STEPS: Final = {"checking": "trying the code on one batch", "sharding": "cutting the data into shards"}
@@ -54,10 +48,11 @@ def submit(
     """Check the code and one batch here, send code and data to the farm, and queue the task."""
     with invocation.api(retry_seconds) as api:
         api.farm()  # An unreachable farm is better told before the check than after it.
-        warm_start = _find_warm_start(api, source, invocation.out) if source else None
+        farm = Farm.over(api)
+        warm_start = _find_warm_start(farm, source, invocation.out) if source else None
         with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
             prepared = prepare_here(options, Path(folder), invocation.out, warm_start)
-            reply = send(api, prepared, invocation.out)
+            reply = send(farm, prepared, invocation.out)
         told = {**reply.model_dump(mode="json"), "notes": list(prepared.notes)}
         invocation.out.emit(OutputKind.SUBMITTED, told, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
@@ -81,49 +76,22 @@ def prepare_here(options: SubmitOptions, folder: Path, out: Output, warm_start: 
     return prepared
 
 
-def send(api: FarmApi, prepared: Prepared, out: Output) -> SubmitReply:
+def send(farm: Farm, prepared: Prepared, out: Output) -> SubmitReply:
     """Upload what the farm does not hold yet, and submit the task."""
-    _upload(api, prepared, out)
-    return api.submit(prepared.spec)
+    _upload(farm, prepared, out)
+    return farm.queue(prepared)
 
 
-def _find_warm_start(api: FarmApi, source: str, out: Output) -> WarmStart:
-    task, round_number = find_round(api.each_task(), source)
-    found = find_warm_start(api, task.task_id, round_number)
-    out.say(f"[dim]it begins with the weights of {escape(f'{task.name}, {found.label}')}[/]")
+def _find_warm_start(farm: Farm, source: str, out: Output) -> WarmStart:
+    found = farm.warm_start(source)
+    out.say(f"[dim]it begins with the weights of {escape(found.label)}[/]")
     return found
 
 
 def describe_submission(options: SubmitOptions) -> Submission:
     """Return what the command line and its settings file ask for. Raises: InvalidTask."""
-    described = describe_task(options)
-    table = described.task
-    return Submission(
-        code=options.file,
-        recipe=described.recipe,
-        data=table.data,
-        config=described.config,
-        name=table.name,
-        entry=table.entry,
-        holdout=table.holdout,
-        row_bytes=table.row_bytes,
-        batch=table.batch,
-        samples=table.samples,
-        check=not options.no_check,
-        priority=table.priority,
-        submitter=_submitter(),
-        submit_token=_token(options.submit_token),
-        requirements=described.requirements,
-    )
-
-
-def _submitter() -> str:
-    """Return who submits: ``user@host``, as far as the machine knows them and the farm takes it."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = "anonymous"  # As in a container whose user has no entry.
-    return one_line(f"{user}@{socket.gethostname()}")[:MAX_SUBMITTER_CHARS]
+    submission = describe_task(options).submission(options.file)
+    return replace(submission, check=not options.no_check, submit_token=_token(options.submit_token))
 
 
 def _token(token: str | None) -> str | None:
@@ -151,7 +119,7 @@ def _describe(prepared: Prepared) -> str:
     return f"{tried}; {train} to train on, {held_out} held out, in {counted(len(dataset.shards), 'shard')}"
 
 
-def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
+def _upload(farm: Farm, prepared: Prepared, out: Output) -> None:
     total_bytes = sum(size_of(content) for content in prepared.blobs.values())
     with transfer_bar(out) as bar:
         task = bar.add_task(_SENDING, total=total_bytes)
@@ -160,7 +128,7 @@ def _upload(api: FarmApi, prepared: Prepared, out: Output) -> None:
             bar.update(task, description=f"{_SENDING}: waiting, {escape(reason)}" if reason else _SENDING)
 
         try:
-            uploaded = upload(api, prepared.blobs, lambda done: bar.advance(task, done), show_wait)
+            uploaded = farm.send(prepared, lambda done: bar.advance(task, done), show_wait)
         except KeyboardInterrupt:
             out.say("[dim]the farm keeps what it got: the same command goes on from there[/]")
             raise

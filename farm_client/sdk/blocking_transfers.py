@@ -11,7 +11,9 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
 
 import httpx
@@ -32,7 +34,7 @@ T = TypeVar("T")
 
 
 def carry(api: FarmApi, work: Callable[[Carrier], Coroutine[Any, Any, T]]) -> T:
-    """Do ``work`` with a way to the farm's blobs, from a thread without a running event loop.
+    """Do ``work`` with a way to the farm's blobs, and block until it is done.
 
     It is begun again while no farm answers, for as long as the API tries: what it has moved stays moved.
     Ctrl-C cancels it, so that it can keep what it has, and is raised when it has ended.
@@ -79,10 +81,12 @@ _AGAIN_SECONDS: Final = 0.2
 
 
 def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine in a loop of its own, as ``asyncio.run`` does.
+    """Run the coroutine in a loop of its own, as ``asyncio.run`` does; beside one that runs here, as in a notebook.
 
     Raises: KeyboardInterrupt if there was a Ctrl-C, when the coroutine has ended, however it did.
     """
+    if _loop_runs_here():
+        return _run_on_a_thread(work)
     interrupt = _Interrupt()
     try:
         outcome = asyncio.run(interrupt.handled_during(work) if _is_handled_here() else work)
@@ -93,6 +97,57 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
     if interrupt.came:
         raise KeyboardInterrupt
     return outcome
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run_on_a_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine on a thread, and block this one meanwhile; a Ctrl-C here cancels it."""
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+    ended: Future[T] = Future()
+
+    async def announced() -> T:
+        begun.set_result((asyncio.get_running_loop(), cast("asyncio.Task[Any]", asyncio.current_task())))
+        return await work
+
+    def run() -> None:
+        try:
+            ended.set_result(asyncio.run(announced()))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    if _is_interrupted(threading.Thread(target=run, name="transfers", daemon=True), begun, ended):
+        raise KeyboardInterrupt
+    return ended.result()
+
+
+def _is_interrupted(
+    thread: threading.Thread,
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]],
+    ended: Future[Any],
+) -> bool:
+    """Start the thread and wait for its end, cancelling it from a Ctrl-C on; return whether there was one."""
+    came = False
+    try:
+        thread.start()
+    except KeyboardInterrupt:  # while it waited for the thread, which runs
+        came = True
+    while not ended.done():
+        try:
+            ended.exception(_AGAIN_SECONDS if came else None)
+        except KeyboardInterrupt:
+            came = True
+        except TimeoutError:
+            loop, task = begun.result()
+            with suppress(RuntimeError):  # it ended a moment ago, and its loop with it
+                loop.call_soon_threadsafe(task.cancel)
+    return came
 
 
 def _is_handled_here() -> bool:

@@ -1,14 +1,17 @@
-"""Reading a task's numbered feeds (events, logs, metrics), once or until the task ends."""
+"""A task's numbered feeds (events, logs, metrics), read once or until the task ends; and waiting for that."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Final, Protocol, TypeVar
 
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.outcome import is_over
+from protocol.rest import TaskView
 
 LONG_POLL_SECONDS: Final = 5.0
+LONGEST_WAIT_SECONDS: Final = 10.0
 
 
 class FeedEntry(Protocol):
@@ -49,3 +52,17 @@ def follow(api: FarmApi, read: Read[E], task_id: str) -> Iterator[E]:
             after = entries[-1].seq
         elif over:
             return
+
+
+def wait_until_over(api: FarmApi, task_id: str, timeout_seconds: float) -> TaskView:
+    """Return the task's view once it is over, or when the time is up."""
+    deadline = time.monotonic() + timeout_seconds
+    after = 0
+    while True:
+        task = api.task(task_id).task
+        left_seconds = deadline - time.monotonic()
+        if is_over(task) or left_seconds <= 0:
+            return task
+        # An event comes with every change of state, so waiting for events wakes us in time.
+        events = api.events(task_id, after=after, wait_seconds=min(LONGEST_WAIT_SECONDS, left_seconds))
+        after = events[-1].seq if events else after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from protocol.errors import FarmError
 from protocol.rest import TaskView
 
 
@@ -13,6 +14,16 @@ class TaskOutcome(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class TaskEnded(FarmError):
+    """The task failed or was cancelled; `farm retry` goes on with one that failed."""
+
+    code = "task_ended"
+
+    def __init__(self, task: TaskView) -> None:
+        super().__init__(f"{task.name} ({task.task_id}) {task.state}: {task.error or task.why}")
+        self.task = task
 
 
 def outcome_of(task: TaskView) -> TaskOutcome | None:

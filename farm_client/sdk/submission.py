@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -26,8 +28,10 @@ from protocol.errors import InvalidTask
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
 from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
+from protocol.terminal_text import one_line
 from protocol.wording import sized
 
+MAX_SUBMITTER_CHARS: Final = 100
 MAX_NAME_CHARS: Final = 200
 MAX_ROUND_SAMPLES: Final = 65_536
 """Weights mode, by default: a round is the whole training split, up to this many samples."""
@@ -76,6 +80,15 @@ class Prepared:
     blobs: dict[str, bytes | Path]
     report: RehearsalReport
     notes: tuple[str, ...] = ()
+
+
+def submitter_here() -> str:
+    """Return who submits: ``user@host``, as far as the machine knows them and the farm takes it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = "anonymous"  # As in a container whose user has no entry.
+    return one_line(f"{user}@{socket.gethostname()}")[:MAX_SUBMITTER_CHARS]
 
 
 def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None = None) -> Prepared:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ty
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
-from farm_client.sdk.submission import MAX_NAME_CHARS
+from farm_client.sdk.submission import MAX_NAME_CHARS, Submission, submitter_here
 from protocol.bounds import FilePath
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
@@ -86,6 +86,25 @@ class TaskFile(BaseModel):
     recipe: Annotated[Recipe, _without_typos(Recipe)]
     requirements: Annotated[Requirements, _without_typos(Requirements)] = Requirements()
     config: dict[str, Any] = Field(default_factory=dict)
+
+    def submission(self, code: Path) -> Submission:
+        """Return what is submitted: this code with these settings, by whoever runs this process."""
+        table = self.task
+        return Submission(
+            code=code,
+            recipe=self.recipe,
+            data=table.data,
+            config=self.config,
+            name=table.name,
+            entry=table.entry,
+            holdout=table.holdout,
+            row_bytes=table.row_bytes,
+            batch=table.batch,
+            samples=table.samples,
+            priority=table.priority,
+            submitter=submitter_here(),
+            requirements=self.requirements,
+        )
 
 
 @dataclass(frozen=True, slots=True)

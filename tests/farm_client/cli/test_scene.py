@@ -5,11 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from farm_client.cli.wait import wait_until_over
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import FarmUnreachable
-from farm_client.sdk.feeds import follow
+from farm_client.sdk.feeds import follow, wait_until_over
 from farm_client.sdk.retrying import RetryWhileAway
 from farm_client.sdk.watching import scene as scene_module
 from farm_client.sdk.watching.scene import scenes

@@ -4,10 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
 from farm_client.sdk.blocking_transfers import run_interruptible
+
+T = TypeVar("T")
 
 
 def press() -> None:
@@ -57,6 +61,45 @@ def test_an_interrupted_coroutine_can_keep_what_it_has() -> None:
 def test_an_interrupt_is_not_forgotten(work) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_interruptible(work())
+
+
+def in_a_cell(call: Callable[[], T]) -> T:
+    """Call it as a notebook's cell is run: in a loop that runs, and leaves Ctrl-C as it is."""
+
+    async def cell() -> T:
+        return call()
+
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_in_a_notebook_it_runs_beside_the_loop_that_is_there() -> None:
+    async def answer() -> int:
+        await asyncio.sleep(0)
+        return 42
+
+    async def breaks() -> None:
+        raise ValueError("no")
+
+    assert in_a_cell(lambda: run_interruptible(answer())) == 42
+    with pytest.raises(ValueError, match="no"):
+        in_a_cell(lambda: run_interruptible(breaks()))
+
+
+@pytest.mark.parametrize("work", [loses_a_cancel, fails_of_it])
+def test_in_a_notebook_an_interrupt_cancels_too(work) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        in_a_cell(lambda: run_interruptible(work()))
+
+
+def test_in_a_notebook_an_interrupted_coroutine_can_keep_what_it_has() -> None:
+    kept: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        in_a_cell(lambda: run_interruptible(waits(kept)))
+    assert kept == ["what it had"]
 
 
 def test_afterwards_an_interrupt_is_what_it_was() -> None:

@@ -1,0 +1,166 @@
+"""`Farm` for an event loop: the same calls, awaited; each runs on a thread, and the loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from farm_client.sdk.api import Action
+from farm_client.sdk.farm import Farm, Fields, Paths, Task
+from farm_client.sdk.retrying import RETRY_SECONDS
+from farm_client.sdk.submission import OnProgress
+from farm_client.sdk.watching.scene import Scene
+from protocol.recipe import Recipe, Requirements
+from protocol.rest import CheckpointView, ClientView, LogView, MetricView, TaskView
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncTask:
+    """A task on a farm; see `Task` for what each call gives and raises.
+
+    Cancelling an ``await`` leaves the thread to its end: a call that reads ends by itself, at the latest after the ten
+    seconds for which one question may wait.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.sync = task
+        self.id = task.id
+        self.name = task.name
+        self.notes = task.notes
+
+    def __repr__(self) -> str:
+        return f"<AsyncTask {self.name} ({self.id})>"
+
+    async def view(self) -> TaskView:
+        """Return the task as it is now."""
+        return await asyncio.to_thread(self.sync.view)
+
+    async def why(self) -> str:
+        """Return in one line what the task waits for, or why it failed."""
+        return await asyncio.to_thread(self.sync.why)
+
+    def scenes(self) -> AsyncIterator[Scene]:
+        """Yield a moment of the task now and after each change, the last one when it is over."""
+        return _each(self.sync.scenes)
+
+    async def watch(self) -> TaskView:
+        """Show the task until it is over; return its last view."""
+        return await asyncio.to_thread(self.sync.watch)
+
+    async def wait(self, timeout_seconds: float | None = None) -> TaskView:
+        """Return the task's view once it is completed. Raises: TaskEnded; TimeoutError."""
+        return await asyncio.to_thread(self.sync.wait, timeout_seconds)
+
+    async def metric_values(self) -> list[MetricView]:
+        """Return every measured value so far, oldest first."""
+        return await asyncio.to_thread(self.sync.metric_values)
+
+    async def metrics(self) -> pd.DataFrame:
+        """Return every measured value so far as a data frame. Raises: ImportError without pandas."""
+        return await asyncio.to_thread(self.sync.metrics)
+
+    def logs(self, *, follow_on: bool = False) -> AsyncIterator[LogView]:
+        """Yield what the task's code printed on its clients."""
+        return _each(self.sync.logs, follow_on=follow_on)
+
+    async def checkpoints(self) -> list[CheckpointView]:
+        """Return the checkpoints that are kept, oldest first."""
+        return await asyncio.to_thread(self.sync.checkpoints)
+
+    async def pull(
+        self, output: str | Path = "model.safetensors", round_number: int | None = None, *, best: bool = False
+    ) -> Path:
+        """Write a model to a safetensors file and return its path."""
+        return await asyncio.to_thread(self.sync.pull, output, round_number, best=best)
+
+    async def model(self, round_number: int | None = None, *, best: bool = False) -> dict[str, torch.Tensor]:
+        """Return a model's tensors by name, on the CPU."""
+        return await asyncio.to_thread(self.sync.model, round_number, best=best)
+
+    async def act(self, action: Action) -> TaskView:
+        """``pause``, ``resume``, ``cancel`` or ``retry`` it. Raises: Conflict."""
+        return await asyncio.to_thread(self.sync.act, action)
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove the task and all that is recorded of it. Raises: Conflict."""
+        await asyncio.to_thread(self.sync.remove, force=force)
+
+
+class AsyncFarm:
+    """A farm. Use as an async context manager, or call ``close``; see `Farm`."""
+
+    def __init__(self, url: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.sync = Farm(url, retry_seconds=retry_seconds)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.sync.close()
+
+    async def submit(
+        self,
+        code: str | Path,
+        *,
+        data: Paths = (),
+        settings: str | Path | None = None,
+        recipe: Recipe | Fields | None = None,
+        config: Mapping[str, Any] | None = None,
+        requirements: Requirements | Fields | None = None,
+        start: str | None = None,
+        check: bool = True,
+        submit_token: str | None = None,
+        on_progress: OnProgress | None = None,
+        **task: object,
+    ) -> AsyncTask:
+        """Check the code and one batch here, send code and data to the farm, and queue the task: see `Farm.submit`.
+
+        ``on_progress`` is called on another thread.
+        """
+        submitted = await asyncio.to_thread(
+            self.sync.submit,
+            code,
+            data=data,
+            settings=settings,
+            recipe=recipe,
+            config=config,
+            requirements=requirements,
+            start=start,
+            check=check,
+            submit_token=submit_token,
+            on_progress=on_progress,
+            **task,
+        )
+        return AsyncTask(submitted)
+
+    async def task(self, reference: str) -> AsyncTask:
+        """Return the task that is meant: by its id, a beginning of it, or its name. Raises: NotFound."""
+        return AsyncTask(await asyncio.to_thread(self.sync.task, reference))
+
+    async def tasks(self) -> list[AsyncTask]:
+        """Return all tasks, the newest first."""
+        return [AsyncTask(task) for task in await asyncio.to_thread(self.sync.tasks)]
+
+    async def clients(self) -> list[ClientView]:
+        """Return the volunteer machines that the farm knows."""
+        return await asyncio.to_thread(self.sync.clients)
+
+
+async def _each(read: Callable[P, Iterator[T]], *arguments: P.args, **named: P.kwargs) -> AsyncIterator[T]:
+    """Yield what a blocking iterator gives; each item is waited for on a thread."""
+    items = iter(await asyncio.to_thread(read, *arguments, **named))
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield item  # type: ignore[misc]  # it is no end, so it is an item

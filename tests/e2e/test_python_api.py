@@ -1,0 +1,47 @@
+"""The Python API on a real farm: submit, watch, measure, fetch, and load the model into what was built."""
+
+from __future__ import annotations
+
+import torch
+
+from farm_client import AsyncFarm, Farm
+from tests.e2e.conftest import RealFarm
+
+CODE = """
+import torch
+
+
+def build_model(config):
+    return torch.nn.Linear(4, 2)
+
+
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def make_dataset(config):
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    return [{"x": row, "y": (row.sum() > 0).long()} for row in x]
+"""
+
+
+async def test_a_program_trains_on_a_farm(shared_farm: RealFarm, tmp_path, capsys) -> None:
+    (tmp_path / "train.py").write_text(CODE)
+    with Farm(shared_farm.processes.farm_url) as farm:
+        task = farm.submit(tmp_path / "train.py", recipe={"rounds": 3, "evaluate_every": 1}, holdout=0.2)
+        assert task.watch().state == "completed"
+        assert "completed  round 3/3" in capsys.readouterr().out
+        frame = task.metrics()
+        held_out = frame[(frame.source == "eval") & (frame.name == "loss")]
+        assert list(held_out["round"]) == [1, 2, 3]
+        model = torch.nn.Linear(4, 2)
+        model.load_state_dict(task.model())
+        again = torch.nn.Linear(4, 2)
+        again.load_state_dict(task.model(round_number=3))
+        assert torch.equal(model.weight, again.weight)
+        task_id = task.id
+    async with AsyncFarm(shared_farm.processes.farm_url) as farm:
+        found = await farm.task(task_id)
+        assert (await found.wait()).round == 3
+        await found.remove()
+        assert task_id not in [t.id for t in await farm.tasks()]
