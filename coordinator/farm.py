@@ -15,7 +15,7 @@ from protocol.errors import NotFound
 
 
 @dataclass(slots=True)
-class Farm:
+class FarmState:
     """All of it, with look-ups.
 
     ``live`` are the tasks that clients may work on now: what is done for each event looks at no other ones.

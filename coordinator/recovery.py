@@ -14,7 +14,7 @@ from coordinator.containment import contained
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
-from coordinator.farm import Farm
+from coordinator.farm import FarmState
 from coordinator.in_flight import Home, Lease, Part
 from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
@@ -31,9 +31,9 @@ from protocol.messages import Kind
 RESTARTED = "the server restarted; the task waits for its clients to come back"
 
 
-def restore(snapshot: Snapshot) -> Farm:
+def restore(snapshot: Snapshot) -> FarmState:
     """Build the farm in memory. Nothing is decided here; ``mend`` does that in its turn."""
-    farm = Farm(
+    farm = FarmState(
         last_fence=max([snapshot.last_fence, *(a.fence for a in snapshot.assignments)]),
         interrupted_rounds=list(snapshot.rounds),
         interrupted_assignments=list(snapshot.assignments),

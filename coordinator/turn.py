@@ -11,7 +11,7 @@ from typing import Any, Final
 from coordinator.commands import Command, Save, Send
 from coordinator.durability import VolatileVersion
 from coordinator.events import AssignmentFailed, ResultArrived
-from coordinator.farm import Farm
+from coordinator.farm import FarmState
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
@@ -37,7 +37,7 @@ from protocol.messages import Message
 class Turn:
     """Rules read ``farm``, ``settings`` and ``now``, change the farm, and say what must follow."""
 
-    farm: Farm
+    farm: FarmState
     settings: CoordinatorSettings
     new_id: Callable[[], str]
     draw: Callable[[], float]

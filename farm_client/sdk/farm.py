@@ -227,7 +227,8 @@ class Farm:
     def warm_start(self, reference: str) -> WarmStart:
         """Return the weights that ``TASK`` or ``TASK@N`` means. Raises: NotFound."""
         task, round_number = find_round(self.api.each_task(), reference)
-        return find_warm_start(self.api, task.task_id, round_number)
+        found = find_warm_start(self.api, task.task_id, round_number)
+        return replace(found, label=f"{task.name}, {found.label}")
 
     def task(self, reference: str) -> Task:
         """Return the task that is meant: by its id, a beginning of it, or its name. Raises: NotFound."""

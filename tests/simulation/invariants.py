@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.commands import Command, CommitRound, Fold, OpenRound, Send
-from coordinator.farm import Farm
+from coordinator.farm import FarmState
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
@@ -22,7 +22,7 @@ _LIVE = frozenset({TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING})
 
 def check_farm(server: Server, is_tick: bool) -> None:
     """Check all that must hold between two events. Raises: Violation."""
-    farm: Farm = server.coordinator._farm  # the simulation looks inside
+    farm: FarmState = server.coordinator._farm  # the simulation looks inside
     faults = faults_of_book(farm.leases, {name: run.leases for name, run in farm.tasks.items()}, farm.clients)
     check(not faults, "; ".join(faults))
     _check_nothing_is_lost(server)

@@ -29,7 +29,7 @@ from coordinator import (
     views,
 )
 from coordinator.commands import DropUpdate, Fold, Save, Send
-from coordinator.farm import Farm
+from coordinator.farm import FarmState
 from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
 from coordinator.lifecycle import ENDED
@@ -165,7 +165,7 @@ def reuse_fences(patch: pytest.MonkeyPatch) -> None:
         given[id(farm)] = given.get(id(farm), 0) + 1
         return given[id(farm)]
 
-    patch.setattr(Farm, "next_fence", from_one)
+    patch.setattr(FarmState, "next_fence", from_one)
 
 
 def free_a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
