@@ -8,7 +8,6 @@ for the first four. Every call goes through ``failures.calling``, so that an err
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +22,7 @@ from torch import nn
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
+from farm_client.executor.optimizers import Optimizers, needs_closure
 from farm_client.task import metric_name
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
@@ -62,22 +62,21 @@ class Contract:
             raise CodeError(f"{self._file} has no loss(model, batch): add it; it returns the batch's mean loss")
         return model
 
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a new inner optimizer; AdamW with learning rate 1e-3 where the code has none."""
+    def build_optimizer(self, model: nn.Module) -> Optimizers:
+        """Return new inner optimizers; one AdamW with learning rate 1e-3 where the code has none."""
         function = self._function("build_optimizer", model)
         if function is None:
             trained = [p for p in model.parameters() if p.requires_grad]
-            return torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE)
+            return Optimizers.of(torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE))
         with calling("build_optimizer(model, config)", self.code_dir):
-            optimizer = function(model, dict(self.config))
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise CodeError(f"build_optimizer must return a torch optimizer, it returned {type(optimizer).__name__}")
+            optimizers = Optimizers.of(function(model, dict(self.config)))
+        optimizer = optimizers.only
         if needs_closure(optimizer):
             raise CodeError(
                 f"{type(optimizer).__name__}.step needs a closure that computes the loss again, and the farm takes one "
                 "step a batch: return an optimizer whose step() needs nothing, such as Adam or SGD"
             )
-        return optimizer
+        return optimizers
 
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
@@ -171,13 +170,6 @@ def load_contract(code_dir: Path, entry: str, config: Mapping[str, Any]) -> Cont
     with calling(entry, root):
         spec.loader.exec_module(module)
     return Contract(module, root, config)
-
-
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether ``step()`` cannot be called without an argument, as that of LBFGS."""
-    # The class's own: an instance's may be the wrapper that a scheduler puts around it.
-    _self, *rest = inspect.signature(type(optimizer).step).parameters.values()
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest)
 
 
 def _about_batch(batch: Any, error: BaseException) -> str:

@@ -58,8 +58,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
-    optimizer = runner.build_optimizer()
-    survey = Survey(runner, optimizer, request.mode)
+    optimizers = runner.build_optimizers()
+    survey = Survey(runner, optimizers, request.mode)
     refuse_unless_ignored(survey.before() if request.tries_batch else survey.all(), request.ignore)
     report = RehearsalReport(
         weights_path=str(path),
@@ -67,7 +67,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
         rows=rows,
-        outer=outer_optimizer_of(optimizer, runner.tensors) if request.mode is Mode.GRADIENTS else None,
+        outer=outer_optimizer_of(optimizers.only, runner.tensors) if request.mode is Mode.GRADIENTS else None,
         device=device,
     )
     if request.tries_batch:

@@ -13,10 +13,13 @@ from farm_client.data.seeds import derived_seed
 from farm_client.executor.contract import load_contract
 from farm_client.executor.failures import blaming, calling
 from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.gradient import BatchGradient
+from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
+from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
@@ -54,9 +57,10 @@ class TaskRunner:
             self.take_frozen(Path(order.frozen_path))
         self._base: TensorMap = {}
         self._base_digest = ""
-        self._kept_optimizer: torch.optim.Optimizer | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
-        """The one that was built last."""
+        self._gradient = BatchGradient(self.contract, self.tensors.model)
+        self._kept_optimizers: Optimizers | None = None
+        self.optimizers: Optimizers | None = None
+        """Those that were built last."""
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -100,12 +104,13 @@ class TaskRunner:
         """Return what never changes of the model, or None if there is nothing."""
         return self.tensors.frozen_file()
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return a new optimizer of the task's. Raises: CodeError."""
-        self.optimizer = self.contract.build_optimizer(self.tensors.model)
+    def build_optimizers(self) -> Optimizers:
+        """Return new optimizers of the task's. Raises: CodeError."""
+        self.optimizers = self.contract.build_optimizer(self.tensors.model)
         if SCHEDULE in self._order.ignore:
-            hold_initial_rate(self.optimizer)
-        return self.optimizer
+            for optimizer in self.optimizers:
+                hold_initial_rate(optimizer)
+        return self.optimizers
 
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
@@ -121,20 +126,13 @@ class TaskRunner:
 
     def _train(self, data: Batches, advance: Advance) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
-            return sum_gradients(self.contract, self.tensors, data, advance)
-        optimizer = self._kept_optimizer or self.build_optimizer()
-        self._kept_optimizer = None  # a round that fails half-way leaves none
-        trained = train_locally(
-            self.contract,
-            self.tensors,
-            data,
-            advance,
-            optimizer=optimizer,
-            base=self._base,
-            rules=StepRules.of(self._order),
-        )
+            return sum_gradients(self.contract, self.tensors, data, advance, self._gradient)
+        optimizers = self._kept_optimizers or self.build_optimizers()
+        self._kept_optimizers = None  # a round that fails half-way leaves none
+        loop = InnerLoop(self.contract, self.tensors, optimizers, StepRules.of(self._order), self._gradient)
+        trained = train_locally(loop, data, advance, base=self._base)
         if self._order.keep_inner_optimizer:
-            self._kept_optimizer = optimizer
+            self._kept_optimizers = optimizers
         return trained
 
     def _take_weights(self, order: Run) -> None:

@@ -7,7 +7,7 @@ A scheduler sets the rate to its first value when it is made (0 for a warm-up) a
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,26 +29,28 @@ def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
     ]
 
 
-def progress_of(optimizer: torch.optim.Optimizer) -> Progress:
-    """Return how far the optimizer's schedulers are: compared before and after training, who steps them is seen."""
+def progress_of(optimizers: Iterable[torch.optim.Optimizer]) -> Progress:
+    """Return how far the optimizers' schedulers are: compared before and after training, who steps them is seen."""
     return tuple(
         sorted(
             (type(s).__name__, int(getattr(s, "_step_count", 0)), int(getattr(s, "last_epoch", 0)))
+            for optimizer in optimizers
             for s in schedulers_of(optimizer)
         )
     )
 
 
-def unstepped_schedule(optimizer: torch.optim.Optimizer, progress: Progress) -> Omission | None:
-    """Return the schedule of this optimizer, of ``progress``, that nobody will step; None if it has none."""
+def unstepped_schedule(optimizers: Iterable[torch.optim.Optimizer], progress: Progress) -> Omission | None:
+    """Return the schedule of these optimizers, of ``progress``, that nobody will step; None if they have none."""
     names = sorted({name for name, _, _ in progress})
-    groups = [group for group in optimizer.param_groups if "initial_lr" in group]
+    all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    groups = [group for group in all_groups if "initial_lr" in group]
     if not names and not groups:
         return None
     rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(_number(_initial(group)) for group in groups))
     present = ", ".join(f"{rate:g}" for rate in dict.fromkeys(_number(group["lr"]) for group in groups))
     stays = f", and the rate would stay at its first value, {present}" if rates != present else ""
-    constant = rates or ", ".join(f"{_number(group['lr']):g}" for group in optimizer.param_groups[:1])
+    constant = rates or ", ".join(f"{_number(group['lr']):g}" for group in all_groups[:1])
     return Omission(
         SCHEDULE,
         f"a learning-rate scheduler ({', '.join(names) or 'one that left initial_lr behind'}) was made, which the farm "

@@ -15,6 +15,7 @@ from farm_client.executor.layout import ModelTensors
 from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
 from farm_client.executor.omissions import Omission
 from farm_client.executor.on_server import left_with_the_client
+from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedules import progress_of, unstepped_schedule
 from protocol.recipe import Mode
@@ -28,12 +29,12 @@ _OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "train
 class Survey:
     """Gathers a task's omissions. Begin after the model and the optimizer are built."""
 
-    def __init__(self, runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) -> None:
+    def __init__(self, runner: TaskRunner, optimizers: Optimizers, mode: Mode) -> None:
         self._runner = runner
         self._mode = mode
-        self._fresh = progress_of(optimizer)
-        self._schedule = unstepped_schedule(optimizer, self._fresh)
-        self._found = [*_static(runner, optimizer, mode)]
+        self._fresh = progress_of(optimizers)
+        self._schedule = unstepped_schedule(optimizers, self._fresh)
+        self._found = [*_static(runner, optimizers, mode)]
 
     def before(self) -> list[Omission]:
         """Return what shows without trying a batch; a schedule that the code may step by itself only if it cannot."""
@@ -55,7 +56,7 @@ class Survey:
             self._schedule = None
 
     def _is_stepped_by_the_code(self) -> bool:
-        trained_with = self._runner.optimizer
+        trained_with = self._runner.optimizers
         return trained_with is not None and progress_of(trained_with) != self._fresh
 
     def watch_evaluation(self, evaluate: Callable[[], None]) -> None:
@@ -65,16 +66,17 @@ class Survey:
         self._found += [_counter(name, "validation_step", changes_training=False) for name in sorted(read)]
 
 
-def _static(runner: TaskRunner, optimizer: torch.optim.Optimizer, mode: Mode) -> Iterator[Omission]:
+def _static(runner: TaskRunner, optimizers: Optimizers, mode: Mode) -> Iterator[Omission]:
     model = runner.tensors.model
     yield from _not_in_the_file(runner)
     if lightning_steps.is_lightning(model):
         yield from unused_hooks(model)
     yield from _never_called(runner.contract.module)
-    yield from foreign_parameters(optimizer, runner.tensors)
-    yield from resting_rate(optimizer)
+    for optimizer in optimizers:
+        yield from foreign_parameters(optimizer, runner.tensors)
+        yield from resting_rate(optimizer)
     if mode is Mode.GRADIENTS:
-        yield from left_with_the_client(optimizer, runner.tensors)
+        yield from left_with_the_client(optimizers.only, runner.tensors)
 
 
 def _not_in_the_file(runner: TaskRunner) -> Iterator[Omission]:

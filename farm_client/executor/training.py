@@ -7,20 +7,19 @@ buffers by their value after training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, LossNotFinite, calling
+from farm_client.executor.failures import LossNotFinite
+from farm_client.executor.gradient import BatchGradient
+from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.means import WeightedMeans
 from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
-from farm_client.executor.step_rules import StepRules
 
 Advance = Callable[[int], None]
 """Called after each batch with its samples."""
@@ -38,43 +37,29 @@ class Trained:
     untouched: frozenset[str]
 
 
-def train_locally(
-    contract: Contract,
-    tensors: ModelTensors,
-    data: Batches,
-    advance: Advance,
-    *,
-    optimizer: torch.optim.Optimizer,
-    base: Mapping[str, torch.Tensor],
-    rules: StepRules,
-) -> Trained:
-    """Take one step of the inner optimizer a batch from ``base``, which the model holds; return base minus local.
+def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Mapping[str, torch.Tensor]) -> Trained:
+    """Take one step of the inner loop a batch from ``base``, which the model holds; return base minus local.
 
     The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
     afterwards is of no use. Raises: CodeError, LossNotFinite.
     """
-    model = tensors.model
-    set_mode(model, contract.code_dir, training=True)
-    contract.begin(model)
+    contract, tensors = loop.contract, loop.tensors
+    set_mode(tensors.model, contract.code_dir, training=True)
+    contract.begin(tensors.model)
+    loop.begin()
     means = WeightedMeans()
-    untouched = dict(tensors.parameters)
     for step, (samples, batch) in enumerate(data.sized(), start=1):
-        with calling("optimizer.zero_grad()", contract.code_dir):
-            optimizer.zero_grad(set_to_none=True)
-        metrics = _backward(contract, model, batch, step)
-        untouched = {name: parameter for name, parameter in untouched.items() if parameter.grad is None}
-        rules.before_step(tensors.parameters.values())
-        with calling("optimizer.step()", contract.code_dir):
-            optimizer.step()
-        means.add(metrics, samples)
+        means.add(loop.step(batch, step), samples)
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
-    metrics = {**means.result(), **contract.finish(model)}
-    return _trained(_subtracted(base, tensors), tensors, metrics, untouched)
+    metrics = {**means.result(), **contract.finish(tensors.model)}
+    return _trained(_subtracted(base, tensors), tensors, metrics, loop.untouched)
 
 
-def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> Trained:
+def sum_gradients(
+    contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, gradient: BatchGradient
+) -> Trained:
     """Return the gradient of the mean loss over all samples: each batch's gradient weighs by its samples.
 
     Raises: CodeError, LossNotFinite.
@@ -86,7 +71,7 @@ def sum_gradients(contract: Contract, tensors: ModelTensors, data: Batches, adva
     means = WeightedMeans()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         tensors.clear_gradients()
-        metrics = _backward(contract, model, batch, step)
+        metrics = gradient.add(batch, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)
@@ -121,22 +106,6 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
             means.add({"loss": value.loss.item(), **value.metrics}, samples)
             advance(samples)
     return means.result()
-
-
-def _backward(contract: Contract, model: torch.nn.Module, batch: Any, step: int) -> dict[str, float]:
-    """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics."""
-    value = contract.loss(model, batch)
-    number = value.loss.detach().item()
-    if not math.isfinite(number):
-        raise LossNotFinite(
-            f"the loss is {number} at step {step} of the round: lower the learning rate, clip gradients in loss, "
-            "and look for NaN or zero divisors in the data"
-        )
-    if not value.loss.requires_grad:
-        raise CodeError("the loss does not depend on the model's parameters: compute it from model(...) with gradients")
-    with calling("the loss's backward pass", contract.code_dir):
-        torch.autograd.backward(value.loss)
-    return {"loss": number, **value.metrics}
 
 
 def _trained(update: TensorMap, tensors: ModelTensors, metrics: dict[str, float], untouched: Iterable[str]) -> Trained:

@@ -81,7 +81,7 @@ class Farm:
         self.clients = clients
         self.layout: Layout = parse_layout(first.weights)
         self.weights = safetensors.torch.load(first.weights)
-        spec = outer_optimizer_of(first.runner.build_optimizer(), first.runner.tensors)
+        spec = outer_optimizer_of(first.runner.build_optimizers().only, first.runner.tensors)
         self.outer = OuterStep(spec, self.weights, self.layout)
 
     def step(self, step: int) -> None:

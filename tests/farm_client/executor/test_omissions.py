@@ -128,7 +128,7 @@ def test_a_client_trains_at_the_constant_rate_where_the_schedule_is_ignored(tmp_
 def test_a_rate_that_is_a_tensor_is_put_back_in_place(tmp_path: Path) -> None:
     source = WARM_UP.replace("lr=0.1", "lr=torch.tensor(0.25)")
     bench = Bench(tmp_path, source, ignore=("schedule",))
-    assert float(bench.runner.build_optimizer().param_groups[0]["lr"]) == 0.25
+    assert float(bench.runner.build_optimizers().only.param_groups[0]["lr"]) == 0.25
 
 
 STEPPED = WARM_UP.replace(
