@@ -5,6 +5,7 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
+from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, PartSizes, Recipe
 from protocol.tasks import Dataset, Split
 
@@ -12,8 +13,21 @@ from protocol.tasks import Dataset, Split
 def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     """Return what cannot be met, in a sentence, or None. ``dataset``: of the recipe that is submitted, complete."""
     return (
-        _of_clients(recipe) or _of_best(recipe, dataset) or _of_samples(recipe, dataset) or _of_votes(recipe, dataset)
+        _of_optimizer(recipe)
+        or _of_clients(recipe)
+        or _of_best(recipe, dataset)
+        or _of_samples(recipe, dataset)
+        or _of_votes(recipe, dataset)
     )
+
+
+def _of_optimizer(recipe: Recipe) -> str | None:
+    outer = recipe.outer
+    for group in outer.groups or (None,):
+        options = outer.options if group is None else {**outer.options, **group.options}
+        if (problem := OPTIMIZERS[outer.name].problem(options)) is not None:
+            return f"the outer optimizer {outer.name} {problem}"
+    return None
 
 
 def _of_clients(recipe: Recipe) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,8 +14,6 @@ from protocol.bounds import (
     Clients,
     Count,
     Epochs,
-    Finite,
-    Int64,
     Interval,
     Natural,
     Positive,
@@ -26,6 +24,8 @@ from protocol.bounds import (
 )
 from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
 from protocol.frozen import Frozen
+from protocol.optimizers import OptimizerName, OptionValue
+from protocol.schedule import Schedule
 
 BEST_RULE: Final = r"^(min|max):.+$"
 
@@ -62,8 +62,6 @@ class AggregateName(StrEnum):
 
 ROBUST_VOTES: Final = 3
 """Of fewer updates median and trimmed mean are the plain mean."""
-OptionValue = Finite | Int64 | bool | tuple[Finite, Finite] | None
-"""What an optimizer's keyword argument may be."""
 
 
 def _plain_averaging() -> dict[str, OptionValue]:
@@ -71,21 +69,24 @@ def _plain_averaging() -> dict[str, OptionValue]:
 
 
 class ParameterGroup(Frozen):
-    """One optimizer parameter group: the parameters' names and the options that differ from the defaults."""
+    """One optimizer parameter group: the parameters' names, and what differs from the defaults."""
 
     names: tuple[TensorName, ...] = Field(max_length=2**18)
     options: dict[Word, OptionValue] = Field(default_factory=dict, max_length=100)
+    schedules: dict[Word, Schedule] = Field(default_factory=dict, max_length=8)
 
 
 class OuterOptimizer(Frozen):
     """The optimizer that the server applies to the aggregated update.
 
     ``name`` is one of torch.optim's; ``options`` are its keyword arguments (``lr``, ``momentum``, ``betas``, ...).
+    ``schedules`` are of options that change with the version: by an option's name, or ``beta1`` and ``beta2``.
     Plain FedAvg is SGD with ``lr`` 1 on the mean pseudo-gradient. Empty ``groups`` means one group of all parameters.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: OptimizerName = "sgd"
     options: dict[Word, OptionValue] = Field(default_factory=_plain_averaging, max_length=100)
+    schedules: dict[Word, Schedule] = Field(default_factory=dict, max_length=8)
     groups: tuple[ParameterGroup, ...] = Field(default=(), max_length=10_000)
 
 

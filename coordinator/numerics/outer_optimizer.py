@@ -10,24 +10,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import fields
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from coordinator.numerics.clipping import Clipping
-from coordinator.numerics.update_rules import RULES, State, UpdateRule
+from coordinator.numerics.schedule import first_values, value_at
+from coordinator.numerics.update_rules import RULES, State, UpdateRule, options_of
 from protocol.errors import InvalidTask, LayoutMismatch
-from protocol.recipe import OptionValue, OuterOptimizer
+from protocol.optimizers import OPTIMIZERS, Number, Several
+from protocol.recipe import OuterOptimizer, ParameterGroup
+from protocol.schedule import Schedule
 from protocol.tensors import Layout, Role
 
-IGNORED_OPTIONS: Final = frozenset({"foreach", "fused", "capturable", "differentiable"})
-"""Options that only change how it is computed; accepted, so that an optimizer's defaults can be sent as they are."""
 _SIXTEEN_BITS: Final = frozenset({torch.float16, torch.bfloat16})
 NO_CLIPPING: Final = Clipping()
 _MASTER: Final = "master"
-_STEP: Final = "step"
+_BETAS: Final = ("beta1", "beta2")
+_WHOLE: Final = ParameterGroup(names=())
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The parameters that are stepped alike: by ``rule``, with ``options`` unless a schedule says otherwise."""
+
+    names: tuple[str, ...]
+    rule: UpdateRule
+    options: Mapping[str, Any]
+    schedules: Mapping[str, Schedule]
+
+    def options_at(self, version: int) -> Mapping[str, Any]:
+        """Return the options of the step from this version."""
+        now: dict[str, Any] = {name: value_at(schedule, version) for name, schedule in self.schedules.items()}
+        if "betas" in self.options:
+            first, second = self.options["betas"]
+            now["betas"] = (now.pop("beta1", first), now.pop("beta2", second))
+        return {**self.options, **now}
 
 
 class OuterStep:
@@ -59,15 +79,18 @@ class OuterStep:
         self._clipping = clipping
         self._parameters = tuple(t.name for t in layout.parameters)
         self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
-        self._rules = _rules(spec, layout)
+        self._groups = _groups(spec, layout)
+        self._rules = {name: group.rule for group in self._groups for name in group.names}
         self._states: dict[str, State] = {name: {} for name in self._rules}
         self._trained = {
             name: weights[name] if publishes and weights[name].dtype not in _SIXTEEN_BITS else _master(weights[name])
             for name in self._rules
         }
 
-    def step(self, mean: Mapping[str, Tensor], untouched: Collection[str] = frozenset()) -> None:
+    def step(self, mean: Mapping[str, Tensor], untouched: Collection[str] = frozenset(), *, version: int = 0) -> None:
         """Update the parameters by one step along ``mean`` (see ``Aggregate.result``) and set the buffers to it.
+
+        ``version`` is that of the weights before the step, by which scheduled options are found.
 
         ``untouched`` parameters have no gradient: they keep their value and state, and do not decay either, as with
         torch.optim where ``grad`` is None. ``mean`` is clipped in place. Memory: what torch takes for one parameter at
@@ -75,15 +98,19 @@ class OuterStep:
         """
         with torch.no_grad():
             self._clipping.apply([mean[name] for name in self._parameters if name not in untouched])
-            for name, rule in self._rules.items():
-                if name in untouched:
-                    continue
-                tensor = self._trained[name]
-                rule.step(tensor, mean[name].to(tensor.dtype), self._states[name])
-                if self._publishes and tensor is not self._weights[name]:
-                    self._weights[name].copy_(tensor)
+            for group in self._groups:
+                options = group.options_at(version)
+                for name in group.names:
+                    if name not in untouched:
+                        self._step(name, mean[name], options)
             for name in self._buffers:
                 self._weights[name].copy_(mean[name])
+
+    def _step(self, name: str, mean: Tensor, options: Mapping[str, Any]) -> None:
+        tensor = self._trained[name]
+        self._rules[name].step(tensor, mean.to(tensor.dtype), self._states[name], options)
+        if self._publishes and tensor is not self._weights[name]:
+            self._weights[name].copy_(tensor)
 
     def unpublished(self, into: Mapping[str, Tensor]) -> None:
         """Write what each trained parameter's master has beyond the weights into ``into``; zero for the others.
@@ -127,7 +154,10 @@ class OuterStep:
         parameter = self._trained.get(name)
         if parameter is None:
             raise LayoutMismatch(f"the optimizer state has {key!r}, but the optimizer has no parameter {name!r}")
-        if value.shape != (torch.Size() if what == _STEP else parameter.shape):
+        shape = parameter.shape if what == _MASTER else self._rules[name].state_shape(what, parameter)
+        if shape is None:
+            raise LayoutMismatch(f"the optimizer state has {key!r}, which this optimizer does not keep")
+        if value.shape != shape:
             raise LayoutMismatch(
                 f"{key!r} of the optimizer state is {list(value.shape)}, its parameter {list(parameter.shape)}"
             )
@@ -161,35 +191,49 @@ def _master(weight: Tensor) -> Tensor:
     return weight.to(torch.float32 if weight.dtype in _SIXTEEN_BITS else weight.dtype, copy=True)
 
 
-def _rules(spec: OuterOptimizer, layout: Layout) -> dict[str, UpdateRule]:
-    """Return the rule of each parameter that is trained, by its name."""
-    parameters = {tensor.name for tensor in layout.parameters}
-    if not parameters:
+def _groups(spec: OuterOptimizer, layout: Layout) -> tuple[_Group, ...]:
+    """Return the groups with the names of the parameters that are trained."""
+    shapes = {tensor.name: tensor.shape for tensor in layout.parameters}
+    if not shapes:
         raise InvalidTask("the model has no parameter to train; give build_model at least one that requires grad")
-    common = _rule(spec, {})
     if not spec.groups:
-        return dict.fromkeys(sorted(parameters), common)
-    known = parameters | {tensor.name for tensor in layout.tensors if tensor.role is Role.FROZEN}
-    rules: dict[str, UpdateRule] = {}
+        return (_group(spec, _WHOLE.model_copy(update={"names": tuple(sorted(shapes))}), shapes),)
+    known = shapes.keys() | {tensor.name for tensor in layout.tensors if tensor.role is Role.FROZEN}
+    seen: set[str] = set()
     for group in spec.groups:
-        if len(set(group.names)) < len(group.names) or rules.keys() & set(group.names):
+        if len(set(group.names)) < len(group.names) or seen & set(group.names):
             raise InvalidTask("the outer optimizer's groups name a parameter twice; give each one to one group")
         if unknown := sorted(set(group.names) - known):
             raise InvalidTask(f"the outer optimizer's groups name {unknown[0]!r}, which is no parameter of the model")
-        rules |= dict.fromkeys(group.names, _rule(spec, group.options))
-    return {name: rule for name, rule in rules.items() if name in parameters}
+        seen |= set(group.names)
+    return tuple(_group(spec, group, shapes) for group in spec.groups)
 
 
-def _rule(spec: OuterOptimizer, own: Mapping[str, OptionValue]) -> UpdateRule:
-    """Return the rule of a group with options of its ``own``."""
-    known = {option.name for option in fields(RULES[spec.name])}
-    options = {**spec.options, **own}
-    for name in options:
-        if name not in known | IGNORED_OPTIONS:
-            raise InvalidTask(
-                f"the outer optimizer {spec.name} has no option {name!r}; it has {', '.join(sorted(known))}"
-            )
-    try:
-        return RULES[spec.name](**{name: value for name, value in options.items() if name in known})  # type: ignore[arg-type]  # checked by the rule
-    except (ValueError, TypeError) as error:
-        raise InvalidTask(f"the outer optimizer {spec.name} refuses its options: {error}") from error
+def _group(spec: OuterOptimizer, group: ParameterGroup, shapes: Mapping[str, tuple[int, ...]]) -> _Group:
+    optimizer = OPTIMIZERS[spec.name]
+    given = {**spec.options, **group.options}
+    schedules = {**spec.schedules, **group.schedules}
+    problem = optimizer.problem(given) or _problem_of(schedules, optimizer.options)
+    if problem is not None:
+        raise InvalidTask(f"the outer optimizer {spec.name} {problem}")
+    names = tuple(name for name in group.names if name in shapes)
+    flat = [name for name in names if len(shapes[name]) != 2]
+    if optimizer.matrices_only and flat:
+        raise InvalidTask(
+            f"the outer optimizer {spec.name} steps matrices only, and {flat[0]!r} is of {list(shapes[flat[0]])}"
+        )
+    return _Group(names, RULES[spec.name], options_of(spec.name, given), schedules)
+
+
+def _problem_of(schedules: Mapping[str, Schedule], options: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the schedules, by the values that their segments begin with."""
+    for name, schedule in schedules.items():
+        option = options.get("betas" if name in _BETAS else name)
+        if isinstance(option, Several) and name in _BETAS:
+            option = option.parts[_BETAS.index(name)]
+        if not isinstance(option, Number):
+            return f"has no number {name!r} that could follow a schedule"
+        for step, value in first_values(schedule):
+            if (problem := option.problem(value)) is not None:
+                return f"refuses its schedule: {name} is {value} at step {step}, it {problem}"
+    return None

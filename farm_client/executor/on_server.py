@@ -41,7 +41,7 @@ def left_with_the_client(optimizer: torch.optim.Optimizer, tensors: ModelTensors
             f"in gradients mode the server steps the optimizer, and not by the step() that was put into it: {_CLIP}",
             changes_training=True,
         )
-    if optimizer.state:
+    if _has_stepped(optimizer):
         yield Omission(
             "optimizer_state",
             "in gradients mode the server's optimizer begins without the state that build_optimizer gave this one: "
@@ -55,6 +55,13 @@ def left_with_the_client(optimizer: torch.optim.Optimizer, tensors: ModelTensors
             "not the mean over the round's samples that the optimizer steps by",
             changes_training=False,
         )
+
+
+def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether there is a state to lose; Adagrad makes its first one before any step."""
+    if type(optimizer) is torch.optim.Adagrad:
+        return any(bool(state.get("step", 0)) for state in optimizer.state.values())
+    return bool(optimizer.state)
 
 
 def _hooks(optimizer: torch.optim.Optimizer) -> Iterator[str]:

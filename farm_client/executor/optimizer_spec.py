@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 
 from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors
-from protocol.recipe import OptionValue, OuterOptimizer, ParameterGroup
+from protocol.optimizers import OPTIMIZERS, OptimizerName, OptionValue
+from protocol.recipe import OuterOptimizer, ParameterGroup
 
-_NAMES: Final[Mapping[type[torch.optim.Optimizer], Any]] = {
-    torch.optim.SGD: "sgd",
-    torch.optim.Adam: "adam",
-    torch.optim.AdamW: "adamw",
-}
-_ADAM: Final = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
-_OPTIONS: Final = {
-    "sgd": ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"),
-    "adam": _ADAM,
-    "adamw": _ADAM,
+_NAMES: Final[Mapping[type[torch.optim.Optimizer], OptimizerName]] = {
+    getattr(torch.optim, optimizer.torch_name): cast("OptimizerName", name)
+    for name, optimizer in OPTIMIZERS.items()
+    if hasattr(torch.optim, optimizer.torch_name)  # Muon came with torch 2.9
 }
 
 
@@ -49,7 +44,7 @@ def unknown_to_the_server(optimizer: torch.optim.Optimizer) -> str | None:
     """Return why the server has no such optimizer, in a sentence; None if it has."""
     if type(optimizer) not in _NAMES:
         return (
-            f"in gradients mode the server applies the optimizer, and it has SGD, Adam and AdamW, not "
+            f"in gradients mode the server applies the optimizer, and it has {_known()}, not "
             f"{type(optimizer).__name__}: return one of those from build_optimizer, or use --mode weights"
         )
     first = optimizer.param_groups[0].get("decoupled_weight_decay")
@@ -58,17 +53,23 @@ def unknown_to_the_server(optimizer: torch.optim.Optimizer) -> str | None:
     return None
 
 
+def _known() -> str:
+    *others, last = (optimizer.torch_name for optimizer in OPTIMIZERS.values())
+    return f"{', '.join(others)} and {last}"
+
+
 def _group(
     name: str, group: Mapping[str, Any], named: Mapping[int, str], defaults: Mapping[str, OptionValue]
 ) -> ParameterGroup:
     """Return one group; frozen parameters, which a step would leave alone, are left out."""
     names = tuple(named[id(parameter)] for parameter in group["params"] if id(parameter) in named)
     options = {key: value for key, value in _options(name, group).items() if value != defaults[key]}
+    options.pop("initial_accumulator_value", None)  # Adagrad fills all sums by its default, whatever a group has
     return ParameterGroup(names=names, options=options)
 
 
 def _options(name: str, values: Mapping[str, Any]) -> dict[str, OptionValue]:
-    options = {key: _plain(values[key]) for key in _OPTIONS[name]}
+    options = {key: _plain(values[key]) for key in OPTIMIZERS[name].options}
     for key, value in options.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -79,5 +80,5 @@ def _options(name: str, values: Mapping[str, Any]) -> dict[str, OptionValue]:
 def _plain(value: Any) -> OptionValue:
     """Return an option without tensors: torch allows a learning rate to be one."""
     if isinstance(value, tuple | list):
-        return float(value[0]), float(value[1])
+        return tuple(None if number is None else float(number) for number in value)  # type: ignore[return-value]  # of two or three
     return value.item() if isinstance(value, torch.Tensor) else value

@@ -254,7 +254,7 @@ class Aggregator:
         started = time.perf_counter()
         task.wait_until_durable(command.attempt)
         before, task.holds = task.holds, None
-        version = _with_small_parts_joined(tensors.step())
+        version = _with_small_parts_joined(tensors.step(command.round))
         new = self._writer.prepare(command, version)
         begun = None if _is_small(version) else self._writer.begin(new, lambda: task.given_up >= command.attempt)
         written = begun.written if begun is not None else WrittenCheckpoint(named(new), delta=None)

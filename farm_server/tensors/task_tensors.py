@@ -125,10 +125,13 @@ class TaskTensors:
         with _opened(update, MappedFileReader, forget=True) as reader:
             self._aggregate.fold(reader, samples, scale)
 
-    def step(self) -> NewVersion:
-        """Apply the mean of what was folded, and return what is to be written. Raises: EmptyRound; Diverged."""
+    def step(self, version: int = 0) -> NewVersion:
+        """Apply the mean of what was folded to this version, and return what is to be written.
+
+        Raises: EmptyRound; Diverged.
+        """
         mean = self._aggregated()
-        self._outer.step(mean, self._aggregate.untouched)
+        self._outer.step(mean, self._aggregate.untouched, version=version)
         delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
             raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))

@@ -251,7 +251,7 @@ ONE = Layout((TensorSpec("w", "F32", (2,)),))
         (OuterOptimizer(groups=(ParameterGroup(names=("w",), options={"eps": 1.0}),)), "no option 'eps'"),
         (OuterOptimizer(options={"lr": -1.0}), "refuses its options: lr is -1.0, it must not be negative"),
         (OuterOptimizer(name="adam", options={"betas": 0.9}), "refuses its options"),
-        (OuterOptimizer(options={"lr": 1.0, "nesterov": True}), "Nesterov"),
+        (OuterOptimizer(options={"lr": 1.0, "nesterov": True}), "nesterov needs a momentum"),
         (OuterOptimizer(groups=(ParameterGroup(names=("ghost",)),)), "'ghost', which is no parameter"),
         (OuterOptimizer(groups=(ParameterGroup(names=("w",)),) * 2), "twice"),
         (OuterOptimizer(groups=(ParameterGroup(names=("w", "w")),)), "twice"),

@@ -38,6 +38,8 @@ def _with_state(model: nn.Module) -> Optimizer:
     ("build", "names"),
     [
         (lambda model: torch.optim.AdamW(model.parameters()), []),
+        (lambda model: torch.optim.Adagrad(model.parameters()), []),
+        (lambda model: torch.optim.SparseAdam(list(model.parameters())), ["optimizer"]),
         (lambda model: Clipping(model.parameters(), lr=0.1), ["optimizer"]),
         (lambda model: torch.optim.LBFGS(model.parameters()), ["optimizer"]),
         (_with_hook, ["optimizer_hooks"]),

@@ -159,9 +159,10 @@ def test_without_a_check_only_the_model_is_built(in_process: None, tmp_path: Pat
         (TASK + "    def load_shard(shard):\n        return {}\n", {"data": ()}, "write samples = N into"),
         (TASK + "    def make_dataset(config):\n        return []\n", {"data": ()}, "the data set is empty"),
         (
-            TASK + "    def build_optimizer(model, config):\n        return torch.optim.RMSprop(model.parameters())\n",
+            TASK
+            + "    def build_optimizer(model, config):\n        return torch.optim.SparseAdam(model.parameters())\n",
             {"recipe": Recipe(rounds=1, mode=Mode.GRADIENTS)},
-            "SGD, Adam and AdamW, not RMSprop: return one of those from build_optimizer, or use --mode weights",
+            "RMSprop and Rprop, not SparseAdam: return one of those from build_optimizer, or use --mode weights",
         ),
     ],
 )
