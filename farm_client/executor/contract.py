@@ -23,6 +23,7 @@ from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.executor.optimizers import Optimizers, needs_closure
+from farm_client.executor.step_metrics import Number, left_there
 from farm_client.task import metric_name
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
@@ -31,10 +32,10 @@ DEFAULT_LEARNING_RATE: Final = 1e-3
 
 @dataclass(frozen=True)
 class LossValue:
-    """A batch's mean loss, with its graph, and further metrics as plain numbers."""
+    """A batch's mean loss, with its graph, and further metrics without one."""
 
     loss: torch.Tensor
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Number]
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _as_loss_value(answer: Any) -> LossValue:
     return LossValue(loss.reshape(()), {metric_name(name): _metric(name, value) for name, value in values.items()})
 
 
-def _metric(name: object, value: Any) -> float:
+def _metric(name: object, value: Any) -> Number:
     try:
-        return as_number(value)
+        is_tensor = isinstance(value, torch.Tensor) and value.numel() == 1
+        return left_there(value) if is_tensor else as_number(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CodeError(f"loss returned {name!r} beside the loss, which is no number: {text_of(error)}") from error

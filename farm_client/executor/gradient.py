@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, LossNotFinite, calling
+from farm_client.executor.failures import CodeError, calling
+from farm_client.executor.step_metrics import Number, check_loss, left_there
 
 
 class BatchGradient:
@@ -18,14 +18,16 @@ class BatchGradient:
         self._contract = contract
         self._model = model
 
-    def add(self, batch: Any, step: int) -> dict[str, float]:
+    def add(self, batch: Any, step: int) -> dict[str, Number]:
         """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics.
 
+        A loss on an accelerator stays there, unchecked: reading it would wait for all that the accelerator has to do.
         Raises: CodeError, LossNotFinite.
         """
         value = self._contract.loss(self._model, batch)
-        number = value.loss.detach().item()
-        check_loss(number, step)
+        number = left_there(value.loss)
+        if not isinstance(number, torch.Tensor):
+            check_loss(number, step)
         if not value.loss.requires_grad:
             raise CodeError(
                 "the loss does not depend on the model's parameters: compute it from model(...) with gradients"
@@ -33,12 +35,3 @@ class BatchGradient:
         with calling("the loss's backward pass", self._contract.code_dir):
             torch.autograd.backward(value.loss)
         return {"loss": number, **value.metrics}
-
-
-def check_loss(loss: float, step: int) -> None:
-    """Raises: LossNotFinite."""
-    if not math.isfinite(loss):
-        raise LossNotFinite(
-            f"the loss is {loss} at step {step} of the round: lower the learning rate, clip gradients in loss, "
-            "and look for NaN or zero divisors in the data"
-        )

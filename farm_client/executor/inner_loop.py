@@ -12,6 +12,7 @@ from farm_client.executor.failures import calling
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.optimizers import Optimizers
+from farm_client.executor.step_metrics import Number
 from farm_client.executor.step_rules import StepRules
 
 
@@ -35,7 +36,7 @@ class InnerLoop:
         """Return what has a state that a plain loop would keep from step to step, by name."""
         return dict(self.optimizers.by_name)
 
-    def step(self, batch: Any, number: int) -> dict[str, float]:
+    def step(self, batch: Any, number: int) -> dict[str, Number]:
         """Take one step, the round's ``number``-th from 1; return the loss and its metrics.
 
         Raises: CodeError, LossNotFinite.

@@ -206,9 +206,9 @@ def as_column(name: object, values: Any) -> torch.Tensor:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its tensors on the device."""
+    """Return the batch with its tensors on the device. None of them waits for what the device does."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return _pinned(batch, device).to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -216,3 +216,9 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, tuple | list):
         return type(batch)(moved(value, device) for value in batch)
     return batch
+
+
+def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor in memory that a card reads by itself: copies from other memory wait for the steps before."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.numel() > 0
+    return tensor.pin_memory() if device.type == "cuda" and is_plain else tensor

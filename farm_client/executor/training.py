@@ -17,9 +17,9 @@ from farm_client.executor.failures import LossNotFinite
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
-from farm_client.executor.means import WeightedMeans
 from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
+from farm_client.executor.step_metrics import StepMetrics, left_there
 
 Advance = Callable[[int], None]
 """Called after each batch with its samples."""
@@ -47,9 +47,9 @@ def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Map
     set_mode(tensors.model, contract.code_dir, training=True)
     contract.begin(tensors.model)
     loop.begin()
-    means = WeightedMeans()
+    means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
-        means.add(loop.step(batch, step), samples)
+        means.add(step, loop.step(batch, step), samples)
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
@@ -68,14 +68,14 @@ def sum_gradients(
     set_mode(model, contract.code_dir, training=True)
     contract.begin(model)
     sums: TensorMap = {}
-    means = WeightedMeans()
+    means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         tensors.clear_gradients()
-        metrics = gradient.add(batch, step)
+        values = gradient.add(batch, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)
-        means.add(metrics, samples)
+        means.add(step, values, samples)
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
@@ -100,10 +100,10 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
         if own is not None:
             advance(data.samples)
             return own
-        means = WeightedMeans()
-        for samples, batch in data.sized():
+        means = StepMetrics(checks=False)
+        for number, (samples, batch) in enumerate(data.sized(), start=1):
             value = contract.loss(model, batch)
-            means.add({"loss": value.loss.item(), **value.metrics}, samples)
+            means.add(number, {"loss": left_there(value.loss), **value.metrics}, samples)
             advance(samples)
     return means.result()
 
