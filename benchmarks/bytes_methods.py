@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from protocol.compression import CodecName, CodecSpec
-from protocol.recipe import Mode, OuterOptimizer, Recipe
+from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 
 REFERENCE: Final = "sync"
 _AVERAGE: Final = OuterOptimizer()
@@ -43,7 +43,7 @@ class Method:
             mode=Mode.WEIGHTS,
             round_samples=clients * batch_samples * self.local_steps,
             outer=self.outer,
-            keep_inner_optimizer=True,
+            inner_state=InnerState.KEPT,
             update_codec=self.update_codec,
             weights_codec=self.weights_codec,
             **common,

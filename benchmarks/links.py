@@ -24,7 +24,7 @@ from benchmarks.regression import submit_prepared
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from protocol.compression import CodecName, CodecSpec
-from protocol.recipe import Mode, OuterOptimizer, Recipe
+from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 from tests.chaos.proxy import FaultProxy, Line
 
 TASK: Final = Path(__file__).parent / "links_task" / "train.py"
@@ -159,7 +159,7 @@ def _prepare(lines: Lines, folder: Path) -> Prepared:
         round_samples=lines.round_samples,
         batch_samples=BATCH_SAMPLES,
         outer=DILOCO,
-        keep_inner_optimizer=True,
+        inner_state=InnerState.KEPT,
         min_clients=lines.clients,
         evaluate_every=0,
         keep_checkpoints=1,

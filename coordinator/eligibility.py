@@ -10,8 +10,9 @@ from coordinator.decision import Decision
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
+from protocol.recipe import InnerState
 from protocol.tasks import TaskSpec
-from protocol.versions import FROZEN_APART
+from protocol.versions import CARRIED_STATE, FROZEN_APART
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -120,6 +121,8 @@ def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     if spec.frozen is not None and FROZEN_APART not in client.features:
         return Decision(False, "cannot take frozen tensors as a file of their own: it needs a newer aifarm")
     recipe = spec.recipe
+    if recipe.inner_state is InnerState.CARRIED and CARRIED_STATE not in client.features:
+        return Decision(False, "cannot carry an optimizer's state from round to round: it needs a newer aifarm")
     needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
     if unknown := sorted(needed - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")

@@ -18,7 +18,8 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Slice
+from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
+from protocol.recipe import InnerState
 from protocol.tasks import TaskBrief, TaskSpec
 
 
@@ -44,7 +45,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         batch_samples=spec.recipe.batch_samples,
         dataset_kind=spec.dataset.kind,
         needed_ram_bytes=needed_ram_bytes(spec),
-        keep_inner_optimizer=spec.recipe.keep_inner_optimizer,
+        inner_state=spec.recipe.inner_state,
+        keep_inner_optimizer=spec.recipe.inner_state is InnerState.KEPT,
         ignore=spec.recipe.ignore,
         tuple_columns=spec.recipe.tuple_columns,
         clip_norm=spec.recipe.clip_norm,
@@ -106,6 +108,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         epoch=record.epoch,
         weights=run.checkpoint.weights,
         deltas=cheapest_chain(run, client),
+        inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
         slices=tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges]),
         lease_seconds=turn.settings.stall_seconds,
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),

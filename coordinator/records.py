@@ -160,6 +160,14 @@ class CheckpointRecord:
     created_at: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     leftover: tuple[SampleRange, ...] = ()
+    inner_state: BlobRef | None = None
+    """What the clients' optimizers begin the round with, where the recipe has it carried."""
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """What the checkpoint consists of, its manifest included."""
+        refs = (self.weights, self.optimizer, self.inner_state, self.manifest)
+        return tuple(ref for ref in refs if ref is not None)
 
 
 @dataclass(frozen=True, slots=True)

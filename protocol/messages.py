@@ -178,6 +178,8 @@ class Assign(Frozen):
     weights: BlobRef
     deltas: tuple[WeightsDelta, ...] = Field(default=(), max_length=256)
     """A chain that ends at ``weights``: whoever holds the base of one of its links may take the rest instead."""
+    inner_state: BlobRef | None = None
+    """What the inner optimizer begins with, where the version carries it; none yet before the first round."""
     slices: tuple[Slice, ...] = Field(max_length=MAX_SHARDS)
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)

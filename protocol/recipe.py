@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,6 +48,25 @@ class PartSizes(StrEnum):
     FIXED = "fixed"
     """In equal parts of ``part_samples``, whoever comes: the same seed gives the same weights, to the bit on machines
     of one kind. Clients that are done with one part take the next; a slow one holds the round up."""
+
+
+class InnerState(StrEnum):
+    """Weights mode: what a client's inner optimizer begins a round with (moments, momentum, and what else it keeps)."""
+
+    FRESH = "fresh"
+    """Nothing: each round builds the optimizer anew."""
+    KEPT = "kept"
+    """What the same client had at the end of its last round, while its executor lives: clients differ."""
+    CARRIED = "carried"
+    """What belongs to the version: the mean of what the clients of the round before ended with, by samples. With one
+    client in each round (``max_clients`` 1) this is one loop over all rounds, whichever optimizer."""
+
+
+def with_inner_state(record: Any) -> Any:
+    """Return a record with its ``inner_state`` where it says ``keep_inner_optimizer``, as older versions do."""
+    if isinstance(record, Mapping) and record.get("keep_inner_optimizer") is True and "inner_state" not in record:
+        return {**record, "inner_state": InnerState.KEPT}
+    return record
 
 
 class AggregateName(StrEnum):
@@ -123,8 +143,8 @@ class Recipe(Frozen):
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)
     """What the task's code asks for, would change what is trained, and is left out all the same: ``schedule`` (the rate
     then stays at ``initial_lr``), ``optimizer_hooks``, a LightningModule's hooks by their names, and so on."""
-    keep_inner_optimizer: bool = False
-    """Weights mode: a client's optimizer keeps its state (momentum, second moments) from round to round."""
+    inner_state: InnerState = InnerState.FRESH
+    """Weights mode: what the inner optimizer begins a round with."""
     update_codec: CodecSpec = CodecSpec()
     """How clients make their updates small."""
     weights_codec: CodecSpec = CodecSpec()
@@ -159,6 +179,11 @@ class Recipe(Frozen):
     keep_best: str | None = Field(default=None, max_length=100, json_schema_extra={"pattern": BEST_RULE})
     """``max:accuracy`` or ``min:loss``: the checkpoint with the best held-out metric stays."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_older_recipes(cls, recipe: Any) -> Any:
+        return with_inner_state(recipe)
+
     @field_validator("keep_best")
     @classmethod
     def _says_which_way(cls, rule: str | None) -> str | None:
@@ -174,14 +199,19 @@ class Recipe(Frozen):
             raise ValueError("gradients mode needs quorum 1: a global batch is all of its samples")
         if self.mode is Mode.GRADIENTS and (self.over_provision or self.max_staleness):
             raise ValueError("over_provision and max_staleness are for weights mode: a global batch is exact")
-        if self.mode is Mode.GRADIENTS and self.keep_inner_optimizer:
-            raise ValueError("keep_inner_optimizer is for weights mode: in gradients mode the server has the optimizer")
+        if self.mode is Mode.GRADIENTS and self.inner_state is not InnerState.FRESH:
+            raise ValueError("inner_state is for weights mode: in gradients mode the server has the optimizer")
         if self.part_samples is not None and self.parts is not PartSizes.FIXED:
             raise ValueError(
                 'part_samples is for parts = "fixed": otherwise parts follow the measured speed of clients'
             )
         if self.parts is PartSizes.FIXED and (why := self._unrepeatable()):
             raise ValueError(f'parts = "fixed" promises equal weights, and {why}')
+        if self.pipeline and self.inner_state is InnerState.CARRIED:
+            raise ValueError(
+                'inner_state = "carried" needs the state that the round before ends with, and with pipeline a client '
+                'begins before it ends: use "kept", or leave pipeline out'
+            )
         if self.pipeline and (self.mode is Mode.GRADIENTS or not self.max_staleness):
             raise ValueError("pipeline is for weights mode with a max_staleness of 1 or more: its updates come late")
         return self
@@ -193,6 +223,11 @@ class Recipe(Frozen):
             raise ValueError('aggregate = "trimmed_mean" and a trim_share, such as 0.2, need each other')
         if name is AggregateName.MEAN:
             return self
+        if self.inner_state is InnerState.CARRIED:
+            raise ValueError(
+                f'inner_state = "carried" is averaged, and aggregate = "{name}" is there because a mean can be spoilt '
+                'by one client: use inner_state = "kept" or "fresh"'
+            )
         if self.max_staleness:
             raise ValueError(
                 f'aggregate = "{name}" has no weights, and a late update needs one: leave out max_staleness'
@@ -208,8 +243,8 @@ class Recipe(Frozen):
         """Return what besides the parts would depend on which clients come, and when."""
         if self.quorum < 1 or self.over_provision or self.max_staleness:
             return "quorum, over_provision and max_staleness count whoever is first: leave them out"
-        if self.keep_inner_optimizer:
-            return "keep_inner_optimizer makes an update depend on what its client did before: leave it out"
+        if self.inner_state is InnerState.KEPT:
+            return 'inner_state = "kept" makes an update depend on what its client did before: use "carried"'
         if self.update_codec.name is not CodecName.NONE and self.update_codec.error_feedback:
             return "error feedback makes an update depend on what its client sent before: set error_feedback = false"
         return None

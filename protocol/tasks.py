@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
-from protocol.recipe import Mode, Recipe, Requirements
+from protocol.recipe import InnerState, Mode, Recipe, Requirements, with_inner_state
 
 MAX_NOTES: Final = 64
 
@@ -189,7 +189,10 @@ class TaskBrief(Frozen):
     batch_samples: Positive
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: Natural = 0
+    inner_state: InnerState = InnerState.FRESH
+    """``Recipe.inner_state``."""
     keep_inner_optimizer: bool = False
+    """The same for older clients, which know two of its values."""
     tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
     """``Recipe.tuple_columns``."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)
@@ -202,3 +205,8 @@ class TaskBrief(Frozen):
     """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""
     pipeline: bool = False
     """The slot is free again when the update is computed, not when it is delivered."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_older_servers(cls, brief: Any) -> Any:
+        return with_inner_state(brief)

@@ -13,6 +13,9 @@ BATCHES_SINCE: Final = 2
 FROZEN_APART: Final = "frozen_apart"
 """A feature of clients: they take a task's frozen tensors as a file of their own, which versions are without then."""
 
+CARRIED_STATE: Final = "carried_state"
+"""Likewise: they take the inner optimizer's state with a version, and send it back in an update."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

@@ -18,10 +18,13 @@ from coordinator.records import CheckpointRecord
 from protocol.errors import DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from protocol.tasks import BlobRef
-from storage.blob_batch import BlobBatch, Chunk
+from storage.blob_batch import BlobBatch, Chunk, size_of
 from storage.ports.blob_store import BlobStore
 
 MANIFEST_FORMAT: Final = "aifarm-checkpoint-1"
+
+_PARTS: Final = ("weights", "optimizer", "inner_state")
+"""What a manifest refers to."""
 
 
 class Manifest(Frozen):
@@ -36,6 +39,7 @@ class Manifest(Frozen):
     cursor: int
     weights: BlobRef
     optimizer: BlobRef | None
+    inner_state: BlobRef | None = None
     created_at: float
     metrics: dict[str, float]
 
@@ -44,9 +48,9 @@ class Manifest(Frozen):
 class NewCheckpoint:
     """A checkpoint that is to be written.
 
-    ``round``, ``epoch`` and ``cursor`` say where the next round begins; ``created_at`` is in seconds. ``weights`` and
-    ``optimizer`` are safetensors files in chunks: views of live tensors will do. ``delta`` is a blob that belongs to
-    it without being part of it: how its weights follow from those before.
+    ``round``, ``epoch`` and ``cursor`` say where the next round begins; ``created_at`` is in seconds. ``weights``,
+    ``optimizer`` and ``inner_state`` are safetensors files in chunks: views of live tensors will do. ``delta`` is a
+    blob that belongs to it without being part of it: how its weights follow from those before.
     """
 
     task_id: str
@@ -58,6 +62,13 @@ class NewCheckpoint:
     optimizer: Sequence[Chunk] | None = None
     delta: Sequence[Chunk] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    inner_state: Sequence[Chunk] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Count the bytes of all of it but the manifest."""
+        parts = (self.weights, self.optimizer, self.inner_state, self.delta)
+        return sum(size_of(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +123,8 @@ class CheckpointStore:
 
         Raises: NotFound if a blob is gone; DigestMismatch if one is damaged.
         """
+        if record.inner_state is not None:  # clients fetch it
+            self._blobs.verified(record.inner_state.digest)
         weights = self._blobs.verified(record.weights.digest)
         optimizer = None if record.optimizer is None else self._blobs.verified(record.optimizer.digest)
         return CheckpointFiles(weights, optimizer)
@@ -141,11 +154,12 @@ def _add_all(batch: BlobBatch, new: NewCheckpoint) -> WrittenCheckpoint:
         cursor=new.cursor,
         weights=batch.add(new.weights),
         optimizer=None if new.optimizer is None else batch.add(new.optimizer),
+        inner_state=None if new.inner_state is None else batch.add(new.inner_state),
         created_at=new.created_at,
         metrics=dict(new.metrics),
     )
     delta = None if new.delta is None else batch.add(new.delta)
-    text = manifest.model_dump_json(exclude={"weights": BlobRef.CARRIED, "optimizer": BlobRef.CARRIED})
+    text = manifest.model_dump_json(exclude=dict.fromkeys(_PARTS, BlobRef.CARRIED))
     described = batch.add([text.encode()])
     return WrittenCheckpoint(_record(manifest, described), delta)
 
@@ -158,6 +172,7 @@ def _record(manifest: Manifest, described: BlobRef) -> CheckpointRecord:
         cursor=manifest.cursor,
         weights=manifest.weights,
         optimizer=manifest.optimizer,
+        inner_state=manifest.inner_state,
         manifest=described,
         created_at=manifest.created_at,
         metrics=manifest.metrics,

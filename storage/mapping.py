@@ -137,7 +137,7 @@ CHECKPOINTS: Final = Mapper(
     CheckpointRecord,
     tables.CheckpointRow,
     {"leftover": _RANGES, "metrics": _MAP},
-    blobs=("weights", "optimizer", "manifest"),
+    blobs=("weights", "optimizer", "inner_state", "manifest"),
 )
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})

@@ -127,7 +127,7 @@ class MemoryFacts:
             for role, digest in named
             if role in (INITIAL_WEIGHTS, FROZEN_WEIGHTS) or self.tasks[task_id].state in _MAY_TRAIN
         }
-        needed |= {ref.digest for c in self.checkpoints.values() for ref in _blobs_of(c)}
+        needed |= {ref.digest for c in self.checkpoints.values() for ref in c.blobs}
         for one in self.assignments.values():
             round_ = self.rounds.get((one.task_id, one.round))
             waits = round_ is not None and round_.state is RoundState.OPEN and round_.attempt == one.attempt
@@ -171,7 +171,7 @@ class MemoryFacts:
         """Return what the task takes."""
         sizes = {digest: size for (_, digest), size in self._named[task_id].items()}
         mine = [c for c in self.checkpoints.values() if c.task_id == task_id]
-        sizes |= {ref.digest: ref.size_bytes for c in mine for ref in _blobs_of(c)}
+        sizes |= {ref.digest: ref.size_bytes for c in mine for ref in c.blobs}
         histories = (History.LOGS, History.METRICS, History.EVENTS, History.ASSIGNMENTS)
         return TaskUsage(task_id, sum(sizes.values()), sum(len(self.numbers(h, task_id)) for h in histories))
 
@@ -181,11 +181,6 @@ _FEEDS: Final[Mapping[History, type[Entry]]] = {
     History.METRICS: MetricRecord,
     History.EVENTS: EventRecord,
 }
-
-
-def _blobs_of(checkpoint: CheckpointRecord) -> list[BlobRef]:
-    refs = (checkpoint.weights, checkpoint.optimizer, checkpoint.manifest)
-    return [ref for ref in refs if ref is not None]
 
 
 def _check(record: Record | Entry) -> None:

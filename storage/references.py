@@ -25,7 +25,7 @@ _of_submissions: Final = (
 )
 _of_checkpoints: Final = [
     select(column.label("digest")).where(column.is_not(None))
-    for column in (_checkpoints.c.weights_digest, _checkpoints.c.optimizer_digest, _checkpoints.c.manifest_digest)
+    for column in (_checkpoints.c[digest] for _, digest, _ in CHECKPOINTS.blobs)
 ]
 _open_rounds: Final = select(_rounds.c.task_id, _rounds.c.number, _rounds.c.attempt).where(OPEN_ROUND)
 _of_updates: Final = (

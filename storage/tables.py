@@ -163,6 +163,8 @@ class CheckpointRow(SQLModel, table=True):
     manifest_bytes: int | None = Field(sa_type=WHOLE)
     created_at: float
     metrics: dict[str, float] = Field(sa_type=JSON)
+    inner_state_digest: str | None
+    inner_state_bytes: int | None = Field(sa_type=WHOLE)
 
 
 class EventRow(SQLModel, table=True):

@@ -14,11 +14,7 @@ _named = union(
     select(_blobs.c.task_id, _blobs.c.digest, _blobs.c.size_bytes),
     *(
         select(_checkpoints.c.task_id, digest, size).where(digest.is_not(None))
-        for digest, size in (
-            (_checkpoints.c.weights_digest, _checkpoints.c.weights_bytes),
-            (_checkpoints.c.optimizer_digest, _checkpoints.c.optimizer_bytes),
-            (_checkpoints.c.manifest_digest, _checkpoints.c.manifest_bytes),
-        )
+        for digest, size in ((_checkpoints.c[digest], _checkpoints.c[size]) for _, digest, size in CHECKPOINTS.blobs)
     ),
 ).subquery()
 

@@ -15,7 +15,7 @@ from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind, MetricPoint, Scope
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 from protocol.tasks import Split
 
 DISK_FULL: Final = "disk_full"
@@ -41,7 +41,7 @@ class LoadTask(Frozen):
     scratch_dir: str
     report_bytes: int = INLINE_BYTES
     """How large an update may be to come inside of ``Done``; a larger one is left in a file."""
-    keep_inner_optimizer: bool = False
+    inner_state: InnerState = InnerState.FRESH
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
@@ -72,6 +72,9 @@ class Run(Frozen):
     weights_digest: str
     weights: bytes | None = None
     weights_path: str | None = None
+    inner_state: bytes | None = None
+    inner_state_path: str | None = None
+    """What the inner optimizer begins with, as bytes or where it is, if there is anything."""
     pieces: tuple[Piece, ...]
 
 

@@ -87,6 +87,7 @@ def _load_order(request: RehearsalRequest) -> LoadTask:
         batch_samples=request.batch_samples,
         dataset_kind="files" if request.sample_path else "code",
         scratch_dir=request.folder,
+        inner_state=request.inner_state,
         update_codec=request.update_codec,
         ignore=request.ignore,
         tuple_columns=request.tuple_columns,

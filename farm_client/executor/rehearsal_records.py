@@ -9,7 +9,7 @@ from pydantic import Field
 from farm_client.executor.messages import Failed
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
-from protocol.recipe import Mode, OuterOptimizer
+from protocol.recipe import InnerState, Mode, OuterOptimizer
 
 
 class RehearsalRequest(Frozen):
@@ -25,6 +25,7 @@ class RehearsalRequest(Frozen):
     mode: Mode
     seed: int
     batch_samples: int
+    inner_state: InnerState = InnerState.FRESH
     update_codec: CodecSpec = CodecSpec()
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +16,7 @@ from farm_client.executor.failures import blaming, calling
 from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
+from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
@@ -29,7 +31,7 @@ from farm_client.executor.training import Advance, Trained, evaluate, sum_gradie
 from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
 from protocol.messages import Kind
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 
 
 def choose_device() -> torch.device:
@@ -57,6 +59,7 @@ class TaskRunner:
             self.take_frozen(Path(order.frozen_path))
         self._base: TensorMap = {}
         self._base_digest = ""
+        self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors.model)
         self._kept_optimizers: Optimizers | None = None
         self.optimizers: Optimizers | None = None
@@ -82,7 +85,7 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, started)
-        trained = self._train(data, progress.advance)
+        trained = self._train(order, data, progress.advance)
         return self._done(order, data.samples, trained.metrics, started, trained)
 
     def take_frozen(self, path: Path) -> None:
@@ -124,16 +127,26 @@ class TaskRunner:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
         return self._source.count_rows()
 
-    def _train(self, data: Batches, advance: Advance) -> Trained:
+    def _train(self, order: Run, data: Batches, advance: Advance) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
             return sum_gradients(self.contract, self.tensors, data, advance, self._gradient)
         optimizers = self._kept_optimizers or self.build_optimizers()
         self._kept_optimizers = None  # a round that fails half-way leaves none
         loop = InnerLoop(self.contract, self.tensors, optimizers, StepRules.of(self._order), self._gradient)
+        self._begin_with_state(loop, order)
         trained = train_locally(loop, data, advance, base=self._base)
-        if self._order.keep_inner_optimizer:
-            self._kept_optimizers = optimizers
+        match self._order.inner_state:
+            case InnerState.KEPT:
+                self._kept_optimizers = optimizers
+            case InnerState.CARRIED:
+                trained = replace(trained, state=self._states.save(loop.stateful()))
         return trained
+
+    def _begin_with_state(self, loop: InnerLoop, order: Run) -> None:
+        """Give the inner loop the state that the version carries, if it carries one."""
+        state = order.inner_state if order.inner_state_path is None else Path(order.inner_state_path)
+        if state is not None:
+            self._states.load(loop.stateful(), state)
 
     def _take_weights(self, order: Run) -> None:
         """Put the round's global weights into the model, from the order or from memory."""
@@ -160,7 +173,7 @@ class TaskRunner:
         known = reportable(metrics, "the metric")
         done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
         if trained is not None:
-            fields = self._updates.write(order.assignment_id, trained.update, trained.untouched)
+            fields = self._updates.write(order.assignment_id, trained.update, trained.untouched, trained.state)
             done = done.model_copy(update=fields)
         return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
 

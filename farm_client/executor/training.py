@@ -16,6 +16,7 @@ from farm_client.executor.contract import Contract
 from farm_client.executor.failures import LossNotFinite
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
+from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
@@ -35,6 +36,8 @@ class Trained:
     update: TensorMap
     metrics: dict[str, float]
     untouched: frozenset[str]
+    state: SavedState | None = None
+    """What the inner loop ended with, where the version carries that."""
 
 
 def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Mapping[str, torch.Tensor]) -> Trained:

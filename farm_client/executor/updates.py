@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from farm_client.executor.failures import CodeError, LossNotFinite
+from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import TensorMap, as_stored
 from farm_client.executor.messages import LoadTask
 from protocol.codecs import encode, tensor_file
@@ -14,6 +15,7 @@ from protocol.compression import CodecName
 from protocol.digests import digest_bytes, new_hasher
 from protocol.encoded import stored_tensors, untouched_metadata
 from protocol.errors import LayoutMismatch, NotFinite
+from protocol.inner_state import is_of_state
 from protocol.tensors import Layout
 from protocol.zstd import wrap, wrap_bytes
 
@@ -30,9 +32,11 @@ class UpdateWriter:
     def __init__(self, order: LoadTask, layout: Layout) -> None:
         """Raises: CodeError if a tensor of the model has a name that the codec needs."""
         try:
-            stored_tensors(layout, order.update_codec)
+            stored = stored_tensors(layout, order.update_codec)
         except LayoutMismatch as error:
             raise CodeError(error.message) from error
+        if taken := next((name for name in stored if is_of_state(name)), None):
+            raise CodeError(f"the tensor name {taken!r} is one of those for the inner optimizer's state: rename it")
         self._codec = order.update_codec
         self._layout = layout
         self._scratch_dir = Path(order.scratch_dir)
@@ -48,11 +52,16 @@ class UpdateWriter:
         self._unconfirmed = None
 
     def write(
-        self, assignment_id: str, update: TensorMap, untouched: Collection[str] = frozenset()
+        self,
+        assignment_id: str,
+        update: TensorMap,
+        untouched: Collection[str] = frozenset(),
+        state: SavedState | None = None,
     ) -> dict[str, object]:
         """Return an update as fields of ``Done``: bytes, or a file in the scratch folder.
 
-        The file names the ``untouched`` parameters, but for those that earlier updates left something of.
+        The file names the ``untouched`` parameters, but for those that earlier updates left something of. A ``state``
+        of the inner optimizer goes along as it is: no codec loses anything of it.
 
         Raises: LossNotFinite if its numbers are too large for the codec; OSError.
         """
@@ -62,7 +71,10 @@ class UpdateWriter:
             stored, metadata = encode(as_stored(update), self._layout, self._codec, residual)
         except NotFinite as error:
             raise LossNotFinite(f"{error.message}: lower the learning rate or clip gradients") from error
-        fields = self._saved(assignment_id, stored, metadata | untouched_metadata(nothing_left))
+        metadata |= untouched_metadata(nothing_left)
+        if state is not None:
+            stored, metadata = stored | state.tensors, metadata | state.metadata
+        fields = self._saved(assignment_id, stored, metadata)
         self._unconfirmed = residual
         return fields
 

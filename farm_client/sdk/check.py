@@ -23,7 +23,7 @@ from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.child_process import child_command
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 
 _LAST_LINES: Final = 20
 
@@ -52,6 +52,7 @@ class Trial:
     source: RowSource | None = None
     rows: int | None = None
     tries_batch: bool = True
+    inner_state: InnerState = InnerState.FRESH
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
@@ -110,6 +111,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         sample_rows=sample_rows,
         rows=trial.rows,
         tries_batch=trial.tries_batch,
+        inner_state=trial.inner_state,
         update_codec=trial.update_codec,
         ignore=trial.ignore,
         tuple_columns=trial.tuple_columns,

@@ -189,6 +189,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         source=source,
         rows=submission.samples,
         tries_batch=submission.check,
+        inner_state=submission.recipe.inner_state,
         update_codec=submission.recipe.update_codec,
         ignore=submission.recipe.ignore,
         tuple_columns=submission.recipe.tuple_columns,

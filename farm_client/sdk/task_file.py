@@ -33,6 +33,8 @@ _GONE: Final = dict.fromkeys(
     "no round waits for the disk now",
 )
 """Fields that recipes once had, and why they need them no more."""
+_FORMER: Final = frozenset({"keep_inner_optimizer"})
+"""Fields that the recipe still reads, by what they are called now."""
 
 
 def _without_typos(model: type[BaseModel]) -> BeforeValidator:
@@ -50,10 +52,10 @@ def _refuse_unknown(table: dict[str, Any], model: type[BaseModel], where: str = 
     fields = model.model_fields
     if gone := sorted(table.keys() & _GONE.keys()):
         raise ValueError(f"there is no {gone[0]!r} any more: {_GONE[gone[0]]}; remove the line")
-    if unknown := sorted(table.keys() - fields.keys()):
+    if unknown := sorted(table.keys() - fields.keys() - (_FORMER if model is Recipe else set())):
         raise ValueError(f"there is no {where + unknown[0]!r}; known are {', '.join(fields)}")
     for name, value in table.items():
-        kind = fields[name].annotation
+        kind = fields[name].annotation if name in fields else None
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
             _refuse_unknown(value, kind, f"{where}{name}.")
 

@@ -26,7 +26,8 @@ class Dispatch:
         message = command.message
         if isinstance(message, Assign):
             self._registry.set_to_work(peer, self._clock.now())
-            filled = message if command.holds_weights else self._memory.filled(message, peer.wire.room_bytes)
+            fill = self._memory.with_state if command.holds_weights else self._memory.filled
+            filled = fill(message, peer.wire.room_bytes)
             self._say(peer, filled, message)
         else:
             self._say(peer, message)

@@ -65,5 +65,4 @@ def superseded(checkpoints: Collection[CheckpointRecord], recipe: Recipe) -> lis
 
 
 def _digests(checkpoints: Collection[CheckpointRecord]) -> set[str]:
-    refs = [ref for c in checkpoints for ref in (c.weights, c.optimizer, c.manifest)]
-    return {ref.digest for ref in refs if ref is not None}
+    return {ref.digest for checkpoint in checkpoints for ref in checkpoint.blobs}

@@ -53,7 +53,7 @@ class AggregatorOutcomes:
 
     def _committed(self, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float) -> None:
         if checkpoint.manifest is None:
-            self._memory.pin(checkpoint.task_id, checkpoint.weights.digest, small[checkpoint.weights.digest])
+            self._memory.pin(checkpoint.task_id, checkpoint.weights.digest, small)
         for digest, data in small.items():
             self._memory.keep(data, digest)
         self._telemetry.rounds.inc()

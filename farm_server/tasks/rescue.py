@@ -83,6 +83,6 @@ class Rescue:
     def _drop_damaged(self, checkpoints: list[CheckpointRecord]) -> None:
         """Remove bytes that are no good: trained again they are the same, and must be stored, not taken for known."""
         for checkpoint in checkpoints:
-            for ref in (checkpoint.weights, checkpoint.optimizer, checkpoint.manifest):
-                if ref is not None and self._blobs.drop_if_damaged(ref.digest):
+            for ref in checkpoint.blobs:
+                if self._blobs.drop_if_damaged(ref.digest):
                     _log.warning("a damaged blob was removed", task=checkpoint.task_id, blob=ref.digest)

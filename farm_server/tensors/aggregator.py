@@ -321,6 +321,7 @@ def _with_small_parts_joined(version: NewVersion) -> NewVersion:
         weights=_joined(version.weights, INLINE_BYTES),
         optimizer=version.optimizer and _joined(version.optimizer, SMALL_STATE_BYTES),
         delta=version.delta and _joined(version.delta, INLINE_BYTES),
+        inner_state=version.inner_state and _joined(version.inner_state, INLINE_BYTES),
     )
 
 
@@ -330,12 +331,16 @@ def _joined(chunks: list[Chunk], most_bytes: int) -> list[Chunk]:
 
 def _is_small(version: NewVersion) -> bool:
     """Whether a version can be kept in memory and sent from there, while the task's tensors change."""
-    parts = (version.weights, version.optimizer or [])
+    parts = (version.weights, version.optimizer or [], version.inner_state or [])
     return version.delta is None and all(isinstance(chunk, bytes) for chunks in parts for chunk in chunks)
 
 
 def _small_blobs(version: NewVersion, written: WrittenCheckpoint) -> dict[str, bytes]:
-    stored = [(written.record.weights, version.weights), (written.delta, version.delta)]
+    stored = [
+        (written.record.weights, version.weights),
+        (written.record.inner_state, version.inner_state),
+        (written.delta, version.delta),
+    ]
     return {
         ref.digest: chunks[0]
         for ref, chunks in stored

@@ -19,7 +19,6 @@ from farm_server.environment.disk_space import Claim
 from farm_server.tensors.disk_retry import insist
 from protocol.errors import Unavailable
 from protocol.retry import RetryPolicy
-from storage.blob_batch import size_of
 from storage.blobs import ref_of
 from storage.checkpoints import BegunCheckpoint, CheckpointStore, NewCheckpoint, WrittenCheckpoint
 from storage.errors import DISK_RETRY
@@ -110,6 +109,7 @@ class CheckpointWriter:
             weights=version.weights,
             optimizer=version.optimizer,
             delta=version.delta,
+            inner_state=version.inner_state,
         )
 
     def begin(self, new: NewCheckpoint, given_up: Callable[[], bool]) -> BegunCheckpoint:
@@ -244,7 +244,7 @@ class CheckpointWriter:
         return begun.written
 
     def _attempt(self, new: NewCheckpoint, write: Callable[[NewCheckpoint], T]) -> T:
-        self._claim(sum(size_of(part) for part in (new.weights, new.optimizer, new.delta) if part is not None))
+        self._claim(new.size_bytes)
         return write(new)
 
     def _attempt_whatever_comes(self, new: NewCheckpoint) -> WrittenCheckpoint:
@@ -282,6 +282,7 @@ def named(new: NewCheckpoint) -> CheckpointRecord:
         cursor=new.cursor,
         weights=ref_of(b"".join(new.weights)),
         optimizer=None if new.optimizer is None else ref_of(b"".join(new.optimizer)),
+        inner_state=None if new.inner_state is None else ref_of(b"".join(new.inner_state)),
         manifest=None,
         created_at=new.created_at,
     )

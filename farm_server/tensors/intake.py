@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from farm_server.tensors.layouts import Layouts
+from farm_server.tensors.layouts import Layouts, StateForms
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.tensor_reader import header_of_file
 from farm_server.tensors.torch_side import TorchSide
@@ -15,6 +15,7 @@ from farm_server.tensors.unwrapping import Unwrapper
 from protocol.compression import CodecSpec
 from protocol.encoded import check_encoded, largest_bytes
 from protocol.errors import FarmError
+from protocol.inner_state import LARGEST_TREE_BYTES, without_state
 from protocol.messages import Kind, Result
 from protocol.tasks import BlobRef
 from protocol.tensors import Layout, read_header
@@ -31,6 +32,21 @@ class UpdateTooLarge(FarmError):
     """The update holds a number so large that the round's sum could overflow."""
 
     code: ClassVar[str] = "update_too_large"
+
+
+class _Expected(NamedTuple):
+    """What a task's updates must be like. ``states``: where they carry the inner optimizer's state."""
+
+    layout: Layout
+    codec: CodecSpec
+    round_samples: int
+    states: StateForms | None
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest that one can be."""
+        state_bytes = 0 if self.states is None else self.states.limit_bytes + LARGEST_TREE_BYTES
+        return largest_bytes(self.layout, self.codec) + state_bytes
 
 
 _LOOKING_AT_ONCE = os.cpu_count() or 1
@@ -77,30 +93,43 @@ class Intake:
 
     def _usable(self, task_id: str, update: BlobRef) -> BlobRef:
         self._spooled.check(update)
-        layout, codec = self._layouts.of(task_id), self._layouts.codec_of(task_id)
-        samples = self._layouts.round_samples_of(task_id)
+        expected = _Expected(
+            self._layouts.of(task_id),
+            self._layouts.codec_of(task_id),
+            self._layouts.round_samples_of(task_id),
+            self._layouts.states_of(task_id),
+        )
         source = self._spooled.source(update)
         if not self._unwrapper.is_wrapped(source):
-            self._check_plain(update, layout, codec, samples)
+            self._check_plain(update, expected)
             return update
-        plain = self._unwrapper.plain(source, largest_bytes(layout, codec))
+        plain = self._unwrapper.plain(source, expected.largest_bytes)
         try:
-            self._check_plain(plain, layout, codec, samples)
+            self._check_plain(plain, expected)
         except FarmError:
             self._spooled.discard(plain)
             raise
         self._spooled.unwrapped(update, plain)
         return plain
 
-    def _check_plain(self, update: BlobRef, layout: Layout, codec: CodecSpec, round_samples: int) -> None:
+    def _check_plain(self, update: BlobRef, expected: _Expected) -> None:
         source = self._spooled.source(update)
-        check_encoded(layout, codec, read_header(source) if isinstance(source, bytes) else header_of_file(source))
+        header = read_header(source) if isinstance(source, bytes) else header_of_file(source)
+        layout, codec, states = expected.layout, expected.codec, expected.states
+        if states is not None:
+            states.check(header)
+        check_encoded(layout, codec, header if states is None else without_state(header))
         with self._looking:
-            bad = self._torch_side.bad_tensor(source, layout, codec, round_samples)
+            bad = self._torch_side.bad_tensor(source, layout, codec, expected.round_samples)
+            bad_state = None if states is None or bad is not None else self._torch_side.bad_state(source)
         if bad is not None and bad.finite:
             raise UpdateTooLarge(f"the update of {bad.tensor} holds a number too large to be summed: {_NAN_ADVICE}")
         if bad is not None:
             raise NonFiniteUpdate(f"the update of {bad.tensor} holds NaN or infinity: {_NAN_ADVICE}")
+        if bad_state is not None:
+            raise NonFiniteUpdate(f"the inner optimizer's state, {bad_state}, holds NaN or infinity: {_NAN_ADVICE}")
+        if states is not None:
+            states.agree(header)
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 
 from coordinator.numerics.aggregate import Aggregate
 from coordinator.numerics.clipping import Clipping
+from coordinator.numerics.inner_state import InnerStateMean, first_bad
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
 from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
@@ -31,7 +32,8 @@ from protocol.codecs import (
 from protocol.codecs.checking import BadNumbers
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
-from protocol.recipe import AggregateName, Recipe
+from protocol.inner_state import METADATA_KEY, Tree, as_json
+from protocol.recipe import AggregateName, InnerState, Recipe
 from protocol.tensors import Layout, parse_layout
 from protocol.zstd import wrap
 from storage.blob_batch import Chunk, size_of
@@ -49,12 +51,14 @@ class NewVersion:
     """A version's files in chunks, most of them views of the live tensors: write them before the next fold.
 
     ``optimizer``: None where it has no state. ``delta``: how the weights follow from those before, where the recipe
-    has a ``weights_codec`` and that is smaller than the weights.
+    has a ``weights_codec`` and that is smaller than the weights. ``inner_state``: what the clients' optimizers go on
+    with, where the recipe has it carried.
     """
 
     weights: list[Chunk]
     optimizer: list[Chunk] | None
     delta: list[Chunk] | None
+    inner_state: list[Chunk] | None = None
 
 
 def aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
@@ -83,7 +87,8 @@ class TaskTensors:
     Later weights files get the first one's header, byte for byte, so that equal weights are equal files (the
     safetensors package writes metadata in random order).
     Memory: weights, aggregate and optimizer state (a master copy of the weights where versions are sent as deltas),
-    and no second copy of any of them, neither to read nor to write. An aggregate that reads all updates side by side
+    and no second copy of any of them, neither to read nor to write. Where clients' states are carried, one of those,
+    and that of the version before while it is being written. An aggregate that reads all updates side by side
     has them read piece by piece: maps of all of them would be memory that grows with the clients.
     """
 
@@ -106,12 +111,16 @@ class TaskTensors:
             with FileReader(files.optimizer) as reader:
                 self._outer.load(_read_all(reader))
         self._aggregate = make_aggregate(recipe, self._layout)
+        carried = recipe.inner_state is InnerState.CARRIED
+        self._inner = InnerStateMean() if carried else None
         self._waiting: list[_Update] = []
 
     def begin(self) -> None:
         """Start a round: forget what was folded."""
         self._aggregate.reset()
         self._waiting.clear()
+        if self._inner is not None:
+            self._inner.reset()
 
     def fold(self, update: bytes | Path, samples: int, scale: float = 1.0) -> None:
         """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
@@ -124,6 +133,8 @@ class TaskTensors:
             return
         with _opened(update, MappedFileReader, forget=True) as reader:
             self._aggregate.fold(reader, samples, scale)
+            if self._inner is not None:
+                self._inner.fold(reader, samples, scale)
 
     def step(self, version: int = 0) -> NewVersion:
         """Apply the mean of what was folded to this version, and return what is to be written.
@@ -141,6 +152,7 @@ class TaskTensors:
             weights,
             list(tensor_file(state, {})) if state else None,
             delta if delta is not None and size_of(delta) < size_of(weights) else None,
+            None if self._inner is None else state_file(*self._inner.result()),
         )
 
     def _aggregated(self) -> dict[str, torch.Tensor]:
@@ -168,6 +180,11 @@ class TaskTensors:
         return wrapped(delta) if self._weights_codec.zstd else delta
 
 
+def state_file(tensors: Mapping[str, torch.Tensor], tree: Tree) -> list[Chunk]:
+    """Return an inner state as the file that a version has it in."""
+    return list(tensor_file(tensors, {METADATA_KEY: as_json(tree)}))
+
+
 def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: int) -> BadNumbers | None:
     """Return a stored tensor of the update whose numbers can't be summed over a round of ``samples``, or None.
 
@@ -175,6 +192,12 @@ def bad_tensor(update: bytes | Path, layout: Layout, codec: CodecSpec, samples: 
     """
     with _opened(update, MappedFileReader) as reader:
         return bad_numbers(reader, layout, codec, samples)
+
+
+def bad_state(update: bytes | Path) -> str | None:
+    """Return a tensor of the inner state that an update carries which no mean can be made of, or None."""
+    with _opened(update, MappedFileReader) as reader:
+        return first_bad(reader)
 
 
 def warm_up(torch_threads: int) -> None:

@@ -54,6 +54,13 @@ class TorchSide:
 
         return bad_tensor(update, layout, codec, samples)
 
+    def bad_state(self, update: bytes | Path) -> str | None:
+        """Return a tensor of the inner state that an update carries which holds NaN or an infinity, or None."""
+        self._ready()
+        from farm_server.tensors.task_tensors import bad_state  # noqa: PLC0415
+
+        return bad_state(update)
+
     def check_outer_optimizer(self, spec: OuterOptimizer, layout: Layout) -> None:
         """Check that the optimizer can be built for the layout. Raises: InvalidTask."""
         self._ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
@@ -17,7 +18,7 @@ class MemoryBlobs:
         self._capacity_bytes = capacity_bytes
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_bytes = 0
-        self._pinned: dict[str, tuple[str, bytes]] = {}
+        self._pinned: dict[str, tuple[str, Mapping[str, bytes]]] = {}
 
     def keep(self, data: bytes, digest: str | None = None) -> None:
         """Keep the bytes of a blob, unless it is too large for a message."""
@@ -29,9 +30,12 @@ class MemoryBlobs:
         while self._kept_bytes > self._capacity_bytes:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
-    def pin(self, task_id: str, digest: str, data: bytes) -> None:
-        """Keep a task's newest version, which is nowhere else, until the next one or ``unpin``."""
-        self._pinned[task_id] = (digest, data)
+    def pin(self, task_id: str, digest: str, blobs: Mapping[str, bytes]) -> None:
+        """Keep the blobs of a task's newest version, which is nowhere else, until the next one or ``unpin``.
+
+        ``digest`` is that of its weights.
+        """
+        self._pinned[task_id] = (digest, blobs)
 
     def unpin(self, task_id: str, digest: str | None = None) -> None:
         """The task's version of that digest is on the disk; None: any that it has is of no use."""
@@ -40,19 +44,30 @@ class MemoryBlobs:
             del self._pinned[task_id]
 
     def pinned(self, digest: str) -> bytes | None:
-        """Return the bytes of a pinned version."""
-        return next((data for name, data in self._pinned.values() if name == digest), None)
+        """Return the bytes of a blob of a pinned version."""
+        return next((blobs[digest] for _, blobs in self._pinned.values() if digest in blobs), None)
 
     def filled(self, assign: Assign, room_bytes: int = INLINE_BYTES) -> Assign:
-        """Return the message with its deltas' bytes, or else its weights', as far as they are kept here.
+        """Return the message with its deltas' bytes, or else its weights', and its inner state's, if they are here.
 
         Where there are deltas the weights stay out: who can't use the deltas fetches them. No more than
         ``room_bytes`` go in, of deltas the latest first: most clients hold a recent version.
         """
         if assign.deltas:
-            return assign.model_copy(update={"deltas": self._filled(assign.deltas, room_bytes)})
+            deltas = self._filled(assign.deltas, room_bytes)
+            room_bytes -= sum(delta.blob.size_bytes for delta in deltas if delta.blob.carried is not None)
+            return self.with_state(assign.model_copy(update={"deltas": deltas}), room_bytes)
         weights = self._with_bytes(assign.weights) if assign.weights.size_bytes <= room_bytes else None
-        return assign if weights is None else assign.model_copy(update={"weights": weights})
+        if weights is None:
+            return self.with_state(assign, room_bytes)
+        return self.with_state(assign.model_copy(update={"weights": weights}), room_bytes - weights.size_bytes)
+
+    def with_state(self, assign: Assign, room_bytes: int = INLINE_BYTES) -> Assign:
+        """Return the message with its inner state's bytes alone: who it is for has the weights."""
+        if assign.inner_state is None or assign.inner_state.size_bytes > room_bytes:
+            return assign
+        state = self._with_bytes(assign.inner_state)
+        return assign if state is None else assign.model_copy(update={"inner_state": state})
 
     def _filled(self, deltas: tuple[WeightsDelta, ...], room_bytes: int) -> tuple[WeightsDelta, ...]:
         filled: list[WeightsDelta] = []

@@ -25,7 +25,7 @@ from farm_client.executor.samples import even_sizes
 from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
 from protocol.encoded import check_encoded
-from protocol.recipe import Recipe
+from protocol.recipe import InnerState, Recipe
 from protocol.tasks import Split
 from protocol.tensors import parse_layout
 from tests.e2e.test_gradient_equivalence import SHARDS, make_shards, rows_of
@@ -55,7 +55,7 @@ def recipe() -> Recipe:
 
 
 def test_the_example_is_the_papers_recipe(recipe: Recipe) -> None:
-    assert recipe.keep_inner_optimizer
+    assert recipe.inner_state is InnerState.KEPT
     assert recipe.outer.name == "sgd"
     assert recipe.outer.options == {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 
@@ -130,7 +130,7 @@ def batches_of(worker: int, workers: int, number: int, shards: list[Rows]) -> It
 def test_the_farm_gives_the_papers_weights(tmp_path: Path, workers: int, recipe: Recipe) -> None:
     shards, files = make_shards(tmp_path, "float64")
     clients = [
-        Bench(tmp_path, TASK, batch_samples=BATCH, keep_inner_optimizer=True, shards=shards, files=files)
+        Bench(tmp_path, TASK, batch_samples=BATCH, inner_state=InnerState.KEPT, shards=shards, files=files)
         for _ in range(workers)
     ]
     farm = train_on_the_farm(clients, recipe)

@@ -57,7 +57,7 @@ def test_diloco_with_every_kind_of_tensor(farm: RealFarm, tmp_path: Path) -> Non
         rounds = 12
         round_samples = 256
         batch_samples = 16
-        keep_inner_optimizer = true
+        inner_state = "kept"
         evaluate_every = 6
         max_staleness = 1
         pipeline = true

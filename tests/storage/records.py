@@ -185,7 +185,7 @@ ASSIGNMENTS = st.builds(
 )  # fmt: skip
 CHECKPOINTS = st.builds(
     CheckpointRecord, _task_ids, _whole, _whole, _whole, _refs, st.none() | _refs, st.none() | _refs, _floats,
-    _metrics, _ranges,
+    _metrics, _ranges, st.none() | _refs,
 )  # fmt: skip
 EVENTS = st.builds(
     EventRecord, _floats, _texts, _texts, _task_ids, st.none() | _texts, st.none() | _whole, _maps

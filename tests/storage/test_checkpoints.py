@@ -51,6 +51,16 @@ def test_a_checkpoint_comes_back(store: CheckpointStore, optimizer: bytes | None
     assert _load(store, record) == (b"weights", optimizer)
 
 
+def test_an_inner_state_is_a_part_of_the_checkpoint(store: CheckpointStore, blobs: FolderBlobStore) -> None:
+    record = _write(store, inner_state=[b"mo", memoryview(b"ments")])
+    assert record.inner_state is not None
+    assert blobs.read(record.inner_state.digest) == b"moments"
+    assert store.manifest(record).inner_state == record.inner_state
+    assert record.inner_state in record.blobs
+    blobs.path(record.inner_state.digest).unlink()
+    assert "moments" not in (store.damage(record) or "moments")
+
+
 def test_the_manifest_describes_the_checkpoint(store: CheckpointStore, blobs: FolderBlobStore) -> None:
     record = _write(store)
     assert record.manifest is not None
@@ -63,6 +73,7 @@ def test_the_manifest_describes_the_checkpoint(store: CheckpointStore, blobs: Fo
         "cursor": 40,
         "weights": {"digest": record.weights.digest, "size_bytes": 7},
         "optimizer": {"digest": record.optimizer.digest, "size_bytes": 8},
+        "inner_state": None,
         "created_at": 12.5,
         "metrics": {"loss": 0.5},
     }

@@ -61,7 +61,7 @@ class Farm:
             if task.state not in (TaskState.COMPLETED, TaskState.CANCELLED):
                 refs += [task.spec.code, *(shard.blob for shard in task.spec.dataset.shards)]
         for one in self.checkpoints.values():
-            refs += [one.weights, one.optimizer, one.manifest]
+            refs += [one.weights, one.optimizer, one.inner_state, one.manifest]
         for assignment in self.assignments:
             its_round = self.rounds.get((assignment.task_id, assignment.round))
             is_open = its_round is not None and its_round.state is RoundState.OPEN
@@ -74,7 +74,7 @@ class Farm:
         spec = next(task.spec for task in self.tasks if task.task_id == name)
         refs = [spec.code, spec.initial_weights, spec.frozen, *(shard.blob for shard in spec.dataset.shards)]
         for (task, _), one in self.checkpoints.items():
-            refs += [one.weights, one.optimizer, one.manifest] if task == name else []
+            refs += [one.weights, one.optimizer, one.inner_state, one.manifest] if task == name else []
         return sum({ref.digest: ref.size_bytes for ref in refs if ref is not None}.values())
 
 
@@ -99,7 +99,12 @@ def _farms(draw: st.DrawFn) -> Farm:
         )
     for _ in range(draw(st.integers(0, 3))):
         made = a.checkpoint(
-            draw(ids), draw(numbers), weights=draw(_refs), optimizer=draw(_maybe), manifest=draw(_maybe)
+            draw(ids),
+            draw(numbers),
+            weights=draw(_refs),
+            optimizer=draw(_maybe),
+            inner_state=draw(_maybe),
+            manifest=draw(_maybe),
         )
         farm.checkpoints[made.task_id, made.round] = made
     farm.lines = draw(st.lists(ids, max_size=5))

@@ -18,13 +18,19 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
+_BEFORE_0005 = (
+    "ALTER TABLE checkpoints DROP COLUMN inner_state_digest",
+    "ALTER TABLE checkpoints DROP COLUMN inner_state_bytes",
+)
 _BEFORE_0004 = (
     "DROP INDEX ix_tasks_state",
     "DROP INDEX ix_tasks_created",
     "DROP INDEX ix_assignments_fence",
+    *_BEFORE_0005,
 )
 _BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
+    "0004": _BEFORE_0005,
     "0003": _BEFORE_0004,
     "0002": _BEFORE_0003,
     "0001": ("DROP TABLE identity", *_BEFORE_0003),

@@ -222,7 +222,7 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         batch_samples=task.batch_samples,
         dataset_kind=task.dataset_kind,
         scratch_dir=str(own_dir),
-        keep_inner_optimizer=task.keep_inner_optimizer,
+        inner_state=task.inner_state,
         ignore=task.ignore,
         tuple_columns=task.tuple_columns,
         clip_norm=task.clip_norm,

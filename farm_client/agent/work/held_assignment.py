@@ -105,15 +105,21 @@ class Held:
     output: PendingOutput = field(default_factory=PendingOutput)
 
     def shards(self) -> list[BlobRef]:
-        """List the shards' files, which must be in the cache."""
+        """List the shards' files."""
         refs = (part.shard.blob for part in self.assign.slices if part.shard.blob is not None)
         return list({ref.digest: ref for ref in refs}.values())
+
+    def files(self) -> list[BlobRef]:
+        """List what must be in the cache besides the weights: shards, and an inner state that did not come along."""
+        state = self.assign.inner_state
+        return self.shards() if state is None or state.carried is not None else [*self.shards(), state]
 
     def blobs(self) -> tuple[BlobRef, ...]:
         """List everything that the assignment refers to."""
         task, links = self.assign.task, (link.blob for link in self.assign.deltas)
         frozen = () if task.frozen is None else (task.frozen,)
-        return (task.code, *frozen, self.assign.weights, *links, *self.shards())
+        state = () if self.assign.inner_state is None else (self.assign.inner_state,)
+        return (task.code, *frozen, self.assign.weights, *links, *state, *self.shards())
 
     def sent(self, count: int) -> None:
         """Take how many bytes of the update have left."""
@@ -136,7 +142,8 @@ class Held:
 
     def run_order(self, cache: BlobCache, weights: bytes | None, weights_file: Path | None) -> Run:
         """Turn the assignment into an executor's order; without weights it takes those that it holds."""
-        assign = self.assign
+        assign, state = self.assign, self.assign.inner_state
+        carried = None if state is None else state.carried
         return Run(
             assignment_id=assign.assignment_id,
             kind=assign.kind,
@@ -145,6 +152,8 @@ class Held:
             weights_digest=assign.weights.digest,
             weights=weights,
             weights_path=None if weights_file is None else str(weights_file),
+            inner_state=carried,
+            inner_state_path=None if state is None or carried is not None else str(cache.path(state.digest)),
             pieces=_pieces(assign, cache),
         )
 

@@ -95,7 +95,7 @@ class Job:
         arrived = self._tools.fetcher.arrived_bytes
         if not arrived:
             return 0
-        refs = (*self.held.shards(), *self._weights.blobs, *self._frozen())
+        refs = (*self.held.files(), *self._weights.blobs, *self._frozen())
         return sum(arrived.get(ref.digest, 0) for ref in refs)
 
     def _frozen(self) -> tuple[BlobRef, ...]:
@@ -106,12 +106,12 @@ class Job:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
         executor = self._tools.pool.take(self.held.assign.task.task_id)
         try:
-            shards = self.held.shards()
+            files = self.held.files()
             route = self._weights.route(executor.held_weights if executor else None)
-            kept = (*shards, self.held.assign.task.code, *self._frozen())
+            kept = (*files, self.held.assign.task.code, *self._frozen())
             pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
             with self._tools.fetcher.cache.pinned(pins):
-                await self._fetch(shards, route)
+                await self._fetch(files, route)
                 if executor is None:
                     executor = await self._load()
                 done = await self._compute(executor, route)
@@ -124,8 +124,8 @@ class Job:
             if executor is not None:
                 self._release(executor)
 
-    async def _fetch(self, shards: Iterable[BlobRef], route: Route) -> None:
-        missing = [ref for ref in shards if self._tools.fetcher.cache.ready(ref.digest) is None]
+    async def _fetch(self, files: Iterable[BlobRef], route: Route) -> None:
+        missing = [ref for ref in files if self._tools.fetcher.cache.ready(ref.digest) is None]
         if not missing and not route.by_file:
             return
         try:

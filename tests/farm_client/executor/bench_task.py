@@ -20,7 +20,7 @@ from farm_client.executor.runner import TaskRunner
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 from protocol.tasks import Shard, Split
 
 _numbers = count()
@@ -70,7 +70,7 @@ class Bench:
     config: dict[str, Any] = field(default_factory=dict)
     batch_samples: int = 8
     report_bytes: int = 1 << 20
-    keep_inner_optimizer: bool = False
+    inner_state: InnerState = InnerState.FRESH
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Bench:
             dataset_kind="files",
             scratch_dir=str(self.folder),
             report_bytes=self.report_bytes,
-            keep_inner_optimizer=self.keep_inner_optimizer,
+            inner_state=self.inner_state,
             update_codec=self.update_codec,
             ignore=self.ignore,
             tuple_columns=self.tuple_columns,

@@ -19,7 +19,7 @@ from farm_client.executor.samples import even_sizes
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.encoded import untouched_in
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 from protocol.tasks import Split
 from protocol.tensors import check_update, joined_layout, parse_layout, read_header
 from protocol.zstd import unwrap_bytes
@@ -136,7 +136,7 @@ def test_the_inner_optimizer_is_new_in_each_round(tmp_path: Path) -> None:
 
 
 def test_a_kept_inner_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, MOMENTUM.replace("== 12", "== 0"), keep_inner_optimizer=True)
+    bench = Bench(tmp_path, MOMENTUM.replace("== 12", "== 0"), inner_state=InnerState.KEPT)
     reference = bench.runner.contract.build_model()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     base = safetensors.torch.load(bench.weights)
@@ -183,7 +183,7 @@ def test_parameters_that_share_memory_do_not_spoil_each_others_update(tmp_path: 
 
 
 def test_a_round_that_failed_half_way_leaves_no_inner_optimizer(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, MOMENTUM, keep_inner_optimizer=True)
+    bench = Bench(tmp_path, MOMENTUM, inner_state=InnerState.KEPT)
     first = bench.train()
     with pytest.raises(CodeError, match="third batch"):
         bench.train()

@@ -10,7 +10,7 @@ from farm_client.cli.submit import describe_submission
 from farm_client.cli.submit_options import SubmitOptions, describe_task
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
-from protocol.recipe import AggregateName, Mode
+from protocol.recipe import AggregateName, InnerState, Mode
 
 FILE = """
 [task]
@@ -110,7 +110,7 @@ def test_checkpoints_and_late_work_by_file_and_by_option(folder):
     recipe = described.recipe
     assert (recipe.keep_every, recipe.max_staleness, recipe.over_provision) == (10, 2, 0.5)
     assert recipe.keep_best == "max:accuracy"
-    assert recipe.keep_inner_optimizer
+    assert recipe.inner_state is InnerState.KEPT
     assert (described.task.row_bytes, described.task.samples) == (64, 1000)
 
 

@@ -43,7 +43,7 @@ INT8 = CodecSpec(name=CodecName.INT8)
 class Desk:
     """An intake over a real store, for one task."""
 
-    def __init__(self, root: Any, codec: CodecSpec, elements: int = SMALL) -> None:
+    def __init__(self, root: Any, codec: CodecSpec, elements: int = SMALL, **recipe: Any) -> None:
         self.blobs = FolderBlobStore(root / "blobs")
         self.spooled = SpooledUpdates(self.blobs)
         self.full: str | None = None
@@ -51,7 +51,7 @@ class Desk:
         layouts = Layouts(self.blobs)
         weights = model.weights(0.0, elements)
         self.blobs.put_bytes(weights)
-        layouts.add("t", model.spec(weights, recipe=Recipe(rounds=1, update_codec=codec)))
+        layouts.add("t", model.spec(weights, recipe=Recipe(rounds=1, update_codec=codec, **recipe)))
         torch_side = TorchSide(1)
         torch_side.warm_up()
         self.intake = Intake(
