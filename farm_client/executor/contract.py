@@ -1,8 +1,8 @@
 """The researcher's contract: which functions a task's code has, and what each must give back.
 
-``build_model(config)`` and ``loss(model, batch)`` are needed; ``build_optimizer(model, config)``,
-``evaluate(model, data)``, ``load_shard(shard)`` and ``make_dataset(config)`` are optional. A LightningModule stands
-for the first four. Every call goes through ``failures.calling``, so that an error names the researcher's line.
+``build_model(config)`` and ``loss(model, batch)`` are needed, and all others optional;
+docs/reference/researcher-contract.md has the table. A LightningModule stands for some of them. Every call goes through
+``failures.calling``, so that an error names the researcher's line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
-from farm_client.executor.optimizers import Optimizers, needs_closure
+from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.step_metrics import Number, left_there
 from farm_client.task import metric_name
 
@@ -59,8 +59,8 @@ class Contract:
                 model = lightning_steps.instantiate(self._lightning_class(), self.config)
         if not isinstance(model, nn.Module):
             raise CodeError(f"build_model must return a torch.nn.Module, it returned {type(model).__name__}")
-        if not self.has("loss") and not lightning_steps.is_lightning(model):
-            raise CodeError(f"{self._file} has no loss(model, batch): add it; it returns the batch's mean loss")
+        if not (self._has_loss(model) or (self.has("train_step") and self.has("evaluate"))):
+            raise CodeError(self._missing_loss)
         return model
 
     def build_optimizer(self, model: nn.Module) -> Optimizers:
@@ -71,19 +71,34 @@ class Contract:
             return Optimizers.of(torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE))
         with calling("build_optimizer(model, config)", self.code_dir):
             optimizers = Optimizers.of(function(model, dict(self.config)))
-        optimizer = optimizers.only
-        if needs_closure(optimizer):
-            raise CodeError(
-                f"{type(optimizer).__name__}.step needs a closure that computes the loss again, and the farm takes one "
-                "step a batch: return an optimizer whose step() needs nothing, such as Adam or SGD"
-            )
+        if not self.has("train_step"):
+            _ = optimizers.only
         return optimizers
 
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
+        if not self._has_loss(model):
+            raise CodeError(self._missing_loss)
         function = self.module.loss if self.has("loss") else lightning_steps.loss
         with calling("loss(model, batch)", self.code_dir, lambda error: _about_batch(batch, error), function):
             return _as_loss_value(function(model, batch))
+
+    def train_step(self, model: nn.Module, batch: Any, optimizers: Any, step: int) -> dict[str, Number]:
+        """Have the researcher's own ``train_step`` take a step; return its metrics, ``loss`` among them if it says one.
+
+        ``optimizers`` are as ``build_optimizer`` gave them, ``step`` counts the round's steps from 0.
+        """
+        function = self.module.train_step
+        with calling("train_step(...)", self.code_dir, lambda error: _about_batch(batch, error), function):
+            answer = function(model, batch, optimizers, step)
+            values = answer if isinstance(answer, Mapping) else {"loss": answer}
+            return _metrics(values, "train_step")
+
+    def on_before_step(self, model: nn.Module, optimizers: Any, step: int) -> None:
+        """Show the researcher's ``on_before_step``, if there is one, the gradients before they are clipped."""
+        if self.has("on_before_step"):
+            with calling("on_before_step(model, optimizers, step)", self.code_dir):
+                self.module.on_before_step(model, optimizers, step)
 
     def begin(self, model: nn.Module) -> None:
         """Begin an assignment: what a LightningModule's metric objects gathered in former ones is over."""
@@ -129,6 +144,13 @@ class Contract:
                     f"it returned {type(dataset).__name__}"
                 )
             return dataset
+
+    def _has_loss(self, model: nn.Module) -> bool:
+        return self.has("loss") or lightning_steps.is_lightning(model)
+
+    @property
+    def _missing_loss(self) -> str:
+        return f"{self._file} has no loss(model, batch): add it; it returns the batch's mean loss"
 
     @property
     def _missing_data(self) -> str:
@@ -199,12 +221,16 @@ def _as_loss_value(answer: Any) -> LossValue:
         raise CodeError(f'loss must return a scalar tensor, or a dict with one under "loss"; it returned {kind}')
     if loss.numel() != 1:
         raise CodeError(f"loss must return one number and returned shape {list(loss.shape)}: take its .mean()")
-    return LossValue(loss.reshape(()), {metric_name(name): _metric(name, value) for name, value in values.items()})
+    return LossValue(loss.reshape(()), _metrics(values, "loss", " beside the loss"))
 
 
-def _metric(name: object, value: Any) -> Number:
-    try:
-        is_tensor = isinstance(value, torch.Tensor) and value.numel() == 1
-        return left_there(value) if is_tensor else as_number(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CodeError(f"loss returned {name!r} beside the loss, which is no number: {text_of(error)}") from error
+def _metrics(values: Mapping[Any, Any], function: str, where: str = "") -> dict[str, Number]:
+    """Return what a function of the researcher's returned, as numbers. Raises: CodeError naming what is none."""
+    numbers: dict[str, Number] = {}
+    for name, value in values.items():
+        try:
+            is_tensor = isinstance(value, torch.Tensor) and value.numel() == 1
+            numbers[metric_name(name)] = left_there(value) if is_tensor else as_number(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CodeError(f"{function} returned {name!r}{where}, which is no number: {text_of(error)}") from error
+    return numbers

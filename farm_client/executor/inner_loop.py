@@ -8,17 +8,20 @@ from typing import Any
 import torch
 
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import calling
+from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.layout import ModelTensors
-from farm_client.executor.optimizers import Optimizers
+from farm_client.executor.optimizers import Optimizers, needs_closure
 from farm_client.executor.step_metrics import Number
 from farm_client.executor.step_rules import StepRules
 
 
 @dataclass
 class InnerLoop:
-    """Takes the local steps of one round: zero_grad, forward and backward, the recipe's rules, the optimizer's step."""
+    """Takes the local steps of one round: by the task's ``train_step``, if it has one, else in this order.
+
+    zero_grad, forward and backward, the task's ``on_before_step``, the recipe's rules, the optimizer's step.
+    """
 
     contract: Contract
     tensors: ModelTensors
@@ -29,7 +32,9 @@ class InnerLoop:
     """The parameters that no step had a gradient of."""
 
     def begin(self) -> None:
-        """Begin a round."""
+        """Begin a round. Raises: CodeError if the recipe asks for what only the farm's own steps do."""
+        if self.contract.has("train_step") and self.rules.clips:
+            raise CodeError("train_step takes its steps itself: clip the gradients there, and leave out clip_norm")
         self.untouched = set(self.tensors.parameters)
 
     def stateful(self) -> dict[str, torch.optim.Optimizer]:
@@ -41,15 +46,40 @@ class InnerLoop:
 
         Raises: CodeError, LossNotFinite.
         """
+        if self.contract.has("train_step"):
+            return self._own_step(batch, number)
         optimizer = self.optimizers.only
-        with calling("optimizer.zero_grad()", self.contract.code_dir):
-            optimizer.zero_grad(set_to_none=True)
-        metrics = self.gradient.add(batch, number)
-        self._see_gradients()
-        self.rules.before_step(self.tensors.parameters.values())
+        if needs_closure(optimizer):
+            return self._closure_step(optimizer, batch, number)
+        metrics = self._new_gradient(optimizer, batch, number)
         with calling("optimizer.step()", self.contract.code_dir):
             optimizer.step()
         return metrics
 
-    def _see_gradients(self) -> None:
+    def _own_step(self, batch: Any, number: int) -> dict[str, Number]:
+        """Leave the whole step to the task's code. What it had gradients of, only it knows."""
+        metrics = self.contract.train_step(self.tensors.model, batch, self.optimizers.given, number - 1)
+        self.untouched = set()
+        return metrics
+
+    def _closure_step(self, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> dict[str, Number]:
+        """Step an optimizer that computes the gradient several times. The metrics are those of the first time."""
+        computed: list[dict[str, Number]] = []
+
+        def closure() -> float:
+            computed.append(self._new_gradient(optimizer, batch, number))
+            return float(computed[-1]["loss"])
+
+        with calling("optimizer.step(closure)", self.contract.code_dir):
+            optimizer.step(closure)
+        return computed[0] if computed else {}
+
+    def _new_gradient(self, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> dict[str, Number]:
+        """Put the batch's gradient, as the optimizer is to step by it, in the place of the last one."""
+        with calling("optimizer.zero_grad()", self.contract.code_dir):
+            optimizer.zero_grad(set_to_none=True)
+        metrics = self.gradient.add(batch, number)
         self.untouched = {name for name in self.untouched if self.tensors.parameters[name].grad is None}
+        self.contract.on_before_step(self.tensors.model, self.optimizers.given, number - 1)
+        self.rules.before_step(self.tensors.parameters.values())
+        return metrics

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch.optim import optimizer as torch_optimizer
 
+from farm_client.executor.contract import Contract
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.omissions import Omission
 from farm_client.executor.optimizer_spec import unknown_to_the_server
@@ -23,6 +24,22 @@ def obstacles(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> list[O
     unknown = unknown_to_the_server(optimizer)
     found = [] if unknown is None else [Omission("optimizer", unknown, changes_training=True)]
     return [*found, *(one for one in left_with_the_client(optimizer, tensors) if one.changes_training)]
+
+
+def own_steps(contract: Contract) -> Iterator[Omission]:
+    """Yield the task's functions that take local steps, or see their gradients: gradients mode has none of these."""
+    if contract.has("train_step"):
+        yield Omission(
+            "train_step",
+            "in gradients mode the server steps the optimizer, and does not call train_step: use --mode weights",
+            changes_training=True,
+        )
+    if contract.has("on_before_step"):
+        yield Omission(
+            "on_before_step",
+            "in gradients mode the server steps the optimizer, and does not call on_before_step: use --mode weights",
+            changes_training=True,
+        )
 
 
 def left_with_the_client(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> Iterator[Omission]:

@@ -23,6 +23,11 @@ class StepRules:
         """Return the rules that the task came with."""
         return cls(order.clip_value, order.clip_norm)
 
+    @property
+    def clips(self) -> bool:
+        """Return whether gradients are clipped."""
+        return self.clip_value is not None or self.clip_norm is not None
+
     def before_step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip the gradients of all parameters, the elements first, then the norm; call it before every local step."""
         parameters = list(parameters)

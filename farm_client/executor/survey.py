@@ -14,15 +14,24 @@ from farm_client.executor.failures import calling
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
 from farm_client.executor.omissions import Omission
-from farm_client.executor.on_server import left_with_the_client
+from farm_client.executor.on_server import left_with_the_client, own_steps
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedules import progress_of, unstepped_schedule
 from protocol.recipe import Mode
 
-CONTRACT_FUNCTIONS: Final = ("build_model", "loss", "build_optimizer", "evaluate", "load_shard", "make_dataset")
+CONTRACT_FUNCTIONS: Final = (
+    "build_model",
+    "loss",
+    "build_optimizer",
+    "evaluate",
+    "load_shard",
+    "make_dataset",
+    "train_step",
+    "on_before_step",
+)
 _CLOSE: Final = 0.8
-_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "train_step", "training_step", "collate_fn"})
+_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "training_step", "collate_fn"})
 """What other trainers call in a module; the farm does not."""
 
 
@@ -76,6 +85,8 @@ def _static(runner: TaskRunner, optimizers: Optimizers, mode: Mode) -> Iterator[
         yield from foreign_parameters(optimizer, runner.tensors)
         yield from resting_rate(optimizer)
     if mode is Mode.GRADIENTS:
+        yield from own_steps(runner.contract)
+    if mode is Mode.GRADIENTS and len(optimizers.by_name) == 1:
         yield from left_with_the_client(optimizers.only, runner.tensors)
 
 

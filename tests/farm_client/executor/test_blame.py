@@ -151,13 +151,6 @@ def test_a_sparse_buffer_that_is_not_persistent_works(tmp_path: Path) -> None:
     assert Bench(tmp_path, net("").replace("self.calls = []", line)).train().samples == 72
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-def test_an_optimizer_that_needs_a_closure_is_named(tmp_path: Path, mode: Mode) -> None:
-    source = LINEAR + "\n    def build_optimizer(model, config): return torch.optim.LBFGS(model.parameters())\n"
-    told = complaint(rehearsed(tmp_path, source, mode=mode))
-    assert "LBFGS.step needs a closure" in told
-
-
 def test_an_optimizer_whose_closure_is_optional_works(tmp_path: Path) -> None:
     source = (
         LINEAR

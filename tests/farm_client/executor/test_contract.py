@@ -86,9 +86,37 @@ MISTAKES = {
         MODEL + LOSS + "def build_optimizer(model, config):\n    return torch.optim.SGD(model.parameters(), lr=-1)\n",
         r"in build_optimizer: ValueError: Invalid learning rate",
     ),
-    "optimizer needs a closure": (
-        MODEL + LOSS + "def build_optimizer(model, config):\n    return torch.optim.LBFGS(model.parameters())\n",
-        "LBFGS.step needs a closure",
+    "two optimizers without train_step": (
+        MODEL + LOSS + "def build_optimizer(model, config):\n    return [torch.optim.SGD(model.parameters())] * 2\n",
+        "returned 2 optimizers, and the farm's loop steps exactly one: add train_step",
+    ),
+    "one of two is no optimizer": (
+        MODEL + LOSS + "def build_optimizer(model, config):\n    return {'g': 3}\n",
+        "must return torch optimizers, and g is of type int",
+    ),
+    "no optimizer at all": (
+        MODEL + LOSS + "def build_optimizer(model, config):\n    return []\n",
+        "build_optimizer returned no optimizer",
+    ),
+    "train_step returns nothing": (
+        MODEL + LOSS + "def train_step(model, batch, optimizers, step):\n    model(batch['x'])\n",
+        "train_step returned 'loss', which is no number: .*NoneType",
+    ),
+    "train_step raises": (
+        MODEL + LOSS + "def train_step(model, batch, optimizers, step):\n    model(batch['z'])\n",
+        r"in train_step: KeyError: 'z' \(the batch is \{x:",
+    ),
+    "train_step's loss": (
+        MODEL + LOSS + "def train_step(model, batch, optimizers, step):\n    return float('nan')\n",
+        "the loss is nan at step 1 of the round",
+    ),
+    "neither loss nor evaluate": (
+        MODEL + "def train_step(model, batch, optimizers, step):\n    return 1.0\n",
+        r"has no loss\(model, batch\): add it",
+    ),
+    "on_before_step raises": (
+        MODEL + LOSS + "def on_before_step(model, optimizers, step):\n    raise ValueError(step)\n",
+        "in on_before_step: ValueError: 0",
     ),
 }
 
