@@ -1,6 +1,7 @@
 """The volunteer's agent, cache and executor; the researcher's SDK and the `farm` CLI.
 
-For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``); for code that trains: ``log``.
+For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``); for code that trains: ``log``,
+and ``parts`` for scripts with a loop of their own.
 """
 
 from __future__ import annotations
@@ -9,13 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from farm_client.own_loop import Part, config, parts
     from farm_client.sdk.async_farm import AsyncFarm
     from farm_client.sdk.farm import Farm
     from farm_client.task import log
 
-__all__ = ["AsyncFarm", "Farm", "log"]
+__all__ = ["AsyncFarm", "Farm", "Part", "config", "log", "parts"]
 
-_HOMES: Final = {"AsyncFarm": "sdk.async_farm", "Farm": "sdk.farm", "log": "task"}
+_HOMES: Final = {
+    "AsyncFarm": "sdk.async_farm",
+    "Farm": "sdk.farm",
+    "Part": "own_loop",
+    "config": "own_loop",
+    "log": "task",
+    "parts": "own_loop",
+}
 
 
 def __getattr__(name: str) -> Any:

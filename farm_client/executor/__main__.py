@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Building, Loaded, LoadTask, Rebase, Rebased, Run, Stop, Warm
+from farm_client.executor.messages import Building, Done, Loaded, LoadTask, Rebase, Rebased, Run, Stop, Warm
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.script import is_script
+from farm_client.executor.script_runner import ScriptRunner
 from protocol.errors import FarmError, OutOfOrder
 
 
@@ -38,14 +42,33 @@ def warm_up(*, lends_accelerator: bool) -> None:
         optimizer.step()
 
 
+class Runner(Protocol):
+    """A loaded task."""
+
+    def run(self, order: Run, progress: ProgressReporter) -> Done:
+        """Carry out one assignment and return its result."""
+
+    def confirm(self) -> None:
+        """Note that the last result was reported."""
+
+
+LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
+
+
+def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
+    """Load a task: a script with a loop of its own is run, another file is imported. Raises: CodeError."""
+    kind = ScriptRunner if is_script(Path(order.code_dir) / order.entry) else TaskRunner
+    return kind(order, device, imported)
+
+
 class _Executor:
     """Answers each order with its reports."""
 
-    def __init__(self, channel: Channel, runner: type[TaskRunner]) -> None:
+    def __init__(self, channel: Channel, load: LoadRunner) -> None:
         self._channel = channel
-        self._runner_type = runner
+        self._load_runner = load
         self._progress = ProgressReporter(channel.send)
-        self._runner: TaskRunner | None = None
+        self._runner: Runner | None = None
 
     def serve(self) -> None:
         """Carry out orders until a stop or the agent's end of the socket."""
@@ -64,7 +87,7 @@ class _Executor:
     def _load(self, order: LoadTask) -> None:
         try:
             # not before: to choose a device is to open it
-            self._runner = self._runner_type(order, choose_device(), lambda: self._channel.send(Building()))
+            self._runner = self._load_runner(order, choose_device(), lambda: self._channel.send(Building()))
         except BaseException as error:
             self._fail(error, None)
         else:
@@ -102,10 +125,10 @@ class _Executor:
         self._channel.send(as_failed(error, assignment_id))
 
 
-def main(runner: type[TaskRunner] = TaskRunner) -> int:
+def main(load: LoadRunner = load_runner) -> int:
     """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand.
 
-    ``runner`` is what does its task's assignments: a test may give one of its own.
+    ``load`` makes what does its task's assignments: a test may give one of its own.
     """
     try:
         channel = Channel.from_environment()
@@ -116,7 +139,7 @@ def main(runner: type[TaskRunner] = TaskRunner) -> int:
     warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
         channel.send(Warm(torch_version=torch.__version__))
-        _Executor(channel, runner).serve()
+        _Executor(channel, load).serve()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     return 0

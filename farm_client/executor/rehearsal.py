@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from farm_client.executor.failures import EmptyData, as_failed, blaming
+import torch
+
+from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
 from farm_client.executor.omissions import refuse_unless_ignored
 from farm_client.executor.optimizer_spec import outer_optimizer_of
@@ -21,6 +23,8 @@ from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.script import is_script
+from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
@@ -40,6 +44,8 @@ def rehearse(request: RehearsalRequest) -> RehearsalReport:
 
 def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
     device = choose_device()
+    if is_script(Path(request.code_dir) / request.entry):
+        return _script_tried_out(request, device)
     runner = TaskRunner(_load_order(request), device)
     with blaming(runner.contract.code_dir):
         return _tried_out(runner, request, str(device))
@@ -74,6 +80,39 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
         report = report.model_copy(update=_tried(runner, survey, _orders(request, digest, path, rows)))
     notes = refuse_unless_ignored(survey.all(), request.ignore)
     return report.model_copy(update={"notes": notes, "peak_rss_bytes": _peak_rss_bytes()})
+
+
+def _script_tried_out(request: RehearsalRequest, device: torch.device) -> RehearsalReport:
+    """Run a script with a loop of its own up to its first part, and have it train on the first rows."""
+    if request.mode is Mode.GRADIENTS:
+        raise CodeError("a script with farm.parts hands in what its own steps changed: use --mode weights")
+    runner = ScriptRunner(_load_order(request), device)
+    weights = runner.weights_file()
+    path, frozen_path = Path(request.folder) / "initial.weights", Path(request.folder) / "frozen.weights"
+    path.write_bytes(weights)
+    frozen = runner.frozen_file()
+    if frozen is not None:
+        frozen_path.write_bytes(frozen)
+    report = RehearsalReport(
+        is_script=True,
+        evaluates=runner.evaluates,
+        weights_path=str(path),
+        weights_bytes=len(weights),
+        frozen_path="" if frozen is None else str(frozen_path),
+        frozen_bytes=0 if frozen is None else len(frozen),
+        rows=request.rows,
+        device=str(device),
+    )
+    if request.tries_batch:
+        metrics, evaluation = runner.try_out(request.batch_samples)
+        tried = {"loss": metrics.get("loss"), "metrics": metrics, "evaluation": evaluation, "rows": runner.items}
+        report = report.model_copy(update=tried)
+    if report.rows is None:
+        raise CodeError(
+            "how many rows the script has is known once it was tried: leave out --no-check, or write samples = N into "
+            "[task] of --config"
+        )
+    return report.model_copy(update={"peak_rss_bytes": _peak_rss_bytes()})
 
 
 def _load_order(request: RehearsalRequest) -> LoadTask:

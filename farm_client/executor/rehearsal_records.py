@@ -56,6 +56,10 @@ class RehearsalReport(Frozen):
     evaluation: dict[str, float] = Field(default_factory=dict)
     outer: OuterOptimizer | None = None
     """In gradients mode: the researcher's optimizer, for the server to apply."""
+    is_script: bool = False
+    """It has a loop of its own, and calls ``farm.parts``."""
+    evaluates: bool = True
+    """False of a script that gave no function for held-out rows."""
     notes: tuple[str, ...] = ()
     """What the farm will not do although the code asks for it."""
     peak_rss_bytes: int = 0

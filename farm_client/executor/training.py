@@ -111,6 +111,14 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
     return means.result()
 
 
+def difference(base: Mapping[str, torch.Tensor], tensors: ModelTensors, metrics: Mapping[str, float]) -> Trained:
+    """Return base minus what the model holds now, whoever trained it; the update takes the model's memory.
+
+    Raises: LossNotFinite.
+    """
+    return _trained(_subtracted(base, tensors), tensors, dict(metrics), ())
+
+
 def _trained(update: TensorMap, tensors: ModelTensors, metrics: dict[str, float], untouched: Iterable[str]) -> Trained:
     update |= {name: buffer.detach().clone() for name, buffer in tensors.buffers.items()}
     for name, tensor in update.items():

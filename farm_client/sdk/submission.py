@@ -176,7 +176,20 @@ def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -
     values["evaluate_every"] = max(1, math.ceil(train / round_samples))
     if is_gradients and report.outer is not None:
         values["outer"] = report.outer
-    return recipe.model_copy(update={k: v for k, v in values.items() if k not in recipe.model_fields_set})
+    completed = recipe.model_copy(update={k: v for k, v in values.items() if k not in recipe.model_fields_set})
+    if report.evaluates:
+        return completed
+    _refuse_metrics(recipe)
+    return completed.model_copy(update={"evaluate_every": 0})
+
+
+def _refuse_metrics(recipe: Recipe) -> None:
+    """Raise InvalidTask if the recipe wants held-out metrics of a script that gives no function for them."""
+    wants = {"keep_best": recipe.keep_best, "evaluate_every": "evaluate_every" in recipe.model_fields_set}
+    if wanted := [name for name, is_wanted in wants.items() if is_wanted]:
+        raise InvalidTask(
+            f"{wanted[0]} needs held-out metrics: give farm.parts(model, evaluate=function) a function for them"
+        )
 
 
 def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> Trial:

@@ -1,4 +1,4 @@
-"""The Python API on a real farm: submit, watch, measure, fetch, and load the model into what was built."""
+"""The Python API on a real farm: submit, watch, measure, fetch, load the model; and a script with a loop of its own."""
 
 from __future__ import annotations
 
@@ -45,3 +45,39 @@ async def test_a_program_trains_on_a_farm(shared_farm: RealFarm, tmp_path, capsy
         assert (await found.wait()).round == 3
         await found.remove()
         assert task_id not in [t.id for t in await farm.tasks()]
+
+
+SCRIPT = """
+import torch
+import farm_client as farm
+
+x = torch.randn(240, 4, generator=torch.Generator().manual_seed(0))
+dataset = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.Adam(model.parameters(), lr=farm.config(lr=0.05)["lr"])
+
+
+def accuracy(model, part):
+    right = sum((model(x).argmax(1) == y).sum().item() for x, y in part.loader(dataset, batch_size=64))
+    return {"accuracy": right / len(part.rows)}
+
+
+for part in farm.parts(model, evaluate=accuracy):
+    for x, y in part.loader(dataset, batch_size=10):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    part.done(metrics={"loss": loss})
+"""
+
+
+def test_a_script_with_a_loop_of_its_own_trains_on_a_farm(shared_farm: RealFarm, tmp_path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with Farm(shared_farm.processes.farm_url) as farm:
+        task = farm.submit(tmp_path / "script.py", recipe={"epochs": 8}, holdout=0.25, config={"lr": 0.1})
+        task.wait(timeout_seconds=60)
+        assert task.view().metrics["accuracy"] > 0.9
+        books = shared_farm.api.shards(task.id)
+        assert sum(book.counted_samples for book in books if book.epoch == 0) == 180
+        assert set(task.model()) == {"weight", "bias"}

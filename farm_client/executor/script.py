@@ -1,0 +1,119 @@
+"""A script with a loop of its own, run on a thread beside the executor's: it gets parts and hands models in.
+
+The two threads never run at once: the script waits in ``next_part`` while the executor has the word, and the executor
+waits while the script trains.
+"""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from farm_client.executor.failures import CodeError, calling
+from farm_client.own_loop import Evaluate, Part, host_parts
+
+
+def is_script(entry: Path) -> bool:
+    """Return whether a file calls ``parts`` of ``farm_client``: then it is run as a whole, and calls the farm.
+
+    A file that cannot be read or parsed is none; whoever imports it says why.
+    """
+    try:
+        tree = ast.parse(entry.read_bytes())
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    packages: set[str] = set()
+    functions: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages |= {alias.asname or alias.name for alias in node.names if alias.name == "farm_client"}
+        elif isinstance(node, ast.ImportFrom) and node.module in {"farm_client", "farm_client.own_loop"}:
+            functions |= {alias.asname or alias.name for alias in node.names if alias.name == "parts"}
+    return any(isinstance(node, ast.Call) and _is_parts(node.func, packages, functions) for node in ast.walk(tree))
+
+
+def _is_parts(called: ast.expr, packages: set[str], functions: set[str]) -> bool:
+    if isinstance(called, ast.Attribute):
+        return called.attr == "parts" and isinstance(called.value, ast.Name) and called.value.id in packages
+    return isinstance(called, ast.Name) and called.id in functions
+
+
+class Script:
+    """A script on its thread. After a failure it is over, and another one has to be made. Raises: CodeError, in all."""
+
+    def __init__(self, code_dir: Path, entry: str, config: Mapping[str, Any]) -> None:
+        """Run the script up to its first part: its model is then in ``model``."""
+        self.model: nn.Module | None = None
+        self.evaluate: Evaluate | None = None
+        self._root = code_dir.resolve()
+        self._entry = entry
+        self._config = config
+        self._part: Part | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+        self._scripts_turn = threading.Semaphore(0)
+        self._our_turn = threading.Semaphore(0)
+        threading.Thread(target=self._run, name="script", daemon=True).start()
+        self._our_turn.acquire()
+        self._raise_error()
+        if self.model is None:
+            raise CodeError(f"{entry} ended without calling farm.parts(model): it has nothing to train on the farm")
+
+    def train(self, part: Part) -> None:
+        """Have the script train on a part; returns once it has called ``part.done``."""
+        if self._ended:
+            raise CodeError(f"{self._entry} ended after a part: loop over farm.parts(model) to its end")
+        self._part = part
+        self._scripts_turn.release()
+        self._our_turn.acquire()
+        self._raise_error()
+        if not part.is_done:
+            raise CodeError(f"{self._entry} left its loop without part.done()")
+        if part.unread:
+            left = "its rows unread" if part.items is None else f"{part.unread} of {len(part.rows)} rows unread"
+            raise CodeError(
+                f"part.done() came with {left}: a part counts as a whole; read all of part.loader(dataset), or say "
+                "part.read(rows) where they come another way"
+            )
+
+    def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
+        """Take the script's model (on its thread)."""
+        if self.model is not None:
+            raise CodeError("farm.parts was called twice: a script has one model and one loop over its parts")
+        if not isinstance(model, nn.Module):
+            raise CodeError(f"farm.parts takes a torch.nn.Module, not {type(model).__name__}")
+        self.model, self.evaluate = model, evaluate
+
+    def next_part(self) -> Part | None:
+        """Give the executor the word until it has another part (on the script's thread)."""
+        self._our_turn.release()
+        self._scripts_turn.acquire()
+        return self._part
+
+    def config(self) -> Mapping[str, Any]:
+        """Return the task's ``[config]``."""
+        return self._config
+
+    def _run(self) -> None:
+        path = self._root / self._entry
+        sys.path[:0] = [p for p in dict.fromkeys((str(path.parent), str(self._root))) if p not in sys.path]
+        sys.argv = [str(path)]
+        host_parts(self)
+        try:
+            with calling(self._entry, self._root):
+                runpy.run_path(str(path), run_name="__main__")
+        except BaseException as error:
+            self._error = error
+        self._ended = True
+        self._our_turn.release()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error

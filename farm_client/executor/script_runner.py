@@ -1,0 +1,175 @@
+"""One script with a loop of its own in an executor; runs assignments one after the other, as ``TaskRunner`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.seeds import derived_seed
+from farm_client.executor.failures import CodeError, blaming, calling
+from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.means import as_number, reportable
+from farm_client.executor.messages import Done, LoadTask, Piece, Run
+from farm_client.executor.modes import set_mode
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.randomness import seed_everything
+from farm_client.executor.script import Script
+from farm_client.executor.training import Trained, difference
+from farm_client.executor.updates import UpdateWriter
+from farm_client.own_loop import Part
+from protocol.errors import NotFound
+from protocol.messages import Kind
+
+
+class ScriptRunner:
+    """A loaded script. It begins anew after a failure; the weights that it was last given stay."""
+
+    def __init__(self, order: LoadTask, device: torch.device, imported: Callable[[], None] = lambda: None) -> None:
+        """Run the script up to its first part. Raises: CodeError; memory errors."""
+        self._order = order
+        self._device = device
+        self._code_dir = Path(order.code_dir).resolve()
+        if order.dataset_kind == "files":
+            raise CodeError("a script with farm.parts reads its own data: put it beside the script, not into --data")
+        self._base: TensorMap = {}
+        self._base_digest = ""
+        self._frozen: FrozenTensors | None = None
+        self._frozen_path = order.frozen_path and Path(order.frozen_path)
+        self.items: int | None = None
+        """The length of the script's data set, once a part was trained."""
+        imported()
+        self._begin()
+        self._updates = UpdateWriter(order, self.tensors.layout())
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the script gave a function that evaluates."""
+        return self._script.evaluate is not None
+
+    def run(self, order: Run, progress: ProgressReporter) -> Done:
+        """Carry out one assignment and return its result. Raises: as ``TaskRunner.run`` does."""
+        with blaming(self._code_dir):
+            started = time.perf_counter()
+            self._updates.begin()
+            self._take_weights(order)
+            first = order.pieces[0] if order.pieces else None
+            place = first and (first.shard, first.start)
+            seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
+            part = self._part(order, progress)
+            if order.kind is Kind.EVALUATE:
+                metrics = self._evaluate(part)
+                trained = None
+            else:
+                trained = self._train(part)
+                metrics = trained.metrics
+            known = reportable(metrics, "the metric")
+            samples = sum(piece.stop - piece.start for piece in order.pieces)
+            done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
+            if trained is not None:
+                fields = self._updates.write(order.assignment_id, trained.update, trained.untouched)
+                done = done.model_copy(update=fields)
+            return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
+
+    def try_out(self, samples: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Train on the first rows, and evaluate with them if the script does; return both metrics. Raises: CodeError.
+
+        How long the data set is, is known afterwards.
+        """
+        self._base = {name: tensor.detach().clone() for name, tensor in self.tensors.changing().items()}
+
+        def first_rows() -> Part:
+            return Part(lambda items: range(min(samples, items)))
+
+        with blaming(self._code_dir):
+            trained = self._train(first_rows())
+            self.tensors.load(self._base, self.tensors.changing())
+            return trained.metrics, self._evaluate(first_rows()) if self.evaluates else {}
+
+    def take_frozen(self, path: Path) -> None:
+        """Take the frozen tensors from a file. Raises: CodeError if they are not this model's; FileNotFoundError."""
+        self._frozen_path, self._frozen = path, FrozenTensors(path, self.tensors)
+
+    def confirm(self) -> None:
+        """Note that the last result was reported."""
+        self._updates.confirm()
+
+    def weights_file(self) -> bytes:
+        """Return what training may change of the model, as it is now."""
+        return self.tensors.weights_file()
+
+    def frozen_file(self) -> bytes | None:
+        """Return what never changes of the model, or None if there is nothing."""
+        return self.tensors.frozen_file()
+
+    def _begin(self) -> None:
+        seed_everything(self._order.seed, self._device)
+        self._script = Script(self._code_dir, self._order.entry, self._order.config)
+        assert self._script.model is not None  # noqa: S101 - a script without a model has raised
+        with calling("reading the model's tensors", self._code_dir):
+            self.tensors = ModelTensors.of(self._script.model)
+        if self._frozen_path:
+            self.take_frozen(self._frozen_path)
+
+    def _train(self, part: Part) -> Trained:
+        try:
+            self._script.train(part)
+            self.items = part.items
+            self.tensors.clear_gradients()
+            self.tensors.check_structure()
+            return difference(self._base, self.tensors, part.metrics)
+        except BaseException:
+            self._begin()  # the next assignment finds a script that waits for it, whatever became of this one
+            raise
+
+    def _evaluate(self, part: Part) -> dict[str, float]:
+        if self._script.evaluate is None:
+            raise CodeError("the script gives farm.parts no evaluate function")
+        model = self.tensors.model
+        set_mode(model, self._code_dir, training=False)
+        with torch.no_grad(), calling("evaluate(model, part)", self._code_dir, function=self._script.evaluate):
+            found = self._script.evaluate(model, part)
+            metrics = {str(name): as_number(value) for name, value in found.items()}
+        set_mode(model, self._code_dir, training=True)
+        return metrics
+
+    def _part(self, order: Run, progress: ProgressReporter) -> Part:
+        def rows(items: int) -> Sequence[int]:
+            return [row for piece in order.pieces for row in self._rows(piece, order.epoch, items)]
+
+        return Part(rows, round_number=order.round, epoch=order.epoch, advance=progress.advance)
+
+    def _rows(self, piece: Piece, epoch: int, items: int) -> list[int]:
+        if piece.first_row + piece.shard_samples > items:
+            raise CodeError(
+                f"the data set has {items} items here, and had more where the task was submitted: every client must "
+                "have the same data"
+            )
+        order = shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
+        stride = StrideOrder(items, self._order.seed)
+        return [stride.item(piece.first_row + row) for row in order[piece.start : piece.stop].tolist()]
+
+    def _take_weights(self, order: Run) -> None:
+        """Put the round's global weights into the model, from the order or from memory."""
+        if order.weights is not None:
+            self._hold(order.weights_digest, safetensors.torch.load(order.weights))
+        elif order.weights_path is not None:
+            self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
+        elif order.weights_digest != self._base_digest:
+            raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
+        if self._frozen is None:
+            self.tensors.load(self._base)
+        else:
+            self._frozen.restore()
+            self.tensors.load(self._base, self.tensors.changing())
+
+    def _hold(self, digest: str, weights: TensorMap) -> None:
+        """Keep a version where the script has put its model."""
+        device = next(iter(self.tensors.parameters.values())).device
+        self._base = {name: tensor.to(device) for name, tensor in weights.items()}
+        self._base_digest = digest

@@ -1,0 +1,250 @@
+"""Scripts with a loop of their own: found, run, checked, and trained to the bits of their own loop."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+
+from farm_client.data.order import StrideOrder, shard_order
+from farm_client.executor.failures import CodeError, LossNotFinite
+from farm_client.executor.messages import LoadTask, Piece, Run
+from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.rehearsal import rehearse
+from farm_client.executor.rehearsal_records import RehearsalRequest
+from farm_client.executor.script import is_script
+from farm_client.executor.script_runner import ScriptRunner
+from farm_client.own_loop import host_parts
+from protocol.digests import digest_bytes
+from protocol.messages import Kind
+from protocol.recipe import Mode
+from protocol.tasks import Split
+
+HEAD = """
+import torch
+import farm_client as farm
+
+config = farm.config(lr=0.1)
+x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.1), torch.nn.Linear(4, 1))
+optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
+"""
+LOOP = """
+for part in farm.parts(model):
+    for x, y in part.loader(dataset, batch_size=5):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+    part.done(metrics={"loss": loss})
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_host_stays():
+    yield
+    host_parts(None)
+
+
+class Bench:
+    """A script in this process, and orders for it."""
+
+    def __init__(self, folder, source, **changes):
+        (folder / "train.py").write_text(source)
+        order = LoadTask(
+            task_id="t",
+            code_dir=str(folder),
+            entry="train.py",
+            config={"lr": 0.05},
+            mode=Mode.WEIGHTS,
+            seed=3,
+            batch_samples=8,
+            dataset_kind="code",
+            scratch_dir=str(folder),
+            report_bytes=1 << 20,
+        )
+        self.runner = ScriptRunner(order.model_copy(update=changes), torch.device("cpu"))
+        self.weights = self.runner.weights_file()
+
+    def run(self, stop=20, kind=Kind.TRAIN, round_number=0, weights=None, samples=40):
+        data = self.weights if weights is None else weights
+        piece = Piece(shard=0, split=Split.TRAIN, shard_samples=samples, first_row=0, path=None, start=0, stop=stop)
+        order = Run(
+            assignment_id=f"a{round_number}",
+            kind=kind,
+            round=round_number,
+            epoch=0,
+            weights_digest=digest_bytes(data),
+            weights=data,
+            pieces=(piece,),
+        )
+        done = self.runner.run(order, ProgressReporter(lambda _advance: None))
+        self.runner.confirm()
+        return done
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import farm_client\nfor p in farm_client.parts(m): pass", True),
+        ("import farm_client as f\nlist(f.parts(m))", True),
+        ("from farm_client import parts as ps\nfor p in ps(m): pass", True),
+        ("def main():\n    import farm_client as farm\n    for p in farm.parts(m): pass", True),
+        ("import farm_client\n# farm_client.parts(m)\n", False),
+        ("from farm_client import log\ndef parts(m): pass\nparts(1)", False),
+        ("import other as farm\nfarm.parts(m)", False),
+        ("this is no Python", False),
+        ("\x00", False),
+    ],
+)
+def test_a_script_is_known_by_its_call(tmp_path, source, found):
+    (tmp_path / "train.py").write_text(source)
+    assert is_script(tmp_path / "train.py") is found
+    assert not is_script(tmp_path / "absent.py")
+
+
+def test_a_part_is_trained_to_the_bits_of_the_loop_itself(tmp_path):
+    bench = Bench(tmp_path, HEAD.replace("torch.nn.Dropout(0.1)", "torch.nn.Tanh()") + LOOP)
+    done = bench.run()
+    shuffled = shard_order(3, 0, 0, 40, Split.TRAIN)[:20].tolist()
+    rows = [StrideOrder(40, 3).item(row) for row in shuffled]
+    base = safetensors.torch.load(bench.weights)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    model.load_state_dict(base)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    for start in range(0, 20, 5):
+        batch = x[rows[start : start + 5]]
+        optimizer.zero_grad()
+        (model(batch) - batch.sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+    update = safetensors.torch.load(done.update)
+    assert done.samples == 20
+    assert set(done.metrics) == {"loss"}
+    assert all(torch.equal(update[name], base[name] - value) for name, value in model.state_dict().items())
+
+
+def test_a_repeated_assignment_gives_the_same_update(tmp_path):
+    first, second = (Bench(tmp_path, HEAD + LOOP).run().update for _ in range(2))
+    assert first == second, "dropout is seeded by the assignment"
+
+
+def test_the_optimizer_keeps_its_state_from_part_to_part(tmp_path):
+    bench = Bench(tmp_path, HEAD + LOOP)
+    fresh = Bench(tmp_path, HEAD + LOOP).run(round_number=1).update
+    bench.run()
+    assert bench.run(round_number=1).update != fresh
+
+
+EVALUATION = """
+def count(model, part):
+    assert not model.training
+    return {"rows": len(part.rows_of(40))}
+"""
+
+
+def test_held_out_rows_are_evaluated_by_the_scripts_function(tmp_path):
+    bench = Bench(tmp_path, HEAD + EVALUATION + LOOP.replace("farm.parts(model)", "farm.parts(model, evaluate=count)"))
+    assert bench.runner.evaluates
+    assert bench.run(stop=7, kind=Kind.EVALUATE).metrics == {"rows": 7.0}
+    assert bench.run().samples == 20, "and trains on"
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        ("print('nothing')", "ended without calling farm.parts"),
+        ("farm.parts", "ended without calling farm.parts"),
+        ("raise ValueError('early')", r"train.py:10: ValueError: early"),
+        ("list(farm.parts(3))", "takes a torch.nn.Module, not int"),
+    ],
+)
+def test_a_script_that_comes_to_no_part_is_told_at_once(tmp_path, loop, said):
+    with pytest.raises(CodeError, match=said):
+        Bench(tmp_path, HEAD + loop)
+
+
+FAULTY = """
+import pathlib
+
+for part in farm.parts(model):
+    if pathlib.Path(config["marker"]).exists():
+        part.read(part.rows_of(40))
+        part.done()
+        continue
+    BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("part.done()", r"part\.done\(\) came with"),
+        ("next(iter(part.loader(dataset))); part.done()", "came with 19 of 20 rows unread"),
+        ("break", r"left its loop without part\.done"),
+        ("pass", r"ended without part\.done"),
+        ("part.read([999])", "known once the data set is"),
+        ("1 / 0", r"train\.py:18: ZeroDivisionError"),
+        ("exit()", "SystemExit"),
+        ("part.rows_of(39)", "the data set has 39 items here, and had more"),
+        ("model.extra = torch.nn.Linear(1, 1); part.read(part.rows_of(40)); part.done()", "extra"),
+    ],
+)
+def test_what_a_body_does_wrong_is_named_and_the_next_part_finds_a_new_script(tmp_path, body, said):
+    marker = tmp_path / "again"
+    bench = Bench(tmp_path, HEAD + FAULTY.replace("BODY", body), config={"lr": 0.1, "marker": str(marker)})
+    with pytest.raises(CodeError, match=said):
+        bench.run()
+    marker.touch()
+    assert bench.run(round_number=1).samples == 20
+
+
+def test_a_model_that_became_nan_is_refused(tmp_path):
+    ruin = "    torch.nn.init.constant_(model[0].weight, float('nan'))\n    part.done"
+    bench = Bench(tmp_path, HEAD + LOOP.replace("    part.done", ruin))
+    with pytest.raises(LossNotFinite):
+        bench.run()
+
+
+def test_data_files_are_not_for_scripts(tmp_path):
+    with pytest.raises(CodeError, match="reads its own data"):
+        Bench(tmp_path, HEAD + LOOP, dataset_kind="files")
+
+
+def request(folder, source, **changes):
+    (folder / "train.py").write_text(source)
+    asked = RehearsalRequest(
+        code_dir=str(folder),
+        entry="train.py",
+        config={},
+        mode=Mode.WEIGHTS,
+        seed=3,
+        batch_samples=8,
+        folder=str(folder),
+    )
+    return asked.model_copy(update=changes)
+
+
+def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_path):
+    report = rehearse(request(tmp_path, HEAD + LOOP))
+    assert report.failed is None
+    assert (report.is_script, report.evaluates, report.rows) == (True, False, 40)
+    assert report.loss is not None
+    assert (tmp_path / "initial.weights").stat().st_size == report.weights_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mode": Mode.GRADIENTS}, "use --mode weights"),
+        ({"tries_batch": False}, "leave out --no-check"),
+    ],
+)
+def test_what_a_script_can_not_do_is_said_at_submission(tmp_path, changes, said):
+    report = rehearse(request(tmp_path, HEAD + LOOP, **changes))
+    assert said in report.failed.message
+
+
+def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):
+    assert rehearse(request(tmp_path, HEAD + LOOP, tries_batch=False, rows=40)).rows == 40

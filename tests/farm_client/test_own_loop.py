@@ -1,0 +1,99 @@
+"""Parts as a script sees them, and the one that it gets at home."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import farm_client as farm
+from farm_client.own_loop import Part, PartError
+
+DATA = torch.utils.data.TensorDataset(torch.arange(10.0))
+
+
+def part_of(rows, **options) -> Part:
+    return Part(lambda items: [row for row in rows if row < items], **options)
+
+
+def test_at_home_there_is_one_part_over_everything():
+    model = torch.nn.Linear(1, 1)
+    seen = []
+    for part in farm.parts(model):
+        for (x,) in part.loader(DATA, batch_size=4):
+            seen += x.tolist()
+        assert (part.round, part.epoch, part.unread) == (0, 0, 0)
+        part.done(metrics={"loss": torch.tensor(1.0)})
+    assert sorted(seen) == list(range(10))
+    assert seen != sorted(seen), "it is shuffled"
+
+
+def test_a_script_runs_by_itself(tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import torch\nimport farm_client as farm\n"
+        "for part in farm.parts(torch.nn.Linear(1, 1)):\n"
+        "    part.read(part.rows_of(3))\n"
+        "    part.done()\n"
+        "print('saved', farm.config(lr=0.1))\n"
+    )
+    answer = subprocess.run([sys.executable, tmp_path / "train.py"], capture_output=True, text=True, check=True)
+    assert answer.stdout == "saved {'lr': 0.1}\n"
+
+
+def test_a_loader_gives_the_parts_rows_in_their_order_and_counts_what_it_gave():
+    counted = []
+    part = part_of([7, 2, 9], advance=counted.append)
+    with pytest.raises(PartError, match="known once the data set is"):
+        _ = part.rows
+    loader = part.loader(DATA, batch_size=2)
+    assert len(loader) == 2
+    assert [x.tolist() for (x,) in loader] == [[7.0, 2.0], [9.0]]
+    assert (part.rows, part.items, part.unread, counted) == ([7, 2, 9], 10, 0, [2, 1])
+    assert len(list(loader)) == 2
+    assert counted == [2, 1, 0, 0], "a row that is read twice is one sample"
+
+
+def test_a_loop_that_breaks_off_leaves_rows_unread():
+    part = part_of(range(10))
+    next(iter(part.loader(DATA, batch_size=4)))
+    assert part.unread == 6
+
+
+def test_worker_processes_count_as_well():
+    part = part_of([4, 1, 3, 8])
+    assert sum(len(x) for (x,) in part.loader(DATA, batch_size=3, num_workers=1)) == 4
+    assert part.unread == 0
+
+
+@pytest.mark.parametrize("option", [{"shuffle": True}, {"sampler": None}, {"batch_sampler": None}])
+def test_who_chooses_the_rows_is_no_option(option):
+    with pytest.raises(PartError, match=f"takes no {next(iter(option))}"):
+        part_of([1]).loader(DATA, **option)
+
+
+def test_only_the_parts_own_rows_can_be_read():
+    part = part_of([1, 2])
+    part.rows_of(10)
+    with pytest.raises(PartError, match="row 5 is not in this part"):
+        part.read([1, 5])
+    with pytest.raises(PartError, match="had 10"):
+        part.rows_of(11)
+
+
+def test_a_part_is_done_once_and_with_numbers():
+    part = part_of([1])
+    with pytest.raises(ValueError, match="could not convert"):
+        part.done({"loss": "small"})
+    assert not part.is_done
+    part.done({"loss": 1})
+    assert part.metrics == {"loss": 1.0}
+    with pytest.raises(PartError, match="twice"):
+        part.done()
+
+
+def test_a_body_without_done_is_told():
+    with pytest.raises(PartError, match=r"ended without part\.done"):
+        for _part in farm.parts(torch.nn.Linear(1, 1)):
+            pass
