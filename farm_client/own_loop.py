@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 if TYPE_CHECKING:
     from torch import nn
 
-Evaluate = Callable[["nn.Module", "Part"], Mapping[str, SupportsFloat]]
+Evaluate = Callable[["nn.Module", "LoopPart"], Mapping[str, SupportsFloat]]
 """Called with the model and a part of held-out rows; returns metrics, means over the part's samples."""
 
 
@@ -26,7 +26,7 @@ class PartError(RuntimeError):
     """A part was used in a way that its books do not allow."""
 
 
-class Part:
+class LoopPart:
     """Some samples to train on, or to evaluate with. ``round`` and ``epoch`` count from 0.
 
     Rows are items of the script's own data set, in the order in which they are to be read. They are known once the data
@@ -40,7 +40,7 @@ class Part:
         round_number: int = 0,
         epoch: int = 0,
         advance: Callable[[int], None] = lambda _: None,
-        finish: Callable[[Part], None] = lambda _: None,
+        finish: Callable[[LoopPart], None] = lambda _: None,
     ) -> None:
         """``choose`` gives the rows for a data set of so many items; ``advance`` gets how many more were read."""
         self.round = round_number
@@ -109,7 +109,7 @@ class PartLoader:
     """A DataLoader over a part's rows. A batch that was given out counts as read."""
 
     def __init__(
-        self, part: Part, dataset: Any, rows: Sequence[int], batch_size: int, options: Mapping[str, Any]
+        self, part: LoopPart, dataset: Any, rows: Sequence[int], batch_size: int, options: Mapping[str, Any]
     ) -> None:
         from torch.utils.data import DataLoader, Subset  # noqa: PLC0415 - the agent imports no torch
 
@@ -134,7 +134,7 @@ class Host(Protocol):
     def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
         """Take the model that the script trains."""
 
-    def next_part(self) -> Part | None:
+    def next_part(self) -> LoopPart | None:
         """Return the next part, with the round's weights in the model; None at the end."""
 
     def config(self) -> Mapping[str, Any]:
@@ -145,12 +145,12 @@ class AtHome:
     """The host of a script that runs by itself: one part, all rows in random order."""
 
     def __init__(self) -> None:
-        self._parts = iter([Part(_shuffled)])
+        self._parts = iter([LoopPart(_shuffled)])
 
     def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
         """Nothing is to be sent from here."""
 
-    def next_part(self) -> Part | None:
+    def next_part(self) -> LoopPart | None:
         """Return the one part, and then None."""
         return next(self._parts, None)
 
@@ -175,7 +175,7 @@ def host_parts(host: Host | None) -> None:
     _host = host
 
 
-def parts(model: nn.Module, *, evaluate: Evaluate | None = None) -> Iterator[Part]:
+def parts(model: nn.Module, *, evaluate: Evaluate | None = None) -> Iterator[LoopPart]:
     """Yield parts to train on. ``evaluate`` is called with the model and a part of held-out rows.
 
     The optimizer belongs to the script and keeps its state from part to part. Raises: PartError if the loop's body ends

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from farm_client.executor.failures import CodeError, calling
-from farm_client.own_loop import Evaluate, Part, host_parts
+from farm_client.own_loop import Evaluate, LoopPart, host_parts
 
 
 def is_script(entry: Path) -> bool:
@@ -55,7 +55,7 @@ class Script:
         self._root = code_dir.resolve()
         self._entry = entry
         self._config = config
-        self._part: Part | None = None
+        self._part: LoopPart | None = None
         self._error: BaseException | None = None
         self._ended = False
         self._scripts_turn = threading.Semaphore(0)
@@ -66,7 +66,7 @@ class Script:
         if self.model is None:
             raise CodeError(f"{entry} ended without calling farm.parts(model): it has nothing to train on the farm")
 
-    def train(self, part: Part) -> None:
+    def train(self, part: LoopPart) -> None:
         """Have the script train on a part; returns once it has called ``part.done``."""
         if self._ended:
             raise CodeError(f"{self._entry} ended after a part: loop over farm.parts(model) to its end")
@@ -91,7 +91,7 @@ class Script:
             raise CodeError(f"farm.parts takes a torch.nn.Module, not {type(model).__name__}")
         self.model, self.evaluate = model, evaluate
 
-    def next_part(self) -> Part | None:
+    def next_part(self) -> LoopPart | None:
         """Give the executor the word until it has another part (on the script's thread)."""
         self._our_turn.release()
         self._scripts_turn.acquire()

@@ -22,7 +22,7 @@ from farm_client.executor.randomness import seed_everything
 from farm_client.executor.script import Script
 from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
-from farm_client.own_loop import Part
+from farm_client.own_loop import LoopPart
 from protocol.errors import NotFound
 from protocol.messages import Kind
 
@@ -83,8 +83,8 @@ class ScriptRunner:
         """
         self._base = {name: tensor.detach().clone() for name, tensor in self.tensors.changing().items()}
 
-        def first_rows() -> Part:
-            return Part(lambda items: range(min(samples, items)))
+        def first_rows() -> LoopPart:
+            return LoopPart(lambda items: range(min(samples, items)))
 
         with blaming(self._code_dir):
             trained = self._train(first_rows())
@@ -116,7 +116,7 @@ class ScriptRunner:
         if self._frozen_path:
             self.take_frozen(self._frozen_path)
 
-    def _train(self, part: Part) -> Trained:
+    def _train(self, part: LoopPart) -> Trained:
         try:
             self._script.train(part)
             self.items = part.items
@@ -127,7 +127,7 @@ class ScriptRunner:
             self._begin()  # the next assignment finds a script that waits for it, whatever became of this one
             raise
 
-    def _evaluate(self, part: Part) -> dict[str, float]:
+    def _evaluate(self, part: LoopPart) -> dict[str, float]:
         if self._script.evaluate is None:
             raise CodeError("the script gives farm.parts no evaluate function")
         model = self.tensors.model
@@ -138,11 +138,11 @@ class ScriptRunner:
         set_mode(model, self._code_dir, training=True)
         return metrics
 
-    def _part(self, order: Run, progress: ProgressReporter) -> Part:
+    def _part(self, order: Run, progress: ProgressReporter) -> LoopPart:
         def rows(items: int) -> Sequence[int]:
             return [row for piece in order.pieces for row in self._rows(piece, order.epoch, items)]
 
-        return Part(rows, round_number=order.round, epoch=order.epoch, advance=progress.advance)
+        return LoopPart(rows, round_number=order.round, epoch=order.epoch, advance=progress.advance)
 
     def _rows(self, piece: Piece, epoch: int, items: int) -> list[int]:
         if piece.first_row + piece.shard_samples > items:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import farm_client as farm
-from farm_client.own_loop import Part, PartError
+from farm_client.own_loop import LoopPart, PartError
 
 DATA = torch.utils.data.TensorDataset(torch.arange(10.0))
 
 
-def part_of(rows, **options) -> Part:
-    return Part(lambda items: [row for row in rows if row < items], **options)
+def part_of(rows, **options) -> LoopPart:
+    return LoopPart(lambda items: [row for row in rows if row < items], **options)
 
 
 def test_at_home_there_is_one_part_over_everything():
