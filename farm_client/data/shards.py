@@ -89,10 +89,20 @@ class TableRows:
 class DatasetRows:
     """Rows of a map-style data set; ``item`` says which of its items each row is.
 
-    ``is_shared``: all shards are rows of this one data set, which is kept in any case.
+    ``is_shared``: all shards are rows of this one data set, which is kept in any case. ``collate`` makes a batch of
+    a list of items.
     """
 
-    def __init__(self, dataset: Any, samples: int, item: Callable[[int], int], *, is_shared: bool) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        samples: int,
+        item: Callable[[int], int],
+        *,
+        is_shared: bool,
+        collate: Callable[[list[Any]], Batch] = default_collate,
+    ) -> None:
+        self._collate = collate
         self._dataset = dataset
         self._item = item
         self.samples = samples
@@ -108,7 +118,7 @@ class DatasetRows:
 
     def join(self, parts: Sequence[list[Any]]) -> Batch:
         """Collate the items as torch's DataLoader does."""
-        return default_collate([item for part in parts for item in part])
+        return self._collate([item for part in parts for item in part])
 
 
 def read_shard(path: Path) -> TableRows:

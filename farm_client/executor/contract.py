@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
@@ -123,6 +124,10 @@ class Contract:
             if not isinstance(found, Mapping):
                 raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
             return {metric_name(name): as_number(value) for name, value in found.items()}
+
+    def collate(self, items: list[Any]) -> Any:
+        """Return the batch of some of a data set's items, by the researcher's ``collate_fn`` if there is one."""
+        return self.module.collate_fn(items) if self.has("collate_fn") else default_collate(items)
 
     def load_shard(self, shard: object) -> Any:
         """Return what the researcher's ``load_shard`` makes of a shard."""

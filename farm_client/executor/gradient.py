@@ -1,30 +1,84 @@
-"""A batch's gradient: the loss, its checks, and the backward pass."""
+"""A batch's gradient: the loss, its checks, and the backward pass; in parts where the whole does not fit the memory."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, calling
+from farm_client.executor.failures import CodeError, calling, is_out_of_memory
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.means import remark
+from farm_client.executor.samples import even_sizes
 from farm_client.executor.step_metrics import Number, check_loss, left_there
+
+_NORM_SAMPLES: Final = 2
+"""BatchNorm needs as many samples at a time."""
 
 
 class BatchGradient:
-    """Adds the gradients of batches' mean losses to a model's parameters."""
+    """Adds the gradients of batches' mean losses to a model's parameters.
 
-    def __init__(self, contract: Contract, model: torch.nn.Module) -> None:
+    Where the memory is too short for a batch it is taken in two parts, or four, and so on, which is remembered. The
+    gradient is the mean of the parts' own, weighted by samples: that of the whole batch, unless the model itself looks
+    at more than one sample at a time, as BatchNorm does.
+    """
+
+    def __init__(self, contract: Contract, tensors: ModelTensors) -> None:
         self._contract = contract
-        self._model = model
+        self._tensors = tensors
+        self._largest_part: int | None = None
+        has_norm = any(isinstance(module, _BatchNorm) for module in tensors.model.modules())
+        self._smallest_part = _NORM_SAMPLES if has_norm else 1
 
-    def add(self, batch: Any, step: int) -> dict[str, Number]:
+    def add(self, batch: Any, samples: int, step: int) -> dict[str, Number]:
         """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics.
 
-        A loss on an accelerator stays there, unchecked: reading it would wait for all that the accelerator has to do.
-        Raises: CodeError, LossNotFinite.
+        No parameter has a gradient yet. A loss on an accelerator stays there, unchecked: reading it would wait for all
+        that the accelerator has to do. Raises: CodeError, LossNotFinite, memory errors of what can't be parted further.
         """
-        value = self._contract.loss(self._model, batch)
+        while True:
+            sizes = self._sizes(samples)
+            try:
+                return self._added(_parted(batch, sizes), sizes, step)
+            except BaseException as error:
+                if not is_out_of_memory(error) or not self._can_part_further(batch, samples, max(sizes)):
+                    raise
+            # Not before the error is gone: it holds on to the memory of what failed.
+            self._tensors.clear_gradients()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _sizes(self, samples: int) -> list[int]:
+        return [samples] if self._largest_part is None else even_sizes(samples, self._largest_part)
+
+    def _can_part_further(self, batch: Any, samples: int, failed: int) -> bool:
+        """Note that parts of ``failed`` samples don't fit; return whether smaller ones can be tried."""
+        largest = max(failed // 2, self._smallest_part)
+        sizes = even_sizes(samples, largest)
+        if max(sizes) >= failed or _parted(batch, sizes) == [batch]:
+            return False
+        self._largest_part = largest
+        remark(f"this machine's memory is too short for {failed} samples at a time: {max(sizes)} at a time from now on")
+        return True
+
+    def _added(self, parts: list[Any], sizes: list[int], step: int) -> dict[str, Number]:
+        if len(parts) == 1:
+            return self._add_mean(parts[0], 1.0, step)
+        total = sum(sizes)
+        sums: dict[str, Number] = {}
+        for part, size in zip(parts, sizes, strict=True):
+            share = size / total
+            for name, value in self._add_mean(part, share, step).items():
+                sums[name] = sums.get(name, 0.0) + value * share
+        return sums
+
+    def _add_mean(self, batch: Any, share: float, step: int) -> dict[str, Number]:
+        """Add this share of the gradient of a batch's mean loss; return the loss, whole, and the metrics."""
+        value = self._contract.loss(self._tensors.model, batch)
         number = left_there(value.loss)
         if not isinstance(number, torch.Tensor):
             check_loss(number, step)
@@ -33,5 +87,38 @@ class BatchGradient:
                 "the loss does not depend on the model's parameters: compute it from model(...) with gradients"
             )
         with calling("the loss's backward pass", self._contract.code_dir):
-            torch.autograd.backward(value.loss)
+            torch.autograd.backward(value.loss if share == 1.0 else value.loss * share)
         return {"loss": number, **value.metrics}
+
+
+class _Whole(Exception):
+    """A batch holds something that does not have a row for each sample."""
+
+
+def _parted(batch: Any, sizes: list[int]) -> list[Any]:
+    """Return a batch's rows in parts of these sizes; the batch alone if it can't be parted, or need not be."""
+    if len(sizes) == 1:
+        return [batch]
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    try:
+        return [_rows(batch, slice(start, start + size), sum(sizes)) for start, size in zip(starts, sizes, strict=True)]
+    except _Whole:
+        return [batch]
+
+
+def _rows(batch: Any, rows: slice, samples: int) -> Any:
+    """Return some rows of a batch of ``samples``. Raises: _Whole."""
+    match batch:
+        case torch.Tensor() if batch.ndim and len(batch) == samples:
+            return batch[rows]
+        case Mapping():
+            return {name: _rows(value, rows, samples) for name, value in batch.items()}
+        case list() if len(batch) == samples and all(isinstance(text, str) for text in batch):
+            return batch[rows]
+        case tuple() if hasattr(batch, "_fields"):
+            return type(batch)(*(_rows(value, rows, samples) for value in batch))
+        case tuple() | list():
+            return type(batch)(_rows(value, rows, samples) for value in batch)
+        case None:
+            return None
+    raise _Whole

@@ -41,7 +41,7 @@ class InnerLoop:
         """Return what has a state that a plain loop would keep from step to step, by name."""
         return dict(self.optimizers.by_name)
 
-    def step(self, batch: Any, number: int) -> dict[str, Number]:
+    def step(self, batch: Any, samples: int, number: int) -> dict[str, Number]:
         """Take one step, the round's ``number``-th from 1; return the loss and its metrics.
 
         Raises: CodeError, LossNotFinite.
@@ -50,8 +50,8 @@ class InnerLoop:
             return self._own_step(batch, number)
         optimizer = self.optimizers.only
         if needs_closure(optimizer):
-            return self._closure_step(optimizer, batch, number)
-        metrics = self._new_gradient(optimizer, batch, number)
+            return self._closure_step(batch, samples, number)
+        metrics = self._new_gradient(batch, samples, number)
         with calling("optimizer.step()", self.contract.code_dir):
             optimizer.step()
         return metrics
@@ -62,23 +62,23 @@ class InnerLoop:
         self.untouched = set()
         return metrics
 
-    def _closure_step(self, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> dict[str, Number]:
+    def _closure_step(self, batch: Any, samples: int, number: int) -> dict[str, Number]:
         """Step an optimizer that computes the gradient several times. The metrics are those of the first time."""
         computed: list[dict[str, Number]] = []
 
         def closure() -> float:
-            computed.append(self._new_gradient(optimizer, batch, number))
+            computed.append(self._new_gradient(batch, samples, number))
             return float(computed[-1]["loss"])
 
         with calling("optimizer.step(closure)", self.contract.code_dir):
-            optimizer.step(closure)
+            self.optimizers.only.step(closure)
         return computed[0] if computed else {}
 
-    def _new_gradient(self, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> dict[str, Number]:
+    def _new_gradient(self, batch: Any, samples: int, number: int) -> dict[str, Number]:
         """Put the batch's gradient, as the optimizer is to step by it, in the place of the last one."""
         with calling("optimizer.zero_grad()", self.contract.code_dir):
-            optimizer.zero_grad(set_to_none=True)
-        metrics = self.gradient.add(batch, number)
+            self.optimizers.only.zero_grad(set_to_none=True)
+        metrics = self.gradient.add(batch, samples, number)
         self.untouched = {name for name in self.untouched if self.tensors.parameters[name].grad is None}
         self.contract.on_before_step(self.tensors.model, self.optimizers.given, number - 1)
         self.rules.before_step(self.tensors.parameters.values())

@@ -60,7 +60,7 @@ class TaskRunner:
         self._base: TensorMap = {}
         self._base_digest = ""
         self._states = StateFiles(self.tensors, self.contract.code_dir)
-        self._gradient = BatchGradient(self.contract, self.tensors.model)
+        self._gradient = BatchGradient(self.contract, self.tensors)
         self._kept_optimizers: Optimizers | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""

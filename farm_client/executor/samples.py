@@ -93,7 +93,7 @@ class Batches:
 def _about_items(error: BaseException) -> str:
     if "equal size" not in text_of(error):
         return ""
-    return "; the items of one batch must have one shape (there is no collate_fn): pad them"
+    return "; the items of one batch must have one shape: pad them, or add collate_fn(items), which makes the batch"
 
 
 def as_tuple(batch: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
@@ -175,7 +175,13 @@ class SampleSource:
                 raise MissingFile(f"{MissingFile().message} ({piece.path})") from error
         stride = StrideOrder(self.count_rows(), self._order.seed)
         first = piece.first_row
-        return DatasetRows(self._dataset, piece.shard_samples, lambda row: stride.item(first + row), is_shared=True)
+        return DatasetRows(
+            self._dataset,
+            piece.shard_samples,
+            lambda row: stride.item(first + row),
+            is_shared=True,
+            collate=self._contract.collate,
+        )
 
     def _own_rows(self, piece: Piece) -> Rows:
         path = None if piece.path is None else Path(piece.path)
@@ -185,7 +191,8 @@ class SampleSource:
             with calling("load_shard(shard)", self._contract.code_dir):
                 return TableRows({str(name): as_column(name, values) for name, values in loaded.items()})
         if hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__"):
-            return DatasetRows(loaded, len(loaded), lambda row: row, is_shared=False)
+            collate = self._contract.collate
+            return DatasetRows(loaded, len(loaded), lambda row: row, is_shared=False, collate=collate)
         raise CodeError(
             f"load_shard must return a dict of tensors or a map-style data set, it returned {type(loaded).__name__}"
         )

@@ -29,9 +29,10 @@ CONTRACT_FUNCTIONS: Final = (
     "make_dataset",
     "train_step",
     "on_before_step",
+    "collate_fn",
 )
 _CLOSE: Final = 0.8
-_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "training_step", "collate_fn"})
+_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "training_step"})
 """What other trainers call in a module; the farm does not."""
 
 

@@ -52,7 +52,7 @@ def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Map
     loop.begin()
     means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
-        means.add(step, loop.step(batch, step), samples)
+        means.add(step, loop.step(batch, samples, step), samples)
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
@@ -74,7 +74,7 @@ def sum_gradients(
     means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         tensors.clear_gradients()
-        values = gradient.add(batch, step)
+        values = gradient.add(batch, samples, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)

@@ -408,4 +408,4 @@ def test_a_metric_that_is_no_number_is_named(tmp_path: Path) -> None:
 def test_ragged_items_are_told_of_the_missing_collate_fn(tmp_path: Path) -> None:
     source = LINEAR + "\n    def make_dataset(config): return [{'x': torch.ones(i % 3 + 1)} for i in range(64)]\n"
     told = complaint(rehearsed(tmp_path, source, sample_path=None, sample_rows=0))
-    assert "(there is no collate_fn): pad them" in told
+    assert "pad them, or add collate_fn(items)" in told

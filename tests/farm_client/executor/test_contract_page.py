@@ -21,8 +21,9 @@ def test_the_example_trains(tmp_path: Path) -> None:
 
 
 def test_every_function_has_its_row() -> None:
-    rows = re.findall(r"^\| `(\w+)\((?:config|model|shard)", PAGE, re.MULTILINE)
-    assert set(rows) == {name for name in vars(Contract) if not name.startswith("_")} - {"has", "begin", "finish"}
+    rows = re.findall(r"^\| `(\w+)\((?:config|model|shard|items)", PAGE, re.MULTILINE)
+    methods = {name for name in vars(Contract) if not name.startswith("_")} - {"has", "begin", "finish", "collate"}
+    assert set(rows) == methods | {"collate_fn"}
 
 
 def test_every_form_of_data_has_its_row() -> None:
