@@ -40,7 +40,6 @@ class LoopPart:
         round_number: int = 0,
         epoch: int = 0,
         advance: Callable[[int], None] = lambda _: None,
-        finish: Callable[[LoopPart], None] = lambda _: None,
     ) -> None:
         """``choose`` gives the rows for a data set of so many items; ``advance`` gets how many more were read."""
         self.round = round_number
@@ -49,7 +48,6 @@ class LoopPart:
         self.is_done = False
         self._choose = choose
         self._advance = advance
-        self._finish = finish
         self._rows: Sequence[int] | None = None
         self._size = 0
         self._read: set[int] = set()
@@ -102,7 +100,6 @@ class LoopPart:
             raise PartError("part.done() was called twice")
         self.metrics = {str(name): float(value) for name, value in (metrics or {}).items()}
         self.is_done = True
-        self._finish(self)
 
 
 class PartLoader:
