@@ -29,7 +29,7 @@ MOST_ROUNDS: Final = 16
 """So many rounds may be volatile: clients keep their updates of them, and a crash trains them again."""
 MOST_SECONDS: Final = 5.0
 """A version that is not durable so long after its commit keeps its task's next round from opening."""
-_BOOKS: Final = ("version", "epoch", "cursor", "leftover", "samples_done", "loss", "metrics")
+_BOOKS: Final = ("version", "epoch", "cursor", "leftover", "samples_done", "loss", "metrics", "stopped")
 """What of a task's record belongs to its version."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from coordinator.early_stopping import evaluated
 from coordinator.in_flight import Home
 from coordinator.planning import count_samples
 from coordinator.records import SampleRange
@@ -45,7 +46,9 @@ def finish_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
     close_evaluation(turn, run, step)
     run.checkpoint = replace(run.checkpoint, metrics=metrics)
     turn.save(run.checkpoint)
-    turn.save(run.update(metrics=metrics))
+    judged = evaluated(replace(run.record, metrics=metrics))
+    early = {"best_value": judged.best_value, "stale_evaluations": judged.stale_evaluations, "stopped": judged.stopped}
+    turn.save(run.update(metrics=metrics, **early))
     turn.measure(run, step.number, "eval", metrics)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     turn.note("evaluated", f"version {step.number} on {samples} held-out samples: {shown}", run)

@@ -61,6 +61,12 @@ class TaskRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     priority_set: int | None = None
     """What a person set since it was submitted, instead of the specification's priority."""
+    best_value: float | None = None
+    """The best value so far of the metric that ``keep_best`` names."""
+    stale_evaluations: int = 0
+    """How many evaluations there were since that one."""
+    stopped: str | None = None
+    """Why it ends before its recipe does, once that is so."""
 
     @property
     def priority(self) -> int:

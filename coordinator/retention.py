@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.records import CheckpointRecord
-from protocol.recipe import Recipe
+from protocol.recipe import Recipe, parse_rule
 
 
 def kept_rounds(checkpoints: Sequence[CheckpointRecord], recipe: Recipe) -> set[int]:
@@ -29,8 +29,7 @@ def best_checkpoint(checkpoints: Sequence[CheckpointRecord], rule: str | None) -
     """
     if rule is None:
         return None
-    direction, metric = rule.split(":", 1)
-    sign = 1 if direction == "max" else -1
+    sign, metric = parse_rule(rule)
     rated = [c for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))]
     return max(rated, key=lambda c: (sign * c.metrics[metric], c.round), default=None)
 

@@ -13,6 +13,7 @@ from math import isfinite
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
 from coordinator.deltas import keep_delta
 from coordinator.durability import become_volatile
+from coordinator.early_stopping import out_of_time
 from coordinator.events import RoundAggregated
 from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
@@ -209,6 +210,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         leftover=step.owed,
         samples_done=run.record.samples_done + samples,
         loss=metrics.get("loss", run.record.loss),
+        stopped=run.record.stopped or out_of_time(run.record, turn.now),
     )
     turn.save(task)
     turn.measure(run, step.number, "train", metrics)

@@ -50,7 +50,9 @@ def evaluation_is_due(task: TaskRecord) -> bool:
 
 
 def is_finished(task: TaskRecord) -> bool:
-    """Whether the task has trained all of its recipe."""
+    """Whether the task has trained all of its recipe, or is to stop before."""
+    if task.stopped:
+        return True
     recipe = task.spec.recipe
     if recipe.rounds is not None and task.version >= recipe.rounds:
         return True

@@ -222,7 +222,9 @@ def complete(turn: Turn, run: TaskRun) -> None:
         turn.move(run, TaskState.ASSIGNED, "nothing is left to train")
     if run.record.state is TaskState.ASSIGNED:
         turn.move(run, TaskState.RUNNING, "its last evaluation was given up")
-    turn.move(run, TaskState.COMPLETED, f"trained {counted(run.record.version, 'round')}", finished_at=turn.now)
+    early = f", and stopped: {run.record.stopped}" if run.record.stopped else ""
+    reason = f"trained {counted(run.record.version, 'round')}{early}"
+    turn.move(run, TaskState.COMPLETED, reason, finished_at=turn.now)
     stop_work(turn, run, "the task is complete")
 
 

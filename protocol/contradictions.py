@@ -16,6 +16,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
         _of_optimizer(recipe)
         or _of_clients(recipe)
         or _of_best(recipe, dataset)
+        or _of_early_stops(recipe, dataset)
         or _of_samples(recipe, dataset)
         or _of_votes(recipe, dataset)
     )
@@ -45,6 +46,18 @@ def _of_best(recipe: Recipe, dataset: Dataset | None) -> str | None:
         return "keep_best needs evaluations, and evaluate_every is 0: leave one of them out"
     if dataset is not None and not dataset.samples(Split.HOLDOUT):
         return "keep_best needs held-out samples to measure on, and there are none: give a holdout, such as 0.2"
+    return None
+
+
+def _of_early_stops(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    if recipe.patience is not None and recipe.keep_best is None:
+        return "patience needs a metric that should get better: add keep_best, such as min:loss"
+    if recipe.target is None:
+        return None
+    if not recipe.evaluate_every:
+        return "target needs evaluations, and evaluate_every is 0: leave one of them out"
+    if dataset is not None and not dataset.samples(Split.HOLDOUT):
+        return "target needs held-out samples to measure on, and there are none: give a holdout, such as 0.2"
     return None
 
 

@@ -29,6 +29,7 @@ from protocol.optimizers import OptimizerName, OptionValue
 from protocol.schedule import Schedule
 
 BEST_RULE: Final = r"^(min|max):.+$"
+TARGET_RULE: Final = r"^(.+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)$"
 
 
 class Mode(StrEnum):
@@ -184,6 +185,20 @@ class Recipe(Frozen):
     def _reads_older_recipes(cls, recipe: Any) -> Any:
         return with_inner_state(recipe)
 
+    patience: Positive | None = None
+    """Stop after so many evaluations in which the metric of ``keep_best`` was no better than its best."""
+    target: str | None = Field(default=None, max_length=100, json_schema_extra={"pattern": TARGET_RULE})
+    """``accuracy>=0.95`` or ``loss<=0.1``: stop at the first evaluation that says so."""
+    max_seconds: Interval | None = None
+    """Stop at the first commit so many seconds after a client first worked on it."""
+
+    @field_validator("target")
+    @classmethod
+    def _is_a_bound(cls, target: str | None) -> str | None:
+        if target is not None and not re.match(TARGET_RULE, target):
+            raise ValueError(f"{target!r} is no target: write accuracy>=0.95, or loss<=0.1")
+        return target
+
     @field_validator("keep_best")
     @classmethod
     def _says_which_way(cls, rule: str | None) -> str | None:
@@ -248,6 +263,21 @@ class Recipe(Frozen):
         if self.update_codec.name is not CodecName.NONE and self.update_codec.error_feedback:
             return "error feedback makes an update depend on what its client sent before: set error_feedback = false"
         return None
+
+
+def parse_rule(rule: str) -> tuple[int, str]:
+    """Return 1 or -1, with which more is better, and the metric's name of a rule such as ``max:accuracy``."""
+    direction, metric = rule.split(":", 1)
+    return (1 if direction == "max" else -1), metric
+
+
+def parse_target(target: str) -> tuple[str, int, float]:
+    """Return the metric's name, 1 for ``>=`` and -1 for ``<=``, and the bound. Raises: ValueError if it is none."""
+    found = re.match(TARGET_RULE, target)
+    if found is None:
+        raise ValueError(f"{target!r} is no target")
+    metric, relation, bound = found.groups()
+    return metric, (1 if relation == ">=" else -1), float(bound)
 
 
 class Requirements(Frozen):

@@ -61,6 +61,9 @@ class TaskRow(SQLModel, table=True):
     loss: float | None
     metrics: dict[str, float] = Field(sa_type=JSON)
     priority_set: int | None = Field(sa_type=WHOLE)
+    best_value: float | None
+    stale_evaluations: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
+    stopped: str | None
 
 
 class SubmissionRow(SQLModel, table=True):

@@ -52,6 +52,9 @@ class SubmitOptions:
             "pipeline": "no-pipeline",
             "trim_share": "none",
             "keep_best": "none",
+            "patience": "none",
+            "target": "none",
+            "max_seconds": "none",
             "clip_norm": "none",
             "clip_value": "none",
         }
@@ -246,6 +249,35 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--patience",
+            min=1,
+            metavar="N",
+            help="Stop after N evaluations in which the metric of --keep-best got no better.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="METRIC>=X",
+            help="Stop when an evaluation reaches it, as in accuracy>=0.95 or loss<=0.1.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-seconds",
+            min=0.001,
+            metavar="S",
+            help="Stop with the first round that ends so long after the start.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     ignore: Annotated[
         list[str] | None,
         typer.Option(
@@ -302,6 +334,9 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "keep_checkpoints": options.keep_checkpoints,
             "keep_every": options.keep_every,
             "keep_best": options.keep_best,
+            "patience": options.patience,
+            "target": options.target,
+            "max_seconds": options.max_seconds,
             "clip_norm": options.clip_norm,
             "clip_value": options.clip_value,
             "ignore": tuple(options.ignore) if options.ignore else None,

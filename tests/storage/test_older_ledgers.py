@@ -18,9 +18,15 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
+_BEFORE_0006 = (
+    "ALTER TABLE tasks DROP COLUMN best_value",
+    "ALTER TABLE tasks DROP COLUMN stale_evaluations",
+    "ALTER TABLE tasks DROP COLUMN stopped",
+)
 _BEFORE_0005 = (
     "ALTER TABLE checkpoints DROP COLUMN inner_state_digest",
     "ALTER TABLE checkpoints DROP COLUMN inner_state_bytes",
+    *_BEFORE_0006,
 )
 _BEFORE_0004 = (
     "DROP INDEX ix_tasks_state",
@@ -30,6 +36,7 @@ _BEFORE_0004 = (
 )
 _BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
+    "0005": _BEFORE_0006,
     "0004": _BEFORE_0005,
     "0003": _BEFORE_0004,
     "0002": _BEFORE_0003,
