@@ -233,9 +233,10 @@ def _metrics(values: Mapping[Any, Any], function: str, where: str = "") -> dict[
     """Return what a function of the researcher's returned, as numbers. Raises: CodeError naming what is none."""
     numbers: dict[str, Number] = {}
     for name, value in values.items():
+        known_as = metric_name(name)
         try:
             is_tensor = isinstance(value, torch.Tensor) and value.numel() == 1
-            numbers[metric_name(name)] = left_there(value) if is_tensor else as_number(value)
+            numbers[known_as] = left_there(value) if is_tensor else as_number(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CodeError(f"{function} returned {name!r}{where}, which is no number: {text_of(error)}") from error
     return numbers
