@@ -41,7 +41,7 @@ class Retention:
         noted, self._recipes = self._recipes, {}
         for task_id, recipe in noted.items():
             old = superseded(await self._ledger.checkpoints(task_id), recipe)
-            ripe = [c for c in old if c.weights.is_small or c.created_at + self._grace_seconds < now]
+            ripe = [c for c in old if _rides(c) or c.created_at + self._grace_seconds < now]
             if len(ripe) < len(old):
                 self._recipes.setdefault(task_id, recipe)
             if ripe:
@@ -56,6 +56,12 @@ class Retention:
     def _delete(self, referenced: Collection[str], garbage: Collection[str]) -> set[str]:
         self._blobs.collect(referenced, self._grace_seconds, time.time(), among=garbage)
         return {digest for digest in garbage if not self._blobs.has(digest)}
+
+
+def _rides(checkpoint: CheckpointRecord) -> bool:
+    """Whether all that clients need of a version can come inside of messages."""
+    state = checkpoint.inner_state
+    return checkpoint.weights.is_small and (state is None or state.is_small)
 
 
 def superseded(checkpoints: Collection[CheckpointRecord], recipe: Recipe) -> list[CheckpointRecord]:

@@ -284,6 +284,7 @@ class Simulation:
                 optimizer=None,
                 manifest=blob(f"manifest {c.task_id}/{c.round + 1}"),
                 created_at=self.now,
+                inner_state=blob(f"state {c.task_id}/{c.round + 1}"),
             )
             delta = self._delta(c, checkpoint)
             self.handle(RoundAggregated(c.task_id, c.round, c.attempt, checkpoint, delta))

@@ -9,8 +9,8 @@ from coordinator.commands import FlushCheckpoint, OpenRound, Save
 from coordinator.events import Action, AggregationFailed, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.records import RoundState
-from protocol.messages import Ack, Assign
-from tests.coordinator.farm_simulation import Simulation, spec
+from protocol.messages import Ack, Assign, Kind
+from tests.coordinator.farm_simulation import Simulation, blob, spec
 
 
 def farm_of(**recipe: object) -> Simulation:
@@ -194,6 +194,23 @@ def test_stopping_goes_back_to_the_last_durable_version(action: Action) -> None:
     books = farm.task()
     farm.finish_writes()
     assert farm.task() == books, "what was undone is not durable, though the disk has it"
+
+
+def test_an_assignment_names_the_inner_state_of_its_version_after_a_step_back_too() -> None:
+    farm = farm_of(evaluate_every=2)
+    play(farm, 1)
+    farm.handle(TaskAction("t1", Action.PAUSE))
+    farm.handle(TaskAction("t1", Action.RESUME))
+    assigned = [m for m in farm.volunteers["ada"].messages if isinstance(m, Assign)]
+    states = {m.round: None if m.round == 0 else blob(f"state t1/{m.round}") for m in assigned}
+    assert [(m.round, m.inner_state) for m in assigned] == [(n, states[n]) for n in (0, 1, 2, 1)]
+
+
+def test_an_evaluation_needs_no_inner_state() -> None:
+    farm = farm_of(evaluate_every=1, holdout=(8,))
+    assigned = [m for v in farm.volunteers.values() for m in v.messages if isinstance(m, Assign)]
+    assert {m.kind for m in assigned} == {Kind.TRAIN, Kind.EVALUATE}
+    assert not any(m.inner_state for m in assigned if m.kind is Kind.EVALUATE)
 
 
 def test_a_version_of_the_same_number_that_was_undone_is_not_the_one_that_is_there_now() -> None:

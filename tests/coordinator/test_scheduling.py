@@ -9,15 +9,16 @@ import pytest
 from coordinator.eligibility import needed_ram_bytes, qualifies
 from coordinator.events import AssignmentRejected, ClientConnected, ClientReady
 from coordinator.lifecycle import TaskState
+from coordinator.offers import brief
 from coordinator.queue import band, fair_share, queue_order
 from coordinator.records import ClientRecord, TaskRecord
 from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind, RejectCode
-from protocol.recipe import Requirements
+from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources
 from protocol.tasks import Footprint
-from protocol.versions import FROZEN_APART
+from protocol.versions import CARRIED_STATE, FROZEN_APART
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -310,6 +311,17 @@ def test_frozen_tensors_as_a_file_of_their_own_go_to_clients_that_can_take_them(
     assert new.held[0].task.frozen == blob("frozen")
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "it needs a newer aifarm" in reasons["old"]
+
+
+def test_a_state_is_carried_by_clients_that_can(farm: Simulation) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(CARRIED_STATE,)))
+    farm.submit(spec(inner_state="carried"))
+    assert not old.held
+    assert new.held[0].task.inner_state is InnerState.CARRIED
+    assert not new.held[0].task.keep_inner_optimizer, "an older client would take it for that"
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert "it needs a newer aifarm" in reasons["old"]
+    assert brief("t2", spec(inner_state="kept")).keep_inner_optimizer
 
 
 def test_clients_of_one_name_are_told_apart_where_reasons_name_them(farm: Simulation) -> None:

@@ -233,6 +233,38 @@ def test_small_deltas_ride_inline_instead_of_the_weights():
     assert kept.filled(assign(b"weights")).weights.inline == b"weights"
 
 
+def test_an_inner_state_rides_beside_the_weights_as_far_as_there_is_room():
+    kept = MemoryBlobs(capacity_bytes=10 * INLINE_BYTES)
+    whole, half = bytes(INLINE_BYTES), b"s" * (INLINE_BYTES // 2)
+    for blob in (b"weights", whole, half):
+        kept.keep(blob)
+
+    def filled(weights: bytes, state: bytes, **changes: object) -> tuple[bool, bool]:
+        message = assign(weights).model_copy(update={"inner_state": model.ref(state), **changes})
+        message = kept.filled(message)
+        return message.weights.inline is not None, message.inner_state.inline is not None
+
+    assert filled(b"weights", half) == (True, True)
+    assert filled(b"weights", whole) == (True, False)
+    assert filled(whole, half) == (True, False)
+    assert filled(bytes(INLINE_BYTES + 1), half) == (False, True)
+    assert filled(b"weights", half, deltas=with_deltas(half).deltas) == (False, True)
+    assert filled(b"weights", half, deltas=with_deltas(half, half).deltas) == (False, False)
+    held = kept.with_state(assign(b"weights").model_copy(update={"inner_state": model.ref(half)}))
+    assert (held.weights.inline, held.inner_state.inline) == (None, half), "who holds the weights gets the state alone"
+
+
+def test_a_version_that_is_nowhere_else_is_kept_whole():
+    kept = MemoryBlobs(capacity_bytes=0)
+    blobs = {digest_bytes(data): data for data in (b"weights", b"state")}
+    kept.pin("t", digest_bytes(b"weights"), blobs)
+    assert [kept.pinned(digest) for digest in blobs] == [b"weights", b"state"]
+    kept.unpin("t", digest_bytes(b"older"))
+    assert kept.pinned(digest_bytes(b"state")) == b"state"
+    kept.unpin("t", digest_bytes(b"weights"))
+    assert kept.pinned(digest_bytes(b"state")) is None
+
+
 def test_the_latest_deltas_go_into_a_message_and_no_more_than_it_can_carry():
     kept = MemoryBlobs(capacity_bytes=10 * INLINE_BYTES)
     old, middle, new = (bytes([i]) * (INLINE_BYTES // 2 - i) for i in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from protocol.contradictions import contradiction
-from protocol.recipe import Recipe
-from protocol.tasks import Dataset, Shard, Split
+from protocol.recipe import InnerState, Recipe
+from protocol.tasks import Dataset, Shard, Split, TaskBrief
+from tests.protocol import samples
 
 HELD_OUT = Dataset(kind="code", shards=(Shard(index=0, samples=100), Shard(index=1, samples=10, split=Split.HOLDOUT)))
 NOTHING_HELD_OUT = Dataset(kind="code", shards=(Shard(index=0, samples=100),))
@@ -108,3 +110,43 @@ def test_a_share_is_for_the_trimmed_mean_and_has_bounds(fields: dict[str, Any]) 
 def test_a_recipe_of_before_is_of_the_mean() -> None:
     old = Recipe(rounds=1).model_dump(mode="json", exclude={"aggregate", "trim_share"})
     assert Recipe.model_validate(old) == Recipe(rounds=1, aggregate="mean")
+
+
+CARRIED = {"rounds": 1, "inner_state": "carried"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"mode": "gradients"}, "the server has the optimizer"),
+        ({"pipeline": True, "max_staleness": 1}, 'use "kept", or leave pipeline out'),
+        ({"aggregate": "median", "min_clients": 3}, "a mean can be spoilt"),
+        ({"aggregate": "trimmed_mean", "trim_share": 0.2}, "a mean can be spoilt"),
+    ],
+)
+def test_a_state_is_not_carried_where_none_would_be_there_or_safe(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Recipe.model_validate(CARRIED | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_clients": 1},
+        {"max_staleness": 2, "over_provision": 0.5, "quorum": 0.5},
+        {"update_codec": {"name": "int8"}, "weights_codec": {"name": "int8"}},
+        {"parts": "fixed"},
+    ],
+)
+def test_a_state_is_carried_beside_all_else(fields: dict[str, Any]) -> None:
+    assert Recipe.model_validate(CARRIED | fields).inner_state is InnerState.CARRIED
+
+
+@pytest.mark.parametrize(("said", "meant"), [(True, InnerState.KEPT), (False, InnerState.FRESH)])
+def test_older_peers_say_keep_inner_optimizer(said: bool, meant: InnerState) -> None:
+    older = {"rounds": 1, "keep_inner_optimizer": said}
+    assert Recipe.model_validate(older).inner_state is meant
+    assert Recipe.model_validate_json(json.dumps(older)).inner_state is meant
+    assert Recipe.model_validate(older | CARRIED).inner_state is InnerState.CARRIED
+    brief = samples.BRIEF.model_dump(exclude={"inner_state"}) | {"keep_inner_optimizer": said}
+    assert TaskBrief.model_validate(brief).inner_state is meant

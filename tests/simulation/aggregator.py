@@ -12,7 +12,7 @@ from coordinator.events import AggregationFailed, CheckpointDamaged, CheckpointD
 from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
 from protocol.tasks import BlobRef
-from tests.simulation.exact_weights import aggregate_of
+from tests.simulation.exact_weights import aggregate_of, state_of
 from tests.simulation.violation import check
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class Aggregator:
             optimizer=None,
             manifest=None,
             created_at=self._world.server_now(),
+            inner_state=state_of(digest),
         )
         self._forget(task)
         task.in_memory = (digest, weights)

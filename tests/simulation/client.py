@@ -32,7 +32,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.resources import Load, Resources
-from tests.simulation.exact_weights import Update, value_of
+from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
 from tests.simulation.violation import check
 
@@ -228,6 +228,9 @@ class Client:
 
     def _consider(self, assign: Assign) -> None:
         check(assign.assignment_id not in self.jobs, f"{assign.assignment_id} is assigned twice")
+        has_state = assign.round > 0 and assign.kind is Kind.TRAIN
+        expected = state_of(assign.weights.digest) if has_state else None
+        check(assign.inner_state == expected, f"{assign.assignment_id} begins with the state of another version")
         mishap, self.next = self.next, Mishap()
         code = mishap.rejects
         if self.draining:

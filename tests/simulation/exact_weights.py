@@ -49,6 +49,12 @@ def aggregate_of(recipe: Recipe, values: Iterable[int]) -> int:
             return sum(votes)
 
 
+def state_of(weights_digest: str) -> BlobRef:
+    """Return the inner optimizer's state of a version: it is that of the updates which the weights are of."""
+    digest = digest_bytes(f"the state of {weights_digest}".encode())
+    return BlobRef.model_construct(digest=digest, size_bytes=8, inline=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """The content of an update: whose it is, and what it adds."""

@@ -34,9 +34,9 @@ from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
 from coordinator.lifecycle import ENDED
 from coordinator.records import AssignmentRecord
-from coordinator.state import TaskRun
+from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Ack, Cancel
+from protocol.messages import Ack, Assign, Cancel
 from tests.simulation import server
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -259,6 +259,31 @@ def acknowledge_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
 def roll_nothing_back(patch: pytest.MonkeyPatch) -> None:
     """A task that stops keeps the books of versions that it has no checkpoint of."""
     patch.setattr(tasks, "roll_back", lambda _turn, run, _why: setattr(run, "volatile", None))
+
+
+def hand_out_the_state_of_the_version_before(patch: pytest.MonkeyPatch) -> None:
+    """An assignment names the weights of its version, and the optimizer's state of an earlier one."""
+    assign, states = offers._assign, {}
+
+    def stale(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Assign:
+        message = assign(turn, run, client, record)
+        before = states.setdefault(run.task_id, message.inner_state)
+        states[run.task_id] = message.inner_state
+        return message.model_copy(update={"inner_state": before})
+
+    patch.setattr(offers, "_assign", stale)
+
+
+def roll_back_the_weights_alone(patch: pytest.MonkeyPatch) -> None:
+    """A task that stops goes back to the last durable weights, and keeps the optimizer's state of the newest ones."""
+    roll_back = tasks.roll_back
+
+    def keep_state(turn: Turn, run: TaskRun, why: str) -> None:
+        state = run.checkpoint.inner_state
+        roll_back(turn, run, why)
+        run.checkpoint = replace(run.checkpoint, inner_state=state)
+
+    patch.setattr(tasks, "roll_back", keep_state)
 
 
 def acknowledge_more_than_is_durable(patch: pytest.MonkeyPatch) -> None:
@@ -653,6 +678,8 @@ MUTANTS: tuple[Mutant, ...] = (
     save_the_newest_books_only,
     wait_for_no_disk,
     roll_nothing_back,
+    hand_out_the_state_of_the_version_before,
+    roll_back_the_weights_alone,
     leave_what_is_held_waiting,
     take_no_slot,
     leave_it_with_its_client,

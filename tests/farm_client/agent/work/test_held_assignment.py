@@ -47,6 +47,19 @@ def died(code: str) -> ExecutorDied:
     return ExecutorDied(ProcessDeath(code, "it ended"), "computing", ("one line", "the last line"))
 
 
+@pytest.mark.parametrize("carried", [None, b"state"])
+def test_an_inner_state_is_fetched_unless_it_came_along(carried: bytes | None, tmp_path: Path) -> None:
+    ref = BlobRef(digest=digest_bytes(b"state"), size_bytes=5, inline=carried)
+    with_state, without = Held(ASSIGN.model_copy(update={"inner_state": ref})), Held(ASSIGN)
+    cache = BlobCache(tmp_path, max_bytes=1000)
+    order = with_state.run_order(cache, b"weights", None)
+    assert (order.inner_state, order.inner_state_path) == (carried, None if carried else str(cache.path(ref.digest)))
+    assert with_state.files() == [*without.files(), *([] if carried else [ref])]
+    assert ref in with_state.blobs()
+    order = without.run_order(cache, b"weights", None)
+    assert (order.inner_state, order.inner_state_path) == (None, None)
+
+
 class TestFailure:
     """Any error has an answer, which says who could do better."""
 
