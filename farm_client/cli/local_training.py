@@ -17,10 +17,12 @@ from farm_client.cli.submit_options import SubmitOptions
 from farm_client.cli.watch import watch_task
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import best_round
+from farm_client.sdk.default_mode import LOOPBACK
 from farm_client.sdk.download import check_output
 from farm_client.sdk.farm import Farm
 from farm_client.sdk.outcome import TaskOutcome, outcome_of
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
+from farm_client.sdk.submission import Prepared
 from protocol.errors import FarmError
 from protocol.rest import TaskView
 from protocol.wording import counted
@@ -39,7 +41,7 @@ class LocallyTrained:
     farm: LocalFarm
     api: FarmApi
     task: TaskView
-    notes: tuple[str, ...] = ()
+    prepared: Prepared
     round: int | None = None
     """The rounds behind the model that was fetched, if one was."""
 
@@ -57,7 +59,7 @@ def train_locally(
     out.say(f"[dim]starting a farm with {counted(volunteers, 'volunteer')} on this machine[/]")
     with _ending_on_interrupt(), launched_farm(folder / "farm") as complete:
         # The server starts while the task is tried and packed.
-        prepared = prepare_here(options, folder / "task", out)
+        prepared = prepare_here(options, folder / "task", out, LOOPBACK)
         farm = complete(volunteers)
         out.say(f"[dim]the farm is at {farm.address.url}/ in a browser; its volunteers test their machine and join[/]")
         with FarmApi(farm.address, tidy=not out.as_json, retry=RetryWhileAway(RETRY_SECONDS)) as api:
@@ -67,7 +69,7 @@ def train_locally(
             if outcome_of(task) is TaskOutcome.COMPLETED:
                 model = api.model(task_id, wanted_round(api, prepared.spec.recipe.keep_best, task_id, out))
                 fetch(api, model, output, out)
-            yield LocallyTrained(farm, api, task, prepared.notes, None if model is None else model.round)
+            yield LocallyTrained(farm, api, task, prepared, None if model is None else model.round)
 
 
 def wanted_round(api: FarmApi, keep_best: str | None, task_id: str, out: Output) -> int | None:

@@ -15,6 +15,7 @@ from farm_client.cli.invocation import Invocation
 from farm_client.cli.local_training import train_locally
 from farm_client.cli.logs import show_prints
 from farm_client.cli.output import OutputKind
+from farm_client.cli.submit import chosen_mode
 from farm_client.cli.submit_options import SubmitOptions
 from farm_client.sdk.outcome import TaskOutcome, outcome_of
 
@@ -37,6 +38,7 @@ def run(
         "task": result.task.model_dump(mode="json"),
         "path": str(output),
         "round": result.round,
-        "notes": list(result.notes),
+        "notes": list(result.prepared.notes),
+        **chosen_mode(result.prepared),
     }
     invocation.out.emit(OutputKind.RUN, report, lambda: Text(str(output)))

@@ -20,6 +20,7 @@ from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.pull import transfer_bar
 from farm_client.cli.submit_options import SubmitOptions, describe_task, settings_file
 from farm_client.cli.watch import watch_task
+from farm_client.sdk.default_mode import AssumedLink
 from farm_client.sdk.farm import Farm
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import Prepared, Submission, prepare
@@ -51,29 +52,40 @@ def submit(
         farm = Farm.over(api)
         warm_start = _find_warm_start(farm, source, invocation.out) if source else None
         with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
-            prepared = prepare_here(options, Path(folder), invocation.out, warm_start)
+            prepared = prepare_here(options, Path(folder), invocation.out, farm.link, warm_start)
             reply = send(farm, prepared, invocation.out)
-        told = {**reply.model_dump(mode="json"), "notes": list(prepared.notes)}
+        told = {**reply.model_dump(mode="json"), "notes": list(prepared.notes), **chosen_mode(prepared)}
         invocation.out.emit(OutputKind.SUBMITTED, told, lambda: Text(reply.task.task_id))
         _tell_next(reply, invocation.out)
         if watch:
             finish(api, watch_task(api, reply.task.task_id, invocation.out), invocation.out)
 
 
-def prepare_here(options: SubmitOptions, folder: Path, out: Output, warm_start: WarmStart | None = None) -> Prepared:
+def prepare_here(
+    options: SubmitOptions, folder: Path, out: Output, link: AssumedLink, warm_start: WarmStart | None = None
+) -> Prepared:
     """Check and pack the task on this machine; what is to be uploaded stays in ``folder``, which is made.
 
+    ``link`` is the farm's to its clients, for a recipe that leaves the mode open.
     Raises: InvalidTask and its kin, saying what is wrong with the code, the data or the settings.
     """
     if options.config is None and (settings := settings_file(options)) is not None:
         out.say(f"[dim]settings: {escape(str(settings))}; the command line wins over it[/]")
-    submission = replace(describe_submission(options), warm_start=warm_start)
+    submission = replace(describe_submission(options), warm_start=warm_start, chosen_for=link)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = _prepare(submission, folder, out)
     for note in prepared.notes:
         out.say(f"[bold yellow]note:[/] {escape(note)}")
     out.say(f"[dim]{_describe(prepared)}[/]")
+    if prepared.choice is not None:
+        out.say(escape(prepared.choice.sentence))
     return prepared
+
+
+def chosen_mode(prepared: Prepared) -> dict[str, str | None]:
+    """Return what programs are told of the mode: which it is, and why, where it was chosen here."""
+    choice = prepared.choice
+    return {"mode": prepared.spec.recipe.mode, "mode_chosen": None if choice is None else choice.sentence}
 
 
 def send(farm: Farm, prepared: Prepared, out: Output) -> SubmitReply:

@@ -11,13 +11,13 @@ from typing import Annotated, ClassVar, Final
 import typer
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
-from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
+from farm_client.sdk.default_mode import MAX_ROUND_SAMPLES
+from farm_client.sdk.submission import GRADIENT_BATCHES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
 from protocol.compression import CodecName
 from protocol.recipe import AggregateName, Mode, PartSizes, Recipe
 
 _PLAIN_DEFAULTS: Final = (
-    "mode",
     "batch_samples",
     "seed",
     "min_clients",
@@ -37,6 +37,7 @@ class SubmitOptions:
     SHOWN_DEFAULTS: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             **{name: str(Recipe.model_fields[name].default) for name in _PLAIN_DEFAULTS},
+            "mode": "chosen to give your own loop's model, and said at submit",
             "rounds": f"{DEFAULT_ROUNDS}, where neither is given",
             "epochs": "no limit",
             "name": "the file's",

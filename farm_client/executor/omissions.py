@@ -12,6 +12,11 @@ from typing import Final
 
 from farm_client.executor.failures import CodeError
 
+
+class TrainsOtherwise(CodeError):
+    """On the farm the code would train something else than it says."""
+
+
 SCHEDULE: Final = "schedule"
 """The name of a learning-rate scheduler in ``Recipe.ignore``."""
 
@@ -28,14 +33,14 @@ class Omission:
 def refuse_unless_ignored(omissions: Iterable[Omission], ignored: Collection[str]) -> tuple[str, ...]:
     """Return the notes to keep with the task.
 
-    Raises: CodeError naming all that would change what is trained and is not in ``ignored``.
+    Raises: TrainsOtherwise naming all that would change what is trained and is not in ``ignored``.
     """
     found = list(dict.fromkeys(omissions))
     refused = [omission for omission in found if omission.changes_training and omission.name not in ignored]
     if refused:
         told = "; ".join(omission.sentence for omission in refused)
         options = " ".join(dict.fromkeys(f"--ignore {omission.name}" for omission in refused))
-        raise CodeError(
+        raise TrainsOtherwise(
             f"the farm would train something else than this code says: {told}; or accept that with {options}"
         )
     needless = sorted(set(ignored) - {omission.name for omission in found})

@@ -13,6 +13,7 @@ from farm_client.executor.layout import ModelTensors
 from farm_client.executor.omissions import Omission
 from farm_client.executor.optimizer_spec import unknown_to_the_server
 
+_BATCH_NORMS: Final = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _CLIP: Final = "clip inside a tensor hook (parameter.register_hook), or use --mode weights"
 
 
@@ -23,7 +24,19 @@ def obstacles(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> list[O
     """
     unknown = unknown_to_the_server(optimizer)
     found = [] if unknown is None else [Omission("optimizer", unknown, changes_training=True)]
+    found += batch_statistics(tensors.model)
     return [*found, *(one for one in left_with_the_client(optimizer, tensors) if one.changes_training)]
+
+
+def batch_statistics(model: torch.nn.Module) -> Iterator[Omission]:
+    """Yield the layers for which the parts of a batch are not the batch: they normalise by what they see at a time."""
+    if names := [name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)]:
+        yield Omission(
+            "batch_statistics",
+            f"in gradients mode {names[0]} ({len(names)} such layers) takes its statistics over a client's part of the "
+            "batch, not over the whole: let one client do a round, or use --mode weights",
+            changes_training=True,
+        )
 
 
 def own_steps(contract: Contract) -> Iterator[Omission]:

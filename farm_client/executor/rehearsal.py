@@ -17,8 +17,10 @@ import torch
 
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
-from farm_client.executor.omissions import refuse_unless_ignored
+from farm_client.executor.omissions import TrainsOtherwise, refuse_unless_ignored
+from farm_client.executor.on_server import obstacles, own_steps
 from farm_client.executor.optimizer_spec import outer_optimizer_of
+from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
@@ -37,21 +39,30 @@ _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
 def rehearse(request: RehearsalRequest) -> RehearsalReport:
     """Try a task and say what happened; a mistake in its code is reported, not raised."""
     try:
-        return _rehearsed(request)
+        return _in_either_mode(request) if request.mode is None else _rehearsed(request, request.mode)
     except BaseException as error:
         return RehearsalReport(failed=as_failed(error, None))
 
 
-def _rehearsed(request: RehearsalRequest) -> RehearsalReport:
+def _in_either_mode(request: RehearsalRequest) -> RehearsalReport:
+    """Try gradients mode, and weights mode where that would train otherwise than the task's own loop."""
+    try:
+        return _rehearsed(request, Mode.GRADIENTS)
+    except TrainsOtherwise as refusal:
+        obstacle = refusal.message
+    return _rehearsed(request, Mode.WEIGHTS).model_copy(update={"obstacle": obstacle})
+
+
+def _rehearsed(request: RehearsalRequest, mode: Mode) -> RehearsalReport:
     device = choose_device()
     if is_script(Path(request.code_dir) / request.entry):
         return _script_tried_out(request, device)
-    runner = TaskRunner(_load_order(request), device)
+    runner = TaskRunner(_load_order(request, mode), device)
     with blaming(runner.contract.code_dir):
-        return _tried_out(runner, request, str(device))
+        return _tried_out(runner, request, mode, str(device))
 
 
-def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> RehearsalReport:
+def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device: str) -> RehearsalReport:
     weights = runner.weights_file()
     digest = digest_bytes(weights)
     path = Path(request.folder) / "initial.weights"
@@ -65,7 +76,9 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
     optimizers = runner.build_optimizers()
-    survey = Survey(runner, optimizers, request.mode)
+    if request.mode is None and mode is Mode.GRADIENTS:
+        _refuse_obstacles(runner, optimizers)
+    survey = Survey(runner, optimizers, mode)
     refuse_unless_ignored(survey.before() if request.tries_batch else survey.all(), request.ignore)
     report = RehearsalReport(
         weights_path=str(path),
@@ -73,7 +86,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, device: str) -> Re
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
         rows=rows,
-        outer=outer_optimizer_of(optimizers.only, runner.tensors) if request.mode is Mode.GRADIENTS else None,
+        outer=outer_optimizer_of(optimizers.only, runner.tensors) if mode is Mode.GRADIENTS else None,
+        mode=mode,
         device=device,
     )
     if request.tries_batch:
@@ -86,7 +100,7 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     """Run a script with a loop of its own up to its first part, and have it train on the first rows."""
     if request.mode is Mode.GRADIENTS:
         raise CodeError("a script with farm.parts hands in what its own steps changed: use --mode weights")
-    runner = ScriptRunner(_load_order(request), device)
+    runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
     weights = runner.weights_file()
     path, frozen_path = Path(request.folder) / "initial.weights", Path(request.folder) / "frozen.weights"
     path.write_bytes(weights)
@@ -115,13 +129,22 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     return report.model_copy(update={"peak_rss_bytes": _peak_rss_bytes()})
 
 
-def _load_order(request: RehearsalRequest) -> LoadTask:
+def _refuse_obstacles(runner: TaskRunner, optimizers: Optimizers) -> None:
+    """Raises: TrainsOtherwise, saying what of the task's steps the server can't take, without what to do about it."""
+    found = [*own_steps(runner.contract)]
+    if not found and len(optimizers.by_name) > 1:
+        raise TrainsOtherwise("the server steps one optimizer, and build_optimizer returned several")
+    if found or (found := obstacles(optimizers.only, runner.tensors)):
+        raise TrainsOtherwise(found[0].sentence.partition(": ")[0])
+
+
+def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
     return LoadTask(
         task_id="rehearsal",
         code_dir=request.code_dir,
         entry=request.entry,
         config=request.config,
-        mode=request.mode,
+        mode=mode,
         seed=request.seed,
         batch_samples=request.batch_samples,
         dataset_kind="files" if request.sample_path else "code",
@@ -169,7 +192,12 @@ def _tried(runner: TaskRunner, survey: Survey, orders: Sequence[Run]) -> dict[st
     survey.watch_training(train)
     survey.watch_evaluation(evaluate)
     trained, evaluated = done
-    return {"loss": trained.metrics.get("loss"), "metrics": trained.metrics, "evaluation": evaluated.metrics}
+    return {
+        "loss": trained.metrics.get("loss"),
+        "metrics": trained.metrics,
+        "evaluation": evaluated.metrics,
+        "batch_seconds": trained.compute_seconds,
+    }
 
 
 def _peak_rss_bytes() -> int:

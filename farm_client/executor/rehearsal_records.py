@@ -13,7 +13,9 @@ from protocol.recipe import InnerState, Mode, OuterOptimizer
 
 
 class RehearsalRequest(Frozen):
-    """What to try. ``sample_path`` is a shard file with ``sample_rows`` rows, absent for a data set made by code.
+    """What to try; without a ``mode`` gradients mode, or weights mode if the server can't take the task's steps.
+
+    ``sample_path`` is a shard file with ``sample_rows`` rows, absent for a data set made by code.
 
     ``rows`` is the data set's size where the researcher said it; otherwise ``make_dataset`` is asked.
     ``tries_batch`` false only builds the model.
@@ -22,7 +24,7 @@ class RehearsalRequest(Frozen):
     code_dir: str
     entry: str
     config: dict[str, Any]
-    mode: Mode
+    mode: Mode | None
     seed: int
     batch_samples: int
     inner_state: InnerState = InnerState.FRESH
@@ -62,5 +64,11 @@ class RehearsalReport(Frozen):
     """False of a script that gave no function for held-out rows."""
     notes: tuple[str, ...] = ()
     """What the farm will not do although the code asks for it."""
+    mode: Mode = Mode.WEIGHTS
+    """What was tried."""
+    obstacle: str = ""
+    """Where the mode was open: why it is not gradients mode."""
+    batch_seconds: float = 0.0
+    """What the batch took, the work of a first time included; 0 if none was tried."""
     peak_rss_bytes: int = 0
     device: str = ""

@@ -42,11 +42,14 @@ class CheckFailed(InvalidTask):
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried. ``source`` are the data files' rows; ``rows`` the size of a data set that ``load_shard`` makes."""
+    """What is tried; without a ``mode`` gradients mode, or weights mode if the server can't take the task's steps.
+
+    ``source`` are the data files' rows; ``rows`` the size of a data set that ``load_shard`` makes.
+    """
 
     bundle: Bundle
     config: Mapping[str, Any]
-    mode: Mode
+    mode: Mode | None
     batch_samples: int
     seed: int = 0
     source: RowSource | None = None

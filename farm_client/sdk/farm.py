@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farm_client.sdk.api import Action, FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.config import resolve_address
+from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, AssumedLink
 from farm_client.sdk.download import check_output, pull_model
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
 from farm_client.sdk.outcome import TaskEnded, TaskOutcome, is_over, outcome_of
@@ -45,7 +46,7 @@ class Task:
         self.id = view.task_id
         self.name = view.name
         self.notes = tuple(notes)
-        """What the check at submission had to say."""
+        """What was said at submission: which mode was chosen, if none was named, and what the check found."""
 
     def __repr__(self) -> str:
         return f"<Task {self.name} ({self.id})>"
@@ -172,6 +173,11 @@ class Farm:
         """Close the connections."""
         self.api.close()
 
+    @property
+    def link(self) -> AssumedLink:
+        """Return what the farm's lines to its clients are taken to be."""
+        return LOOPBACK if self.api.address.is_loopback else HOUSEHOLD
+
     def submit(
         self,
         code: str | Path,
@@ -205,11 +211,11 @@ class Farm:
         described = merge_settings(Path(settings) if settings is not None else usual_settings(path), given)
         warm_start = self.warm_start(start) if start else None
         asked = described.submission(path)
-        submission = replace(asked, check=check, submit_token=submit_token, warm_start=warm_start)
+        submission = replace(asked, check=check, submit_token=submit_token, warm_start=warm_start, chosen_for=self.link)
         with tempfile.TemporaryDirectory(prefix="aifarm-submit-") as folder:
             prepared = prepare(submission, Path(folder), on_progress)
             self.send(prepared)
-            return Task(self.api, self.queue(prepared).task, prepared.notes)
+            return Task(self.api, self.queue(prepared).task, prepared.spec.notes)
 
     def send(
         self,

@@ -21,6 +21,14 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
+from farm_client.sdk.default_mode import (
+    MAX_ROUND_SAMPLES,
+    AssumedLink,
+    ModeChoice,
+    TrialFacts,
+    choose_mode,
+    leaves_the_mode_open,
+)
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.contradictions import contradiction
@@ -33,8 +41,6 @@ from protocol.wording import sized
 
 MAX_SUBMITTER_CHARS: Final = 100
 MAX_NAME_CHARS: Final = 200
-MAX_ROUND_SAMPLES: Final = 65_536
-"""Weights mode, by default: a round is the whole training split, up to this many samples."""
 GRADIENT_BATCHES: Final = 8
 """Gradients mode, by default: a round (one optimizer step) is so many times ``batch_samples``."""
 CODE_ROW_BYTES: Final = 4096
@@ -51,7 +57,8 @@ class Submission:
     ``batch``: "dict", "tuple" (of all columns, in the data file's order), or the columns of the tuple.
 
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
-    ``warm_start`` takes the place of the weights that ``build_model`` starts with.
+    ``warm_start`` takes the place of the weights that ``build_model`` starts with. Where ``chosen_for`` is given, a
+    recipe that leaves the mode open gets the one that suits this link.
     """
 
     code: Path
@@ -70,16 +77,21 @@ class Submission:
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
     warm_start: WarmStart | None = None
+    chosen_for: AssumedLink | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task that can be submitted once the farm holds ``blobs`` (bytes, or the file with them, by digest)."""
+    """A task that can be submitted once the farm holds ``blobs`` (bytes, or the file with them, by digest).
+
+    ``choice`` is there where the recipe left the mode open.
+    """
 
     spec: TaskSpec
     blobs: dict[str, bytes | Path]
     report: RehearsalReport
     notes: tuple[str, ...] = ()
+    choice: ModeChoice | None = None
 
 
 def submitter_here() -> str:
@@ -112,10 +124,18 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     tell("checking", 1, 1)
     _check_best(submission.recipe.keep_best, report.evaluation)
     dataset, files = _sharded(submission, source, report, folder, tell)
+    choice = _choice(submission, report, dataset)
+    if choice is not None:
+        submission = replace(submission, recipe=submission.recipe.model_copy(update=choice.changes))
+        if choice.mode is not report.mode:
+            again = folder / choice.mode
+            again.mkdir()
+            report = run_trial(_trial(submission, bundle, source), again)
     files[bundle.blob.digest] = bundle.data
     start = _start(submission, report, folder)
     files |= start.files
     notes = (*(() if source is None else source.notes), *report.notes)
+    chosen = () if choice is None else (choice.sentence,)
     spec = TaskSpec(
         name=submission.name or _default_name(submission.code),
         submitter=submission.submitter,
@@ -131,11 +151,18 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         priority=submission.priority,
         rehearsed=submission.check,
         submit_token=submission.submit_token,
-        notes=notes[:MAX_NOTES],
+        notes=(*chosen, *notes)[:MAX_NOTES],
     )
     if why := contradiction(spec.recipe, dataset):
         raise InvalidTask(f"the recipe contradicts itself: {why}")
-    return Prepared(spec, files, report, notes)
+    return Prepared(spec, files, report, notes, choice)
+
+
+def _choice(submission: Submission, report: RehearsalReport, dataset: Dataset) -> ModeChoice | None:
+    if submission.chosen_for is None or report.is_script or not leaves_the_mode_open(submission.recipe):
+        return None
+    facts = TrialFacts(report.obstacle, report.weights_bytes, report.batch_seconds, dataset.samples(Split.TRAIN))
+    return choose_mode(submission.recipe, facts, submission.chosen_for)
 
 
 def _default_name(code: Path) -> str:
@@ -193,10 +220,11 @@ def _refuse_metrics(recipe: Recipe) -> None:
 
 
 def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> Trial:
+    is_open = submission.chosen_for is not None and leaves_the_mode_open(submission.recipe)
     return Trial(
         bundle=bundle,
         config=submission.config,
-        mode=submission.recipe.mode,
+        mode=None if is_open else submission.recipe.mode,
         batch_samples=submission.recipe.batch_samples,
         seed=submission.recipe.seed,
         source=source,

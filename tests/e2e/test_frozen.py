@@ -44,7 +44,9 @@ def test_a_frozen_base_is_sent_and_stored_once(tmp_path: Path, start_farm: Calla
     code.write_text(textwrap.dedent(CODE))
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(64, 4)).astype("f4"), y=rng.integers(0, 2, 64))
-    task = farm.submit(str(code), "--data", str(tmp_path / "data.npz"), "--rounds", "4", "--min-clients", "2")
+    task = farm.submit(
+        str(code), "--data", str(tmp_path / "data.npz"), "--mode", "weights", "--rounds", "4", "--min-clients", "2"
+    )
     assert farm.run("wait", task, "--timeout", "80").exit_code == 0
 
     kept = farm.api.checkpoints(task)

@@ -24,11 +24,13 @@ def make_dataset(config):
     return [{"x": row, "y": (row.sum() > 0).long()} for row in x]
 """
 
+RECIPE = {"mode": "weights", "rounds": 3, "evaluate_every": 1}
+
 
 async def test_a_program_trains_on_a_farm(shared_farm: RealFarm, tmp_path, capsys) -> None:
     (tmp_path / "train.py").write_text(CODE)
     with Farm(shared_farm.processes.farm_url) as farm:
-        task = farm.submit(tmp_path / "train.py", recipe={"rounds": 3, "evaluate_every": 1}, holdout=0.2)
+        task = farm.submit(tmp_path / "train.py", recipe=RECIPE, holdout=0.2)
         assert task.watch().state == "completed"
         assert "completed  round 3/3" in capsys.readouterr().out
         frame = task.metrics()

@@ -49,3 +49,10 @@ def _with_state(model: nn.Module) -> Optimizer:
 def test_obstacles_are_named(build: Callable[[nn.Module], Optimizer], names: list[str]) -> None:
     model = nn.Linear(3, 2)
     assert [one.name for one in obstacles(build(model), ModelTensors.of(model))] == names
+
+
+def test_layers_that_normalise_by_the_batch_are_an_obstacle() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    (found,) = obstacles(torch.optim.SGD(model.parameters(), lr=0.1), ModelTensors.of(model))
+    assert found.name == "batch_statistics"
+    assert "in gradients mode 1 (1 such layers)" in found.sentence

@@ -18,6 +18,7 @@ from farm_client.executor.rehearsal import rehearse
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk import check
 from farm_client.sdk.check import CheckFailed, check_task
+from farm_client.sdk.default_mode import LOOPBACK, AssumedLink
 from farm_client.sdk.submission import Prepared, Submission, complete_recipe, prepare
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
@@ -296,3 +297,47 @@ def test_the_columns_of_a_tuple_batch_are_written_into_the_recipe(
 def test_a_tuple_of_all_columns_needs_data_whose_columns_are_known(in_process: None, tmp_path: Path) -> None:
     with pytest.raises(InvalidTask, match="--batch tuple takes the columns of --data"):
         prepared(tmp_path, UNPACKS, batch="tuple", data=())
+
+
+SLOW = AssumedLink(bytes_per_second=1.0, round_seconds=60.0)
+HOOKED = """
+    def build_optimizer(model, config):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.register_step_pre_hook(lambda *_: None)
+        return optimizer
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "mode", "said"),
+    [
+        (TASK, LOOPBACK, Mode.GRADIENTS, "the plain loop's model"),
+        (TASK + HOOKED, LOOPBACK, Mode.WEIGHTS, "without its hooks (<lambda>); one client trains at a time"),
+        (TASK, SLOW, Mode.WEIGHTS, "an exchange of"),
+    ],
+)
+def test_a_mode_that_is_left_open_is_chosen_and_said(
+    tmp_path: Path, source: str, link: AssumedLink, mode: Mode, said: str
+) -> None:
+    ready = prepared(tmp_path, source, Recipe(rounds=300), chosen_for=link)
+    assert ready.choice is not None
+    assert said in ready.choice.sentence
+    assert ready.spec.recipe.mode is ready.report.mode is mode
+    assert ready.spec.notes[0] == ready.choice.sentence
+    assert ready.report.loss is not None
+    assert (ready.spec.recipe.outer.options["lr"] == 1.0) is (mode is Mode.WEIGHTS)
+    assert ready.spec.recipe.max_clients == (None if mode is Mode.GRADIENTS else 1)
+
+
+def test_a_mode_that_was_said_stays(tmp_path: Path) -> None:
+    ready = prepared(tmp_path, recipe=Recipe(rounds=3, mode=Mode.WEIGHTS), chosen_for=LOOPBACK)
+    assert (ready.choice, ready.spec.recipe.mode, ready.spec.notes) == (None, Mode.WEIGHTS, ())
+
+
+def test_code_that_fails_in_either_mode_is_refused_as_ever(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"parameters .* that are not in the model"):
+        prepared(
+            tmp_path,
+            TASK + HOOKED.replace("model.parameters()", "[*model.parameters(), nn.Parameter(torch.ones(2))]"),
+            chosen_for=LOOPBACK,
+        )

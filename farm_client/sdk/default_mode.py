@@ -1,0 +1,134 @@
+"""The mode of a task whose recipe names none: the one that gives the plain loop's model soonest.
+
+In gradients mode with the researcher's own batch as the global one, every step is the plain loop's, whoever computes
+parts of it; each step costs an exchange of the whole model with every client. In weights mode with one client a round,
+that client runs the plain loop, and an exchange comes once a round. So gradients mode is chosen where the server can
+take the steps and the exchanges stay affordable. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from protocol.recipe import InnerState, Mode, Recipe
+from protocol.wording import counted, sized
+
+MAX_ROUND_SAMPLES: Final = 65_536
+"""Weights mode, by default: a round is the whole training split, up to this many samples."""
+AFFORDABLE_SECONDS: Final = 600.0
+"""The exchanges of all steps may take as long as this together, or as long as the computing, whichever is more."""
+ROUND_FIELDS: Final = (
+    "round_samples",
+    "outer",
+    "inner_state",
+    "quorum",
+    "over_provision",
+    "max_staleness",
+    "pipeline",
+    "aggregate",
+    "trim_share",
+    "update_codec",
+    "weights_codec",
+)
+"""Who sets one of these has a way of training in mind that is no plain loop: weights mode, as they describe it."""
+CLIENT_FIELDS: Final = ("min_clients", "init_min_clients", "max_clients")
+
+
+@dataclass(frozen=True, slots=True)
+class AssumedLink:
+    """What lies between farm and clients: ``bytes_per_second`` of each direction, ``round_seconds`` of a tiny round."""
+
+    bytes_per_second: float
+    round_seconds: float
+
+
+LOOPBACK: Final = AssumedLink(bytes_per_second=1e8, round_seconds=0.02)
+"""As ``benchmarks rounds`` measures one client of two: 46 rounds/s of 1e5 parameters, 1.35 of 1e7."""
+HOUSEHOLD: Final = AssumedLink(bytes_per_second=12.5e6, round_seconds=0.1)
+"""A line of 100 Mbit/s, some 30 ms away: the farm does not know its clients' lines before it has served them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFacts:
+    """What the trial found: ``obstacle`` is what the server can't do of the task's steps, empty if it can all.
+
+    ``model_bytes`` travel each way in an exchange; ``batch_seconds`` is what one batch took here, its first time.
+    """
+
+    obstacle: str
+    model_bytes: int
+    batch_seconds: float
+    train_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChoice:
+    """``changes`` are the recipe's fields that it sets; ``sentence`` says what was chosen, why, and what it costs."""
+
+    mode: Mode
+    sentence: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def leaves_the_mode_open(recipe: Recipe) -> bool:
+    """Return whether the recipe names no mode and describes no way of training either."""
+    return not recipe.model_fields_set & {"mode", *ROUND_FIELDS}
+
+
+def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeChoice:
+    """Choose for a recipe that leaves the mode open. The samples trained on are the same in either mode.
+
+    A recipe's ``rounds`` are passes over the training split, of ``MAX_ROUND_SAMPLES`` at most.
+    """
+    steps = math.ceil(_total_samples(recipe, facts.train_samples) / recipe.batch_samples)
+    if facts.obstacle:
+        return _weights(recipe, facts.obstacle)
+    exchange = link.round_seconds + 2 * facts.model_bytes / link.bytes_per_second
+    if steps * exchange > max(AFFORDABLE_SECONDS, steps * facts.batch_seconds):
+        return _weights(
+            recipe,
+            f"an exchange of {sized(2 * facts.model_bytes)} for each of {counted(steps, 'step')} would take some "
+            f"{_duration(steps * exchange)}",
+        )
+    batch = min(recipe.batch_samples, facts.train_samples)
+    return ModeChoice(
+        Mode.GRADIENTS,
+        f"mode gradients: every step is the mean over your batch of {batch}, the plain loop's model; "
+        f"{sized(2 * facts.model_bytes)} a step and client, some {_duration(steps * exchange)} of exchanges in "
+        f"{counted(steps, 'step')}",
+        {
+            "mode": Mode.GRADIENTS,
+            "round_samples": batch,
+            "rounds": None,
+            "epochs": _total_samples(recipe, facts.train_samples) / facts.train_samples,
+        },
+    )
+
+
+def _weights(recipe: Recipe, why: str) -> ModeChoice:
+    """Return weights mode: the plain loop on one client a round, unless the recipe says how many there are to be."""
+    changes: dict[str, Any] = {"mode": Mode.WEIGHTS, "inner_state": InnerState.CARRIED}
+    said = next((name for name in CLIENT_FIELDS if name in recipe.model_fields_set), None)
+    if said is None:
+        cost = (
+            "one client trains at a time, as the plain loop does, and hands its optimizer's state on; others stand by"
+        )
+        changes["max_clients"] = 1
+    else:
+        cost = f"{said} is set: clients that share a round train apart and are averaged, which is not the plain loop"
+    return ModeChoice(Mode.WEIGHTS, f"mode weights: {why}; {cost}", changes)
+
+
+def _total_samples(recipe: Recipe, train_samples: int) -> float:
+    """Count the samples of the whole training."""
+    by_epochs = math.inf if recipe.epochs is None else recipe.epochs * train_samples
+    by_rounds = math.inf if recipe.rounds is None else recipe.rounds * min(train_samples, MAX_ROUND_SAMPLES)
+    return min(by_epochs, by_rounds)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,105 @@
+"""The mode that a recipe leaves open: gradients where that is affordable and the plain loop, else one client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from farm_client.sdk.default_mode import (
+    AFFORDABLE_SECONDS,
+    HOUSEHOLD,
+    LOOPBACK,
+    AssumedLink,
+    ModeChoice,
+    TrialFacts,
+    choose_mode,
+    leaves_the_mode_open,
+)
+from protocol.recipe import InnerState, Mode, Recipe
+
+
+def chosen(
+    recipe: dict[str, Any] | None = None,
+    obstacle: str = "",
+    model_bytes: int = 400_000,
+    batch_seconds: float = 0.1,
+    train_samples: int = 1000,
+    link: AssumedLink = LOOPBACK,
+) -> ModeChoice:
+    facts = TrialFacts(obstacle, model_bytes, batch_seconds, train_samples)
+    return choose_mode(Recipe.model_validate({"rounds": 20, **(recipe or {})}), facts, link)
+
+
+def made(choice: ModeChoice) -> Recipe:
+    """Return the recipe with the choice in it; its rules are checked anew."""
+    return Recipe.model_validate({"rounds": 20, **choice.changes})
+
+
+def test_the_researchers_batch_is_the_global_one() -> None:
+    choice = chosen({"batch_samples": 16})
+    assert choice.sentence.startswith("mode gradients: every step is the mean over your batch of 16")
+    recipe = made(choice)
+    assert (recipe.mode, recipe.round_samples, recipe.rounds, recipe.epochs) == (Mode.GRADIENTS, 16, None, 20)
+
+
+@pytest.mark.parametrize(
+    ("said", "rows", "epochs"),
+    [
+        ({"rounds": 3}, 1000, 3),
+        ({"rounds": 3}, 131_072, 1.5),
+        ({"rounds": None, "epochs": 2.5}, 1000, 2.5),
+        ({"rounds": 3, "epochs": 2.5}, 1000, 2.5),
+        ({"rounds": 2, "epochs": 2.5}, 1000, 2),
+    ],
+)
+def test_as_many_samples_are_trained_on_as_the_recipe_says(said: dict[str, Any], rows: int, epochs: float) -> None:
+    assert chosen(said, train_samples=rows, batch_seconds=10).changes["epochs"] == epochs
+
+
+def test_a_batch_is_no_larger_than_the_data() -> None:
+    assert chosen({"batch_samples": 512}, train_samples=100).changes["round_samples"] == 100
+
+
+def test_what_the_server_cannot_do_goes_to_one_client_at_a_time() -> None:
+    choice = chosen(obstacle="there is no Adadelta")
+    assert choice.sentence.startswith("mode weights: there is no Adadelta; one client trains at a time")
+    recipe = made(choice)
+    assert (recipe.mode, recipe.inner_state, recipe.max_clients) == (Mode.WEIGHTS, InnerState.CARRIED, 1)
+    assert recipe.rounds == 20
+
+
+@pytest.mark.parametrize("field", ["min_clients", "init_min_clients", "max_clients"])
+def test_a_recipe_that_counts_clients_keeps_its_number_and_hears_what_it_costs(field: str) -> None:
+    choice = chosen({field: 3}, obstacle="there is no Adadelta")
+    assert "max_clients" not in choice.changes
+    assert f"{field} is set" in choice.sentence
+
+
+def test_a_large_model_on_a_household_line_exchanges_once_a_round() -> None:
+    choice = chosen(model_bytes=50_000_000, link=HOUSEHOLD)
+    assert choice.mode is Mode.WEIGHTS
+    assert "an exchange of 95.4 MiB for each of 625 steps would take some 84 min" in choice.sentence
+    assert chosen(model_bytes=50_000_000).mode is Mode.WEIGHTS, "a second each on loopback, for 625 steps"
+    assert chosen(model_bytes=5_000_000).mode is Mode.GRADIENTS
+
+
+def test_exchanges_may_take_as_long_as_the_computing() -> None:
+    exchange = HOUSEHOLD.round_seconds + 100e6 / HOUSEHOLD.bytes_per_second
+    assert exchange * 625 > AFFORDABLE_SECONDS
+    for batch_seconds, mode in ((0.9 * exchange, Mode.WEIGHTS), (1.1 * exchange, Mode.GRADIENTS)):
+        assert chosen(model_bytes=50_000_000, batch_seconds=batch_seconds, link=HOUSEHOLD).mode is mode
+
+
+@pytest.mark.parametrize(
+    ("said", "is_open"),
+    [
+        ({}, True),
+        ({"batch_samples": 8, "seed": 1, "min_clients": 2}, True),
+        ({"mode": "weights"}, False),
+        ({"round_samples": 64}, False),
+        ({"update_codec": {"name": "int8"}}, False),
+    ],
+)
+def test_who_describes_a_way_of_training_gets_it(said: dict[str, Any], is_open: bool) -> None:
+    assert leaves_the_mode_open(Recipe.model_validate({"rounds": 1, **said})) is is_open
