@@ -44,12 +44,16 @@ def main():
                 case Run():
                     weights = order.weights or (Path(order.weights_path).read_bytes() if order.weights_path else held)
                     held = weights
-                    report = run(load, order, weights, connection)
+                    report = run(load, order, weights + state_of(order), connection)
                 case Rebase():
                     report = rebased(load, order)
                 case Stop():
                     return
             connection.sendall(pack_frame(report.model_dump()))
+
+
+def state_of(order):
+    return order.inner_state or (Path(order.inner_state_path).read_bytes() if order.inner_state_path else b"")
 
 
 def loaded(order):

@@ -12,7 +12,8 @@ import safetensors.numpy
 
 from coordinator.events import RoundAggregated
 from farm_server.tensors.task_tensors import warm_up
-from protocol.recipe import Recipe
+from protocol.inner_state import METADATA_KEY, PREFIX, as_json
+from protocol.recipe import InnerState, Recipe
 from protocol.tensors import UPDATE_METADATA, weights_metadata
 from tests.farm_server.tensors.aggregator_bench import Bench
 
@@ -26,10 +27,22 @@ def _file(tensors: int, elements: int, metadata: dict[str, str]) -> bytes:
     return safetensors.numpy.save({f"layer{i}": np.zeros(elements, np.float32) for i in range(tensors)}, metadata)
 
 
+def _with_state(tensors: int, elements: int) -> bytes:
+    """An update with a state of twice its size, as Adam has one."""
+    names = [f"{PREFIX}optimizer/state/layer{i}/{moment}" for i in range(tensors) for moment in ("first", "second")]
+    tree = {"dict": [[name, {"tensor": name}] for name in names]}
+    weights = {f"layer{i}": np.zeros(elements, np.float32) for i in range(tensors)}
+    metadata = {**UPDATE_METADATA, METADATA_KEY: as_json(tree)}
+    return safetensors.numpy.save(weights | {name: np.zeros(elements, np.float32) for name in names}, metadata)
+
+
 def main(folder: Path, *, recipe: dict[str, Any], tensors: int, elements: int, updates: int) -> int:
     bench = Bench(folder)
     bench.start_from(_file(tensors, elements, weights_metadata({}, {})), Recipe.model_validate(recipe))
-    update = bench.blobs.put_bytes(_file(tensors, elements, dict(UPDATE_METADATA)))
+    is_carried = bench.spec.recipe.inner_state is InnerState.CARRIED
+    data = _with_state(tensors, elements) if is_carried else _file(tensors, elements, dict(UPDATE_METADATA))
+    update = bench.blobs.put_bytes(data)
+    del data
     warm_up(1)
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -42,3 +42,7 @@ def test_deltas_take_a_master_copy_besides(tmp_path):
 def test_an_optimizer_takes_its_state_besides(tmp_path):
     adam = {"name": "adam", "options": {"lr": 0.1}}
     assert grown_bytes(tmp_path, outer=adam) < 4 * MODEL_BYTES + TEMPORARY_BYTES
+
+
+def test_a_carried_state_is_in_memory_once_however_many_bring_it(tmp_path):
+    assert grown_bytes(tmp_path, 3, inner_state="carried") < (2 + 2) * MODEL_BYTES + FIXED_BYTES

@@ -21,6 +21,7 @@ from protocol.messages import (
     Result,
     Scope,
 )
+from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone
 
@@ -71,6 +72,18 @@ async def test_large_weights_and_updates_travel_by_http(farm, start_agent):
         assert result.update.inline is None
         assert farm.blobs[result.update.digest] == weights + b"-shard"
         await peer.acknowledge(result)
+
+
+async def test_an_inner_state_comes_inside_the_message_or_by_http(farm, start_agent):
+    """The executor of this test puts what it was given into its update."""
+    small = BlobRef.carrying(b"-small")
+    async with start_agent():
+        peer = await joined(farm)
+        for state, given in ((None, b""), (small, b"-small"), (farm.store(b"-large"), b"-large"), (small, b"-small")):
+            await peer.send(farm.assign(farm.task()).model_copy(update={"inner_state": state}))
+            result = await peer.expect(Result)
+            assert result.update.inline == b"weights" + given + b"-shard"
+            await peer.acknowledge(result)
 
 
 async def test_a_slow_connection_gets_an_upload_of_what_a_quick_one_carries(farm, start_agent, monkeypatch):
