@@ -84,7 +84,10 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, home: Home 
     begin_stint(client, run, turn.settings, turn.now)
     run.join(client)
     turn.save(record)
-    turn.send(client, _assign(turn, run, client, record), holds_weights=holds_present(run, client))
+    before = run.record.samples_done + (step.samples if home else 0)  # of the round to come: this one comes first
+    in_round = run.record.spec.recipe.round_samples if home else step.samples
+    assign = _assign(turn, run, client, record).model_copy(update={"samples_before": before, "round_samples": in_round})
+    turn.send(client, assign, holds_weights=holds_present(run, client))
 
 
 def _timed(turn: Turn, run: TaskRun, client: ClientState, lease: Lease) -> Lease:

@@ -181,6 +181,9 @@ class Assign(Frozen):
     inner_state: BlobRef | None = None
     """What the inner optimizer begins with, where the version carries it; none yet before the first round."""
     slices: tuple[Slice, ...] = Field(max_length=MAX_SHARDS)
+    samples_before: Count = 0
+    """Samples that the task was trained on before this round; schedules go by them, and by ``round_samples``."""
+    round_samples: Count = 0
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""

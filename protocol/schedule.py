@@ -23,6 +23,11 @@ class Segment(Frozen):
 
 
 class Schedule(Frozen):
-    """All segments, from step 0 on; after them the last value stays."""
+    """All segments, from step 0 on; after them the last value stays.
+
+    No value is below ``least`` or above ``most``: a polynomial's rounding makes no negative rate of one that ends at 0.
+    """
 
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=2048)]
+    least: Finite
+    most: Finite

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from coordinator.numerics.clipping import Clipping
-from coordinator.numerics.schedule import first_values, value_at
+from coordinator.numerics.schedule import value_at
 from coordinator.numerics.update_rules import RULES, State, UpdateRule, options_of
 from protocol.errors import InvalidTask, LayoutMismatch
 from protocol.optimizers import OPTIMIZERS, Number, Several
@@ -226,14 +226,14 @@ def _group(spec: OuterOptimizer, group: ParameterGroup, shapes: Mapping[str, tup
 
 
 def _problem_of(schedules: Mapping[str, Schedule], options: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the schedules, by the values that their segments begin with."""
+    """Return what is wrong with the schedules."""
     for name, schedule in schedules.items():
         option = options.get("betas" if name in _BETAS else name)
         if isinstance(option, Several) and name in _BETAS:
             option = option.parts[_BETAS.index(name)]
         if not isinstance(option, Number):
             return f"has no number {name!r} that could follow a schedule"
-        for step, value in first_values(schedule):
+        for value in (schedule.least, schedule.most):
             if (problem := option.problem(value)) is not None:
-                return f"refuses its schedule: {name} is {value} at step {step}, it {problem}"
+                return f"refuses its schedule: {name} gets to {value}, it {problem}"
     return None

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from protocol.schedule import Schedule
 
 
 def value_at(schedule: Schedule, step: int) -> float:
     """Return the value at a global step, counted from 0; after the last segment its last value."""
+    return min(max(_unbounded(schedule, step), schedule.least), schedule.most)
+
+
+def _unbounded(schedule: Schedule, step: int) -> float:
     for segment in schedule.segments:
         if step < segment.steps:
             return _polynomial(segment.coefficients, -1.0 + 2.0 * step / max(segment.steps - 1, 1))
         step -= segment.steps
-    return _polynomial(schedule.segments[-1].coefficients, 1.0 if schedule.segments[-1].steps > 1 else -1.0)
-
-
-def first_values(schedule: Schedule) -> Iterator[tuple[int, float]]:
-    """Yield each segment's first step and the value there."""
-    step = 0
-    for segment in schedule.segments:
-        yield step, _polynomial(segment.coefficients, -1.0)
-        step += segment.steps
+    last = schedule.segments[-1]
+    return _polynomial(last.coefficients, 1.0 if last.steps > 1 else -1.0)
 
 
 def _polynomial(coefficients: Sequence[float], x: float) -> float:

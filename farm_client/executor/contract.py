@@ -25,6 +25,7 @@ from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.step_metrics import Number, left_there
+from farm_client.executor.timeline import Scheduled, as_scheduled
 from farm_client.task import metric_name
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
@@ -75,6 +76,20 @@ class Contract:
         if not self.has("train_step"):
             _ = optimizers.only
         return optimizers
+
+    def has_schedulers(self, model: nn.Module) -> bool:
+        """Return whether the code may have schedulers that the farm follows."""
+        stands_in = lightning_steps.is_lightning(model) and not self.has("build_optimizer")
+        return stands_in or self.has("build_scheduler")
+
+    def build_scheduler(self, optimizers: Optimizers, model: nn.Module) -> tuple[Scheduled, ...]:
+        """Return new schedulers of these optimizers; none where the code has none."""
+        if self.has("build_scheduler"):
+            with calling("build_scheduler(optimizer, config)", self.code_dir):
+                return as_scheduled(self.module.build_scheduler(optimizers.given, dict(self.config)))
+        if not self.has_schedulers(model):
+            return ()
+        return tuple(one for optimizer in optimizers for one in lightning_steps.schedulers(optimizer))
 
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""

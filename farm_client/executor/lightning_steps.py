@@ -1,7 +1,7 @@
 """A LightningModule through the researcher's contract, by its methods' names: Lightning itself is never imported.
 
 Used: ``training_step``, ``validation_step``, ``configure_optimizers``, and what they ``log``. Not used: the Trainer,
-its callbacks and hooks, learning-rate schedulers, and manual optimization: ``survey`` finds them at the submission.
+its callbacks and hooks, and manual optimization: ``survey`` finds them at the submission.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from farm_client.executor.failures import CodeError
 from farm_client.executor.means import WeightedMeans, as_number, count_samples
+from farm_client.executor.timeline import Scheduled, as_scheduled
 from farm_client.task import metric_name
 
 
@@ -152,6 +153,31 @@ def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optim
         raise CodeError(f"configure_optimizers must return an optimizer, it returned {type(optimizer).__name__}")
     optimizer.came_with = whole  # type: ignore[attr-defined]  # see schedules.schedulers_of
     return optimizer
+
+
+def schedulers(optimizer: torch.optim.Optimizer) -> tuple[Scheduled, ...]:
+    """Return the schedulers that ``configure_optimizers`` returned with this optimizer; by the epoch, as Lightning's.
+
+    Raises: CodeError.
+    """
+    whole = getattr(optimizer, "came_with", None)
+    if isinstance(whole, Mapping):
+        given = whole.get("lr_scheduler") or ()
+    elif isinstance(whole, tuple | list) and len(whole) == 2 and isinstance(whole[1], tuple | list):
+        given = whole[1]
+    else:
+        given = [one["lr_scheduler"] for one in _mappings(whole) if one.get("lr_scheduler")]
+    all_given = given if isinstance(given, tuple | list) else (given,)
+    return as_scheduled([_by_epoch(one) for one in all_given])
+
+
+def _by_epoch(given: Any) -> Mapping[str, Any]:
+    settings = given if isinstance(given, Mapping) else {"scheduler": given}
+    return {"interval": "epoch", **settings}
+
+
+def _mappings(whole: Any) -> list[Mapping[str, Any]]:
+    return [one for one in whole if isinstance(one, Mapping)] if isinstance(whole, tuple | list) else []
 
 
 def evaluate(model: Any, data: Iterable[Any]) -> dict[str, float]:

@@ -75,6 +75,9 @@ class Run(Frozen):
     inner_state: bytes | None = None
     inner_state_path: str | None = None
     """What the inner optimizer begins with, as bytes or where it is, if there is anything."""
+    samples_before: int = 0
+    """Of the task, before this round; schedules go by them."""
+    round_samples: int = 0
     pieces: tuple[Piece, ...]
 
 

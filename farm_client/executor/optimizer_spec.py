@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -12,6 +12,7 @@ from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors
 from protocol.optimizers import OPTIMIZERS, OptimizerName, OptionValue
 from protocol.recipe import OuterOptimizer, ParameterGroup
+from protocol.schedule import Schedule
 
 _NAMES: Final[Mapping[type[torch.optim.Optimizer], OptimizerName]] = {
     getattr(torch.optim, optimizer.torch_name): cast("OptimizerName", name)
@@ -20,11 +21,13 @@ _NAMES: Final[Mapping[type[torch.optim.Optimizer], OptimizerName]] = {
 }
 
 
-def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) -> OuterOptimizer:
+def outer_optimizer_of(
+    optimizer: torch.optim.Optimizer, tensors: ModelTensors, schedules: Sequence[Mapping[str, Schedule]] = ()
+) -> OuterOptimizer:
     """Return the same optimizer as a record: its kind, options and parameter groups by name.
 
-    Learning-rate schedules are not part of it. Raises: CodeError if the server has no such optimizer, or an option of
-    it is no number.
+    ``schedules`` are of each group's options that change with the step.
+    Raises: CodeError if the server has no such optimizer, or an option of it is no number.
     """
     if (unknown := unknown_to_the_server(optimizer)) is not None:
         raise CodeError(unknown)
@@ -33,10 +36,13 @@ def outer_optimizer_of(optimizer: torch.optim.Optimizer, tensors: ModelTensors) 
         name = "adamw"
     options = _options(name, optimizer.defaults)
     named = {id(parameter): key for key, parameter in tensors.parameters.items()}
-    groups = [_group(name, group, named, options) for group in optimizer.param_groups]
+    groups = [
+        _group(name, group, named, options, {} if not schedules else schedules[number])
+        for number, group in enumerate(optimizer.param_groups)
+    ]
     covered = sum(len(group.names) for group in groups)
     if len(groups) == 1 and covered == len(tensors.parameters):
-        return OuterOptimizer(name=name, options=options | groups[0].options)
+        return OuterOptimizer(name=name, options=options | groups[0].options, schedules=groups[0].schedules)
     return OuterOptimizer(name=name, options=options, groups=tuple(group for group in groups if group.names))
 
 
@@ -59,13 +65,17 @@ def _known() -> str:
 
 
 def _group(
-    name: str, group: Mapping[str, Any], named: Mapping[int, str], defaults: Mapping[str, OptionValue]
+    name: str,
+    group: Mapping[str, Any],
+    named: Mapping[int, str],
+    defaults: Mapping[str, OptionValue],
+    schedules: Mapping[str, Schedule],
 ) -> ParameterGroup:
     """Return one group; frozen parameters, which a step would leave alone, are left out."""
     names = tuple(named[id(parameter)] for parameter in group["params"] if id(parameter) in named)
     options = {key: value for key, value in _options(name, group).items() if value != defaults[key]}
     options.pop("initial_accumulator_value", None)  # Adagrad fills all sums by its default, whatever a group has
-    return ParameterGroup(names=names, options=options)
+    return ParameterGroup(names=names, options=options, schedules=dict(schedules))
 
 
 def _options(name: str, values: Mapping[str, Any]) -> dict[str, OptionValue]:

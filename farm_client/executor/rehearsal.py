@@ -15,9 +15,9 @@ from typing import Final
 
 import torch
 
-from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming
+from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
-from farm_client.executor.omissions import TrainsOtherwise, refuse_unless_ignored
+from farm_client.executor.omissions import SCHEDULE, Omission, TrainsOtherwise, refuse_unless_ignored
 from farm_client.executor.on_server import obstacles, own_steps
 from farm_client.executor.optimizer_spec import outer_optimizer_of
 from farm_client.executor.optimizers import Optimizers
@@ -25,12 +25,13 @@ from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.schedule_fit import TooLong, schedules_of
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import Mode
+from protocol.recipe import Mode, OuterOptimizer
 from protocol.tasks import Split
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
@@ -86,7 +87,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
         rows=rows,
-        outer=outer_optimizer_of(optimizers.only, runner.tensors) if mode is Mode.GRADIENTS else None,
+        outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
         mode=mode,
         device=device,
     )
@@ -136,6 +137,21 @@ def _refuse_obstacles(runner: TaskRunner, optimizers: Optimizers) -> None:
         raise TrainsOtherwise("the server steps one optimizer, and build_optimizer returned several")
     if found or (found := obstacles(optimizers.only, runner.tensors)):
         raise TrainsOtherwise(found[0].sentence.partition(": ")[0])
+
+
+def _outer(runner: TaskRunner, optimizers: Optimizers, request: RehearsalRequest, rows: int | None) -> OuterOptimizer:
+    """Return the task's optimizer for the server, with what its schedulers make of it at each version."""
+    timeline = runner.timeline()
+    if timeline is None:
+        return outer_optimizer_of(optimizers.only, runner.tensors)
+    try:
+        with calling("the scheduler's step()", runner.contract.code_dir):
+            schedules = schedules_of(timeline, request.length(rows or request.file_rows))
+    except TooLong as error:
+        sentence = f"in gradients mode the server follows the schedule, and {error}: use --mode weights"
+        refuse_unless_ignored([Omission(SCHEDULE, sentence, changes_training=True)], request.ignore)
+        schedules = []
+    return outer_optimizer_of(optimizers.only, runner.tensors, schedules)
 
 
 def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:

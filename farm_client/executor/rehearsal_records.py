@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -10,6 +11,13 @@ from farm_client.executor.messages import Failed
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.recipe import InnerState, Mode, OuterOptimizer
+
+
+class TaskLength(NamedTuple):
+    """How many global steps a task takes, and an epoch of it."""
+
+    steps: int
+    steps_per_epoch: int
 
 
 class RehearsalRequest(Frozen):
@@ -40,6 +48,19 @@ class RehearsalRequest(Frozen):
     sample_rows: int = 0
     rows: int | None = None
     tries_batch: bool = True
+    file_rows: int = 0
+    """The data files' rows, of which the sample has the first few."""
+    rounds: int | None = None
+    epochs: float | None = None
+    round_samples: int = 1
+    """With ``holdout``, the share of the rows that are not trained on: how long schedules are."""
+    holdout: float = 0.0
+
+    def length(self, rows: int) -> TaskLength:
+        """Return how long the task is in gradients mode, where a round is one step."""
+        per_epoch = max(1, math.ceil(rows * (1 - self.holdout) / self.round_samples))
+        by_epochs = [] if self.epochs is None else [math.ceil(self.epochs * per_epoch)]
+        return TaskLength(min([*by_epochs, *([] if self.rounds is None else [self.rounds])], default=1), per_epoch)
 
 
 class RehearsalReport(Frozen):

@@ -27,6 +27,7 @@ from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate
 from farm_client.executor.step_rules import StepRules
+from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from protocol.errors import NotFound
@@ -64,6 +65,8 @@ class TaskRunner:
         self._kept_optimizers: Optimizers | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
+        self._timeline: Timeline | None = None
+        self._has_schedule = True
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -78,6 +81,7 @@ class TaskRunner:
         started = time.perf_counter()
         self._updates.begin()
         self._take_weights(order)
+        pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
         first = order.pieces[0] if order.pieces else None
         place = first and (first.shard, first.start)
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
@@ -85,7 +89,7 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, started)
-        trained = self._train(order, data, progress.advance)
+        trained = self._train(order, data, progress.advance, pace)
         return self._done(order, data.samples, trained.metrics, started, trained)
 
     def take_frozen(self, path: Path) -> None:
@@ -115,6 +119,44 @@ class TaskRunner:
                 hold_initial_rate(optimizer)
         return self.optimizers
 
+    def timeline(self) -> Timeline | None:
+        """Return what the task's schedulers make of its optimizers' options; None without any that is to be followed.
+
+        Raises: CodeError.
+        """
+        if SCHEDULE in self._order.ignore or not self.contract.has_schedulers(self.tensors.model):
+            return None
+        optimizers, schedulers = self.build_scheduled()
+        if not schedulers or any(one.needs_metric for one in schedulers):
+            return None
+        return Timeline(optimizers, schedulers, self.build_scheduled)
+
+    def build_scheduled(self) -> tuple[Optimizers, tuple[Scheduled, ...]]:
+        """Return new optimizers with new schedulers, none where the task has none. Raises: CodeError."""
+        optimizers = self.contract.build_optimizer(self.tensors.model)
+        return optimizers, self.contract.build_scheduler(optimizers, self.tensors.model)
+
+    def _pace(self, order: Run) -> TaskPace | None:
+        """Return where in the task's schedule the order's local steps are."""
+        if order.kind is Kind.EVALUATE or self._order.mode is Mode.GRADIENTS or not self._has_schedule:
+            return None
+        self._timeline = self._timeline or self.timeline()
+        if self._timeline is None:
+            self._has_schedule = False
+            return None
+        own = sum(piece.stop - piece.start for piece in order.pieces)
+        pace = TaskPace(
+            self._timeline,
+            self._order.batch_samples,
+            order.samples_before,
+            order.round_samples,
+            own,
+            order.epoch,
+        )
+        with calling("the scheduler's step()", self.contract.code_dir):
+            pace.seek()
+        return pace
+
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
         unsent = dict(self.tensors.parameters) if self._order.mode is Mode.GRADIENTS else {}
@@ -127,12 +169,12 @@ class TaskRunner:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
         return self._source.count_rows()
 
-    def _train(self, order: Run, data: Batches, advance: Advance) -> Trained:
+    def _train(self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
             return sum_gradients(self.contract, self.tensors, data, advance, self._gradient)
         optimizers = self._kept_optimizers or self.build_optimizers()
         self._kept_optimizers = None  # a round that fails half-way leaves none
-        loop = InnerLoop(self.contract, self.tensors, optimizers, StepRules.of(self._order), self._gradient)
+        loop = InnerLoop(self.contract, self.tensors, optimizers, StepRules.of(self._order, pace), self._gradient)
         self._begin_with_state(loop, order)
         trained = train_locally(loop, data, advance, base=self._base)
         match self._order.inner_state:

@@ -54,7 +54,18 @@ def unstepped_schedule(optimizers: Iterable[torch.optim.Optimizer], progress: Pr
     return Omission(
         SCHEDULE,
         f"a learning-rate scheduler ({', '.join(names) or 'one that left initial_lr behind'}) was made, which the farm "
-        f"does not step{stays}: leave it out, or train at the constant rate {constant}",
+        f"does not step{stays}: return it from build_scheduler(optimizer, config), or train at the constant rate "
+        f"{constant}",
+        changes_training=True,
+    )
+
+
+def by_metric_schedule(name: str) -> Omission:
+    """Return a scheduler whose steps follow a metric."""
+    return Omission(
+        SCHEDULE,
+        f"the scheduler {name} follows a metric, and the farm's schedules follow the global step alone: use one that "
+        "does, or train at a constant rate",
         changes_training=True,
     )
 

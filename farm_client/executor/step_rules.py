@@ -1,4 +1,4 @@
-"""What the recipe does between a backward pass and the optimizer's step: clipping."""
+"""What the recipe and the schedule do around an optimizer's step: its options are set, and gradients are clipped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from farm_client.executor.messages import LoadTask
+from farm_client.executor.optimizers import Optimizers
+from farm_client.executor.timeline import TaskPace
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,23 @@ class StepRules:
 
     clip_value: float | None
     clip_norm: float | None
+    pace: TaskPace | None = None
+    """Where the task has a scheduler."""
 
     @classmethod
-    def of(cls, order: LoadTask) -> StepRules:
+    def of(cls, order: LoadTask, pace: TaskPace | None = None) -> StepRules:
         """Return the rules that the task came with."""
-        return cls(order.clip_value, order.clip_norm)
+        return cls(order.clip_value, order.clip_norm, pace)
+
+    def begin_step(self, optimizers: Optimizers) -> None:
+        """Let the optimizers follow the schedule; call it first of all in a local step."""
+        if self.pace is not None:
+            self.pace.follow(optimizers.by_name.items())
+
+    def end_step(self, samples: int) -> None:
+        """Note that a local step took so many samples."""
+        if self.pace is not None:
+            self.pace.done_samples += samples
 
     @property
     def clips(self) -> bool:

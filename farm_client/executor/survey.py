@@ -17,13 +17,15 @@ from farm_client.executor.omissions import Omission
 from farm_client.executor.on_server import left_with_the_client, own_steps
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.runner import TaskRunner
-from farm_client.executor.schedules import progress_of, unstepped_schedule
+from farm_client.executor.schedules import by_metric_schedule, progress_of, unstepped_schedule
+from farm_client.executor.timeline import Scheduled
 from protocol.recipe import Mode
 
 CONTRACT_FUNCTIONS: Final = (
     "build_model",
     "loss",
     "build_optimizer",
+    "build_scheduler",
     "evaluate",
     "load_shard",
     "make_dataset",
@@ -32,7 +34,7 @@ CONTRACT_FUNCTIONS: Final = (
     "collate_fn",
 )
 _CLOSE: Final = 0.8
-_OF_OTHERS: Final = frozenset({"build_scheduler", "configure_optimizers", "training_step"})
+_OF_OTHERS: Final = frozenset({"configure_optimizers", "training_step"})
 """What other trainers call in a module; the farm does not."""
 
 
@@ -43,7 +45,7 @@ class Survey:
         self._runner = runner
         self._mode = mode
         self._fresh = progress_of(optimizers)
-        self._schedule = unstepped_schedule(optimizers, self._fresh)
+        self._schedule = unfollowed_schedule(runner, optimizers)
         self._found = [*_static(runner, optimizers, mode)]
 
     def before(self) -> list[Omission]:
@@ -74,6 +76,19 @@ class Survey:
         with reads_of_counters(self._runner.tensors.model) as read:
             evaluate()
         self._found += [_counter(name, "validation_step", changes_training=False) for name in sorted(read)]
+
+
+def unfollowed_schedule(runner: TaskRunner, optimizers: Optimizers) -> Omission | None:
+    """Return the schedule that the farm will not follow; None if there is none, or it follows it."""
+    if runner.timeline() is not None:
+        return None
+    schedulers: tuple[Scheduled, ...] = ()
+    if runner.contract.has_schedulers(runner.tensors.model):
+        optimizers, schedulers = runner.build_scheduled()
+    by_metric = [type(one.scheduler).__name__ for one in schedulers if one.needs_metric]
+    if by_metric:
+        return by_metric_schedule(by_metric[0])
+    return unstepped_schedule(optimizers, progress_of(optimizers))
 
 
 def _static(runner: TaskRunner, optimizers: Optimizers, mode: Mode) -> Iterator[Omission]:

@@ -52,7 +52,9 @@ def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Map
     loop.begin()
     means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
+        loop.rules.begin_step(loop.optimizers)
         means.add(step, loop.step(batch, samples, step), samples)
+        loop.rules.end_step(samples)
         advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()

@@ -61,6 +61,10 @@ class Trial:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    rounds: int | None = None
+    epochs: float | None = None
+    round_samples: int = 1
+    holdout: float = 0.0
     beside: Path | None = None
     """The folder of a file that was submitted alone: what it imports may lie there."""
 
@@ -120,6 +124,11 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         tuple_columns=trial.tuple_columns,
         clip_norm=trial.clip_norm,
         clip_value=trial.clip_value,
+        file_rows=0 if trial.source is None else trial.source.rows,
+        rounds=trial.rounds,
+        epochs=trial.epochs,
+        round_samples=trial.round_samples,
+        holdout=trial.holdout,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

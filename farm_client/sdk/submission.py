@@ -237,7 +237,20 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         clip_norm=submission.recipe.clip_norm,
         clip_value=submission.recipe.clip_value,
         beside=folder_of(submission.code),
+        holdout=submission.holdout,
+        **_length(submission.recipe),
     )
+
+
+def _length(recipe: Recipe) -> dict[str, Any]:
+    """Return how long the task is in gradients mode, for its schedules; where the mode is open, rounds are passes."""
+    given = recipe.model_fields_set
+    default = (GRADIENT_BATCHES if "mode" in given else 1) * recipe.batch_samples
+    round_samples = recipe.round_samples if "round_samples" in given else default
+    if "mode" in given:
+        return {"rounds": recipe.rounds, "epochs": recipe.epochs, "round_samples": round_samples}
+    passes = [float(count) for count in (recipe.rounds, recipe.epochs) if count is not None]
+    return {"epochs": min(passes), "round_samples": round_samples}
 
 
 def _start(submission: Submission, report: RehearsalReport, folder: Path) -> Start:

@@ -37,6 +37,19 @@ def test_a_client_that_has_computed_gets_a_part_of_the_next_round_with_the_weigh
     }
 
 
+def test_an_assignment_says_where_the_task_is_for_its_schedules() -> None:
+    farm = pipelined()
+    ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]
+    first = farm.compute(ada)
+    (ahead,) = ada.held
+    assert (first.samples_before, first.round_samples, first.samples) == (0, 20, 10)
+    assert (ahead.samples_before, ahead.round_samples) == (20, 20), "the open round comes first"
+    farm.upload(ada, first)
+    farm.deliver(bob)
+    assert farm.task().version == 1
+    assert [(assign.samples_before, assign.round_samples) for assign in bob.held] == [(20, 20)]
+
+
 def test_when_its_round_opens_it_is_one_of_its_parts_and_weighs_less() -> None:
     farm = pipelined()
     ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.outer_optimizer import OuterStep
 from coordinator.numerics.weighted_mean import WeightedMean
 from farm_client.data.order import shard_order
@@ -24,6 +25,8 @@ from farm_client.data.sharding import PlannedShard, write_shards
 from farm_client.data.shards import read_shard
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.optimizer_spec import outer_optimizer_of
+from farm_client.executor.rehearsal_records import TaskLength
+from farm_client.executor.schedule_fit import schedules_of
 from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
 from protocol.recipe import Mode
@@ -31,8 +34,10 @@ from protocol.tasks import Shard, Split
 from protocol.tensors import Layout, check_update, parse_layout, read_header
 from tests.farm_client.executor.bench_task import Bench
 
-STEPS, SHARDS, SHARD_ROWS, STEP_ROWS = 50, 10, 20, 4
+STEPS, SHARDS, SHARD_ROWS, STEP_ROWS = 50, 8, 20, 4
 """Each step takes so many rows of every shard; an epoch is five steps."""
+CLIP_NORM = 0.3
+"""Some of the gradients are longer, and some are not."""
 
 TASK = """
     import torch
@@ -49,11 +54,20 @@ TASK = """
     def build_optimizer(model, config):
         if config["optimizer"] == "sgd":
             return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+        if config["optimizer"] == "rmsprop":
+            return torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.9, centered=True)
         groups = [
             {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
             {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99))
+
+    def build_scheduler(optimizer, config):
+        schedulers = torch.optim.lr_scheduler
+        if config["optimizer"] == "rmsprop":
+            return schedulers.OneCycleLR(optimizer, max_lr=3e-3, total_steps=config["steps"])
+        warm_up = schedulers.LinearLR(optimizer, 0.01, total_iters=7)
+        return schedulers.SequentialLR(optimizer, [warm_up, schedulers.CosineAnnealingLR(optimizer, 40)], [7])
 """
 
 
@@ -81,8 +95,11 @@ class Farm:
         self.clients = clients
         self.layout: Layout = parse_layout(first.weights)
         self.weights = safetensors.torch.load(first.weights)
-        spec = outer_optimizer_of(first.runner.build_optimizers().only, first.runner.tensors)
-        self.outer = OuterStep(spec, self.weights, self.layout)
+        timeline = first.runner.timeline()
+        assert timeline is not None
+        schedules = schedules_of(timeline, TaskLength(STEPS, SHARD_ROWS // STEP_ROWS))
+        spec = outer_optimizer_of(first.runner.build_optimizers().only, first.runner.tensors, schedules)
+        self.outer = OuterStep(spec, self.weights, self.layout, clipping=Clipping(norm=CLIP_NORM))
 
     def step(self, step: int) -> None:
         accumulator = WeightedMean(self.layout)
@@ -100,15 +117,16 @@ class Farm:
             assert done.update is not None
             check_update(self.layout, read_header(done.update))
             accumulator.fold(BytesReader(done.update), done.samples)
-        self.outer.step(accumulator.result())
+        self.outer.step(accumulator.result(), version=step)
 
 
 def train_in_one_process(bench: Bench) -> Mapping[str, torch.Tensor]:
-    """Plain torch: the researcher's model, optimizer and loss on each union batch."""
+    """Plain torch: the researcher's model, loss, optimizer and scheduler on each union batch, with clipping."""
     namespace: dict[str, Any] = {}
     exec(textwrap.dedent(TASK), namespace)
     model: nn.Module = namespace["build_model"](bench.config)
     optimizer = namespace["build_optimizer"](model, bench.config)
+    scheduler = namespace["build_scheduler"](optimizer, bench.config)
     shards = [read_shard(bench.files[s.blob.digest]) for s in bench.shards if s.blob]
     for step in range(STEPS):
         epoch, start, stop = rows_of(step)
@@ -118,18 +136,21 @@ def train_in_one_process(bench: Bench) -> Mapping[str, torch.Tensor]:
         ]
         optimizer.zero_grad()
         namespace["loss"](model, shards[0].join(parts)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
+        if step < STEPS - 1:  # the last of one cycle
+            scheduler.step()
     return {name: p.detach() for name, p in ModelTensors.of(model).parameters.items()}
 
 
-@pytest.mark.parametrize("clients", [1, 2, 5])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("clients", [1, 2, 8])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
 def test_any_number_of_clients_gives_the_union_batchs_weights(
     tmp_path: Path, clients: int, optimizer: str, dtype: str, tolerance: float
 ) -> None:
     shards, files = make_shards(tmp_path, dtype)
-    config = {"dtype": dtype, "optimizer": optimizer}
+    config = {"dtype": dtype, "optimizer": optimizer, "steps": STEPS}
     farm = Farm(
         [
             Bench(tmp_path, TASK, mode=Mode.GRADIENTS, config=config, batch_samples=7, shards=shards, files=files)

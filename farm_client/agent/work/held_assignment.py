@@ -149,6 +149,8 @@ class Held:
             kind=assign.kind,
             round=assign.round,
             epoch=assign.epoch,
+            samples_before=assign.samples_before,
+            round_samples=assign.round_samples,
             weights_digest=assign.weights.digest,
             weights=weights,
             weights_path=None if weights_file is None else str(weights_file),

@@ -201,10 +201,10 @@ def test_muon_steps_matrices_and_nothing_else() -> None:
 
 
 def test_scheduled_options_follow_the_version_and_those_of_groups_go_first() -> None:
-    falling = Schedule(segments=(Segment(steps=3, coefficients=(0.5, -0.25)),))
+    falling = Schedule(segments=(Segment(steps=3, coefficients=(0.5, -0.25)),), least=0.25, most=0.75)
     spec = OuterOptimizer(
         options={"lr": 9.0},
-        schedules={"lr": Schedule(segments=(Segment(steps=1, coefficients=(1.0,)),))},
+        schedules={"lr": Schedule(segments=(Segment(steps=1, coefficients=(1.0,)),), least=1, most=1)},
         groups=(ParameterGroup(names=("a",)), ParameterGroup(names=("b",), schedules={"lr": falling})),
     )
     weights = {"a": torch.zeros(1), "b": torch.zeros(1)}
@@ -217,7 +217,7 @@ def test_scheduled_options_follow_the_version_and_those_of_groups_go_first() -> 
 
 
 def test_one_momentum_of_a_pair_can_be_scheduled() -> None:
-    schedule = Schedule(segments=(Segment(steps=2, coefficients=(0.7, 0.2)),))
+    schedule = Schedule(segments=(Segment(steps=2, coefficients=(0.7, 0.2)),), least=0.5, most=0.9)
     spec = OuterOptimizer(name="adam", options={"lr": 0.1, "betas": (0.9, 0.99)}, schedules={"beta1": schedule})
     weights, kept = {"w": torch.ones(1, dtype=torch.float64)}, dict[str, Any]()
     expected = np.ones(1)
@@ -235,12 +235,12 @@ def test_one_momentum_of_a_pair_can_be_scheduled() -> None:
     [
         ("sgd", "beta1", 0.5, "has no number 'beta1'"),
         ("sgd", "nesterov", 0.5, "has no number 'nesterov'"),
-        ("adam", "beta2", 1.0, "beta2 is 1.0 at step 0, it must be at least 0 and below 1"),
-        ("adam", "lr", -1.0, "lr is -1.0 at step 0, it must not be negative"),
+        ("adam", "beta2", 1.0, "beta2 gets to 1.0, it must be at least 0 and below 1"),
+        ("adam", "lr", -1.0, "lr gets to -1.0, it must not be negative"),
     ],
 )
 def test_a_bad_schedule_is_named(name: str, option: str, value: float, says: str) -> None:
-    schedules = {option: {"segments": [{"steps": 1, "coefficients": [value]}]}}
+    schedules = {option: {"segments": [{"steps": 1, "coefficients": [value]}], "least": value, "most": value}}
     spec = OuterOptimizer.model_validate({"name": name, "schedules": schedules})
     with pytest.raises(InvalidTask, match=says):
         check_outer_optimizer(spec, layout_of({"w": (2,)}, "F32"))

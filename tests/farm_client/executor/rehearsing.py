@@ -31,6 +31,9 @@ def rehearsed(folder: Path, source: str, **changes: Any) -> RehearsalReport:
         folder=str(folder),
         sample_path=str(sample),
         sample_rows=rows,
+        file_rows=96,
+        epochs=5,
+        round_samples=8,
     )
     return rehearse(request.model_copy(update=changes))
 

@@ -76,7 +76,9 @@ RETURNS = {
 @pytest.mark.parametrize(
     ("scheduler", "returned"), [*((name, "dict") for name in SCHEDULERS), ("StepLR", "pair"), ("StepLR", "nested")]
 )
-def test_a_lightning_modules_scheduler_is_refused(tmp_path: Path, scheduler: str, returned: str) -> None:
+def test_a_lightning_modules_scheduler_is_followed_unless_it_needs_a_metric(
+    tmp_path: Path, scheduler: str, returned: str
+) -> None:
     source = lit(f"""
         def configure_optimizers(self):
             o = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -90,8 +92,11 @@ def test_a_lightning_modules_scheduler_is_refused(tmp_path: Path, scheduler: str
             return [0.5 * rate for rate in self.base_lrs]
     """)
     told = complaint(rehearsed(tmp_path, source))
-    assert scheduler in told
-    assert "--ignore schedule" in told
+    if scheduler == "ReduceLROnPlateau":
+        assert f"{scheduler} follows a metric" in told
+        assert "--ignore schedule" in told
+    else:
+        assert told == ""
 
 
 def test_one_that_only_left_its_mark_in_the_groups_is_refused(tmp_path: Path) -> None:
@@ -320,12 +325,11 @@ def test_counters_that_stay_at_zero_are_refused_where_training_reads_them(tmp_pa
 
 def test_a_misspelt_function_is_noted(tmp_path: Path) -> None:
     source = (
-        LINEAR
-        + "\n    def build_optimiser(model, config):\n        return None\n\n    def build_scheduler(o, c): pass\n"
+        LINEAR + "\n    def build_optimiser(model, config):\n        return None\n\n    def training_step(b, i): pass\n"
     )
     told = rehearsed(tmp_path, source).notes
     assert any("build_optimiser" in note and "did you mean build_optimizer?" in note for note in told)
-    assert any("build_scheduler" in note for note in told)
+    assert any("training_step" in note for note in told)
 
 
 def test_groups_that_decay_differently_are_refused_in_gradients_mode(tmp_path: Path) -> None:
