@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ OPTIMIZERS = {
     "momentum": "torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.95, nesterov=True)",
     "adagrad": "torch.optim.Adagrad(model.parameters(), lr=0.05)",
     "rprop": "torch.optim.Rprop(model.parameters(), lr=1e-3)",
+    "lbfgs": "torch.optim.LBFGS(model.parameters(), lr=0.05, max_iter=3, history_size=5)",
 }
 TASK = """
     import torch
@@ -92,10 +94,19 @@ def train_plainly(source: str, shards: list[Rows], rounds: int, joined: int = 1)
         batches = list(batches_of(0, 1, number, shards))
         for start in range(0, len(batches), joined):
             parts = batches[start : start + joined]
-            optimizer.zero_grad()
-            namespace["loss"](model, {key: torch.cat([part[key] for part in parts]) for key in ("x", "y")}).backward()
-            optimizer.step()
+            batch = {key: torch.cat([part[key] for part in parts]) for key in ("x", "y")}
+            if "train_step" in namespace:
+                namespace["train_step"](model, batch, optimizer, number)
+            else:
+                optimizer.step(partial(_gradient_of, namespace["loss"], model, optimizer, batch))
     return model
+
+
+def _gradient_of(loss: Any, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> torch.Tensor:
+    optimizer.zero_grad()
+    value: torch.Tensor = loss(model, batch)
+    value.backward()
+    return value
 
 
 def benches(folder: Path, source: str, count: int, state: InnerState) -> tuple[list[Bench], list[Rows]]:
@@ -113,6 +124,30 @@ def test_one_client_a_round_is_the_plain_loop(tmp_path: Path, optimizer: str) ->
     weights = train_on_the_farm(clients, 8)
     expected = train_plainly(source, shards, 8).state_dict()
     for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+SEVERAL = """
+    def build_optimizer(model, config):
+        first = torch.optim.AdamW(model[0].parameters(), lr=3e-3)
+        return [first, torch.optim.SGD(model[2].parameters(), lr=0.02, momentum=0.9)]
+
+    def train_step(model, batch, optimizers, step):
+        value = loss(model, batch)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        value.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return value
+"""
+
+
+def test_several_optimizers_are_carried_beside_each_other(tmp_path: Path) -> None:
+    source = TASK.partition("    def build_optimizer")[0] + SEVERAL.removeprefix("\n")
+    clients, shards = benches(tmp_path, source, 1, InnerState.CARRIED)
+    weights = train_on_the_farm(clients, 8)
+    for name, tensor in train_plainly(source, shards, 8).state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-9, atol=1e-12)
 
 
