@@ -51,6 +51,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         tuple_columns=spec.recipe.tuple_columns,
         clip_norm=spec.recipe.clip_norm,
         clip_value=spec.recipe.clip_value,
+        precision=spec.recipe.precision,
+        compile=spec.recipe.compile,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,

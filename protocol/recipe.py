@@ -70,6 +70,17 @@ def with_inner_state(record: Any) -> Any:
     return record
 
 
+class Precision(StrEnum):
+    """The number format of forward and backward passes; the weights keep their own."""
+
+    FP32 = "fp32"
+    """That of the model's tensors."""
+    BF16 = "bf16"
+    """bfloat16 by autocast; a card that has none computes in float32."""
+    FP16 = "fp16"
+    """float16 by autocast, with the loss scaled."""
+
+
 class AggregateName(StrEnum):
     """What becomes of a round's updates, coordinate by coordinate."""
 
@@ -139,6 +150,10 @@ class Recipe(Frozen):
     on the server, in gradients mode; before every local step in weights mode."""
     clip_value: Threshold | None = None
     """Likewise each element of the gradient, as ``clip_grad_value_`` does; before the norm, where both are given."""
+    precision: Precision = Precision.FP32
+    """The number format of forward and backward passes, evaluation included."""
+    compile: bool = False
+    """Compile the model (torch.compile); where that fails it runs as it is written."""
     tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
     """A batch is a tuple of these columns, in this order; a dict by name where there are none."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)

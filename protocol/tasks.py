@@ -29,7 +29,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
-from protocol.recipe import InnerState, Mode, Recipe, Requirements, with_inner_state
+from protocol.recipe import InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 
 MAX_NOTES: Final = 64
 
@@ -200,6 +200,8 @@ class TaskBrief(Frozen):
     clip_norm: Threshold | None = None
     """``Recipe.clip_norm``: in weights mode, before each local step."""
     clip_value: Threshold | None = None
+    precision: Precision = Precision.FP32
+    compile: bool = False
     update_codec: CodecSpec = CodecSpec()
     weights_codec: CodecSpec = CodecSpec()
     """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""

@@ -15,7 +15,7 @@ from farm_client.sdk.default_mode import MAX_ROUND_SAMPLES
 from farm_client.sdk.submission import GRADIENT_BATCHES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
 from protocol.compression import CodecName
-from protocol.recipe import AggregateName, Mode, PartSizes, Recipe
+from protocol.recipe import AggregateName, Mode, PartSizes, Precision, Recipe
 
 _PLAIN_DEFAULTS: Final = (
     "batch_samples",
@@ -58,6 +58,7 @@ class SubmitOptions:
             "max_seconds": "none",
             "clip_norm": "none",
             "clip_value": "none",
+            "compile": "no-compile",
         }
     )
     """What holds where neither command line nor file says it."""
@@ -279,6 +280,13 @@ class SubmitOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    precision: Annotated[
+        Precision | None,
+        typer.Option("--precision", help="The number format of forward and backward passes.", rich_help_panel=_RECIPE),
+    ] = None
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the model (torch.compile).", rich_help_panel=_RECIPE)
+    ] = None
     ignore: Annotated[
         list[str] | None,
         typer.Option(
@@ -340,6 +348,8 @@ def recipe_of(options: SubmitOptions) -> dict[str, object]:
             "max_seconds": options.max_seconds,
             "clip_norm": options.clip_norm,
             "clip_value": options.clip_value,
+            "precision": options.precision,
+            "compile": options.compile,
             "ignore": tuple(options.ignore) if options.ignore else None,
         }
     )

@@ -9,14 +9,16 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from farm_client.executor.contract import Contract
-from farm_client.executor.failures import CodeError, calling, is_out_of_memory
+from farm_client.executor.failures import CodeError, LossNotFinite, calling, is_out_of_memory
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.means import remark
+from farm_client.executor.precision import Autocast
 from farm_client.executor.samples import even_sizes
 from farm_client.executor.step_metrics import Number, check_loss, left_there
 
 _NORM_SAMPLES: Final = 2
 """BatchNorm needs as many samples at a time."""
+_SMALLEST_SCALE: Final = 2.0**-10
 
 
 class BatchGradient:
@@ -27,23 +29,56 @@ class BatchGradient:
     at more than one sample at a time, as BatchNorm does.
     """
 
-    def __init__(self, contract: Contract, tensors: ModelTensors) -> None:
+    def __init__(self, contract: Contract, tensors: ModelTensors, autocast: Autocast) -> None:
         self._contract = contract
         self._tensors = tensors
+        self._autocast = autocast
+        self._own_scaler = autocast.new_scaler()
         self._largest_part: int | None = None
         has_norm = any(isinstance(module, _BatchNorm) for module in tensors.model.modules())
         self._smallest_part = _NORM_SAMPLES if has_norm else 1
 
-    def add(self, batch: Any, samples: int, step: int) -> dict[str, Number]:
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether forward passes compute in another format than that of the model's tensors."""
+        return self._autocast.dtype is not None
+
+    def new_scaler(self) -> torch.amp.GradScaler | None:
+        """Return a scaler of losses for a loop that steps by these gradients; None where none is needed."""
+        return self._autocast.new_scaler()
+
+    def add_exact(self, batch: Any, samples: int, step: int) -> dict[str, Number]:
+        """As ``add``, and not scaled: a batch whose scaled gradient overflows is taken again at half the scale.
+
+        Raises: LossNotFinite if it overflows at any scale.
+        """
+        scaler = self._own_scaler
+        if scaler is None:
+            return self.add(batch, samples, step)
+        holder = torch.optim.SGD(self._tensors.parameters.values())  # what a scaler takes; it never steps
+        while True:
+            values = self.add(batch, samples, step, scaler)
+            with calling("unscaling the gradients", self._contract.code_dir):
+                scaler.unscale_(holder)
+            scale = scaler.get_scale()
+            scaler.update()
+            if scaler.get_scale() >= scale:
+                return values
+            if scale < _SMALLEST_SCALE:
+                raise LossNotFinite(f"the gradient of step {step} of the round is too large for float16: use bf16")
+            self._tensors.clear_gradients()
+
+    def add(self, batch: Any, samples: int, step: int, scaler: torch.amp.GradScaler | None = None) -> dict[str, Number]:
         """Add the gradient of the batch's mean loss to the parameters, and return the loss and its metrics.
 
+        With a ``scaler`` the gradient is scaled, and may have overflowed.
         No parameter has a gradient yet. A loss on an accelerator stays there, unchecked: reading it would wait for all
         that the accelerator has to do. Raises: CodeError, LossNotFinite, memory errors of what can't be parted further.
         """
         while True:
             sizes = self._sizes(samples)
             try:
-                return self._added(_parted(batch, sizes), sizes, step)
+                return self._added(_parted(batch, sizes), sizes, step, scaler)
             except BaseException as error:
                 if not is_out_of_memory(error) or not self._can_part_further(batch, samples, max(sizes)):
                     raise
@@ -65,20 +100,23 @@ class BatchGradient:
         remark(f"this machine's memory is too short for {failed} samples at a time: {max(sizes)} at a time from now on")
         return True
 
-    def _added(self, parts: list[Any], sizes: list[int], step: int) -> dict[str, Number]:
+    def _added(
+        self, parts: list[Any], sizes: list[int], step: int, scaler: torch.amp.GradScaler | None
+    ) -> dict[str, Number]:
         if len(parts) == 1:
-            return self._add_mean(parts[0], 1.0, step)
+            return self._add_mean(parts[0], 1.0, step, scaler)
         total = sum(sizes)
         sums: dict[str, Number] = {}
         for part, size in zip(parts, sizes, strict=True):
             share = size / total
-            for name, value in self._add_mean(part, share, step).items():
+            for name, value in self._add_mean(part, share, step, scaler).items():
                 sums[name] = sums.get(name, 0.0) + value * share
         return sums
 
-    def _add_mean(self, batch: Any, share: float, step: int) -> dict[str, Number]:
+    def _add_mean(self, batch: Any, share: float, step: int, scaler: torch.amp.GradScaler | None) -> dict[str, Number]:
         """Add this share of the gradient of a batch's mean loss; return the loss, whole, and the metrics."""
-        value = self._contract.loss(self._tensors.model, batch)
+        with self._autocast():
+            value = self._contract.loss(self._tensors.model, batch)
         number = left_there(value.loss)
         if not isinstance(number, torch.Tensor):
             check_loss(number, step)
@@ -87,7 +125,8 @@ class BatchGradient:
                 "the loss does not depend on the model's parameters: compute it from model(...) with gradients"
             )
         with calling("the loss's backward pass", self._contract.code_dir):
-            torch.autograd.backward(value.loss if share == 1.0 else value.loss * share)
+            loss = value.loss if share == 1.0 else value.loss * share
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return {"loss": number, **value.metrics}
 
 

@@ -10,6 +10,7 @@ import torch
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.gradient import BatchGradient
+from farm_client.executor.inner_state import Stateful
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.optimizers import Optimizers, needs_closure
 from farm_client.executor.step_metrics import Number
@@ -28,6 +29,7 @@ class InnerLoop:
     optimizers: Optimizers
     rules: StepRules
     gradient: BatchGradient
+    scaler: torch.amp.GradScaler | None = None
     untouched: set[str] = field(default_factory=set)
     """The parameters that no step had a gradient of."""
 
@@ -35,11 +37,15 @@ class InnerLoop:
         """Begin a round. Raises: CodeError if the recipe asks for what only the farm's own steps do."""
         if self.contract.has("train_step") and self.rules.clips:
             raise CodeError("train_step takes its steps itself: clip the gradients there, and leave out clip_norm")
+        if self.contract.has("train_step") and self.gradient.is_mixed:
+            raise CodeError("train_step takes its steps itself: use torch.autocast there, and leave out precision")
+        if self.scaler is not None and needs_closure(self.optimizers.only):
+            raise CodeError("an optimizer that needs a closure cannot scale losses for fp16: use bf16, or fp32")
         self.untouched = set(self.tensors.parameters)
 
-    def stateful(self) -> dict[str, torch.optim.Optimizer]:
+    def stateful(self) -> dict[str, Stateful]:
         """Return what has a state that a plain loop would keep from step to step, by name."""
-        return dict(self.optimizers.by_name)
+        return {**self.optimizers.by_name, **({} if self.scaler is None else {"scaler": self.scaler})}
 
     def step(self, batch: Any, samples: int, number: int) -> dict[str, Number]:
         """Take one step, the round's ``number``-th from 1; return the loss and its metrics.
@@ -53,7 +59,11 @@ class InnerLoop:
             return self._closure_step(batch, samples, number)
         metrics = self._new_gradient(batch, samples, number)
         with calling("optimizer.step()", self.contract.code_dir):
-            optimizer.step()
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+                self.scaler.update()
         return metrics
 
     def _own_step(self, batch: Any, number: int) -> dict[str, Number]:
@@ -78,7 +88,10 @@ class InnerLoop:
         """Put the batch's gradient, as the optimizer is to step by it, in the place of the last one."""
         with calling("optimizer.zero_grad()", self.contract.code_dir):
             self.optimizers.only.zero_grad(set_to_none=True)
-        metrics = self.gradient.add(batch, samples, number)
+        metrics = self.gradient.add(batch, samples, number, self.scaler)
+        if self.scaler is not None:
+            with calling("unscaling the gradients", self.contract.code_dir):
+                self.scaler.unscale_(self.optimizers.only)
         self.untouched = {name for name in self.untouched if self.tensors.parameters[name].grad is None}
         self.contract.on_before_step(self.tensors.model, self.optimizers.given, number - 1)
         self.rules.before_step(self.tensors.parameters.values())

@@ -15,7 +15,7 @@ from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind, MetricPoint, Scope
-from protocol.recipe import InnerState, Mode
+from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Split
 
 DISK_FULL: Final = "disk_full"
@@ -46,6 +46,8 @@ class LoadTask(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    precision: Precision = Precision.FP32
+    compile: bool = False
     update_codec: CodecSpec = CodecSpec()
 
 

@@ -171,6 +171,8 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
         tuple_columns=request.tuple_columns,
         clip_norm=request.clip_norm,
         clip_value=request.clip_value,
+        precision=request.precision,
+        compile=request.compile,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from farm_client.executor.messages import Failed
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
-from protocol.recipe import InnerState, Mode, OuterOptimizer
+from protocol.recipe import InnerState, Mode, OuterOptimizer, Precision
 
 
 class TaskLength(NamedTuple):
@@ -40,6 +40,8 @@ class RehearsalRequest(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    precision: Precision = Precision.FP32
+    compile: bool = False
     ignore: tuple[str, ...] = ()
     """``Recipe.ignore``: what would not run on the farm and is accepted."""
     folder: str

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 
 from farm_client.data.seeds import derived_seed
+from farm_client.executor import compiling
 from farm_client.executor.contract import load_contract
-from farm_client.executor.failures import blaming, calling
+from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
@@ -22,6 +23,7 @@ from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
+from farm_client.executor.precision import Autocast
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
@@ -53,6 +55,9 @@ class TaskRunner:
         model = self.contract.build_model()
         with calling("reading the model's tensors", self.contract.code_dir):
             self.tensors = ModelTensors.of(model.to(device))
+        if order.compile:
+            model.compile()  # in place: the tensors keep their names
+        self._autocast = Autocast.of(order.precision, device)
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
         self._frozen: FrozenTensors | None = None
@@ -61,8 +66,8 @@ class TaskRunner:
         self._base: TensorMap = {}
         self._base_digest = ""
         self._states = StateFiles(self.tensors, self.contract.code_dir)
-        self._gradient = BatchGradient(self.contract, self.tensors)
-        self._kept_optimizers: Optimizers | None = None
+        self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
+        self._kept_loop: InnerLoop | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
         self._timeline: Timeline | None = None
@@ -75,6 +80,12 @@ class TaskRunner:
             NotFound if neither weights came nor are those of ``weights_digest`` held, memory errors.
         """
         with blaming(self.contract.code_dir):
+            try:
+                return self._carry_out(order, progress)
+            except CodeError as error:
+                if not (self._order.compile and compiling.has_failed(error)):
+                    raise
+            compiling.forgo()
             return self._carry_out(order, progress)
 
     def _carry_out(self, order: Run, progress: ProgressReporter) -> Done:
@@ -87,7 +98,8 @@ class TaskRunner:
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
         data = self._source.batches(order.pieces, order.epoch)
         if order.kind is Kind.EVALUATE:
-            metrics = evaluate(self.contract, self.tensors, data, progress.advance)
+            with self._autocast():
+                metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return self._done(order, data.samples, metrics, started)
         trained = self._train(order, data, progress.advance, pace)
         return self._done(order, data.samples, trained.metrics, started, trained)
@@ -172,17 +184,22 @@ class TaskRunner:
     def _train(self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
             return sum_gradients(self.contract, self.tensors, data, advance, self._gradient)
-        optimizers = self._kept_optimizers or self.build_optimizers()
-        self._kept_optimizers = None  # a round that fails half-way leaves none
-        loop = InnerLoop(self.contract, self.tensors, optimizers, StepRules.of(self._order, pace), self._gradient)
+        rules = StepRules.of(self._order, pace)
+        loop = self._kept_loop or self._new_loop(rules)
+        self._kept_loop = None  # a round that fails half-way leaves none
+        loop.rules = rules
         self._begin_with_state(loop, order)
         trained = train_locally(loop, data, advance, base=self._base)
         match self._order.inner_state:
             case InnerState.KEPT:
-                self._kept_optimizers = optimizers
+                self._kept_loop = loop
             case InnerState.CARRIED:
                 trained = replace(trained, state=self._states.save(loop.stateful()))
         return trained
+
+    def _new_loop(self, rules: StepRules) -> InnerLoop:
+        optimizers, scaler = self.build_optimizers(), self._gradient.new_scaler()
+        return InnerLoop(self.contract, self.tensors, optimizers, rules, self._gradient, scaler)
 
     def _begin_with_state(self, loop: InnerLoop, order: Run) -> None:
         """Give the inner loop the state that the version carries, if it carries one."""

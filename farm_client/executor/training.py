@@ -76,7 +76,7 @@ def sum_gradients(
     means = StepMetrics()
     for step, (samples, batch) in enumerate(data.sized(), start=1):
         tensors.clear_gradients()
-        values = gradient.add(batch, samples, step)
+        values = gradient.add_exact(batch, samples, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)

@@ -23,7 +23,7 @@ from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.child_process import child_command
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
-from protocol.recipe import InnerState, Mode
+from protocol.recipe import InnerState, Mode, Precision
 
 _LAST_LINES: Final = 20
 
@@ -65,6 +65,8 @@ class Trial:
     epochs: float | None = None
     round_samples: int = 1
     holdout: float = 0.0
+    precision: Precision = Precision.FP32
+    compile: bool = False
     beside: Path | None = None
     """The folder of a file that was submitted alone: what it imports may lie there."""
 
@@ -129,6 +131,8 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         epochs=trial.epochs,
         round_samples=trial.round_samples,
         holdout=trial.holdout,
+        precision=trial.precision,
+        compile=trial.compile,
     )
     report, output = _run_process(request, folder)
     if report.failed is not None:

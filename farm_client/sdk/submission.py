@@ -236,6 +236,8 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         tuple_columns=submission.recipe.tuple_columns,
         clip_norm=submission.recipe.clip_norm,
         clip_value=submission.recipe.clip_value,
+        precision=submission.recipe.precision,
+        compile=submission.recipe.compile,
         beside=folder_of(submission.code),
         holdout=submission.holdout,
         **_length(submission.recipe),

@@ -227,6 +227,8 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         tuple_columns=task.tuple_columns,
         clip_norm=task.clip_norm,
         clip_value=task.clip_value,
+        precision=task.precision,
+        compile=task.compile,
         update_codec=task.update_codec,
     )
 

@@ -20,7 +20,7 @@ from farm_client.executor.runner import TaskRunner
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import InnerState, Mode
+from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Shard, Split
 
 _numbers = count()
@@ -76,6 +76,8 @@ class Bench:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    precision: Precision = Precision.FP32
+    compile: bool = False
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -119,6 +121,8 @@ class Bench:
             tuple_columns=self.tuple_columns,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
+            precision=self.precision,
+            compile=self.compile,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:

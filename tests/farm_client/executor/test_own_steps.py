@@ -168,3 +168,11 @@ def test_own_steps_are_rehearsed_in_weights_mode(tmp_path: Path) -> None:
     report = rehearsed(tmp_path, GAN)
     assert complaint(report) == ""
     assert report.notes == ()
+
+
+@pytest.mark.parametrize("source", [GAN, HOOKED, LBFGS], ids=["train_step", "on_before_step", "closure"])
+def test_where_the_mode_is_open_own_steps_make_it_weights_mode(tmp_path: Path, source: str) -> None:
+    report = rehearsed(tmp_path, source, mode=None)
+    assert complaint(report) == ""
+    assert report.mode is Mode.WEIGHTS
+    assert report.obstacle
