@@ -31,7 +31,7 @@ from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import Mode, OuterOptimizer
+from protocol.recipe import InnerState, Mode, OuterOptimizer
 from protocol.tasks import Split
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
@@ -51,7 +51,8 @@ def _in_either_mode(request: RehearsalRequest) -> RehearsalReport:
         return _rehearsed(request, Mode.GRADIENTS)
     except TrainsOtherwise as refusal:
         obstacle = refusal.message
-    return _rehearsed(request, Mode.WEIGHTS).model_copy(update={"obstacle": obstacle})
+    carried = request.model_copy(update={"inner_state": InnerState.CARRIED})  # as it will be where that mode is chosen
+    return _rehearsed(carried, Mode.WEIGHTS).model_copy(update={"obstacle": obstacle})
 
 
 def _rehearsed(request: RehearsalRequest, mode: Mode) -> RehearsalReport:
@@ -101,6 +102,11 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     """Run a script with a loop of its own up to its first part, and have it train on the first rows."""
     if request.mode is Mode.GRADIENTS:
         raise CodeError("a script with farm.parts hands in what its own steps changed: use --mode weights")
+    if request.inner_state is InnerState.CARRIED:
+        raise CodeError(
+            "a script with farm.parts has its optimizer to itself, for as long as it runs: leave out "
+            'inner_state = "carried"'
+        )
     runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
     weights = runner.weights_file()
     path, frozen_path = Path(request.folder) / "initial.weights", Path(request.folder) / "frozen.weights"

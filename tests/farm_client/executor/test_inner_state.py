@@ -20,6 +20,8 @@ from farm_client.executor.layout import ModelTensors
 from protocol.codecs import tensor_file
 from protocol.errors import FarmError, LayoutMismatch, MalformedTensors
 from protocol.inner_state import METADATA_KEY, PREFIX
+from protocol.recipe import InnerState, Mode
+from tests.farm_client.executor.rehearsing import complaint, rehearsed
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -304,3 +306,31 @@ def test_a_state_of_another_optimizer_is_the_codes_fault() -> None:
     data = saved(model, {"optimizer": torch.optim.Adam(groups(model))})
     with pytest.raises(CodeError, match="other parameter groups"):
         files(model).load({"optimizer": torch.optim.Adam(model.parameters())}, data)
+
+
+STRANGE = """
+    import torch
+    from torch import nn
+
+    class Strange(torch.optim.SGD):
+        def __init__(self, params):
+            super().__init__(params, lr=0.1)
+            self.param_groups[0]["how"] = lambda x: x
+
+    def build_model(config):
+        return nn.Linear(3, 2)
+
+    def build_optimizer(model, config):
+        return Strange(model.parameters())
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+
+@pytest.mark.parametrize("mode", [Mode.WEIGHTS, None], ids=["said", "left open"])
+def test_a_state_that_cannot_be_carried_is_named_when_the_task_is_submitted(tmp_path: Path, mode: Mode | None) -> None:
+    report = rehearsed(tmp_path, STRANGE, mode=mode, inner_state=InnerState.CARRIED if mode else InnerState.FRESH)
+    assert "optimizer/param_groups/0/how" in complaint(report)
+    assert 'inner_state = "kept" or "fresh"' in complaint(report)
+    assert not complaint(rehearsed(tmp_path, STRANGE, inner_state=InnerState.KEPT))

@@ -17,7 +17,7 @@ from farm_client.executor.script_runner import ScriptRunner
 from farm_client.own_loop import host_parts
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 from protocol.tasks import Split
 
 HEAD = """
@@ -238,6 +238,7 @@ def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_
     ("changes", "said"),
     [
         ({"mode": Mode.GRADIENTS}, "use --mode weights"),
+        ({"inner_state": InnerState.CARRIED}, "leave out inner_state"),
         ({"tries_batch": False}, "leave out --no-check"),
     ],
 )
