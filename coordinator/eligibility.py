@@ -10,9 +10,9 @@ from coordinator.decision import Decision
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
-from protocol.recipe import InnerState
+from protocol.recipe import InnerState, Mode
 from protocol.tasks import TaskSpec
-from protocol.versions import CARRIED_STATE, FROZEN_APART
+from protocol.versions import CARRIED_STATE, FROZEN_APART, STEP_RULES
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -123,7 +123,16 @@ def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     recipe = spec.recipe
     if recipe.inner_state is InnerState.CARRIED and CARRIED_STATE not in client.features:
         return Decision(False, "cannot carry an optimizer's state from round to round: it needs a newer aifarm")
+    if _has_step_rules(spec) and STEP_RULES not in client.features:
+        return Decision(False, "cannot clip gradients, or follow a scheduler: it needs a newer aifarm")
     needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
     if unknown := sorted(needed - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
     return YES
+
+
+def _has_step_rules(spec: TaskSpec) -> bool:
+    """Whether clients must do more in a local step than call the optimizer; in gradients mode the server does it."""
+    recipe = spec.recipe
+    clips = recipe.clip_norm is not None or recipe.clip_value is not None
+    return recipe.mode is Mode.WEIGHTS and (clips or spec.has_scheduler)

@@ -170,6 +170,8 @@ class TaskSpec(Frozen):
     """What the researcher was told when it was submitted, such as parts of the code that the farm does not run."""
     rehearsed: bool = False
     """The researcher's machine ran the code on a batch before this was submitted."""
+    has_scheduler: bool = False
+    """In weights mode clients follow a scheduler of the code's, which older ones would leave out without a word."""
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""
 

@@ -50,7 +50,7 @@ from protocol.errors import FarmError
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.link_capacity import LinkCapacity
 from protocol.messages import Bye, Hello
-from protocol.versions import CARRIED_STATE, FROZEN_APART, SUPPORTED
+from protocol.versions import CARRIED_STATE, FROZEN_APART, STEP_RULES, SUPPORTED
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -277,7 +277,7 @@ class Agent:
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
-            features=(CARRIED_STATE, FROZEN_APART),
+            features=(CARRIED_STATE, FROZEN_APART, STEP_RULES),
             held=worker.held(),
         )
 

@@ -90,6 +90,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         rows=rows,
         outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
         mode=mode,
+        has_scheduler=mode is Mode.WEIGHTS and runner.timeline() is not None,
         device=device,
     )
     if request.tries_batch:

@@ -85,6 +85,8 @@ class RehearsalReport(Frozen):
     """It has a loop of its own, and calls ``farm.parts``."""
     evaluates: bool = True
     """False of a script that gave no function for held-out rows."""
+    has_scheduler: bool = False
+    """In weights mode: whether clients follow a scheduler."""
     notes: tuple[str, ...] = ()
     """What the farm will not do although the code asks for it."""
     mode: Mode = Mode.WEIGHTS

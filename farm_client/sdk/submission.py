@@ -150,6 +150,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         footprint=_footprint(dataset, report),
         priority=submission.priority,
         rehearsed=submission.check,
+        has_scheduler=report.has_scheduler,
         submit_token=submission.submit_token,
         notes=(*chosen, *notes)[:MAX_NOTES],
     )

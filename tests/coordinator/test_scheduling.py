@@ -18,7 +18,7 @@ from protocol.messages import Kind, RejectCode
 from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources
 from protocol.tasks import Footprint
-from protocol.versions import CARRIED_STATE, FROZEN_APART
+from protocol.versions import CARRIED_STATE, FROZEN_APART, STEP_RULES
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -322,6 +322,25 @@ def test_a_state_is_carried_by_clients_that_can(farm: Simulation) -> None:
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "it needs a newer aifarm" in reasons["old"]
     assert brief("t2", spec(inner_state="kept")).keep_inner_optimizer
+
+
+@pytest.mark.parametrize("asks", ["clip_norm", "clip_value", "scheduler"])
+def test_local_steps_with_clipping_or_a_scheduler_go_to_clients_that_have_them(farm: Simulation, asks: str) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(STEP_RULES,)))
+    if asks == "scheduler":
+        farm.submit(spec().model_copy(update={"has_scheduler": True}))
+    else:
+        farm.submit(spec(**{asks: 1.0}))
+    assert not old.held
+    assert new.held
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert "cannot clip gradients, or follow a scheduler: it needs a newer aifarm" in reasons["old"]
+
+
+def test_what_the_server_clips_any_client_may_compute(farm: Simulation) -> None:
+    old = farm.join("old")
+    farm.submit(spec(mode="gradients", clip_norm=1.0))
+    assert old.held
 
 
 def test_clients_of_one_name_are_told_apart_where_reasons_name_them(farm: Simulation) -> None:

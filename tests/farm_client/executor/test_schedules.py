@@ -349,6 +349,11 @@ def test_a_schedule_goes_to_the_server_with_the_optimizer(tmp_path: Path) -> Non
     np.testing.assert_allclose(values, [0.5 * min(1.0, t / 10) * 0.97**t for t in range(60)], rtol=1e-9)
 
 
+def test_a_task_in_weights_mode_says_that_clients_need_to_follow_it(tmp_path: Path) -> None:
+    assert rehearsed(tmp_path / "with", SCHEDULED).has_scheduler
+    assert not rehearsed(tmp_path / "without", LINEAR).has_scheduler
+
+
 @pytest.mark.parametrize("mode", list(Mode))
 def test_an_ignored_schedule_is_not_followed_and_said_to_be(tmp_path: Path, mode: Mode) -> None:
     report = rehearsed(tmp_path, SCHEDULED, mode=mode, ignore=("schedule",))
