@@ -2,7 +2,7 @@
 
     import farm_client as farm
 
-    for part in farm.parts(model):                       # the round's weights are in the model
+    for part in farm.parts(model, optimizer):            # the round's weights are in the model
         train_one_pass(model, optimizer, part.loader(dataset, batch_size=32))
         part.done(metrics={"loss": loss})                # the difference goes back
 
@@ -128,8 +128,8 @@ class PartLoader:
 class Host(Protocol):
     """Where parts come from."""
 
-    def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
-        """Take the model that the script trains."""
+    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+        """Take the model that the script trains, and what has a state beside it."""
 
     def next_part(self) -> LoopPart | None:
         """Return the next part, with the round's weights in the model; None at the end."""
@@ -144,7 +144,7 @@ class AtHome:
     def __init__(self) -> None:
         self._parts = iter([LoopPart(_shuffled)])
 
-    def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
+    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
         """Nothing is to be sent from here."""
 
     def next_part(self) -> LoopPart | None:
@@ -172,14 +172,18 @@ def host_parts(host: Host | None) -> None:
     _host = host
 
 
-def parts(model: nn.Module, *, evaluate: Evaluate | None = None) -> Iterator[LoopPart]:
+def parts(
+    model: nn.Module, optimizer: Any = None, *, evaluate: Evaluate | None = None, **carries: Any
+) -> Iterator[LoopPart]:
     """Yield parts to train on. ``evaluate`` is called with the model and a part of held-out rows.
 
-    The optimizer belongs to the script and keeps its state from part to part. Raises: PartError if the loop's body ends
-    without ``part.done()``.
+    ``optimizer``, and whatever else is given by name (a scheduler, a loss scaler: all that has ``state_dict`` and
+    ``load_state_dict``), hands its state on from part to part with the model, whichever client is next
+    (``inner_state = "carried"``). What is not given keeps its state on its client. Raises: PartError if the loop's body
+    ends without ``part.done()``.
     """
     host = _host or AtHome()
-    host.open(model, evaluate)
+    host.open(model, carries if optimizer is None else {"optimizer": optimizer, **carries}, evaluate)
     while (part := host.next_part()) is not None:
         yield part
         if not part.is_done:

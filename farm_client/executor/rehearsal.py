@@ -117,6 +117,8 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
         frozen_path.write_bytes(frozen)
     report = RehearsalReport(
         is_script=True,
+        mode=Mode.WEIGHTS,
+        carries=runner.carries,
         evaluates=runner.evaluates,
         weights_path=str(path),
         weights_bytes=len(weights),

@@ -83,6 +83,8 @@ class RehearsalReport(Frozen):
     """In gradients mode: the researcher's optimizer, for the server to apply."""
     is_script: bool = False
     """It has a loop of its own, and calls ``farm.parts``."""
+    carries: bool = True
+    """False of a script whose optimizer keeps its state on its client."""
     evaluates: bool = True
     """False of a script that gave no function for held-out rows."""
     has_scheduler: bool = False

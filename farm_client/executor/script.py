@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from farm_client.executor.failures import CodeError, calling
+from farm_client.executor.inner_state import Stateful
 from farm_client.own_loop import Evaluate, LoopPart, host_parts
 
 
@@ -51,6 +52,7 @@ class Script:
     def __init__(self, code_dir: Path, entry: str, config: Mapping[str, Any]) -> None:
         """Run the script up to its first part: its model is then in ``model``."""
         self.model: nn.Module | None = None
+        self.carries: Mapping[str, Stateful] = {}
         self.evaluate: Evaluate | None = None
         self._root = code_dir.resolve()
         self._entry = entry
@@ -83,13 +85,16 @@ class Script:
                 "part.read(rows) where they come another way"
             )
 
-    def open(self, model: nn.Module, evaluate: Evaluate | None) -> None:
-        """Take the script's model (on its thread)."""
+    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+        """Take the script's model, and what has a state beside it (on its thread)."""
         if self.model is not None:
             raise CodeError("farm.parts was called twice: a script has one model and one loop over its parts")
         if not isinstance(model, nn.Module):
             raise CodeError(f"farm.parts takes a torch.nn.Module, not {type(model).__name__}")
-        self.model, self.evaluate = model, evaluate
+        for name, part in carries.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                raise CodeError(f"farm.parts: {name} is a {type(part).__name__}, which has no state_dict to be carried")
+        self.model, self.carries, self.evaluate = model, carries, evaluate
 
     def next_part(self) -> LoopPart | None:
         """Give the executor the word until it has another part (on the script's thread)."""

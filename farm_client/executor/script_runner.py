@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +14,7 @@ from farm_client.data.order import StrideOrder, shard_order
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.means import as_number, reportable
 from farm_client.executor.messages import Done, LoadTask, Piece, Run
@@ -23,8 +25,10 @@ from farm_client.executor.script import Script
 from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
 from farm_client.own_loop import LoopPart
+from protocol.codecs import tensor_file
 from protocol.errors import NotFound
 from protocol.messages import Kind
+from protocol.recipe import InnerState
 
 
 class ScriptRunner:
@@ -48,6 +52,11 @@ class ScriptRunner:
         self._updates = UpdateWriter(order, self.tensors.layout())
 
     @property
+    def carries(self) -> bool:
+        """Whether the script gave what hands its state on."""
+        return bool(self._script.carries)
+
+    @property
     def evaluates(self) -> bool:
         """Whether the script gave a function that evaluates."""
         return self._script.evaluate is not None
@@ -66,13 +75,13 @@ class ScriptRunner:
                 metrics = self._evaluate(part)
                 trained = None
             else:
-                trained = self._train(part)
+                trained = self._train(part, order)
                 metrics = trained.metrics
             known = reportable(metrics, "the metric")
             samples = sum(piece.stop - piece.start for piece in order.pieces)
             done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
             if trained is not None:
-                fields = self._updates.write(order.assignment_id, trained.update, trained.untouched)
+                fields = self._updates.write(order.assignment_id, trained.update, trained.untouched, trained.state)
                 done = done.model_copy(update=fields)
             return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
 
@@ -88,6 +97,7 @@ class ScriptRunner:
 
         with blaming(self._code_dir):
             trained = self._train(first_rows())
+            self._states.save(self._script.carries)  # whether it can be carried
             self.tensors.load(self._base, self.tensors.changing())
             return trained.metrics, self._evaluate(first_rows()) if self.evaluates else {}
 
@@ -113,19 +123,41 @@ class ScriptRunner:
         assert self._script.model is not None  # noqa: S101 - a script without a model has raised
         with calling("reading the model's tensors", self._code_dir):
             self.tensors = ModelTensors.of(self._script.model)
+        self._states = StateFiles(self.tensors, self._code_dir)
+        self._fresh = self._state_file() if self._is_carried else None
         if self._frozen_path:
             self.take_frozen(self._frozen_path)
 
-    def _train(self, part: LoopPart) -> Trained:
+    @property
+    def _is_carried(self) -> bool:
+        return self._order.inner_state is InnerState.CARRIED and self.carries
+
+    def _train(self, part: LoopPart, order: Run | None = None) -> Trained:
         try:
+            if self._is_carried:
+                self._load_state(order)
             self._script.train(part)
             self.items = part.items
             self.tensors.clear_gradients()
             self.tensors.check_structure()
-            return difference(self._base, self.tensors, part.metrics)
+            trained = difference(self._base, self.tensors, part.metrics)
+            return replace(trained, state=self._states.save(self._script.carries)) if self._is_carried else trained
         except BaseException:
             self._begin()  # the next assignment finds a script that waits for it, whatever became of this one
             raise
+
+    def _state_file(self) -> bytes:
+        saved = self._states.save(self._script.carries)
+        return b"".join(tensor_file(saved.tensors, saved.metadata))
+
+    def _load_state(self, order: Run | None) -> None:
+        """Give the script the state that the version carries; that of the beginning if it carries none."""
+        if order is not None and order.inner_state_path is not None:
+            self._states.load(self._script.carries, Path(order.inner_state_path))
+        elif order is not None and order.inner_state is not None:
+            self._states.load(self._script.carries, order.inner_state)
+        elif self._fresh is not None:
+            self._states.load(self._script.carries, self._fresh)
 
     def _evaluate(self, part: LoopPart) -> dict[str, float]:
         if self._script.evaluate is None:

@@ -107,6 +107,17 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeCho
     )
 
 
+def choose_for_script(recipe: Recipe, *, carries: bool) -> ModeChoice:
+    """Choose for a script with a loop of its own: it takes its steps itself."""
+    choice = _weights(recipe, "the script takes its steps itself")
+    if carries:
+        return choice
+    changes = {name: value for name, value in choice.changes.items() if name != "inner_state"}
+    advice = "; farm.parts(model, optimizer) would hand the optimizer's state on as well"
+    sentence = choice.sentence.replace(", and hands its optimizer's state on", "") + advice
+    return ModeChoice(choice.mode, sentence, changes)
+
+
 def _weights(recipe: Recipe, why: str) -> ModeChoice:
     """Return weights mode: the plain loop on one client a round, unless the recipe says how many there are to be."""
     changes: dict[str, Any] = {"mode": Mode.WEIGHTS, "inner_state": InnerState.CARRIED}

@@ -26,6 +26,7 @@ from farm_client.sdk.default_mode import (
     AssumedLink,
     ModeChoice,
     TrialFacts,
+    choose_for_script,
     choose_mode,
     leaves_the_mode_open,
 )
@@ -160,8 +161,10 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
 
 
 def _choice(submission: Submission, report: RehearsalReport, dataset: Dataset) -> ModeChoice | None:
-    if submission.chosen_for is None or report.is_script or not leaves_the_mode_open(submission.recipe):
+    if submission.chosen_for is None or not leaves_the_mode_open(submission.recipe):
         return None
+    if report.is_script:
+        return choose_for_script(submission.recipe, carries=report.carries)
     facts = TrialFacts(report.obstacle, report.weights_bytes, report.batch_seconds, dataset.samples(Split.TRAIN))
     return choose_mode(submission.recipe, facts, submission.chosen_for)
 

@@ -64,7 +64,7 @@ def accuracy(model, part):
     return {"accuracy": right / len(part.rows)}
 
 
-for part in farm.parts(model, evaluate=accuracy):
+for part in farm.parts(model, optimizer, evaluate=accuracy):
     for x, y in part.loader(dataset, batch_size=10):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x), y)
@@ -79,6 +79,7 @@ def test_a_script_with_a_loop_of_its_own_trains_on_a_farm(shared_farm: RealFarm,
     with Farm(shared_farm.processes.farm_url) as farm:
         task = farm.submit(tmp_path / "script.py", recipe={"epochs": 8}, holdout=0.25, config={"lr": 0.1})
         task.wait(timeout_seconds=60)
+        assert "the script takes its steps itself" in shared_farm.api.task(task.id).spec.notes[0]
         assert task.view().metrics["accuracy"] > 0.9
         books = shared_farm.api.shards(task.id)
         assert sum(book.counted_samples for book in books if book.epoch == 0) == 180

@@ -67,7 +67,7 @@ class Bench:
         self.runner = ScriptRunner(order.model_copy(update=changes), torch.device("cpu"))
         self.weights = self.runner.weights_file()
 
-    def run(self, stop=20, kind=Kind.TRAIN, round_number=0, weights=None, samples=40):
+    def run(self, stop=20, kind=Kind.TRAIN, round_number=0, weights=None, samples=40, inner_state=None):
         data = self.weights if weights is None else weights
         piece = Piece(shard=0, split=Split.TRAIN, shard_samples=samples, first_row=0, path=None, start=0, stop=stop)
         order = Run(
@@ -78,6 +78,7 @@ class Bench:
             weights_digest=digest_bytes(data),
             weights=data,
             pieces=(piece,),
+            inner_state=inner_state,
         )
         done = self.runner.run(order, ProgressReporter(lambda _advance: None))
         self.runner.confirm()
@@ -142,6 +143,35 @@ def count(model, part):
     assert not model.training
     return {"rows": len(part.rows_of(40))}
 """
+
+
+CARRYING = HEAD.replace("Dropout(0.1)", "Tanh()") + LOOP.replace("farm.parts(model)", "farm.parts(model, optimizer)")
+
+
+def test_an_optimizer_that_is_given_hands_its_state_on_to_the_next_client(tmp_path):
+    first, second, alone = (Bench(tmp_path, CARRYING, inner_state=InnerState.CARRIED) for _ in range(3))
+    one = first.run(stop=10)
+    tensors = safetensors.torch.load(one.update)
+    base = safetensors.torch.load(first.weights)
+    assert any(name.startswith("inner_state/") for name in tensors)
+    after = {name: base[name] - tensors[name] for name in base}
+    weights = safetensors.torch.save(after)
+    handed_on = second.run(stop=10, round_number=1, weights=weights, inner_state=first.runner._state_file())
+    alone.run(stop=10)
+    stayed = alone.run(stop=10, round_number=1, weights=weights, inner_state=alone.runner._state_file())
+    assert handed_on.update == stayed.update
+
+
+def test_a_version_that_carries_no_state_begins_with_that_of_the_beginning(tmp_path):
+    bench = Bench(tmp_path, CARRYING, inner_state=InnerState.CARRIED)
+    first = bench.run().update
+    assert bench.run().update == first
+
+
+@pytest.mark.parametrize("given", ["3", "model, object()", "model, scheduler=1"])
+def test_what_has_no_state_can_not_be_carried(tmp_path, given):
+    with pytest.raises(CodeError, match=r"state_dict|Module"):
+        Bench(tmp_path, HEAD + f"list(farm.parts({given}))")
 
 
 def test_held_out_rows_are_evaluated_by_the_scripts_function(tmp_path):
@@ -229,7 +259,7 @@ def request(folder, source, **changes):
 def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_path):
     report = rehearse(request(tmp_path, HEAD + LOOP))
     assert report.failed is None
-    assert (report.is_script, report.evaluates, report.rows) == (True, False, 40)
+    assert (report.is_script, report.carries, report.evaluates, report.rows) == (True, False, False, 40)
     assert report.loss is not None
     assert (tmp_path / "initial.weights").stat().st_size == report.weights_bytes
 
