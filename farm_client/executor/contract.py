@@ -25,6 +25,7 @@ from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.step_metrics import Number, left_there
+from farm_client.executor.streams import is_stream
 from farm_client.executor.timeline import Scheduled, as_scheduled
 from farm_client.task import metric_name
 
@@ -150,18 +151,18 @@ class Contract:
             return self.module.load_shard(shard)
 
     def make_dataset(self) -> Any:
-        """Return the researcher's whole data set, map-style.
+        """Return the researcher's whole data set: map-style, or a stream.
 
-        Raises: CodeError also if it has no length or no items by number.
+        Raises: CodeError also if it is neither.
         """
         with calling("make_dataset(config)", self.code_dir):
             if not self.has("make_dataset"):
                 raise CodeError(f"there is no data: {self._missing_data}")
             dataset = self.module.make_dataset(dict(self.config))
-            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            if not is_stream(dataset) and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
                 raise CodeError(
-                    "make_dataset must return a map-style data set, with __len__ and __getitem__; "
-                    f"it returned {type(dataset).__name__}"
+                    "make_dataset must return a map-style data set, with __len__ and __getitem__, or an iterable one "
+                    f"that can be read again; it returned {type(dataset).__name__}"
                 )
             return dataset
 

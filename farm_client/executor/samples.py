@@ -20,6 +20,7 @@ from farm_client.executor.failures import CodeError, EmptyData, MissingFile, cal
 from farm_client.executor.messages import LoadTask, Piece
 from farm_client.executor.randomness import apart
 from farm_client.executor.shard_cache import ShardCache
+from farm_client.executor.streams import is_stream, stretch
 from protocol.tasks import Split
 
 KEPT_SHARDS_BYTES: Final = 1 << 30
@@ -138,11 +139,21 @@ class SampleSource:
         return Batches(parts, self._order, self._device, self._contract.code_dir)
 
     def count_rows(self) -> int:
-        """Return the length of the ``make_dataset`` data set, which is built at the first use. Raises: CodeError."""
+        """Return the length of the ``make_dataset`` data set. Raises: CodeError, for a stream too."""
+        dataset = self._made_dataset()
+        if is_stream(dataset):
+            raise CodeError(
+                f"make_dataset returned a stream ({type(dataset).__name__}), whose length nobody knows: write "
+                "samples = N into [task] of --config"
+            )
+        return len(dataset)
+
+    def _made_dataset(self) -> Any:
+        """Return the researcher's data set, which is built at the first use."""
         if self._dataset is None:
             with apart(derived_seed(self._order.seed, "make_dataset"), self._device):
                 self._dataset = self._contract.make_dataset()
-        return len(self._dataset)
+        return self._dataset
 
     def _index(self, piece: Piece, epoch: int) -> torch.Tensor:
         """Slice the shard's order of this epoch, which is kept for a while."""
@@ -173,6 +184,8 @@ class SampleSource:
                 return read_shard(Path(piece.path))
             except FileNotFoundError as error:  # in the middle of the researcher's code, perhaps, and not theirs
                 raise MissingFile(f"{MissingFile().message} ({piece.path})") from error
+        if is_stream(self._made_dataset()):
+            return self._stream_rows(piece)
         stride = StrideOrder(self.count_rows(), self._order.seed)
         first = piece.first_row
         return DatasetRows(
@@ -182,6 +195,12 @@ class SampleSource:
             is_shared=True,
             collate=self._contract.collate,
         )
+
+    def _stream_rows(self, piece: Piece) -> Rows:
+        """Read a shard's stretch of the stream, with the random numbers of every other time that it is read."""
+        with apart(derived_seed(self._order.seed, "stream"), self._device):
+            items = stretch(self._made_dataset(), piece.first_row, piece.shard_samples, self._contract.code_dir)
+        return DatasetRows(items, len(items), lambda row: row, is_shared=False, collate=self._contract.collate)
 
     def _own_rows(self, piece: Piece) -> Rows:
         path = None if piece.path is None else Path(piece.path)
