@@ -21,8 +21,14 @@ def test_the_example_trains(tmp_path: Path) -> None:
 
 
 def test_every_function_has_its_row() -> None:
-    rows = re.findall(r"^\| `(\w+)\((?:config|model|shard|items)", PAGE, re.MULTILINE)
-    methods = {name for name in vars(Contract) if not name.startswith("_")} - {"has", "begin", "finish", "collate"}
+    rows = re.findall(r"^\| `(\w+)\((?:config|model|optimizer|shard|items)", PAGE, re.MULTILINE)
+    methods = {name for name in vars(Contract) if not name.startswith("_")} - {
+        "has",
+        "has_schedulers",
+        "begin",
+        "finish",
+        "collate",
+    }
     assert set(rows) == methods | {"collate_fn"}
 
 
