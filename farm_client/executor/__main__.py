@@ -1,6 +1,7 @@
 """The executor process: warms up, then carries out its agent's orders until the stop.
 
     Warm -> LoadTask -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
+    of a pipelined task:           Run -> Advance ... -> StepsDone, then the next Run; its Done | Failed comes meanwhile
 
 One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,13 +21,14 @@ import torch
 from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Building, Done, Loaded, LoadTask, Rebase, Rebased, Run, Stop, Warm
+from farm_client.executor.messages import Building, Done, Loaded, LoadTask, Rebase, Rebased, Run, StepsDone, Stop, Warm
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner, choose_device
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
+from farm_client.executor.update_thread import UpdateThread
 from protocol.errors import FarmError, OutOfOrder
 
 
@@ -48,6 +52,9 @@ class Runner(Protocol):
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result."""
 
+    def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``, or return what writes the update while the next assignment is carried out."""
+
     def confirm(self) -> None:
         """Note that the last result was reported."""
 
@@ -69,6 +76,8 @@ class _Executor:
         self._load_runner = load
         self._progress = ProgressReporter(channel.send)
         self._runner: Runner | None = None
+        self._runs_ahead = False
+        self._behind = UpdateThread()
 
     def serve(self) -> None:
         """Carry out orders until a stop or the agent's end of the socket."""
@@ -91,6 +100,7 @@ class _Executor:
         except BaseException as error:
             self._fail(error, None)
         else:
+            self._runs_ahead = order.pipeline
             flush_streams()
             self._channel.send(Loaded())
 
@@ -100,14 +110,33 @@ class _Executor:
             return
         self._progress.start(order.assignment_id)
         try:
-            done = self._runner.run(order, self._progress)
+            run = self._runner.run_ahead if self._runs_ahead else self._runner.run
+            outcome = run(order, self._progress)
             self._progress.finish()
             flush_streams()
-            self._channel.send(done)
+            if isinstance(outcome, Done):
+                self._report(outcome)
+            else:
+                self._behind.wait()
+                self._channel.send(StepsDone(assignment_id=order.assignment_id))
+                self._behind.start(partial(self._write, outcome, order.assignment_id))
         except BaseException as error:
             self._fail(error, order.assignment_id)
-        else:
+
+    def _report(self, done: Done) -> None:
+        self._channel.send(done)
+        if self._runner is not None and done.update_digest is not None:
             self._runner.confirm()
+
+    def _write(self, write: Callable[[], Done], assignment_id: str) -> None:
+        """Write an update while the next assignment runs, whose progress this is not to end."""
+        with suppress(ConnectionError):  # the agent is gone: nobody to tell
+            try:
+                self._report(write())
+            except BaseException as error:
+                if isinstance(error, ConnectionError):
+                    raise
+                self._channel.send(as_failed(error, assignment_id))
 
     def _rebase(self, order: Rebase) -> None:
         try:

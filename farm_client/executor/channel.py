@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections import deque
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ class Channel:
         self._connection = connection
         self._decoder = FrameDecoder()
         self._frames: deque[dict[str, Any]] = deque()
+        self._sending = threading.Lock()
 
     @classmethod
     def from_environment(cls) -> Channel:
@@ -49,5 +51,7 @@ class Channel:
         return ORDER.validate_python(self._frames.popleft())
 
     def send(self, report: Report) -> None:
-        """Write a report; waits while the agent does not read. Raises: OSError if the agent is gone."""
-        self._connection.sendall(pack_frame(report.model_dump()))
+        """Write a report, on any thread; waits while the agent does not read. Raises: OSError if the agent is gone."""
+        frame = pack_frame(report.model_dump())
+        with self._sending:
+            self._connection.sendall(frame)

@@ -22,6 +22,7 @@ from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
 TensorMap = dict[str, torch.Tensor]
 _TensorT = TypeVar("_TensorT", bound=torch.Tensor)
 
+MOST_PINNED_BYTES: Final = 2 << 30
 _RESERVED_NAME: Final = "__metadata__"
 """Of safetensors' own."""
 _DTYPES: Final = {
@@ -200,12 +201,32 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
+def apart(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
+    """Return contiguous copies on the CPU, which nothing that is done to the tensors later changes.
+
+    A card writes them by itself, all in one go, into pinned memory, unless that would be more than a machine should
+    keep back for it: torch keeps pinned memory for the next time.
+    """
+    on_cards = [tensor for tensor in tensors.values() if tensor.is_cuda]
+    is_pinned = bool(on_cards) and sum(tensor.nbytes for tensor in on_cards) <= MOST_PINNED_BYTES
+    copies = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned and tensor.is_cuda).copy_(
+            tensor.detach(), non_blocking=True
+        )
+        for name, tensor in tensors.items()
+    }
+    if on_cards:
+        torch.cuda.synchronize(on_cards[0].device)
+    return copies
+
+
 def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
     """Return the tensors as a tensor file holds them: on the CPU, contiguous, each with memory of its own."""
     stored: TensorMap = {}
     addresses: set[int] = set()
+    fetched = apart({name: tensor for name, tensor in tensors.items() if tensor.is_cuda})
     for name, tensor in tensors.items():
-        flat = tensor.detach().cpu().contiguous()
+        flat = fetched.get(name, tensor.detach()).cpu().contiguous()
         address = flat.untyped_storage().data_ptr()
         stored[name] = flat.clone() if address in addresses else flat
         addresses.add(address)

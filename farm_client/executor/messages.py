@@ -49,6 +49,8 @@ class LoadTask(Frozen):
     precision: Precision = Precision.FP32
     compile: bool = False
     update_codec: CodecSpec = CodecSpec()
+    pipeline: bool = False
+    """Whether to say ``StepsDone`` and take the next order while an update is written."""
 
 
 class Piece(Frozen):
@@ -138,6 +140,16 @@ class Advance(Frozen):
     metrics: tuple[MetricPoint, ...] = ()
 
 
+class StepsDone(Frozen):
+    """Report: the steps of the assignment are done, and the next order is welcome; its ``Done`` comes later.
+
+    Only where the load said ``pipeline``. The orders' ``Done`` or ``Failed`` may come in any order.
+    """
+
+    type: Literal["steps_done"] = "steps_done"
+    assignment_id: str
+
+
 class Done(Frozen):
     """Report: the assignment is done. The update is in ``update`` or in the file ``update_path``; none for evaluate."""
 
@@ -171,6 +183,8 @@ class Failed(Frozen):
 
 
 Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]
-Report = Annotated[Warm | Building | Loaded | Advance | Done | Rebased | Failed, Field(discriminator="type")]
+Report = Annotated[
+    Warm | Building | Loaded | Advance | StepsDone | Done | Rebased | Failed, Field(discriminator="type")
+]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

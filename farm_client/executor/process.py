@@ -120,7 +120,7 @@ class ExecutorProcess(asyncio.Protocol):
             self._refuse(error)
             return
         for report in reports:
-            if report.type in ("done", "failed"):
+            if report.type in ("steps_done", "done", "failed"):
                 self.read_output()
             self._listener.on_report(report)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -18,7 +18,7 @@ from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.layout import ModelTensors, TensorMap, apart
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
@@ -40,6 +40,27 @@ from protocol.recipe import InnerState, Mode
 def choose_device() -> torch.device:
     """Return the first GPU if torch can use one, else the CPU; the agent hides the GPUs that it does not lend."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of an assignment's steps; ``started`` on the clock of ``perf_counter``."""
+
+    assignment_id: str
+    samples: int
+    metrics: dict[str, float]
+    started: float
+    trained: Trained | None = None
+    ended: float | None = None
+
+    def apart(self) -> _Outcome:
+        """Return it with an update that no later step changes; the executor has worked on it until now."""
+        trained = self.trained and replace(self.trained, update=apart(self.trained.update))
+        return replace(self, trained=trained, ended=time.perf_counter())
+
+    def compute_seconds(self) -> float:
+        """Return how long the executor has been at it, so far or until it was ready for the next order."""
+        return (self.ended or time.perf_counter()) - self.started
 
 
 class TaskRunner:
@@ -79,18 +100,34 @@ class TaskRunner:
         Raises: CodeError for the researcher's mistakes, FileNotFoundError for a missing shard or weights file,
             NotFound if neither weights came nor are those of ``weights_digest`` held, memory errors.
         """
-        with blaming(self.contract.code_dir):
-            try:
-                return self._carry_out(order, progress)
-            except CodeError as error:
-                if not (self._order.compile and compiling.has_failed(error)):
-                    raise
-            compiling.forgo()
-            return self._carry_out(order, progress)
-
-    def _carry_out(self, order: Run, progress: ProgressReporter) -> Done:
-        started = time.perf_counter()
         self._updates.begin()
+        with blaming(self.contract.code_dir):
+            return self._done(self._compiled_or_not(order, progress))
+
+    def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``, but leave an update to be written by who calls what is returned, on any thread, one at a time.
+
+        It is apart from the model by then, which may be trained on meanwhile. Raises: as ``run``; what is returned
+        raises LossNotFinite, OSError, memory errors.
+        """
+        with blaming(self.contract.code_dir):
+            outcome = self._compiled_or_not(order, progress)
+            if outcome.trained is None:
+                return self._done(outcome)
+            outcome = outcome.apart()
+        return lambda: self._done(outcome)
+
+    def _compiled_or_not(self, order: Run, progress: ProgressReporter) -> _Outcome:
+        try:
+            return self._carry_out(order, progress)
+        except CodeError as error:
+            if not (self._order.compile and compiling.has_failed(error)):
+                raise
+        compiling.forgo()
+        return self._carry_out(order, progress)
+
+    def _carry_out(self, order: Run, progress: ProgressReporter) -> _Outcome:
+        started = time.perf_counter()
         self._take_weights(order)
         pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
         first = order.pieces[0] if order.pieces else None
@@ -100,9 +137,10 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
-            return self._done(order, data.samples, metrics, started)
+            return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started)
         trained = self._train(order, data, progress.advance, pace)
-        return self._done(order, data.samples, trained.metrics, started, trained)
+        metrics = reportable(trained.metrics, "the metric")
+        return _Outcome(order.assignment_id, data.samples, metrics, started, trained)
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file: orders come without them then.
@@ -226,15 +264,12 @@ class TaskRunner:
         self._base = {name: tensor.to(self._device) for name, tensor in weights.items()}
         self._base_digest = digest
 
-    def _done(
-        self, order: Run, samples: int, metrics: dict[str, float], started: float, trained: Trained | None = None
-    ) -> Done:
-        known = reportable(metrics, "the metric")
-        done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
-        if trained is not None:
-            fields = self._updates.write(order.assignment_id, trained.update, trained.untouched, trained.state)
+    def _done(self, outcome: _Outcome) -> Done:
+        done = Done(assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics)
+        if (trained := outcome.trained) is not None:
+            fields = self._updates.write(done.assignment_id, trained.update, trained.untouched, trained.state)
             done = done.model_copy(update=fields)
-        return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
+        return done.model_copy(update={"compute_seconds": outcome.compute_seconds()})
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -85,6 +85,10 @@ class ScriptRunner:
                 done = done.model_copy(update=fields)
             return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
 
+    def run_ahead(self, order: Run, progress: ProgressReporter) -> Done:
+        """Do as ``run``: the loop is the script's, which may change what it has given back."""
+        return self.run(order, progress)
+
     def try_out(self, samples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Train on the first rows, and evaluate with them if the script does; return both metrics. Raises: CodeError.
 

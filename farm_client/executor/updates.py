@@ -65,6 +65,7 @@ class UpdateWriter:
 
         Raises: LossNotFinite if its numbers are too large for the codec; OSError.
         """
+        self.begin()
         residual = dict(self._residual) if self._feeds_back else None
         nothing_left = [name for name in untouched if name not in self._residual or not self._residual[name].any()]
         try:

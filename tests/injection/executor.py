@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from farm_client.executor.__main__ import main
 from farm_client.executor.messages import Done, Run
@@ -15,6 +16,7 @@ from tests.injection.plan import Fault
 from tests.injection.standing import Standing
 
 PLACES = Places.planned()
+_T = TypeVar("_T")
 
 
 class BreakableRunner(TaskRunner):
@@ -22,12 +24,19 @@ class BreakableRunner(TaskRunner):
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment; evaluations pass all places."""
+        return self._broken(super().run, order, progress)
+
+    def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``; the last place is after the steps."""
+        return self._broken(super().run_ahead, order, progress)
+
+    def _broken(self, run: Callable[[Run, Any], _T], order: Run, progress: ProgressReporter) -> _T:
         if order.kind is not Kind.TRAIN:
-            return super().run(order, progress)
+            return run(order, progress)
         PLACES.reach(Fault.EXECUTOR_BEFORE, order.round)
-        done = super().run(order, _Progress(progress, order.round))
+        outcome = run(order, _Progress(progress, order.round))
         PLACES.reach(Fault.EXECUTOR_AFTER, order.round)
-        return done
+        return outcome
 
 
 class _Progress(Standing):

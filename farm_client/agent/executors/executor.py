@@ -24,6 +24,7 @@ from farm_client.executor.messages import (
     Rebased,
     Report,
     Run,
+    StepsDone,
     Warm,
 )
 from farm_client.executor.postmortem import ProcessDeath
@@ -37,6 +38,11 @@ LAST_LINES: Final = 20
 
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
+OnTrained = Callable[[], None]
+
+
+def _ignore_trained() -> None:
+    """Nobody waits for an executor that is free early."""
 
 
 class Executor:
@@ -57,6 +63,9 @@ class Executor:
         self.on_line: OnLine = _ignore_line
         self.on_advance: OnAdvance = _ignore_advance
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._writing: dict[str, asyncio.Future[Report | ProcessDeath]] = {}
+        """Who waits for what it writes beside its work, by assignment."""
+        self._on_trained: OnTrained = _ignore_trained
         self._process: ExecutorProcess
         self._answer: asyncio.Future[Report | ProcessDeath]
         self._expected: type[Report]
@@ -95,11 +104,14 @@ class Executor:
         self._process.send(_load_order(task, code_dir, frozen, own_dir))
         await self._answered()
 
-    async def run(self, order: Run) -> Done:
+    async def run(self, order: Run, on_trained: OnTrained = _ignore_trained) -> Done:
         """Have it do one assignment. If this is cancelled the process works on: kill it.
 
+        ``on_trained`` is called if it is ready for the next one before the update of this one is written: from then on
+        it is free, and a cancellation leaves it alone.
         Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
         """
+        self._on_trained = on_trained
         self.running, self.held_weights = order.assignment_id, order.weights_digest
         self.doing = "training" if order.kind is Kind.TRAIN else "evaluating"
         self._ask(Done)
@@ -130,6 +142,11 @@ class Executor:
         """End it at once, in mid-step."""
         self._process.kill()
         self._end(ProcessDeath("stopped", "the agent stopped the executor"))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether it still writes an update, whatever else it does."""
+        return bool(self._writing)
 
     @property
     def is_warm(self) -> bool:
@@ -183,6 +200,12 @@ class Executor:
             if report.assignment_id == self.running:
                 self.on_advance(report)
             return
+        if isinstance(report, StepsDone):
+            self._free_early(report.assignment_id)
+            return
+        if isinstance(report, Done | Failed) and report.assignment_id in self._writing:
+            self._settle(self._writing.pop(report.assignment_id), report)
+            return
         if not isinstance(report, self._expected | Failed):
             return
         answers = report.assignment_id if isinstance(report, Done | Rebased | Failed) else None
@@ -195,6 +218,20 @@ class Executor:
         if not self._answer.done():
             self._answer.set_result(report)
 
+    def _free_early(self, assignment_id: str) -> None:
+        if assignment_id != self.running or self._expected is not Done:
+            return
+        self._writing[assignment_id] = self._answer
+        self.running = None
+        self._on_trained()
+
+    def _settle(self, waiting: asyncio.Future[Report | ProcessDeath], report: Report) -> None:
+        """Tell who waits for an update; of one that nobody wants any more no file is left."""
+        if not waiting.done():
+            waiting.set_result(report)
+        elif isinstance(report, Done) and report.update_path and (path := self.own_file(report.update_path)):
+            path.unlink(missing_ok=True)
+
     def _on_line(self, stream: Stream, line: str) -> None:
         self._last_lines.append(line)
         self.on_line(stream, line)
@@ -206,8 +243,10 @@ class Executor:
         self.death = self.death or death
         self.running = None
         self._warmed.set()
-        if not self._answer.done():
-            self._answer.set_result(self.death)
+        for waiting in (self._answer, *self._writing.values()):
+            if not waiting.done():
+                waiting.set_result(self.death)
+        self._writing.clear()
 
 
 def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path) -> LoadTask:
@@ -230,6 +269,7 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         precision=task.precision,
         compile=task.compile,
         update_codec=task.update_codec,
+        pipeline=task.pipeline,
     )
 
 

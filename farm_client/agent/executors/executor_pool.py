@@ -135,7 +135,7 @@ class ExecutorPool:
         A spare holds no GPU, so it also takes the place of the last one that was idle.
         """
         now = time.monotonic()
-        old = [e for e in self._serving if _is_free(e) and e.idle_since < now - self._keeping.idle_seconds]
+        old = [e for e in self._serving if _is_idle(e) and e.idle_since < now - self._keeping.idle_seconds]
         dead = [e for e in self._serving if not e.leased and e.death is not None]
         for executor in (*old, *dead):
             self._end(executor)
@@ -148,7 +148,7 @@ class ExecutorPool:
 
     def stop_idle(self) -> bool:
         """Stop every idle executor and the spare, to free their memory; return whether there was one."""
-        idle = [e for e in self._living() if _is_free(e)]
+        idle = [e for e in self._living() if _is_idle(e)]
         for executor in idle:
             self._end(executor)
         return bool(idle)
@@ -179,7 +179,7 @@ class ExecutorPool:
             self._end_least_recent()
 
     def _end_least_recent(self) -> None:
-        unused = [e for e in self._serving if not e.leased]
+        unused = [e for e in self._serving if not e.leased and not e.is_writing]
         if unused:
             self._end(min(unused, key=lambda e: e.idle_since))
 
@@ -218,3 +218,8 @@ class ExecutorPool:
 
 def _is_free(executor: Executor) -> bool:
     return not executor.leased and executor.running is None and executor.death is None
+
+
+def _is_idle(executor: Executor) -> bool:
+    """Return whether nothing is lost if it ends: one that is free may still write an update."""
+    return _is_free(executor) and not executor.is_writing

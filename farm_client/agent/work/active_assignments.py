@@ -37,9 +37,10 @@ class ActiveAssignments:
         self.idle.clear()
 
     def free_slot(self, job: Job) -> None:
-        """Let the job go on beside the slots."""
+        """Let the job go on beside the slots, unless it was removed."""
         assignment_id = job.held.assign.assignment_id
-        self._beside[assignment_id] = self._in_slots.pop(assignment_id)
+        if (found := self._in_slots.pop(assignment_id, None)) is not None:
+            self._beside[assignment_id] = found
 
     def remove(self, assignment_id: str) -> asyncio.Task[None] | None:
         """Drop a job; return its task, if there was one."""

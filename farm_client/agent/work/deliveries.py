@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Final
+from typing import Final, Self
 
 from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.transfer.upload import UploadListener
+from protocol.messages import Phase
 from protocol.wording import counted
 
 
@@ -55,6 +56,46 @@ class UploadPlaces:
     @property
     def _reason(self) -> str:
         return f"{counted(self._count, 'result')} on the way already; the slot is free again when one has arrived"
+
+
+class WayOut:
+    """How a pipelined assignment leaves its slot: once, when its steps are done or at the latest with its result.
+
+    It takes a place of an upload for that, and keeps it to the end of the block.
+    """
+
+    def __init__(self, places: UploadPlaces, held: Held, on_gone: Callable[[], None]) -> None:
+        self._places = places
+        self._held = held
+        self._on_gone = on_gone
+        self._stack = AsyncExitStack()
+        self._going: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._going is not None and not self._going.done():
+            self._going.cancel()
+            await asyncio.wait((self._going,))
+        await self._stack.aclose()
+
+    def begin(self) -> None:
+        """Leave as soon as there is a place; returns at once."""
+        if self._going is None:
+            self._going = asyncio.get_running_loop().create_task(self._go())
+
+    async def gone(self) -> None:
+        """Wait until it has left."""
+        if self._going is None:
+            await self._go()  # not as a task: the slot and a small result go out in one frame
+        else:
+            await self._going
+
+    async def _go(self) -> None:
+        self._held.phase = Phase.UPLOADING
+        await self._stack.enter_async_context(self._places.place(self._held))
+        self._on_gone()
 
 
 _LAST_ACKS_SECONDS: Final = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,15 +51,19 @@ class Job:
 
     def __init__(self, held: Held, tools: Tools) -> None:
         self.held = held
+        self._on_trained: Callable[[], None] = lambda: None
+        self._is_trained = False
         self._tools = tools
         self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
 
-    async def do(self) -> Parcel | Error | Reject:
+    async def do(self, on_trained: Callable[[], None] = lambda: None) -> Parcel | Error | Reject:
         """Do the assignment; its result is in the outbox when this returns it. Else say why there is none.
 
+        ``on_trained`` is called, at most once, if its executor is free before that.
         Then the executor is free, and its next assignment touches nothing of the result: the outbox owns the file.
         An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
         """
+        self._on_trained = on_trained
         task_id = self.held.assign.task.task_id
         try:
             self._tools.starts.check(task_id)
@@ -72,7 +76,8 @@ class Job:
         try:
             return await self._attempt()
         except (OSError, ExecutorFailed, ExecutorDied) as error:
-            if (remedy := await self._remedy(error)) is None:
+            # What has left its slot is not begun again: another assignment is in its place.
+            if self._is_trained or (remedy := await self._remedy(error)) is None:
                 raise
             self.held.output.add_note(f"{remedy}; the assignment begins again")
         return await self._attempt()
@@ -117,11 +122,11 @@ class Job:
                 done = await self._compute(executor, route)
             return self._keep(done, executor)
         except ExecutorFailed as error:
-            if executor is not None and ran_out_of_memory(error):
+            if executor is not None and not self._is_trained and ran_out_of_memory(error):
                 self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
             raise
         finally:
-            if executor is not None:
+            if executor is not None and not self._is_trained:
                 self._release(executor)
 
     async def _fetch(self, files: Iterable[BlobRef], route: Route) -> None:
@@ -148,7 +153,14 @@ class Job:
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
-        return await executor.run(self.held.run_order(self._tools.fetcher.cache, route.data, file))
+        order = self.held.run_order(self._tools.fetcher.cache, route.data, file)
+        return await executor.run(order, lambda: self._free_early(executor))
+
+    def _free_early(self, executor: Executor) -> None:
+        """Let the executor go: all that is left of this assignment is to write its update."""
+        self._is_trained = True
+        self._release(executor)
+        self._on_trained()
 
     def _keep(self, done: Done, executor: Executor) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""

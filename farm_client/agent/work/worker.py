@@ -2,7 +2,7 @@
 
 Jobs do not notice a connection's end. The next hello names what runs and what waits in the outbox; a lease then goes
 on, or the farm cancels it. A delivered result frees its slot at the farm by itself; ``ready`` tells of other changes.
-In a pipelined task the slot is free, and said to be, before the result is sent.
+In a pipelined task the slot is free, and said to be, before the result is sent, or even written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.work.active_assignments import ActiveAssignments
-from farm_client.agent.work.deliveries import Deliveries, UploadPlaces
+from farm_client.agent.work.deliveries import Deliveries, UploadPlaces, WayOut
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
@@ -235,9 +235,15 @@ class Worker:
             self._give_up(assign, self._unless_short(job.held, problem))
 
     async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
-        outcome = await job.do()
-        self._report_output(job.held)
-        return await self._deliver(job, outcome) if isinstance(outcome, Parcel) else outcome
+        assign = job.held.assign
+        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
+            return await self._deliver(job, await job.do())
+        async with WayOut(self._places, job.held, lambda: self._free_slot(job)) as way_out:
+            outcome = await job.do(way_out.begin)
+            if isinstance(outcome, Parcel):
+                self._report_output(job.held)
+                await way_out.gone()
+            return await self._deliver(job, outcome)
 
     def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
         """Where the disk takes nothing, what this machine failed at says nothing against the assignment."""
@@ -251,19 +257,17 @@ class Worker:
         self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
         self._report_ready()
 
-    async def _deliver(self, job: Job, parcel: Parcel) -> Error | Reject | None:
-        job.held.phase = Phase.UPLOADING
-        assign = job.held.assign
-        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
-            return await self._send(job, parcel)
-        async with self._places.place(job.held):
-            self._active.free_slot(job)
-            self._report_ready()  # before the result: the farm counts no slot for that
-            return await self._send(job, parcel)
+    def _free_slot(self, job: Job) -> None:
+        self._active.free_slot(job)
+        self._report_ready()  # before the result: the farm counts no slot for that
 
-    async def _send(self, job: Job, parcel: Parcel) -> Error | Reject | None:
+    async def _deliver(self, job: Job, outcome: Parcel | Error | Reject) -> Error | Reject | None:
+        self._report_output(job.held)
+        if not isinstance(outcome, Parcel):
+            return outcome
+        job.held.phase = Phase.UPLOADING
         try:
-            await self._deliveries.deliver(parcel, UploadListener(meter=job.held.sent, waits=job.held.waited))
+            await self._deliveries.deliver(outcome, UploadListener(meter=job.held.sent, waits=job.held.waited))
         except (FarmError, OSError) as error:
             return job.held.failure(error)
         return None

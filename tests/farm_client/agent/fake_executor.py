@@ -17,6 +17,7 @@ from farm_client.executor.messages import (
     Rebase,
     Rebased,
     Run,
+    StepsDone,
     Stop,
     Warm,
 )
@@ -32,7 +33,7 @@ def main():
     connection = socket.socket(fileno=int(os.environ["AIFARM_EXECUTOR_FD"]))
     decoder = FrameDecoder()
     load = None
-    held = None
+    held = late = None
     connection.sendall(pack_frame(Warm(torch_version="0").model_dump()))
     while data := connection.recv(1 << 18):
         for frame in decoder.feed(data):
@@ -45,11 +46,15 @@ def main():
                     weights = order.weights or (Path(order.weights_path).read_bytes() if order.weights_path else held)
                     held = weights
                     report = run(load, order, weights + state_of(order), connection)
+                    if load.config.get("late"):  # its result comes when the next one's steps are done, and no sooner
+                        connection.sendall(pack_frame(StepsDone(assignment_id=order.assignment_id).model_dump()))
+                        late, report = report, late
                 case Rebase():
                     report = rebased(load, order)
                 case Stop():
                     return
-            connection.sendall(pack_frame(report.model_dump()))
+            if report is not None:
+                connection.sendall(pack_frame(report.model_dump()))
 
 
 def state_of(order):

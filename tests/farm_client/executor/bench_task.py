@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -154,6 +155,11 @@ class Bench:
 
     def train(self, shards: slice = slice(None), **changes: Any) -> Done:
         return self.runner.run(self.run_order(Kind.TRAIN, shards, **changes), self._progress())
+
+    def train_ahead(self, **changes: Any) -> Callable[[], Done]:
+        outcome = self.runner.run_ahead(self.run_order(Kind.TRAIN, **changes), self._progress())
+        assert not isinstance(outcome, Done)
+        return outcome
 
     def evaluate(self, **changes: Any) -> Done:
         return self.runner.run(self.run_order(Kind.EVALUATE, **changes), self._progress())

@@ -66,6 +66,34 @@ async def test_the_next_assignment_begins_while_the_update_is_uploaded(farm, sta
         assert farm.blobs[result.update.digest] == LARGE + b"\0-shard"
 
 
+async def test_the_next_assignment_is_done_by_the_same_executor_while_the_update_is_written(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        task = pipelined(farm, late=True)
+        first, second = farm.assign(task, weights=b"one"), farm.assign(task, weights=b"two")
+        await peer.send(first)
+        await until(partial(is_free_again, peer, first))  # although its result has not been written
+        assert not waiting(home)
+        await peer.send(second)
+        result = await peer.expect(Result)
+        assert result.assignment_id == first.assignment_id
+        assert result.update.carried == b"one" + b"-shard"
+
+
+async def test_whoever_wants_an_update_no_more_costs_the_next_one_nothing(farm, start_agent):
+    async with start_agent():
+        peer = await joined(farm)
+        task = pipelined(farm, late=True)
+        dropped, second, third = (farm.assign(task, weights=weights) for weights in (b"one", b"two", b"three"))
+        await peer.send(dropped)
+        await until(partial(is_free_again, peer, dropped))
+        await peer.send(Cancel(assignment_id=dropped.assignment_id, fence=dropped.fence))
+        for assign in (second, third):
+            await peer.send(assign)
+            await until(partial(is_free_again, peer, assign))
+        assert (await peer.expect(Result)).assignment_id == second.assignment_id
+
+
 async def test_a_small_result_comes_right_after_the_free_slot_in_one_frame(farm, start_agent):
     async with start_agent():
         peer = await joined(farm)
