@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
 from coordinator.numerics.schedule import value_at
+from farm_client.executor import schedule_fit
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.rehearsal_records import RehearsalRequest, TaskLength
 from farm_client.executor.schedule_fit import TooLong, fit, schedules_of
@@ -220,8 +221,9 @@ def test_any_table_is_given_again(values: list[float]) -> None:
     np.testing.assert_allclose(got, values, rtol=1e-10, atol=1e-10 * max(map(abs, values)) + 1e-300)
 
 
-def test_one_that_never_repeats_is_too_long() -> None:
-    noise = np.random.default_rng(0).random(12_000)
+def test_one_that_never_repeats_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_fit, "MAX_SEGMENTS", 20)
+    noise = np.random.default_rng(0).random(200)
     with pytest.raises(TooLong, match="its lr changes too often"):
         server_values(lambda o: torch_schedulers.LambdaLR(o, lambda t: float(noise[t])), len(noise))
     with pytest.raises(TooLong, match="1,000,001 steps, over 1,000,000"):
