@@ -78,13 +78,17 @@ class StateFiles:
     def load(self, parts: Mapping[str, Stateful], file: bytes | Path) -> None:
         """Give these parts the state of a file: each goes on as if it had never stopped.
 
+        A part that the state has nothing of stays as it is: a loss scaler is there on GPUs alone.
+
         Raises: MalformedTensors, LayoutMismatch if the file is damaged; CodeError if a part does not take it.
         """
         tensors, tree = _read(file)
         states = _value_of(tree, tensors)
-        if not isinstance(states, dict) or states.keys() != parts.keys():
+        if not isinstance(states, dict) or not states.keys() & parts.keys():
             raise LayoutMismatch(f"the inner state is not of {', '.join(parts)}, which the inner loop has")
         for name, part in parts.items():
+            if name not in states:
+                continue
             with calling(f"{name}.load_state_dict()", self._code_dir):
                 self._give(part, states[name])
 

@@ -103,12 +103,12 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     """Run a script with a loop of its own up to its first part, and have it train on the first rows."""
     if request.mode is Mode.GRADIENTS:
         raise CodeError("a script with farm.parts hands in what its own steps changed: use --mode weights")
-    if request.inner_state is InnerState.CARRIED:
+    runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
+    if request.inner_state is InnerState.CARRIED and not runner.carries:
         raise CodeError(
-            "a script with farm.parts has its optimizer to itself, for as long as it runs: leave out "
+            "the script keeps its optimizer to itself: write farm.parts(model, optimizer), or leave out "
             'inner_state = "carried"'
         )
-    runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
     weights = runner.weights_file()
     path, frozen_path = Path(request.folder) / "initial.weights", Path(request.folder) / "frozen.weights"
     path.write_bytes(weights)

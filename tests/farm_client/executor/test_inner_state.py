@@ -200,6 +200,21 @@ def test_schedulers_and_several_optimizers_go_on_beside_each_other(
     assert restored["scaler"].get_scale() == parts["scaler"].get_scale()
 
 
+def test_a_part_that_only_some_machines_have_begins_anew_where_it_was_not() -> None:
+    """A loss scaler is there on GPUs, and a state may come from a machine without one."""
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters())
+    steps(model, optimizer, range(2))
+    data = saved(model, {"optimizer": optimizer})
+    other = torch.optim.Adam(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    files(model).load({"optimizer": other, "scaler": scaler}, data)
+    assert saved(model, {"optimizer": other}) == data
+    assert scaler.get_scale() == 8
+    files(model).load({"optimizer": other}, saved(model, {"optimizer": optimizer, "scaler": scaler}))
+    assert saved(model, {"optimizer": other}) == data
+
+
 def test_tensors_have_the_models_names_and_no_two_the_same() -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())

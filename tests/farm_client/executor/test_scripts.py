@@ -268,7 +268,7 @@ def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_
     ("changes", "said"),
     [
         ({"mode": Mode.GRADIENTS}, "use --mode weights"),
-        ({"inner_state": InnerState.CARRIED}, "leave out inner_state"),
+        ({"inner_state": InnerState.CARRIED}, "write farm.parts(model, optimizer)"),
         ({"tries_batch": False}, "leave out --no-check"),
     ],
 )
