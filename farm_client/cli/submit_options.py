@@ -11,8 +11,7 @@ from typing import Annotated, ClassVar, Final
 import typer
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
-from farm_client.sdk.default_mode import MAX_ROUND_SAMPLES
-from farm_client.sdk.submission import GRADIENT_BATCHES
+from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
 from protocol.compression import CodecName
 from protocol.recipe import AggregateName, Mode, PartSizes, Precision, Recipe

@@ -15,8 +15,6 @@ from typing import Any, Final
 from protocol.recipe import InnerState, Mode, Recipe
 from protocol.wording import counted, sized
 
-MAX_ROUND_SAMPLES: Final = 65_536
-"""Weights mode, by default: a round is the whole training split, up to this many samples."""
 AFFORDABLE_SECONDS: Final = 600.0
 """The exchanges of all steps may take as long as this together, or as long as the computing, whichever is more."""
 ROUND_FIELDS: Final = (
@@ -80,9 +78,9 @@ def leaves_the_mode_open(recipe: Recipe) -> bool:
 def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeChoice:
     """Choose for a recipe that leaves the mode open. The samples trained on are the same in either mode.
 
-    A recipe's ``rounds`` are passes over the training split, of ``MAX_ROUND_SAMPLES`` at most.
+    A recipe's ``rounds`` are passes over the training split.
     """
-    steps = math.ceil(_total_samples(recipe, facts.train_samples) / recipe.batch_samples)
+    steps = math.ceil(passes(recipe) * facts.train_samples / recipe.batch_samples)
     if facts.obstacle:
         return _weights(recipe, facts.obstacle)
     exchange = link.round_seconds + 2 * facts.model_bytes / link.bytes_per_second
@@ -102,7 +100,7 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeCho
             "mode": Mode.GRADIENTS,
             "round_samples": batch,
             "rounds": None,
-            "epochs": _total_samples(recipe, facts.train_samples) / facts.train_samples,
+            "epochs": passes(recipe),
         },
     )
 
@@ -120,7 +118,12 @@ def choose_for_script(recipe: Recipe, *, carries: bool) -> ModeChoice:
 
 def _weights(recipe: Recipe, why: str) -> ModeChoice:
     """Return weights mode: the plain loop on one client a round, unless the recipe says how many there are to be."""
-    changes: dict[str, Any] = {"mode": Mode.WEIGHTS, "inner_state": InnerState.CARRIED}
+    changes: dict[str, Any] = {
+        "mode": Mode.WEIGHTS,
+        "inner_state": InnerState.CARRIED,
+        "rounds": None,
+        "epochs": passes(recipe),
+    }
     said = next((name for name in CLIENT_FIELDS if name in recipe.model_fields_set), None)
     if said is None:
         cost = (
@@ -132,11 +135,9 @@ def _weights(recipe: Recipe, why: str) -> ModeChoice:
     return ModeChoice(Mode.WEIGHTS, f"mode weights: {why}; {cost}", changes)
 
 
-def _total_samples(recipe: Recipe, train_samples: int) -> float:
-    """Count the samples of the whole training."""
-    by_epochs = math.inf if recipe.epochs is None else recipe.epochs * train_samples
-    by_rounds = math.inf if recipe.rounds is None else recipe.rounds * min(train_samples, MAX_ROUND_SAMPLES)
-    return min(by_epochs, by_rounds)
+def passes(recipe: Recipe) -> float:
+    """Count the passes over the training split of a recipe that leaves the mode open."""
+    return min(float(count) for count in (recipe.rounds, recipe.epochs) if count is not None)
 
 
 def _duration(seconds: float) -> str:

@@ -22,13 +22,13 @@ from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
 from farm_client.sdk.default_mode import (
-    MAX_ROUND_SAMPLES,
     AssumedLink,
     ModeChoice,
     TrialFacts,
     choose_for_script,
     choose_mode,
     leaves_the_mode_open,
+    passes,
 )
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
@@ -42,6 +42,8 @@ from protocol.wording import sized
 
 MAX_SUBMITTER_CHARS: Final = 100
 MAX_NAME_CHARS: Final = 200
+MAX_ROUND_SAMPLES: Final = 65_536
+"""Weights mode, by default: a round is the whole training split, up to this many samples."""
 GRADIENT_BATCHES: Final = 8
 """Gradients mode, by default: a round (one optimizer step) is so many times ``batch_samples``."""
 CODE_ROW_BYTES: Final = 4096
@@ -255,8 +257,7 @@ def _length(recipe: Recipe) -> dict[str, Any]:
     round_samples = recipe.round_samples if "round_samples" in given else default
     if "mode" in given:
         return {"rounds": recipe.rounds, "epochs": recipe.epochs, "round_samples": round_samples}
-    passes = [float(count) for count in (recipe.rounds, recipe.epochs) if count is not None]
-    return {"epochs": min(passes), "round_samples": round_samples}
+    return {"epochs": passes(recipe), "round_samples": round_samples}
 
 
 def _start(submission: Submission, report: RehearsalReport, folder: Path) -> Start:
