@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.order import LAYOUTS, SUBJECTS, compare
-from benchmarks.report import known_names, report, whole_numbers
+from benchmarks.quality import EPOCHS, MODELS, MODES, measure
+from benchmarks.report import known_names, report, report_each, whole_numbers
 
 app = typer.Typer()
 
@@ -28,3 +29,15 @@ def order(
         for data in LAYOUTS
         for whole_rounds in (False, True)
     )
+
+
+@app.command("quality")
+def quality_of_models(
+    models: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(MODELS),
+    modes: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(MODES),
+    clients: Annotated[str, typer.Option(help="Numbers of clients, one farm for each.")] = "1,2,8",
+    seeds: Annotated[int, typer.Option(min=1, help="Starting weights and orders, for both sides.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of each training.")] = EPOCHS,
+) -> None:
+    """Held-out losses of models that a farm trains, beside those of a plain loop at equal samples."""
+    report_each(measure(known_names(models, MODELS), known_names(modes, MODES), whole_numbers(clients), seeds, epochs))
