@@ -10,6 +10,7 @@ import pytest
 
 from coordinator import (
     durability,
+    early_stopping,
     engine,
     failures,
     fleet,
@@ -635,6 +636,23 @@ def count_in_the_round_after(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Turn, "save", later)
 
 
+def stop_before_the_time_is_up(patch: pytest.MonkeyPatch) -> None:
+    """A budget of seconds is over with the first commit."""
+    patch.setattr(rounds, "out_of_time", lambda task, now: early_stopping.out_of_time(task, now + 1e9))
+
+
+def be_patient_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """No evaluation is ever no better."""
+    patch.setattr(early_stopping, "_no_better", lambda _task: None)
+
+
+def never_reach_a_target(patch: pytest.MonkeyPatch) -> None:
+    """No target is ever reached."""
+    patch.setattr(early_stopping, "_reached", lambda _task: None)
+
+
+EARLY_MUTANTS: tuple[Mutant, ...] = (stop_before_the_time_is_up, be_patient_for_ever, never_reach_a_target)
+"""What tasks that may stop early show."""
 ROBUST_MUTANTS: tuple[Mutant, ...] = (count_in_the_round_after,)
 """What robust aggregates show: which updates one round counted together."""
 MUTANTS: tuple[Mutant, ...] = (

@@ -8,7 +8,7 @@ from random import Random
 from coordinator.settings import CoordinatorSettings
 from protocol.recipe import ROBUST_VOTES, AggregateName, Recipe, Requirements
 from protocol.retry import RetryPolicy
-from protocol.tasks import TaskSpec
+from protocol.tasks import Split, TaskSpec
 from tests.coordinator.farm_simulation import spec
 
 FAULTS = (
@@ -46,6 +46,8 @@ FAULTS = (
 
 ROBUST_FROM = 1_000_000
 """Seeds from here on have tasks with a robust aggregate; the tasks of those before add their updates up."""
+EARLY_FROM = 2_000_000
+"""Seeds from here on have tasks that may stop before their recipe ends."""
 _TWO = Requirements(clients=("c0", "c1"))
 _NOBODY = Requirements(tags=("quantum",))
 
@@ -73,22 +75,21 @@ class Scenario:
     stormy_seconds: float
     fault_every_seconds: float
 
-    @property
-    def is_robust(self) -> bool:
-        """Whether its tasks have a robust aggregate."""
-        return self.seed >= ROBUST_FROM
+    def draw_task(self, rng: Random) -> TaskSpec:
+        """Draw another task of its kind."""
+        return _draw_task(rng, len(self.machines), self.seed)
 
 
 def draw_scenario(seed: int) -> Scenario:
     """Draw it. A seed has some kinds of faults and lacks others, so that common ones do not drown rare ones."""
-    rng, robust = Random(seed), seed >= ROBUST_FROM
-    machines = rng.randint(ROBUST_VOTES if robust else 1, 6)
+    rng = Random(seed)
+    machines = rng.randint(ROBUST_VOTES if ROBUST_FROM <= seed < EARLY_FROM else 1, 6)
     kinds = rng.sample(FAULTS, rng.randint(0, len(FAULTS)))
     return Scenario(
         seed=seed,
         settings=_settings(),
         tasks=tuple(
-            (rng.uniform(0, 20) * (number > 0), draw_task(rng, machines, robust=robust))
+            (rng.uniform(0, 20) * (number > 0), _draw_task(rng, machines, seed))
             for number in range(rng.choice((1, 1, 2, 3)))
         ),
         machines=tuple(_machine(rng, number) for number in range(machines)),
@@ -125,11 +126,28 @@ def _machine(rng: Random, number: int) -> Machine:
     )
 
 
-def draw_task(rng: Random, machines: int, *, robust: bool = False) -> TaskSpec:
-    """Draw a task of a few small rounds; ``robust``: each update has one vote."""
+def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
+    """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
-    if not robust:
-        return task
+    if seed >= EARLY_FROM:
+        return _stopping_early(rng, task)
+    return _voting(rng, task) if seed >= ROBUST_FROM else task
+
+
+def _stopping_early(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Give a task a rule to stop by; held-out losses are 1 in the simulation."""
+    rules: tuple[dict[str, object], ...] = (
+        {"max_seconds": rng.uniform(0.5, 30.0)},
+        {"patience": rng.choice((1, 2)), "keep_best": "min:loss"},
+        {"target": rng.choice(("loss<=1", "loss<=0.5"))},
+    )
+    rule = rng.choice(rules if task.dataset.samples(Split.HOLDOUT) else rules[:1])
+    recipe = task.recipe.model_dump() | rule | {"evaluate_every": rng.choice((1, 2, 3))}
+    return task.model_copy(update={"recipe": Recipe.model_validate(recipe)})
+
+
+def _voting(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let each update of a task have one vote."""
     aggregate = rng.choice((AggregateName.MEDIAN, AggregateName.TRIMMED_MEAN))
     votes = {
         "aggregate": aggregate,

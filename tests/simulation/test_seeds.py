@@ -12,7 +12,7 @@ from multiprocessing.pool import AsyncResult
 import pytest
 
 from tests.simulation.__main__ import find_violation, replay_command
-from tests.simulation.scenario import ROBUST_FROM
+from tests.simulation.scenario import EARLY_FROM, ROBUST_FROM
 from tests.simulation.world import run_seed
 
 SEEDS = 2000
@@ -40,6 +40,18 @@ def test_promises_hold_where_updates_vote() -> None:
     seeds = range(ROBUST_FROM, ROBUST_FROM + 100)
     broken = [f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, seeds) if what]
     assert not broken, "\n".join(broken)
+
+
+def test_promises_hold_where_tasks_stop_early() -> None:
+    seeds = range(EARLY_FROM, EARLY_FROM + 100)
+    broken = [f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, seeds) if what]
+    assert not broken, "\n".join(broken)
+
+
+def test_every_rule_stops_some_task() -> None:
+    reasons = " ".join(str(t.stopped) for seed in range(30) for t in run_seed(EARLY_FROM + seed).ledger.tasks.values())
+    for words in ("its time is up", "the target is reached", "was no better"):
+        assert words in reasons
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:

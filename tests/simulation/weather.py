@@ -9,7 +9,6 @@ from coordinator.events import Action, TaskAction
 from coordinator.lifecycle import TaskState
 from protocol.messages import RejectCode, Scope
 from tests.simulation.aggregator import Job
-from tests.simulation.scenario import draw_task
 
 if TYPE_CHECKING:
     from tests.simulation.client import Client
@@ -244,4 +243,4 @@ class Weather:
     def _submit(self) -> None:
         if len(self._world.task_ids) < 4:
             world = self._world
-            world.submit(draw_task(self._rng, len(world.clients), robust=world.scenario.is_robust))
+            world.submit(world.scenario.draw_task(self._rng))

@@ -176,7 +176,26 @@ class World:
         recipe, samples = task.spec.recipe, task.spec.dataset.samples(Split.TRAIN)
         rounds_are_done = recipe.rounds is not None and task.version >= recipe.rounds
         epochs_are_done = recipe.epochs is not None and task.samples_done >= recipe.epochs * samples
-        check(rounds_are_done or epochs_are_done, f"{task.task_id} is complete after {task.version} rounds")
+        whole = rounds_are_done or epochs_are_done or bool(task.stopped)
+        check(whole, f"{task.task_id} is complete after {task.version} rounds")
+        self._check_stop(task)
+
+    def _check_stop(self, task: TaskRecord) -> None:
+        """A task stops by a rule that it has, and trains no round after the evaluation that says so."""
+        recipe = task.spec.recipe
+        if task.stopped:
+            has_rule = recipe.max_seconds is not None or recipe.patience is not None or recipe.target is not None
+            check(has_rule, f"{task.task_id} has no rule to stop by: {task.stopped}")
+            lasted = (task.finished_at or 0.0) - (task.started_at or 0.0)
+            in_time = "its time is up" not in task.stopped or lasted >= (recipe.max_seconds or 0.0)
+            check(in_time, f"{task.task_id} had time left after {lasted:g} s")
+        kept = [c for (task_id, _), c in self.ledger.checkpoints.items() if task_id == task.task_id and c.metrics]
+        if recipe.target == "loss<=1":
+            later = [c.round for c in kept if c.round < task.version]
+            check(not later, f"{task.task_id} reached its target in version {later} and has version {task.version}")
+        if recipe.patience is not None:
+            patient = len(kept) <= recipe.patience + 1
+            check(patient, f"{task.task_id} was no better in {len(kept) - 1} evaluations, and went on")
 
     def _check_books(self, task_id: str) -> None:
         task = self.ledger.tasks[task_id]
