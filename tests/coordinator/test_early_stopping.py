@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coordinator import early_stopping
 from coordinator.lifecycle import TaskState
@@ -82,6 +85,26 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 def test_what_can_never_be_judged_is_a_contradiction(recipe: dict[str, object], said: str) -> None:
     task = spec(rounds=3, **recipe)
     assert said in str(contradiction(task.recipe, task.dataset))
+
+
+@given(
+    values=st.lists(st.one_of(st.none(), st.floats(-10, 10), st.just(float("nan"))), max_size=12),
+    patience=st.integers(1, 4),
+    more_is_better=st.booleans(),
+)
+def test_patience_is_what_a_reader_of_the_list_would_count(
+    values: list[float | None], patience: int, more_is_better: bool
+) -> None:
+    rule = "max:quality" if more_is_better else "min:quality"
+    metrics = [{} if value is None else {"quality": value} for value in values]
+    task = judged(metrics, keep_best=rule, patience=patience)
+    best, best_at, stops = None, -1, False
+    for place, value in enumerate(values):
+        is_number = value is not None and not math.isnan(value)
+        if is_number and (best is None or (value > best if more_is_better else value < best)):
+            best, best_at = value, place
+        stops = stops or place - best_at >= patience
+    assert (task.best_value, bool(task.stopped)) == (best, stops)
 
 
 def test_a_task_completes_at_its_target_and_says_so() -> None:

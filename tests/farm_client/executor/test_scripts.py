@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.sharding import plan_shards
 from farm_client.executor.failures import CodeError, LossNotFinite
 from farm_client.executor.messages import LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
@@ -279,3 +284,71 @@ def test_what_a_script_can_not_do_is_said_at_submission(tmp_path, changes, said)
 
 def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):
     assert rehearse(request(tmp_path, HEAD + LOOP, tries_batch=False, rows=40)).rows == 40
+
+
+FROZEN = HEAD.replace("torch.nn.Dropout(0.1)", "torch.nn.BatchNorm1d(4)") + "model[0].requires_grad_(False)\n" + LOOP
+
+
+def test_frozen_layers_travel_once_and_are_put_back_after_a_failure(tmp_path):
+    first = Bench(tmp_path, FROZEN)
+    frozen = first.runner.frozen_file()
+    path = tmp_path / "frozen.weights"
+    path.write_bytes(frozen)
+    source = FROZEN.replace("    part.done", "    ruin(part.round)\n    part.done").replace("\nfor", RUIN)
+    bench = Bench(tmp_path, source, frozen_path=str(path))
+    with pytest.raises(CodeError, match="ZeroDivisionError"):
+        bench.run(round_number=7)
+    done = bench.run(round_number=1)
+    update = safetensors.torch.load(done.update)
+    assert not any(name.startswith("0.") for name in update), "what is frozen is not sent back"
+    assert {"1.running_mean", "1.running_var", "1.num_batches_tracked"} <= update.keys(), "buffers are, by value"
+    assert bench.runner.frozen_file() == frozen
+
+
+RUIN = """
+def ruin(number):
+    if number == 7:
+        model[0].weight.zero_()
+        1 / 0
+
+for"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.integers(10, 300),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 5),
+    holdout=st.sampled_from((0.0, 0.2, 0.5)),
+    cuts=st.lists(st.floats(0.01, 0.99), max_size=3),
+)
+def test_the_parts_of_an_epoch_have_every_row_once(items, seed, epoch, holdout, cuts):
+    """However shards are cut into assignments: the rows of all parts together are the data set, each item once."""
+    runner = ScriptRunner.__new__(ScriptRunner)
+    runner._order = LoadTask(
+        task_id="t",
+        code_dir=".",
+        entry="train.py",
+        config={},
+        mode=Mode.WEIGHTS,
+        seed=seed,
+        batch_samples=8,
+        dataset_kind="code",
+        scratch_dir=".",
+    )
+    found, first = [], 0
+    for index, planned in enumerate(plan_shards(items, items * 4096, holdout)):
+        places = [0, *sorted(int(cut * planned.samples) for cut in cuts), planned.samples]
+        for start, stop in pairwise(places):
+            piece = Piece(
+                shard=index,
+                split=planned.split,
+                shard_samples=planned.samples,
+                first_row=first,
+                path=None,
+                start=start,
+                stop=stop,
+            )
+            found += runner._rows(piece, epoch, items)
+        first += planned.samples
+    assert sorted(found) == list(range(items))
