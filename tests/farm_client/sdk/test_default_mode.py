@@ -13,6 +13,7 @@ from farm_client.sdk.default_mode import (
     AssumedLink,
     ModeChoice,
     TrialFacts,
+    choose_for_script,
     choose_mode,
     leaves_the_mode_open,
 )
@@ -106,3 +107,24 @@ def test_exchanges_may_take_as_long_as_the_computing() -> None:
 )
 def test_who_describes_a_way_of_training_gets_it(said: dict[str, Any], is_open: bool) -> None:
     assert leaves_the_mode_open(Recipe.model_validate({"rounds": 1, **said})) is is_open
+
+
+def test_a_script_takes_its_own_steps_on_one_client_and_hands_its_optimizers_state_on() -> None:
+    choice = choose_for_script(Recipe(rounds=2), carries=True)
+    assert "the script takes its steps itself" in choice.sentence
+    assert "hands its optimizer's state on" in choice.sentence
+    recipe = made(choice)
+    assert (recipe.mode, recipe.max_clients, recipe.inner_state) == (Mode.WEIGHTS, 1, InnerState.CARRIED)
+
+
+def test_a_script_that_gives_no_optimizer_is_told_what_it_could_give() -> None:
+    choice = choose_for_script(Recipe(rounds=2), carries=False)
+    assert "farm.parts(model, optimizer) would hand the optimizer's state on" in choice.sentence
+    assert "hands its optimizer's state on" not in choice.sentence
+    assert made(choice).inner_state is InnerState.FRESH
+
+
+def test_a_script_with_a_number_of_clients_keeps_it() -> None:
+    choice = choose_for_script(Recipe(rounds=2, min_clients=3), carries=True)
+    assert "max_clients" not in choice.changes
+    assert "min_clients is set" in choice.sentence

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import httpx
 import pytest
+import torch
 
 import farm_client
 from farm_client import AsyncFarm, Farm
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.rehearsal import rehearse
+from farm_client.own_loop import host_parts
+from farm_client.sdk import check
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import BadOutput, NoFarmAddress
 from farm_client.sdk.outcome import TaskEnded
+from protocol.digests import digest_bytes
 from protocol.errors import Conflict, InvalidTask, NotFound
 from protocol.recipe import Recipe, Requirements
 from protocol.rest import LogView, MetricView
-from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, make_client, make_task
+from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, make_checkpoint, make_client, make_task
 
 CODE = """
 import torch
@@ -31,6 +37,14 @@ def loss(model, batch):
 def make_dataset(config):
     return [{"x": torch.ones(2)}] * 40
 """
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch):
+    """A process of its own takes seconds to import torch."""
+    monkeypatch.setattr(check, "_run_process", lambda request, folder: (rehearse(request), ""))
+    yield
+    host_parts(None)
 
 
 @pytest.fixture
@@ -207,3 +221,95 @@ async def test_an_event_loop_gets_the_same(fake, code):
         assert [line async for line in task.logs()] == []
         assert (await farm.task("digits")).name == "digits"
         assert (await farm.clients())[0].name == "laptop"
+
+
+SCRIPT = """
+import torch
+import farm_client as farm
+
+data = torch.utils.data.TensorDataset(torch.randn(40, 2), torch.randn(40, 1))
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.Adam(model.parameters(), lr=farm.config(lr=0.1)["lr"])
+for part in farm.parts(ARGUMENTS):
+    for x, y in part.loader(data, batch_size=10):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+    part.done()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(arguments="model, optimizer"):
+        path = tmp_path / "script.py"
+        path.write_text(SCRIPT.replace("ARGUMENTS", arguments))
+        return path
+
+    return write
+
+
+def test_a_script_is_submitted_as_it_is_and_its_rows_are_counted(farm, fake, script):
+    task = farm.submit(script(), recipe={"rounds": 2}, holdout=0.25)
+    (spec,) = fake.submitted
+    assert (spec.recipe.mode, spec.recipe.inner_state, spec.recipe.max_clients) == ("weights", "carried", 1)
+    assert spec.recipe.evaluate_every == 0, "it gives no function for held-out rows"
+    assert sum(shard.samples for shard in spec.dataset.shards) == 40
+    assert "the script takes its steps itself" in spec.notes[0]
+    assert task.id
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"keep_best": "min:loss"}, "keep_best needs held-out metrics"),
+        ({"evaluate_every": 2}, "evaluate_every needs held-out metrics"),
+        ({"mode": "gradients"}, "use --mode weights"),
+    ],
+)
+def test_what_a_script_can_not_do_is_said_and_nothing_is_sent(farm, fake, script, recipe, said):
+    with pytest.raises(InvalidTask, match=said):
+        farm.submit(script(), recipe={"rounds": 2, **recipe}, holdout=0.25)
+    assert not fake.submitted
+
+
+def test_a_script_whose_state_travels_must_give_what_has_it(farm, fake, script):
+    with pytest.raises(InvalidTask, match="optimizer"):
+        farm.submit(script("model"), recipe={"rounds": 2, "mode": "weights", "inner_state": "carried"})
+    assert not fake.submitted
+
+
+def test_early_stops_are_settings_like_others(farm, fake, code):
+    recipe = {"rounds": 9, "keep_best": "min:loss", "patience": 2, "target": "loss<=0.1", "max_seconds": 60}
+    farm.submit(code, recipe=recipe, config={"classes": 2}, holdout=0.25)
+    (spec,) = fake.submitted
+    assert (spec.recipe.patience, spec.recipe.target, spec.recipe.max_seconds) == (2, "loss<=0.1", 60.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"patience": 2}, "add keep_best"),
+        ({"target": "loss"}, "is no target"),
+        ({"target": "loss<=1", "evaluate_every": 0}, "evaluate_every is 0"),
+        ({"patience": 0}, "greater than or equal to 1"),
+        ({"max_seconds": -1}, "max_seconds"),
+    ],
+)
+def test_early_stops_that_can_not_be_are_refused(farm, fake, code, recipe, said):
+    with pytest.raises(InvalidTask, match=said):
+        farm.submit(code, recipe={"rounds": 9, **recipe}, config={"classes": 2}, holdout=0.25)
+    assert not fake.submitted
+
+
+def test_a_task_begins_with_the_weights_of_another_one(farm, fake, code):
+    model = torch.nn.Linear(2, 2)
+    weights = ModelTensors.of(model).weights_file()
+    digest = digest_bytes(weights)
+    fake.blobs[digest] = weights
+    fake.checkpoints = [make_checkpoint(7, digest=digest, size_bytes=len(weights), newest=True)]
+    farm.submit(code, start="digits@7", recipe={"rounds": 2}, config={"classes": 2})
+    (spec,) = fake.submitted
+    assert spec.initial_weights.digest == digest
+    with pytest.raises(NotFound, match="kept are: 7"):
+        farm.warm_start("digits@3")
