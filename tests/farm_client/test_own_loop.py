@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import farm_client as farm
-from farm_client.own_loop import LoopPart, PartError
+from farm_client.own_loop import LoopPart, PartError, host_parts
 
 DATA = torch.utils.data.TensorDataset(torch.arange(10.0))
 
@@ -97,3 +97,24 @@ def test_a_body_without_done_is_told():
     with pytest.raises(PartError, match=r"ended without part\.done"):
         for _part in farm.parts(torch.nn.Linear(1, 1)):
             pass
+
+
+def test_settings_of_the_task_win_over_the_scripts_defaults():
+    class Task:
+        def config(self):
+            return {"lr": 0.5, "width": 8}
+
+    host_parts(Task())
+    try:
+        assert farm.config(lr=0.1, depth=2) == {"lr": 0.5, "depth": 2, "width": 8}
+    finally:
+        host_parts(None)
+    assert farm.config(lr=0.1) == {"lr": 0.1}
+
+
+def test_rows_that_come_another_way_are_counted_by_the_script():
+    counted = []
+    part = part_of([3, 1, 2], advance=counted.append)
+    for row in part.rows_of(10):
+        part.read([row])
+    assert (part.unread, counted) == (0, [1, 1, 1])

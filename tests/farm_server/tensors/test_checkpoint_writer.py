@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
+from protocol.errors import Unavailable
+from protocol.retry import RetryPolicy
 from storage.checkpoints import CheckpointStore, NewCheckpoint, WrittenCheckpoint
 from tests.farm_server.control.test_runtime import StillClock
 
@@ -144,3 +148,72 @@ def test_tasks_without_a_rest_take_turns(made):
             bench.give(2, f"fast-{task}")
     bench.wait_for(9)
     assert bench.store.written.index(("last", 1)) < max(bench.store.written.index((f"fast-{t}", 2)) for t in range(4))
+
+
+class Recorder(CheckpointStore):
+    """Notes what is written, and complains if two versions of a task are written at once."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, list[int]] = {}
+        self.overlaps: list[str] = []
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+
+    def write(self, new: NewCheckpoint) -> WrittenCheckpoint:
+        with self._lock:
+            if new.task_id in self._busy:
+                self.overlaps.append(new.task_id)
+            self._busy.add(new.task_id)
+        with self._lock:
+            self.written.setdefault(new.task_id, []).append(new.round)
+            self._busy.discard(new.task_id)
+        return WrittenCheckpoint(None, None)
+
+
+_OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(("give", "give", "give", "flush", "drop")), st.sampled_from("abcdef")), max_size=60
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(operations=_OPERATIONS, rest_seconds=st.sampled_from((0.0, 0.001, LONG_REST)))
+def test_whatever_comes_the_newest_version_that_is_wanted_is_written_last(operations, rest_seconds):
+    """Of each task: in order, one at a time, the newest at the end; what was dropped need not be there."""
+    store = Recorder()
+    writer = CheckpointWriter(store, StillClock(), lambda _size: None, rest_seconds=rest_seconds)
+    newest: dict[str, int] = {}
+    dropped: set[str] = set()
+    for number, (operation, task) in enumerate(operations, start=1):
+        match operation:
+            case "give":
+                writer.write_behind(NewCheckpoint(task, number, 0, 0, 0.0, [b"weights"]), lambda _: None)
+                newest[task] = number
+                dropped.discard(task)
+            case "flush":
+                writer.flush(task)
+            case "drop":
+                writer.drop(task)
+                dropped.add(task)
+    writer.close()
+    assert not store.overlaps
+    for task, number in newest.items():
+        written = store.written.get(task, [])
+        assert written == sorted(set(written)), "in order, and none twice"
+        assert task in dropped or written[-1] == number
+
+
+def test_a_version_that_nobody_needs_while_it_waits_for_the_disk_is_given_up(made):
+    bench = made(0.0)
+    refuses = threading.Event()
+
+    def claim(_size: int) -> None:
+        refuses.set()
+        raise Unavailable("no space is left")
+
+    bench.writer = CheckpointWriter(bench.store, StillClock(), claim, retry=RetryPolicy(0.01, 0.01), rest_seconds=0.0)
+    bench.give(1)
+    assert refuses.wait(SOON)
+    bench.writer.drop("t")
+    bench.writer.close()
+    assert not bench.store.written
+    assert bench.writer.stalled is None
