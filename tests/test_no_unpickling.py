@@ -138,10 +138,19 @@ def test_the_search_leaves_harmless_namesakes_alone(source: str) -> None:
     assert offences(source) == []
 
 
+class _WithoutTypes(ast.NodeTransformer):
+    """Leaves out what only the type checker imports."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return (
+            node.orelse if dotted(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"} else self.generic_visit(node)
+        )
+
+
 def imports_of(modules: dict[str, ast.AST], name: str) -> set[str]:
     """Return all that importing ``name`` imports: what its source names, and its parent packages."""
     parents = {name.rpartition(".")[0]} - {""}
-    return parents | set(imported_modules(modules[name]))
+    return parents | set(imported_modules(_WithoutTypes().visit(modules[name])))
 
 
 def test_the_agent_never_imports_torch() -> None:

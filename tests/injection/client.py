@@ -69,8 +69,8 @@ class BreakableParts:
         reach_async = self.reach_async
 
         class BreakableExecutor(Executor):
-            async def run(self, order: Run) -> Done:
-                done = await super().run(order)
+            async def run(self, order: Run, *rest: Any) -> Done:
+                done = await super().run(order, *rest)
                 if order.kind is Kind.TRAIN:
                     await reach_async(Fault.CLIENT_BEFORE_SEND, order.round)
                 return done

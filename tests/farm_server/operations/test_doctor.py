@@ -103,7 +103,10 @@ def as_the_first_version_left_it(root: Path) -> None:
     (root / "blobs" / "owner.json").unlink()
     with closing(sqlite3.connect(root / "farm.db")) as ledger, ledger:
         ledger.execute("DROP TABLE identity")
-        ledger.execute("ALTER TABLE tasks DROP COLUMN priority_set")
+        for column in ("priority_set", "best_value", "stale_evaluations", "stopped"):
+            ledger.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
+        for column in ("inner_state_digest", "inner_state_bytes"):
+            ledger.execute(f"ALTER TABLE checkpoints DROP COLUMN {column}")
         for index in ("ix_tasks_state", "ix_tasks_created", "ix_assignments_fence"):
             ledger.execute(f"DROP INDEX {index}")
         ledger.execute("UPDATE alembic_version SET version_num = '0001'")
