@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from farm_client.data.seeds import derived_seed
 from farm_client.executor import compiling
 from farm_client.executor.contract import load_contract
 from farm_client.executor.failures import CodeError, blaming, calling
-from farm_client.executor.frozen import FrozenTensors
 from farm_client.executor.gradient import BatchGradient
+from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, TensorMap, apart
+from farm_client.executor.layout import ModelTensors, apart
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
@@ -32,7 +31,6 @@ from farm_client.executor.step_rules import StepRules
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
-from protocol.errors import NotFound
 from protocol.messages import Kind
 from protocol.recipe import InnerState, Mode
 
@@ -81,11 +79,8 @@ class TaskRunner:
         self._autocast = Autocast.of(order.precision, device)
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
-        self._frozen: FrozenTensors | None = None
-        if order.frozen_path is not None:
-            self.take_frozen(Path(order.frozen_path))
-        self._base: TensorMap = {}
-        self._base_digest = ""
+        frozen_path = order.frozen_path
+        self._weights = HeldWeights(self.tensors, None if frozen_path is None else Path(frozen_path))
         self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
         self._kept_loop: InnerLoop | None = None
@@ -128,7 +123,7 @@ class TaskRunner:
 
     def _carry_out(self, order: Run, progress: ProgressReporter) -> _Outcome:
         started = time.perf_counter()
-        self._take_weights(order)
+        self._weights.take(order)
         pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
         first = order.pieces[0] if order.pieces else None
         place = first and (first.shard, first.start)
@@ -147,7 +142,7 @@ class TaskRunner:
 
         Raises: CodeError if they are not this model's; FileNotFoundError.
         """
-        self._frozen = FrozenTensors(path, self.tensors)
+        self._weights.take_frozen(path)
 
     def confirm(self) -> None:
         """Note that the last result was reported: what its update lost now belongs to the next one."""
@@ -210,10 +205,11 @@ class TaskRunner:
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
         unsent = dict(self.tensors.parameters) if self._order.mode is Mode.GRADIENTS else {}
-        if self._frozen is None:
+        base, frozen = self._weights.base, self._weights.frozen
+        if frozen is None:
             unsent |= self.tensors.frozen
-        frozen = [] if self._frozen is None else self._frozen.changed()
-        return frozen + [name for name, tensor in unsent.items() if not _equal(tensor.detach(), self._base[name])]
+        changed = [] if frozen is None else frozen.changed()
+        return changed + [name for name, tensor in unsent.items() if not _equal(tensor.detach(), base[name])]
 
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
@@ -227,7 +223,7 @@ class TaskRunner:
         self._kept_loop = None  # a round that fails half-way leaves none
         loop.rules = rules
         self._begin_with_state(loop, order)
-        trained = train_locally(loop, data, advance, base=self._base)
+        trained = train_locally(loop, data, advance, base=self._weights.base)
         match self._order.inner_state:
             case InnerState.KEPT:
                 self._kept_loop = loop
@@ -244,25 +240,6 @@ class TaskRunner:
         state = order.inner_state if order.inner_state_path is None else Path(order.inner_state_path)
         if state is not None:
             self._states.load(loop.stateful(), state)
-
-    def _take_weights(self, order: Run) -> None:
-        """Put the round's global weights into the model, from the order or from memory."""
-        if order.weights is not None:
-            self._hold(order.weights_digest, safetensors.torch.load(order.weights))
-        elif order.weights_path is not None:
-            self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
-        elif order.weights_digest != self._base_digest:
-            raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
-        if self._frozen is None:
-            self.tensors.load(self._base)
-        else:
-            self._frozen.restore()
-            self.tensors.load(self._base, self.tensors.changing())
-
-    def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
-        """Keep a version. On the CPU that of a file stays the mapped file, whose pages all executors share."""
-        self._base = {name: tensor.to(self._device) for name, tensor in weights.items()}
-        self._base_digest = digest
 
     def _done(self, outcome: _Outcome) -> Done:
         done = Done(assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics)

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from farm_client.data.order import StrideOrder, shard_order
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.failures import CodeError, blaming, calling
-from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.layout import ModelTensors
 from farm_client.executor.means import as_number, reportable
 from farm_client.executor.messages import Done, LoadTask, Piece, Run
 from farm_client.executor.modes import set_mode
@@ -26,7 +25,6 @@ from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
 from farm_client.own_loop import LoopPart
 from protocol.codecs import tensor_file
-from protocol.errors import NotFound
 from protocol.messages import Kind
 from protocol.recipe import InnerState
 
@@ -41,14 +39,12 @@ class ScriptRunner:
         self._code_dir = Path(order.code_dir).resolve()
         if order.dataset_kind == "files":
             raise CodeError("a script with farm.parts reads its own data: put it beside the script, not into --data")
-        self._base: TensorMap = {}
-        self._base_digest = ""
-        self._frozen: FrozenTensors | None = None
-        self._frozen_path = order.frozen_path and Path(order.frozen_path)
         self.items: int | None = None
         """The length of the script's data set, once a part was trained."""
         imported()
         self._begin()
+        frozen_path = order.frozen_path
+        self._weights = HeldWeights(self.tensors, None if frozen_path is None else Path(frozen_path))
         self._updates = UpdateWriter(order, self.tensors.layout())
 
     @property
@@ -66,7 +62,7 @@ class ScriptRunner:
         with blaming(self._code_dir):
             started = time.perf_counter()
             self._updates.begin()
-            self._take_weights(order)
+            self._weights.take(order)
             first = order.pieces[0] if order.pieces else None
             place = first and (first.shard, first.start)
             seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
@@ -94,7 +90,7 @@ class ScriptRunner:
 
         How long the data set is, is known afterwards.
         """
-        self._base = {name: tensor.detach().clone() for name, tensor in self.tensors.changing().items()}
+        self._weights.base = {name: tensor.detach().clone() for name, tensor in self.tensors.changing().items()}
 
         def first_rows() -> LoopPart:
             return LoopPart(lambda items: range(min(samples, items)))
@@ -102,12 +98,12 @@ class ScriptRunner:
         with blaming(self._code_dir):
             trained = self._train(first_rows())
             self._states.save(self._script.carries)  # whether it can be carried
-            self.tensors.load(self._base, self.tensors.changing())
+            self.tensors.load(self._weights.base, self.tensors.changing())
             return trained.metrics, self._evaluate(first_rows()) if self.evaluates else {}
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file. Raises: CodeError if they are not this model's; FileNotFoundError."""
-        self._frozen_path, self._frozen = path, FrozenTensors(path, self.tensors)
+        self._weights.take_frozen(path)
 
     def confirm(self) -> None:
         """Note that the last result was reported."""
@@ -129,8 +125,6 @@ class ScriptRunner:
             self.tensors = ModelTensors.of(self._script.model)
         self._states = StateFiles(self.tensors, self._code_dir)
         self._fresh = self._state_file() if self._is_carried else None
-        if self._frozen_path:
-            self.take_frozen(self._frozen_path)
 
     @property
     def _is_carried(self) -> bool:
@@ -144,10 +138,11 @@ class ScriptRunner:
             self.items = part.items
             self.tensors.clear_gradients()
             self.tensors.check_structure()
-            trained = difference(self._base, self.tensors, part.metrics)
+            trained = difference(self._weights.base, self.tensors, part.metrics)
             return replace(trained, state=self._states.save(self._script.carries)) if self._is_carried else trained
         except BaseException:
             self._begin()  # the next assignment finds a script that waits for it, whatever became of this one
+            self._weights.give_to(self.tensors)
             raise
 
     def _state_file(self) -> bytes:
@@ -189,23 +184,3 @@ class ScriptRunner:
         order = shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
         stride = StrideOrder(items, self._order.seed)
         return [stride.item(piece.first_row + row) for row in order[piece.start : piece.stop].tolist()]
-
-    def _take_weights(self, order: Run) -> None:
-        """Put the round's global weights into the model, from the order or from memory."""
-        if order.weights is not None:
-            self._hold(order.weights_digest, safetensors.torch.load(order.weights))
-        elif order.weights_path is not None:
-            self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
-        elif order.weights_digest != self._base_digest:
-            raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
-        if self._frozen is None:
-            self.tensors.load(self._base)
-        else:
-            self._frozen.restore()
-            self.tensors.load(self._base, self.tensors.changing())
-
-    def _hold(self, digest: str, weights: TensorMap) -> None:
-        """Keep a version where the script has put its model."""
-        device = next(iter(self.tensors.parameters.values())).device
-        self._base = {name: tensor.to(device) for name, tensor in weights.items()}
-        self._base_digest = digest

@@ -88,7 +88,7 @@ def test_an_order_may_still_bring_them_with_the_weights(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     apart, together = (Bench(folder, MEDDLING) for folder in folders)
-    together.runner._frozen = None
+    together.runner._weights.frozen = None
     together.weights = safetensors.torch.save(apart.whole())
     first, second = update_of(apart.train()), update_of(together.train())
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,67 @@
+"""The version of the weights that an executor was last given: each assignment of it begins from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.messages import Run
+from protocol.errors import NotFound
+
+
+class HeldWeights:
+    """A version for one model, which holds it after ``take``; frozen tensors may have come in a file of their own."""
+
+    def __init__(self, tensors: ModelTensors, frozen_path: Path | None) -> None:
+        """Raises: as ``take_frozen``."""
+        self.base: TensorMap = {}
+        """The version's tensors, on the model's device."""
+        self._digest = ""
+        self._frozen_path = frozen_path
+        self.give_to(tensors)
+
+    def give_to(self, tensors: ModelTensors) -> None:
+        """Serve this model from now on: the same as before, built anew. Raises: as ``take_frozen``."""
+        self._tensors = tensors
+        self.frozen: FrozenTensors | None = None
+        if self._frozen_path is not None:
+            self.take_frozen(self._frozen_path)
+
+    def take_frozen(self, path: Path) -> None:
+        """Take the frozen tensors from a file: orders come without them then.
+
+        Raises: CodeError if they are not this model's; FileNotFoundError.
+        """
+        self._frozen_path, self.frozen = path, FrozenTensors(path, self._tensors)
+
+    def take(self, order: Run) -> None:
+        """Put the order's version into the model, from the order or from memory.
+
+        Raises: NotFound if neither has it; CodeError if it is not this model's; FileNotFoundError.
+        """
+        if order.weights is not None:
+            self._hold(order.weights_digest, safetensors.torch.load(order.weights))
+        elif order.weights_path is not None:
+            self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
+        elif order.weights_digest != self._digest:
+            raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the version into the model again. Raises: CodeError if it is not this model's."""
+        if self.frozen is None:
+            self._tensors.load(self.base)
+        else:
+            self.frozen.restore()
+            self._tensors.load(self.base, self._tensors.changing())
+
+    def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keep a version. On the CPU that of a file stays the mapped file, whose pages all executors share."""
+        device = next(iter(self._tensors.parameters.values())).device
+        self.base = {name: tensor.to(device) for name, tensor in weights.items()}
+        self._digest = digest
