@@ -100,6 +100,7 @@ def test_every_dependency_has_its_reason():
         "A server (`aifarm[server]`)": extras["server"],
         "Notebooks (`aifarm[notebook]`)": extras["notebook"],
         "Parquet data (`aifarm[parquet]`)": extras["parquet"],
+        "Hugging Face models (`aifarm[hf]`)": extras["hf"],
         "Development": project["dependency-groups"]["dev"],
     }
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
