@@ -10,17 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from farm_client.own_loop import LoopPart, config, parts
+    from farm_client.own_loop import LoopPart, attributes, config, parts
     from farm_client.sdk.async_farm import AsyncFarm
     from farm_client.sdk.farm import Farm
     from farm_client.task import log
 
-__all__ = ["AsyncFarm", "Farm", "LoopPart", "config", "log", "parts"]
+__all__ = ["AsyncFarm", "Farm", "LoopPart", "attributes", "config", "log", "parts"]
 
 _HOMES: Final = {
     "AsyncFarm": "sdk.async_farm",
     "Farm": "sdk.farm",
     "LoopPart": "own_loop",
+    "attributes": "own_loop",
     "config": "own_loop",
     "log": "task",
     "parts": "own_loop",

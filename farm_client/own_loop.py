@@ -12,13 +12,15 @@ executor is the host of the parts. What follows the loop runs at home only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat, TypeAlias
 
 if TYPE_CHECKING:
     from torch import nn
 
-Evaluate = Callable[["nn.Module", "LoopPart"], Mapping[str, SupportsFloat]]
+Trainable: TypeAlias = "nn.Module | MutableMapping[str, Any]"
+"""What a script trains: a module, or arrays by name."""
+Evaluate = Callable[[Any, "LoopPart"], Mapping[str, SupportsFloat]]
 """Called with the model and a part of held-out rows; returns metrics, means over the part's samples."""
 
 
@@ -98,7 +100,10 @@ class LoopPart:
         """Hand the model in as this part has left it, with metrics that are means over its samples."""
         if self.is_done:
             raise PartError("part.done() was called twice")
-        self.metrics = {str(name): float(value) for name, value in (metrics or {}).items()}
+        self.metrics = {
+            str(name): float(value.detach() if hasattr(value, "detach") else value)  # torch warns of a graph's end
+            for name, value in (metrics or {}).items()
+        }
         self.is_done = True
 
 
@@ -128,7 +133,7 @@ class PartLoader:
 class Host(Protocol):
     """Where parts come from."""
 
-    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+    def open(self, model: Trainable, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
         """Take the model that the script trains, and what has a state beside it."""
 
     def next_part(self) -> LoopPart | None:
@@ -144,7 +149,7 @@ class AtHome:
     def __init__(self) -> None:
         self._parts = iter([LoopPart(_shuffled)])
 
-    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+    def open(self, model: Trainable, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
         """Nothing is to be sent from here."""
 
     def next_part(self) -> LoopPart | None:
@@ -173,10 +178,12 @@ def host_parts(host: Host | None) -> None:
 
 
 def parts(
-    model: nn.Module, optimizer: Any = None, *, evaluate: Evaluate | None = None, **carries: Any
+    model: Trainable, optimizer: Any = None, *, evaluate: Evaluate | None = None, **carries: Any
 ) -> Iterator[LoopPart]:
     """Yield parts to train on. ``evaluate`` is called with the model and a part of held-out rows.
 
+    ``model`` is a module, or a mutable mapping of names to arrays (NumPy's, or any with ``__dlpack__`` or
+    ``__array__``): the round's values are in the mapping, written in place where an array can be written.
     ``optimizer``, and whatever else is given by name (a scheduler, a loss scaler: all that has ``state_dict`` and
     ``load_state_dict``), hands its state on from part to part with the model, whichever client is next
     (``inner_state = "carried"``). What is not given keeps its state on its client. Raises: PartError if the loop's body
@@ -188,6 +195,41 @@ def parts(
         yield part
         if not part.is_done:
             raise PartError("the loop's body ended without part.done(): call it when the part is trained")
+
+
+def attributes(owner: object, *names: str) -> MutableMapping[str, Any]:
+    """Return an object's attributes as arrays to train: ``farm.parts(farm.attributes(model, "coef_", "intercept_"))``.
+
+    Raises: AttributeError if the owner lacks one: a linear model has them once it was fitted.
+    """
+    for name in names:
+        getattr(owner, name)
+    return _Attributes(owner, names)
+
+
+class _Attributes(MutableMapping[str, Any]):
+    def __init__(self, owner: object, names: Sequence[str]) -> None:
+        self._owner = owner
+        self._names = names
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return getattr(self._owner, name)
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        if name not in self._names:
+            raise KeyError(name)
+        setattr(self._owner, name, array)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name} stays: the farm trains these attributes to the end")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def config(**defaults: Any) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch import nn
 
+from farm_client.executor.arrays import ArrayModel, array_model
 from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.inner_state import Stateful
-from farm_client.own_loop import Evaluate, LoopPart, host_parts
+from farm_client.own_loop import Evaluate, LoopPart, Trainable, host_parts
 
 
 def is_script(entry: Path) -> bool:
@@ -73,6 +74,7 @@ class Script:
         if self._ended:
             raise CodeError(f"{self._entry} ended after a part: loop over farm.parts(model) to its end")
         self._part = part
+        self._give_arrays()
         self._scripts_turn.release()
         self._our_turn.acquire()
         self._raise_error()
@@ -84,17 +86,25 @@ class Script:
                 f"part.done() came with {left}: a part counts as a whole; read all of part.loader(dataset), or say "
                 "part.read(rows) where they come another way"
             )
+        if isinstance(self.model, ArrayModel):
+            self.model.take()
 
-    def open(self, model: nn.Module, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+    def evaluation(self, part: LoopPart) -> Mapping[str, SupportsFloat]:
+        """Return what the script's function says of the model on a part. Raises: what the function raises."""
+        if self.evaluate is None:
+            raise CodeError("the script gives farm.parts no evaluate function")
+        self._give_arrays()
+        return self.evaluate(self.model.arrays if isinstance(self.model, ArrayModel) else self.model, part)
+
+    def open(self, model: Trainable, carries: Mapping[str, Any], evaluate: Evaluate | None) -> None:
         """Take the script's model, and what has a state beside it (on its thread)."""
         if self.model is not None:
             raise CodeError("farm.parts was called twice: a script has one model and one loop over its parts")
-        if not isinstance(model, nn.Module):
-            raise CodeError(f"farm.parts takes a torch.nn.Module, not {type(model).__name__}")
+        module = array_model(model)
         for name, part in carries.items():
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise CodeError(f"farm.parts: {name} is a {type(part).__name__}, which has no state_dict to be carried")
-        self.model, self.carries, self.evaluate = model, carries, evaluate
+        self.model, self.carries, self.evaluate = module, carries, evaluate
 
     def next_part(self) -> LoopPart | None:
         """Give the executor the word until it has another part (on the script's thread)."""
@@ -118,6 +128,10 @@ class Script:
             self._error = error
         self._ended = True
         self._our_turn.release()
+
+    def _give_arrays(self) -> None:
+        if isinstance(self.model, ArrayModel):
+            self.model.give()
 
     def _raise_error(self) -> None:
         if self._error is not None:

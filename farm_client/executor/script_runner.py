@@ -159,12 +159,10 @@ class ScriptRunner:
             self._states.load(self._script.carries, self._fresh)
 
     def _evaluate(self, part: LoopPart) -> dict[str, float]:
-        if self._script.evaluate is None:
-            raise CodeError("the script gives farm.parts no evaluate function")
         model = self.tensors.model
         set_mode(model, self._code_dir, training=False)
         with torch.no_grad(), calling("evaluate(model, part)", self._code_dir, function=self._script.evaluate):
-            found = self._script.evaluate(model, part)
+            found = self._script.evaluation(part)
             metrics = {str(name): as_number(value) for name, value in found.items()}
         set_mode(model, self._code_dir, training=True)
         return metrics

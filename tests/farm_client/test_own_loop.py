@@ -82,13 +82,14 @@ def test_only_the_parts_own_rows_can_be_read():
         part.rows_of(11)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_part_is_done_once_and_with_numbers():
     part = part_of([1])
     with pytest.raises(ValueError, match="could not convert"):
         part.done({"loss": "small"})
     assert not part.is_done
-    part.done({"loss": 1})
-    assert part.metrics == {"loss": 1.0}
+    part.done({"loss": 1, "tensor": torch.ones((), requires_grad=True)})
+    assert part.metrics == {"loss": 1.0, "tensor": 1.0}
     with pytest.raises(PartError, match="twice"):
         part.done()
 

@@ -192,7 +192,7 @@ def test_held_out_rows_are_evaluated_by_the_scripts_function(tmp_path):
         ("print('nothing')", "ended without calling farm.parts"),
         ("farm.parts", "ended without calling farm.parts"),
         ("raise ValueError('early')", r"train.py:10: ValueError: early"),
-        ("list(farm.parts(3))", "takes a torch.nn.Module, not int"),
+        ("list(farm.parts(3))", "takes a torch.nn.Module, or a mapping of names to arrays, not int"),
     ],
 )
 def test_a_script_that_comes_to_no_part_is_told_at_once(tmp_path, loop, said):
