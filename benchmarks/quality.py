@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.farm import BenchmarkError, RunningFarm, running_farm, submit, wait_until
+from benchmarks.farm import BenchmarkError, RunningFarm, submit, wait_until
 from benchmarks.measurement import Measurement
 from benchmarks.order import DIGITS
 from benchmarks.regression import pull_weights
@@ -29,7 +29,8 @@ BATCH_SAMPLES: Final = 32
 EPOCHS: Final = 6
 PLAIN_ORDERS: Final = 4
 """Plain trainings that make the reference: one alone is as far from the next as 10 or 20 % on data so small."""
-TRAIN_SECONDS: Final = 600.0
+TRAIN_SECONDS: Final = 1800.0
+"""A training may share its cores with many others."""
 TASK: Final = Path(__file__).parent / "quality_task" / "train.py"
 MODELS: Final = ("digits", "resnet18", "simplevit", "gpt", "superres", "lstm")
 MODES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
@@ -61,46 +62,24 @@ class Quality(Measurement):
     trained_in: str
 
 
-def measure(
-    models: Sequence[str], modes: Sequence[str], clients: Sequence[int], seeds: int, epochs: int = EPOCHS
-) -> Iterator[Quality]:
-    """Train every model in every mode on farms of so many clients, once for each seed; a farm serves all its tasks.
+@dataclass(frozen=True)
+class PlainLosses:
+    """What the plain loop came to: the mean over several orders of the data, the best of them and the worst."""
 
-    Raises: BenchmarkError if a task does not complete.
-    """
-    torch.set_num_threads(1)  # as the clients compute
-    with tempfile.TemporaryDirectory(prefix="quality-") as name:
-        folder = Path(name)
-        task = lay_out(folder / "task")
-        plain = {(model, seed): plain_losses(task, model, seed, epochs) for model in models for seed in range(seeds)}
-        for count in clients:
-            with running_farm(count, folder / f"farm-{count}", {"OMP_NUM_THREADS": "1"}) as farm:
-                for (model, seed), losses in plain.items():
-                    for mode in modes:
-                        loss, trained_in = farm_loss(farm, task, Run(model, mode, seed, epochs), folder)
-                        yield Quality(
-                            "quality",
-                            model=model,
-                            mode=mode,
-                            clients=count,
-                            seed=seed,
-                            loss=loss,
-                            plain_loss=fmean(losses),
-                            plain_low=min(losses),
-                            plain_high=max(losses),
-                            ratio=loss / fmean(losses),
-                            trained_in=trained_in,
-                        )
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training on the farm."""
+    """One training on a farm of so many clients: a cell of the table."""
 
     model: str
     mode: str
+    clients: int
     seed: int
-    epochs: int
+    epochs: int = EPOCHS
 
 
 def lay_out(folder: Path) -> ModuleType:
@@ -123,6 +102,24 @@ def arguments_of(run: Run, code: Path) -> list[str]:
     return [str(code), *length, "--seed", str(run.seed), *config, *MODES[run.mode]]
 
 
+def measure(farm: RunningFarm, task: ModuleType, run: Run, plain: PlainLosses, folder: Path) -> Quality:
+    """Train on the farm, and compare the model that it gives. Raises: BenchmarkError if the task does not complete."""
+    loss, trained_in = farm_loss(farm, task, run, folder)
+    return Quality(
+        "quality",
+        model=run.model,
+        mode=run.mode,
+        clients=run.clients,
+        seed=run.seed,
+        loss=loss,
+        plain_loss=plain.mean,
+        plain_low=plain.low,
+        plain_high=plain.high,
+        ratio=loss / plain.mean,
+        trained_in=trained_in,
+    )
+
+
 def farm_loss(farm: RunningFarm, task: ModuleType, run: Run, folder: Path) -> tuple[float, str]:
     """Train on the farm, and return the held-out loss of the model that it gives, and the mode that the task had."""
     task_id = submit(farm, arguments_of(run, Path(str(task.__file__)).parent))
@@ -134,9 +131,13 @@ def farm_loss(farm: RunningFarm, task: ModuleType, run: Run, folder: Path) -> tu
     return held_out_loss(task, run.model, pulled), ended.mode
 
 
-def plain_losses(task: ModuleType, model: str, seed: int, epochs: int) -> list[float]:
-    """Train in a plain loop, in several orders from the same weights, and return the held-out losses."""
-    return [plain_loss(task, model, seed, epochs, order) for order in range(PLAIN_ORDERS)]
+def plain_losses(model: str, seed: int, epochs: int) -> PlainLosses:
+    """Train in a plain loop, in several orders from the same weights; one thread, as the clients compute."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="quality-plain-") as folder:
+        task = lay_out(Path(folder) / "task")
+        losses = [plain_loss(task, model, seed, epochs, order) for order in range(PLAIN_ORDERS)]
+    return PlainLosses(fmean(losses), min(losses), max(losses))
 
 
 def plain_loss(task: ModuleType, model: str, seed: int, epochs: int, order: int = 0) -> float:

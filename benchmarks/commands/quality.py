@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.measurement import Measurement
 from benchmarks.order import LAYOUTS, SUBJECTS, compare
-from benchmarks.quality import EPOCHS, MODELS, MODES, measure
+from benchmarks.quality import EPOCHS, MODELS, MODES, Run
+from benchmarks.quality_grid import measured_in, runs_of, summaries, sweep
 from benchmarks.report import known_names, report, report_each, whole_numbers
 
 app = typer.Typer()
@@ -35,9 +39,25 @@ def order(
 def quality_of_models(
     models: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(MODELS),
     modes: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(MODES),
-    clients: Annotated[str, typer.Option(help="Numbers of clients, one farm for each.")] = "1,2,8",
+    clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "1,2,8",
     seeds: Annotated[int, typer.Option(min=1, help="Starting weights and orders, for both sides.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Length of each training.")] = EPOCHS,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time; losses do not depend on it.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File that keeps the lines; what it has is not done again.")] = None,
 ) -> None:
     """Held-out losses of models that a farm trains, beside those of a plain loop at equal samples."""
-    report_each(measure(known_names(models, MODELS), known_names(modes, MODES), whole_numbers(clients), seeds, epochs))
+    counts = whole_numbers(clients)
+    runs = runs_of(known_names(models, MODELS), known_names(modes, MODES), counts, range(seeds), epochs)
+    report_each(_kept(runs, out, jobs))
+
+
+def _kept(runs: list[Run], out: Path | None, jobs: int) -> Iterator[Measurement]:
+    """Yield what is measured, and write it down before; at the end the summaries, earlier calls included."""
+    found = measured_in(out) if out else []
+    for quality in sweep(runs, list(found), jobs):
+        found.append(quality)
+        if out:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(quality.to_json() + "\n")
+        yield quality
+    yield from summaries(found)

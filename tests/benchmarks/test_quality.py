@@ -48,7 +48,7 @@ def test_the_plain_loop_learns(task: ModuleType) -> None:
 
 
 def test_the_default_is_told_no_mode() -> None:
-    told = {mode: arguments_of(Run("gpt", mode, 3, 6), Path("code")) for mode in MODES}
+    told = {mode: arguments_of(Run("gpt", mode, 2, 3), Path("code")) for mode in MODES}
     assert not {"--mode", "--round-samples", "--rounds", "--min-clients"} & set(told["default"])
     assert told["gradients"][-4:] == ["--mode", "gradients", "--round-samples", "32"]
     assert all(told["default"] == line[: len(told["default"])] for line in told.values())
