@@ -22,11 +22,13 @@ from torch.utils.data import default_collate
 
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
+from farm_client.executor.lightning_hooks import is_own
+from farm_client.executor.lightning_trainer import trainer_view
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.step_metrics import Number, left_there
 from farm_client.executor.streams import is_stream
-from farm_client.executor.timeline import Scheduled, as_scheduled
+from farm_client.executor.timeline import Place, Scheduled, as_scheduled
 from farm_client.task import metric_name
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
@@ -64,6 +66,8 @@ class Contract:
             raise CodeError(f"build_model must return a torch.nn.Module, it returned {type(model).__name__}")
         if not (self._has_loss(model) or (self.has("train_step") and self.has("evaluate"))):
             raise CodeError(self._missing_loss)
+        if lightning_steps.is_lightning(model):
+            trainer_view(model)
         return model
 
     def build_optimizer(self, model: nn.Module) -> Optimizers:
@@ -74,14 +78,14 @@ class Contract:
             return Optimizers.of(torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE))
         with calling("build_optimizer(model, config)", self.code_dir):
             optimizers = Optimizers.of(function(model, dict(self.config)))
-        if not self.has("train_step"):
+        if not (self.has("train_step") or self.is_manual(model)):
             _ = optimizers.only
         return optimizers
 
     def has_schedulers(self, model: nn.Module) -> bool:
         """Return whether the code may have schedulers that the farm follows."""
         stands_in = lightning_steps.is_lightning(model) and not self.has("build_optimizer")
-        return stands_in or self.has("build_scheduler")
+        return (stands_in and not self.is_manual(model)) or self.has("build_scheduler")
 
     def build_scheduler(self, optimizers: Optimizers, model: nn.Module) -> tuple[Scheduled, ...]:
         """Return new schedulers of these optimizers; none where the code has none."""
@@ -90,7 +94,7 @@ class Contract:
                 return as_scheduled(self.module.build_scheduler(optimizers.given, dict(self.config)))
         if not self.has_schedulers(model):
             return ()
-        return tuple(one for optimizer in optimizers for one in lightning_steps.schedulers(optimizer))
+        return tuple(one for optimizer in optimizers for one in lightning_steps.schedulers(optimizer, model))
 
     def loss(self, model: nn.Module, batch: Any) -> LossValue:
         """Return the batch's mean loss and metrics. Whether it is finite is the caller's question."""
@@ -117,6 +121,33 @@ class Contract:
             with calling("on_before_step(model, optimizers, step)", self.code_dir):
                 self.module.on_before_step(model, optimizers, step)
 
+    def takes_lightnings_steps(self, model: nn.Module) -> bool:
+        """Return whether local steps are a LightningModule's, with its hooks: the code has no other part of them."""
+        own = ("loss", "train_step", "build_optimizer")
+        return lightning_steps.is_lightning(model) and not any(self.has(name) for name in own)
+
+    def is_manual(self, model: nn.Module) -> bool:
+        """Return whether a LightningModule steps its optimizers itself."""
+        return self.takes_lightnings_steps(model) and lightning_steps.is_manual(model)
+
+    def manual_step(self, model: nn.Module, batch: Any) -> dict[str, Number]:
+        """Have such a module take a step; return its metrics, ``loss`` among them if it says one."""
+        with calling("training_step(...)", self.code_dir, lambda error: _about_batch(batch, error)):
+            return _metrics(lightning_steps.step(model, batch), "training_step")
+
+    def begin_batch(self, model: nn.Module, batch: Any, index: int) -> Any:
+        """Return what a LightningModule's hooks make of a batch, the ``index``-th of its part."""
+        if self.has("loss") or not lightning_steps.is_lightning(model):
+            return batch
+        with calling("the model's hooks on batches", self.code_dir):
+            return lightning_steps.begin_batch(model, batch, index)
+
+    def move(self, model: nn.Module, step: int | None, epoch: int) -> None:
+        """Tell a LightningModule where the task is: its global step, the last one known if None, and its epoch."""
+        if lightning_steps.is_lightning(model):
+            view = trainer_view(model)
+            view.at(Place(view.global_step if step is None else step, epoch))
+
     def begin(self, model: nn.Module) -> None:
         """Begin an assignment: what a LightningModule's metric objects gathered in former ones is over."""
         if lightning_steps.is_lightning(model):
@@ -135,11 +166,17 @@ class Contract:
         function = self._function("evaluate", model)
         if function is None:
             return None
+        if not self.evaluates(model):
+            raise CodeError("with manual optimization only a validation_step can evaluate, and there is none: add it")
         with calling("evaluate(model, data)", self.code_dir, function=function):
             found = function(model, data)
             if not isinstance(found, Mapping):
                 raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
             return {metric_name(name): as_number(value) for name, value in found.items()}
+
+    def evaluates(self, model: nn.Module) -> bool:
+        """Return whether there is a way to evaluate: a step that steps its optimizers is none."""
+        return self.has("evaluate") or not self.is_manual(model) or is_own(type(model), "validation_step")
 
     def collate(self, items: list[Any]) -> Any:
         """Return the batch of some of a data set's items, by the researcher's ``collate_fn`` if there is one."""

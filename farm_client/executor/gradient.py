@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -35,6 +36,8 @@ class BatchGradient:
         self._autocast = autocast
         self._own_scaler = autocast.new_scaler()
         self._largest_part: int | None = None
+        self.backward: Callable[[torch.Tensor], None] = torch.autograd.backward
+        """Adds the gradient of a loss to the parameters; a loop with hooks around that has one of its own."""
         has_norm = any(isinstance(module, _BatchNorm) for module in tensors.model.modules())
         self._smallest_part = _NORM_SAMPLES if has_norm else 1
 
@@ -42,6 +45,10 @@ class BatchGradient:
     def is_mixed(self) -> bool:
         """Return whether forward passes compute in another format than that of the model's tensors."""
         return self._autocast.dtype is not None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of a step that the task's code takes as a whole."""
+        return self._autocast.between_steps()
 
     def new_scaler(self) -> torch.amp.GradScaler | None:
         """Return a scaler of losses for a loop that steps by these gradients; None where none is needed."""
@@ -126,7 +133,7 @@ class BatchGradient:
             )
         with calling("the loss's backward pass", self._contract.code_dir):
             loss = value.loss if share == 1.0 else value.loss * share
-            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+            self.backward(loss if scaler is None else scaler.scale(loss))
         return {"loss": number, **value.metrics}
 
 

@@ -39,7 +39,7 @@ class InnerLoop:
             raise CodeError("train_step takes its steps itself: clip the gradients there, and leave out clip_norm")
         if self.contract.has("train_step") and self.gradient.is_mixed:
             raise CodeError("train_step takes its steps itself: use torch.autocast there, and leave out precision")
-        if self.scaler is not None and needs_closure(self.optimizers.only):
+        if self.scaler is not None and any(needs_closure(one) for one in self.optimizers):
             raise CodeError("an optimizer that needs a closure cannot scale losses for fp16: use bf16, or fp32")
         self.untouched = set(self.tensors.parameters)
 

@@ -1,13 +1,12 @@
 """Which of a LightningModule's own hooks the farm will not call. By name: Lightning itself is never imported.
 
-Lightning's Trainer calls dozens of methods around a training step; the farm calls ``training_step``,
-``validation_step`` and ``configure_optimizers``. Whatever else a class overrides is found here.
+Lightning's Trainer calls dozens of methods around a training step. In weights mode ``lightning_loop`` calls those of
+the training loop, in gradients mode there are none. Whatever else a class overrides is found here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -16,28 +15,29 @@ from torch import nn
 from farm_client.executor.omissions import Omission
 
 LIGHTNING_PACKAGES: Final = frozenset({"lightning", "pytorch_lightning"})
-_CALLED: Final = frozenset({"training_step", "validation_step", "configure_optimizers"})
+CALLED_IN_BOTH_MODES: Final = frozenset(
+    {
+        *("training_step", "validation_step", "configure_optimizers", "manual_backward", "lr_scheduler_step"),
+        *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+        *("on_validation_start", "on_validation_epoch_start", "on_validation_batch_start"),
+        *("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"),
+    }
+)
+"""What the farm calls, or leaves to the code that calls it."""
+CALLED_BY_LOCAL_STEPS: Final = frozenset(
+    {
+        *("configure_gradient_clipping", "clip_gradients", "backward", "on_before_backward", "on_after_backward"),
+        *("optimizer_step", "optimizer_zero_grad", "on_before_optimizer_step", "on_before_zero_grad"),
+        *("on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_epoch_end"),
+        *("on_train_batch_start", "on_train_batch_end"),
+    }
+)
+"""What is called beside it in weights mode."""
 _CHANGE_TRAINING: Final = MappingProxyType(
     {
-        **dict.fromkeys(
-            ("configure_gradient_clipping", "clip_gradients"),
-            "clip inside a tensor hook (parameter.register_hook) or an optimizer subclass (weights mode)",
-        ),
-        **dict.fromkeys(
-            ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
-            "call it at the start of training_step and validation_step",
-        ),
         **dict.fromkeys(("configure_model", "configure_sharded_model"), "make the layers in __init__"),
-        **dict.fromkeys(
-            (
-                *("backward", "on_before_backward", "on_after_backward", "manual_backward"),
-                *("optimizer_step", "optimizer_zero_grad", "on_before_optimizer_step", "on_before_zero_grad"),
-                *("lr_scheduler_step", "configure_callbacks", "on_fit_start", "on_train_start"),
-                *("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"),
-                *("training_step_end", "training_epoch_end"),
-            ),
-            "do it in training_step",
-        ),
+        **dict.fromkeys(("training_step_end", "training_epoch_end", "configure_callbacks"), "do it in training_step"),
+        **dict.fromkeys(CALLED_BY_LOCAL_STEPS - {"on_train_epoch_end"}, "use --mode weights"),
     }
 )
 """Hooks between which and the weights there is nothing: what to do instead, by name."""
@@ -51,13 +51,14 @@ _NOTED: Final = frozenset(
 _BEGINNINGS: Final = ("on_", "configure_")
 
 
-def unused_hooks(model: nn.Module) -> Iterator[Omission]:
-    """Yield what the model's classes override and the farm does not call: each alone if it may change training."""
+def unused_hooks(model: nn.Module, called: frozenset[str]) -> Iterator[Omission]:
+    """Yield what the model's classes override and is not ``called``: each alone if it may change training."""
     cls = type(model)
-    own = sorted(_own_names(cls) - _CALLED)
+    own = sorted(_own_names(cls) - called)
     for name in own:
         if name in _CHANGE_TRAINING:
-            sentence = f"{cls.__name__}.{name} is never called: {_CHANGE_TRAINING[name]}"
+            here = " in gradients mode" if name in CALLED_BY_LOCAL_STEPS else ""
+            sentence = f"{cls.__name__}.{name} is never called{here}: {_CHANGE_TRAINING[name]}"
             yield Omission(name, sentence, changes_training=True)
     rest = [name for name in own if name not in _CHANGE_TRAINING and _is_hook(cls, name)]
     if rest:
@@ -82,34 +83,13 @@ def _is_hook(cls: type, name: str) -> bool:
 
 
 def _is_lightnings(cls: type, name: str) -> bool:
-    return any(name in vars(base) for base in cls.__mro__ if _package(base) in LIGHTNING_PACKAGES)
+    return lightning_base(cls, name) is not None
+
+
+def lightning_base(cls: type, name: str) -> type | None:
+    """Return the class of Lightning's among the bases that defines a name; None if there is none."""
+    return next((base for base in cls.__mro__ if _package(base) in LIGHTNING_PACKAGES and name in vars(base)), None)
 
 
 def _package(thing: Any) -> str:
     return (getattr(thing, "__module__", "") or "").partition(".")[0]
-
-
-@contextmanager
-def reads_of_counters(model: nn.Module) -> Iterator[set[str]]:
-    """Note which of Lightning's counters the task reads meanwhile: without a Trainer they are 0 for ever."""
-    read: set[str] = set()
-    owners = {
-        name: next((b for b in type(model).__mro__ if name in vars(b) and _package(b) in LIGHTNING_PACKAGES), None)
-        for name in ("current_epoch", "global_step")
-    }
-    replaced = [(owner, name, vars(owner)[name]) for name, owner in owners.items() if owner is not None]
-    for owner, name, original in replaced:
-        setattr(owner, name, property(_noting(name, original, read)))
-    try:
-        yield read
-    finally:
-        for owner, name, original in replaced:
-            setattr(owner, name, original)
-
-
-def _noting(name: str, original: property, read: set[str]) -> Callable[[Any], Any]:
-    def value(model: Any) -> Any:
-        read.add(name)
-        return original.__get__(model, type(model))
-
-    return value

@@ -1,13 +1,15 @@
 """A LightningModule through the researcher's contract, by its methods' names: Lightning itself is never imported.
 
-Used: ``training_step``, ``validation_step``, ``configure_optimizers``, and what they ``log``. Not used: the Trainer,
-its callbacks and hooks, and manual optimization: ``survey`` finds them at the submission.
+Used: ``training_step``, ``validation_step``, ``configure_optimizers``, the hooks around the former, and what they
+``log``. The hooks of the training loop are ``lightning_loop``'s.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from torch import nn
 
 from farm_client.executor.failures import CodeError
+from farm_client.executor.lightning_hooks import is_own
+from farm_client.executor.lightning_trainer import trainer_view
 from farm_client.executor.means import WeightedMeans, as_number, count_samples
 from farm_client.executor.timeline import Scheduled, as_scheduled
 from farm_client.task import metric_name
@@ -68,27 +72,36 @@ class CapturedLogs:
     def __init__(self, model: nn.Module) -> None:
         self._values: dict[str, float] = {}
         self._objects: dict[str, Any] = {}
-        self.batch_index = -1
-        # Set on the instance, past nn.Module's own attribute handling: the class keeps its methods.
-        object.__setattr__(model, "log", self._log)
-        object.__setattr__(model, "log_dict", self._log_dict)
+        self._after_all: dict[str, float] = {}
+        self.batch_index = 0
+        self.returned: Any = None
+        """What the last ``training_step`` returned."""
+        # Set on the instances, past nn.Module's own attribute handling: the classes keep their methods.
+        for module in (model, *filter(is_lightning, model.modules())):
+            object.__setattr__(module, "log", self._log)
+            object.__setattr__(module, "log_dict", self._log_dict)
 
     def take(self) -> dict[str, float]:
         """Return what was logged since the last call."""
         values, self._values = self._values, {}
         return values
 
+    def keep(self) -> None:
+        """Keep what was logged since the last ``take``, outside of any batch, for ``finish``."""
+        self._after_all |= self.take()
+
     def begin(self, model: nn.Module) -> None:
         """Begin an assignment: what metric objects saw in former ones is over."""
-        self._values, self.batch_index = {}, -1
+        self._values, self.batch_index, self.returned = {}, 0, None
         for metric in (*model.modules(), *self._objects.values()):
             if _is_metric(metric):
                 metric.reset()
         self._objects = {}
 
     def finish(self) -> dict[str, float]:
-        """Return the values of the metric objects that were logged."""
-        return {name: as_number(metric.compute()) for name, metric in self._objects.items()}
+        """Return the values of the metric objects that were logged, and what was logged outside of batches."""
+        kept, self._after_all = self._after_all, {}
+        return {**kept, **{name: as_number(metric.compute()) for name, metric in self._objects.items()}}
 
     def _log(self, name: str, value: Any, *_args: object, **_options: object) -> None:
         if _is_metric(value):
@@ -108,18 +121,41 @@ def _is_metric(thing: object) -> bool:
 
 def begin(model: nn.Module) -> None:
     """Begin an assignment: metric objects are reset, as the Trainer does at each epoch."""
-    _logs(model).begin(model)
+    logs_of(model).begin(model)
 
 
 def finish(model: nn.Module) -> dict[str, float]:
     """Return the values of the metric objects that the assignment logged."""
-    return _logs(model).finish()
+    return logs_of(model).finish()
 
 
-def _logs(model: nn.Module) -> CapturedLogs:
+def logs_of(model: nn.Module) -> CapturedLogs:
+    """Return where a model's ``self.log`` ends up."""
     log = model.__dict__.get("log")
     captured = getattr(log, "__self__", None)
     return captured if isinstance(captured, CapturedLogs) else CapturedLogs(model)
+
+
+def is_manual(model: nn.Module) -> bool:
+    """Return whether ``training_step`` steps the optimizers."""
+    return getattr(model, "automatic_optimization", True) is False
+
+
+def hook(model: nn.Module, name: str, *arguments: Any) -> Any:
+    """Call a hook that the model's own classes have; None without one."""
+    return getattr(model, name)(*arguments) if is_own(type(model), name) else None
+
+
+def begin_batch(model: nn.Module, batch: Any, index: int) -> Any:
+    """Note a batch's place in its part, and return what the model's own hooks make of it on its way to the device."""
+    logs_of(model).batch_index = index
+    if is_own(type(model), "on_before_batch_transfer"):
+        batch = hook(model, "on_before_batch_transfer", batch, 0)
+    if is_own(type(model), "transfer_batch_to_device"):
+        batch = hook(model, "transfer_batch_to_device", batch, next(model.parameters()).device, 0)
+    if is_own(type(model), "on_after_batch_transfer"):
+        batch = hook(model, "on_after_batch_transfer", batch, 0)
+    return batch
 
 
 def loss(model: Any, batch: Any) -> dict[str, Any]:
@@ -127,39 +163,70 @@ def loss(model: Any, batch: Any) -> dict[str, Any]:
 
     Raises: CodeError if it returns none.
     """
-    logs = _logs(model)
-    logs.batch_index += 1
-    value = model.training_step(*_step_arguments(model.training_step, batch, logs.batch_index))
-    if value is None:
+    values = step(model, batch)
+    if logs_of(model).returned is None:
         raise CodeError("training_step returned None: return the loss")
-    return {**logs.take(), **_numbers(value)}
+    return values
 
 
-def build_optimizer(model: Any, _config: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Return the one optimizer of ``configure_optimizers``; its schedulers live as long, so that they can be found.
+def step(model: Any, batch: Any) -> dict[str, Any]:
+    """Run ``training_step``; the numbers that it returned and logged, by name."""
+    logs = logs_of(model)
+    value = model.training_step(*_step_arguments(model.training_step, batch, logs.batch_index))
+    logs.returned = value
+    return {**logs.take(), **({} if value is None else _numbers(value))}
 
-    Raises: CodeError if there is none, or more than one, or the model optimizes by hand.
+
+def outputs(model: nn.Module) -> dict[str, Any]:
+    """Return what the last ``training_step`` gave, as Lightning hands it to ``on_train_batch_end``."""
+    value = logs_of(model).returned
+    values = dict(value) if isinstance(value, Mapping) else {} if value is None else {"loss": value}
+    return {**values, **({"loss": values["loss"].detach()} if isinstance(values.get("loss"), torch.Tensor) else {})}
+
+
+def build_optimizer(model: Any, _config: Mapping[str, Any]) -> Any:
+    """Return the one optimizer of ``configure_optimizers``, or a list of several for manual optimization.
+
+    Its schedulers live as long, so that they can be found. Raises: CodeError if there is none, or more than one that
+    the module does not step itself.
     """
-    if getattr(model, "automatic_optimization", True) is False:
-        raise CodeError("manual optimization is not supported: leave automatic_optimization on and return the loss")
     answer = whole = model.configure_optimizers()
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], list | tuple):
         answer = answer[0]
-    found = list(answer) if isinstance(answer, list | tuple) else [answer]
-    if len(found) != 1:
-        raise CodeError(f"configure_optimizers returned {len(found)} optimizers; the farm trains with exactly one")
-    optimizer = found[0]["optimizer"] if isinstance(found[0], Mapping) else found[0]
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise CodeError(f"configure_optimizers must return an optimizer, it returned {type(optimizer).__name__}")
-    optimizer.came_with = whole  # type: ignore[attr-defined]  # see schedules.schedulers_of
-    return optimizer
+    found = [
+        one["optimizer"] if isinstance(one, Mapping) else one
+        for one in (answer if isinstance(answer, list | tuple) else [answer])
+    ]
+    if not found or (len(found) > 1 and not is_manual(model)):
+        raise CodeError(
+            f"configure_optimizers returned {len(found)} optimizers: with several, set self.automatic_optimization = "
+            "False and step them in training_step, as Lightning demands"
+        )
+    for optimizer in found:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise CodeError(f"configure_optimizers must return an optimizer, it returned {type(optimizer).__name__}")
+        optimizer.came_with = whole  # type: ignore[attr-defined]  # see schedules.schedulers_of
+    return found if len(found) > 1 else found[0]
 
 
-def schedulers(optimizer: torch.optim.Optimizer) -> tuple[Scheduled, ...]:
+def schedulers(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[Scheduled, ...]:
     """Return the schedulers that ``configure_optimizers`` returned with this optimizer; by the epoch, as Lightning's.
 
     Raises: CodeError.
     """
+    found = as_scheduled([_by_epoch(one) for one in _given_schedulers(optimizer)])
+    if not is_own(type(model), "lr_scheduler_step"):
+        return found
+    return tuple(replace(one, own_step=partial(_own_scheduler_step, model, one)) for one in found)
+
+
+def manual_schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return the schedulers that came with this optimizer and its fellows, which the module steps itself."""
+    given = _given_schedulers(optimizer)
+    return [one["scheduler"] if isinstance(one, Mapping) else one for one in given]
+
+
+def _given_schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
     whole = getattr(optimizer, "came_with", None)
     if isinstance(whole, Mapping):
         given = whole.get("lr_scheduler") or ()
@@ -167,8 +234,19 @@ def schedulers(optimizer: torch.optim.Optimizer) -> tuple[Scheduled, ...]:
         given = whole[1]
     else:
         given = [one["lr_scheduler"] for one in _mappings(whole) if one.get("lr_scheduler")]
-    all_given = given if isinstance(given, tuple | list) else (given,)
-    return as_scheduled([_by_epoch(one) for one in all_given])
+    return list(given) if isinstance(given, tuple | list) else [given]
+
+
+def _own_scheduler_step(model: Any, scheduled: Scheduled, taken: int) -> None:
+    """Step a scheduler by ``lr_scheduler_step``, which may look at the epoch that has just ended."""
+    view = trainer_view(model)
+    now = view.current_epoch
+    if scheduled.per_epoch:
+        view.current_epoch = (taken + 1) * scheduled.every - 1
+    try:
+        model.lr_scheduler_step(scheduled.scheduler, None)
+    finally:
+        view.current_epoch = now
 
 
 def _by_epoch(given: Any) -> Mapping[str, Any]:
@@ -182,23 +260,27 @@ def _mappings(whole: Any) -> list[Mapping[str, Any]]:
 
 def evaluate(model: Any, data: Iterable[Any]) -> dict[str, float]:
     """Average what ``validation_step`` returns and logs (``training_step`` where the class has none) over samples."""
-    logs, means = _logs(model), WeightedMeans()
+    logs, means = logs_of(model), WeightedMeans()
     logs.begin(model)
-    step = model.validation_step if _has_own(model, "validation_step") else model.training_step
-    for index, batch in enumerate(data):
+    hook(model, "on_validation_start")
+    hook(model, "on_validation_epoch_start")
+    logs.keep()
+    step = model.validation_step if is_own(type(model), "validation_step") else model.training_step
+    for index, whole_batch in enumerate(data):
+        samples = count_samples(whole_batch)
+        batch = begin_batch(model, whole_batch, index)
+        hook(model, "on_validation_batch_start", batch, index)
         value = step(*_step_arguments(step, batch, index))
+        hook(model, "on_validation_batch_end", value, batch, index)
         metrics = {**logs.take(), **_numbers(value)}
-        means.add({name: as_number(v) for name, v in metrics.items()}, count_samples(batch))
+        means.add({name: as_number(v) for name, v in metrics.items()}, samples)
+    hook(model, "on_validation_epoch_end")
+    hook(model, "on_validation_end")
+    logs.keep()
     found = {**means.result(), **logs.finish()}
     if "loss" not in found and "val_loss" in found:
         found["loss"] = found["val_loss"]
     return found
-
-
-def _has_own(model: Any, method: str) -> bool:
-    function = getattr(type(model), method, None)
-    package = (getattr(function, "__module__", "") or "").partition(".")[0]
-    return function is not None and package not in ("lightning", "pytorch_lightning")
 
 
 def _step_arguments(step: Any, batch: Any, index: int) -> tuple[Any, ...]:

@@ -39,8 +39,15 @@ def batch_statistics(model: torch.nn.Module) -> Iterator[Omission]:
         )
 
 
-def own_steps(contract: Contract) -> Iterator[Omission]:
-    """Yield the task's functions that take local steps, or see their gradients: gradients mode has none of these."""
+def own_steps(contract: Contract, model: torch.nn.Module) -> Iterator[Omission]:
+    """Yield what of the task takes local steps itself, or sees their gradients: gradients mode has none of these."""
+    if contract.is_manual(model):
+        yield Omission(
+            "manual_optimization",
+            "in gradients mode the server steps the optimizer, and manual optimization does so itself: use --mode "
+            "weights",
+            changes_training=True,
+        )
     if contract.has("train_step"):
         yield Omission(
             "train_step",

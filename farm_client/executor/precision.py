@@ -40,6 +40,12 @@ class Autocast:
         """Return the context of a forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
+    def between_steps(self) -> AbstractContextManager[object]:
+        """Return the context of code that steps in between: converted weights are not remembered there."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
+
     def new_scaler(self) -> torch.amp.GradScaler | None:
         """Return what keeps small gradients from vanishing in float16; None where no scaling is needed."""
         return torch.amp.GradScaler(self.device.type) if self.dtype is torch.float16 else None

@@ -90,6 +90,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         rows=rows,
         outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
         mode=mode,
+        evaluates=runner.contract.evaluates(runner.tensors.model),
         has_scheduler=mode is Mode.WEIGHTS and runner.timeline() is not None,
         device=device,
     )
@@ -141,7 +142,7 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
 
 def _refuse_obstacles(runner: TaskRunner, optimizers: Optimizers) -> None:
     """Raises: TrainsOtherwise, saying what of the task's steps the server can't take, without what to do about it."""
-    found = [*own_steps(runner.contract)]
+    found = [*own_steps(runner.contract, runner.tensors.model)]
     if not found and len(optimizers.by_name) > 1:
         raise TrainsOtherwise("the server steps one optimizer, and build_optimizer returned several")
     if found or (found := obstacles(optimizers.only, runner.tensors)):
@@ -215,14 +216,15 @@ def _orders(request: RehearsalRequest, digest: str, weights: Path, rows: int | N
 def _tried(runner: TaskRunner, survey: Survey, orders: Sequence[Run]) -> dict[str, object]:
     progress = ProgressReporter(_ignore)
     done: list[Done] = []
-    train, evaluate = (lambda order=order: done.append(runner.run(order, progress)) for order in orders)
-    survey.watch_training(train)
-    survey.watch_evaluation(evaluate)
-    trained, evaluated = done
+    train, evaluate = orders
+    survey.watch_training(lambda: done.append(runner.run(train, progress)))
+    if evaluates := runner.contract.evaluates(runner.tensors.model):
+        done.append(runner.run(evaluate, progress))
+    trained = done[0]
     return {
         "loss": trained.metrics.get("loss"),
         "metrics": trained.metrics,
-        "evaluation": evaluated.metrics,
+        "evaluation": done[-1].metrics if evaluates else {},
         "batch_seconds": trained.compute_seconds,
     }
 

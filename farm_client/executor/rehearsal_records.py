@@ -86,7 +86,7 @@ class RehearsalReport(Frozen):
     carries: bool = True
     """False of a script whose optimizer keeps its state on its client."""
     evaluates: bool = True
-    """False of a script that gave no function for held-out rows."""
+    """False of a script that gave no function for held-out rows, and of a module that has no step for them."""
     has_scheduler: bool = False
     """In weights mode: whether clients follow a scheduler."""
     notes: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, apart
+from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
@@ -129,6 +130,7 @@ class TaskRunner:
         place = first and (first.shard, first.start)
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
         data = self._source.batches(order.pieces, order.epoch)
+        self.contract.move(self.tensors.model, self._step(order, pace), order.epoch)
         if order.kind is Kind.EVALUATE:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
@@ -176,19 +178,23 @@ class TaskRunner:
             return None
         return Timeline(optimizers, schedulers, self.build_scheduled)
 
+    @property
+    def inner_state(self) -> InnerState:
+        """Return what a round's optimizer begins with."""
+        return self._order.inner_state
+
     def build_scheduled(self) -> tuple[Optimizers, tuple[Scheduled, ...]]:
         """Return new optimizers with new schedulers, none where the task has none. Raises: CodeError."""
         optimizers = self.contract.build_optimizer(self.tensors.model)
         return optimizers, self.contract.build_scheduler(optimizers, self.tensors.model)
 
     def _pace(self, order: Run) -> TaskPace | None:
-        """Return where in the task's schedule the order's local steps are."""
-        if order.kind is Kind.EVALUATE or self._order.mode is Mode.GRADIENTS or not self._has_schedule:
+        """Return where in the task, and in its schedule, the order's local steps are."""
+        if order.kind is Kind.EVALUATE or self._order.mode is Mode.GRADIENTS:
             return None
-        self._timeline = self._timeline or self.timeline()
-        if self._timeline is None:
-            self._has_schedule = False
-            return None
+        if self._has_schedule:
+            self._timeline = self._timeline or self.timeline()
+            self._has_schedule = self._timeline is not None
         own = sum(piece.stop - piece.start for piece in order.pieces)
         pace = TaskPace(
             self._timeline,
@@ -201,6 +207,12 @@ class TaskRunner:
         with calling("the scheduler's step()", self.contract.code_dir):
             pace.seek()
         return pace
+
+    def _step(self, order: Run, pace: TaskPace | None) -> int | None:
+        """Return the global step that the order begins with; None where it does not say."""
+        if self._order.mode is Mode.GRADIENTS:
+            return order.round
+        return None if pace is None else pace.place.step
 
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
@@ -233,7 +245,8 @@ class TaskRunner:
 
     def _new_loop(self, rules: StepRules) -> InnerLoop:
         optimizers, scaler = self.build_optimizers(), self._gradient.new_scaler()
-        return InnerLoop(self.contract, self.tensors, optimizers, rules, self._gradient, scaler)
+        kind = LightningLoop if self.contract.takes_lightnings_steps(self.tensors.model) else InnerLoop
+        return kind(self.contract, self.tensors, optimizers, rules, self._gradient, scaler)
 
     def _begin_with_state(self, loop: InnerLoop, order: Run) -> None:
         """Give the inner loop the state that the version carries, if it carries one."""

@@ -12,14 +12,14 @@ import torch
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import calling
 from farm_client.executor.layout import ModelTensors
-from farm_client.executor.lightning_hooks import reads_of_counters, unused_hooks
-from farm_client.executor.omissions import Omission
+from farm_client.executor.lightning_hooks import CALLED_BY_LOCAL_STEPS, CALLED_IN_BOTH_MODES, unused_hooks
+from farm_client.executor.omissions import SCHEDULE, Omission
 from farm_client.executor.on_server import left_with_the_client, own_steps
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedules import by_metric_schedule, progress_of, unstepped_schedule
 from farm_client.executor.timeline import Scheduled
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 
 CONTRACT_FUNCTIONS: Final = (
     "build_model",
@@ -59,9 +59,7 @@ class Survey:
 
     def watch_training(self, train: Callable[[], None]) -> None:
         """Run a training assignment and look at what it left behind."""
-        with reads_of_counters(self._runner.tensors.model) as read:
-            train()
-        self._found += [_counter(name, "training_step", changes_training=True) for name in sorted(read)]
+        train()
         if names := self._runner.changed_by_code():
             self._found.append(_lost_change(names))
         if self._schedule is not None and self._mode is Mode.WEIGHTS and self._is_stepped_by_the_code():
@@ -71,16 +69,12 @@ class Survey:
         trained_with = self._runner.optimizers
         return trained_with is not None and progress_of(trained_with) != self._fresh
 
-    def watch_evaluation(self, evaluate: Callable[[], None]) -> None:
-        """Run an evaluation and look at what it read."""
-        with reads_of_counters(self._runner.tensors.model) as read:
-            evaluate()
-        self._found += [_counter(name, "validation_step", changes_training=False) for name in sorted(read)]
-
 
 def unfollowed_schedule(runner: TaskRunner, optimizers: Optimizers) -> Omission | None:
     """Return the schedule that the farm will not follow; None if there is none, or it follows it."""
     if runner.timeline() is not None:
+        return None
+    if runner.contract.is_manual(runner.tensors.model):
         return None
     schedulers: tuple[Scheduled, ...] = ()
     if runner.contract.has_schedulers(runner.tensors.model):
@@ -91,17 +85,38 @@ def unfollowed_schedule(runner: TaskRunner, optimizers: Optimizers) -> Omission 
     return unstepped_schedule(optimizers, progress_of(optimizers))
 
 
+def _restarted_schedule(runner: TaskRunner, optimizers: Optimizers) -> Iterator[Omission]:
+    """Yield the schedule that a module steps itself, and that begins anew each round."""
+    schedulers = lightning_steps.manual_schedulers(next(iter(optimizers)))
+    if not schedulers or runner.inner_state is not InnerState.FRESH:
+        return
+    yield Omission(
+        SCHEDULE,
+        f"the scheduler {type(schedulers[0]).__name__} of manual optimization would begin anew in each round: say "
+        'inner_state = "carried"',
+        changes_training=True,
+    )
+
+
+def _called_hooks(runner: TaskRunner, mode: Mode) -> frozenset[str]:
+    steps = mode is Mode.WEIGHTS and runner.contract.takes_lightnings_steps(runner.tensors.model)
+    called = CALLED_IN_BOTH_MODES | (CALLED_BY_LOCAL_STEPS if steps else frozenset())
+    return frozenset(n for n in called if "validation" not in n) if runner.contract.has("evaluate") else called
+
+
 def _static(runner: TaskRunner, optimizers: Optimizers, mode: Mode) -> Iterator[Omission]:
     model = runner.tensors.model
     yield from _not_in_the_file(runner)
     if lightning_steps.is_lightning(model):
-        yield from unused_hooks(model)
+        yield from unused_hooks(model, _called_hooks(runner, mode))
+    if runner.contract.is_manual(model) and mode is Mode.WEIGHTS:
+        yield from _restarted_schedule(runner, optimizers)
     yield from _never_called(runner.contract.module)
     for optimizer in optimizers:
         yield from foreign_parameters(optimizer, runner.tensors)
         yield from resting_rate(optimizer)
     if mode is Mode.GRADIENTS:
-        yield from own_steps(runner.contract)
+        yield from own_steps(runner.contract, model)
     if mode is Mode.GRADIENTS and len(optimizers.by_name) == 1:
         yield from left_with_the_client(optimizers.only, runner.tensors)
 
@@ -136,11 +151,6 @@ def _never_called(module: ModuleType) -> Iterator[Omission]:
         hint = f"; did you mean {meant[0]}?" if meant else ""
         sentence = f"the farm never calls {name} of your module{hint}"
         yield Omission(name, sentence, changes_training=False)
-
-
-def _counter(name: str, step: str, *, changes_training: bool) -> Omission:
-    sentence = f"{step} reads self.{name}, which is 0 for ever on the farm: do without it"
-    return Omission(name, sentence, changes_training=changes_training)
 
 
 def _lost_change(names: list[str]) -> Omission:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from farm_client.executor.failures import CodeError
 from farm_client.executor.optimizers import Optimizers
@@ -36,6 +36,8 @@ class Scheduled:
     scheduler: Any
     per_epoch: bool = False
     every: int = 1
+    own_step: Callable[[int], None] | None = None
+    """How the task's code steps it, given how often it was stepped before."""
 
     @classmethod
     def of(cls, given: Any) -> Scheduled:
@@ -49,6 +51,8 @@ class Scheduled:
     @property
     def needs_metric(self) -> bool:
         """Return whether ``step()`` asks for a metric, as that of ReduceLROnPlateau."""
+        if self.own_step is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            return False
         parameters = inspect.signature(self.scheduler.step).parameters.values()
         return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
@@ -58,6 +62,13 @@ class Scheduled:
         if isinstance(self.scheduler, OneCycleLR):  # after its last step the rate would rise again, and then it raises
             return min(steps, int(self.scheduler.total_steps) - 1)
         return steps
+
+    def advance(self, taken: int) -> None:
+        """Step it, which was stepped ``taken`` times before."""
+        if self.own_step is None:
+            self.scheduler.step()
+        else:
+            self.own_step(taken)
 
 
 def as_scheduled(given: Any) -> tuple[Scheduled, ...]:
@@ -94,7 +105,7 @@ class Timeline:
             warnings.simplefilter("ignore")  # torch misses the steps of an optimizer that never takes one
             for number, one in enumerate(self._schedulers):
                 while self._taken[number] < wanted[number]:
-                    one.scheduler.step()
+                    one.advance(self._taken[number])
                     self._taken[number] += 1
         return {name: _options(optimizer) for name, optimizer in self._optimizers.by_name.items()}
 
@@ -105,13 +116,13 @@ def _options(optimizer: torch.optim.Optimizer) -> list[GroupOptions]:
 
 @dataclass
 class TaskPace:
-    """Where the local steps of an assignment are in the task.
+    """Where the local steps of an assignment are in the task, and what its schedule, if it has one, says there.
 
     Progress is counted in samples of the task: while a client trains on its ``own_samples`` of a round, the round's
     ``round_samples`` pass. So a schedule ends when the task does, however many clients share a round.
     """
 
-    timeline: Timeline
+    timeline: Timeline | None
     batch_samples: int
     samples_before: int
     round_samples: int
@@ -128,10 +139,13 @@ class TaskPace:
 
     def seek(self) -> None:
         """Step the schedulers up to the assignment's first step, which may take a while after a restart."""
-        self.timeline.options_at(self.place)
+        if self.timeline is not None:
+            self.timeline.options_at(self.place)
 
     def follow(self, optimizers: Iterable[tuple[str, torch.optim.Optimizer]]) -> None:
         """Set the options of the next step in the optimizers that train."""
+        if self.timeline is None:
+            return
         options = self.timeline.options_at(self.place)
         for name, optimizer in optimizers:
             for group, scheduled in zip(optimizer.param_groups, options[name], strict=True):

@@ -48,11 +48,12 @@ def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Map
     """
     contract, tensors = loop.contract, loop.tensors
     set_mode(tensors.model, contract.code_dir, training=True)
-    contract.begin(tensors.model)
     loop.begin()
+    contract.begin(tensors.model)
     means = StepMetrics()
-    for step, (samples, batch) in enumerate(data.sized(), start=1):
+    for step, (samples, given) in enumerate(data.sized(), start=1):
         loop.rules.begin_step(loop.optimizers)
+        batch = contract.begin_batch(tensors.model, given, step - 1)
         means.add(step, loop.step(batch, samples, step), samples)
         loop.rules.end_step(samples)
         advance(samples)
@@ -74,8 +75,9 @@ def sum_gradients(
     contract.begin(model)
     sums: TensorMap = {}
     means = StepMetrics()
-    for step, (samples, batch) in enumerate(data.sized(), start=1):
+    for step, (samples, given) in enumerate(data.sized(), start=1):
         tensors.clear_gradients()
+        batch = contract.begin_batch(model, given, step - 1)
         values = gradient.add_exact(batch, samples, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:

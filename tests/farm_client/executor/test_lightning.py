@@ -10,7 +10,6 @@ import pytest
 from farm_client.executor.failures import CodeError
 from protocol.recipe import Mode
 from tests.farm_client.executor.bench_task import Bench, update_of
-from tests.farm_client.executor.rehearsing import complaint, rehearsed
 
 LIT = """
     import torch
@@ -81,13 +80,6 @@ def test_without_a_validation_step_the_training_step_evaluates(tmp_path: Path) -
         (LIT + "\n    class Second(Lit):\n        pass\n", {}, "several LightningModules"),
         (LIT.replace("return {", "return [optimizer, optimizer]\n            return {"), {"hidden": 2}, "2 optimizers"),
         (LIT.replace("return loss", "return"), {"hidden": 2}, "training_step returned None"),
-        (
-            LIT.replace(
-                "self.save_hyperparameters()", "self.save_hyperparameters(); self.automatic_optimization = False"
-            ),
-            {"hidden": 2},
-            "manual optimization",
-        ),
     ],
 )
 def test_what_lightning_cannot_do_here_is_said(
@@ -95,14 +87,6 @@ def test_what_lightning_cannot_do_here_is_said(
 ) -> None:
     with pytest.raises(CodeError, match=sentence):
         Bench(tmp_path, source, config=config).train()
-
-
-def test_manual_optimization_is_told_without_trying_a_batch(tmp_path: Path) -> None:
-    source = LIT.replace(
-        "self.save_hyperparameters()", "self.save_hyperparameters(); self.automatic_optimization = False"
-    )
-    told = complaint(rehearsed(tmp_path, source, config={"hidden": 2}, tries_batch=False))
-    assert "manual optimization is not supported" in told
 
 
 MEASURED = """

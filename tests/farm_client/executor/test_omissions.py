@@ -274,28 +274,35 @@ REFUSED_HOOKS = [
     "on_after_backward",
     "on_train_batch_start",
     "on_train_batch_end",
-    "transfer_batch_to_device",
 ]
 
 
 @pytest.mark.parametrize("hook", REFUSED_HOOKS)
-def test_lightning_hooks_between_the_batch_and_the_weights_are_refused_by_name(tmp_path: Path, hook: str) -> None:
+def test_hooks_of_local_steps_are_refused_by_name_where_there_are_none(tmp_path: Path, hook: str) -> None:
     source = lit(f"        def {hook}(self, *args, **kwargs):\n            raise RuntimeError\n")
-    told = complaint(rehearsed(tmp_path, source))
-    assert f"Lit.{hook} is never called" in told
+    told = complaint(rehearsed(tmp_path, source, mode=Mode.GRADIENTS))
+    assert f"Lit.{hook} is never called in gradients mode: use --mode weights" in told
     assert f"--ignore {hook}" in told
-    assert hook in " ".join(rehearsed(tmp_path, source, ignore=(hook,)).notes)
+    assert hook in " ".join(rehearsed(tmp_path, source, mode=Mode.GRADIENTS, ignore=(hook,)).notes)
+    assert "RuntimeError" in complaint(rehearsed(tmp_path, source)), "there it is called"
+
+
+@pytest.mark.parametrize("hook", ["configure_model", "configure_callbacks"])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_hooks_that_make_the_model_or_bring_others_are_refused_by_name(tmp_path: Path, hook: str, mode: Mode) -> None:
+    told = complaint(
+        rehearsed(tmp_path, lit(f"        def {hook}(self):\n            raise RuntimeError\n"), mode=mode)
+    )
+    assert f"Lit.{hook} is never called: " in told
 
 
 def test_all_that_is_refused_is_told_at_once(tmp_path: Path) -> None:
     source = lit("        def backward(self, loss): pass\n\n        def on_train_batch_end(self, *_): pass\n")
-    told = complaint(rehearsed(tmp_path, source))
+    told = complaint(rehearsed(tmp_path, source, mode=Mode.GRADIENTS))
     assert told.endswith("accept that with --ignore backward --ignore on_train_batch_end")
 
 
-@pytest.mark.parametrize(
-    "hook", ["on_train_epoch_end", "on_validation_epoch_end", "test_step", "train_dataloader", "setup"]
-)
+@pytest.mark.parametrize("hook", ["on_train_end", "on_test_epoch_end", "test_step", "train_dataloader", "setup"])
 def test_lightning_hooks_beside_the_training_are_noted(tmp_path: Path, hook: str) -> None:
     [note] = rehearsed(tmp_path, lit(f"        def {hook}(self, *args):\n            raise RuntimeError\n")).notes
     assert hook in note
@@ -306,21 +313,7 @@ def test_a_hook_of_a_base_class_of_the_researchers_counts_and_lightnings_own_do_
     source = LIT.replace("class Lit(", "class Base(lightning.LightningModule):\n        def on_train_start(self):\n"
                          "            pass\n\n    class Lit(Base, ")  # fmt: skip
     source += "\n    def build_model(config):\n        return Lit()\n"
-    assert "on_train_start" in complaint(rehearsed(tmp_path, source))
-
-
-@pytest.mark.parametrize("counter", ["current_epoch", "global_step"])
-def test_counters_that_stay_at_zero_are_refused_where_training_reads_them(tmp_path: Path, counter: str) -> None:
-    source = LIT.replace("return nn.functional", f"_ = self.{counter}\n            return nn.functional")
-    told = complaint(rehearsed(tmp_path, source))
-    assert f"self.{counter}" in told
-    assert f"--ignore {counter}" in told
-    only_validated = LIT.replace('self.log("val_loss"', f'self.{counter}; self.log("val_loss"')
-    [note] = rehearsed(tmp_path, only_validated).notes
-    assert counter in note
-    import lightning
-
-    assert lightning.LightningModule.current_epoch.__doc__  # Lightning's own property is back
+    assert "on_train_start" in complaint(rehearsed(tmp_path, source, mode=Mode.GRADIENTS))
 
 
 def test_a_misspelt_function_is_noted(tmp_path: Path) -> None:
