@@ -86,10 +86,7 @@ def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, home: Home 
     begin_stint(client, run, turn.settings, turn.now)
     run.join(client)
     turn.save(record)
-    before = run.record.samples_done + (step.samples if home else 0)  # of the round to come: this one comes first
-    in_round = run.record.spec.recipe.round_samples if home else step.samples
-    assign = _assign(turn, run, client, record).model_copy(update={"samples_before": before, "round_samples": in_round})
-    turn.send(client, assign, holds_weights=holds_present(run, client))
+    turn.send(client, _assign(turn, run, client, record, home), holds_weights=holds_present(run, client))
 
 
 def _timed(turn: Turn, run: TaskRun, client: ClientState, lease: Lease) -> Lease:
@@ -102,7 +99,12 @@ def _timed(turn: Turn, run: TaskRun, client: ClientState, lease: Lease) -> Lease
     return lease
 
 
-def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord) -> Assign:
+def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRecord, home: Home | None) -> Assign:
+    """Return the message of an offer. Before a part of the round to come (``home``) lies the open round, too."""
+    step = _step(run)
+    before, in_round = run.record.samples_done, step.samples
+    if home is not None:
+        before, in_round = before + step.samples, run.record.spec.recipe.round_samples
     shards = run.record.spec.dataset.shards
     return Assign(
         assignment_id=record.assignment_id,
@@ -117,6 +119,8 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         slices=tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges]),
         lease_seconds=turn.settings.stall_seconds,
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
+        samples_before=before,
+        round_samples=in_round,
     )
 
 

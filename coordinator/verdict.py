@@ -103,7 +103,7 @@ class Outlook:
         gang = farm.reserved.get(client.client_id)
         if gang is not None and gang is not run and gang.step is None and self.band(gang) > self.band(run):
             return gang
-        if is_in_stint(client, run, settings, now):
+        if not client.stints or is_in_stint(client, run, settings, now):
             return None
         for task_id in expected_by(client, settings, now):
             other = farm.live.get(task_id)
