@@ -26,7 +26,7 @@ from coordinator.events import CheckpointDurable, Event, RoundAggregated
 from coordinator.records import CheckpointRecord
 from farm_server.environment.clock import SteadyClock
 from farm_server.environment.disk_space import DiskSpace
-from farm_server.tensors.aggregator import Aggregator
+from farm_server.tensors.aggregator import COMMIT_STAGES, Aggregator
 from farm_server.tensors.checkpoint_writer import CheckpointWriter
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
@@ -103,10 +103,10 @@ class _Outcomes:
         raise BenchmarkError(f"round {command.round}: {message}")
 
     def committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: Mapping[str, float]
     ) -> None:
         """Hear how long a commit took."""
-        self.commit_seconds = seconds
+        self.commit_seconds = sum(seconds[stage] for stage in COMMIT_STAGES)
 
     def durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
         """Hear that a version is on the disk."""

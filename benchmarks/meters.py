@@ -116,6 +116,15 @@ def loop_lag(address: FarmAddress) -> LoopLag:
     return LoopLag(counts)
 
 
+def stage_seconds(address: FarmAddress) -> dict[str, float]:
+    """Read from ``/metrics`` what the parts of rounds took since the server's start, by stage.
+
+    Raises: httpx.HTTPError.
+    """
+    name = "farm_stage_seconds_total"
+    return {one.labels["stage"]: one.value for one in _samples(address) if one.name == name and one.value}
+
+
 def server_count(address: FarmAddress) -> ServerCount:
     """Read a server's counters from ``/metrics``. Raises: httpx.HTTPError if it does not answer."""
     values: dict[tuple[str, str], float] = defaultdict(float)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.farm import BenchmarkError, RunningFarm, running_farm, wait_until
 from benchmarks.links import DILOCO
 from benchmarks.measurement import Measurement
+from benchmarks.meters import stage_seconds
 from benchmarks.plain_loop import TASKS, About, plain_loop, task_module
 from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared, Submission, prepare
@@ -64,6 +65,8 @@ class WholeRun(Measurement):
     rounds: int
     round_s: list[float]
     """Seconds from commit to commit; of the first round from its opening."""
+    stages_s: dict[str, float]
+    """Where the rounds' time went, added up over them: what a pipelined task's steps hide counts too."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ def measure(length: Length, modes: Sequence[str], threads: int = 1) -> Iterator[
             plain.seconds(WARM_UP_STEPS)
             before = plain.seconds(length.steps)
             if PLAIN in modes:
-                yield _measured(PLAIN, length, plain.about, before, [before])
+                yield _measured(PLAIN, length, plain.about, before, _Rounds([before], {}))
             for mode in modes:
                 if mode != PLAIN:
-                    round_s = _run(mode, length, prepared, folder / mode)
+                    rounds = _run(mode, length, prepared, folder / mode)
                     after = plain.seconds(length.steps)
-                    yield _measured(mode, length, plain.about, (before + after) / 2, round_s)
+                    yield _measured(mode, length, plain.about, (before + after) / 2, rounds)
                     before = after
 
 
@@ -119,8 +122,13 @@ def _prepare(length: Length, folder: Path) -> Prepared:
     return prepare(submission, folder)
 
 
-def _run(mode: str, length: Length, prepared: Prepared, folder: Path) -> list[float]:
-    """Train on a farm of one client, and return the seconds of each round."""
+class _Rounds(NamedTuple):
+    seconds: list[float]
+    stages: dict[str, float]
+
+
+def _run(mode: str, length: Length, prepared: Prepared, folder: Path) -> _Rounds:
+    """Train on a farm of one client, and return the seconds of each round, and of each stage in all."""
     with running_farm(1, folder) as farm:
         upload(farm.api, prepared.blobs)
         recipe = prepared.spec.recipe.model_copy(update=dict(MODES[mode]))
@@ -134,7 +142,8 @@ def _run(mode: str, length: Length, prepared: Prepared, folder: Path) -> list[fl
             return is_over(detail.task)
 
         wait_until(is_done, LONGEST_SECONDS, lambda: f"the task is not done: {farm.api.why(task_id)}")
-        return _round_seconds(farm, task_id, [rounds[number] for number in sorted(rounds)], length.rounds)
+        seconds = _round_seconds(farm, task_id, [rounds[number] for number in sorted(rounds)], length.rounds)
+        return _Rounds(seconds, stage_seconds(farm.processes.address))
 
 
 def _round_seconds(farm: RunningFarm, task_id: str, rounds: Sequence[RoundView], expected: int) -> list[float]:
@@ -146,7 +155,8 @@ def _round_seconds(farm: RunningFarm, task_id: str, rounds: Sequence[RoundView],
     return [at - earlier for at, earlier in zip(committed, before, strict=False)]
 
 
-def _measured(mode: str, length: Length, about: About, plain_round_s: float, round_s: list[float]) -> WholeRun:
+def _measured(mode: str, length: Length, about: About, plain_round_s: float, rounds: _Rounds) -> WholeRun:
+    round_s = rounds.seconds
     batch, context = length.config["batch"], length.config["context"]
     rate = length.steps * batch * len(round_s) / sum(round_s)
     return WholeRun(
@@ -163,4 +173,5 @@ def _measured(mode: str, length: Length, about: About, plain_round_s: float, rou
         steps=length.steps,
         rounds=len(round_s),
         round_s=round_s,
+        stages_s=rounds.stages,
     )

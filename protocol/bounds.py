@@ -29,6 +29,7 @@ MAX_CONFIG_DEPTH: Final = 64
 """Lists and maps inside each other."""
 MAX_TAGS: Final = 32
 MAX_METRICS: Final = 100
+MAX_STAGES: Final = 32
 MAX_SHARDS: Final = 2**18
 
 
@@ -119,6 +120,10 @@ Traceback = Annotated[
 
 
 Metrics = Annotated[dict[Label, Measured], Field(max_length=MAX_METRICS, json_schema_extra={"bound": "metrics"})]
+StageSeconds = Annotated[
+    dict[Label, Seconds], Field(max_length=MAX_STAGES, json_schema_extra={"bound": "stage seconds"})
+]
+"""How long something took, by ``protocol.messages.Stage``; a newer peer may know more of them."""
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from protocol.bounds import (
     Positive,
     Seconds,
     Secret,
+    StageSeconds,
     Text,
     Traceback,
     Version,
@@ -253,6 +254,25 @@ class Progress(Frozen):
     logs: tuple[LogLine, ...] = Field(default=(), max_length=MAX_LOG_LINES_PER_MESSAGE)
 
 
+class WorkStage(StrEnum):
+    """What an assignment's time goes into on its client; stages of a pipelined task overlap with the next one's."""
+
+    FETCH = "fetch"
+    """Weights and shards come into the cache."""
+    START = "start"
+    """An executor imports the code and builds the model; of a task's first assignment."""
+    LOAD = "load"
+    """The weights go into the model, and onto its device."""
+    TRAIN = "train"
+    """The steps, and base minus local."""
+    COPY = "copy"
+    """The update comes off the device."""
+    WRITE = "write"
+    """The update is encoded, hashed and written."""
+    UPLOAD = "upload"
+    """An update that no message carries goes to the farm, turns that it waits for included."""
+
+
 class Result(Frozen):
     """C: an assignment is done.
 
@@ -267,6 +287,7 @@ class Result(Frozen):
     metrics: Metrics = Field(default_factory=dict)
     update: BlobRef | None = None
     compute_seconds: Seconds = 0.0
+    stage_seconds: StageSeconds = Field(default_factory=dict)
 
 
 class Ack(Frozen):

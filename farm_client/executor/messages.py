@@ -162,6 +162,8 @@ class Done(Frozen):
     update_digest: str | None = None
     update_bytes: int = 0
     compute_seconds: float = 0.0
+    stage_seconds: dict[str, float] = {}
+    """Where they went: see ``protocol.messages.WorkStage``."""
 
 
 class Rebased(Frozen):

@@ -17,7 +17,7 @@ from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, apart
+from farm_client.executor.layout import ModelTensors, apart, as_stored
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
@@ -32,7 +32,8 @@ from farm_client.executor.step_rules import StepRules
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
-from protocol.messages import Kind
+from farm_client.stage_clock import StageClock
+from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState, Mode
 
 
@@ -49,12 +50,14 @@ class _Outcome:
     samples: int
     metrics: dict[str, float]
     started: float
+    clock: StageClock
     trained: Trained | None = None
     ended: float | None = None
 
     def apart(self) -> _Outcome:
         """Return it with an update that no later step changes; the executor has worked on it until now."""
         trained = self.trained and replace(self.trained, update=apart(self.trained.update))
+        self.clock.ended(WorkStage.COPY)
         return replace(self, trained=trained, ended=time.perf_counter())
 
     def compute_seconds(self) -> float:
@@ -123,8 +126,9 @@ class TaskRunner:
         return self._carry_out(order, progress)
 
     def _carry_out(self, order: Run, progress: ProgressReporter) -> _Outcome:
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), StageClock()
         self._weights.take(order)
+        clock.ended(WorkStage.LOAD)
         pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
         first = order.pieces[0] if order.pieces else None
         place = first and (first.shard, first.start)
@@ -134,10 +138,11 @@ class TaskRunner:
         if order.kind is Kind.EVALUATE:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
-            return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started)
+            return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
         trained = self._train(order, data, progress.advance, pace)
         metrics = reportable(trained.metrics, "the metric")
-        return _Outcome(order.assignment_id, data.samples, metrics, started, trained)
+        clock.ended(WorkStage.TRAIN)
+        return _Outcome(order.assignment_id, data.samples, metrics, started, clock, trained)
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file: orders come without them then.
@@ -257,9 +262,13 @@ class TaskRunner:
     def _done(self, outcome: _Outcome) -> Done:
         done = Done(assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics)
         if (trained := outcome.trained) is not None:
-            fields = self._updates.write(done.assignment_id, trained.update, trained.untouched, trained.state)
+            update = as_stored(trained.update)
+            outcome.clock.ended(WorkStage.COPY)
+            fields = self._updates.write(done.assignment_id, update, trained.untouched, trained.state)
+            outcome.clock.ended(WorkStage.WRITE)
             done = done.model_copy(update=fields)
-        return done.model_copy(update={"compute_seconds": outcome.compute_seconds()})
+        stages = outcome.clock.seconds
+        return done.model_copy(update={"compute_seconds": outcome.compute_seconds(), "stage_seconds": stages})
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -24,8 +24,9 @@ from farm_client.executor.script import Script
 from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
 from farm_client.own_loop import LoopPart
+from farm_client.stage_clock import StageClock
 from protocol.codecs import tensor_file
-from protocol.messages import Kind
+from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState
 
 
@@ -60,9 +61,10 @@ class ScriptRunner:
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result. Raises: as ``TaskRunner.run`` does."""
         with blaming(self._code_dir):
-            started = time.perf_counter()
+            started, clock = time.perf_counter(), StageClock()
             self._updates.begin()
             self._weights.take(order)
+            clock.ended(WorkStage.LOAD)
             first = order.pieces[0] if order.pieces else None
             place = first and (first.shard, first.start)
             seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
@@ -73,13 +75,16 @@ class ScriptRunner:
             else:
                 trained = self._train(part, order)
                 metrics = trained.metrics
+                clock.ended(WorkStage.TRAIN)
             known = reportable(metrics, "the metric")
             samples = sum(piece.stop - piece.start for piece in order.pieces)
             done = Done(assignment_id=order.assignment_id, samples=samples, metrics=known)
             if trained is not None:
                 fields = self._updates.write(order.assignment_id, trained.update, trained.untouched, trained.state)
+                clock.ended(WorkStage.WRITE)
                 done = done.model_copy(update=fields)
-            return done.model_copy(update={"compute_seconds": time.perf_counter() - started})
+            seconds = time.perf_counter() - started
+            return done.model_copy(update={"compute_seconds": seconds, "stage_seconds": clock.seconds})
 
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done:
         """Do as ``run``: the loop is the script's, which may change what it has given back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -17,9 +18,10 @@ from farm_server.observability.telemetry import Telemetry
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from protocol.errors import FarmError
-from protocol.messages import Bye, Error, Message, Progress, Result
+from protocol.messages import Bye, Error, Message, Progress, Result, WorkStage
 
 _CHECKS_AT_ONCE = 16
+_STAGES = frozenset(map(str, WorkStage))
 _log = structlog.get_logger(__name__)
 
 
@@ -103,11 +105,13 @@ class Reception:
             self._usable(peer, result, usable)
 
     async def _check_apart(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
+        began = time.perf_counter()
         try:
             usable = await asyncio.to_thread(self._intake.check, assignment.task_id, assignment.kind, result)
         except FarmError as error:
             self._refuse(peer, assignment, result, error)
         else:
+            self._telemetry.stage_seconds.labels("check").inc(time.perf_counter() - began)
             self._usable(peer, result, usable)
 
     def _usable(self, peer: Peer, told: Result, usable: Result) -> None:
@@ -138,6 +142,8 @@ class Reception:
         self._spooled.hold(result.update)
         self._telemetry.updates.labels("usable").inc()
         self._telemetry.compute_seconds.inc(result.compute_seconds)
+        for stage in result.stage_seconds.keys() & _STAGES:  # a client may name others, without end
+            self._telemetry.stage_seconds.labels(stage).inc(result.stage_seconds[stage])
         self._post(
             ResultArrived(
                 peer.client_id,

@@ -26,6 +26,9 @@ class Telemetry:
         self.compute_seconds = Counter(
             "farm_compute_seconds", "Seconds that clients computed for usable results", registry=registry
         )
+        self.stage_seconds = Counter(
+            "farm_stage_seconds", "Seconds that parts of rounds took, by stage", ["stage"], registry=registry
+        )
         self.saved_bytes = Counter(
             "farm_blob_saved_bytes", "Upload bytes that did not have to be sent, by reason", ["why"], registry=registry
         )

@@ -11,6 +11,7 @@ from coordinator.records import CheckpointRecord
 from farm_server.housekeeping.retention import Retention
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.rescue import Rescue
+from farm_server.tensors.aggregator import COMMIT_STAGES
 from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.tasks import TaskSpec
 
@@ -42,7 +43,7 @@ class AggregatorOutcomes:
         self._loop.call_soon_threadsafe(self._rescue.begin, command, message)
 
     def committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: Mapping[str, float]
     ) -> None:
         """Take a new version to those who serve it. ``small``: its blobs that a message can carry."""
         self._loop.call_soon_threadsafe(self._committed, checkpoint, small, seconds)
@@ -51,13 +52,17 @@ class AggregatorOutcomes:
         """Tell those who remove what a durable version supersedes."""
         self._loop.call_soon_threadsafe(self._durable, spec, checkpoint)
 
-    def _committed(self, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float) -> None:
+    def _committed(
+        self, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: Mapping[str, float]
+    ) -> None:
         if checkpoint.manifest is None:
             self._memory.pin(checkpoint.task_id, checkpoint.weights.digest, small)
         for digest, data in small.items():
             self._memory.keep(data, digest)
         self._telemetry.rounds.inc()
-        self._telemetry.commit_seconds.observe(seconds)
+        self._telemetry.commit_seconds.observe(sum(seconds[stage] for stage in COMMIT_STAGES))
+        for stage, lasted in seconds.items():
+            self._telemetry.stage_seconds.labels(stage).inc(lasted)
 
     def _durable(self, spec: TaskSpec, checkpoint: CheckpointRecord) -> None:
         self._memory.unpin(checkpoint.task_id, checkpoint.weights.digest)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
@@ -40,6 +41,8 @@ _LOOK_SECONDS = 0.1
 """So often a round that waits for the disk looks whether anybody still wants it."""
 SMALL_STATE_BYTES = 3 * INLINE_BYTES
 """Up to here an optimizer's state is copied, to be written while it changes: two moments of small weights."""
+COMMIT_STAGES = ("wait", "step", "save")
+"""For the version before to be durable, for the optimizer, and to have the new version readable."""
 _log = structlog.get_logger(__name__)
 
 
@@ -53,9 +56,11 @@ class Outcomes(Protocol):
         """Note that the checkpoint a round should start from can't be read."""
 
     def committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: Mapping[str, float]
     ) -> None:
         """Take note of a new version before the coordinator does. ``small``: its blobs that can ride inline.
+
+        ``seconds``: those of its round here, by stage, ``fold`` and then ``COMMIT_STAGES``.
 
         A checkpoint without a manifest is in memory only, until it is ``durable``.
         """
@@ -76,6 +81,7 @@ class _Task:
     attempt: int | None = None
     """The attempt that is open, if one is and has not failed."""
     folded: list[BlobRef] = field(default_factory=list)
+    fold_seconds: float = 0.0
     given_up: float = 0
     """Set from outside: up to this attempt, a round that waits for the disk need wait no longer."""
 
@@ -246,23 +252,29 @@ class Aggregator:
         task.attempt = command.attempt
 
     def _fold(self, task: _Task, tensors: TaskTensors, command: Fold) -> None:
-        update = command.update
+        update, started = command.update, time.perf_counter()
         tensors.fold(self._spooled.source(update), command.samples, command.scale)
         task.folded.append(update)
+        task.fold_seconds += time.perf_counter() - started
 
     def _commit(self, task: _Task, tensors: TaskTensors, command: CommitRound) -> None:
-        started = time.perf_counter()
+        times = [time.perf_counter()]
         task.wait_until_durable(command.attempt)
+        times.append(time.perf_counter())
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step(command.round))
+        times.append(time.perf_counter())
         new = self._writer.prepare(command, version)
         begun = None if _is_small(version) else self._writer.begin(new, lambda: task.given_up >= command.attempt)
         written = begun.written if begun is not None else WrittenCheckpoint(named(new), delta=None)
         task.holds = _digests(written.record)
+        times.append(time.perf_counter())
+        stages = (end - start for start, end in pairwise(times))
+        seconds = {"fold": task.fold_seconds, **dict(zip(COMMIT_STAGES, stages, strict=True))}
         self._end_round(task)
         self._fault = None
         small = _small_blobs(version, written)
-        self._outcomes.committed(task.spec, written.record, small, time.perf_counter() - started)
+        self._outcomes.committed(task.spec, written.record, small, seconds)
         delta = _delta(task.spec.recipe.weights_codec, before, written)
         if delta is not None:  # a client that names it as its own update must not have it deleted
             self._spooled.hold(delta.blob)
@@ -283,7 +295,7 @@ class Aggregator:
         task.forget()
 
     def _end_round(self, task: _Task) -> None:
-        task.attempt = None
+        task.attempt, task.fold_seconds = None, 0.0
         folded, task.folded = task.folded, []
         for update in folded:
             self._spooled.release(update)

@@ -20,6 +20,8 @@ def test_the_plain_loop_and_a_pipelined_run_are_measured(monkeypatch):
     plain, farm = found
     assert (plain["ratio"], plain["rounds"]) == (1.0, 1)
     assert len(farm["round_s"]) == 3
+    assert plain["stages_s"] == {}
+    assert farm["stages_s"].keys() >= {"fetch", "start", "load", "train", "copy", "write", "fold", "step", "save"}
     assert farm["samples_per_s"] == pytest.approx(3 * 4 * 2 / sum(farm["round_s"]), rel=0.01)
     assert farm["tokens_per_s"] == pytest.approx(4 * farm["samples_per_s"], rel=1e-3)
 

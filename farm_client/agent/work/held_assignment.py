@@ -103,6 +103,8 @@ class Held:
     waits: int = 0
     """How often the farm told that upload to wait for its turn."""
     output: PendingOutput = field(default_factory=PendingOutput)
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of what came before its executor, by ``WorkStage``."""
 
     def shards(self) -> list[BlobRef]:
         """List the shards' files."""
@@ -168,6 +170,7 @@ class Held:
             metrics=done.metrics,
             update=update,
             compute_seconds=done.compute_seconds,
+            stage_seconds={**self.stages, **done.stage_seconds},
         )
 
     def reject(self, code: RejectCode, message: str) -> Reject:

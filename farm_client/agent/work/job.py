@@ -22,8 +22,9 @@ from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import Advance, Done
 from farm_client.executor.process import Stream
+from farm_client.stage_clock import StageClock
 from protocol.errors import FarmError
-from protocol.messages import Error, Phase, Reject
+from protocol.messages import Error, Phase, Reject, WorkStage
 from protocol.tasks import BlobRef
 
 _WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
@@ -109,6 +110,8 @@ class Job:
 
     async def _attempt(self) -> Parcel:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
+        clock = StageClock()
+        self.held.stages = clock.seconds
         executor = self._tools.pool.take(self.held.assign.task.task_id)
         try:
             files = self.held.files()
@@ -117,8 +120,10 @@ class Job:
             pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
             with self._tools.fetcher.cache.pinned(pins):
                 await self._fetch(files, route)
+                clock.ended(WorkStage.FETCH)
                 if executor is None:
                     executor = await self._load()
+                    clock.ended(WorkStage.START)
                 done = await self._compute(executor, route)
             return self._keep(done, executor)
         except ExecutorFailed as error:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Parcel
+from farm_client.stage_clock import StageClock
 from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError, Unavailable
-from protocol.messages import Result
+from protocol.messages import Result, WorkStage
 
 
 class ResultSender:
@@ -45,11 +46,13 @@ class ResultSender:
 
         Raises: FarmError and OSError if the farm refuses the update or its file is gone.
         """
-        result = parcel.result
+        result, clock = parcel.result, StageClock()
         if self.rides(result):
             self._post(result)
         elif await self._store(parcel, listener):
-            self._post(result.model_copy(update={"update": result.update and result.update.bare()}))
+            clock.ended(WorkStage.UPLOAD)
+            bare, stages = result.update and result.update.bare(), result.stage_seconds | clock.seconds
+            self._post(result.model_copy(update={"update": bare, "stage_seconds": stages}))
 
     def settled(self, assignment_id: str) -> None:
         """Note that the farm has acknowledged a result: what is sent for that assignment now is new."""

@@ -69,6 +69,8 @@ def test_a_task_from_warm_to_stop(agent: Agent, tmp_path: Path) -> None:
     assert done.update is not None
     assert digest_bytes(done.update) == done.update_digest
     assert done.compute_seconds > 0
+    assert list(done.stage_seconds) == ["load", "train", "copy", "write"]
+    assert sum(done.stage_seconds.values()) == pytest.approx(done.compute_seconds, rel=0.2, abs=0.05)
     assert [point.value for advance in advances for point in advance.metrics] == [8.0] * 9
     agent.send(first.model_copy(update={"assignment_id": "a2", "weights": None}))
     again = agent.hear_end()[1]

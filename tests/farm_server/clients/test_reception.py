@@ -24,14 +24,16 @@ class Ear:
         self.logged: list[int] = []
         self.checked: list[str] = []
         self.refusal: FarmError | None = None
+        self.stages: dict[str, float] = {}
         anything = SimpleNamespace(labels=lambda _: SimpleNamespace(inc=lambda: None), inc=lambda _: None)
+        timed = SimpleNamespace(labels=lambda stage: SimpleNamespace(inc=lambda s: self.stages.update({stage: s})))
         self.reception = Reception(
             post=self.events.append,
             intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
             spooled=cast("Any", SimpleNamespace(hold=lambda _: None)),
             in_flight=lambda name: cast("Any", MINE if name == "a1" else None),
             entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
-            telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything)),
+            telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything, stage_seconds=timed)),
             clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
             used=lambda _: None,
         )
@@ -51,6 +53,14 @@ class Ear:
         result = Result(assignment_id=assignment_id, fence=1, samples=1, update=update, compute_seconds=1.0)
         await self.reception.take(peer, result)
         return self.events[-1]
+
+
+async def test_only_stages_that_the_farm_knows_are_counted() -> None:
+    ear = Ear()
+    peer = cast("Any", SimpleNamespace(client_id="c1", incarnation=1, name="c1"))
+    named = {"train": 2.0, "upload": 0.5, "of a client from tomorrow": 1.0}
+    await ear.reception.take(peer, Result(assignment_id="a1", fence=1, samples=1, stage_seconds=named))
+    assert ear.stages == {"train": 2.0, "upload": 0.5}
 
 
 async def test_the_owners_result_is_checked_and_its_lines_are_kept() -> None:

@@ -66,7 +66,7 @@ class Bench:
             raise Unavailable(self.full)
 
     def committed(
-        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: float
+        self, spec: TaskSpec, checkpoint: CheckpointRecord, small: Mapping[str, bytes], seconds: Mapping[str, float]
     ) -> None:
         self.small.append(dict(small))
         self.versions.append(checkpoint.weights)
