@@ -53,6 +53,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         clip_value=spec.recipe.clip_value,
         precision=spec.recipe.precision,
         compile=spec.recipe.compile,
+        snapshot_seconds=spec.recipe.snapshot_seconds,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,

@@ -7,6 +7,11 @@ from pathlib import Path
 
 
 def write_durably(path: Path, text: str) -> None:
+    """Write a text as ``write_bytes_durably`` writes bytes."""
+    write_bytes_durably(path, text.encode())
+
+
+def write_bytes_durably(path: Path, content: bytes) -> None:
     """Write a file that its owner alone may read: under another name, fsynced, renamed, and the folder fsynced.
 
     Raises: OSError, and the file is what it was.
@@ -14,8 +19,8 @@ def write_durably(path: Path, text: str) -> None:
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

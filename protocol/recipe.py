@@ -92,6 +92,8 @@ class AggregateName(StrEnum):
     """One vote for each update, without the ``trim_share`` smallest and largest values."""
 
 
+SNAPSHOT_SECONDS: Final = 300.0
+"""What an assignment may lose with its process. Shorter ones are never snapshot."""
 ROBUST_VOTES: Final = 3
 """Of fewer updates median and trimmed mean are the plain mean."""
 
@@ -154,6 +156,9 @@ class Recipe(Frozen):
     """The number format of forward and backward passes, evaluation included."""
     compile: bool = False
     """Compile the model (torch.compile); where that fails it runs as it is written."""
+    snapshot_seconds: Seconds = SNAPSHOT_SECONDS
+    """How often a client keeps the state of an assignment on its disk, to go on from there if its process ends.
+    0 means never."""
     tuple_columns: tuple[TensorName, ...] = Field(default=(), max_length=256)
     """A batch is a tuple of these columns, in this order; a dict by name where there are none."""
     ignore: tuple[Word, ...] = Field(default=(), max_length=64)

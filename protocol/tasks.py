@@ -19,6 +19,7 @@ from protocol.bounds import (
     Id,
     Natural,
     Positive,
+    Seconds,
     TensorName,
     Text,
     Threshold,
@@ -29,7 +30,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
-from protocol.recipe import InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
+from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 
 MAX_NOTES: Final = 64
 
@@ -204,6 +205,8 @@ class TaskBrief(Frozen):
     clip_value: Threshold | None = None
     precision: Precision = Precision.FP32
     compile: bool = False
+    snapshot_seconds: Seconds = SNAPSHOT_SECONDS
+    """``Recipe.snapshot_seconds``; older clients keep no snapshots, and begin anew."""
     update_codec: CodecSpec = CodecSpec()
     weights_codec: CodecSpec = CodecSpec()
     """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""

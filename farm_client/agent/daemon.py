@@ -32,6 +32,7 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import Identity, load_identity
 from farm_client.agent.home.known_farms import KnownFarms
 from farm_client.agent.home.outbox import Outbox
+from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.machine.selftest import Verdicts, self_test
@@ -104,7 +105,16 @@ class Agent:
                 async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
                     starts = StartMarks(self._home.started_dir)
                     sender = self._wrap(ResultSender(transfers, self._console.tell))
-                    tools = Tools(pool, fetcher, transfers, self._open_outbox(), sender, starts, self._home)
+                    tools = Tools(
+                        pool,
+                        fetcher,
+                        transfers,
+                        self._open_outbox(),
+                        sender,
+                        starts,
+                        self._open_snapshots(),
+                        self._home,
+                    )
                     await self._serve(tools, probe, verdicts)
             finally:
                 await self._shutdown(pool, probe)
@@ -162,8 +172,14 @@ class Agent:
             note=self._console.tell,
         )
 
+    def _open_snapshots(self) -> SnapshotStore:
+        return SnapshotStore(
+            self._home.snapshots_dir, self._address.shown, self._identity.client_id, self._console.tell
+        )
+
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
         worker = Worker(tools, WorkerParts(probe, Display(self._board, self._console), self._settings.slots))
+        worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)
         policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)
         hello = partial(self._hello, tools, worker, probe, verdicts)

@@ -25,6 +25,7 @@ from protocol.inner_state import (
     as_json,
     checked_tree,
     float_leaf,
+    is_of_state,
     largest_state_bytes,
     tag_of,
 )
@@ -225,9 +226,10 @@ def _value_of(tree: Tree, tensors: Mapping[str, torch.Tensor]) -> Any:
 def _read(file: bytes | Path) -> tuple[TensorMap, Tree]:
     try:
         tree = checked_tree(_header_of(file))
-        tensors = safetensors.torch.load(file) if isinstance(file, bytes) else safetensors.torch.load_file(file)
+        found = safetensors.torch.load(file) if isinstance(file, bytes) else safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
         raise MalformedTensors(f"the inner optimizer's state can't be read: {error}") from error
+    tensors = {name: tensor for name, tensor in found.items() if is_of_state(name)}
     if bad := next(_not_finite_in(tensors), None):
         raise MalformedTensors(f"{_shown(bad)} of the inner optimizer's state holds NaN or infinity")
     return tensors, tree

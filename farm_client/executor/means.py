@@ -28,6 +28,14 @@ class WeightedMeans:
             self._sums[name] = self._sums.get(name, 0.0) + value * samples
             self._samples[name] = self._samples.get(name, 0) + samples
 
+    def so_far(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return the weighted sums, and the samples of each, by name."""
+        return dict(self._sums), dict(self._samples)
+
+    def go_on(self, sums: Mapping[str, float], samples: Mapping[str, int]) -> None:
+        """Go on from what ``so_far`` returned."""
+        self._sums, self._samples = dict(sums), dict(samples)
+
     def result(self) -> dict[str, float]:
         """Return the mean of each name over the samples that had it."""
         return {name: total / self._samples[name] for name, total in self._sums.items()}

@@ -42,6 +42,8 @@ class LoadTask(Frozen):
     report_bytes: int = INLINE_BYTES
     """How large an update may be to come inside of ``Done``; a larger one is left in a file."""
     inner_state: InnerState = InnerState.FRESH
+    snapshot_seconds: float = 0.0
+    """How often an assignment's state is kept beside its steps; 0 is never."""
     ignore: tuple[str, ...] = ()
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
@@ -82,6 +84,8 @@ class Run(Frozen):
     samples_before: int = 0
     """Of the task, before this round; schedules go by them."""
     round_samples: int = 0
+    snapshot_path: str | None = None
+    """Where the assignment's snapshots go, and where one may be to go on from; None for no snapshots."""
     pieces: tuple[Piece, ...]
 
 
@@ -140,6 +144,13 @@ class Advance(Frozen):
     metrics: tuple[MetricPoint, ...] = ()
 
 
+class Saved(Frozen):
+    """Report: a snapshot of the assignment is at its ``snapshot_path``."""
+
+    type: Literal["saved"] = "saved"
+    assignment_id: str
+
+
 class StepsDone(Frozen):
     """Report: the steps of the assignment are done, and the next order is welcome; its ``Done`` comes later.
 
@@ -186,7 +197,7 @@ class Failed(Frozen):
 
 Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]
 Report = Annotated[
-    Warm | Building | Loaded | Advance | StepsDone | Done | Rebased | Failed, Field(discriminator="type")
+    Warm | Building | Loaded | Advance | Saved | StepsDone | Done | Rebased | Failed, Field(discriminator="type")
 ]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from farm_client.executor.means import reportable
-from farm_client.executor.messages import Advance
+from farm_client.executor.messages import Advance, Saved
 from protocol.messages import MetricPoint
 
 INTERVAL_SECONDS: Final = 0.25
@@ -20,7 +20,7 @@ _MAX_NAME_CHARS: Final = 100
 class ProgressReporter:
     """Sends ``Advance`` reports for one assignment at a time."""
 
-    def __init__(self, send: Callable[[Advance], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, send: Callable[[Advance | Saved], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
         self._clock = clock
         self._points: deque[MetricPoint] = deque(maxlen=MAX_POINTS)
@@ -40,6 +40,11 @@ class ProgressReporter:
         now = self._clock()
         if now - self._sent_at >= INTERVAL_SECONDS:
             self._report(now)
+
+    def saved(self) -> None:
+        """Report a snapshot of the assignment, from whatever thread."""
+        if (assignment_id := self._assignment_id) is not None:
+            self._send(Saved(assignment_id=assignment_id))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take what the researcher's code logged; the sink of ``farm_client.task.log``."""

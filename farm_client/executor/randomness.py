@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,3 +40,29 @@ def apart(seed: int, device: torch.device) -> Iterator[None]:
         random.setstate(before[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the states of all generators: their tensors by name, and the plain values that belong to them."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # legacy=True gives this tuple
+    tensors = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        tensors |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    numpy_values = [str(kind), int(position), int(has_gauss), float(cached)]
+    return tensors, {"python": [version, gauss], "numpy": numpy_values}
+
+
+def set_random_states(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], device: torch.device) -> None:
+    """Let all generators go on as ``random_states`` found them. Raises: KeyError, ValueError, RuntimeError."""
+    version, gauss = values["python"]
+    kind, position, has_gauss, cached = values["numpy"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state_all([tensors[f"cuda.{number}"] for number in range(torch.cuda.device_count())])

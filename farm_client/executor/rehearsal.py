@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
-from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
+from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run, Saved
 from farm_client.executor.omissions import SCHEDULE, Omission, TrainsOtherwise, refuse_unless_ignored
 from farm_client.executor.on_server import obstacles, own_steps
 from farm_client.executor.optimizer_spec import outer_optimizer_of
@@ -241,7 +241,7 @@ def _peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
 
 
-def _ignore(_advance: Advance) -> None:
+def _ignore(_report: Advance | Saved) -> None:
     """Nobody watches a rehearsal's progress."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate
+from farm_client.executor.snapshots import Snapshots, StepKeeping
 from farm_client.executor.step_rules import StepRules
+from farm_client.executor.step_state import StateUnusable
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
@@ -118,11 +121,16 @@ class TaskRunner:
 
     def _compiled_or_not(self, order: Run, progress: ProgressReporter) -> _Outcome:
         try:
-            return self._carry_out(order, progress)
+            return self._resumed_or_anew(order, progress)
         except CodeError as error:
             if not (self._order.compile and compiling.has_failed(error)):
                 raise
         compiling.forgo()
+        return self._resumed_or_anew(order, progress)
+
+    def _resumed_or_anew(self, order: Run, progress: ProgressReporter) -> _Outcome:
+        with suppress(StateUnusable):  # its file is gone, and the reason is in the log
+            return self._carry_out(order, progress)
         return self._carry_out(order, progress)
 
     def _carry_out(self, order: Run, progress: ProgressReporter) -> _Outcome:
@@ -139,7 +147,11 @@ class TaskRunner:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
-        trained = self._train(order, data, progress.advance, pace)
+        snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
+        try:
+            trained = self._train(order, data, progress.advance, pace, snapshots)
+        finally:
+            snapshots.end()
         metrics = reportable(trained.metrics, "the metric")
         clock.ended(WorkStage.TRAIN)
         return _Outcome(order.assignment_id, data.samples, metrics, started, clock, trained)
@@ -232,15 +244,18 @@ class TaskRunner:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
         return self._source.count_rows()
 
-    def _train(self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None) -> Trained:
+    def _train(
+        self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, snapshots: Snapshots
+    ) -> Trained:
+        keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         if self._order.mode is Mode.GRADIENTS:
-            return sum_gradients(self.contract, self.tensors, data, advance, self._gradient)
+            return sum_gradients(self.contract, data, advance, keeping, gradient=self._gradient, tensors=self.tensors)
         rules = StepRules.of(self._order, pace)
         loop = self._kept_loop or self._new_loop(rules)
         self._kept_loop = None  # a round that fails half-way leaves none
         loop.rules = rules
         self._begin_with_state(loop, order)
-        trained = train_locally(loop, data, advance, base=self._weights.base)
+        trained = train_locally(loop, data, advance, keeping, base=self._weights.base)
         match self._order.inner_state:
             case InnerState.KEPT:
                 self._kept_loop = loop

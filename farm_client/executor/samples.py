@@ -65,15 +65,20 @@ class Batches:
         for _, batch in self.sized():
             yield batch
 
-    def sized(self) -> Iterator[tuple[int, Batch]]:
+    def sized(self, skip: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yield (samples, batch), in as few batches as fit the size, which differ by one sample at most.
 
         A last batch of a stray sample would weigh as much as a whole step, and BatchNorm cannot train on one.
+        ``skip``: so many batches were had before; nothing of theirs is read.
         """
-        sizes = iter(even_sizes(self.samples, self._size))
+        all_sizes = even_sizes(self.samples, self._size)
+        sizes, had = iter(all_sizes[skip:]), sum(all_sizes[:skip])
         pending: list[tuple[Rows, torch.Tensor]] = []
         size = room = next(sizes, 0)
-        for read, index in self._parts:
+        for read, whole in self._parts:
+            index, had = whole[had:], max(0, had - len(whole))
+            if not len(index):
+                continue
             rows, rest = read(), index
             while len(rest) >= room > 0:
                 yield size, self._batch([*pending, (rows, rest[:room])])

@@ -65,6 +65,15 @@ class StepMetrics:
         self._read_all()
         return self._means.result()
 
+    def so_far(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Wait for what is on its way, and return sums and samples, as ``WeightedMeans``. Raises: LossNotFinite."""
+        self._read_all()
+        return self._means.so_far()
+
+    def go_on(self, sums: Mapping[str, float], samples: Mapping[str, int]) -> None:
+        """Go on from what ``so_far`` returned."""
+        self._means.go_on(sums, samples)
+
     def _read_all(self) -> None:
         if self._unread:
             self._on_their_way.append(_Reading(self._unread))

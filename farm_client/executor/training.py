@@ -20,7 +20,9 @@ from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.modes import set_mode
 from farm_client.executor.samples import Batches
+from farm_client.executor.snapshots import StepKeeping, walk
 from farm_client.executor.step_metrics import StepMetrics, left_there
+from farm_client.executor.step_state import StepState
 
 Advance = Callable[[int], None]
 """Called after each batch with its samples."""
@@ -40,23 +42,26 @@ class Trained:
     """What the inner loop ended with, where the version carries that."""
 
 
-def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Mapping[str, torch.Tensor]) -> Trained:
+def train_locally(
+    loop: InnerLoop, data: Batches, advance: Advance, keeping: StepKeeping, *, base: Mapping[str, torch.Tensor]
+) -> Trained:
     """Take one step of the inner loop a batch from ``base``, which the model holds; return base minus local.
 
     The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
-    afterwards is of no use. Raises: CodeError, LossNotFinite.
+    afterwards is of no use. Raises: CodeError, LossNotFinite; StateUnusable, after which all begins anew.
     """
     contract, tensors = loop.contract, loop.tensors
     set_mode(tensors.model, contract.code_dir, training=True)
     loop.begin()
     contract.begin(tensors.model)
     means = StepMetrics()
-    for step, (samples, given) in enumerate(data.sized(), start=1):
+    state = keeping.resumed(StepState(tensors, keeping.states, means, loop))
+    loop.rules.end_step(state.samples)
+    for step, samples, given in walk(state, data, advance, keeping.snapshots):
         loop.rules.begin_step(loop.optimizers)
         batch = contract.begin_batch(tensors.model, given, step - 1)
         means.add(step, loop.step(batch, samples, step), samples)
         loop.rules.end_step(samples)
-        advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
     metrics = {**means.result(), **contract.finish(tensors.model)}
@@ -64,18 +69,25 @@ def train_locally(loop: InnerLoop, data: Batches, advance: Advance, *, base: Map
 
 
 def sum_gradients(
-    contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, gradient: BatchGradient
+    contract: Contract,
+    data: Batches,
+    advance: Advance,
+    keeping: StepKeeping,
+    *,
+    gradient: BatchGradient,
+    tensors: ModelTensors,
 ) -> Trained:
     """Return the gradient of the mean loss over all samples: each batch's gradient weighs by its samples.
 
-    Raises: CodeError, LossNotFinite.
+    Raises: CodeError, LossNotFinite; StateUnusable, after which all begins anew.
     """
     model = tensors.model
     set_mode(model, contract.code_dir, training=True)
     contract.begin(model)
     sums: TensorMap = {}
     means = StepMetrics()
-    for step, (samples, given) in enumerate(data.sized(), start=1):
+    state = keeping.resumed(StepState(tensors, keeping.states, means, sums=sums))
+    for step, samples, given in walk(state, data, advance, keeping.snapshots):
         tensors.clear_gradients()
         batch = contract.begin_batch(model, given, step - 1)
         values = gradient.add_exact(batch, samples, step)
@@ -83,7 +95,6 @@ def sum_gradients(
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)
         means.add(step, values, samples)
-        advance(samples)
     tensors.clear_gradients()
     tensors.check_structure()
     update = {

@@ -79,6 +79,11 @@ class UpdateWriter:
         self._unconfirmed = residual
         return fields
 
+    @property
+    def residual(self) -> TensorMap:
+        """What reported updates lost, by parameter: where an executor takes another's place, it goes on with that."""
+        return self._residual
+
     def confirm(self) -> None:
         """Note that the assignment was reported, with its update if it has one."""
         if self._unconfirmed is not None:

@@ -24,6 +24,7 @@ from farm_client.executor.messages import (
     Rebased,
     Report,
     Run,
+    Saved,
     StepsDone,
     Warm,
 )
@@ -39,6 +40,7 @@ LAST_LINES: Final = 20
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
 OnTrained = Callable[[], None]
+OnSaved = Callable[[], None]
 
 
 def _ignore_trained() -> None:
@@ -62,6 +64,7 @@ class Executor:
         self._warmed = asyncio.Event()
         self.on_line: OnLine = _ignore_line
         self.on_advance: OnAdvance = _ignore_advance
+        self.on_saved: OnSaved = _ignore_saved
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._writing: dict[str, asyncio.Future[Report | ProcessDeath]] = {}
         """Who waits for what it writes beside its work, by assignment."""
@@ -175,7 +178,7 @@ class Executor:
 
     def clear_callbacks(self) -> None:
         """Drop its callbacks until the next assignment."""
-        self.on_line, self.on_advance = _ignore_line, _ignore_advance
+        self.on_line, self.on_advance, self.on_saved = _ignore_line, _ignore_advance, _ignore_saved
 
     def _ask(self, expected: type[Report]) -> None:
         self._expected = expected
@@ -193,19 +196,27 @@ class Executor:
 
     def _on_report(self, report: Report) -> None:
         """Match a report with the order; one that answers no order is ignored."""
-        if isinstance(report, Building):
-            self.doing = "building the model"
+        match report:
+            case Building():
+                self.doing = "building the model"
+            case Advance() | Saved():
+                self._on_progress(report)
+            case StepsDone():
+                self._free_early(report.assignment_id)
+            case Done() | Failed() if report.assignment_id in self._writing:
+                self._settle(self._writing.pop(report.assignment_id), report)
+            case _:
+                self._on_answer(report)
+
+    def _on_progress(self, report: Advance | Saved) -> None:
+        if report.assignment_id != self.running:
             return
         if isinstance(report, Advance):
-            if report.assignment_id == self.running:
-                self.on_advance(report)
-            return
-        if isinstance(report, StepsDone):
-            self._free_early(report.assignment_id)
-            return
-        if isinstance(report, Done | Failed) and report.assignment_id in self._writing:
-            self._settle(self._writing.pop(report.assignment_id), report)
-            return
+            self.on_advance(report)
+        else:
+            self.on_saved()
+
+    def _on_answer(self, report: Report) -> None:
         if not isinstance(report, self._expected | Failed):
             return
         answers = report.assignment_id if isinstance(report, Done | Rebased | Failed) else None
@@ -262,6 +273,7 @@ def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: P
         dataset_kind=task.dataset_kind,
         scratch_dir=str(own_dir),
         inner_state=task.inner_state,
+        snapshot_seconds=task.snapshot_seconds,
         ignore=task.ignore,
         tuple_columns=task.tuple_columns,
         clip_norm=task.clip_norm,
@@ -279,3 +291,7 @@ def _ignore_line(_stream: Stream, _line: str) -> None:
 
 def _ignore_advance(_advance: Advance) -> None:
     """Nobody waits for an idle executor's progress."""
+
+
+def _ignore_saved() -> None:
+    """Nobody waits for an idle executor's snapshots."""

@@ -56,6 +56,11 @@ class HomeFolder:
         return self.root / "outbox"
 
     @property
+    def snapshots_dir(self) -> Path:
+        """The states of unfinished assignments."""
+        return self.root / "snapshots"
+
+    @property
     def started_dir(self) -> Path:
         """The tasks that are being worked on."""
         return self.root / "started"

@@ -42,6 +42,12 @@ class ActiveAssignments:
         if (found := self._in_slots.pop(assignment_id, None)) is not None:
             self._beside[assignment_id] = found
 
+    def mark_over(self, assignment_id: str) -> None:
+        """Note that an assignment is not to be gone on with, by any later process."""
+        for book in (self._in_slots, self._beside):
+            if (found := book.get(assignment_id)) is not None:
+                found[0].held.is_over = True
+
     def remove(self, assignment_id: str) -> asyncio.Task[None] | None:
         """Drop a job; return its task, if there was one."""
         found = self._in_slots.pop(assignment_id, None) or self._beside.pop(assignment_id, None)

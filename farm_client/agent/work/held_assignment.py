@@ -100,6 +100,8 @@ class Held:
     samples_done: int = 0
     sent_bytes: int = 0
     """Of its update, while that is uploaded."""
+    is_over: bool = False
+    """Whether it is stopped for good: cancelled, or handed back."""
     waits: int = 0
     """How often the farm told that upload to wait for its turn."""
     output: PendingOutput = field(default_factory=PendingOutput)
@@ -142,7 +144,9 @@ class Held:
             waits=self.waits,
         )
 
-    def run_order(self, cache: BlobCache, weights: bytes | None, weights_file: Path | None) -> Run:
+    def run_order(
+        self, cache: BlobCache, weights: bytes | None, weights_file: Path | None, snapshot: Path | None = None
+    ) -> Run:
         """Turn the assignment into an executor's order; without weights it takes those that it holds."""
         assign, state = self.assign, self.assign.inner_state
         carried = None if state is None else state.carried
@@ -158,6 +162,7 @@ class Held:
             weights_path=None if weights_file is None else str(weights_file),
             inner_state=carried,
             inner_state_path=None if state is None or carried is not None else str(cache.path(state.digest)),
+            snapshot_path=None if snapshot is None else str(snapshot),
             pieces=_pieces(assign, cache),
         )
 

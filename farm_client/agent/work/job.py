@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import ExecutorPool
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
+from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.result_sender import ResultSender
@@ -24,7 +26,7 @@ from farm_client.executor.messages import Advance, Done
 from farm_client.executor.process import Stream
 from farm_client.stage_clock import StageClock
 from protocol.errors import FarmError
-from protocol.messages import Error, Phase, Reject, WorkStage
+from protocol.messages import Error, Kind, Phase, Reject, WorkStage
 from protocol.tasks import BlobRef
 
 _WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
@@ -43,6 +45,7 @@ class Tools:
     outbox: Outbox
     sender: ResultSender
     starts: StartMarks
+    snapshots: SnapshotStore
     home: HomeFolder
     making: Locks = field(default_factory=Locks)
 
@@ -65,6 +68,7 @@ class Job:
         An executor that dies is replaced once, and the assignment begun again: its weights and shards are here.
         """
         self._on_trained = on_trained
+        is_kept = False
         task_id = self.held.assign.task.task_id
         try:
             self._tools.starts.check(task_id)
@@ -72,6 +76,13 @@ class Job:
                 return await self._attempts()
         except (FarmError, OSError, ValidationError) as error:
             return self.held.failure(error)
+        except asyncio.CancelledError:
+            if not self.held.is_over:
+                is_kept = True  # the agent ends: the next one goes on with it
+            raise
+        finally:
+            if not is_kept:
+                self._tools.snapshots.drop(self.held.assign)
 
     async def _attempts(self) -> Parcel:
         try:
@@ -154,11 +165,11 @@ class Job:
         return await self._tools.pool.take_new(task, bundle, self._on_line, frozen)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
-        executor.on_line, executor.on_advance = self._on_line, self._on_advance
+        executor.on_line, executor.on_advance, executor.on_saved = self._on_line, self._on_advance, self._on_saved
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
-        order = self.held.run_order(self._tools.fetcher.cache, route.data, file)
+        order = self.held.run_order(self._tools.fetcher.cache, route.data, file, self._snapshot_path())
         return await executor.run(order, lambda: self._free_early(executor))
 
     def _free_early(self, executor: Executor) -> None:
@@ -185,6 +196,14 @@ class Job:
     def _on_advance(self, advance: Advance) -> None:
         self.held.samples_done = advance.samples_done
         self.held.output.add_metrics(advance.metrics)
+
+    def _on_saved(self) -> None:
+        self._tools.snapshots.keep(self.held.assign)
+
+    def _snapshot_path(self) -> Path | None:
+        assign = self.held.assign
+        is_kept = assign.kind is Kind.TRAIN and assign.task.snapshot_seconds > 0
+        return self._tools.snapshots.path(assign) if is_kept else None
 
     def _release(self, executor: Executor) -> None:
         if executor.running is not None:  # stopped in mid-step

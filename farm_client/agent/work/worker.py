@@ -101,6 +101,17 @@ class Worker:
         """Whether an assignment is being done, or its result sent."""
         return not self._active.idle.is_set()
 
+    def take_up_left(self) -> None:
+        """Go on with what a former process left unfinished; the farm hears of it in the hello, or cancels it."""
+        for assign in self._tools.snapshots.left():
+            held = Held(assign)
+            if refusal(assign, self._standing(assign)) is not None:
+                self._tools.snapshots.drop(assign)
+                continue
+            self._around.display.note_on(assign, f"going on with {assign.task.name}, which this machine had begun")
+            job = Job(held, self._tools)
+            self._active.add(job, self._spawn(self._do(job)))
+
     def attach(self, link: Link) -> None:
         """Use this connection: report what ended meanwhile, send what waits, and request work."""
         self._intervals = HeartbeatIntervals.told(link.welcome)
@@ -296,6 +307,7 @@ class Worker:
 
     def _drop(self, assignment_id: str) -> None:
         """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
+        self._active.mark_over(assignment_id)
         for task in (self._active.remove(assignment_id), self._resending.get(assignment_id)):
             if task is not None:
                 task.cancel()
@@ -306,6 +318,7 @@ class Worker:
         assignment_id = job.held.assign.assignment_id
         if assignment_id not in self._tools.outbox:
             self._outgoing.post(job.held.reject(RejectCode.DRAINING, why))
+        job.held.is_over = True
         if (doing := self._active.remove(assignment_id)) is not None:
             doing.cancel()
 

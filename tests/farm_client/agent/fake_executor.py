@@ -17,6 +17,7 @@ from farm_client.executor.messages import (
     Rebase,
     Rebased,
     Run,
+    Saved,
     StepsDone,
     Stop,
     Warm,
@@ -117,6 +118,12 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             print("the last words")
             if doing == "print_and_fail":
                 return Failed(assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY)
+        case "snapshot" if not Path(order.snapshot_path).exists():
+            Path(order.snapshot_path).write_bytes(b"half of it")
+            connection.sendall(pack_frame(Saved(assignment_id=order.assignment_id).model_dump()))
+            time.sleep(600)
+        case "snapshot":
+            print("going on from", Path(order.snapshot_path).read_text())
         case "die_once":
             marker = Path(load.config["marker"])
             if not marker.exists():

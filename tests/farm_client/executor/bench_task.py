@@ -79,6 +79,7 @@ class Bench:
     clip_value: float | None = None
     precision: Precision = Precision.FP32
     compile: bool = False
+    snapshot_seconds: float = 0.0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Bench:
             clip_value=self.clip_value,
             precision=self.precision,
             compile=self.compile,
+            snapshot_seconds=self.snapshot_seconds,
         )
 
     def pieces(self, split: Split, shards: slice = slice(None)) -> tuple[Piece, ...]:
