@@ -69,6 +69,7 @@ NOT_RUN = {
     r"~/aifarm/bin/farm-client join .*": "is the README's join line at another place",
     r"farm-client join( wss.*)?": "needs a last join, or TLS; see tests/farm_client/agent/test_cli.py",
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
+    r"python examples/\w+/plain\.py .*": "trains for a minute; test_public_models.py does in small",
     r"farm submit .*(charlm|codec int8|--set lr).*": "trains for minutes; its options are parsed by tests",
     r"farm-server doctor .* --repair": "is for a damaged folder; tests/farm_server/operations/test_damage.py",
     r"farm-server (backup|restore) /backups/monday .*": "is the recovery page's line with an operator's own paths",

@@ -1,0 +1,47 @@
+"""The same training without a farm, to compare with: python plain.py [model.safetensors]."""
+
+import sys
+
+import torch
+import train
+from safetensors.torch import load_file
+
+BATCH_SAMPLES, EPOCHS = 32, 3  # those of task.toml
+
+
+def shuffled(config, order=0):
+    """Return the batches of each epoch, in a random order."""
+    torch.manual_seed(order)
+    loader = torch.utils.data.DataLoader(train.make_dataset(config), BATCH_SAMPLES, shuffle=True)
+    return [list(loader) for _ in range(EPOCHS)]
+
+
+def trained(config, epochs):
+    """Return the model after a plain loop over the batches of each epoch."""
+    model = train.build_model(config)
+    optimizer = train.build_optimizer(model, config)
+    scheduler = train.build_scheduler(optimizer, config)["scheduler"]
+    for batches in epochs:
+        for batch in batches:
+            optimizer.zero_grad()
+            train.loss(model, batch)["loss"].backward()
+            optimizer.step()
+        scheduler.step()
+    return model
+
+
+@torch.no_grad()
+def held_out_loss(model, config):
+    """Return the loss on pictures that were not trained on."""
+    model.eval()
+    return train.loss(model, train.make_dataset({"rows": 128}, seed=1)[:])["loss"].item()
+
+
+if __name__ == "__main__":
+    plain = held_out_loss(trained({}, shuffled({})), {})
+    print(f"plain loop: {plain:.4f}")
+    if sys.argv[1:]:
+        model = train.build_model({})
+        model.load_state_dict(load_file(sys.argv[1]))
+        farm = held_out_loss(model, {})
+        print(f"{sys.argv[1]}: {farm:.4f}, {farm / plain:.3f} of the plain loop's")
