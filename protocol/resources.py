@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
-from protocol.bounds import Bytes, Cores, Count, Label, Rate, Share
+from protocol.bounds import Bytes, Cores, Count, Label, Rate, Seconds, Share
 from protocol.frozen import Frozen
 
 
@@ -41,10 +41,19 @@ class Resources(Frozen):
     bench_gflops: Rate = 0.0
 
 
+class LinkFigures(Frozen):
+    """What a client measured lately of its link to the farm, on what moved anyway; 0 is not measured."""
+
+    download_bytes_per_second: Rate = 0.0
+    upload_bytes_per_second: Rate = 0.0
+    round_trip_seconds: Seconds = 0.0
+
+
 class Load(Frozen):
-    """How busy the machine is now; it rides on each heartbeat."""
+    """How busy the machine is now, and what its link does; it rides on each heartbeat."""
 
     cpu: Share = 0.0
     ram_free_bytes: Bytes = 0
     disk_free_bytes: Bytes = 0
     gpus: Gpus = ()
+    link: LinkFigures = LinkFigures()

@@ -217,6 +217,22 @@ class ClientView(View):
     last_seen: float
 
 
+class LinksView(View):
+    """GET /v1/links: the farm's links to the clients that can take work now, as the clients measure them.
+
+    Each figure is that of the client at its slowest tenth, for a round of an exact gradient needs every client in it;
+    0 where none has measured it. ``round_trips`` and ``speeds`` count the clients that measured a round trip, and a
+    speed in either direction.
+    """
+
+    clients: int
+    round_trips: int
+    speeds: int
+    round_trip_seconds: float
+    download_bytes_per_second: float
+    upload_bytes_per_second: float
+
+
 class WhyView(View):
     """GET /v1/tasks/{id}/why: what the task waits for, in one line."""
 

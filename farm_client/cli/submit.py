@@ -20,7 +20,7 @@ from farm_client.cli.output import Output, OutputKind
 from farm_client.cli.pull import transfer_bar
 from farm_client.cli.submit_options import SubmitOptions, describe_task, settings_file
 from farm_client.cli.watch import watch_task
-from farm_client.sdk.default_mode import AssumedLink
+from farm_client.sdk.default_mode import LinkEstimate
 from farm_client.sdk.farm import Farm
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import Prepared, Submission, prepare
@@ -62,7 +62,7 @@ def submit(
 
 
 def prepare_here(
-    options: SubmitOptions, folder: Path, out: Output, link: AssumedLink, warm_start: WarmStart | None = None
+    options: SubmitOptions, folder: Path, out: Output, link: LinkEstimate, warm_start: WarmStart | None = None
 ) -> Prepared:
     """Check and pack the task on this machine; what is to be uploaded stays in ``folder``, which is made.
 

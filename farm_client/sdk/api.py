@@ -17,12 +17,14 @@ from farm_client.sdk.retrying import RetryWhileAway
 from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
+from protocol.errors import NotFound
 from protocol.rest import (
     CheckpointView,
     ClientView,
     EventView,
     Explanation,
     FarmView,
+    LinksView,
     LogView,
     MetricView,
     ModelView,
@@ -162,6 +164,13 @@ class FarmApi:
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""
         return self._list("/v1/clients", ClientView)
+
+    def links(self) -> LinksView | None:
+        """Return what the clients measured of their links; None from a farm that is older than this route."""
+        try:
+            return self._get("/v1/links", LinksView)
+        except NotFound:
+            return None
 
     def remove_client(self, client_id: str, *, force: bool = False) -> RemovedClientView:
         """Let the farm forget a client. Raises: Conflict if it is connected, unless ``force``."""

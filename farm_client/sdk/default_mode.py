@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from protocol.recipe import InnerState, Mode, Recipe
+from protocol.rest import LinksView
 from protocol.wording import counted, sized
 
 AFFORDABLE_SECONDS: Final = 600.0
-"""The exchanges of all steps may take as long as this together, or as long as the computing, whichever is more."""
+"""The exchanges of all steps may take as long as this together, or as long as sharing steps saves, if that is more."""
+TRIPS_PER_ROUND: Final = 3
+"""Round trips of a round: the order with its answer, the weights, the update."""
+SERVER_ROUND_SECONDS: Final = 0.02
+"""What a tiny round takes where there is no distance: 46 rounds/s of 1e5 parameters, by ``benchmarks rounds``."""
 ROUND_FIELDS: Final = (
     "round_samples",
     "outer",
@@ -35,17 +40,55 @@ CLIENT_FIELDS: Final = ("min_clients", "init_min_clients", "max_clients")
 
 
 @dataclass(frozen=True, slots=True)
-class AssumedLink:
-    """What lies between farm and clients: ``bytes_per_second`` of each direction, ``round_seconds`` of a tiny round."""
+class LinkEstimate:
+    """What lies between farm and clients: the speed of each direction, and the seconds of a tiny round.
 
-    bytes_per_second: float
+    ``clients`` is how many can take work now, None where nobody knows; ``known_from`` says in words what was measured.
+    """
+
+    download_bytes_per_second: float
+    upload_bytes_per_second: float
     round_seconds: float
+    clients: int | None = None
+    known_from: str = "links assumed"
+
+    def exchange_seconds(self, model_bytes: int) -> float:
+        """Return how long a client takes to fetch a model, and to send as much."""
+        moving = model_bytes / self.download_bytes_per_second + model_bytes / self.upload_bytes_per_second
+        return self.round_seconds + moving
 
 
-LOOPBACK: Final = AssumedLink(bytes_per_second=1e8, round_seconds=0.02)
+LOOPBACK: Final = LinkEstimate(1e8, 1e8, SERVER_ROUND_SECONDS)
 """As ``benchmarks rounds`` measures one client of two: 46 rounds/s of 1e5 parameters, 1.35 of 1e7."""
-HOUSEHOLD: Final = AssumedLink(bytes_per_second=12.5e6, round_seconds=0.1)
-"""A line of 100 Mbit/s, some 30 ms away: the farm does not know its clients' lines before it has served them."""
+HOUSEHOLD: Final = LinkEstimate(12.5e6, 12.5e6, 0.1)
+"""A link of 100 Mbit/s, some 30 ms away: for a farm that has served nobody yet."""
+
+
+def estimate(links: LinksView | None, assumed: LinkEstimate) -> LinkEstimate:
+    """Return what the farm's clients measured, and what is assumed of the rest; ``links`` is None for an old farm.
+
+    A direction in which nothing large has moved is taken to be as fast as the other one.
+    """
+    if links is None or not links.clients:
+        return assumed
+    trip, down, up = links.round_trip_seconds, links.download_bytes_per_second, links.upload_bytes_per_second
+    return LinkEstimate(
+        download_bytes_per_second=down or up or assumed.download_bytes_per_second,
+        upload_bytes_per_second=up or down or assumed.upload_bytes_per_second,
+        round_seconds=SERVER_ROUND_SECONDS + TRIPS_PER_ROUND * trip if trip else assumed.round_seconds,
+        clients=links.clients,
+        known_from=_known_from(links),
+    )
+
+
+def _known_from(links: LinksView) -> str:
+    if links.speeds and links.round_trips:
+        return f"links measured on {counted(min(links.speeds, links.round_trips), 'client')}"
+    if links.speeds:
+        return f"speeds measured on {counted(links.speeds, 'client')}, round trips assumed"
+    if links.round_trips:
+        return f"round trips measured on {counted(links.round_trips, 'client')}, speeds assumed"
+    return "links assumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +118,7 @@ def leaves_the_mode_open(recipe: Recipe) -> bool:
     return not recipe.model_fields_set & {"mode", *ROUND_FIELDS}
 
 
-def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeChoice:
+def choose_mode(recipe: Recipe, facts: TrialFacts, link: LinkEstimate) -> ModeChoice:
     """Choose for a recipe that leaves the mode open. The samples trained on are the same in either mode.
 
     A recipe's ``rounds`` are passes over the training split.
@@ -83,19 +126,19 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeCho
     steps = math.ceil(passes(recipe) * facts.train_samples / recipe.batch_samples)
     if facts.obstacle:
         return _weights(recipe, facts.obstacle)
-    exchange = link.round_seconds + 2 * facts.model_bytes / link.bytes_per_second
-    if steps * exchange > max(AFFORDABLE_SECONDS, steps * facts.batch_seconds):
+    exchange = link.exchange_seconds(facts.model_bytes)
+    if steps * exchange > max(AFFORDABLE_SECONDS, steps * _saved_seconds(facts, link)):
         return _weights(
             recipe,
             f"an exchange of {sized(2 * facts.model_bytes)} for each of {counted(steps, 'step')} would take some "
-            f"{_duration(steps * exchange)}",
+            f"{_duration(steps * exchange)} ({link.known_from})",
         )
     batch = min(recipe.batch_samples, facts.train_samples)
     return ModeChoice(
         Mode.GRADIENTS,
         f"mode gradients: every step is the mean over your batch of {batch}, the plain loop's model; "
         f"{sized(2 * facts.model_bytes)} a step and client, some {_duration(steps * exchange)} of exchanges in "
-        f"{counted(steps, 'step')}",
+        f"{counted(steps, 'step')} ({link.known_from})",
         {
             "mode": Mode.GRADIENTS,
             "round_samples": batch,
@@ -103,6 +146,11 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: AssumedLink) -> ModeCho
             "epochs": passes(recipe),
         },
     )
+
+
+def _saved_seconds(facts: TrialFacts, link: LinkEstimate) -> float:
+    """Return what clients that share a batch save of its computing; where their number is open, nearly all of it."""
+    return facts.batch_seconds * (1.0 if link.clients is None else 1 - 1 / link.clients)
 
 
 def choose_for_script(recipe: Recipe, *, carries: bool) -> ModeChoice:

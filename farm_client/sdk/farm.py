@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farm_client.sdk.api import Action, FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.config import resolve_address
-from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, AssumedLink
+from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, LinkEstimate, estimate
 from farm_client.sdk.download import check_output, pull_model
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
 from farm_client.sdk.outcome import TaskEnded, TaskOutcome, is_over, outcome_of
@@ -174,9 +174,9 @@ class Farm:
         self.api.close()
 
     @property
-    def link(self) -> AssumedLink:
-        """Return what the farm's lines to its clients are taken to be."""
-        return LOOPBACK if self.api.address.is_loopback else HOUSEHOLD
+    def link(self) -> LinkEstimate:
+        """Return what the farm's links to its clients are like: as they measured them, else as is usual."""
+        return estimate(self.api.links(), LOOPBACK if self.api.address.is_loopback else HOUSEHOLD)
 
     def submit(
         self,

@@ -22,7 +22,7 @@ from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
 from farm_client.sdk.default_mode import (
-    AssumedLink,
+    LinkEstimate,
     ModeChoice,
     TrialFacts,
     choose_for_script,
@@ -80,7 +80,7 @@ class Submission:
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
     warm_start: WarmStart | None = None
-    chosen_for: AssumedLink | None = None
+    chosen_for: LinkEstimate | None = None
 
 
 @dataclass(frozen=True)

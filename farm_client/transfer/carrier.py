@@ -12,6 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from farm_client.transfer.answers import IDENTITY, read_answer_async
+from farm_client.transfer.link_speed import LinkSpeed
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
@@ -61,6 +62,8 @@ class Carrier:
     upload_rate: RateLimit = field(default_factory=RateLimit)
     download_rate: RateLimit = field(default_factory=RateLimit)
     tally: Tally = field(default_factory=Tally)
+    upload_speed: LinkSpeed = field(default_factory=LinkSpeed)
+    download_speed: LinkSpeed = field(default_factory=LinkSpeed)
     draw: Callable[[], float] = random.random
     """Draws the jitter of waits."""
 

@@ -68,11 +68,13 @@ class _Download:
 
     async def _fetch_part(self, part: ByteRange) -> None:
         request = _PartRequest(self, part, asyncio.get_running_loop())
-        response = await in_thread(request.fetch, request.stop)
+        with self.carrier.download_speed.moving():
+            response = await in_thread(request.fetch, request.stop)
         await check(response, self.digest)
 
     def count(self, received_bytes: int, repeated_bytes: int) -> None:
         """Count what came."""
+        self.carrier.download_speed.moved(received_bytes)
         self.carrier.tally.received_bytes += received_bytes
         self.carrier.tally.received_again_bytes += repeated_bytes
         self.meter(self.partial.present_bytes)

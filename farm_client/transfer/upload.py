@@ -141,7 +141,8 @@ class _Upload:
     async def _send(self, method: str, part: ByteRange, headers: dict[str, str]) -> None:
         self.has_sent = True
         headers["Content-Length"] = str(part.size_bytes)
-        response = await self.carrier.ask(method, self._url, content=self._pieces(part), headers=headers)
+        with self.carrier.upload_speed.moving():
+            response = await self.carrier.ask(method, self._url, content=self._pieces(part), headers=headers)
         try:
             await check(response, self.digest)
         except DigestMismatch as error:
@@ -161,6 +162,7 @@ class _Upload:
     def _count(self, piece: ByteRange) -> None:
         before = self.ever_sent.total_bytes
         self.ever_sent.add(*piece)
+        self.carrier.upload_speed.moved(piece.size_bytes)
         tally = self.carrier.tally
         tally.sent_bytes += piece.size_bytes
         tally.sent_again_bytes += piece.size_bytes - (self.ever_sent.total_bytes - before)

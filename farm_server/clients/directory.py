@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from coordinator.events import ClientRemoved, Event
+from coordinator.links import links_view
 from farm_server.clients.registry import Registry
 from farm_server.environment.clock import Clock
-from protocol.rest import ClientView
+from protocol.rest import ClientView, LinksView
 
 
 class ClientViews(Protocol):
@@ -35,6 +36,10 @@ class ClientDirectory:
     def views(self, newest: int | None = None) -> list[ClientView]:
         """Return every client with its resources, load and standing; or the newest so many."""
         return self._shown.client_views(self._clock.now(), newest)
+
+    def links(self) -> LinksView:
+        """Return what the clients measured of their links, in short."""
+        return links_view(self.views())
 
     def known_count(self) -> int:
         """Return how many clients are known."""

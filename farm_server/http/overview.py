@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from farm_server.http.access import FARM_TOKEN, ClientsDep, DiskUsageDep, StatusDep
 from farm_server.http.listing import listing
-from protocol.rest import ClientView, CollectedView, FarmView, RemovedClientView, RoomView
+from protocol.rest import ClientView, CollectedView, FarmView, LinksView, RemovedClientView, RoomView
 
 router = APIRouter(prefix="/v1", tags=["farm"], dependencies=FARM_TOKEN)
 watch_router = APIRouter(tags=["watch"])
@@ -27,6 +27,12 @@ async def farm_view(status: StatusDep) -> FarmView:
 async def clients(clients: ClientsDep) -> Response:
     """Return every client with its resources, load and standing."""
     return listing(clients.views())
+
+
+@router.get("/links", summary="The links to the clients that can take work now")
+async def links(clients: ClientsDep) -> LinksView:
+    """Return what those clients measured of their speeds and round trips, at the slowest tenth."""
+    return clients.links()
 
 
 @router.delete("/clients/{client_id:path}", summary="Forget a client that is not connected")

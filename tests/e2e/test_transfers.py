@@ -105,6 +105,9 @@ async def test_a_blob_goes_up_and_down_through_cuts_and_no_acknowledged_byte_mov
     assert line.received_bytes() <= tally.sent_bytes
     assert (tally.received_bytes, tally.received_again_bytes) == (SIZE, 0)
     assert tally.sent_bytes == SIZE + tally.sent_again_bytes
+    figures = line.transfers.link_figures(0.02)
+    assert figures.round_trip_seconds == 0.02
+    assert min(figures.upload_bytes_per_second, figures.download_bytes_per_second) > 0
 
 
 async def test_a_line_that_stands_still_for_a_while_costs_nothing(line: Line, tmp_path: Path) -> None:

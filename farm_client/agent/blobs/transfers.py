@@ -17,6 +17,7 @@ from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
 from farm_client.transfer.upload import UploadListener, upload
 from protocol.composition import Wrap, as_built
+from protocol.resources import LinkFigures
 from protocol.retry import RetryPolicy
 
 
@@ -48,6 +49,14 @@ class Transfers:
     def tally(self) -> Tally:
         """What moved so far, in bytes."""
         return self._carrier.tally
+
+    def link_figures(self, round_trip_seconds: float) -> LinkFigures:
+        """Return what the transfers showed of the link, and its round trip, which somebody else measures."""
+        return LinkFigures(
+            download_bytes_per_second=self._carrier.download_speed.bytes_per_second,
+            upload_bytes_per_second=self._carrier.upload_speed.bytes_per_second,
+            round_trip_seconds=round_trip_seconds,
+        )
 
     async def __aenter__(self) -> Self:
         return self

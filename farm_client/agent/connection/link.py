@@ -62,6 +62,11 @@ class Link:
         return len(self._queue) > _MAX_BACKLOG
 
     @property
+    def round_trip_seconds(self) -> float:
+        """Return how long the newest ping took; 0 before the first one came back."""
+        return self._websocket.latency
+
+    @property
     def room_bytes(self) -> int:
         """How large an update may be to ride inside a message now."""
         return self._capacity.at(time.monotonic(), self.welcome.inline_bytes)

@@ -20,6 +20,11 @@ class Outgoing:
         """Whether so much waits to be written that what can be left out should be."""
         return self._link is not None and self._link.congested
 
+    @property
+    def round_trip_seconds(self) -> float:
+        """Return how long the connection's newest ping took; 0 where none is known."""
+        return 0.0 if self._link is None else self._link.round_trip_seconds
+
     def attach(self, link: Link) -> None:
         """Send over this connection, at first what is not acknowledged yet."""
         self._link = link

@@ -358,7 +358,9 @@ class Worker:
     def _send_beat(self) -> None:
         if not self._outgoing.congested:
             progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._active)[:_MAX_HELD]
-            self._outgoing.post(Heartbeat(load=self._around.probe.load(), assignments=progress))
+            figures = self._tools.transfers.link_figures(self._outgoing.round_trip_seconds)
+            load = self._around.probe.load().model_copy(update={"link": figures})
+            self._outgoing.post(Heartbeat(load=load, assignments=progress))
             self._said_idle_at = None if progress else time.monotonic()
         if not self._active.taken_slots and self._latest is None:
             self._report_ready()  # mends a count that went wrong; a busy client's count is never touched

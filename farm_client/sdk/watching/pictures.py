@@ -23,7 +23,7 @@ from farm_client.sdk.watching.formatting import (
 )
 from farm_client.sdk.watching.tables import FittingTable
 from protocol.recipe import AggregateName, Recipe
-from protocol.resources import Resources
+from protocol.resources import LinkFigures, Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
 from protocol.wording import ClientNames, counted, sized
@@ -203,14 +203,15 @@ def clients_table(clients: Sequence[ClientView], working: Mapping[str, str], now
     ``working`` are the names of the tasks that are not over, by id; the speed is that of the one they do fastest.
     """
     names = ClientNames((client.client_id, client.name) for client in clients)
-    headers = ("client", "state", "has", "cpu", "holds", "done", "failed", "speed", "note")
-    table = FittingTable(*headers, spare=("cpu", "holds", "speed", "has"))
+    headers = ("client", "state", "has", "cpu", "link", "holds", "done", "failed", "speed", "note")
+    table = FittingTable(*headers, spare=("link", "cpu", "holds", "speed", "has"))
     for client in clients:
         table.add_row(
             names.shown(client.client_id, client.name),
             state_text(client.state),
             hardware(client.resources),
             f"{client.load.cpu:.0%}",
+            _link(client.load.link),
             str(client.assignments or NOTHING),
             str(client.delivered),
             Text(str(client.failed), style="red" if client.failed else ""),
@@ -227,6 +228,13 @@ def _speed(client: ClientView, working: Mapping[str, str]) -> str:
         return NOTHING
     fastest = max(of, key=of.__getitem__)
     return f"{format_rate(of[fastest])} ({working[fastest]})"
+
+
+def _link(figures: LinkFigures) -> str:
+    """Return a link's round trip, and its speeds from and to the farm, as far as they were measured."""
+    trip, down, up = figures.round_trip_seconds, figures.download_bytes_per_second, figures.upload_bytes_per_second
+    told = [f"{1000 * trip:.0f} ms" if trip else "", f"{sized(int(down))}/s down" if down else ""]
+    return ", ".join(filter(None, (*told, f"{sized(int(up))}/s up" if up else ""))) or NOTHING
 
 
 def _note(client: ClientView, now: float) -> Text:

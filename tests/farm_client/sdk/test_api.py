@@ -60,6 +60,18 @@ CALLS: dict[str, tuple[Callable[[FarmApi], object], object, tuple[str, str, dict
     "shards": (lambda api: api.shards("t1"), [], ("GET", "/v1/tasks/t1/shards", {})),
     "checkpoints": (lambda api: api.checkpoints("t1"), [], ("GET", "/v1/tasks/t1/checkpoints", {})),
     "clients": (lambda api: api.clients(), [], ("GET", "/v1/clients", {})),
+    "links": (
+        lambda api: api.links(),
+        {
+            "clients": 2,
+            "round_trips": 1,
+            "speeds": 0,
+            "round_trip_seconds": 0.03,
+            "download_bytes_per_second": 0.0,
+            "upload_bytes_per_second": 0.0,
+        },
+        ("GET", "/v1/links", {}),
+    ),
     "events": (
         lambda api: api.events("t1", 7, 2.5, 9),
         [],
@@ -338,3 +350,8 @@ def test_a_blob_that_is_refused_is_the_farms_error_and_one_that_comes_is_raw() -
         pass
     with FarmApi(ADDRESS, httpx.MockTransport(streaming)) as api, api.get_blob("a" * 64) as chunks:
         assert b"".join(chunks) == b"bytes"
+
+
+def test_a_farm_that_knows_no_links_is_an_older_one():
+    with api_of(Farm(refusal(NotFound.code), 404)) as api:
+        assert api.links() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,18 @@ from farm_client.sdk.default_mode import (
     AFFORDABLE_SECONDS,
     HOUSEHOLD,
     LOOPBACK,
-    AssumedLink,
+    SERVER_ROUND_SECONDS,
+    TRIPS_PER_ROUND,
+    LinkEstimate,
     ModeChoice,
     TrialFacts,
     choose_for_script,
     choose_mode,
+    estimate,
     leaves_the_mode_open,
 )
 from protocol.recipe import InnerState, Mode, Recipe
+from protocol.rest import LinksView
 
 
 def chosen(
@@ -26,7 +31,7 @@ def chosen(
     model_bytes: int = 400_000,
     batch_seconds: float = 0.1,
     train_samples: int = 1000,
-    link: AssumedLink = LOOPBACK,
+    link: LinkEstimate = LOOPBACK,
 ) -> ModeChoice:
     facts = TrialFacts(obstacle, model_bytes, batch_seconds, train_samples)
     return choose_mode(Recipe.model_validate({"rounds": 20, **(recipe or {})}), facts, link)
@@ -89,10 +94,73 @@ def test_a_large_model_on_a_household_line_exchanges_once_a_round() -> None:
 
 
 def test_exchanges_may_take_as_long_as_the_computing() -> None:
-    exchange = HOUSEHOLD.round_seconds + 100e6 / HOUSEHOLD.bytes_per_second
+    exchange = HOUSEHOLD.exchange_seconds(50_000_000)
     assert exchange * 625 > AFFORDABLE_SECONDS
     for batch_seconds, mode in ((0.9 * exchange, Mode.WEIGHTS), (1.1 * exchange, Mode.GRADIENTS)):
         assert chosen(model_bytes=50_000_000, batch_seconds=batch_seconds, link=HOUSEHOLD).mode is mode
+
+
+def links(
+    clients: int = 3, round_trips: int = 3, speeds: int = 3, trip: float = 0.05, down: float = 4e6, up: float = 1e6
+) -> LinksView:
+    return LinksView(
+        clients=clients,
+        round_trips=round_trips,
+        speeds=speeds,
+        round_trip_seconds=trip,
+        download_bytes_per_second=down,
+        upload_bytes_per_second=up,
+    )
+
+
+def test_measured_links_count_instead_of_assumed_ones() -> None:
+    link = estimate(links(), HOUSEHOLD)
+    assert (link.download_bytes_per_second, link.upload_bytes_per_second, link.clients) == (4e6, 1e6, 3)
+    assert link.round_seconds == SERVER_ROUND_SECONDS + TRIPS_PER_ROUND * 0.05
+    assert link.exchange_seconds(8_000_000) == pytest.approx(link.round_seconds + 2 + 8)
+    assert link.known_from == "links measured on 3 clients"
+
+
+@pytest.mark.parametrize("known", [None, links(0, 0, 0, 0, 0, 0)], ids=["an older farm", "nobody online"])
+@pytest.mark.parametrize("assumed", [HOUSEHOLD, LOOPBACK])
+def test_a_farm_that_knows_no_link_has_the_usual_ones(known: LinksView | None, assumed: LinkEstimate) -> None:
+    assert estimate(known, assumed) is assumed
+    assert assumed.known_from == "links assumed"
+
+
+def test_what_was_not_measured_is_assumed_and_said() -> None:
+    far = estimate(links(clients=5, round_trips=4, speeds=0, down=0, up=0), HOUSEHOLD)
+    assert far.upload_bytes_per_second == HOUSEHOLD.upload_bytes_per_second
+    assert far.known_from == "round trips measured on 4 clients, speeds assumed"
+    fast = estimate(links(round_trips=0, speeds=1, trip=0), HOUSEHOLD)
+    assert fast.round_seconds == HOUSEHOLD.round_seconds
+    assert fast.known_from == "speeds measured on 1 client, round trips assumed"
+    assert estimate(links(1, 0, 0, 0, 0, 0), LOOPBACK).known_from == "links assumed"
+
+
+def test_a_direction_in_which_nothing_moved_is_as_fast_as_the_other() -> None:
+    assert estimate(links(up=0), HOUSEHOLD).upload_bytes_per_second == 4e6
+    assert estimate(links(down=0), HOUSEHOLD).download_bytes_per_second == 1e6
+
+
+def test_the_line_says_where_the_figures_are_from() -> None:
+    near = estimate(links(trip=0.001, down=1e8, up=1e8), HOUSEHOLD)
+    thin = estimate(links(down=1e6, up=1e5), HOUSEHOLD)
+    for link, mode in ((near, Mode.GRADIENTS), (thin, Mode.WEIGHTS)):
+        choice = chosen(model_bytes=5_000_000, link=link)
+        assert choice.mode is mode
+        assert "(links measured on 3 clients)" in choice.sentence
+    assert "(links assumed)" in chosen(link=HOUSEHOLD).sentence
+
+
+def test_the_fewer_share_a_step_the_less_may_its_exchange_cost() -> None:
+    exchange = HOUSEHOLD.exchange_seconds(50_000_000)
+    modes = [
+        chosen(model_bytes=50_000_000, batch_seconds=1.5 * exchange, link=replace(HOUSEHOLD, clients=count)).mode
+        for count in (1, 2, 8, None)
+    ]
+    assert modes == [Mode.WEIGHTS, Mode.WEIGHTS, Mode.GRADIENTS, Mode.GRADIENTS]
+    assert chosen(link=replace(LOOPBACK, clients=1)).mode is Mode.GRADIENTS, "all exchanges together take seconds"
 
 
 @pytest.mark.parametrize(

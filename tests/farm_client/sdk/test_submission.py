@@ -18,7 +18,7 @@ from farm_client.executor.rehearsal import rehearse
 from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk import check
 from farm_client.sdk.check import CheckFailed, check_task
-from farm_client.sdk.default_mode import LOOPBACK, AssumedLink
+from farm_client.sdk.default_mode import LOOPBACK, LinkEstimate
 from farm_client.sdk.submission import Prepared, Submission, complete_recipe, prepare
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
@@ -299,7 +299,7 @@ def test_a_tuple_of_all_columns_needs_data_whose_columns_are_known(in_process: N
         prepared(tmp_path, UNPACKS, batch="tuple", data=())
 
 
-SLOW = AssumedLink(bytes_per_second=1.0, round_seconds=60.0)
+SLOW = LinkEstimate(1.0, 1.0, round_seconds=60.0)
 HOOKED = """
     def build_optimizer(model, config):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -317,7 +317,7 @@ HOOKED = """
     ],
 )
 def test_a_mode_that_is_left_open_is_chosen_and_said(
-    tmp_path: Path, source: str, link: AssumedLink, mode: Mode, said: str
+    tmp_path: Path, source: str, link: LinkEstimate, mode: Mode, said: str
 ) -> None:
     ready = prepared(tmp_path, source, Recipe(rounds=300), chosen_for=link)
     assert ready.choice is not None

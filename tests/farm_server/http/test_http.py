@@ -63,7 +63,7 @@ async def test_a_defect_is_an_error_body_without_internals(server, monkeypatch):
     assert (await server.http.get("/v1/farm")).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/farm", "/v1/tasks", "/v1/clients", "/v1/events"])
+@pytest.mark.parametrize("path", ["/v1/farm", "/v1/tasks", "/v1/clients", "/v1/links", "/v1/events"])
 async def test_the_api_needs_the_farm_token(server, path):
     async with server.client() as nobody:
         assert (await nobody.get(path)).json()["code"] == "unauthorized"

@@ -208,6 +208,7 @@ class StandInLink:
     """A connection that keeps what it was told, of which the farm has heard the first ``heard``."""
 
     congested: bool = False
+    round_trip_seconds: float = 0.0
     told: list[Message] = field(default_factory=list)
     posted: list[Message] = field(default_factory=list)
     heard: int = 0
@@ -283,6 +284,14 @@ class TestOutgoing:
         assert outgoing.congested
         outgoing.detach()
         assert not outgoing.congested
+
+    def test_its_round_trip_is_its_connections(self) -> None:
+        outgoing = Outgoing()
+        assert outgoing.round_trip_seconds == 0.0
+        outgoing.attach(cast("Link", StandInLink(round_trip_seconds=0.03)))
+        assert outgoing.round_trip_seconds == 0.03
+        outgoing.detach()
+        assert outgoing.round_trip_seconds == 0.0
 
     def test_ending_twice_is_harmless(self) -> None:
         outgoing = Outgoing()
