@@ -1,7 +1,7 @@
 """The volunteer's agent, cache and executor; the researcher's SDK and the `farm` CLI.
 
 For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``); for code that trains: ``log``,
-and ``parts`` for scripts with a loop of their own.
+``parts`` for scripts with a loop of their own, ``rows`` with the callbacks of ``hf`` and ``lightning`` for Trainers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from farm_client import hf, lightning
     from farm_client.own_loop import LoopPart, attributes, config, parts
     from farm_client.sdk.async_farm import AsyncFarm
     from farm_client.sdk.farm import Farm
     from farm_client.task import log
+    from farm_client.trainer_parts import rows
 
-__all__ = ["AsyncFarm", "Farm", "LoopPart", "attributes", "config", "log", "parts"]
+__all__ = ["AsyncFarm", "Farm", "LoopPart", "attributes", "config", "hf", "lightning", "log", "parts", "rows"]
 
 _HOMES: Final = {
     "AsyncFarm": "sdk.async_farm",
@@ -25,11 +27,16 @@ _HOMES: Final = {
     "config": "own_loop",
     "log": "task",
     "parts": "own_loop",
+    "rows": "trainer_parts",
 }
+_MODULES: Final = frozenset({"hf", "lightning"})
+"""For those who have the library of that name; nothing else here imports it."""
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: an agent must not load the SDK, nor a task's code either."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{home}"), name)

@@ -177,6 +177,11 @@ def host_parts(host: Host | None) -> None:
     _host = host
 
 
+def current_host() -> Host | None:
+    """Return where parts come from; None where a script runs by itself."""
+    return _host
+
+
 def parts(
     model: Trainable, optimizer: Any = None, *, evaluate: Evaluate | None = None, **carries: Any
 ) -> Iterator[LoopPart]:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, Final, SupportsFloat
 
 from torch import nn
 
@@ -21,30 +21,44 @@ from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.inner_state import Stateful
 from farm_client.own_loop import Evaluate, LoopPart, Trainable, host_parts
 
+_CALLS: Final = frozenset(
+    {
+        *("farm_client.parts", "farm_client.own_loop.parts"),
+        *("farm_client.hf.Callback", "farm_client.lightning.Callback"),
+    }
+)
+"""What only a script calls."""
+
 
 def is_script(entry: Path) -> bool:
-    """Return whether a file calls ``parts`` of ``farm_client``: then it is run as a whole, and calls the farm.
+    """Return whether a file calls ``parts`` of ``farm_client``, or makes a Trainer's callback of it.
 
-    A file that cannot be read or parsed is none; whoever imports it says why.
+    Then it is run as a whole, and calls the farm. A file that cannot be read or parsed is none; whoever imports it says
+    why.
     """
     try:
         tree = ast.parse(entry.read_bytes())
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    packages: set[str] = set()
-    functions: set[str] = set()
+    imported: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            packages |= {alias.asname or alias.name for alias in node.names if alias.name == "farm_client"}
-        elif isinstance(node, ast.ImportFrom) and node.module in {"farm_client", "farm_client.own_loop"}:
-            functions |= {alias.asname or alias.name for alias in node.names if alias.name == "parts"}
-    return any(isinstance(node, ast.Call) and _is_parts(node.func, packages, functions) for node in ast.walk(tree))
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                imported[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return any(isinstance(node, ast.Call) and _dotted(node.func, imported) in _CALLS for node in ast.walk(tree))
 
 
-def _is_parts(called: ast.expr, packages: set[str], functions: set[str]) -> bool:
-    if isinstance(called, ast.Attribute):
-        return called.attr == "parts" and isinstance(called.value, ast.Name) and called.value.id in packages
-    return isinstance(called, ast.Name) and called.id in functions
+def _dotted(called: ast.expr, imported: Mapping[str, str]) -> str:
+    """Return the full name of what is called, by the file's imports; empty for what none of them names."""
+    match called:
+        case ast.Attribute():
+            return f"{_dotted(called.value, imported)}.{called.attr}"
+        case ast.Name():
+            return imported.get(called.id, "")
+    return ""
 
 
 class Script:
