@@ -7,7 +7,9 @@ ones; what it costs is measured, and the next one waits until that is a small pa
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,8 @@ from protocol.codecs import tensor_file
 
 MOST_SHARE: Final = 0.02
 """The part of the time for which snapshots may hold the steps up."""
+SPARED_DISK_BYTES: Final = 512 * 1024 * 1024
+"""What a snapshot leaves free: blobs and finished results come first."""
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -116,6 +120,8 @@ class Snapshots:
     def _take(self, state: StepState, path: Path) -> None:
         saved = state.saved(self._about)
         size_bytes = sum(tensor.nbytes for tensor in saved.tensors.values())
+        if shutil.disk_usage(path.parent).free < size_bytes + SPARED_DISK_BYTES:
+            raise OSError(errno.ENOSPC, f"the disk has no room for {size_bytes} bytes beside what others need")
         if psutil.virtual_memory().available < 2 * size_bytes:
             self._write(SavedState(as_stored(saved.tensors), saved.metadata), path)  # no room for a copy: steps wait
             return

@@ -51,9 +51,10 @@ class SnapshotStore:
 
     def drop(self, assign: Assign) -> None:
         """Forget an assignment that is over, or that somebody else has."""
-        with suppress(OSError):
-            self._record(assign).unlink(missing_ok=True)
-            self.path(assign).unlink(missing_ok=True)
+        state = self.path(assign)
+        for path in (self._record(assign), state, state.with_suffix(".part")):  # the last: of one killed as it wrote
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _record(self, assign: Assign) -> Path:
         return self.path(assign).with_suffix(".assign")

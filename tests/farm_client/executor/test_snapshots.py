@@ -195,6 +195,25 @@ def test_a_full_disk_ends_snapshots_and_not_the_work(
     assert list(tmp_path.glob("work*")) == []
 
 
+def test_the_last_room_on_the_disk_is_left_to_others(
+    every_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def nearly_full(folder: Path) -> Any:
+        asked.append(folder)
+        return NearlyFull()
+
+    class NearlyFull:
+        free = snapshots_module.SPARED_DISK_BYTES + 100
+
+    monkeypatch.setattr(snapshots_module.shutil, "disk_usage", nearly_full)
+    assert bench(tmp_path / "whole").train(snapshot_path=str(tmp_path / "work.state")).update is not None
+    assert asked == [tmp_path]
+    assert "has no room" in capsys.readouterr().err
+    assert list(tmp_path.glob("work*")) == []
+
+
 def test_a_state_that_no_file_can_hold_ends_snapshots_and_not_the_work(
     every_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,11 +61,12 @@ def test_an_unfinished_assignment_is_found_by_the_next_process(tmp_path: Path, n
 def test_what_is_over_leaves_nothing(tmp_path: Path, notes: list[str]) -> None:
     former = store(tmp_path, notes)
     former.path(assign()).write_bytes(b"state")
+    former.path(assign()).with_suffix(".part").write_bytes(b"its writer was killed")
     former.keep(assign())
     former.drop(assign())
     former.drop(assign())
-    assert store(tmp_path, notes).left() == ()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert store(tmp_path, notes).left() == ()
 
 
 def test_one_without_the_other_is_removed(tmp_path: Path, notes: list[str]) -> None:
