@@ -12,7 +12,24 @@ from typing import Final
 LEAST_BYTES: Final = 256 * 1024
 """Less tells how far away the farm is, and not how fast the link."""
 KEPT: Final = 9
-"""Spells that count: the median of so many bears a few that something else slowed down."""
+"""Measurements that count: the median of so many bears a few that something else slowed down."""
+
+
+class RecentMedian:
+    """The median of the latest ``KEPT`` measurements over 0; 0 before the first one."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=KEPT)
+
+    def add(self, measured: float) -> None:
+        """Take in one measurement; 0 is none: the clock told nothing."""
+        if measured > 0:
+            self._latest.append(measured)
+
+    @property
+    def value(self) -> float:
+        """Return the median."""
+        return median(self._latest) if self._latest else 0.0
 
 
 class LinkSpeed:
@@ -23,7 +40,7 @@ class LinkSpeed:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._speeds: deque[float] = deque(maxlen=KEPT)
+        self._speeds = RecentMedian()
         self._under_way = 0
         self._began_at = 0.0
         self._bytes = 0
@@ -31,7 +48,7 @@ class LinkSpeed:
     @property
     def bytes_per_second(self) -> float:
         """Return the median; 0 before a spell with enough bytes has ended."""
-        return median(self._speeds) if self._speeds else 0.0
+        return self._speeds.value
 
     @contextmanager
     def moving(self) -> Iterator[None]:
@@ -53,4 +70,4 @@ class LinkSpeed:
     def _end_spell(self) -> None:
         seconds = self._now() - self._began_at
         if self._bytes >= LEAST_BYTES and seconds > 0:
-            self._speeds.append(self._bytes / seconds)
+            self._speeds.add(self._bytes / seconds)

@@ -63,7 +63,7 @@ class Link:
 
     @property
     def round_trip_seconds(self) -> float:
-        """Return how long the newest ping took; 0 before the first one came back."""
+        """Return how long the newest ping took; 0 before the first one, and where the clock is too coarse to tell."""
         return self._websocket.latency
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from farm_client.agent.connection.link import Link
 from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
+from farm_client.transfer.link_speed import RecentMedian
 from protocol.messages import HeldAssignment, Message
 
 
@@ -14,16 +15,21 @@ class Outgoing:
         self._link: Link | None = None
         self._unacknowledged = Unacknowledged()
         """What was said without a connection, or into one that broke before it arrived."""
+        self._trips = RecentMedian()
+        self._newest_trip = 0.0
 
     @property
     def congested(self) -> bool:
         """Whether so much waits to be written that what can be left out should be."""
         return self._link is not None and self._link.congested
 
-    @property
-    def round_trip_seconds(self) -> float:
-        """Return how long the connection's newest ping took; 0 where none is known."""
-        return 0.0 if self._link is None else self._link.round_trip_seconds
+    def measure_round_trip(self) -> float:
+        """Take in how long the connection's newest ping took, and return the median of the latest; 0 without any."""
+        newest = 0.0 if self._link is None else self._link.round_trip_seconds
+        if newest != self._newest_trip:
+            self._trips.add(newest)
+        self._newest_trip = newest
+        return self._trips.value
 
     def attach(self, link: Link) -> None:
         """Send over this connection, at first what is not acknowledged yet."""

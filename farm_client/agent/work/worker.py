@@ -358,7 +358,7 @@ class Worker:
     def _send_beat(self) -> None:
         if not self._outgoing.congested:
             progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._active)[:_MAX_HELD]
-            figures = self._tools.transfers.link_figures(self._outgoing.round_trip_seconds)
+            figures = self._tools.transfers.link_figures(self._outgoing.measure_round_trip())
             load = self._around.probe.load().model_copy(update={"link": figures})
             self._outgoing.post(Heartbeat(load=load, assignments=progress))
             self._said_idle_at = None if progress else time.monotonic()

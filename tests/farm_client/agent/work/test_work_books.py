@@ -285,13 +285,16 @@ class TestOutgoing:
         outgoing.detach()
         assert not outgoing.congested
 
-    def test_its_round_trip_is_its_connections(self) -> None:
-        outgoing = Outgoing()
-        assert outgoing.round_trip_seconds == 0.0
-        outgoing.attach(cast("Link", StandInLink(round_trip_seconds=0.03)))
-        assert outgoing.round_trip_seconds == 0.03
+    def test_its_round_trip_is_the_median_of_its_connections_pings(self) -> None:
+        outgoing, link = Outgoing(), StandInLink()
+        assert outgoing.measure_round_trip() == 0.0
+        outgoing.attach(cast("Link", link))
+        told = []
+        for link.round_trip_seconds in (0.0, 0.03, 0.9, 0.9, 0.9, 0.02, 0.0):
+            told.append(outgoing.measure_round_trip())
+        assert told == [0.0, 0.03, *3 * [(0.03 + 0.9) / 2], 0.03, 0.03], "a ping counts once, and one of 0 not at all"
         outgoing.detach()
-        assert outgoing.round_trip_seconds == 0.0
+        assert outgoing.measure_round_trip() == 0.03
 
     def test_ending_twice_is_harmless(self) -> None:
         outgoing = Outgoing()
