@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measurement import Measurement
 from benchmarks.plain_loop import TASKS, PlainLoop, plain_loop, task_config, task_module
-from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.executor import Executor, TaskFiles
 from farm_client.executor.messages import Advance, Piece, Run
 from farm_client.executor.process import Launch
 from farm_client.sdk.bundle import make_bundle
@@ -83,7 +83,7 @@ async def _turns(
     order = _order(model, config, launch.scratch_root)
     executor = await Executor.start(launch)
     try:
-        await executor.load(brief, bundle)
+        await executor.load(brief, TaskFiles(bundle))
         await executor.run(order)
         turns = []
         for turn in range(TURNS):

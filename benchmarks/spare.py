@@ -14,6 +14,7 @@ from typing import Final
 import psutil
 
 from benchmarks.measurement import Measurement
+from farm_client.agent.executors.executor import TaskFiles
 from farm_client.agent.executors.executor_pool import ExecutorPool, Keeping
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.sdk.bundle import make_bundle
@@ -68,7 +69,7 @@ async def _measure(repeats: int, module: str) -> Spare:
 async def _seconds_to_load(pool: ExecutorPool, task: TaskBrief, bundle: Path) -> float:
     pool.retire()  # no other one starts beside what is measured
     began = time.perf_counter()
-    await pool.take_new(task, bundle, lambda *_: None)
+    await pool.take_new(task, TaskFiles(bundle), lambda *_: None)
     return time.perf_counter() - began
 
 

@@ -12,7 +12,7 @@ from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
 from protocol.tasks import TaskSpec
-from protocol.versions import CARRIED_STATE, FROZEN_APART, STEP_RULES
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, STEP_RULES
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -120,6 +120,8 @@ def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     """Whether the client can take the task's weights, encode its updates and decode new versions."""
     if spec.frozen is not None and FROZEN_APART not in client.features:
         return Decision(False, "cannot take frozen tensors as a file of their own: it needs a newer aifarm")
+    if spec.base and BASE_FOLDER not in client.features:
+        return Decision(False, "cannot take the folder that the task starts from: it needs a newer aifarm")
     recipe = spec.recipe
     if recipe.inner_state is InnerState.CARRIED and CARRIED_STATE not in client.features:
         return Decision(False, "cannot carry an optimizer's state from round to round: it needs a newer aifarm")

@@ -39,6 +39,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         mode=spec.recipe.mode,
         code=spec.code,
         frozen=spec.frozen,
+        base=spec.base,
         entry=spec.entry,
         config=spec.config,
         seed=spec.recipe.seed,

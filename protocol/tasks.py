@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from protocol.bounds import (
     MAX_COUNT,
@@ -33,6 +33,10 @@ from protocol.limits import INLINE_BYTES
 from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 
 MAX_NOTES: Final = 64
+MAX_BASE_FILES: Final = 256
+"""Every assignment names them all."""
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""What libraries unpickle, and so may run code on whoever loads it."""
 
 
 class BlobRef(Frozen):
@@ -68,6 +72,36 @@ class BlobRef(Frozen):
     def bare(self) -> Self:
         """Return the reference without the bytes."""
         return self if self.inline is None else self.model_copy(update={"inline": None})
+
+
+class BaseFile(Frozen):
+    """A file of the folder that a task starts from, by its path in it: relative, with slashes."""
+
+    path: FilePath
+    blob: BlobRef
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if why := base_path_fault(path):
+            raise ValueError(why)
+        return path
+
+
+def base_path_fault(path: str) -> str | None:
+    """Return why no base may have a file of this path; None if it may."""
+    parts = path.split("/")
+    if "\\" in path or ":" in path or any(part in {"", ".", ".."} for part in parts):
+        return f"{path!r} is no path inside of a folder: write it relative, with slashes and without dots"
+    if path.lower().endswith(_PICKLES):
+        return (
+            f"{path} is a pickle, which may run code on every volunteer: write the model as safetensors "
+            "(save_pretrained does) and leave this file out"
+        )
+    return None
+
+
+BaseFiles = Annotated[tuple[BaseFile, ...], Field(max_length=MAX_BASE_FILES)]
 
 
 class WeightsDelta(Frozen):
@@ -163,6 +197,8 @@ class TaskSpec(Frozen):
     frozen: BlobRef | None = None
     """The frozen tensors, a weights file of their own that clients fetch once; None where ``initial_weights`` has them,
     or there are none."""
+    base: BaseFiles = ()
+    """The folder that ``build_model`` starts from, file by file; its ``config["base"]`` says where it is."""
     recipe: Recipe
     requirements: Requirements = Requirements()
     footprint: Footprint = Footprint()
@@ -176,6 +212,15 @@ class TaskSpec(Frozen):
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""
 
+    @model_validator(mode="after")
+    def _has_one_base(self) -> TaskSpec:
+        paths = [file.path for file in self.base]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise ValueError(f"the base has two files {twice}")
+        if self.base and "base" in self.config:
+            raise ValueError("config has a value base, and a task with a base gets its folder by that name")
+        return self
+
 
 class TaskBrief(Frozen):
     """What a client must know of a task, the same in each of its assignments."""
@@ -185,7 +230,11 @@ class TaskBrief(Frozen):
     mode: Mode
     code: BlobRef
     frozen: BlobRef | None = None
-    """A weights file of the tensors that never change, fetched once; versions of the weights don't have them then."""
+    """A weights file of the tensors that never change, fetched once; versions of the weights don't have them then.
+
+    Where there is a ``base`` they are fetched only by a client that builds others from it."""
+    base: BaseFiles = ()
+    """``TaskSpec.base``."""
     entry: FilePath
     config: Config
     seed: Natural

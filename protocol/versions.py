@@ -16,6 +16,9 @@ FROZEN_APART: Final = "frozen_apart"
 CARRIED_STATE: Final = "carried_state"
 """Likewise: they take the inner optimizer's state with a version, and send it back in an update."""
 
+BASE_FOLDER: Final = "base_folder"
+"""Likewise: they give a task's code the folder of files that it starts from."""
+
 STEP_RULES: Final = "step_rules"
 """Likewise: in their local steps they clip gradients and follow a task's scheduler."""
 

@@ -149,12 +149,15 @@ MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
 
 INITIAL_WEIGHTS: Final = "initial_weights"
 FROZEN_WEIGHTS: Final = "frozen"
-"""These two roles are of the blobs of a submission that outlive a finished task: its models are made of them."""
+BASE_FILE: Final = "base"
+KEPT_ROLES: Final = (INITIAL_WEIGHTS, FROZEN_WEIGHTS, BASE_FILE)
+"""The blobs of a submission that outlive a finished task: its models are made of them."""
 
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
     "code": BlobRef.CARRIED,
     INITIAL_WEIGHTS: BlobRef.CARRIED,
     FROZEN_WEIGHTS: BlobRef.CARRIED,
+    BASE_FILE: {"__all__": {"blob": BlobRef.CARRIED}},
     "dataset": {"shards": {"__all__": {"blob": BlobRef.CARRIED}}},
 }
 
@@ -162,7 +165,13 @@ _WITHOUT_BYTES: Final[dict[str, Any]] = {
 def without_bytes(spec: TaskSpec) -> TaskSpec:
     """Return the specification as the ledger keeps it: the bytes that ride inside its references stay outside."""
     shards = spec.dataset.shards
-    refs = [spec.code, spec.initial_weights, spec.frozen, *(shard.blob for shard in shards)]
+    refs = [
+        spec.code,
+        spec.initial_weights,
+        spec.frozen,
+        *(file.blob for file in spec.base),
+        *(shard.blob for shard in shards),
+    ]
     if all(ref is None or ref.carried is None for ref in refs):
         return spec
     return TaskSpec.model_validate(spec.model_dump(exclude=_WITHOUT_BYTES))
@@ -177,6 +186,7 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     """Return the rows of ``blobs``: what the specification refers to."""
     named = [("code", spec.code), (INITIAL_WEIGHTS, spec.initial_weights)]
     named += [] if spec.frozen is None else [(FROZEN_WEIGHTS, spec.frozen)]
+    named += [(BASE_FILE, file.blob) for file in spec.base]
     named += [("shard", shard.blob) for shard in spec.dataset.shards if shard.blob is not None]
     return [
         {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named

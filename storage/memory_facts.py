@@ -32,7 +32,7 @@ from coordinator.records import (
 from protocol.errors import Conflict
 from protocol.tasks import BlobRef, TaskSpec
 from storage.errors import BadRecord
-from storage.mapping import FROZEN_WEIGHTS, INITIAL_WEIGHTS, blob_rows, without_bytes
+from storage.mapping import KEPT_ROLES, blob_rows, without_bytes
 from storage.ports.ledger import History, Numbered, TaskUsage
 
 R = TypeVar("R", bound=Record)
@@ -125,7 +125,7 @@ class MemoryFacts:
             digest
             for task_id, named in self._named.items()
             for role, digest in named
-            if role in (INITIAL_WEIGHTS, FROZEN_WEIGHTS) or self.tasks[task_id].state in _MAY_TRAIN
+            if role in KEPT_ROLES or self.tasks[task_id].state in _MAY_TRAIN
         }
         needed |= {ref.digest for c in self.checkpoints.values() for ref in c.blobs}
         for one in self.assignments.values():

@@ -1,7 +1,8 @@
 """Which blobs are still needed: the ledger's half of garbage collection, as one query.
 
-A task's submission keeps its initial and its frozen weights for ever, and its code and shards while it may train
-(FAILED may be retried). A checkpoint keeps its blobs until it is dropped. An update is kept until its round is decided.
+A task's submission keeps its initial and its frozen weights and its base for ever, and its code and shards while it may
+train (FAILED may be retried). A checkpoint keeps its blobs until it is dropped. An update is kept until its round is
+decided.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 from sqlalchemy import or_, select, tuple_, union
 
 from coordinator.lifecycle import ACTIVE, TaskState
-from storage.mapping import ASSIGNMENTS, CHECKPOINTS, FROZEN_WEIGHTS, INITIAL_WEIGHTS, ROUNDS, TASKS
+from storage.mapping import ASSIGNMENTS, CHECKPOINTS, KEPT_ROLES, ROUNDS, TASKS
 from storage.tables import OPEN_ROUND, BlobRow, table_of
 
 _blobs: Final = table_of(BlobRow)
@@ -21,7 +22,7 @@ _MAY_TRAIN: Final = sorted(ACTIVE | {TaskState.FAILED})
 _of_submissions: Final = (
     select(_blobs.c.digest)
     .join(_tasks, _tasks.c.task_id == _blobs.c.task_id)
-    .where(or_(_blobs.c.role.in_([INITIAL_WEIGHTS, FROZEN_WEIGHTS]), _tasks.c.state.in_(_MAY_TRAIN)))
+    .where(or_(_blobs.c.role.in_(KEPT_ROLES), _tasks.c.state.in_(_MAY_TRAIN)))
 )
 _of_checkpoints: Final = [
     select(column.label("digest")).where(column.is_not(None))

@@ -76,7 +76,7 @@ class SubmissionRow(SQLModel, table=True):
 
 
 class BlobRow(SQLModel, table=True):
-    """A blob that a submission names. ``role`` is code, initial_weights, frozen or shard."""
+    """A blob that a submission names. ``role`` is code, initial_weights, frozen, base or shard."""
 
     __tablename__ = "blobs"
 

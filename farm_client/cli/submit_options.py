@@ -67,6 +67,15 @@ class SubmitOptions:
         list[Path] | None,
         typer.Option("--data", help="Files: .npz, .safetensors, Parquet, JSONL or text.", rich_help_panel=_TASK),
     ] = None
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="DIR",
+            help="The folder that build_model starts from: config['base'].",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
     config: Annotated[
         Path | None, typer.Option("--config", help="A TOML file that says all of this.", rich_help_panel=_TASK)
     ] = None
@@ -378,6 +387,7 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "batch": options.batch,
             "samples": options.samples,
             "priority": options.priority,
+            "base": options.base,
         }
     )
 

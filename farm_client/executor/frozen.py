@@ -1,4 +1,4 @@
-"""A task's frozen tensors in an executor: read once from a file of their own, and put back if its code changed them."""
+"""A task's frozen tensors in an executor: built from its base, or read once from a file of their own."""
 
 from __future__ import annotations
 
@@ -8,29 +8,54 @@ import safetensors.torch
 import torch
 
 from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.messages import FROZEN_DIFFERS
+from protocol.errors import FarmError
 
 
-class FrozenTensors:
-    """The file stays mapped, so that all executors of a machine share its pages, and a GPU holds the model's alone."""
+class FrozenDiffers(FarmError):
+    """The frozen tensors are not those that were submitted: their file is needed."""
 
-    def __init__(self, path: Path, tensors: ModelTensors) -> None:
-        """Copy the file into the model. Raises: CodeError if it is not of this model; FileNotFoundError."""
+    code = FROZEN_DIFFERS
+
+
+class BuiltFrozen:
+    """Frozen tensors that the code has built as they were submitted, from the task's base: no file of them is here."""
+
+    def __init__(self, tensors: ModelTensors) -> None:
         self._tensors = tensors
-        self._file = safetensors.torch.load_file(path)
-        self._restore()
+        self._known = _fingerprint(tensors.still())
+
+    @classmethod
+    def like(cls, tensors: ModelTensors, digest: str) -> BuiltFrozen:
+        """Take the model's own for those of the file with this digest. Raises: FrozenDiffers if they are others."""
+        if tensors.frozen_digest() != digest:
+            raise FrozenDiffers
+        return cls(tensors)
 
     def changed(self) -> list[str]:
         """Name those that the task's code has changed."""
         return [name for name, bits in _fingerprint(self._tensors.still()).items() if bits != self._known[name]]
 
     def restore(self) -> None:
-        """Put back what the task's code changed, so that every assignment starts from the same."""
+        """See that an assignment starts from the same. Raises: FrozenDiffers if the task's code changed them."""
         if self.changed():
-            self._restore()
+            raise FrozenDiffers
 
-    def _restore(self) -> None:
-        self._tensors.load(self._file, self._tensors.still())
-        self._known = _fingerprint(self._tensors.still())
+
+class FrozenTensors(BuiltFrozen):
+    """Those of a file, which stays mapped: a machine's executors share its pages, a GPU holds the model's alone."""
+
+    def __init__(self, path: Path, tensors: ModelTensors) -> None:
+        """Copy the file into the model. Raises: CodeError if it is not of this model; FileNotFoundError."""
+        self._file = safetensors.torch.load_file(path)
+        tensors.load(self._file, tensors.still())
+        super().__init__(tensors)
+
+    def restore(self) -> None:
+        """Put back what the task's code changed."""
+        if self.changed():
+            self._tensors.load(self._file, self._tensors.still())
+            self._known = _fingerprint(self._tensors.still())
 
 
 def _fingerprint(tensors: TensorMap) -> dict[str, int]:

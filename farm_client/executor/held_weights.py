@@ -8,29 +8,35 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.frozen import BuiltFrozen, FrozenTensors
 from farm_client.executor.layout import ModelTensors, TensorMap
-from farm_client.executor.messages import Run
+from farm_client.executor.messages import LoadTask, Run
 from protocol.errors import NotFound
 
 
 class HeldWeights:
     """A version for one model, which holds it after ``take``; frozen tensors may have come in a file of their own."""
 
-    def __init__(self, tensors: ModelTensors, frozen_path: Path | None) -> None:
-        """Raises: as ``take_frozen``."""
+    def __init__(self, tensors: ModelTensors, order: LoadTask) -> None:
+        """``order`` says where the frozen tensors come from. Raises: as ``give_to``."""
         self.base: TensorMap = {}
         """The version's tensors, on the model's device."""
         self._digest = ""
-        self._frozen_path = frozen_path
+        self._frozen_path = None if order.frozen_path is None else Path(order.frozen_path)
+        self._frozen_digest = order.frozen_digest
         self.give_to(tensors)
 
     def give_to(self, tensors: ModelTensors) -> None:
-        """Serve this model from now on: the same as before, built anew. Raises: as ``take_frozen``."""
+        """Serve this model from now on: the same as before, built anew.
+
+        Raises: as ``take_frozen``; FrozenDiffers if it builds other frozen tensors than those that came without a file.
+        """
         self._tensors = tensors
-        self.frozen: FrozenTensors | None = None
+        self.frozen: BuiltFrozen | None = None
         if self._frozen_path is not None:
             self.take_frozen(self._frozen_path)
+        elif self._frozen_digest is not None:
+            self.frozen = BuiltFrozen.like(tensors, self._frozen_digest)
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file: orders come without them then.
@@ -53,7 +59,7 @@ class HeldWeights:
         self.restore()
 
     def restore(self) -> None:
-        """Put the version into the model again. Raises: CodeError if it is not this model's."""
+        """Put the version into the model again. Raises: CodeError if it is not this model's; FrozenDiffers."""
         if self.frozen is None:
             self._tensors.load(self.base)
         else:

@@ -7,7 +7,7 @@ a persistent buffer is a buffer. A tensor with several names (tied weights) is s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from farm_client.executor.failures import CodeError, sendable
 from protocol.codecs import tensor_file
+from protocol.digests import new_hasher
 from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
 
 TensorMap = dict[str, torch.Tensor]
@@ -156,10 +157,23 @@ class ModelTensors:
         still = self.still()
         return self._file(still) if still else None
 
+    def frozen_digest(self) -> str | None:
+        """Return the digest of ``frozen_file``, which is not made for it."""
+        still = self.still()
+        if not still:
+            return None
+        hasher = new_hasher()
+        for piece in self._pieces(still):
+            hasher.update(piece)
+        return hasher.hexdigest()
+
     def _file(self, tensors: TensorMap) -> bytes:
+        return b"".join(self._pieces(tensors))
+
+    def _pieces(self, tensors: TensorMap) -> Sequence[bytes | memoryview]:
         roles = {name: role for name, role in self._roles().items() if name in tensors}
         tied = {alias: name for alias, name in self.tied.items() if name in tensors}
-        return b"".join(tensor_file(as_stored(tensors), weights_metadata(roles, tied)))
+        return tensor_file(as_stored(tensors), weights_metadata(roles, tied))
 
     def load(self, weights: Mapping[str, torch.Tensor], own: TensorMap | None = None) -> None:
         """Copy weights into ``own`` tensors of the model (by default all), in place.

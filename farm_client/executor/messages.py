@@ -24,6 +24,10 @@ OUT_OF_MEMORY: Final = "out_of_memory"
 """Likewise of memory, the machine's or the accelerator's; of an executor's death too."""
 
 
+FROZEN_DIFFERS: Final = "frozen_differs"
+"""Of a task that cannot begin without the file of its frozen tensors."""
+
+
 class LoadTask(Frozen):
     """Order: import this task's code. The first order an executor gets; it serves one task for its whole life."""
 
@@ -32,6 +36,10 @@ class LoadTask(Frozen):
     code_dir: str
     frozen_path: str | None = None
     """The weights file of the tensors that never change; None where the weights of each order have them."""
+    frozen_digest: str | None = None
+    """Without that file: what the built model's frozen tensors must hash to, or it is ``FROZEN_DIFFERS``."""
+    base_dir: str | None = None
+    """The folder that the model is built from."""
     entry: str
     config: dict[str, Any]
     mode: Mode
@@ -53,6 +61,11 @@ class LoadTask(Frozen):
     update_codec: CodecSpec = CodecSpec()
     pipeline: bool = False
     """Whether to say ``StepsDone`` and take the next order while an update is written."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what the code gets as ``config``: with the folder that its model is built from, if it has one."""
+        return self.config if self.base_dir is None else {**self.config, "base": self.base_dir}
 
 
 class Piece(Frozen):

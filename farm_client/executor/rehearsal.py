@@ -170,6 +170,7 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
         code_dir=request.code_dir,
         entry=request.entry,
         config=request.config,
+        base_dir=request.base_dir,
         mode=mode,
         seed=request.seed,
         batch_samples=request.batch_samples,

@@ -32,6 +32,8 @@ class RehearsalRequest(Frozen):
     code_dir: str
     entry: str
     config: dict[str, Any]
+    base_dir: str | None = None
+    """The folder that the model is built from."""
     mode: Mode | None
     seed: int
     batch_samples: int

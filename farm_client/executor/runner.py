@@ -76,7 +76,7 @@ class TaskRunner:
         self._order = order
         self._device = device
         seed_everything(order.seed, device)
-        self.contract = load_contract(Path(order.code_dir), order.entry, order.config)
+        self.contract = load_contract(Path(order.code_dir), order.entry, order.settings)
         imported()
         model = self.contract.build_model()
         with calling("reading the model's tensors", self.contract.code_dir):
@@ -86,8 +86,7 @@ class TaskRunner:
         self._autocast = Autocast.of(order.precision, device)
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
-        frozen_path = order.frozen_path
-        self._weights = HeldWeights(self.tensors, None if frozen_path is None else Path(frozen_path))
+        self._weights = HeldWeights(self.tensors, order)
         self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
         self._kept_loop: InnerLoop | None = None

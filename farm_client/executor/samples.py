@@ -209,7 +209,7 @@ class SampleSource:
 
     def _own_rows(self, piece: Piece) -> Rows:
         path = None if piece.path is None else Path(piece.path)
-        view = ShardView(piece.shard, piece.split, piece.shard_samples, piece.first_row, path, self._order.config)
+        view = ShardView(piece.shard, piece.split, piece.shard_samples, piece.first_row, path, self._order.settings)
         loaded = self._contract.load_shard(view)
         if isinstance(loaded, Mapping):
             with calling("load_shard(shard)", self._contract.code_dir):

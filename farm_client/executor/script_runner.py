@@ -44,8 +44,7 @@ class ScriptRunner:
         """The length of the script's data set, once a part was trained."""
         imported()
         self._begin()
-        frozen_path = order.frozen_path
-        self._weights = HeldWeights(self.tensors, None if frozen_path is None else Path(frozen_path))
+        self._weights = HeldWeights(self.tensors, order)
         self._updates = UpdateWriter(order, self.tensors.layout())
 
     @property
@@ -124,7 +123,7 @@ class ScriptRunner:
 
     def _begin(self) -> None:
         seed_everything(self._order.seed, self._device)
-        self._script = Script(self._code_dir, self._order.entry, self._order.config)
+        self._script = Script(self._code_dir, self._order.entry, self._order.settings)
         assert self._script.model is not None  # noqa: S101 - a script without a model has raised
         with calling("reading the model's tensors", self._code_dir):
             self.tensors = ModelTensors.of(self._script.model)

@@ -67,6 +67,8 @@ class Trial:
     holdout: float = 0.0
     precision: Precision = Precision.FP32
     compile: bool = False
+    base: Path | None = None
+    """The folder that the model is built from."""
     beside: Path | None = None
     """The folder of a file that was submitted alone: what it imports may lie there."""
 
@@ -112,6 +114,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         code_dir=str(code_dir),
         entry=trial.bundle.entry,
         config=dict(trial.config),
+        base_dir=None if trial.base is None else str(trial.base.absolute()),
         mode=trial.mode,
         seed=trial.seed,
         batch_samples=trial.batch_samples,

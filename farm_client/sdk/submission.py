@@ -19,6 +19,7 @@ from farm_client.data.readers import open_data
 from farm_client.data.sharding import PlannedShard, plan_shards, write_shards
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport
+from farm_client.sdk.base_folder import base_blobs, read_base
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
 from farm_client.sdk.default_mode import (
@@ -60,6 +61,7 @@ class Submission:
     ``batch``: "dict", "tuple" (of all columns, in the data file's order), or the columns of the tuple.
 
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
+    ``base`` is a folder that ``build_model`` starts from, which it is given as ``config["base"]``.
     ``warm_start`` takes the place of the weights that ``build_model`` starts with. Where ``chosen_for`` is given, a
     recipe that leaves the mode open gets the one that suits this link.
     """
@@ -80,6 +82,7 @@ class Submission:
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
     warm_start: WarmStart | None = None
+    base: Path | None = None
     chosen_for: LinkEstimate | None = None
 
 
@@ -119,9 +122,10 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
 
 def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared:
     _check_config(submission.config)
+    base = {} if submission.base is None else read_base(submission.base)
     source = open_data(submission.data, submission.row_bytes) if submission.data else None
     submission = replace(submission, recipe=with_tuple_columns(submission.recipe, submission.batch, source))
-    bundle = make_bundle(submission.code, submission.entry, without=submission.data)
+    bundle = make_bundle(submission.code, submission.entry, without=(*submission.data, *base.values()))
     tell("checking", 0, 1)
     report = run_trial(_trial(submission, bundle, source), folder)
     tell("checking", 1, 1)
@@ -135,6 +139,8 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
             again.mkdir()
             report = run_trial(_trial(submission, bundle, source), again)
     files[bundle.blob.digest] = bundle.data
+    named, base_files = base_blobs(base)
+    files |= base_files
     start = _start(submission, report, folder)
     files |= start.files
     notes = (*(() if source is None else source.notes), *report.notes)
@@ -148,6 +154,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         dataset=dataset,
         initial_weights=start.weights,
         frozen=start.frozen,
+        base=named,
         recipe=complete_recipe(submission.recipe, dataset, report),
         requirements=submission.requirements,
         footprint=_footprint(dataset, report),
@@ -244,6 +251,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         clip_value=submission.recipe.clip_value,
         precision=submission.recipe.precision,
         compile=submission.recipe.compile,
+        base=submission.base,
         beside=folder_of(submission.code),
         holdout=submission.holdout,
         **_length(submission.recipe),

@@ -64,7 +64,8 @@ class TaskTable(BaseModel):
     """The ``[task]`` table: what ``farm_client.sdk.submission`` calls by the same names.
 
     ``batch`` is "dict", "tuple" or a list of columns. ``holdout`` is a share of the rows; ``row_bytes`` a text
-    file's row; ``samples`` the size of a data set that only ``load_shard`` knows.
+    file's row; ``samples`` the size of a data set that only ``load_shard`` knows; ``base`` a
+    folder that the model is built from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class TaskTable(BaseModel):
     row_bytes: int = Field(default=DEFAULT_ROW_BYTES, ge=1)
     samples: int | None = Field(default=None, ge=1)
     priority: int = Field(default=5, ge=0, le=9)
+    base: Path | None = None
 
 
 class TaskFile(BaseModel):
@@ -104,6 +106,7 @@ class TaskFile(BaseModel):
             batch=table.batch,
             samples=table.samples,
             priority=table.priority,
+            base=table.base,
             submitter=submitter_here(),
             requirements=self.requirements,
         )
@@ -187,6 +190,8 @@ def _read(path: Path) -> dict[str, Any]:
             raise InvalidTask(f"{path}: put {name!r} into a table: [task], [recipe], [requirements] or [config]")
     if "data" in (task := tables.get("task", {})):
         task["data"] = tuple(path.parent / file for file in _data_files(path, task["data"]))
+    if isinstance(base := task.get("base"), str):
+        task["base"] = path.parent / base
     return tables
 
 

@@ -37,5 +37,6 @@ def _digests(record: TaskRecord, checkpoints: list[CheckpointRecord]) -> set[str
     spec = record.spec
     shards = [shard.blob for shard in spec.dataset.shards]
     parts = [ref for c in checkpoints for ref in c.blobs]
-    refs = [spec.code, spec.initial_weights, spec.frozen, *shards, *parts]
+    base = [file.blob for file in spec.base]
+    refs = [spec.code, spec.initial_weights, spec.frozen, *base, *shards, *parts]
     return {ref.digest for ref in refs if ref is not None}

@@ -153,6 +153,8 @@ def _references(spec: TaskSpec) -> Iterator[BlobRef]:
     yield spec.initial_weights
     if spec.frozen is not None:
         yield spec.frozen
+    for file in spec.base:
+        yield file.blob
     for shard in spec.dataset.shards:
         if shard.blob is not None:
             yield shard.blob

@@ -17,8 +17,8 @@ from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind, RejectCode
 from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources
-from protocol.tasks import Footprint
-from protocol.versions import CARRIED_STATE, FROZEN_APART, STEP_RULES
+from protocol.tasks import BaseFile, Footprint
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, STEP_RULES
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -311,6 +311,16 @@ def test_frozen_tensors_as_a_file_of_their_own_go_to_clients_that_can_take_them(
     assert new.held[0].task.frozen == blob("frozen")
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "it needs a newer aifarm" in reasons["old"]
+
+
+def test_a_base_goes_to_clients_that_can_take_it(farm: Simulation) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(BASE_FOLDER,)))
+    base = (BaseFile(path="config.json", blob=blob("config")),)
+    farm.submit(spec().model_copy(update={"base": base}))
+    assert not old.held
+    assert new.held[0].task.base == base
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert reasons["old"] == "cannot take the folder that the task starts from: it needs a newer aifarm"
 
 
 def test_a_state_is_carried_by_clients_that_can(farm: Simulation) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import AssignmentRecord, CheckpointRecord, Record, RoundRecord, RoundState, TaskRecord
-from protocol.tasks import BlobRef, Dataset, Shard
+from protocol.tasks import BaseFile, BlobRef, Dataset, Shard
 from storage.blobs import FolderBlobStore
 from storage.inspection import inspect_blobs, load_snapshot, referenced_by
 from storage.ledger import SqlLedger
@@ -34,6 +34,7 @@ def _tasks(draw: st.DrawFn, name: str) -> TaskRecord:
         code=draw(_refs),
         initial_weights=draw(_refs),
         frozen=draw(_maybe),
+        base=tuple(BaseFile(path=f"{n}", blob=draw(_refs)) for n in range(draw(st.integers(0, 2)))),
         dataset=Dataset(kind="files", shards=tuple(shards)),
     )
     return a.task(name, spec=spec, state=draw(st.sampled_from(TaskState)), version=99)
@@ -57,7 +58,7 @@ class Farm:
         """Say which blobs must stay."""
         refs: list[BlobRef | None] = []
         for task in self.tasks:
-            refs += [task.spec.initial_weights, task.spec.frozen]
+            refs += [task.spec.initial_weights, task.spec.frozen, *(file.blob for file in task.spec.base)]
             if task.state not in (TaskState.COMPLETED, TaskState.CANCELLED):
                 refs += [task.spec.code, *(shard.blob for shard in task.spec.dataset.shards)]
         for one in self.checkpoints.values():
@@ -72,7 +73,8 @@ class Farm:
     def blob_bytes(self, name: str) -> int:
         """Count what a task's submission and checkpoints name, each blob once."""
         spec = next(task.spec for task in self.tasks if task.task_id == name)
-        refs = [spec.code, spec.initial_weights, spec.frozen, *(shard.blob for shard in spec.dataset.shards)]
+        refs = [spec.code, spec.initial_weights, spec.frozen, *(file.blob for file in spec.base)]
+        refs += [*(shard.blob for shard in spec.dataset.shards)]
         for (task, _), one in self.checkpoints.items():
             refs += [one.weights, one.optimizer, one.inner_state, one.manifest] if task == name else []
         return sum({ref.digest: ref.size_bytes for ref in refs if ref is not None}.values())

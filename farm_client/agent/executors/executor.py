@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -37,6 +38,11 @@ from protocol.tasks import TaskBrief
 LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
 
+_CODE_DIR: Final = "code"
+_OWN_DIR: Final = "own"
+_BASE_DIR: Final = "base"
+"""Folders of an executor's scratch folder."""
+
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
 OnTrained = Callable[[], None]
@@ -45,6 +51,22 @@ OnSaved = Callable[[], None]
 
 def _ignore_trained() -> None:
     """Nobody waits for an executor that is free early."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """What a task is loaded from, as files of the cache: its code, its base by path, its frozen tensors if need be."""
+
+    bundle: Path
+    base: Mapping[str, Path] = field(default_factory=dict)
+    frozen: Path | None = None
+
+    def link_base(self, folder: Path) -> None:
+        """Make ``folder`` the base: links to the cache, for which the paths were checked when they came."""
+        for path, file in self.base.items():
+            link = folder / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.absolute())
 
 
 class Executor:
@@ -92,19 +114,20 @@ class Executor:
         """The folder that it may write to."""
         return self._process.scratch_dir
 
-    async def load(self, task: TaskBrief, bundle: Path, frozen: Path | None = None) -> None:
-        """Wait until it is warm, then have it import the task's code and take its ``frozen`` tensors, if it has any.
+    async def load(self, task: TaskBrief, files: TaskFiles) -> None:
+        """Wait until it is warm, then have it import the task's code and take its frozen tensors, if they have a file.
 
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
         """
         self.task_id = task.task_id
-        code_dir, own_dir = self.scratch_dir / "code", self.scratch_dir / "own"
-        await asyncio.to_thread(unpack_bundle, bundle, code_dir)
+        code_dir, own_dir = self.scratch_dir / _CODE_DIR, self.scratch_dir / _OWN_DIR
+        await asyncio.to_thread(unpack_bundle, files.bundle, code_dir)
         own_dir.mkdir()
+        files.link_base(self.scratch_dir / _BASE_DIR)
         await self._answered()
         self.doing = "importing the task's code"
         self._ask(Loaded)
-        self._process.send(_load_order(task, code_dir, frozen, own_dir))
+        self._process.send(_load_order(task, files, self.scratch_dir))
         await self._answered()
 
     async def run(self, order: Run, on_trained: OnTrained = _ignore_trained) -> Done:
@@ -260,18 +283,20 @@ class Executor:
         self._writing.clear()
 
 
-def _load_order(task: TaskBrief, code_dir: Path, frozen: Path | None, own_dir: Path) -> LoadTask:
+def _load_order(task: TaskBrief, files: TaskFiles, scratch_dir: Path) -> LoadTask:
     return LoadTask(
         task_id=task.task_id,
-        code_dir=str(code_dir),
-        frozen_path=None if frozen is None else str(frozen),
+        code_dir=str(scratch_dir / _CODE_DIR),
+        frozen_path=None if files.frozen is None else str(files.frozen),
+        frozen_digest=task.frozen.digest if task.frozen and not files.frozen else None,
+        base_dir=str(scratch_dir / _BASE_DIR) if files.base else None,
         entry=task.entry,
         config=task.config,
         mode=task.mode,
         seed=task.seed,
         batch_samples=task.batch_samples,
         dataset_kind=task.dataset_kind,
-        scratch_dir=str(own_dir),
+        scratch_dir=str(scratch_dir / _OWN_DIR),
         inner_state=task.inner_state,
         snapshot_seconds=task.snapshot_seconds,
         ignore=task.ignore,

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from farm_client.agent.executors.executor import Executor, OnLine
+from farm_client.agent.executors.executor import Executor, OnLine, TaskFiles
 from farm_client.executor.process import Launch
 from protocol.tasks import TaskBrief
 
@@ -76,11 +75,10 @@ class ExecutorPool:
             executor.leased = True
         return executor
 
-    async def take_new(self, task: TaskBrief, bundle: Path, on_line: OnLine, frozen: Path | None = None) -> Executor:
+    async def take_new(self, task: TaskBrief, files: TaskFiles, on_line: OnLine) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
 
-        ``frozen`` is the file of the task's frozen tensors, if it has one. ``on_line`` gets what the code prints,
-        from its import on.
+        ``on_line`` gets what the code prints, from its import on.
 
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
@@ -90,7 +88,7 @@ class ExecutorPool:
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
         try:
-            await executor.load(task, bundle, frozen)
+            await executor.load(task, files)
         except BaseException:
             self.kill(executor)
             raise

@@ -123,7 +123,8 @@ class Held:
         task, links = self.assign.task, (link.blob for link in self.assign.deltas)
         frozen = () if task.frozen is None else (task.frozen,)
         state = () if self.assign.inner_state is None else (self.assign.inner_state,)
-        return (task.code, *frozen, self.assign.weights, *links, *state, *self.shards())
+        base = (file.blob for file in task.base)
+        return (task.code, *frozen, *base, self.assign.weights, *links, *state, *self.shards())
 
     def sent(self, count: int) -> None:
         """Take how many bytes of the update have left."""

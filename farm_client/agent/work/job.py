@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
-from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.executor import Executor, TaskFiles
 from farm_client.agent.executors.executor_pool import ExecutorPool
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
@@ -22,7 +22,7 @@ from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
-from farm_client.executor.messages import Advance, Done
+from farm_client.executor.messages import FROZEN_DIFFERS, Advance, Done
 from farm_client.executor.process import Stream
 from farm_client.stage_clock import StageClock
 from protocol.errors import FarmError
@@ -57,6 +57,9 @@ class Job:
         self.held = held
         self._on_trained: Callable[[], None] = lambda: None
         self._is_trained = False
+        task = held.assign.task
+        self._takes_frozen = task.frozen is not None and not task.base
+        """Whether the file of the frozen tensors is needed: the task's code may build the same from its base."""
         self._tools = tools
         self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
 
@@ -99,6 +102,9 @@ class Job:
         if filled_disk(error):
             is_mended = self._tools.fetcher.cache.evict(_SCRATCH_BYTES) > 0
             return "the disk was full, blobs were evicted" if is_mended else None
+        if _builds_others(error):
+            self._takes_frozen = True
+            return "this machine builds other frozen tensors from the base, the submitted ones are fetched"
         if ran_out_of_memory(error):
             is_mended = self._tools.pool.stop_idle()
             await self._tools.pool.settled()
@@ -112,12 +118,14 @@ class Job:
         arrived = self._tools.fetcher.arrived_bytes
         if not arrived:
             return 0
-        refs = (*self.held.files(), *self._weights.blobs, *self._frozen())
+        refs = (*self.held.files(), *self._weights.blobs, *self._of_the_model())
         return sum(arrived.get(ref.digest, 0) for ref in refs)
 
-    def _frozen(self) -> tuple[BlobRef, ...]:
-        frozen = self.held.assign.task.frozen
-        return () if frozen is None else (frozen,)
+    def _of_the_model(self) -> tuple[BlobRef, ...]:
+        """Return what the model is built from besides its code: its base, its frozen tensors if they need a file."""
+        task = self.held.assign.task
+        frozen = () if task.frozen is None or not self._takes_frozen else (task.frozen,)
+        return (*(file.blob for file in task.base), *frozen)
 
     async def _attempt(self) -> Parcel:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
@@ -127,7 +135,7 @@ class Job:
         try:
             files = self.held.files()
             route = self._weights.route(executor.held_weights if executor else None)
-            kept = (*files, self.held.assign.task.code, *self._frozen())
+            kept = (*files, self.held.assign.task.code, *self._of_the_model())
             pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
             with self._tools.fetcher.cache.pinned(pins):
                 await self._fetch(files, route)
@@ -138,7 +146,7 @@ class Job:
                 done = await self._compute(executor, route)
             return self._keep(done, executor)
         except ExecutorFailed as error:
-            if executor is not None and not self._is_trained and ran_out_of_memory(error):
+            if executor is not None and not self._is_trained and (ran_out_of_memory(error) or _builds_others(error)):
                 self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
             raise
         finally:
@@ -149,20 +157,25 @@ class Job:
         missing = [ref for ref in files if self._tools.fetcher.cache.ready(ref.digest) is None]
         if not missing and not route.by_file:
             return
+        await self._fetch_all(missing, self._weights.fetch(route))
+
+    async def _fetch_all(self, refs: Iterable[BlobRef], *beside: Coroutine[Any, Any, object]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._weights.fetch(route))
-                for ref in missing:
-                    group.create_task(self._tools.fetcher.fetch(ref))
+                for one in (*beside, *(self._tools.fetcher.fetch(ref) for ref in refs)):
+                    group.create_task(one)
         except* (FarmError, OSError) as errors:
             raise errors.exceptions[0] from None
 
     async def _load(self) -> Executor:
         task = self.held.assign.task
         bundle = await self._tools.fetcher.fetch(task.code)
-        frozen = None if task.frozen is None else await self._tools.fetcher.fetch(task.frozen)
+        await self._fetch_all(self._of_the_model())
+        files = TaskFiles(bundle, {file.path: self._tools.fetcher.cache.path(file.blob.digest) for file in task.base})
+        if task.frozen is not None and self._takes_frozen:
+            files = replace(files, frozen=self._tools.fetcher.cache.path(task.frozen.digest))
         self.held.phase = Phase.STARTING
-        return await self._tools.pool.take_new(task, bundle, self._on_line, frozen)
+        return await self._tools.pool.take_new(task, files, self._on_line)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.on_line, executor.on_advance, executor.on_saved = self._on_line, self._on_advance, self._on_saved
@@ -210,3 +223,8 @@ class Job:
             self._tools.pool.kill(executor)
         else:
             self._tools.pool.give_back(executor)
+
+
+def _builds_others(error: BaseException) -> bool:
+    """Return whether the executor lacked the file of the frozen tensors."""
+    return isinstance(error, ExecutorFailed) and error.report.code == FROZEN_DIFFERS

@@ -66,6 +66,11 @@ def loaded(order):
     print("loading", Path(order.code_dir, order.entry).read_text())
     if order.config.get("fail_load"):
         return Failed(code="task_code", message="no build_model", scope=Scope.NOBODY, traceback="line 1")
+    if order.config.get("builds_others") and order.frozen_path is None:
+        return Failed(code="frozen_differs", message=order.frozen_digest, scope=Scope.ELSEWHERE)
+    if order.base_dir is not None:
+        base = Path(order.base_dir)
+        print("base", {str(p.relative_to(base)): p.read_text() for p in sorted(base.rglob("*")) if p.is_file()})
     return Loaded()
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from farm_client.executor.failures import CodeError
-from farm_client.executor.frozen import FrozenTensors
+from farm_client.executor.frozen import BuiltFrozen, FrozenDiffers, FrozenTensors
 from farm_client.executor.layout import ModelTensors
+from protocol.digests import digest_bytes
 from protocol.tensors import Role, parse_layout
 from tests.farm_client.executor.bench_task import Bench, update_of
 
@@ -101,3 +102,21 @@ def test_the_file_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     other[1].requires_grad_(False)
     with pytest.raises(CodeError, match="does not build the submitted model"):
         FrozenTensors(path, ModelTensors.of(other))
+
+
+def test_what_is_built_as_it_was_submitted_needs_no_file() -> None:
+    tensors = ModelTensors.of(model_of())
+    assert tensors.frozen_digest() == digest_bytes(tensors.frozen_file() or b"")
+    built = BuiltFrozen.like(tensors, tensors.frozen_digest() or "")
+    built.restore()
+    with torch.no_grad():
+        tensors.frozen["0.weight"][0, 0] += 1
+    assert built.changed() == ["0.weight"]
+    with pytest.raises(FrozenDiffers):
+        built.restore()
+    with pytest.raises(FrozenDiffers):
+        BuiltFrozen.like(tensors, "0" * 64)
+
+
+def test_nothing_frozen_has_no_digest() -> None:
+    assert ModelTensors.of(nn.Linear(2, 2)).frozen_digest() is None

@@ -11,12 +11,15 @@ from types import ModuleType
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from farm_client.data.readers import open_data
 from farm_client.data.seeds import derived_seed
 from farm_client.data.sharding import plan_shards, write_shards
 from farm_client.executor.randomness import seed_everything
-from protocol.recipe import Mode
+from farm_client.sdk.submission import Prepared, Submission, prepare
+from protocol.recipe import Mode, Recipe
+from protocol.tasks import TaskSpec
 from tests.farm_client.executor.bench_task import Bench, update_of
 
 EXAMPLE = Path(__file__).parents[3] / "examples/lora"
@@ -109,3 +112,23 @@ def test_a_round_is_as_large_as_the_adapter(lora: Path, tmp_path: Path) -> None:
     assert update_bytes <= MOST_OVERHEAD * adapter_bytes  # up
     assert len(bench.weights) <= MOST_OVERHEAD * adapter_bytes  # down, and in each checkpoint
     assert len(bench.frozen) >= 0.95 * base_bytes > 5 * len(bench.weights)  # once
+
+
+@pytest.fixture(scope="module")
+def prepared(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    recipe = Recipe(mode=Mode.WEIGHTS, rounds=1, batch_samples=4)
+    asked = Submission(
+        EXAMPLE, recipe, (lora / "data.parquet",), {"rank": 8, "lr": 0.003}, base=lora / "base", holdout=0.2
+    )
+    return prepare(asked, tmp_path_factory.mktemp("prepared"))
+
+
+def test_the_example_is_submitted_with_its_base(lora: Path, prepared: Prepared) -> None:
+    spec = prepared.spec
+    assert {file.path for file in spec.base} == {path.name for path in (lora / "base").iterdir()}
+    assert {file.blob.digest for file in spec.base} <= prepared.blobs.keys()
+    assert spec.config == {"rank": 8, "lr": 0.003}, "where a base lies is each machine's own"
+    with pytest.raises(ValidationError, match="config has a value base"):
+        TaskSpec.model_validate(spec.model_dump() | {"config": {"base": "x"}})
+    with pytest.raises(ValidationError, match=r"the base has two files config\.json"):
+        TaskSpec.model_validate(spec.model_dump() | {"base": [spec.base[0].model_dump()] * 2})

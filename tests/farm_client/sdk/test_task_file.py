@@ -218,3 +218,9 @@ def test_mistakes_in_set_are_named(folder, assignment):
 def test_a_missing_settings_file_is_named(folder):
     with pytest.raises(InvalidTask, match="there is no"):
         describe_task(SubmitOptions(folder, config=folder / "nosuch.toml"))
+
+
+def test_a_base_is_relative_to_the_file_and_the_command_line_wins(folder):
+    (folder / "task.toml").write_text('[task]\nbase = "model"\n')
+    assert describe_task(SubmitOptions(folder)).submission(folder).base == folder / "model"
+    assert describe_task(SubmitOptions(folder, base=Path("other"))).task.base == Path("other")

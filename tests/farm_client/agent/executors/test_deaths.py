@@ -3,7 +3,7 @@
 import pytest
 
 from farm_client.agent.errors import ExecutorDied
-from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.executor import Executor, TaskFiles
 from farm_client.executor.process import Launch
 from tests.farm_client.agent.executors.test_bundle import zipped
 from tests.farm_client.agent.scripted_farm import ScriptedFarm
@@ -41,7 +41,7 @@ async def test_the_death_is_told_with_its_cause_and_what_it_was_doing(
     executor = await Executor.start(Launch(scratch_root=tmp_path / "scratch", cpu_cores=1))
     try:
         with pytest.raises(ExecutorDied) as died:
-            await executor.load(ScriptedFarm().task(), bundle, 1024)
+            await executor.load(ScriptedFarm().task(), TaskFiles(bundle))
     finally:
         executor.kill()
         await executor.closed()

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from farm_client.agent.executors import executor_pool
+from farm_client.agent.executors.executor import TaskFiles
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.executor.process import Launch
 from protocol.messages import Ready, Result
@@ -56,7 +57,7 @@ def pids(pool):
 
 async def take(pool, bundle):
     task, path = bundle
-    return await pool.take_new(task, path, lambda *_: None)
+    return await pool.take_new(task, TaskFiles(path), lambda *_: None)
 
 
 async def test_it_is_cold_until_the_first_executor_is_warm(open_pool, scratch, tmp_path):
