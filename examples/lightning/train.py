@@ -9,7 +9,8 @@ from torch.nn import functional
 class Digits(lightning.LightningModule):
     def __init__(self, config):
         super().__init__()
-        self.lr = config.get("lr", 0.003)
+        self.lr = config.get("lr", 0.01)
+        self.steps = config.get("steps", 675)
         self.layers = nn.Sequential(
             nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10)
         )
@@ -26,4 +27,10 @@ class Digits(lightning.LightningModule):
         self.log("accuracy", (scores.argmax(dim=1) == batch["y"]).float().mean())
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters()])
+        self.log("gradient_norm", norm)
