@@ -126,9 +126,13 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
         case "snapshot" if not Path(order.snapshot_path).exists():
             Path(order.snapshot_path).write_bytes(b"half of it")
             connection.sendall(pack_frame(Saved(assignment_id=order.assignment_id).model_dump()))
+            if load.config.get("dies"):
+                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
         case "snapshot":
             print("going on from", Path(order.snapshot_path).read_text())
+        case "print_snapshot_path":
+            print("snapshots go to", order.snapshot_path)
         case "die_once":
             marker = Path(load.config["marker"])
             if not marker.exists():

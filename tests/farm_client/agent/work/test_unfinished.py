@@ -73,3 +73,24 @@ async def test_an_evaluation_has_none(farm, start_agent, home):
         await peer.send(farm.assign(farm.task(), kind=Kind.EVALUATE))
         await peer.expect(Result)
     assert kept(home) == []
+
+
+async def test_the_executor_after_a_killed_one_goes_on_from_the_snapshot(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(doing="snapshot", dies=True))
+        await peer.send(assign)
+        assert (await peer.expect(Result)).assignment_id == assign.assignment_id
+        lines = [line.text for message in peer.log if isinstance(message, Progress) for line in message.logs]
+    assert "going on from half of it" in lines
+    assert kept(home) == []
+
+
+async def test_without_an_interval_no_place_is_given_for_snapshots(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        task = farm.task(doing="print_snapshot_path").model_copy(update={"snapshot_seconds": 0.0})
+        await peer.send(farm.assign(task))
+        await peer.expect(Result)
+        lines = [line.text for message in peer.log if isinstance(message, Progress) for line in message.logs]
+    assert "snapshots go to None" in lines
