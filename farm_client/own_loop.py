@@ -83,7 +83,12 @@ class LoopPart:
         """Return torch's DataLoader over this part's rows of a map-style data set, which counts what is read.
 
         ``options`` are the DataLoader's own, but for those that choose rows: the farm has chosen and shuffled them.
+        Given a DataLoader instead, it takes that one's data set, batch size, ``collate_fn`` and workers.
         """
+        if hasattr(dataset, "batch_sampler"):
+            taken = {name: getattr(dataset, name) for name in ("collate_fn", "num_workers", "pin_memory")}
+            items = dataset.dataset.dataset if isinstance(dataset, PartLoader) else dataset.dataset
+            return self.loader(items, dataset.batch_size or batch_size, **{**taken, **options})
         if chosen := sorted({"shuffle", "sampler", "batch_sampler"} & options.keys()):
             raise PartError(f"part.loader takes no {chosen[0]}: a part's rows are chosen and shuffled by the farm")
         return PartLoader(self, dataset, self.rows_of(len(dataset)), batch_size, options)
@@ -117,16 +122,21 @@ class PartLoader:
 
         self._part = part
         self._rows = rows
-        self._batch_size = batch_size
         self._loader: DataLoader[Any] = DataLoader(Subset(dataset, rows), batch_size, shuffle=False, **options)
 
     def __len__(self) -> int:
         return len(self._loader)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what a DataLoader has: scripts print ``len(loader.dataset)``, which here is that of the part."""
+        if name == "_loader":  # while a copy of this is made
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
     def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(self._loader):
-            start = number * self._batch_size
-            self._part.read(self._rows[start : start + self._batch_size])
+            start = number * self.batch_size
+            self._part.read(self._rows[start : start + self.batch_size])
             yield batch
 
 

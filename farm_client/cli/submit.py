@@ -125,7 +125,8 @@ def _prepare(submission: Submission, folder: Path, out: Output) -> Prepared:
 
 def _describe(prepared: Prepared) -> str:
     loss = prepared.report.loss
-    tried = "the code is not tried" if loss is None else f"the code works here: loss {format_value(loss)} on a batch"
+    tried = "the code works here" if prepared.report.tried else "the code is not tried"
+    tried += "" if loss is None else f": loss {format_value(loss)} on a batch"
     dataset = prepared.spec.dataset
     train, held_out = (counted(dataset.samples(split), "sample") for split in (Split.TRAIN, Split.HOLDOUT))
     return f"{tried}; {train} to train on, {held_out} held out, in {counted(len(dataset.shards), 'shard')}"

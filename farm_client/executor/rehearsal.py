@@ -130,7 +130,13 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     )
     if request.tries_batch:
         metrics, evaluation = runner.try_out(request.batch_samples)
-        tried = {"loss": metrics.get("loss"), "metrics": metrics, "evaluation": evaluation, "rows": runner.items}
+        tried = {
+            "tried": True,
+            "loss": metrics.get("loss"),
+            "metrics": metrics,
+            "evaluation": evaluation,
+            "rows": runner.items,
+        }
         report = report.model_copy(update=tried)
     if report.rows is None:
         raise CodeError(
@@ -223,6 +229,7 @@ def _tried(runner: TaskRunner, survey: Survey, orders: Sequence[Run]) -> dict[st
         done.append(runner.run(evaluate, progress))
     trained = done[0]
     return {
+        "tried": True,
         "loss": trained.metrics.get("loss"),
         "metrics": trained.metrics,
         "evaluation": done[-1].metrics if evaluates else {},

@@ -83,6 +83,8 @@ class RehearsalReport(Frozen):
     evaluation: dict[str, float] = Field(default_factory=dict)
     outer: OuterOptimizer | None = None
     """In gradients mode: the researcher's optimizer, for the server to apply."""
+    tried: bool = False
+    """Whether it was trained on a batch."""
     is_script: bool = False
     """It has a loop of its own, and calls ``farm.parts``."""
     carries: bool = True

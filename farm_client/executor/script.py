@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import shlex
 import sys
 import threading
 from collections.abc import Mapping
@@ -59,6 +60,16 @@ def _dotted(called: ast.expr, imported: Mapping[str, str]) -> str:
         case ast.Name():
             return imported.get(called.id, "")
     return ""
+
+
+def _arguments(config: Mapping[str, Any]) -> list[str]:
+    """Return the command line that the task's settings give the script: ``argv``, a text or a list."""
+    given = config.get("argv", [])
+    if isinstance(given, str):
+        return shlex.split(given)
+    if not isinstance(given, list):
+        raise CodeError(f"argv in [config] is a {type(given).__name__}: write the script's command line as a text")
+    return [str(argument) for argument in given]
 
 
 class Script:
@@ -133,9 +144,9 @@ class Script:
     def _run(self) -> None:
         path = self._root / self._entry
         sys.path[:0] = [p for p in dict.fromkeys((str(path.parent), str(self._root))) if p not in sys.path]
-        sys.argv = [str(path)]
         host_parts(self)
         try:
+            sys.argv = [str(path), *_arguments(self._config)]
             with calling(self._entry, self._root):
                 runpy.run_path(str(path), run_name="__main__")
         except BaseException as error:

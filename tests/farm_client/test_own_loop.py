@@ -49,10 +49,20 @@ def test_a_loader_gives_the_parts_rows_in_their_order_and_counts_what_it_gave():
         _ = part.rows
     loader = part.loader(DATA, batch_size=2)
     assert len(loader) == 2
+    assert (len(loader.dataset), loader.batch_size, loader.drop_last) == (3, 2, False), "as scripts ask a DataLoader"
     assert [x.tolist() for (x,) in loader] == [[7.0, 2.0], [9.0]]
     assert (part.rows, part.items, part.unread, counted) == ([7, 2, 9], 10, 0, [2, 1])
     assert len(list(loader)) == 2
     assert counted == [2, 1, 0, 0], "a row that is read twice is one sample"
+
+
+def test_the_scripts_own_loader_says_how_rows_become_batches():
+    own = torch.utils.data.DataLoader(DATA, batch_size=2, shuffle=True, drop_last=True, collate_fn=len)
+    part = part_of([7, 2, 9])
+    assert list(part.loader(own)) == [2, 1], "no row is dropped: the part counts as a whole"
+    assert part.unread == 0
+    assert list(part_of([5]).loader(part.loader(own))) == [1], "as where a script's loader is replaced by each part's"
+    assert list(part_of([7, 2]).loader(own, collate_fn=list)) == [[DATA[7], DATA[2]]]
 
 
 def test_a_loop_that_breaks_off_leaves_rows_unread():

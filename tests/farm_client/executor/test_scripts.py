@@ -272,6 +272,9 @@ def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_
     assert report.failed is None
     assert (report.is_script, report.carries, report.evaluates, report.rows) == (True, False, False, 40)
     assert report.loss is not None
+    assert report.tried
+    silent = rehearse(request(tmp_path, HEAD + LOOP.replace('metrics={"loss": loss}', "")))
+    assert (silent.tried, silent.loss) == (True, None), "a script need not say its loss"
     assert (tmp_path / "initial.weights").stat().st_size == report.weights_bytes
 
 
@@ -289,7 +292,31 @@ def test_what_a_script_can_not_do_is_said_at_submission(tmp_path, changes, said)
 
 
 def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):
-    assert rehearse(request(tmp_path, HEAD + LOOP, tries_batch=False, rows=40)).rows == 40
+    report = rehearse(request(tmp_path, HEAD + LOOP, tries_batch=False, rows=40))
+    assert (report.rows, report.tried) == (40, False)
+
+
+PARSING = """
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--factor", type=int, required=True)
+parser.add_argument("words", nargs="*")
+given = parser.parse_args()
+assert (given.factor, given.words) == (3, ["two words"]), given
+"""
+
+
+@pytest.mark.parametrize("argv", ["--factor 3 'two words'", ["--factor", 3, "two words"]])
+def test_a_script_that_parses_a_command_line_gets_one_from_the_settings(tmp_path, argv, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["farm", "submit"])
+    assert Bench(tmp_path, PARSING + HEAD + LOOP, config={"argv": argv, "lr": 0.1}).run().samples == 20
+
+
+def test_a_command_line_is_a_text_or_a_list(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["farm", "submit"])
+    with pytest.raises(CodeError, match="is a int: write the script"):
+        Bench(tmp_path, HEAD + LOOP, config={"argv": 3})
 
 
 FROZEN = HEAD.replace("torch.nn.Dropout(0.1)", "torch.nn.BatchNorm1d(4)") + "model[0].requires_grad_(False)\n" + LOOP
