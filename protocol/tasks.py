@@ -199,6 +199,8 @@ class TaskSpec(Frozen):
     or there are none."""
     base: BaseFiles = ()
     """The folder that ``build_model`` starts from, file by file; its ``config["base"]`` says where it is."""
+    model_files: Config = Field(default_factory=dict)
+    """JSON files by name that say to Hugging Face's libraries what the model is; for who pulls it, not for clients."""
     recipe: Recipe
     requirements: Requirements = Requirements()
     footprint: Footprint = Footprint()

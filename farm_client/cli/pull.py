@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -15,28 +17,46 @@ from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.download import pull_model
 from farm_client.sdk.farm import Task
+from farm_client.sdk.model_folder import pull_folder
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.watching.formatting import format_metrics
 from protocol.rest import ModelView
 from protocol.wording import counted, sized
 
+MODEL_FILE: Final = Path("model.safetensors")
+
+PullTo = Callable[[FarmApi, ModelView, Path, Callable[[int], None]], None]
+
+
+class ModelFormat(StrEnum):
+    """In which form a model is written."""
+
+    SAFETENSORS = "safetensors"
+    HF = "hf"
+
 
 def pull(
     invocation: Invocation,
     task: TaskArgument,
-    output: OutputOption = Path("model.safetensors"),
+    output: OutputOption = MODEL_FILE,
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; else the newest.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best model, by the task's keep_best.")] = False,
     *,
+    model_format: Annotated[
+        ModelFormat,
+        typer.Option("--format", help="One file, or a new folder that from_pretrained of transformers or peft loads."),
+    ] = ModelFormat.SAFETENSORS,
     retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
-    """Fetch a task's model as a safetensors file for `model.load_state_dict(load_file(…))`."""
+    """Fetch a task's model: a safetensors file for `model.load_state_dict(load_file(…))`, or a folder."""
     with invocation.api(retry_seconds) as api:
+        if model_format is ModelFormat.HF and output == MODEL_FILE:
+            output = output.with_suffix("")
         pulled = Task(api, invocation.task(api, task))
         model = pulled.found(round_number, best=best)
-        fetch(api, model, output, invocation.out)
+        fetch(api, model, output, invocation.out, pull_folder if model_format is ModelFormat.HF else pull_model)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"
     invocation.out.emit(
@@ -44,13 +64,13 @@ def pull(
     )
 
 
-def fetch(api: FarmApi, model: ModelView, output: Path, out: Output) -> None:
-    """Download a model to a file, with a progress bar on a terminal."""
+def fetch(api: FarmApi, model: ModelView, output: Path, out: Output, pull_to: PullTo = pull_model) -> None:
+    """Download a model, with a progress bar on a terminal."""
     with transfer_bar(out) as bar:
         frozen_bytes = model.frozen.size_bytes if model.frozen else 0
         task = bar.add_task("download", total=model.size_bytes + frozen_bytes)
         try:
-            pull_model(api, model, output, lambda done: bar.advance(task, done))
+            pull_to(api, model, output, lambda done: bar.advance(task, done))
         except KeyboardInterrupt:
             out.say("[dim]what came is kept: the same command goes on from there[/]")
             raise

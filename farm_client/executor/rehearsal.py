@@ -17,6 +17,7 @@ import torch
 
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run, Saved
+from farm_client.executor.model_files import model_files
 from farm_client.executor.omissions import SCHEDULE, Omission, TrainsOtherwise, refuse_unless_ignored
 from farm_client.executor.on_server import obstacles, own_steps
 from farm_client.executor.optimizer_spec import outer_optimizer_of
@@ -87,6 +88,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         weights_bytes=len(weights),
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
+        model_files=model_files(runner.tensors.model),
         rows=rows,
         outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
         mode=mode,

@@ -76,6 +76,8 @@ class RehearsalReport(Frozen):
     frozen_path: str = ""
     """The file of the frozen tensors; empty if the model has none."""
     frozen_bytes: int = 0
+    model_files: dict[str, Any] = Field(default_factory=dict)
+    """``TaskSpec.model_files``."""
     rows: int | None = None
     """The length of the data set that ``make_dataset`` built."""
     loss: float | None = None

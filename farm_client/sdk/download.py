@@ -14,18 +14,24 @@ from pathlib import Path
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.blocking_transfers import Forward, carry
 from farm_client.sdk.errors import BadOutput
-from farm_client.sdk.weights_file import write_model_file
+from farm_client.sdk.weights_file import Renamed, write_model_file
 from farm_client.transfer.download import download
 from farm_client.transfer.partial_file import PartialFile
 from protocol.rest import ModelView
 from protocol.tasks import BlobRef
 
 
-def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+def pull_model(
+    api: FarmApi,
+    model: ModelView,
+    output: Path,
+    advance: Callable[[int], None] = lambda _: None,
+    renamed: Renamed = str,
+) -> None:
     """Write the model to ``output``, ready for ``model.load_state_dict(load_file(output))``.
 
     The file appears whole or not at all. ``advance`` is told how many more bytes arrived. Whatever ends a download,
-    what came of it is kept in a hidden file beside ``output``.
+    what came of it is kept in a hidden file beside ``output``. ``renamed`` gives a tensor its name in the file.
     Raises: DigestMismatch if the farm's copy is damaged; NotFound if it dropped the checkpoint; Conflict if another
         process is pulling the same model to the same place.
     """
@@ -38,7 +44,7 @@ def pull_model(api: FarmApi, model: ModelView, output: Path, advance: Callable[[
         download_weights(api, blob, file, advance)
     try:
         with _replacing(output) as partial:
-            write_model_file(weights, partial, notes)
+            write_model_file(weights, partial, notes, renamed)
     finally:
         for file in weights:
             file.unlink()

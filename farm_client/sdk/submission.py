@@ -155,6 +155,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         initial_weights=start.weights,
         frozen=start.frozen,
         base=named,
+        model_files=report.model_files,
         recipe=complete_recipe(submission.recipe, dataset, report),
         requirements=submission.requirements,
         footprint=_footprint(dataset, report),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ MODEL_FORMAT: Final = "pt"
 _ALIGNMENT_BYTES: Final = 8
 
 
+Renamed = Callable[[str], str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """A tensor and the bytes of the file that it is in."""
@@ -29,14 +32,16 @@ class _Stored:
     file: memoryview
 
 
-def write_model_file(weights: Sequence[Path], model: Path, notes: Mapping[str, str]) -> None:
+def write_model_file(weights: Sequence[Path], model: Path, notes: Mapping[str, str], renamed: Renamed = str) -> None:
     """Write the tensors of a model's weights files to ``model``, tied ones under each of their names.
 
-    ``notes`` go into the file's metadata, beside the ``format``.
+    ``notes`` go into the file's metadata, beside the ``format``. ``renamed`` gives a tensor's name in the file, None
+    leaves it out.
     Raises: MalformedTensors if one of ``weights`` is no weights file.
     """
     with _opened(weights, with_tied=True) as stored:
-        _write(model, stored, {**notes, "format": MODEL_FORMAT})
+        named = {new: one for name, one in stored.items() if (new := renamed(name)) is not None}
+        _write(model, named, {**notes, "format": MODEL_FORMAT})
 
 
 def write_with_roles(weights: Sequence[Path], output: Path, layout: Layout) -> None:

@@ -29,7 +29,7 @@ _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 8
 _NAMED_AT_MOST = 5
 _ANY_ID: Final = "a" * _ID_LENGTH
-_SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes"}
+_SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes", "model_files"}
 
 
 def new_task_id() -> str:
@@ -94,6 +94,8 @@ class Submissions:
             raise InvalidTask(
                 f"the config has {sized(size)}, at most {sized(MAX_CONFIG_BYTES)} are allowed; move data to files"
             )
+        if len(pack_map(spec.model_files)) > MAX_CONFIG_BYTES:
+            raise InvalidTask(f"the model's files have more than {sized(MAX_CONFIG_BYTES)}")
         check_sendable(spec)
         if why := contradiction(spec.recipe, spec.dataset):
             raise InvalidTask(f"the recipe contradicts itself: {why}")

@@ -16,10 +16,20 @@ from pydantic import ValidationError
 from farm_client.data.readers import open_data
 from farm_client.data.seeds import derived_seed
 from farm_client.data.sharding import plan_shards, write_shards
+from farm_client.executor.layout import ModelTensors
+from farm_client.executor.model_files import adapter_name, model_files
 from farm_client.executor.randomness import seed_everything
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
+from farm_client.sdk.errors import BadOutput
+from farm_client.sdk.model_folder import pull_folder
 from farm_client.sdk.submission import Prepared, Submission, prepare
+from protocol.digests import digest_bytes
+from protocol.errors import NotFound
 from protocol.recipe import Mode, Recipe
+from protocol.rest import MetricView, TaskDetail
 from protocol.tasks import TaskSpec
+from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, answer
 from tests.farm_client.executor.bench_task import Bench, update_of
 
 EXAMPLE = Path(__file__).parents[3] / "examples/lora"
@@ -132,3 +142,84 @@ def test_the_example_is_submitted_with_its_base(lora: Path, prepared: Prepared) 
         TaskSpec.model_validate(spec.model_dump() | {"config": {"base": "x"}})
     with pytest.raises(ValidationError, match=r"the base has two files config\.json"):
         TaskSpec.model_validate(spec.model_dump() | {"base": [spec.base[0].model_dump()] * 2})
+
+
+def pulled(folder: Path, spec: TaskSpec, blobs: dict[str, bytes], weights: bytes) -> Path:
+    """Return the folder that is pulled from a farm whose only task has this specification and these weights."""
+    fake = FakeFarm(blobs={**blobs, digest_bytes(weights): weights}, model_digest=digest_bytes(weights))
+    fake.metrics = [metric(round=1, name="loss", value=2.5, source="eval")]
+    detail = TaskDetail(task=fake.tasks[0], spec=spec, rounds=())
+    fake.overrides["GET", f"/v1/tasks/{detail.task.task_id}"] = lambda: answer(detail)
+    with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
+        pull_folder(api, api.model(detail.task.task_id), folder / "pulled")
+        with pytest.raises(BadOutput, match="is there already"):
+            pull_folder(api, api.model(detail.task.task_id), folder / "pulled")
+    return folder / "pulled"
+
+
+def metric(**changes: object) -> MetricView:
+    return MetricView.model_validate({"seq": 1, "at": 0.0, "step": 0, **changes})
+
+
+def in_memory(prepared: Prepared) -> dict[str, bytes]:
+    return {name: blob if isinstance(blob, bytes) else blob.read_bytes() for name, blob in prepared.blobs.items()}
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(64)[None]).logits
+
+
+def test_an_adapter_is_pulled_as_peft_loads_it(lora: Path, tmp_path: Path, prepared: Prepared) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bench = benched(lora, tmp_path, Mode.WEIGHTS)
+    bench.train()
+    trained = bench.runner.tensors  # as its steps left it
+    folder = pulled(tmp_path, prepared.spec, in_memory(prepared), trained.weights_file())
+    assert "config.json" not in {path.name for path in folder.iterdir()}, "an adapter is no model of its own"
+    base = AutoModelForCausalLM.from_pretrained(lora / "base", dtype=torch.float32)
+    before = logits(base)
+    after = logits(PeftModel.from_pretrained(base, folder))
+    assert torch.equal(after, logits(trained.model))
+    assert not torch.equal(after, before)
+    assert AutoTokenizer.from_pretrained(folder)("farm")["input_ids"]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n---\n# lora\n") or "library_name: peft" in card
+    assert "| 1 | loss | 2.5 |" in card
+    for file in prepared.spec.base:
+        assert f"| {file.path} | {file.blob.digest} |" in card
+
+
+def test_a_whole_model_is_pulled_as_transformers_loads_it(lora: Path, tmp_path: Path, prepared: Prepared) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(lora / "base", dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    spec = prepared.spec.model_copy(update={"model_files": model_files(model)})
+    folder = pulled(tmp_path, spec, in_memory(prepared), ModelTensors.of(model).weights_file())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(model))
+
+
+def test_another_model_has_no_folder(tmp_path: Path, prepared: Prepared) -> None:
+    assert model_files(torch.nn.Linear(2, 2)) == {}
+    spec = prepared.spec.model_copy(update={"model_files": {}})
+    with pytest.raises(NotFound, match="pull it without --format hf"):
+        pulled(tmp_path, spec, {}, b"")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("base_model.model.q.lora_A.default.weight", "base_model.model.q.lora_A.weight"),
+        ("base_model.model.e.lora_embedding_A.default", "base_model.model.e.lora_embedding_A"),
+        ("base_model.model.head.modules_to_save.default.weight", "base_model.model.head.weight"),
+        ("base_model.model.q.base_layer.weight", None),
+    ],
+)
+def test_tensors_of_an_adapter_have_shorter_names_in_its_file(name: str, expected: str | None) -> None:
+    assert adapter_name(name) == expected

@@ -1,0 +1,76 @@
+"""What Hugging Face's libraries say of a model of theirs, in their own files; free of torch and of those libraries."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+MODEL_FILES: Final = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG)
+_ADAPTER: Final = "default"
+"""What peft calls the adapter of a model that has one."""
+
+
+def model_files(model: Any) -> dict[str, Any]:
+    """Return the JSON files, as read, by which ``from_pretrained`` knows this model; none if it is of another kind.
+
+    An adapter is described only where its tensors have the names in its file that ``adapter_name`` gives them.
+    """
+    writers = []
+    if _is_of(model, "peft", "PeftModel"):
+        adapters = model.peft_config
+        writers = [adapters[_ADAPTER]] if adapters.keys() == {_ADAPTER} and _has_usual_names(model) else []
+    elif _is_of(model, "transformers", "PreTrainedModel"):
+        writers = [model.config, getattr(model, "generation_config", None)]
+    files: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="aifarm-model-files-") as folder:
+        for writer in writers:
+            files |= _written(writer, Path(folder))
+    if ADAPTER_CONFIG in files:
+        files[ADAPTER_CONFIG]["base_model_name_or_path"] = None  # a folder of this machine
+    return files
+
+
+def adapter_name(name: str) -> str | None:
+    """Return what peft calls a tensor of the model in an adapter's file; None if it is not the adapter's."""
+    *parts, last = name.split(".")
+    if _ADAPTER not in (*parts, last):
+        return None
+    if last == _ADAPTER:
+        return ".".join(parts)
+    kept = [part for part in parts if part not in {_ADAPTER, "modules_to_save"}]
+    return ".".join((*kept, last))
+
+
+def _is_of(model: Any, library: str, kind: str) -> bool:
+    """Return whether a model is of a library's class, which its code has imported then."""
+    loaded = sys.modules.get(library)
+    return loaded is not None and isinstance(model, getattr(loaded, kind, ()))
+
+
+def _has_usual_names(model: Any) -> bool:
+    peft = sys.modules["peft"]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return bool({adapter_name(name) for name in trained} == peft.get_peft_model_state_dict(model).keys())
+
+
+def _written(writer: Any, folder: Path) -> dict[str, Any]:
+    """Let a configuration write itself, and return the files that it wrote; none if it can't, or they are no JSON."""
+    save = getattr(writer, "save_pretrained", None)
+    if save is None:
+        return {}
+    try:
+        save(str(folder))
+        paths = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
+        return {path.name: json.loads(path.read_bytes(), parse_constant=_refuse) for path in paths}
+    except Exception:  # of a library, or of the researcher's own class: no reason to refuse the task
+        return {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
