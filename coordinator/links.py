@@ -13,7 +13,7 @@ def links_view(clients: Iterable[ClientView]) -> LinksView:
     A gradients round waits for each of its clients, so the slow ones count; but not the slowest tenth, so that in a
     crowd no single one, be it a modem or a liar, decides.
     """
-    links = [client.load.link for client in clients if client.state == "online"]
+    links = [client.link for client in clients if client.state == "online"]
     trips = [link.round_trip_seconds for link in links if link.round_trip_seconds > 0]
     down = [link.download_bytes_per_second for link in links if link.download_bytes_per_second > 0]
     up = [link.upload_bytes_per_second for link in links if link.upload_bytes_per_second > 0]

@@ -50,6 +50,7 @@ def beat(turn: Turn, event: ClientBeat) -> None:
     client.last_beat = turn.now
     if event.load is not None:
         client.load = event.load
+        client.link = event.load.link or client.link
     for progress in event.assignments:
         said = Claim(event.client_id, progress.assignment_id, progress.fence)
         if (lease := turn.farm.leases.find(said, Stage.HELD)) is not None:

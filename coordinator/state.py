@@ -21,7 +21,7 @@ from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind
-from protocol.resources import Load
+from protocol.resources import LinkFigures, Load
 from protocol.retry import RetryPolicy
 from protocol.tasks import Shard, Split, TaskBrief, WeightsDelta
 
@@ -52,6 +52,8 @@ class ClientState:
     online: bool = False
     slots: int = 0
     load: Load = field(default_factory=Load)
+    link: LinkFigures = field(default_factory=LinkFigures)
+    """What it measured lately of its link to the farm."""
     paused: str | None = None
     throttled: bool = False
     """Whether it sends more than a connection may."""

@@ -145,6 +145,7 @@ def client_view(client: ClientState, now: float) -> ClientView:
         reason=reason,
         resources=record.resources,
         load=client.load,
+        link=client.link,
         tags=record.tags,
         slots=client.slots,
         assignments=len(client.held),

@@ -56,4 +56,5 @@ class Load(Frozen):
     ram_free_bytes: Bytes = 0
     disk_free_bytes: Bytes = 0
     gpus: Gpus = ()
-    link: LinkFigures = LinkFigures()
+    link: LinkFigures | None = None
+    """None while it is as the last message of this connection that had it said; most beats are without."""

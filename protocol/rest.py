@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from protocol.bounds import Bytes, Code, Count, LongText, Measured, Seconds, Text
 from protocol.frozen import Frozen
 from protocol.ranges import ByteRange
-from protocol.resources import Load, Resources
+from protocol.resources import LinkFigures, Load, Resources
 from protocol.tasks import BlobRef, TaskSpec
 
 
@@ -203,6 +203,7 @@ class ClientView(View):
     reason: str
     resources: Resources
     load: Load
+    link: LinkFigures = LinkFigures()
     tags: tuple[str, ...] = ()
     slots: int
     assignments: int

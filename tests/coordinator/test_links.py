@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.events import ClientBeat
 from coordinator.links import links_view
 from protocol.resources import LinkFigures, Load, Resources
 from protocol.rest import ClientView
+from tests.coordinator.farm_simulation import Simulation
 
 
 def client(down: float = 0.0, up: float = 0.0, trip: float = 0.0, state: str = "online") -> ClientView:
@@ -19,7 +21,8 @@ def client(down: float = 0.0, up: float = 0.0, trip: float = 0.0, state: str = "
         state=state,
         reason="",
         resources=Resources(),
-        load=Load(link=figures),
+        load=Load(),
+        link=figures,
         slots=1,
         assignments=0,
         delivered=0,
@@ -68,3 +71,13 @@ def test_at_least_nine_tenths_are_as_fast_as_the_figure_says(speeds: list[float]
     assert said in speeds
     slower = sum(speed < said for speed in speeds)
     assert slower <= len(speeds) / 10
+
+
+def test_what_a_client_told_once_holds_until_it_tells_something_else() -> None:
+    farm = Simulation()
+    here = ("id-ada", farm.join("ada").incarnation)
+    for told, shown in ((None, 0.0), (0.03, 0.03), (None, 0.03), (0.05, 0.05), (None, 0.05)):
+        link = None if told is None else LinkFigures(round_trip_seconds=told)
+        farm.handle(ClientBeat(*here, Load(link=link), ()))
+        (view,) = farm.coordinator.client_views(farm.now)
+        assert view.link.round_trip_seconds == shown

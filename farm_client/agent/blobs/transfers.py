@@ -51,11 +51,14 @@ class Transfers:
         return self._carrier.tally
 
     def link_figures(self, round_trip_seconds: float) -> LinkFigures:
-        """Return what the transfers showed of the link, and its round trip, which somebody else measures."""
+        """Return what the transfers showed of the link, and its round trip, which somebody else measures.
+
+        To two digits, so that they seldom change.
+        """
         return LinkFigures(
-            download_bytes_per_second=self._carrier.download_speed.bytes_per_second,
-            upload_bytes_per_second=self._carrier.upload_speed.bytes_per_second,
-            round_trip_seconds=round_trip_seconds,
+            download_bytes_per_second=_to_two_digits(self._carrier.download_speed.bytes_per_second),
+            upload_bytes_per_second=_to_two_digits(self._carrier.upload_speed.bytes_per_second),
+            round_trip_seconds=_to_two_digits(round_trip_seconds),
         )
 
     async def __aenter__(self) -> Self:
@@ -73,3 +76,7 @@ class Transfers:
     async def upload(self, digest: str, content: Path | bytes, listener: UploadListener | None = None) -> None:
         """Store a blob at the farm: see ``transfer.upload``."""
         await upload(self._carrier, digest, content, listener)
+
+
+def _to_two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

@@ -48,6 +48,7 @@ from protocol.messages import (
     RejectCode,
     Scope,
 )
+from protocol.resources import LinkFigures
 
 _MAX_HELD: Final = 64
 """As many assignments as a hello or a heartbeat may name."""
@@ -75,6 +76,8 @@ class Worker:
         self._outgoing = Outgoing()
         self._intervals = HeartbeatIntervals()
         self._beat_due = 0.0
+        self._told_figures = LinkFigures()
+        """What this connection heard of the link."""
         self._active = ActiveAssignments()
         self._resending: dict[str, asyncio.Task[None]] = {}
         self._draining = False
@@ -116,6 +119,7 @@ class Worker:
         """Use this connection: report what ended meanwhile, send what waits, and request work."""
         self._intervals = HeartbeatIntervals.told(link.welcome)
         self._said_idle_at = None
+        self._told_figures = LinkFigures()
         self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
@@ -359,7 +363,9 @@ class Worker:
         if not self._outgoing.congested:
             progress = tuple(job.held.progress(job.arrived_bytes()) for job in self._active)[:_MAX_HELD]
             figures = self._tools.transfers.link_figures(self._outgoing.measure_round_trip())
-            load = self._around.probe.load().model_copy(update={"link": figures})
+            news = None if figures == self._told_figures else figures
+            self._told_figures = figures
+            load = self._around.probe.load().model_copy(update={"link": news})
             self._outgoing.post(Heartbeat(load=load, assignments=progress))
             self._said_idle_at = None if progress else time.monotonic()
         if not self._active.taken_slots and self._latest is None:

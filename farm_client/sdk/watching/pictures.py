@@ -211,7 +211,7 @@ def clients_table(clients: Sequence[ClientView], working: Mapping[str, str], now
             state_text(client.state),
             hardware(client.resources),
             f"{client.load.cpu:.0%}",
-            _link(client.load.link),
+            _link(client.link),
             str(client.assignments or NOTHING),
             str(client.delivered),
             Text(str(client.failed), style="red" if client.failed else ""),

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from farm_client.sdk.watching.pictures import clients_table, tasks_table
 from farm_client.sdk.watching.tables import FittingTable
+from protocol.resources import LinkFigures
 from tests.farm_client.cli.fake_farm import make_client, make_task
 
 NOW = 1_700_000_100.0
@@ -63,6 +64,23 @@ def test_tasks_and_clients_fit(columns):
         assert all(len(line) <= columns for line in lines)
     assert drawn(tasks_table(tasks, NOW), columns)[0].split()[:4] == ["id", "name", "state", "round"]
     assert "seen 1 min ago" in "\n".join(drawn(clients_table(clients, {}, NOW), 200))
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (LinkFigures(), "50%  -  "),
+        (LinkFigures(round_trip_seconds=0.0304), "30 ms"),
+        (
+            LinkFigures(download_bytes_per_second=3 * 2**20, upload_bytes_per_second=2**19),
+            "3.0 MiB/s down, 512.0 KiB/s up",
+        ),
+        (LinkFigures(round_trip_seconds=0.2, upload_bytes_per_second=2**20), "200 ms, 1.0 MiB/s up"),
+    ],
+)
+def test_a_client_s_link_is_told_as_far_as_it_was_measured(figures, said):
+    client = make_client(link=figures, samples_per_second={}, assignments=1)
+    assert said in drawn(clients_table([client], {}, NOW), 200)[1]
 
 
 def test_a_pipe_gets_one_line_a_task_however_long(farm, fake, monkeypatch):
