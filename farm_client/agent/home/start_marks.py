@@ -5,8 +5,9 @@
 A mark is there while a job of the task is at work, and is removed when the job ends in whatever way. One that a life of
 the agent finds at its start was left by a life that ended in the midst of such a job: killed by it, or by chance. So
 once counts for nothing; after the second time in a row the task's jobs are handed back for a minute, after each
-further one for twice as long, up to an hour: a machine that was only unlucky is soon of use again. Nothing is fsynced:
-what a process has written outlives the process.
+further one for twice as long, up to an hour: a machine that was only unlucky is soon of use again. A snapshot
+that a job keeps counts the lives anew: the next one begins behind what ended this one. Nothing is fsynced: what a
+process has written outlives the process.
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ class StartMarks:
             self._jobs[task_id] -= 1
             if not self._keeps:
                 self._clear(task_id)
+
+    def got_on(self, task_id: str) -> None:
+        """A job of the task kept a snapshot: what ended former lives of the agent is behind it, by chance or not."""
+        if self._jobs[task_id] and self._ends.pop(task_id, 0):
+            self._write(task_id, at_work=True)
 
     def keep(self) -> None:
         """The agent ends by a mistake of its own: what is at work now may be the cause, so its marks stay."""

@@ -212,6 +212,7 @@ class Job:
 
     def _on_saved(self) -> None:
         self._tools.snapshots.keep(self.held.assign)
+        self._tools.starts.got_on(self.held.assign.task.task_id)
 
     def _snapshot_path(self) -> Path | None:
         assign = self.held.assign

@@ -48,6 +48,27 @@ def test_a_job_that_ends_in_between_clears_its_task(tmp_path):
     StartMarks(folder).check("t1")
 
 
+def test_lives_that_each_keep_a_snapshot_get_on(tmp_path):
+    """A machine that is switched off every night still does an assignment of a week."""
+    folder = tmp_path / "started"
+    for _ in range(5):
+        marks = StartMarks(folder)
+        marks.check("t1")
+        with suppress(Killed), marks.at_work("t1"):
+            marks.got_on("t1")
+            marks.keep()
+            raise Killed
+    die_at_work(folder)
+    with pytest.raises(EndsAgent):
+        StartMarks(folder).check("t1")
+
+
+def test_a_snapshot_of_a_task_that_is_not_at_work_leaves_no_mark(tmp_path):
+    marks = StartMarks(tmp_path / "started")
+    marks.got_on("t1")
+    assert not any((tmp_path / "started").iterdir())
+
+
 def test_of_two_jobs_side_by_side_the_last_one_clears_the_mark(tmp_path):
     marks = StartMarks(tmp_path / "started")
     with marks.at_work("t1"):
