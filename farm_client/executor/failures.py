@@ -86,7 +86,7 @@ def calling(
         if is_out_of_memory(error) or is_out_of_disk(error):
             raise
         place = _location(error, code_dir) or f"{_definition(function, code_dir)}{what}"
-        message = f"{place}: {_one_line(error)}{_advice(error)}"
+        message = f"{place}: {_one_line(error)}{_advice(error, code_dir)}"
         if note is not None:
             message += note(error)
         kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
@@ -108,7 +108,7 @@ def blaming(code_dir: Path) -> Iterator[None]:
         if place is None or is_out_of_memory(error) or is_out_of_disk(error):
             raise
         kind = MissingModule if _is_missing_module(error, code_dir) else CodeError
-        raise kind(f"{place}: {_one_line(error)}{_advice(error)}", _trimmed(error, code_dir)) from error
+        raise kind(f"{place}: {_one_line(error)}{_advice(error, code_dir)}", _trimmed(error, code_dir)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -213,16 +213,23 @@ def _relative(filename: str, code_dir: Path) -> str:
     return str(Path(filename).relative_to(code_dir)) if _is_researchers(filename, code_dir) else filename
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, code_dir: Path) -> str:
     if isinstance(error, ImportError) and _is_installed_thing(error):
         return (
             "; if the module is Python alone, submit the folder that holds it; one that is compiled (such as "
             "torchvision) has to be installed, here and on the volunteers, who have Python, torch and numpy"
         )
+    if isinstance(error, FileNotFoundError) and _is_submitted(error.filename, code_dir):
+        return "; it is beside your code, which runs elsewhere: open it by Path(__file__).parent"
     if isinstance(error, SystemExit):
         said = _parsers_word(error)
         return f"; the code must not exit the process{f' (argparse: {said})' if said else ''}"
     return ""
+
+
+def _is_submitted(name: Any, code_dir: Path) -> bool:
+    """Return whether a relative path names a file of the submitted folder."""
+    return isinstance(name, str) and not Path(name).is_absolute() and (code_dir / name).exists()
 
 
 def _is_missing_module(error: BaseException, code_dir: Path) -> bool:

@@ -75,7 +75,10 @@ class ModelTensors:
             _check_sendable(name, tensor)
         trained = {n: p for n, p in parameters.items() if p.requires_grad}
         if not trained:
-            raise CodeError("the model has no trainable parameter: build_model must leave some with requires_grad")
+            raise CodeError(
+                "the model has no trainable parameter: leave some with requires_grad; layers in a plain list are none "
+                "of its own, those in a torch.nn.ModuleList are"
+            )
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
         constants = tuple(name for name, buffer in buffers.items() if not is_finite(buffer))
         changing = tuple(name for name in buffers if name not in constants)

@@ -197,6 +197,11 @@ def test_held_out_rows_are_evaluated_by_the_scripts_function(tmp_path):
     [
         ("print('nothing')", "ended without calling farm.parts"),
         ("farm.parts", "ended without calling farm.parts"),
+        ("open('train.py.txt')", "No such file or directory: 'train.py.txt'$"),
+        (
+            "model.layers = [torch.nn.Linear(1, 1)]; del model[:]; list(farm.parts(model))",
+            "no trainable parameter.*ModuleList",
+        ),
         ("raise ValueError('early')", r"train.py:10: ValueError: early"),
         ("list(farm.parts(3))", "takes a torch.nn.Module, or a mapping of names to arrays, not int"),
     ],
@@ -294,6 +299,15 @@ def test_what_a_script_can_not_do_is_said_at_submission(tmp_path, changes, said)
 def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):
     report = rehearse(request(tmp_path, HEAD + LOOP, tries_batch=False, rows=40))
     assert (report.rows, report.tried) == (40, False)
+
+
+def test_a_file_beside_the_script_is_said_to_be_there(tmp_path, monkeypatch):
+    """Volunteers run a script in a folder of its own, so a relative path leads elsewhere."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "rows.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CodeError, match=r"rows\.txt'; it is beside your code.*Path\(__file__\)\.parent"):
+        Bench(tmp_path / "code", HEAD + "open('rows.txt')")
 
 
 PARSING = """
