@@ -14,10 +14,14 @@ from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted:
-    """A researcher submitted a task, and all blobs it names are in the store."""
+    """A researcher submitted a task, and all blobs it names are in the store.
+
+    ``start``: what it begins with where it goes on from another task's checkpoint (``coordinator.continuing``).
+    """
 
     task_id: str
     spec: TaskSpec
+    start: CheckpointRecord | None = None
 
 
 class Action(StrEnum):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from coordinator.commands import ConfirmEnd, ForgetTask, ReleaseTask
+from coordinator.continuing import at_start
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import (
@@ -86,7 +87,9 @@ def submit(turn: Turn, event: TaskSubmitted) -> None:
         created_at=turn.now,
         reason="submitted",
     )
-    run = new_run(record)
+    if event.start is not None:
+        record = at_start(record, event.start)
+    run = new_run(record, event.start)
     run.spent = level_spent(turn)
     turn.farm.add(run)
     turn.touched[run.task_id] = run

@@ -31,7 +31,7 @@ COLUMNS: Final = 100
 
 def moment() -> Scene:
     """Train the digits example on a local farm and return the scene nearest after ``MOMENT``."""
-    options = SubmitOptions(example_folder("digits"), init_min_clients=VOLUNTEERS)
+    options = SubmitOptions(file=example_folder("digits"), init_min_clients=VOLUNTEERS)
     with (
         tempfile.TemporaryDirectory(prefix="aifarm-picture-") as folder,
         local_farm(Path(folder), VOLUNTEERS) as farm,

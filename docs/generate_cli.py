@@ -17,6 +17,7 @@ sys.path.insert(0, str(PAGE.parents[2]))
 import typer.main  # noqa: E402
 
 from farm_client.cli.app import VERBS, app  # noqa: E402
+from farm_client.cli.verbs import name_of  # noqa: E402
 
 COMMON = ("--farm", "--json", "--debug", "--help")
 
@@ -95,7 +96,7 @@ def render() -> str:
     parts = [HEADER]
     for panel, functions in VERBS.items():
         parts.append(f"## {panel}")
-        parts.extend(verb_section(function.__name__, commands[function.__name__]) for function in functions)
+        parts.extend(verb_section(name_of(function), commands[name_of(function)]) for function in functions)
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

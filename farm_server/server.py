@@ -158,7 +158,9 @@ class FarmServer:
         unwrapper = Unwrapper(self.blobs, self.disk_space.claim)
         self._intake = Intake(self._layouts, self._spooled, self.torch_side, unwrapper)
         self.memory = MemoryBlobs(self.settings.inline_cache_bytes)
-        self.retention = Retention(self.ledger, self.blobs, self.settings.superseded_grace_seconds)
+        self.retention = Retention(
+            self.ledger, self.blobs, self.settings.superseded_grace_seconds, self.settings.keep_inputs_seconds
+        )
         checkpoints = CheckpointStore(self.blobs)
         ask, post = self.runtime.ask, self.runtime.post
         self._rescue = Rescue(ledger=self.ledger, blobs=self.blobs, checkpoints=checkpoints, clock=self.clock, ask=ask)

@@ -60,6 +60,8 @@ class FarmView(View):
     clients_online: int
     tasks_active: int
     inline_bytes: int
+    features: tuple[str, ...] = ()
+    """What the server knows of ``protocol.features``; one that says nothing is older than all of them."""
     started_at: float
     problem: str | None = None
     """Why it can take no new work now (a full disk, a ledger that can't be written, a shutdown), if so."""

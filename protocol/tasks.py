@@ -183,6 +183,13 @@ class Footprint(Frozen):
     largest_shard_bytes: Bytes = 0
 
 
+class Origin(Frozen):
+    """The checkpoint after ``round`` rounds of another task, from which a task goes on as if it had never ended."""
+
+    task_id: Id
+    round: Count
+
+
 class TaskSpec(Frozen):
     """One submission, whole. ``entry`` is the Python file inside the code bundle (a zip)."""
 
@@ -211,6 +218,11 @@ class TaskSpec(Frozen):
     """The researcher's machine ran the code on a batch before this was submitted."""
     has_scheduler: bool = False
     """In weights mode clients follow a scheduler of the code's, which older ones would leave out without a word."""
+    continues: Origin | None = None
+    """The task's rounds, epochs and samples are counted on from there, and ``initial_weights`` are that checkpoint's.
+    What else it goes on with is ``coordinator.continuing``'s to say."""
+    needs: tuple[Word, ...] = Field(default=(), max_length=64)
+    """``protocol.features``: a server that does not know one of them refuses the task."""
     submit_token: Title | None = None
     """A repeat with the same token returns the first task instead of making a second."""
 

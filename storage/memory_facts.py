@@ -119,13 +119,18 @@ class MemoryFacts:
         task = self.tasks.get(checkpoint.task_id)
         return task is None or checkpoint.round <= task.version
 
-    def referenced_digests(self) -> set[str]:
+    def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs."""
+        may_go_on = {
+            task_id
+            for task_id, task in self.tasks.items()
+            if task.state in _MAY_TRAIN or _ended_since(task, ended_since)
+        }
         needed = {
             digest
             for task_id, named in self._named.items()
             for role, digest in named
-            if role in KEPT_ROLES or self.tasks[task_id].state in _MAY_TRAIN
+            if role in KEPT_ROLES or task_id in may_go_on
         }
         needed |= {ref.digest for c in self.checkpoints.values() for ref in c.blobs}
         for one in self.assignments.values():
@@ -203,3 +208,7 @@ def _as_kept(record: R) -> R:
         elif field.name == "loss" and value is not None and math.isnan(value):
             changes[field.name] = None
     return replace(record, **changes) if changes else record
+
+
+def _ended_since(task: TaskRecord, since: float | None) -> bool:
+    return since is not None and task.finished_at is not None and task.finished_at >= since

@@ -175,9 +175,9 @@ class MemoryLedger:
         later = (one for one in self.facts.feeds[kind] if one.seq > after)
         return [one for one in later if task_id in (None, one.entry.task_id)][:limit]
 
-    async def referenced_digests(self) -> set[str]:
+    async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs."""
-        return self.facts.referenced_digests()
+        return self.facts.referenced_digests(ended_since)
 
     async def beyond(self, history: History, task_id: str, keep: int) -> int | None:
         """Return up to which number a task's history is too long, where the newest ``keep`` rows stay."""

@@ -187,9 +187,11 @@ class Reads:
         """Return the task's metrics numbered higher than ``after``, oldest first."""
         return await self._feed(METRICS, task_id, after, limit)
 
-    async def referenced_digests(self) -> set[str]:
+    async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs (``storage.references``)."""
-        return set(await self._list(references.NEEDED, lambda row: str(row["digest"])))
+        since = references.NEVER if ended_since is None else ended_since
+        query = references.NEEDED.params({references.ENDED_SINCE: since})
+        return set(await self._list(query, lambda row: str(row["digest"])))
 
     async def beyond(self, history: History, task_id: str, keep: int) -> int | None:
         """Return up to which number a task's history is too long, where the newest ``keep`` rows stay; None if not."""

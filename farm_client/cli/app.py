@@ -12,6 +12,7 @@ import typer
 
 from farm_client.cli.actions import cancel, pause, priority, resume, retry, rm
 from farm_client.cli.clients import clients, explain
+from farm_client.cli.continuing import continue_
 from farm_client.cli.demo import demo
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.invocation import Surroundings
@@ -35,7 +36,7 @@ from protocol.versions import SUPPORTED
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
     "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, clients, explain),
-    "Act": (pull, pause, resume, cancel, retry, priority, rm),
+    "Act": (pull, continue_, pause, resume, cancel, retry, priority, rm),
 }
 
 

@@ -47,7 +47,7 @@ def demo(
     """Train digits on a farm of three volunteers on this machine: what it looks like, and that it works here."""
     output.mkdir(parents=True, exist_ok=True)
     model = output / "model.safetensors"
-    options = SubmitOptions(example_folder(EXAMPLE), init_min_clients=VOLUNTEERS)
+    options = SubmitOptions(file=example_folder(EXAMPLE), init_min_clients=VOLUNTEERS)
     with (
         tempfile.TemporaryDirectory(prefix="aifarm-demo-") as folder,
         train_locally(invocation.out, options, Path(folder), VOLUNTEERS, model) as trained,

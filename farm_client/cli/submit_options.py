@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar, Final
 
 import typer
 
+from farm_client.cli.recipe_options import RecipeOptions, changed_recipe, said
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
-from protocol.compression import CodecName
-from protocol.recipe import AggregateName, Mode, PartSizes, Precision, Recipe
+from protocol.recipe import Recipe
 
 _PLAIN_DEFAULTS: Final = (
     "batch_samples",
@@ -29,8 +29,8 @@ _PLAIN_DEFAULTS: Final = (
 _TASK, _RECIPE, _NEEDS = "Task", "Recipe", "What a client must have"
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions(RecipeOptions):
     """A task's options on the command line; ``--config`` may say the rest (see ``task_file``)."""
 
     SHOWN_DEFAULTS: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -132,178 +132,6 @@ class SubmitOptions:
         float | None,
         typer.Option("--epochs", min=0, help="Stop after so many passes over the data.", rich_help_panel=_RECIPE),
     ] = None
-    mode: Annotated[
-        Mode | None,
-        typer.Option("--mode", help="What clients return: trained weights, or gradients.", rich_help_panel=_RECIPE),
-    ] = None
-    round_samples: Annotated[
-        int | None, typer.Option("--round-samples", min=1, help="Samples of one round.", rich_help_panel=_RECIPE)
-    ] = None
-    batch_samples: Annotated[
-        int | None, typer.Option("--batch-samples", min=1, help="Samples of one local step.", rich_help_panel=_RECIPE)
-    ] = None
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(
-            "--evaluate-every", min=0, help="Evaluate after every Nth round; 0: never.", rich_help_panel=_RECIPE
-        ),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Same seed, same order of the data.", rich_help_panel=_RECIPE)
-    ] = None
-    min_clients: Annotated[
-        int | None, typer.Option("--min-clients", min=1, help="A round needs so many.", rich_help_panel=_RECIPE)
-    ] = None
-    init_min_clients: Annotated[
-        int | None, typer.Option("--init-min-clients", min=1, help="The first round does.", rich_help_panel=_RECIPE)
-    ] = None
-    max_clients: Annotated[
-        int | None, typer.Option("--max-clients", min=1, help="No round uses more.", rich_help_panel=_RECIPE)
-    ] = None
-    over_provision: Annotated[
-        float | None,
-        typer.Option(
-            "--over-provision",
-            min=0,
-            max=4,
-            help="Hand out this share more than a round needs; it ends with enough.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    max_staleness: Annotated[
-        int | None,
-        typer.Option(
-            "--max-staleness",
-            min=0,
-            max=16,
-            help="Late work still counts so many rounds later, for less.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    aggregate: Annotated[
-        AggregateName | None,
-        typer.Option(
-            "--aggregate",
-            help="What updates become; a few wrong ones can't move median and trimmed_mean far.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    trim_share: Annotated[
-        float | None,
-        typer.Option(
-            "--trim-share",
-            min=0,
-            max=0.49,
-            help="With trimmed_mean: leave out this share of the updates at either end.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    update_codec: Annotated[
-        CodecName | None,
-        typer.Option("--update-codec", help="How clients make their updates small.", rich_help_panel=_RECIPE),
-    ] = None
-    weights_codec: Annotated[
-        CodecName | None,
-        typer.Option(
-            "--weights-codec", help="Send new weights as differences, made small by this.", rich_help_panel=_RECIPE
-        ),
-    ] = None
-    pipeline: Annotated[
-        bool | None,
-        typer.Option(
-            "--pipeline", help="Compute on while an update is sent; needs --max-staleness.", rich_help_panel=_RECIPE
-        ),
-    ] = None
-    parts: Annotated[
-        PartSizes | None,
-        typer.Option(
-            "--parts",
-            help="Part rounds by the clients' speed, or in fixed parts: the same seed then gives the same weights.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    part_samples: Annotated[
-        int | None,
-        typer.Option("--part-samples", min=1, help="With fixed parts: samples of each.", rich_help_panel=_RECIPE),
-    ] = None
-    keep_checkpoints: Annotated[
-        int | None,
-        typer.Option("--keep-checkpoints", min=1, help="Keep the newest so many.", rich_help_panel=_RECIPE),
-    ] = None
-    keep_every: Annotated[
-        int | None,
-        typer.Option("--keep-every", min=0, help="Also keep every Nth round's; 0: none.", rich_help_panel=_RECIPE),
-    ] = None
-    keep_best: Annotated[
-        str | None,
-        typer.Option(
-            "--keep-best",
-            metavar="max:METRIC",
-            help="Also keep the best, as in max:accuracy or min:loss.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    clip_norm: Annotated[
-        float | None,
-        typer.Option(
-            "--clip-norm", min=0, metavar="NORM", help="Scale gradients down to this norm.", rich_help_panel=_RECIPE
-        ),
-    ] = None
-    clip_value: Annotated[
-        float | None,
-        typer.Option(
-            "--clip-value",
-            min=0,
-            metavar="VALUE",
-            help="Cut each element of a gradient off at this value.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience",
-            min=1,
-            metavar="N",
-            help="Stop after N evaluations in which the metric of --keep-best got no better.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            metavar="METRIC>=X",
-            help="Stop when an evaluation reaches it, as in accuracy>=0.95 or loss<=0.1.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--max-seconds",
-            min=0.001,
-            metavar="S",
-            help="Stop with the first round that ends so long after the start.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
-    precision: Annotated[
-        Precision | None,
-        typer.Option("--precision", help="The number format of forward and backward passes.", rich_help_panel=_RECIPE),
-    ] = None
-    compile: Annotated[
-        bool | None, typer.Option("--compile", help="Compile the model (torch.compile).", rich_help_panel=_RECIPE)
-    ] = None
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ignore",
-            metavar="NAME",
-            help="Train without a part of the code that the farm does not run, such as schedule.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
     ] = None
@@ -327,45 +155,12 @@ def describe_task(options: SubmitOptions) -> TaskFile:
 
 def recipe_of(options: SubmitOptions) -> dict[str, object]:
     """Return the recipe's fields that the command line gives."""
-    return _said(
-        {
-            "rounds": options.rounds,
-            "epochs": options.epochs,
-            "mode": options.mode,
-            "round_samples": options.round_samples,
-            "batch_samples": options.batch_samples,
-            "evaluate_every": options.evaluate_every,
-            "seed": options.seed,
-            "min_clients": options.min_clients,
-            "init_min_clients": options.init_min_clients,
-            "max_clients": options.max_clients,
-            "over_provision": options.over_provision,
-            "max_staleness": options.max_staleness,
-            "aggregate": options.aggregate,
-            "trim_share": options.trim_share,
-            "update_codec": options.update_codec,
-            "weights_codec": options.weights_codec,
-            "pipeline": options.pipeline,
-            "parts": options.parts,
-            "part_samples": options.part_samples,
-            "keep_checkpoints": options.keep_checkpoints,
-            "keep_every": options.keep_every,
-            "keep_best": options.keep_best,
-            "patience": options.patience,
-            "target": options.target,
-            "max_seconds": options.max_seconds,
-            "clip_norm": options.clip_norm,
-            "clip_value": options.clip_value,
-            "precision": options.precision,
-            "compile": options.compile,
-            "ignore": tuple(options.ignore) if options.ignore else None,
-        }
-    )
+    return said({"rounds": options.rounds, "epochs": options.epochs}) | changed_recipe(options)
 
 
 def requirements_of(options: SubmitOptions) -> dict[str, object]:
     """Return the requirements' fields that the command line gives; ``ram_bytes`` as it was typed."""
-    return _said(
+    return said(
         {
             "tags": tuple(options.tags) if options.tags else None,
             "gpu": options.gpu,
@@ -377,7 +172,7 @@ def requirements_of(options: SubmitOptions) -> dict[str, object]:
 
 def task_of(options: SubmitOptions) -> dict[str, object]:
     """Return the other facts of the task that the command line gives."""
-    return _said(
+    return said(
         {
             "name": options.name,
             "entry": options.entry,
@@ -390,7 +185,3 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "base": options.base,
         }
     )
-
-
-def _said(values: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}

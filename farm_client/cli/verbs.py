@@ -41,9 +41,14 @@ Verb = Callable[..., None]
 _LEAVING: Final = (typer.Exit, typer.Abort)
 
 
+def name_of(function: Verb) -> str:
+    """Return what the verb is called: as its function, without the underscore that keeps it from being a keyword."""
+    return function.__name__.rstrip("_")
+
+
 def verb(app: typer.Typer, function: Verb, panel: str) -> None:
-    """Register a function as a verb of ``app``, named as it is; its docstring is the help text."""
-    app.command(function.__name__, rich_help_panel=panel)(_as_command(function))
+    """Register a function as a verb of ``app``; its docstring is the help text."""
+    app.command(name_of(function), rich_help_panel=panel)(_as_command(function))
 
 
 def _as_command(function: Verb) -> Verb:

@@ -123,6 +123,11 @@ class FarmApi:
         """Return one task with its spec and newest rounds."""
         return self._get(f"/v1/tasks/{task_id}", TaskDetail)
 
+    def spec(self, task_id: str) -> TaskSpec:
+        """Return what was submitted, to the letter: for a program, not for the screen."""
+        answer = self.retry.call(lambda: self._request("GET", f"/v1/tasks/{task_id}"))
+        return parse(TypeAdapter(TaskDetail), answer, self.address).spec
+
     def act(self, task_id: str, action: Action) -> TaskView:
         """Ask for a change of the task's state. Raises: Conflict where its state forbids it."""
         return self._parsed(TypeAdapter(TaskView), self._request("POST", f"/v1/tasks/{task_id}/{action}"))

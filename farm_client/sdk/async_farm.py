@@ -85,6 +85,28 @@ class AsyncTask:
         """Return a model's tensors by name, on the CPU."""
         return await asyncio.to_thread(self.sync.model, round_number, best=best)
 
+    async def continue_(
+        self,
+        rounds: str | int | None = None,
+        *,
+        round_number: int | None = None,
+        best: bool = False,
+        recipe: Recipe | Fields | None = None,
+        name: str = "",
+        submit_token: str | None = None,
+    ) -> AsyncTask:
+        """Return a new task that goes on from a checkpoint of this one: see `Task.continue_`."""
+        new = await asyncio.to_thread(
+            self.sync.continue_,
+            rounds,
+            round_number=round_number,
+            best=best,
+            recipe=recipe,
+            name=name,
+            submit_token=submit_token,
+        )
+        return AsyncTask(new)
+
     async def act(self, action: Action) -> TaskView:
         """``pause``, ``resume``, ``cancel`` or ``retry`` it. Raises: Conflict."""
         return await asyncio.to_thread(self.sync.act, action)

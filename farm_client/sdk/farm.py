@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farm_client.sdk.api import Action, FarmApi
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.config import resolve_address
+from farm_client.sdk.continuing import Continuation, continued, refuse_older_farm
 from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, LinkEstimate, estimate
 from farm_client.sdk.download import check_output, pull_model
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
@@ -135,6 +136,27 @@ class Task:
         with tempfile.TemporaryDirectory(prefix="aifarm-model-") as folder:
             return load_file(self.pull(Path(folder) / "model.safetensors", round_number, best=best))
 
+    def continue_(
+        self,
+        rounds: str | int | None = None,
+        *,
+        round_number: int | None = None,
+        best: bool = False,
+        recipe: Recipe | Fields | None = None,
+        name: str = "",
+        submit_token: str | None = None,
+    ) -> Task:
+        """Return a new task that goes on from a checkpoint of this one, on the farm's copy of its code and data.
+
+        ``rounds="+20"``: so many more; ``60``: so many in all; without it the task goes on to the end that it had.
+        ``round_number`` and ``best`` as for ``pull``; ``recipe``: the fields that change. What can't be carried on is
+        in the new task's ``notes``. Raises: NotFound if that is not kept; InvalidTask, CheckFailed.
+        """
+        how = Continuation(rounds, round_number, best, _fields(recipe), name, submit_token)
+        spec = continued(self._api, self.id, how)
+        refuse_older_farm(self._api, spec)
+        return Task(self._api, self._api.submit(spec).task, spec.notes)
+
     def act(self, action: Action) -> TaskView:
         """``pause``, ``resume``, ``cancel`` or ``retry`` it. Raises: Conflict where its state forbids that."""
         return self._api.act(self.id, action)
@@ -224,7 +246,11 @@ class Farm:
         advance: Advance = lambda _: None,
         waits: Callable[[str | None], None] = lambda _: None,
     ) -> Uploaded:
-        """Bring the farm what it lacks of a prepared task's files. See ``sdk.upload``."""
+        """Bring the farm what it lacks of a prepared task's files. See ``sdk.upload``.
+
+        Raises: InvalidTask if its server is too old for the task.
+        """
+        refuse_older_farm(self.api, prepared.spec)
         return upload(self.api, prepared.blobs, advance, waits)
 
     def queue(self, prepared: Prepared) -> SubmitReply:

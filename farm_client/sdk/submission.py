@@ -35,6 +35,7 @@ from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
+from protocol.features import needed_by
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
 from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
@@ -167,6 +168,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     )
     if why := contradiction(spec.recipe, dataset):
         raise InvalidTask(f"the recipe contradicts itself: {why}")
+    spec = spec.model_copy(update={"needs": needed_by(spec)})
     return Prepared(spec, files, report, notes, choice)
 
 

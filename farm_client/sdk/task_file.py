@@ -146,7 +146,7 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     merged = {
         **tables,
         "task": {**tables.get("task", {}), **given.task},
-        "recipe": _with_codec_tables({**recipe, **given.recipe}),
+        "recipe": with_codec_tables({**recipe, **given.recipe}),
         "requirements": requirements,
         "config": config,
     }
@@ -159,7 +159,7 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     return described
 
 
-def _with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
+def with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
     """Write a codec that is only named as a table: ``update_codec = "int8"`` is ``{ name = "int8" }``."""
     named = {key: value for key in _CODECS if isinstance(value := recipe.get(key), str)}
     return {**recipe, **{key: {"name": name} for key, name in named.items()}}

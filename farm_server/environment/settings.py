@@ -108,6 +108,8 @@ class ServerSettings(BaseSettings):
     """Events of one task that are kept, the newest."""
     keep_history_seconds: float = Field(default=90 * 86400.0, ge=0)
     """So long after a task's end its rounds, assignments, events, metrics and log lines go; its checkpoints stay."""
+    keep_inputs_seconds: float = Field(default=7 * 86400.0, ge=0)
+    """So long after a task's end its code and data stay, unless it is removed: so long it can be continued."""
 
     upload_credits: int = Field(default_factory=lambda data: max(2, 2 * data.get("aggregator_threads", 1)), ge=1)
     """Uploads over 1 MiB that may be under way at once; others wait their turn."""

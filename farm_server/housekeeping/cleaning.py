@@ -46,7 +46,7 @@ class Cleaner:
     async def clean(self, now: float, *, dry_run: bool = False) -> Cleaned:
         """Prune histories, and remove blobs that nothing needs. ``now`` is on the server's clock. Raises: FarmError."""
         rows = await self.prune(now, dry_run=dry_run)
-        referenced = await self._ledger.referenced_digests()
+        referenced = await self._ledger.referenced_digests(now - self._settings.keep_inputs_seconds)
         grace_seconds = self._settings.blob_grace_seconds
         gone = await asyncio.to_thread(self._blobs.collect, referenced, grace_seconds, time.time(), dry_run=dry_run)
         return Cleaned(gone.count, gone.bytes, rows)

@@ -39,7 +39,7 @@ async def once(work: Callable[[], Awaitable[None]], what: str) -> None:
 
 async def collect_blobs(ledger: Ledger, blobs: BlobStore, settings: ServerSettings) -> None:
     """Delete blobs that nothing refers to, once they are older than an upload may wait for its submission."""
-    referenced = await ledger.referenced_digests()
+    referenced = await ledger.referenced_digests(time.time() - settings.keep_inputs_seconds)
     collected = await asyncio.to_thread(blobs.collect, referenced, settings.blob_grace_seconds, time.time())
     if collected.count:
         _log.info("unreferenced blobs collected", blobs=collected.count, bytes=collected.bytes)

@@ -21,10 +21,13 @@ class Retention:
     that the ledger does not have yet, or a submission that begins with these weights, makes it young again.
     """
 
-    def __init__(self, ledger: Ledger, blobs: BlobStore, grace_seconds: float) -> None:
+    def __init__(
+        self, ledger: Ledger, blobs: BlobStore, grace_seconds: float, keep_inputs_seconds: float = 0.0
+    ) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._grace_seconds = grace_seconds
+        self._keep_inputs_seconds = keep_inputs_seconds
         self._recipes: dict[str, Recipe] = {}
         self._garbage: set[str] = set()
 
@@ -48,7 +51,7 @@ class Retention:
                 await self._ledger.drop_checkpoints(task_id, [c.round for c in ripe])
                 self._garbage |= _digests(ripe)
         if self._garbage:
-            referenced = await self._ledger.referenced_digests()
+            referenced = await self._ledger.referenced_digests(now - self._keep_inputs_seconds)
             self._garbage -= referenced
             gone = await asyncio.to_thread(self._delete, referenced, frozenset(self._garbage))
             self._garbage -= gone

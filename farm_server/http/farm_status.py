@@ -13,6 +13,7 @@ from farm_server.observability.alarms import Alarms
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.queries import TaskQueries
 from farm_server.transfers.uploads import Uploads
+from protocol.features import FEATURES
 from protocol.limits import INLINE_BYTES
 from protocol.rest import FarmView
 
@@ -41,6 +42,7 @@ class FarmStatus:
             clients_online=self.clients.online_count(),
             tasks_active=self.tasks.active_count(),
             inline_bytes=INLINE_BYTES,
+            features=tuple(FEATURES),
             started_at=self.started_at,
             problem=self.readiness.not_ready(),
             pace=self.gateway.pace_view(),

@@ -7,16 +7,19 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
+from coordinator.continuing import at_start, check_goes_on, start_from
 from coordinator.events import Event, TaskSubmitted
+from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
-from coordinator.records import TaskRecord
+from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
 from farm_server.tensors.layouts import layout_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.transfers.memory_blobs import MemoryBlobs
 from protocol.contradictions import contradiction
 from protocol.encoded import stored_tensors
-from protocol.errors import Conflict, FarmError, InvalidTask, TensorError, Unavailable
+from protocol.errors import Conflict, FarmError, InvalidTask, NotFound, TensorError, Unavailable
+from protocol.features import FEATURES, unknown_to
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.tasks import BlobRef, TaskSpec
@@ -29,7 +32,17 @@ _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 8
 _NAMED_AT_MOST = 5
 _ANY_ID: Final = "a" * _ID_LENGTH
-_SAME: Final = frozenset(TaskSpec.model_fields) - {"initial_weights", "frozen", "footprint", "notes", "model_files"}
+_GONE: Final = (
+    "the farm has code and data of an ended task for a while only: submit them again, with --from for the weights"
+)
+_SAME: Final = frozenset(TaskSpec.model_fields) - {
+    "initial_weights",
+    "frozen",
+    "footprint",
+    "notes",
+    "needs",
+    "model_files",
+}
 
 
 def new_task_id() -> str:
@@ -71,12 +84,13 @@ class Submissions:
                 return known.task_id, False
             if (reason := self._refuses()) is not None:
                 raise Unavailable(f"no task is taken in: {reason}")
-            self._used(_digests(spec))
-            await asyncio.to_thread(self._check, spec)
             task_id = await self._new_id()
+            start = await self._start(task_id, spec)
+            self._used(_digests(spec, start))
+            await asyncio.to_thread(self._check, spec, start)
             if spec.initial_weights.is_small:
                 self._memory.keep(await self._blobs.read_async(spec.initial_weights.digest))
-            await self._ask(TaskSubmitted(task_id, spec))
+            await self._ask(TaskSubmitted(task_id, spec, start))
             return task_id, True
 
     async def _new_id(self) -> str:
@@ -85,11 +99,26 @@ class Submissions:
             pass
         return task_id
 
+    async def _start(self, task_id: str, spec: TaskSpec) -> CheckpointRecord | None:
+        """Return what a task begins with that goes on from another's checkpoint. Raises: NotFound, InvalidTask."""
+        origin = spec.continues
+        if origin is None:
+            return None
+        before = await self._ledger.task(origin.task_id)
+        checkpoint = None if before is None else await self._ledger.checkpoint(origin.task_id, origin.round)
+        if before is None or checkpoint is None:
+            raise NotFound(f"there is no checkpoint {origin.task_id}@{origin.round} any more to continue from")
+        start = start_from(task_id, spec, before.spec, checkpoint)
+        check_goes_on(at_start(TaskRecord(task_id, spec, TaskState.PENDING, created_at=0.0), start))
+        return start
+
     async def _known(self, spec: TaskSpec) -> TaskRecord | None:
         return None if spec.submit_token is None else await self._ledger.task_by_token(spec.submit_token)
 
-    def _check(self, spec: TaskSpec) -> None:
+    def _check(self, spec: TaskSpec, start: CheckpointRecord | None) -> None:
         """Look for what no client could make up for. Runs in a thread: it reads headers and may wait for torch."""
+        if why := unknown_to(FEATURES, spec.needs):
+            raise InvalidTask(why)
         if (size := len(pack_map(spec.config))) > MAX_CONFIG_BYTES:
             raise InvalidTask(
                 f"the config has {sized(size)}, at most {sized(MAX_CONFIG_BYTES)} are allowed; move data to files"
@@ -99,7 +128,7 @@ class Submissions:
         check_sendable(spec)
         if why := contradiction(spec.recipe, spec.dataset):
             raise InvalidTask(f"the recipe contradicts itself: {why}")
-        self._check_blobs(spec)
+        self._check_blobs(spec, start)
         check_bundle(self._blobs.path(spec.code.digest), spec.entry)
         try:
             layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
@@ -118,15 +147,16 @@ class Submissions:
         except TensorError as error:
             raise InvalidTask(f"the frozen weights can't be used: {error.message}") from error
 
-    def _check_blobs(self, spec: TaskSpec) -> None:
+    def _check_blobs(self, spec: TaskSpec, start: CheckpointRecord | None) -> None:
         if any(ref.carried is not None for ref in _references(spec)):
             raise InvalidTask("a submission carries no blob's bytes; upload its blobs first (PUT /v1/blobs/DIGEST)")
         # many shards may be one blob: each is made young, which syncs, only once
-        missing = [digest for digest in sorted(_digests(spec)) if not self._blobs.renew(digest)]
+        missing = [digest for digest in sorted(_digests(spec, start)) if not self._blobs.renew(digest)]
         if missing:
             shown = ", ".join(missing[:_NAMED_AT_MOST])
             more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
-            raise InvalidTask(f"upload these blobs first (PUT /v1/blobs/DIGEST): {shown}{more}")
+            why = f"upload these blobs first (PUT /v1/blobs/DIGEST): {shown}{more}"
+            raise InvalidTask(f"{_GONE}; {why}" if start is not None else why)
         sizes = {digest: self._blobs.size(digest) for digest in _digests(spec)}
         for ref in _references(spec):
             if (size := sizes[ref.digest]) != ref.size_bytes:
@@ -146,8 +176,8 @@ def _check_same(known: TaskRecord, spec: TaskSpec) -> None:
         )
 
 
-def _digests(spec: TaskSpec) -> set[str]:
-    return {ref.digest for ref in _references(spec)}
+def _digests(spec: TaskSpec, start: CheckpointRecord | None = None) -> set[str]:
+    return {ref.digest for ref in (*_references(spec), *(start.blobs if start is not None else ()))}
 
 
 def _references(spec: TaskSpec) -> Iterator[BlobRef]:

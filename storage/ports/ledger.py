@@ -144,11 +144,12 @@ class LedgerReader(Protocol):
     async def metrics(self, task_id: str, after: int = 0, limit: int = FEED_LIMIT) -> list[Numbered[MetricRecord]]:
         """Return the task's metrics, as ``events`` does. A value that is no number MUST come back as such."""
 
-    async def referenced_digests(self) -> set[str]:
+    async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs.
 
         A task MUST keep its initial and frozen weights for ever, its code and shards while it may train (FAILED may be
-        retried); a checkpoint its blobs until it is dropped; an update MUST be kept until its round is decided.
+        retried), and those of one that ended at ``ended_since`` (seconds) or later MUST be named too; a checkpoint its
+        blobs until it is dropped; an update MUST be kept until its round is decided.
         """
 
     async def beyond(self, history: History, task_id: str, keep: int) -> int | None:

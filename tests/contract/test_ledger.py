@@ -393,6 +393,16 @@ class TestReferencedDigests:
         training = {a.ref(f"t1/{name}").digest for name in ("code", "shard0", "shard1")}
         assert await ledger.referenced_digests() == {a.ref("t1/initial").digest} | (set() if ended else training)
 
+    @holds("those of one that ended at ``ended_since`` (seconds) or later MUST be named too")
+    @pytest.mark.parametrize("state", [TaskState.COMPLETED, TaskState.CANCELLED])
+    async def test_of_a_task_that_ended_a_while_ago(self, ledger: Ledger, state: TaskState) -> None:
+        await ledger.save([a.task(state=state, finished_at=50.0)])
+        initial = a.ref("t1/initial").digest
+        all_of_it = {a.ref(f"t1/{name}").digest for name in ("code", "shard0", "shard1")} | {initial}
+        assert await ledger.referenced_digests(ended_since=50.0) == all_of_it
+        assert await ledger.referenced_digests(ended_since=50.5) == {initial}
+        assert await ledger.referenced_digests() == {initial}
+
     async def test_of_kept_checkpoints(self, ledger: Ledger) -> None:
         await ledger.save(
             [a.checkpoint(round=0, optimizer=None, manifest=None), a.checkpoint(round=1), a.checkpoint(round=2)]

@@ -326,8 +326,8 @@ class Simulation:
 
     # what the world does
 
-    def submit(self, task: TaskSpec, task_id: str = "t1") -> str:
-        self.handle(TaskSubmitted(task_id, task))
+    def submit(self, task: TaskSpec, task_id: str = "t1", start: CheckpointRecord | None = None) -> str:
+        self.handle(TaskSubmitted(task_id, task, start))
         return task_id
 
     def join(self, volunteer: Volunteer | str) -> Volunteer:

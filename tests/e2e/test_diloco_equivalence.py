@@ -51,7 +51,7 @@ TASK = """
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return describe_task(SubmitOptions(EXAMPLE, config=EXAMPLE / "diloco.toml")).recipe
+    return describe_task(SubmitOptions(file=EXAMPLE, config=EXAMPLE / "diloco.toml")).recipe
 
 
 def test_the_example_is_the_papers_recipe(recipe: Recipe) -> None:

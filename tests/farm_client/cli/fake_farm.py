@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from protocol.digests import digest_bytes
+from protocol.features import FEATURES
 from protocol.ranges import ByteRanges, ContentRange
 from protocol.recipe import Recipe
 from protocol.resources import Load, Resources
@@ -126,6 +127,8 @@ class FakeFarm:
     metrics: list[MetricView] = field(default_factory=list)
     shards: list[ShardBook] = field(default_factory=list)
     recipe: Recipe | None = None
+    spec: TaskSpec | None = None
+    features: tuple[str, ...] = tuple(FEATURES)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     arrived: dict[str, tuple[bytearray, ByteRanges]] = field(default_factory=dict)
@@ -154,8 +157,9 @@ class FakeFarm:
         match path.strip("/").split("/"):
             case ["v1", "farm"]:
                 farm = FarmView(
-                    name="barn", version="0.1.0", clients_online=1, tasks_active=1, inline_bytes=1, started_at=0
-                )
+                    name="barn", version="0.1.0", clients_online=1, tasks_active=1, inline_bytes=1, started_at=0,
+                    features=self.features,
+                )  # fmt: skip
                 return answer(farm)
             case ["v1", "clients", *rest]:
                 return self._clients_answer(request, rest)
@@ -187,7 +191,7 @@ class FakeFarm:
                         metrics={"accuracy": 0.93}, committed_at=1.0,
                     ),
                 )  # fmt: skip
-                return answer(TaskDetail(task=task, spec=make_spec(self.recipe), rounds=rounds))
+                return answer(TaskDetail(task=task, spec=self.spec or make_spec(self.recipe), rounds=rounds))
             case ["pause" | "resume" | "cancel" | "retry" | "priority" as action]:
                 changed = json.loads(request.content) if action == "priority" else {"state": f"{action}d"}
                 return answer(task.model_copy(update=changed))

@@ -11,11 +11,12 @@ from farm_client.cli.demo import DemoReport
 from farm_client.cli.exit_codes import MEANING, ExitCode
 from farm_client.cli.output import OutputKind
 from farm_client.cli.submit_options import SubmitOptions, describe_task
+from farm_client.cli.verbs import name_of
 from protocol import rest
 from protocol.compression import CodecName
 
 DOCS = Path(__file__).parents[3] / "docs"
-NAMES = [function.__name__ for functions in VERBS.values() for function in functions]
+NAMES = [name_of(function) for functions in VERBS.values() for function in functions]
 
 
 def rows(page: str) -> list[list[str]]:
@@ -57,7 +58,7 @@ def test_the_page_of_slow_links_shows_recipes_that_are_valid(tmp_path):
     for number, recipe in enumerate(recipes):
         path = tmp_path / f"{number}.toml"
         path.write_text(recipe, encoding="utf-8")
-        assert describe_task(SubmitOptions(tmp_path, config=path)).recipe.update_codec.name != "none"
+        assert describe_task(SubmitOptions(file=tmp_path, config=path)).recipe.update_codec.name != "none"
     example = (DOCS.parent / "examples" / "charlm" / "diloco.toml").read_text(encoding="utf-8")
     assert recipes[-1] in example
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_brings_its_settings(folder):
-    described = describe_task(SubmitOptions(folder))
+    described = describe_task(SubmitOptions(file=folder))
     assert described.task.data == (folder / "data.npz",)
     assert described.recipe.epochs == 3
     assert described.recipe.rounds is None
@@ -50,7 +50,7 @@ def test_a_folder_brings_its_settings(folder):
 
 def test_the_command_line_wins(folder):
     options = SubmitOptions(
-        folder,
+        file=folder,
         data=[Path("other.npz")],
         set_values=["lr=0.5", "layers.width=16", "layers.kind=dense", "name='x'"],
         name="mine",
@@ -73,30 +73,30 @@ def test_the_command_line_wins(folder):
 
 
 def test_a_file_brings_the_settings_beside_it(folder):
-    described = describe_task(SubmitOptions(folder / "train.py"))
-    assert described == describe_task(SubmitOptions(folder))
+    described = describe_task(SubmitOptions(file=folder / "train.py"))
+    assert described == describe_task(SubmitOptions(file=folder))
     assert described.config["layers"] == {"width": 8}
 
 
 @pytest.mark.parametrize(("entry", "is_meant"), [("train.py", True), ("other.py", False)])
 def test_settings_about_another_file_are_not_a_files_own(folder, entry, is_meant):
     (folder / "task.toml").write_text(f"[task]\nname = 'x'\nentry = '{entry}'")
-    assert (describe_task(SubmitOptions(folder / "train.py")).task.name == "x") is is_meant
+    assert (describe_task(SubmitOptions(file=folder / "train.py")).task.name == "x") is is_meant
 
 
 def test_epochs_on_the_command_line_replace_rounds_and_both_may_be_given(folder):
     (folder / "task.toml").unlink()
     file = folder / "train.py"
-    assert describe_task(SubmitOptions(file)).recipe.rounds == 20
-    only_epochs = describe_task(SubmitOptions(file, epochs=1.5)).recipe
+    assert describe_task(SubmitOptions(file=file)).recipe.rounds == 20
+    only_epochs = describe_task(SubmitOptions(file=file, epochs=1.5)).recipe
     assert (only_epochs.rounds, only_epochs.epochs) == (None, 1.5)
-    both = describe_task(SubmitOptions(file, epochs=1.5, rounds=3)).recipe
+    both = describe_task(SubmitOptions(file=file, epochs=1.5, rounds=3)).recipe
     assert (both.rounds, both.epochs) == (3, 1.5)
 
 
 def test_recipe_fields_that_nobody_gave_are_left_to_the_submission(folder):
     (folder / "task.toml").unlink()
-    given = describe_task(SubmitOptions(folder / "train.py", batch_samples=8)).recipe.model_fields_set
+    given = describe_task(SubmitOptions(file=folder / "train.py", batch_samples=8)).recipe.model_fields_set
     assert "batch_samples" in given
     assert not given & {"round_samples", "evaluate_every", "outer"}
 
@@ -105,7 +105,7 @@ def test_checkpoints_and_late_work_by_file_and_by_option(folder):
     (folder / "task.toml").write_text(
         "[recipe]\nrounds = 3\nkeep_every = 10\nmax_staleness = 2\nkeep_best = 'min:loss'\nkeep_inner_optimizer = true"
     )
-    options = SubmitOptions(folder, keep_best="max:accuracy", over_provision=0.5, row_bytes=64, samples=1000)
+    options = SubmitOptions(file=folder, keep_best="max:accuracy", over_provision=0.5, row_bytes=64, samples=1000)
     described = describe_task(options)
     recipe = described.recipe
     assert (recipe.keep_every, recipe.max_staleness, recipe.over_provision) == (10, 2, 0.5)
@@ -124,11 +124,11 @@ def test_a_codec_is_named_or_described(folder):
         max_staleness = 1
         """
     )
-    recipe = describe_task(SubmitOptions(folder)).recipe
+    recipe = describe_task(SubmitOptions(file=folder)).recipe
     assert recipe.update_codec == CodecSpec(name=CodecName.TOPK, density=0.01)
     assert recipe.weights_codec == CodecSpec(name=CodecName.INT8)
     assert not recipe.pipeline
-    options = SubmitOptions(folder, update_codec=CodecName.INT4, weights_codec=CodecName.NONE, pipeline=True)
+    options = SubmitOptions(file=folder, update_codec=CodecName.INT4, weights_codec=CodecName.NONE, pipeline=True)
     recipe = describe_task(options).recipe
     assert recipe.update_codec == CodecSpec(name=CodecName.INT4)
     assert recipe.weights_codec == CodecSpec()
@@ -137,16 +137,16 @@ def test_a_codec_is_named_or_described(folder):
 
 def test_the_aggregate_by_file_and_by_option(folder):
     (folder / "task.toml").write_text("[recipe]\nrounds = 3\nmin_clients = 3\naggregate = 'median'")
-    recipe = describe_task(SubmitOptions(folder)).recipe
+    recipe = describe_task(SubmitOptions(file=folder)).recipe
     assert (recipe.aggregate, recipe.trim_share) == ("median", 0.0)
-    options = SubmitOptions(folder, aggregate=AggregateName.TRIMMED_MEAN, trim_share=0.2)
+    options = SubmitOptions(file=folder, aggregate=AggregateName.TRIMMED_MEAN, trim_share=0.2)
     recipe = describe_task(options).recipe
     assert (recipe.aggregate, recipe.trim_share) == ("trimmed_mean", 0.2)
-    assert describe_task(SubmitOptions(folder, aggregate=AggregateName.MEAN)).recipe.aggregate == "mean"
+    assert describe_task(SubmitOptions(file=folder, aggregate=AggregateName.MEAN)).recipe.aggregate == "mean"
 
 
 def test_the_submission_says_who(folder):
-    submission = describe_submission(SubmitOptions(folder, submit_token="once", no_check=True))
+    submission = describe_submission(SubmitOptions(file=folder, submit_token="once", no_check=True))
     assert "@" in submission.submitter
     assert submission.submit_token == "once"
     assert not submission.check
@@ -204,7 +204,7 @@ def test_the_submission_says_who(folder):
 def test_mistakes_in_the_file_are_named(folder, text, said):
     (folder / "task.toml").write_text(text)
     with pytest.raises(InvalidTask) as caught:
-        describe_task(SubmitOptions(folder))
+        describe_task(SubmitOptions(file=folder))
     assert said in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -212,15 +212,15 @@ def test_mistakes_in_the_file_are_named(folder, text, said):
 @pytest.mark.parametrize("assignment", ["lr", "=3", "lr.x=3"])
 def test_mistakes_in_set_are_named(folder, assignment):
     with pytest.raises(InvalidTask, match="--set"):
-        describe_task(SubmitOptions(folder, set_values=[assignment]))
+        describe_task(SubmitOptions(file=folder, set_values=[assignment]))
 
 
 def test_a_missing_settings_file_is_named(folder):
     with pytest.raises(InvalidTask, match="there is no"):
-        describe_task(SubmitOptions(folder, config=folder / "nosuch.toml"))
+        describe_task(SubmitOptions(file=folder, config=folder / "nosuch.toml"))
 
 
 def test_a_base_is_relative_to_the_file_and_the_command_line_wins(folder):
     (folder / "task.toml").write_text('[task]\nbase = "model"\n')
-    assert describe_task(SubmitOptions(folder)).submission(folder).base == folder / "model"
-    assert describe_task(SubmitOptions(folder, base=Path("other"))).task.base == Path("other")
+    assert describe_task(SubmitOptions(file=folder)).submission(folder).base == folder / "model"
+    assert describe_task(SubmitOptions(file=folder, base=Path("other"))).task.base == Path("other")

@@ -194,6 +194,35 @@ async def test_frozen_tensors_are_a_part_of_the_model_and_nothing_else(server, n
     assert digest_bytes(frozen) in await server.farm.ledger.referenced_digests(), "a model is nothing without them"
 
 
+@pytest.mark.parametrize(
+    ("change", "status", "complaint"),
+    [
+        ({"needs": ["telepathy"]}, 422, "this farm's server does not know telepathy: it must be upgraded first"),
+        ({"continues": {"task_id": "aaaaaaaa", "round": 2}}, 404, "no checkpoint aaaaaaaa@2 any more"),
+    ],
+)
+async def test_a_task_that_needs_what_is_not_here_is_refused(server, change, status, complaint):
+    await model.upload(server.http, model.CODE, model.SHARD, model.weights())
+    answer = await server.http.post("/v1/tasks", json=model.spec().model_dump(mode="json") | change)
+    assert answer.status_code == status
+    assert complaint in answer.json()["message"]
+    assert {"continued_tasks", "schedules"} <= set((await server.http.get("/v1/farm")).json()["features"])
+
+
+async def test_a_task_goes_on_from_the_start_of_another(server):
+    before = await model.submit(server.http)
+    await server.http.post(f"/v1/tasks/{before}/cancel")
+    kept = (await server.http.get(f"/v1/tasks/{before}/checkpoints")).json()
+    assert [checkpoint["round"] for checkpoint in kept] == [0]
+    inputs = {model.ref(model.CODE).digest, model.ref(model.SHARD).digest}
+    assert inputs <= await server.farm.ledger.referenced_digests(ended_since=0.0)
+    body = model.spec().model_dump(mode="json") | {"continues": {"task_id": before, "round": 0}}
+    answer = await server.http.post("/v1/tasks", json=body)
+    assert answer.status_code == 201, answer.text
+    detail = (await server.http.get(f"/v1/tasks/{answer.json()['task']['task_id']}")).json()
+    assert detail["spec"]["continues"] == {"task_id": before, "round": 0}
+
+
 async def test_a_submit_token_makes_a_repeat_harmless_even_at_the_same_time(server):
     await model.upload(server.http, model.CODE, model.SHARD, model.weights())
     body = model.spec(submit_token="once").model_dump(mode="json")

@@ -1,0 +1,176 @@
+"""Going on from a checkpoint of another task, with its code and data as the farm has them: `farm continue TASK`.
+
+What is carried on says ``protocol.continuing``. Nothing is uploaded; the code is fetched and its model built here only
+where the recipe now needs an optimizer or a schedule of it that the task before had no use for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.bundle import Bundle
+from farm_client.sdk.check import Trial, run_trial
+from farm_client.sdk.checkpoints import find_best, find_checkpoint
+from farm_client.sdk.download import download_weights
+from farm_client.sdk.errors import first_problem
+from farm_client.sdk.submission import submitter_here
+from farm_client.sdk.task_file import with_codec_tables
+from protocol.continuing import taken_over
+from protocol.contradictions import contradiction
+from protocol.errors import InvalidTask
+from protocol.features import needed_by, unknown_to
+from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe, parse_target
+from protocol.rest import CheckpointView
+from protocol.tasks import MAX_NOTES, BlobRef, Origin, Split, TaskSpec
+
+_MOST_DIGITS: Final = 15
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """From where a task goes on, and what changes.
+
+    ``rounds`` is ``"+20"`` for so many more, or how many in all; None leaves the end as it was, for a task that did
+    not get there. ``round_number``: from the checkpoint after so many rounds, ``best``: by ``keep_best``; else the
+    newest. ``recipe`` are fields of ``protocol.recipe`` that change.
+    """
+
+    rounds: str | int | None = None
+    round_number: int | None = None
+    best: bool = False
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    name: str = ""
+    submit_token: str | None = None
+
+
+def continued(api: FarmApi, task_id: str, how: Continuation) -> TaskSpec:
+    """Return the submission that goes on from a task's checkpoint; the farm has all that it names.
+
+    Raises: NotFound saying which rounds are kept; InvalidTask; CheckFailed.
+    """
+    number = find_best(api, task_id, how.round_number) if how.best else how.round_number
+    checkpoint = find_checkpoint(api, task_id, number)
+    before = api.spec(task_id)
+    recipe, notes = _recipe(before.recipe, checkpoint, how)
+    after = _changed(
+        before,
+        {
+            "name": how.name or before.name,
+            "submitter": submitter_here(),
+            "submit_token": how.submit_token,
+            "initial_weights": BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes),
+            "continues": Origin(task_id=task_id, round=checkpoint.round),
+            "has_scheduler": before.has_scheduler or _has_schedules(before.recipe.outer),
+        },
+    )
+    if _needs_code(before.recipe, recipe, how.recipe):
+        recipe = recipe.model_copy(update={"outer": _optimizer_of_code(api, after, recipe)})
+    if why := contradiction(recipe, before.dataset):
+        raise InvalidTask(f"the recipe contradicts itself: {why}")
+    after = after.model_copy(update={"recipe": recipe})
+    label = f"continues {before.name}, {task_id}@{checkpoint.round}"
+    told = (label, *taken_over(before, after).lost, *notes)
+    return after.model_copy(update={"notes": told[:MAX_NOTES], "needs": needed_by(after)})
+
+
+def refuse_older_farm(api: FarmApi, spec: TaskSpec) -> None:
+    """Raise InvalidTask if the farm's server would leave out something that the task needs."""
+    needed = needed_by(spec)
+    if needed and (why := unknown_to(api.farm().features, needed)) is not None:
+        raise InvalidTask(why)
+
+
+def rounds_in_all(said: str | int, before: int) -> int:
+    """Return how many rounds ``+20`` or ``60`` are in all, ``before`` of which are trained. Raises: InvalidTask."""
+    text = str(said).strip()
+    digits = text.removeprefix("+")
+    if not digits.isdecimal() or len(digits) > _MOST_DIGITS or not int(digits):
+        raise InvalidTask(f"--rounds {text}: write +20 for 20 more rounds, or 60 for 60 in all")
+    rounds = before * text.startswith("+") + int(digits)
+    if rounds <= before:
+        raise InvalidTask(f"--rounds {text}: {before} rounds are trained before: write +{digits} for so many more")
+    return rounds
+
+
+def _recipe(before: Recipe, checkpoint: CheckpointView, how: Continuation) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with its changes, and what there is to say of them."""
+    values = before.model_dump()
+    notes: tuple[str, ...] = ()
+    if how.rounds is not None:
+        values |= {"rounds": rounds_in_all(how.rounds, checkpoint.round), "epochs": None}
+    elif "epochs" in how.recipe:
+        values |= {"rounds": None}
+    if before.target is not None and "target" not in how.recipe and _reached(before.target, checkpoint):
+        values |= {"target": None}
+        notes = (f"the target {before.target} is reached where it begins, and left out",)
+    mode = how.recipe.get("mode", before.mode)
+    if mode != before.mode:
+        values |= {"outer": OuterOptimizer().model_dump()}
+        if mode == Mode.GRADIENTS:
+            values |= {"inner_state": InnerState.FRESH}
+    try:
+        return Recipe.model_validate(values | with_codec_tables(dict(how.recipe))), notes
+    except ValidationError as error:
+        raise InvalidTask(first_problem(error)) from error
+
+
+def _changed(spec: TaskSpec, changes: Mapping[str, object]) -> TaskSpec:
+    """Return the submission with these changes, which come from a command line. Raises: InvalidTask."""
+    try:
+        return TaskSpec.model_validate({name: getattr(spec, name) for name in TaskSpec.model_fields} | dict(changes))
+    except ValidationError as error:
+        raise InvalidTask(first_problem(error)) from error
+
+
+def _reached(target: str, checkpoint: CheckpointView) -> bool:
+    metric, sign, bound = parse_target(target)
+    value: Any = checkpoint.metrics.get(metric)
+    return value is not None and sign * value >= sign * bound
+
+
+def _has_schedules(outer: OuterOptimizer) -> bool:
+    return bool(outer.schedules) or any(group.schedules for group in outer.groups)
+
+
+def _needs_code(before: Recipe, after: Recipe, changes: Mapping[str, object]) -> bool:
+    """Whether the server needs an optimizer of the code that it did not have, or more of its schedules."""
+    if after.mode is not Mode.GRADIENTS or "outer" in changes:
+        return False
+    return before.mode is not Mode.GRADIENTS or _has_schedules(before.outer)
+
+
+def _optimizer_of_code(api: FarmApi, spec: TaskSpec, recipe: Recipe) -> OuterOptimizer:
+    """Build the task's model and optimizer here, and return what the server is to do. Raises: CheckFailed, NotFound."""
+    if spec.base:
+        raise InvalidTask(
+            "gradients mode needs the optimizer that the code builds from its base folder: submit it again with --base "
+            "and --from"
+        )
+    with tempfile.TemporaryDirectory(prefix="aifarm-continue-") as name:
+        folder = Path(name)
+        download_weights(api, spec.code, folder / "code.zip")
+        trial = Trial(
+            bundle=Bundle((folder / "code.zip").read_bytes(), spec.entry),
+            config=spec.config,
+            mode=recipe.mode,
+            batch_samples=recipe.batch_samples,
+            seed=recipe.seed,
+            rows=spec.dataset.samples(Split.TRAIN),
+            tries_batch=False,
+            ignore=recipe.ignore,
+            tuple_columns=recipe.tuple_columns,
+            rounds=recipe.rounds,
+            epochs=recipe.epochs,
+            round_samples=recipe.round_samples,
+        )
+        report = run_trial(trial, folder)
+    if report.outer is None:
+        raise InvalidTask("the code gives the server no optimizer: go on in weights mode")
+    return report.outer

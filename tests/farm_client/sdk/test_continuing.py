@@ -1,0 +1,193 @@
+"""What `farm continue` submits: a checkpoint's place, the recipe with its changes, and what to say of them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import pytest
+
+from farm_client import AsyncFarm, Farm
+from farm_client.executor.rehearsal import rehearse
+from farm_client.sdk import check
+from farm_client.sdk.api import FarmApi
+from farm_client.sdk.config import parse_address
+from farm_client.sdk.continuing import rounds_in_all
+from protocol.digests import digest_bytes
+from protocol.errors import InvalidTask, NotFound
+from protocol.recipe import InnerState, Mode, Recipe
+from protocol.tasks import BaseFile, BlobRef, Dataset, Origin, Shard, Split, TaskSpec
+from tests.farm_client.cli.fake_farm import A_BLOB, ADDRESS, FakeFarm, make_checkpoint, make_spec
+
+CODE = """
+import torch
+
+
+def build_model(config):
+    return torch.nn.Linear(2, 2)
+
+
+def loss(model, batch):
+    return model(batch["x"]).sum()
+
+
+def build_optimizer(model, config):
+    return torch.optim.Adam(model.parameters(), lr=config["lr"])
+
+
+def build_scheduler(optimizer, config):
+    return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 20)
+"""
+
+
+def spec_of(**recipe: object) -> TaskSpec:
+    """Return a submission with held-out samples."""
+    shards = (*make_spec().dataset.shards, Shard(index=1, split=Split.HOLDOUT, samples=9, blob=A_BLOB))
+    dataset = Dataset(kind="files", shards=shards)
+    return make_spec(Recipe.model_validate(recipe)).model_copy(update={"dataset": dataset})
+
+
+@pytest.fixture
+def fake() -> FakeFarm:
+    fake = FakeFarm()
+    fake.spec = spec_of(rounds=20, keep_best="min:loss")
+    fake.checkpoints = [
+        make_checkpoint(5, digest="5" * 64, metrics={"loss": 0.2}, newest=False),
+        make_checkpoint(20, digest="2" * 64, metrics={"loss": 0.3}, newest=True),
+    ]
+    return fake
+
+
+@pytest.fixture
+def farm(fake):
+    with Farm.over(FarmApi(parse_address(ADDRESS, "test"), fake.transport(), tidy=True)) as farm:
+        yield farm
+
+
+def test_it_names_the_checkpoint_and_goes_on_counting(farm, fake):
+    new = farm.task("digits").continue_("+10", name="more", submit_token="once")
+    (spec,) = fake.submitted
+    assert spec.continues == Origin(task_id="abcd2345", round=20)
+    assert spec.initial_weights.digest == "2" * 64
+    assert (spec.recipe.rounds, spec.name, spec.submit_token) == (30, "more", "once")
+    assert spec.needs == ("continued_tasks",)
+    assert (spec.code, spec.dataset) == (fake.spec.code, fake.spec.dataset)
+    assert new.notes == spec.notes == ("continues digits, abcd2345@20",)
+    assert not [line for line in fake.sent() if "/v1/blobs" in line], "nothing is uploaded"
+
+
+@pytest.mark.parametrize(
+    ("how", "round_", "rounds"), [({"best": True}, 5, 7), ({"round_number": 5}, 5, 7), ({}, 20, 22)]
+)
+def test_from_which_checkpoint(farm, fake, how, round_, rounds):
+    farm.task("digits").continue_("+2", **how)
+    (spec,) = fake.submitted
+    assert spec.continues is not None
+    assert (spec.continues.round, spec.recipe.rounds) == (round_, rounds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounds", "epochs"),
+    [({}, 20, None), ({"epochs": 4.0}, None, 4.0), ({"batch_samples": 8}, 20, None)],
+)
+def test_without_rounds_the_end_stays_unless_the_recipe_has_another(farm, fake, changes, rounds, epochs):
+    farm.task("digits").continue_(round_number=5, recipe=changes)
+    (spec,) = fake.submitted
+    assert (spec.recipe.rounds, spec.recipe.epochs) == (rounds, epochs)
+
+
+def test_what_is_not_there_is_told(farm, fake):
+    task = farm.task("digits")
+    with pytest.raises(NotFound, match=r"no checkpoint of round 6; kept are: 5, 20"):
+        task.continue_("+1", round_number=6)
+    with pytest.raises(InvalidTask, match="not both"):
+        task.continue_("+1", round_number=5, best=True)
+    fake.checkpoints = []
+    with pytest.raises(NotFound, match="has no checkpoint"):
+        task.continue_("+1")
+    fake.tasks = []
+    with pytest.raises(NotFound):
+        farm.task("digits")
+    assert fake.submitted == []
+
+
+@pytest.mark.parametrize("said", ["+0", "0", "-3", "", "+", "twenty", "1.5", "+1e3", "9" * 40])
+def test_rounds_that_are_none(said):
+    with pytest.raises(InvalidTask, match="write \\+20"):
+        rounds_in_all(said, 5)
+
+
+def test_rounds_more_and_in_all():
+    assert (rounds_in_all("+20", 5), rounds_in_all("60", 5), rounds_in_all(8, 5)) == (25, 60, 8)
+    with pytest.raises(InvalidTask, match=r"5 rounds are trained before: write \+5"):
+        rounds_in_all("5", 5)
+
+
+def test_a_target_that_is_reached_does_not_stop_it_at_once(farm, fake):
+    fake.spec = spec_of(rounds=20, keep_best="min:loss", target="loss<=0.5")
+    farm.task("digits").continue_("+1")
+    farm.task("digits").continue_("+1", recipe={"target": "loss<=0.1"})
+    reached, new = fake.submitted
+    assert reached.recipe.target is None
+    assert "the target loss<=0.5 is reached where it begins, and left out" in reached.notes
+    assert new.recipe.target == "loss<=0.1"
+
+
+def test_a_contradiction_or_a_wrong_value_is_refused_before_it_is_sent(farm, fake):
+    with pytest.raises(InvalidTask, match="max_clients is 1"):
+        farm.task("digits").continue_("+1", recipe={"min_clients": 2, "max_clients": 1})
+    with pytest.raises(InvalidTask, match="batch_samples"):
+        farm.task("digits").continue_("+1", recipe={"batch_samples": 0})
+    with pytest.raises(InvalidTask, match="name"):
+        farm.task("digits").continue_("+1", name="x" * 5000)
+    assert fake.submitted == []
+
+
+def test_an_older_server_is_told_of_before_anything_happens(farm, fake):
+    fake.features = ()
+    with pytest.raises(InvalidTask, match="does not know continued_tasks: it must be upgraded first"):
+        farm.task("digits").continue_("+1")
+    assert fake.submitted == []
+
+
+def _keep_code(fake: FakeFarm) -> BlobRef:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("train.py", CODE)
+    data = file.getvalue()
+    fake.blobs[digest_bytes(data)] = data
+    return BlobRef(digest=digest_bytes(data), size_bytes=len(data))
+
+
+def test_the_servers_optimizer_comes_from_the_code_where_the_mode_changes(farm, fake, monkeypatch):
+    monkeypatch.setattr(check, "_run_process", lambda request, folder: (rehearse(request), ""))
+    carried = spec_of(rounds=20, inner_state=InnerState.CARRIED)
+    fake.spec = carried.model_copy(update={"code": _keep_code(fake), "config": {"lr": 0.25}})
+    farm.task("digits").continue_("+5", recipe={"mode": "gradients"})
+    (spec,) = fake.submitted
+    assert (spec.recipe.mode, spec.recipe.inner_state) == (Mode.GRADIENTS, InnerState.FRESH)
+    assert (spec.recipe.outer.name, spec.recipe.outer.options["lr"]) == ("adam", 0.25)
+    outer = spec.recipe.outer
+    lr = next(one.schedules["lr"] for one in (outer, *outer.groups) if one.schedules)
+    assert sum(segment.steps for segment in lr.segments) == 25, "the schedule reaches to the new end"
+    assert lr.least == pytest.approx(0.125)
+    assert {"continued_tasks", "schedules"} <= set(spec.needs)
+    assert "the server's optimizer begins anew: the mode was weights and is gradients" in spec.notes
+
+
+def test_what_would_need_a_base_folder_here_is_refused(farm, fake):
+    file = BaseFile(path="config.json", blob=A_BLOB)
+    fake.spec = spec_of(rounds=20).model_copy(update={"base": (file,)})
+    with pytest.raises(InvalidTask, match="submit it again with --base and --from"):
+        farm.task("digits").continue_("+5", recipe={"mode": "gradients"})
+    farm.task("digits").continue_("+5")
+    assert fake.submitted[0].base == (file,)
+
+
+async def test_the_same_for_an_event_loop(fake):
+    async with AsyncFarm(ADDRESS) as farm:
+        farm.sync.close()
+        farm.sync = Farm.over(FarmApi(parse_address(ADDRESS, "test"), fake.transport()))
+        task = await farm.task("digits")
+        new = await task.continue_("+1", best=True)
+        assert new.notes == fake.submitted[0].notes
