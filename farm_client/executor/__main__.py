@@ -21,7 +21,19 @@ import torch
 from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import as_failed
-from farm_client.executor.messages import Building, Done, Loaded, LoadTask, Rebase, Rebased, Run, StepsDone, Stop, Warm
+from farm_client.executor.messages import (
+    Building,
+    Done,
+    Holds,
+    Loaded,
+    LoadTask,
+    Rebase,
+    Rebased,
+    Run,
+    StepsDone,
+    Stop,
+    Warm,
+)
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
@@ -57,6 +69,9 @@ class Runner(Protocol):
 
     def confirm(self) -> None:
         """Note that the last result was reported."""
+
+    def foresee(self) -> str | None:
+        """Return the digest of the version that it holds already for the next round; None if it knows none."""
 
 
 LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
@@ -116,6 +131,7 @@ class _Executor:
             flush_streams()
             if isinstance(outcome, Done):
                 self._report(outcome)
+                self._foresee()
             else:
                 self._behind.wait()
                 self._channel.send(StepsDone(assignment_id=order.assignment_id))
@@ -127,6 +143,11 @@ class _Executor:
         self._channel.send(done)
         if self._runner is not None and done.update_digest is not None:
             self._runner.confirm()
+
+    def _foresee(self) -> None:
+        """While the update travels, and nothing else is to be done."""
+        if self._runner is not None and (digest := self._runner.foresee()) is not None:
+            self._channel.send(Holds(weights_digest=digest))
 
     def _write(self, write: Callable[[], Done], assignment_id: str) -> None:
         """Write an update while the next assignment runs, whose progress this is not to end."""

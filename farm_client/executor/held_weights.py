@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from farm_client.executor.foreseen import FileForm, Foreseen, foresee
 from farm_client.executor.frozen import BuiltFrozen, FrozenTensors
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import LoadTask, Run
@@ -22,6 +23,10 @@ class HeldWeights:
         self.base: TensorMap = {}
         """The version's tensors, on the model's device."""
         self._digest = ""
+        self._form: FileForm | None = None
+        """That of the task's weights files, once one came."""
+        self._foreseen: Foreseen | None = None
+        self._foresees = True
         self._frozen_path = None if order.frozen_path is None else Path(order.frozen_path)
         self._frozen_digest = order.frozen_digest
         self.give_to(tensors)
@@ -50,13 +55,36 @@ class HeldWeights:
 
         Raises: NotFound if neither has it; CodeError if it is not this model's; FileNotFoundError.
         """
+        self._recall(order)
         if order.weights is not None:
             self._hold(order.weights_digest, safetensors.torch.load(order.weights))
         elif order.weights_path is not None:
             self._hold(order.weights_digest, safetensors.torch.load_file(order.weights_path))
+            self._form = self._form or FileForm.of(Path(order.weights_path))
         elif order.weights_digest != self._digest:
             raise NotFound(f"the executor does not hold weights {order.weights_digest[:12]}; send them with the order")
         self.restore()
+
+    def foresee(self, update: TensorMap, samples: int) -> str | None:
+        """Compute what the farm makes of the version with this update alone; return its digest, an order may name it.
+
+        None for weights so small that they come in messages, for those that are not all float32, and once the farm
+        has made something else: it averages otherwise than plainly then.
+        """
+        is_plain = all(parameter.dtype == torch.float32 for parameter in self._tensors.parameters.values())
+        if self._form is None or not self._foresees or not is_plain:
+            return None
+        self._foreseen = foresee(self.base, update, self._tensors.buffer_names, samples, self._form)
+        return self._foreseen.digest
+
+    def _recall(self, order: Run) -> None:
+        """Hold the version that was foreseen, if the order is to begin with that."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is None or order.weights_digest == self._digest:
+            return
+        self._foresees = order.weights_digest == foreseen.digest
+        if self._foresees:
+            self.base, self._digest = foreseen.tensors, foreseen.digest
 
     def restore(self) -> None:
         """Put the version into the model again. Raises: CodeError if it is not this model's; FrozenDiffers."""

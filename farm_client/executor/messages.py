@@ -190,6 +190,16 @@ class Done(Frozen):
     """Where they went: see ``protocol.messages.WorkStage``."""
 
 
+class Holds(Frozen):
+    """Report: after the last ``Done`` it also holds this version, which the farm will make if nobody else adds to it.
+
+    It comes unasked. An order may name it without weights, as it may still name the one before.
+    """
+
+    type: Literal["holds"] = "holds"
+    weights_digest: str
+
+
 class Rebased(Frozen):
     """Report: the weights file is written. Whether it is the right one, the agent sees by its digest."""
 
@@ -210,7 +220,8 @@ class Failed(Frozen):
 
 Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]
 Report = Annotated[
-    Warm | Building | Loaded | Advance | Saved | StepsDone | Done | Rebased | Failed, Field(discriminator="type")
+    Warm | Building | Loaded | Advance | Saved | StepsDone | Done | Holds | Rebased | Failed,
+    Field(discriminator="type"),
 ]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

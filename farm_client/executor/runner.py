@@ -36,6 +36,7 @@ from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from farm_client.stage_clock import StageClock
+from protocol.compression import CodecName
 from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState, Mode
 
@@ -92,6 +93,7 @@ class TaskRunner:
         self._kept_loop: InnerLoop | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
+        self._whole_round: _Outcome | None = None
         self._timeline: Timeline | None = None
         self._has_schedule = True
 
@@ -103,7 +105,20 @@ class TaskRunner:
         """
         self._updates.begin()
         with blaming(self.contract.code_dir):
-            return self._done(self._compiled_or_not(order, progress))
+            outcome = self._compiled_or_not(order, progress)
+            self._whole_round = outcome if outcome.samples == order.round_samples else None
+            return self._done(outcome)
+
+    def foresee(self) -> str | None:
+        """Return the digest of the version that it holds for the next round, if the last one was its own as a whole."""
+        outcome, self._whole_round = self._whole_round, None
+        if outcome is None or outcome.trained is None or self._order.mode is not Mode.WEIGHTS:
+            return None
+        if self._order.update_codec.name is not CodecName.NONE:
+            return None
+        with suppress(RuntimeError, MemoryError, OSError):  # for want of memory: then the version is fetched
+            return self._weights.foresee(outcome.trained.update, outcome.samples)
+        return None
 
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``, but leave an update to be written by who calls what is returned, on any thread, one at a time.

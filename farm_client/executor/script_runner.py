@@ -89,6 +89,9 @@ class ScriptRunner:
         """Do as ``run``: the loop is the script's, which may change what it has given back."""
         return self.run(order, progress)
 
+    def foresee(self) -> None:
+        """Hold no version for the next round: the loop is the script's."""
+
     def try_out(self, samples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Train on the first rows, and evaluate with them if the script does; return both metrics. Raises: CodeError.
 

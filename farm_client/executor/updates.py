@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -104,14 +105,14 @@ class UpdateWriter:
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write a file and return its digest; each block is hashed while it is in the processor's cache."""
+    """Write a file and return its digest; a thread hashes each block while it and the next ones are written."""
     hasher = new_hasher()
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1, thread_name_prefix="update-hash") as hashing:
         for chunk in chunks:
             for start in range(0, len(chunk), _BLOCK_BYTES):
                 block = memoryview(chunk)[start : start + _BLOCK_BYTES]
+                hashing.submit(hasher.update, block)
                 file.write(block)
-                hasher.update(block)
     return hasher.hexdigest()
 
 

@@ -19,6 +19,7 @@ from farm_client.executor.messages import (
     Difference,
     Done,
     Failed,
+    Holds,
     Loaded,
     LoadTask,
     Rebase,
@@ -224,6 +225,9 @@ class Executor:
                 self.doing = "building the model"
             case Advance() | Saved():
                 self._on_progress(report)
+            case Holds():
+                if self.running is None:  # else its order came with weights
+                    self.held_weights = report.weights_digest
             case StepsDone():
                 self._free_early(report.assignment_id)
             case Done() | Failed() if report.assignment_id in self._writing:
