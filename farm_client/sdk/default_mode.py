@@ -9,7 +9,7 @@ take the steps and the exchanges stay affordable. Pure.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from protocol.recipe import InnerState, Mode, Recipe
@@ -181,6 +181,14 @@ def _weights(recipe: Recipe, why: str) -> ModeChoice:
     else:
         cost = f"{said} is set: clients that share a round train apart and are averaged, which is not the plain loop"
     return ModeChoice(Mode.WEIGHTS, f"mode weights: {why}; {cost}", changes)
+
+
+def with_passes_said(choice: ModeChoice, recipe: Recipe) -> ModeChoice:
+    """Say what ``rounds`` are where no mode is named: passes over the data, and not rounds of the mode's size."""
+    if recipe.rounds is None:
+        return choice
+    said = f"{choice.sentence}; {counted(recipe.rounds, 'round')} without a mode: so many passes over the data"
+    return replace(choice, sentence=said)
 
 
 def passes(recipe: Recipe) -> float:

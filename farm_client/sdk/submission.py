@@ -30,6 +30,7 @@ from farm_client.sdk.default_mode import (
     choose_mode,
     leaves_the_mode_open,
     passes,
+    with_passes_said,
 )
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.warm_start import Start, WarmStart
@@ -176,9 +177,9 @@ def _choice(submission: Submission, report: RehearsalReport, dataset: Dataset) -
     if submission.chosen_for is None or not leaves_the_mode_open(submission.recipe):
         return None
     if report.is_script:
-        return choose_for_script(submission.recipe, carries=report.carries)
+        return with_passes_said(choose_for_script(submission.recipe, carries=report.carries), submission.recipe)
     facts = TrialFacts(report.obstacle, report.weights_bytes, report.batch_seconds, dataset.samples(Split.TRAIN))
-    return choose_mode(submission.recipe, facts, submission.chosen_for)
+    return with_passes_said(choose_mode(submission.recipe, facts, submission.chosen_for), submission.recipe)
 
 
 def _default_name(code: Path) -> str:

@@ -20,6 +20,7 @@ from farm_client.sdk.default_mode import (
     choose_mode,
     estimate,
     leaves_the_mode_open,
+    with_passes_said,
 )
 from protocol.recipe import InnerState, Mode, Recipe
 from protocol.rest import LinksView
@@ -196,3 +197,18 @@ def test_a_script_with_a_number_of_clients_keeps_it() -> None:
     choice = choose_for_script(Recipe(rounds=2, min_clients=3), carries=True)
     assert "max_clients" not in choice.changes
     assert "min_clients is set" in choice.sentence
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"rounds": 20}, "; 20 rounds without a mode: so many passes over the data"),
+        ({"rounds": 1, "epochs": 3}, "; 1 round without a mode: so many passes over the data"),
+        ({"epochs": 3}, ""),
+    ],
+)
+def test_what_rounds_are_without_a_mode_is_said(recipe: dict[str, object], said: str) -> None:
+    choice = ModeChoice(Mode.WEIGHTS, "mode weights: why", {"max_clients": 1})
+    told = with_passes_said(choice, Recipe.model_validate(recipe))
+    assert told.sentence == f"mode weights: why{said}"
+    assert (told.mode, told.changes) == (choice.mode, choice.changes)
