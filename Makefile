@@ -42,6 +42,8 @@ BENCHMARK_TESTS := tests/benchmarks
 JOBS ?= 3
 # A worker that a hung test ends is replaced, twice.
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --max-worker-restart 2
+# Two farms at once: they wait for deadlines and for dead processes more than they compute.
+FAULTS_SIDE_BY_SIDE := -n 2 --dist loadfile --max-worker-restart 2
 # MEASURED=1: what the tests and the processes that they start reach is added to .coverage/, for coverage-report.
 COVERAGE := $(BIN)/python -m coverage
 PYTEST := $(if $(MEASURED),$(COVERAGE) run,$(BIN)/python) -m pytest --durations=10
@@ -52,7 +54,7 @@ test: $(STAMP)
 
 faults: $(STAMP)
 	@echo "==> pytest, faults on real processes"
-	@$(PYTEST) $(FAULT_TESTS) $(ARGS)
+	@$(PYTEST) $(FAULT_TESTS) $(if $(ARGS),$(ARGS),$(FAULTS_SIDE_BY_SIDE))
 
 benchmark-tests: $(STAMP)
 	@echo "==> pytest, the benchmarks themselves"
