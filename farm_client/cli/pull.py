@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final
 
 import typer
@@ -15,7 +16,7 @@ from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.download import pull_model
+from farm_client.sdk.download import pull_model, pull_torch
 from farm_client.sdk.farm import Task
 from farm_client.sdk.model_folder import pull_folder
 from farm_client.sdk.retrying import RETRY_SECONDS
@@ -32,7 +33,18 @@ class ModelFormat(StrEnum):
     """In which form a model is written."""
 
     SAFETENSORS = "safetensors"
+    TORCH = "torch"
     HF = "hf"
+
+
+_WRITERS: Final[Mapping[ModelFormat, tuple[str, PullTo]]] = MappingProxyType(
+    {
+        ModelFormat.SAFETENSORS: (".safetensors", pull_model),
+        ModelFormat.TORCH: (".pt", pull_torch),
+        ModelFormat.HF: ("", pull_folder),
+    }
+)
+"""The suffix of the name that a model gets without ``-o``, and what writes it."""
 
 
 def pull(
@@ -46,17 +58,21 @@ def pull(
     *,
     model_format: Annotated[
         ModelFormat,
-        typer.Option("--format", help="One file, or a new folder that from_pretrained of transformers or peft loads."),
+        typer.Option(
+            "--format",
+            help="A file of safetensors, one for torch.load, or a folder for from_pretrained of transformers or peft.",
+        ),
     ] = ModelFormat.SAFETENSORS,
     retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
-    """Fetch a task's model: a safetensors file for `model.load_state_dict(load_file(…))`, or a folder."""
+    """Fetch a task's model: a safetensors file for `model.load_state_dict(load_file(…))`, or another format."""
     with invocation.api(retry_seconds) as api:
-        if model_format is ModelFormat.HF and output == MODEL_FILE:
-            output = output.with_suffix("")
+        suffix, pull_to = _WRITERS[model_format]
+        if output == MODEL_FILE:
+            output = output.with_suffix(suffix)
         pulled = Task(api, invocation.task(api, task))
         model = pulled.found(round_number, best=best)
-        fetch(api, model, output, invocation.out, pull_folder if model_format is ModelFormat.HF else pull_model)
+        fetch(api, model, output, invocation.out, pull_to)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"
     invocation.out.emit(

@@ -50,6 +50,24 @@ def pull_model(
             file.unlink()
 
 
+def pull_torch(api: FarmApi, model: ModelView, output: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Write the model to ``output`` as ``torch.save`` does, for ``torch.load(output, weights_only=True)``.
+
+    Raises: as ``pull_model``.
+    """
+    check_output(output)
+    plain = output.with_name(f".{output.name}.safetensors")
+    pull_model(api, model, plain, advance)
+    try:
+        import torch  # noqa: PLC0415 - it takes a second, and few commands need it
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        with _replacing(output) as partial:
+            torch.save(load_file(plain), partial)
+    finally:
+        plain.unlink()
+
+
 def check_output(output: Path) -> None:
     """See that a model may take this place. Raises: BadOutput where a folder, a device or a pipe is."""
     if output.exists() and not output.is_file():

@@ -65,6 +65,41 @@ def test_a_model_with_tied_weights_loads_as_it_is(farm, fake, tmp_path):
         }
 
 
+def test_a_model_for_torch_is_loaded_without_unpickling(farm, fake, tmp_path):
+    model = Tied()
+    state = {name: value for name, value in model.state_dict().items() if name != "head.weight"}
+    publish(fake, state, {"head.weight": "embed.weight"})
+    output = tmp_path / "out" / "model.pt"
+    assert farm("pull", "digits", "--format", "torch", "-o", str(output), "--json").envelope("model")["path"] == str(
+        output
+    )
+    other = Tied()
+    other.load_state_dict(torch.load(output, weights_only=True))
+    assert torch.equal(other.head.weight, model.embed.weight)
+    assert torch.equal(other.mask, model.mask)
+    assert [path.name for path in output.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_model_for_torch_that_came_damaged_leaves_the_old_one_in_place(farm, fake, tmp_path):
+    publish(fake, {"a": torch.ones(2)}, {})
+    fake.blobs[fake.model_digest] = fake.blobs[fake.model_digest][:-1] + b"x"
+    output = tmp_path / "model.pt"
+    output.write_bytes(b"the old one")
+    assert farm("pull", "digits", "--format", "torch", "-o", str(output)).exit_code == 1
+    assert output.read_bytes() == b"the old one"
+
+
+def test_each_format_has_a_name_of_its_own(farm, fake, tmp_path, monkeypatch):
+    publish(fake, {"a": torch.ones(2)}, {})
+    monkeypatch.chdir(tmp_path)
+    names = [
+        farm("pull", "digits", "--format", kind, "--json").envelope("model")["path"]
+        for kind in ("torch", "safetensors")
+    ]
+    assert names == ["model.pt", "model.safetensors"]
+    assert "hf" in farm("pull", "digits", "--format", "onnx").stderr
+
+
 def test_a_pulled_model_is_an_ordinary_file_and_nothing_is_left_beside_it(farm, fake, tmp_path):
     publish(fake, {"a": torch.ones(2)}, {})
     before = os.umask(0o022)
