@@ -83,6 +83,11 @@ def download_weights(api: FarmApi, blob: BlobRef, to: Path, advance: Callable[[i
     carry(api, lambda carrier: download(carrier, blob.digest, PartialFile(to, blob.size_bytes), forward))
 
 
+def make_ordinary(path: Path) -> None:
+    """Let who may read other new files read this one: unfinished ones are made for their owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
     """Give a file that takes the place of ``output`` at the end of the block, or vanishes on an error."""
@@ -91,8 +96,7 @@ def _replacing(output: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        # mkstemp makes files that only their owner can read; a model is an ordinary file.
-        partial.chmod(0o666 & ~_umask())
+        make_ordinary(partial)
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)

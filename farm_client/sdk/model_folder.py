@@ -14,7 +14,7 @@ from typing import Final
 
 from farm_client.executor.model_files import ADAPTER_CONFIG, CONFIG, MODEL_FILES, adapter_name
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.download import download_weights, pull_model
+from farm_client.sdk.download import download_weights, make_ordinary, pull_model
 from farm_client.sdk.errors import BadOutput
 from farm_client.sdk.feeds import read_all
 from protocol.errors import NotFound
@@ -57,6 +57,7 @@ def pull_folder(api: FarmApi, model: ModelView, output: Path, advance: Advance =
         for file in _beside_weights(detail.spec, files):
             (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
             download_weights(api, file.blob, folder / file.path)
+            make_ordinary(folder / file.path)
         for name, document in files.items():
             (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         measured = [value for value in read_all(api.metrics, model.task_id) if value.source == "eval"]

@@ -178,6 +178,7 @@ def test_an_adapter_is_pulled_as_peft_loads_it(lora: Path, tmp_path: Path, prepa
     bench.train()
     trained = bench.runner.tensors  # as its steps left it
     folder = pulled(tmp_path, prepared.spec, in_memory(prepared), trained.weights_file())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "whoever reads the weights reads the tokenizer"
     assert "config.json" not in {path.name for path in folder.iterdir()}, "an adapter is no model of its own"
     base = AutoModelForCausalLM.from_pretrained(lora / "base", dtype=torch.float32)
     before = logits(base)
