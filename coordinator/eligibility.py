@@ -6,13 +6,16 @@ that no machine qualifies for waits for a better machine. ``available`` is about
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from coordinator.decision import Decision
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
 from protocol.tasks import TaskSpec
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, STEP_RULES
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -118,15 +121,10 @@ def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
 
 def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     """Whether the client can take the task's weights, encode its updates and decode new versions."""
-    if spec.frozen is not None and FROZEN_APART not in client.features:
-        return Decision(False, "cannot take frozen tensors as a file of their own: it needs a newer aifarm")
-    if spec.base and BASE_FOLDER not in client.features:
-        return Decision(False, "cannot take the folder that the task starts from: it needs a newer aifarm")
     recipe = spec.recipe
-    if recipe.inner_state is InnerState.CARRIED and CARRIED_STATE not in client.features:
-        return Decision(False, "cannot carry an optimizer's state from round to round: it needs a newer aifarm")
-    if _has_step_rules(spec) and STEP_RULES not in client.features:
-        return Decision(False, "cannot clip gradients, or follow a scheduler: it needs a newer aifarm")
+    for feature, is_needed, sentence in _FEATURES:
+        if is_needed(spec) and feature not in client.features:
+            return Decision(False, f"cannot {sentence}: it needs a newer aifarm")
     needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
     if unknown := sorted(needed - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
@@ -138,3 +136,22 @@ def _has_step_rules(spec: TaskSpec) -> bool:
     recipe = spec.recipe
     clips = recipe.clip_norm is not None or recipe.clip_value is not None
     return recipe.mode is Mode.WEIGHTS and (clips or spec.has_scheduler)
+
+
+def _names_a_schedule(spec: TaskSpec) -> bool:
+    """Whether clients follow a schedule of the recipe; in gradients mode the server does it."""
+    return spec.recipe.mode is Mode.WEIGHTS and spec.recipe.schedule is not None
+
+
+_FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
+    (FROZEN_APART, lambda spec: spec.frozen is not None, "take frozen tensors as a file of their own"),
+    (BASE_FOLDER, lambda spec: bool(spec.base), "take the folder that the task starts from"),
+    (
+        CARRIED_STATE,
+        lambda spec: spec.recipe.inner_state is InnerState.CARRIED,
+        "carry an optimizer's state from round to round",
+    ),
+    (STEP_RULES, _has_step_rules, "clip gradients, or follow a scheduler"),
+    (NAMED_SCHEDULE, _names_a_schedule, "follow a schedule that the recipe names"),
+)
+"""What a task may need of a client beside codecs: a client's feature, whether it is needed, and what lacks without."""

@@ -18,9 +18,11 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
+from protocol.bounds import MAX_COUNT
 from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
-from protocol.recipe import InnerState
-from protocol.tasks import TaskBrief, TaskSpec
+from protocol.recipe import InnerState, Mode
+from protocol.task_length import global_steps
+from protocol.tasks import Split, TaskBrief, TaskSpec
 
 
 class Answer(Named, Protocol):
@@ -52,6 +54,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         tuple_columns=spec.recipe.tuple_columns,
         clip_norm=spec.recipe.clip_norm,
         clip_value=spec.recipe.clip_value,
+        schedule=spec.recipe.schedule,
+        schedule_steps=_schedule_steps(spec),
         precision=spec.recipe.precision,
         compile=spec.recipe.compile,
         snapshot_seconds=spec.recipe.snapshot_seconds,
@@ -59,6 +63,13 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,
     )
+
+
+def _schedule_steps(spec: TaskSpec) -> int:
+    """Return over how many global steps clients follow the recipe's schedule; 0 where they follow none."""
+    if spec.recipe.schedule is None or spec.recipe.mode is not Mode.WEIGHTS:
+        return 0
+    return min(global_steps(spec.recipe, spec.dataset.samples(Split.TRAIN)), MAX_COUNT)
 
 
 def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, home: Home | None = None) -> None:

@@ -16,11 +16,12 @@ from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all
 from coordinator.lifecycle import TaskState
 from coordinator.offers import offer
-from coordinator.planning import count_samples, smallest_part, without_stray
+from coordinator.planning import count_samples, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import samples_of_epochs
 from coordinator.turn import Turn
 from protocol.messages import Prefetch
+from protocol.task_length import smallest_part
 
 
 def wants_ahead(run: TaskRun) -> bool:

@@ -9,6 +9,7 @@ from typing import Final
 
 from coordinator.records import SampleRange
 from protocol.recipe import Mode, Recipe
+from protocol.task_length import smallest_part
 
 _LOOKED_AT: Final = 16
 """So many clients are compared for a part."""
@@ -48,11 +49,6 @@ def _weights(speeds: Mapping[str, float]) -> Mapping[str, float]:
     usable = [min(max(speed, _SLOWEST), _FASTEST) for speed in speeds.values() if speed > 0]  # false for NaN
     slowest = min(usable, default=1.0)
     return {client: min(max(s, _SLOWEST), _FASTEST) if s > 0 else slowest for client, s in speeds.items()}
-
-
-def smallest_part(recipe: Recipe) -> int:
-    """Return the fewest samples of a part: two, for BatchNorm cannot train on one, unless the recipe sets one."""
-    return min(2, recipe.batch_samples, recipe.round_samples)
 
 
 def share_quantum(recipe: Recipe) -> int:

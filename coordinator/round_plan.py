@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from coordinator.epoch import take
 from coordinator.late_updates import available_leftover
-from coordinator.planning import count_samples, cut, smallest_part, without_stray
+from coordinator.planning import count_samples, cut, without_stray
 from coordinator.records import SampleRange
 from coordinator.state import TaskRun
 from protocol.recipe import Recipe
+from protocol.task_length import smallest_part
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import isfinite
 from typing import Final
 
-from coordinator.planning import smallest_part
 from coordinator.records import TaskRecord
 from protocol.recipe import Recipe
+from protocol.task_length import rounds_per_epoch
 from protocol.tasks import Split, TaskSpec
 
 _FOR_EVER: Final = 2**53
@@ -28,11 +28,9 @@ def rounds_total(spec: TaskSpec) -> int:
 def _rounds_of_epochs(recipe: Recipe, epochs: float, samples: int) -> int:
     if samples_of_epochs(epochs, samples) >= _FOR_EVER:
         return _FOR_EVER
-    full, stray = divmod(samples, recipe.round_samples)
-    per_epoch = max(full + (stray >= smallest_part(recipe)), 1)  # the last round takes a stray sample along
     whole = int(epochs)
     rest = -(-int((epochs - whole) * samples) // recipe.round_samples)
-    return max(whole * per_epoch + rest, 1)
+    return max(whole * rounds_per_epoch(recipe, samples) + rest, 1)
 
 
 def samples_of_epochs(epochs: float, samples: int) -> int:

@@ -65,6 +65,9 @@ Epochs = Annotated[float, _range("epochs", 1e-9, 1e9)]
 Threshold = Annotated[float, _range("threshold", 1e-12, 1e12)]
 """What a gradient is clipped to."""
 Share = Annotated[float, _range("share", 0, 1)]
+StepsOrShare = Annotated[float, _range("steps or share", 0, 1e9)]
+"""So many global steps; below 1 a share of the task's."""
+Power = Annotated[float, _range("power", 1e-3, 1e3)]
 Rate = Annotated[float, _range("rate", 0, MAX_RATE), AfterValidator(lambda value: value if value >= MIN_RATE else 0.0)]
 """So many in a second; less than ``MIN_RATE`` was not measured, and is 0 as any rate that is not known."""
 Measured = Annotated[

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, PartSizes, Recipe
+from protocol.task_length import global_steps
 from protocol.tasks import Dataset, Split
 
 
@@ -15,6 +16,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     return (
         _of_optimizer(recipe)
         or _of_clients(recipe)
+        or _of_schedule(recipe, dataset)
         or _of_best(recipe, dataset)
         or _of_early_stops(recipe, dataset)
         or _of_samples(recipe, dataset)
@@ -37,6 +39,17 @@ def _of_clients(recipe: Recipe) -> str | None:
         if most is not None and least is not None and least > most:
             return f"{name} is {least} and max_clients is {most}: no round could begin; raise one or lower the other"
     return None
+
+
+def _of_schedule(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    if recipe.schedule is None or dataset is None:
+        return None
+    steps = global_steps(recipe, dataset.samples(Split.TRAIN))
+    warmup = recipe.schedule.warmup_steps(steps)
+    if warmup <= steps:
+        return None
+    of_what = "rounds" if recipe.mode is Mode.GRADIENTS else f"batches of {recipe.batch_samples}"
+    return f"the schedule's warmup is {warmup:,} steps, and the task has {steps:,} ({of_what}): make it shorter"
 
 
 def _of_best(recipe: Recipe, dataset: Dataset | None) -> str | None:

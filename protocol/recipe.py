@@ -25,6 +25,7 @@ from protocol.bounds import (
 )
 from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
 from protocol.frozen import Frozen
+from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
 from protocol.schedule import Schedule
 
@@ -147,6 +148,8 @@ class Recipe(Frozen):
     """With trimmed_mean: this share of the updates, rounded up, is left out at either end of each coordinate's values.
     It should be at least the share of updates that may be wrong."""
     outer: OuterOptimizer = OuterOptimizer()
+    schedule: NamedSchedule | None = None
+    """The learning rate of the code's optimizer over the task; None is the code's own business."""
     clip_norm: Threshold | None = None
     """The gradient of all parameters is scaled down to this Euclidean norm, as ``clip_grad_norm_`` does: the mean one,
     on the server, in gradients mode; before every local step in weights mode."""

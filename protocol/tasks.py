@@ -30,6 +30,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 
 MAX_NOTES: Final = 64
@@ -266,6 +267,10 @@ class TaskBrief(Frozen):
     clip_norm: Threshold | None = None
     """``Recipe.clip_norm``: in weights mode, before each local step."""
     clip_value: Threshold | None = None
+    schedule: NamedSchedule | None = None
+    """``Recipe.schedule``: in weights mode, what local steps follow."""
+    schedule_steps: Count = 0
+    """How many global steps it goes over: the task's."""
     precision: Precision = Precision.FP32
     compile: bool = False
     snapshot_seconds: Seconds = SNAPSHOT_SECONDS

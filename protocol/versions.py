@@ -22,6 +22,9 @@ BASE_FOLDER: Final = "base_folder"
 STEP_RULES: Final = "step_rules"
 """Likewise: in their local steps they clip gradients and follow a task's scheduler."""
 
+NAMED_SCHEDULE: Final = "named_schedule"
+"""Likewise: they follow a schedule that the recipe names."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

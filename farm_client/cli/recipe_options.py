@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from protocol.compression import CodecName
+from protocol.named_schedule import ScheduleName
 from protocol.recipe import AggregateName, Mode, PartSizes, Precision
 
 _RECIPE: Final = "Recipe"
@@ -173,6 +174,20 @@ class RecipeOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    schedule: Annotated[
+        ScheduleName | None,
+        typer.Option("--schedule", help="How the learning rate goes over the whole task.", rich_help_panel=_RECIPE),
+    ] = None
+    warmup: Annotated[
+        float | None,
+        typer.Option(
+            "--warmup",
+            min=0,
+            metavar="STEPS",
+            help="It rises first, for so many steps; below 1, for a share of the task.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     precision: Annotated[
         Precision | None,
         typer.Option("--precision", help="The number format of forward and backward passes.", rich_help_panel=_RECIPE),
@@ -220,6 +235,7 @@ def changed_recipe(options: RecipeOptions) -> dict[str, object]:
             "max_seconds": options.max_seconds,
             "clip_norm": options.clip_norm,
             "clip_value": options.clip_value,
+            "schedule": said({"name": options.schedule, "warmup": options.warmup}) or None,
             "precision": options.precision,
             "compile": options.compile,
             "ignore": tuple(options.ignore) if options.ignore else None,

@@ -57,6 +57,8 @@ class SubmitOptions(RecipeOptions):
             "max_seconds": "none",
             "clip_norm": "none",
             "clip_value": "none",
+            "schedule": "none, or that of the code",
+            "warmup": "none",
             "compile": "no-compile",
         }
     )

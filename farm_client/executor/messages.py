@@ -15,6 +15,7 @@ from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind, MetricPoint, Scope
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Split
 
@@ -56,6 +57,9 @@ class LoadTask(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    schedule: NamedSchedule | None = None
+    schedule_steps: int = 0
+    """The global steps of the task, which the schedule goes over."""
     precision: Precision = Precision.FP32
     compile: bool = False
     update_codec: CodecSpec = CodecSpec()

@@ -78,6 +78,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
+    runner.schedule_steps = request.length(rows or request.file_rows).steps
     optimizers = runner.build_optimizers()
     if request.mode is None and mode is Mode.GRADIENTS:
         _refuse_obstacles(runner, optimizers)
@@ -190,6 +191,7 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
         tuple_columns=request.tuple_columns,
         clip_norm=request.clip_norm,
         clip_value=request.clip_value,
+        schedule=request.schedule,
         precision=request.precision,
         compile=request.compile,
     )

@@ -10,6 +10,7 @@ from pydantic import Field
 from farm_client.executor.messages import Failed
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Precision
 
 
@@ -42,6 +43,7 @@ class RehearsalRequest(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    schedule: NamedSchedule | None = None
     precision: Precision = Precision.FP32
     compile: bool = False
     ignore: tuple[str, ...] = ()

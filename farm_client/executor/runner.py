@@ -28,11 +28,11 @@ from farm_client.executor.precision import Autocast
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
-from farm_client.executor.schedules import hold_initial_rate
+from farm_client.executor.schedules import hold_initial_rate, refuse_beside
 from farm_client.executor.snapshots import Snapshots, StepKeeping
 from farm_client.executor.step_rules import StepRules
 from farm_client.executor.step_state import StateUnusable
-from farm_client.executor.timeline import Scheduled, TaskPace, Timeline
+from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, scheduled_by_name
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from farm_client.stage_clock import StageClock
@@ -96,6 +96,8 @@ class TaskRunner:
         self._whole_round: _Outcome | None = None
         self._timeline: Timeline | None = None
         self._has_schedule = True
+        self.schedule_steps = order.schedule_steps
+        """The global steps of the task, for a schedule that the recipe names."""
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -202,6 +204,8 @@ class TaskRunner:
 
         Raises: CodeError.
         """
+        if self._order.schedule is not None:
+            return Timeline(*self.build_scheduled(), self.build_scheduled)
         if SCHEDULE in self._order.ignore or not self.contract.has_schedulers(self.tensors.model):
             return None
         optimizers, schedulers = self.build_scheduled()
@@ -215,9 +219,20 @@ class TaskRunner:
         return self._order.inner_state
 
     def build_scheduled(self) -> tuple[Optimizers, tuple[Scheduled, ...]]:
-        """Return new optimizers with new schedulers, none where the task has none. Raises: CodeError."""
+        """Return new optimizers with new schedulers, none where the task has none.
+
+        Raises: CodeError, also where recipe and code both have one.
+        """
         optimizers = self.contract.build_optimizer(self.tensors.model)
-        return optimizers, self.contract.build_scheduler(optimizers, self.tensors.model)
+        named = self._order.schedule
+        if named is None:
+            return optimizers, self.contract.build_scheduler(optimizers, self.tensors.model)
+        if SCHEDULE in self._order.ignore:
+            for optimizer in optimizers:
+                hold_initial_rate(optimizer)
+        else:
+            refuse_beside(named.name, self.contract.build_scheduler(optimizers, self.tensors.model), optimizers)
+        return optimizers, scheduled_by_name(optimizers, named, self.schedule_steps)
 
     def _pace(self, order: Run) -> TaskPace | None:
         """Return where in the task, and in its schedule, the order's local steps are."""

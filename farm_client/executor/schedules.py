@@ -7,12 +7,13 @@ A scheduler sets the rate to its first value when it is made (0 for a warm-up) a
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from farm_client.executor.failures import CodeError
 from farm_client.executor.omissions import SCHEDULE, Omission
 
 Progress = tuple[tuple[str, int, int], ...]
@@ -68,6 +69,16 @@ def by_metric_schedule(name: str) -> Omission:
         "does, or train at a constant rate",
         changes_training=True,
     )
+
+
+def refuse_beside(name: str, returned: Sequence[object], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Raise CodeError if the code has a scheduler, returned or only made, beside the one that the recipe names."""
+    optimizers = list(optimizers)
+    if returned or progress_of(optimizers) or any("initial_lr" in g for o in optimizers for g in o.param_groups):
+        raise CodeError(
+            f"the recipe's schedule is {name}, and the code has a learning-rate scheduler: leave one of them out, or "
+            "ignore that of the code (--ignore schedule)"
+        )
 
 
 def hold_initial_rate(optimizer: torch.optim.Optimizer) -> None:

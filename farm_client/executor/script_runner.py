@@ -40,6 +40,11 @@ class ScriptRunner:
         self._code_dir = Path(order.code_dir).resolve()
         if order.dataset_kind == "files":
             raise CodeError("a script with farm.parts reads its own data: put it beside the script, not into --data")
+        if order.schedule is not None:
+            raise CodeError(
+                "a script with farm.parts steps its optimizer itself, and the recipe's schedule would be left out: "
+                "have the script follow one"
+            )
         self.items: int | None = None
         """The length of the script's data set, once a part was trained."""
         imported()

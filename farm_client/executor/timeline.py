@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from farm_client.executor.failures import CodeError
 from farm_client.executor.optimizers import Optimizers
+from protocol.named_schedule import NamedSchedule
 
 GroupOptions = dict[str, Any]
 """The options of one parameter group, without its parameters."""
@@ -74,6 +75,16 @@ class Scheduled:
 def as_scheduled(given: Any) -> tuple[Scheduled, ...]:
     """Return the schedulers of what ``build_scheduler`` returned: one, or a list or tuple of some."""
     return tuple(Scheduled.of(one) for one in (given if isinstance(given, list | tuple) else (given,)))
+
+
+def scheduled_by_name(optimizers: Optimizers, schedule: NamedSchedule, steps: int) -> tuple[Scheduled, ...]:
+    """Return schedulers of these optimizers that follow the recipe's schedule over the ``steps`` of the task.
+
+    Raises: CodeError for an optimizer that has no learning rate.
+    """
+    if rateless := [type(o).__name__ for o in optimizers if any("lr" not in group for group in o.param_groups)]:
+        raise CodeError(f"the recipe's schedule scales the learning rate, and {rateless[0]} has none: leave it out")
+    return tuple(Scheduled(LambdaLR(one, lambda step: schedule.factor(step, steps))) for one in optimizers)
 
 
 class Timeline:

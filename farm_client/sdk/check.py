@@ -23,6 +23,7 @@ from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.child_process import child_command
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 
 _LAST_LINES: Final = 20
@@ -61,6 +62,7 @@ class Trial:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    schedule: NamedSchedule | None = None
     rounds: int | None = None
     epochs: float | None = None
     round_samples: int = 1
@@ -129,6 +131,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         tuple_columns=trial.tuple_columns,
         clip_norm=trial.clip_norm,
         clip_value=trial.clip_value,
+        schedule=trial.schedule,
         file_rows=0 if trial.source is None else trial.source.rows,
         rounds=trial.rounds,
         epochs=trial.epochs,

@@ -20,8 +20,8 @@ from farm_client.sdk.check import Trial, run_trial
 from farm_client.sdk.checkpoints import find_best, find_checkpoint
 from farm_client.sdk.download import download_weights
 from farm_client.sdk.errors import first_problem
-from farm_client.sdk.submission import submitter_here
-from farm_client.sdk.task_file import with_codec_tables
+from farm_client.sdk.submission import OUTER_HAS_ITS_OWN, submitter_here
+from farm_client.sdk.task_file import laid_over
 from protocol.continuing import taken_over
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
@@ -70,6 +70,7 @@ def continued(api: FarmApi, task_id: str, how: Continuation) -> TaskSpec:
             "has_scheduler": before.has_scheduler or _has_schedules(before.recipe.outer),
         },
     )
+    _refuse_two_schedules(after, before.recipe, recipe, how.recipe)
     if _needs_code(before.recipe, recipe, how.recipe):
         recipe = recipe.model_copy(update={"outer": _optimizer_of_code(api, after, recipe)})
     if why := contradiction(recipe, before.dataset):
@@ -116,7 +117,7 @@ def _recipe(before: Recipe, checkpoint: CheckpointView, how: Continuation) -> tu
         if mode == Mode.GRADIENTS:
             values |= {"inner_state": InnerState.FRESH}
     try:
-        return Recipe.model_validate(values | with_codec_tables(dict(how.recipe))), notes
+        return Recipe.model_validate(laid_over(values, how.recipe)), notes
     except ValidationError as error:
         raise InvalidTask(first_problem(error)) from error
 
@@ -143,7 +144,21 @@ def _needs_code(before: Recipe, after: Recipe, changes: Mapping[str, object]) ->
     """Whether the server needs an optimizer of the code that it did not have, or more of its schedules."""
     if after.mode is not Mode.GRADIENTS or "outer" in changes:
         return False
-    return before.mode is not Mode.GRADIENTS or _has_schedules(before.outer)
+    return before.mode is not Mode.GRADIENTS or _has_schedules(before.outer) or before.schedule != after.schedule
+
+
+def _refuse_two_schedules(spec: TaskSpec, before: Recipe, recipe: Recipe, changes: Mapping[str, object]) -> None:
+    """Raise InvalidTask if a schedule by name would come beside the code's own, or beside an optimizer of the recipe.
+
+    In gradients mode the code is asked, where it is built.
+    """
+    if recipe.schedule is None:
+        return
+    if recipe.mode is Mode.GRADIENTS and "outer" in changes:
+        raise InvalidTask(OUTER_HAS_ITS_OWN)
+    follows_code = spec.has_scheduler and before.schedule is None and "schedule" not in recipe.ignore
+    if recipe.mode is Mode.WEIGHTS and follows_code:
+        raise InvalidTask("the task follows the scheduler of its code: leave out schedule, or add --ignore schedule")
 
 
 def _optimizer_of_code(api: FarmApi, spec: TaskSpec, recipe: Recipe) -> OuterOptimizer:
@@ -169,6 +184,7 @@ def _optimizer_of_code(api: FarmApi, spec: TaskSpec, recipe: Recipe) -> OuterOpt
             rounds=recipe.rounds,
             epochs=recipe.epochs,
             round_samples=recipe.round_samples,
+            schedule=recipe.schedule,
         )
         report = run_trial(trial, folder)
     if report.outer is None:

@@ -51,6 +51,10 @@ GRADIENT_BATCHES: Final = 8
 """Gradients mode, by default: a round (one optimizer step) is so many times ``batch_samples``."""
 CODE_ROW_BYTES: Final = 4096
 """What a row of a data set made by code is taken to weigh when it is cut into shards."""
+OUTER_HAS_ITS_OWN: Final = (
+    "in gradients mode schedule is of the optimizer that the code builds, and the recipe has an outer one: leave out "
+    "one of them, or write the outer one's rates into outer.schedules"
+)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much of it is done."""
@@ -218,6 +222,8 @@ def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -
     values: dict[str, Any] = {"round_samples": min(train, default)}
     round_samples = recipe.round_samples if "round_samples" in recipe.model_fields_set else values["round_samples"]
     values["evaluate_every"] = max(1, math.ceil(train / round_samples))
+    if is_gradients and recipe.schedule is not None and "outer" in recipe.model_fields_set:
+        raise InvalidTask(OUTER_HAS_ITS_OWN)
     if is_gradients and report.outer is not None:
         values["outer"] = report.outer
     completed = recipe.model_copy(update={k: v for k, v in values.items() if k not in recipe.model_fields_set})
@@ -253,6 +259,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         tuple_columns=submission.recipe.tuple_columns,
         clip_norm=submission.recipe.clip_norm,
         clip_value=submission.recipe.clip_value,
+        schedule=submission.recipe.schedule,
         precision=submission.recipe.precision,
         compile=submission.recipe.compile,
         base=submission.base,

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -26,7 +26,8 @@ DEFAULT_ROUNDS: Final = 20
 """Of a task of which nobody says how long to train."""
 USUAL_FILE: Final = "task.toml"
 """Read by itself from a submitted folder, or from beside a submitted file, unless --config names another."""
-_CODECS: Final = ("update_codec", "weights_codec")
+_NAMED: Final = ("schedule", "update_codec", "weights_codec")
+"""Tables of a recipe that may be only named."""
 _SIZE: Final = TypeAdapter(ByteSize)
 _GONE: Final = dict.fromkeys(
     ("durable_every", "durable_seconds"),
@@ -55,9 +56,10 @@ def _refuse_unknown(table: dict[str, Any], model: type[BaseModel], where: str = 
     if unknown := sorted(table.keys() - fields.keys() - (_FORMER if model is Recipe else set())):
         raise ValueError(f"there is no {where + unknown[0]!r}; known are {', '.join(fields)}")
     for name, value in table.items():
-        kind = fields[name].annotation if name in fields else None
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            _refuse_unknown(value, kind, f"{where}{name}.")
+        said = fields[name].annotation if name in fields else None
+        for kind in get_args(said) or (said,):
+            if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+                _refuse_unknown(value, kind, f"{where}{name}.")
 
 
 class TaskTable(BaseModel):
@@ -146,7 +148,7 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     merged = {
         **tables,
         "task": {**tables.get("task", {}), **given.task},
-        "recipe": with_codec_tables({**recipe, **given.recipe}),
+        "recipe": laid_over(recipe, given.recipe),
         "requirements": requirements,
         "config": config,
     }
@@ -159,9 +161,18 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     return described
 
 
-def with_codec_tables(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Write a codec that is only named as a table: ``update_codec = "int8"`` is ``{ name = "int8" }``."""
-    named = {key: value for key in _CODECS if isinstance(value := recipe.get(key), str)}
+def laid_over(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay given fields over a recipe's; a schedule that is given without a name changes the recipe's own."""
+    before, after = _with_tables(recipe), _with_tables(given)
+    own, changed = before.get("schedule"), after.get("schedule")
+    if isinstance(own, dict) and isinstance(changed, dict) and "name" not in changed:
+        after["schedule"] = {**own, **changed}
+    return {**before, **after}
+
+
+def _with_tables(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what is only named as a table: ``update_codec = "int8"`` is ``{ name = "int8" }``."""
+    named = {key: value for key in _NAMED if isinstance(value := recipe.get(key), str)}
     return {**recipe, **{key: {"name": name} for key, name in named.items()}}
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from coordinator.commands import CommitRound, DropUpdate, Fold, ReleaseTask
 from coordinator.events import Action, ResultArrived, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
-from coordinator.planning import fixed_sizes, smallest_part
+from coordinator.planning import fixed_sizes
 from coordinator.records import RoundState
 from protocol.messages import Ack, Cancel, Kind, Pause
 from protocol.recipe import Mode, PartSizes, Recipe
+from protocol.task_length import smallest_part
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 

@@ -15,10 +15,12 @@ from coordinator.records import ClientRecord, TaskRecord
 from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind, RejectCode
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources
-from protocol.tasks import BaseFile, Footprint
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, STEP_RULES
+from protocol.task_length import global_steps
+from protocol.tasks import BaseFile, Footprint, Split
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -345,6 +347,27 @@ def test_local_steps_with_clipping_or_a_scheduler_go_to_clients_that_have_them(f
     assert new.held
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "cannot clip gradients, or follow a scheduler: it needs a newer aifarm" in reasons["old"]
+
+
+def test_a_named_schedule_goes_to_clients_that_know_them_with_the_length_of_the_task(farm: Simulation) -> None:
+    old, new = (
+        farm.join(Volunteer("old", features=(STEP_RULES,))),
+        farm.join(Volunteer("new", features=(NAMED_SCHEDULE,))),
+    )
+    farm.submit(spec(schedule={"name": "cosine"}, rounds=3))
+    assert not old.held
+    task = new.held[0].task
+    assert task.schedule == NamedSchedule(name="cosine")
+    assert task.schedule_steps == global_steps(spec(rounds=3).recipe, spec().dataset.samples(Split.TRAIN)) > 3
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert reasons["old"] == "cannot follow a schedule that the recipe names: it needs a newer aifarm"
+    assert brief("t2", spec()).schedule_steps == 0
+
+
+def test_what_the_server_follows_any_client_may_compute(farm: Simulation) -> None:
+    old = farm.join("old")
+    farm.submit(spec(mode="gradients", schedule={"name": "cosine"}))
+    assert old.held[0].task.schedule_steps == 0
 
 
 def test_what_the_server_clips_any_client_may_compute(farm: Simulation) -> None:

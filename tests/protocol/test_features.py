@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.features import FEATURES, needed_by, unknown_to
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, OuterOptimizer, ParameterGroup
 from protocol.schedule import Schedule, Segment
 from protocol.tasks import BaseFile, Origin, TaskSpec
@@ -30,6 +31,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(target="loss<=1"), "early_stopping"),
         (spec(patience=2), "early_stopping"),
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
+        (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),
         (spec(outer=OuterOptimizer(groups=(ParameterGroup(names=("w",), schedules={"lr": SCHEDULE}),))), "schedules"),
     ],

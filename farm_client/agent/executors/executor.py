@@ -307,6 +307,8 @@ def _load_order(task: TaskBrief, files: TaskFiles, scratch_dir: Path) -> LoadTas
         tuple_columns=task.tuple_columns,
         clip_norm=task.clip_norm,
         clip_value=task.clip_value,
+        schedule=task.schedule,
+        schedule_steps=task.schedule_steps,
         precision=task.precision,
         compile=task.compile,
         update_codec=task.update_codec,

@@ -21,6 +21,7 @@ from farm_client.executor.runner import TaskRunner
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
+from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Shard, Split
 
@@ -77,6 +78,8 @@ class Bench:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    schedule: NamedSchedule | None = None
+    schedule_steps: int = 0
     precision: Precision = Precision.FP32
     compile: bool = False
     snapshot_seconds: float = 0.0
@@ -123,6 +126,8 @@ class Bench:
             tuple_columns=self.tuple_columns,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
+            schedule=self.schedule,
+            schedule_steps=self.schedule_steps,
             precision=self.precision,
             compile=self.compile,
             snapshot_seconds=self.snapshot_seconds,

@@ -285,6 +285,11 @@ def trained_in_rounds(bench: Bench, rounds: int) -> dict[str, torch.Tensor]:
 def rates_seen(folder: Path, source: str, rounds: int) -> list[float]:
     """Return the rate at which each local step was taken."""
     bench = Bench(folder, source)
+    return rates_of(lambda: trained_in_rounds(bench, rounds))
+
+
+def rates_of(train: Callable[[], object]) -> list[float]:
+    """Return the rate of each step of SGD that is taken meanwhile."""
     rates: list[float] = []
     original = torch.optim.SGD.step
 
@@ -294,7 +299,7 @@ def rates_seen(folder: Path, source: str, rounds: int) -> list[float]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", step)
-        trained_in_rounds(bench, rounds)
+        train()
     return rates
 
 

@@ -7,14 +7,17 @@ import zipfile
 
 import pytest
 
+from coordinator.numerics.schedule import value_at
 from farm_client import AsyncFarm, Farm
 from farm_client.executor.rehearsal import rehearse
 from farm_client.sdk import check
 from farm_client.sdk.api import FarmApi
+from farm_client.sdk.check import CheckFailed
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.continuing import rounds_in_all
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask, NotFound
+from protocol.named_schedule import NamedSchedule, ScheduleName
 from protocol.recipe import InnerState, Mode, Recipe
 from protocol.tasks import BaseFile, BlobRef, Dataset, Origin, Shard, Split, TaskSpec
 from tests.farm_client.cli.fake_farm import A_BLOB, ADDRESS, FakeFarm, make_checkpoint, make_spec
@@ -173,6 +176,43 @@ def test_the_servers_optimizer_comes_from_the_code_where_the_mode_changes(farm, 
     assert lr.least == pytest.approx(0.125)
     assert {"continued_tasks", "schedules"} <= set(spec.needs)
     assert "the server's optimizer begins anew: the mode was weights and is gradients" in spec.notes
+
+
+def test_a_named_schedule_is_stretched_over_the_rounds_to_come(farm, fake):
+    fake.spec = spec_of(rounds=20, schedule={"name": "cosine", "warmup": 0.5})
+    farm.task("digits").continue_("+20")
+    farm.task("digits").continue_("+20", recipe={"schedule": {"warmup": 4}})
+    farm.task("digits").continue_("+20", recipe={"schedule": "constant"})
+    kept, changed, other = (spec.recipe for spec in fake.submitted)
+    assert (kept.rounds, kept.schedule) == (40, fake.spec.recipe.schedule)
+    assert changed.schedule == NamedSchedule(name=ScheduleName.COSINE, warmup=4)
+    assert other.schedule == NamedSchedule()
+    assert "named_schedule" in fake.submitted[0].needs
+
+
+def test_a_named_schedule_beside_another_is_refused(farm, fake):
+    fake.spec = spec_of(rounds=20).model_copy(update={"has_scheduler": True})
+    with pytest.raises(InvalidTask, match="follows the scheduler of its code: leave out schedule"):
+        farm.task("digits").continue_("+5", recipe={"schedule": "cosine"})
+    fake.spec = spec_of(rounds=20, mode="gradients")
+    with pytest.raises(InvalidTask, match="the recipe has an outer one"):
+        farm.task("digits").continue_("+5", recipe={"schedule": "cosine", "outer": {"name": "sgd"}})
+    assert fake.submitted == []
+
+
+def test_a_schedule_that_changes_in_gradients_mode_comes_from_the_code(farm, fake, monkeypatch):
+    monkeypatch.setattr(check, "_run_process", lambda request, folder: (rehearse(request), ""))
+    spec = spec_of(rounds=20, mode="gradients")
+    fake.spec = spec.model_copy(update={"code": _keep_code(fake), "config": {"lr": 0.25}})
+    changes = {"schedule": {"name": "linear", "end": 0.2}}
+    with pytest.raises(
+        CheckFailed, match="the recipe's schedule is linear, and the code has a learning-rate scheduler"
+    ):
+        farm.task("digits").continue_("+5", recipe=changes)
+    farm.task("digits").continue_("+5", recipe=changes | {"ignore": ("schedule",)})
+    outer = fake.submitted[0].recipe.outer
+    rates = next(one.schedules["lr"] for one in (outer, *outer.groups) if one.schedules)
+    assert value_at(rates, 20) == pytest.approx(0.25 * (1 - 0.8 * 20 / 25))
 
 
 def test_what_would_need_a_base_folder_here_is_refused(farm, fake):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coordinator.numerics.schedule import value_at
 from farm_client.data.columns import DataError
 from farm_client.executor.rehearsal import rehearse
 from farm_client.executor.rehearsal_records import RehearsalReport
@@ -111,6 +112,28 @@ def test_gradients_mode_takes_the_researchers_optimizer(in_process: None, tmp_pa
         groups=(ParameterGroup(names=("weight",)), ParameterGroup(names=("bias",), options={"weight_decay": 0.0})),
     )
     assert spec.recipe.round_samples == 32
+
+
+def test_a_named_schedule_goes_over_the_steps_of_the_task(in_process: None, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {"rounds": 9, "mode": "gradients", "batch_samples": 4, "schedule": {"name": "linear"}}
+    )
+    spec = prepared(tmp_path, TASK, recipe).spec
+    rates = spec.recipe.outer.schedules["lr"]
+    assert [value_at(rates, version) for version in range(9)] == pytest.approx([1e-3 * (1 - t / 9) for t in range(9)])
+    assert spec.needs == ("named_schedule", "schedules")
+
+
+def test_a_named_schedule_beside_an_optimizer_of_the_recipe_is_refused(in_process: None, tmp_path: Path) -> None:
+    fields = {"rounds": 9, "mode": "gradients", "schedule": {"name": "linear"}, "outer": {"name": "sgd"}}
+    with pytest.raises(InvalidTask, match="the recipe has an outer one: leave out one of them"):
+        prepared(tmp_path, TASK, Recipe.model_validate(fields))
+
+
+def test_a_warm_up_that_is_longer_than_the_task_is_refused(in_process: None, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"rounds": 2, "mode": "gradients", "schedule": {"warmup": 3}})
+    with pytest.raises(InvalidTask, match="warmup is 3 steps, and the task has 2"):
+        prepared(tmp_path, TASK, recipe)
 
 
 def test_a_data_set_made_by_code(in_process: None, tmp_path: Path) -> None:

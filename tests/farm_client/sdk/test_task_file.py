@@ -10,6 +10,7 @@ from farm_client.cli.submit import describe_submission
 from farm_client.cli.submit_options import SubmitOptions, describe_task
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
+from protocol.named_schedule import NamedSchedule, ScheduleName
 from protocol.recipe import AggregateName, InnerState, Mode
 
 FILE = """
@@ -197,6 +198,9 @@ def test_the_submission_says_who(folder):
         ("[recipe]\nrounds = 1\naggregate = 'mode'", "aggregate: Input should be 'mean', 'median' or 'trimmed_mean'"),
         ("[recipe]\nrounds = 1\naggregate = 'trimmed_mean'", "and a trim_share, such as 0.2, need each other"),
         ("[recipe]\nrounds = 1\naggregate = 'median'", "min_clients is 1: make it 3 or more"),
+        ("[recipe]\nrounds = 1\nschedule = 'cosin'", "schedule.name: Input should be 'constant', 'linear'"),
+        ("[recipe]\nrounds = 1\nschedule = { warm_up = 5 }", "there is no 'schedule.warm_up'"),
+        ("[recipe]\nrounds = 1\nschedule = { name = 'cosine', gamma = 0.1 }", "gamma is for step"),
         ("[requirements]\nram_bytes = 'much'", "'much' is no size"),
         ("[task", "is not TOML"),
     ],
@@ -224,3 +228,25 @@ def test_a_base_is_relative_to_the_file_and_the_command_line_wins(folder):
     (folder / "task.toml").write_text('[task]\nbase = "model"\n')
     assert describe_task(SubmitOptions(file=folder)).submission(folder).base == folder / "model"
     assert describe_task(SubmitOptions(file=folder, base=Path("other"))).task.base == Path("other")
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({}, {"name": "cosine", "warmup": 0.1, "end": 0.5}),
+        ({"warmup": 20}, {"name": "cosine", "warmup": 20, "end": 0.5}),
+        ({"schedule": ScheduleName.LINEAR}, {"name": "linear"}),
+        ({"schedule": ScheduleName.STEP, "warmup": 5}, {"name": "step", "warmup": 5}),
+    ],
+)
+def test_a_schedule_on_the_command_line_takes_the_place_of_the_files_and_a_warm_up_changes_it(folder, options, fields):
+    (folder / "task.toml").write_text('[recipe.schedule]\nname = "cosine"\nwarmup = 0.1\nend = 0.5\n')
+    described = describe_task(SubmitOptions(file=folder, **options))
+    assert described.recipe.schedule == NamedSchedule.model_validate(fields)
+
+
+def test_a_warm_up_alone_is_a_schedule(folder):
+    assert describe_task(SubmitOptions(file=folder)).recipe.schedule is None
+    assert describe_task(SubmitOptions(file=folder, warmup=5)).recipe.schedule == NamedSchedule(warmup=5)
+    (folder / "task.toml").write_text('[recipe]\nschedule = "one_cycle"\n')
+    assert describe_task(SubmitOptions(file=folder)).recipe.schedule == NamedSchedule(name=ScheduleName.ONE_CYCLE)
