@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from coordinator.records import AssignmentRecord, CheckpointRecord, TaskRecord
+from coordinator.records import AssignmentRecord, CheckpointRecord, FailedStepRecord, TaskRecord
 from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
@@ -162,6 +162,8 @@ class AssignmentFailed:
     scope: Scope
     traceback: str | None = None
     servers_fault: bool = False
+    failed_step: BlobRef | None = None
+    """What the client stored of the step in which the task's code failed; that the server has it was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ class TaskRecalled:
     record: TaskRecord
     checkpoint: CheckpointRecord | None
     request: TaskAction | TaskPrioritized | TaskRemoved
+    failed_steps: tuple[FailedStepRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Final
 
 from coordinator.events import AssignmentFailed, AssignmentRejected
 from coordinator.evidence import Death, death_of
+from coordinator.failed_steps import keep_failed_step
 from coordinator.in_flight import Stage
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import give_up, settle_uncounted, trip
@@ -71,6 +72,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         )
         return
     turn.log(run, client, event.traceback or event.message)
+    keep_failed_step(turn, run, client, event)
     if event.code == MISSING_MODULE:
         client.lacks[run.task_id] = event.message
         return

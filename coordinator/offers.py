@@ -9,6 +9,7 @@ from coordinator.commands import DropUpdate
 from coordinator.deltas import cheapest_chain, holds_present
 from coordinator.eligibility import needed_ram_bytes
 from coordinator.evidence import Evidence
+from coordinator.failed_steps import wanted_step_bytes
 from coordinator.in_flight import Home, Lease, Part, Stage
 from coordinator.leases import Named
 from coordinator.lifecycle import AssignmentState, TaskState
@@ -134,6 +135,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
         samples_before=before,
         round_samples=in_round,
+        failed_step_bytes=wanted_step_bytes(run) if record.kind is Kind.TRAIN else 0,
     )
 
 

@@ -217,13 +217,25 @@ class LogRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedStepRecord:
+    """The state and the batch of a step in which a task's code failed: ``line`` says where. Kept with the task."""
+
+    task_id: str
+    line: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RemovedClient:
     """Saved instead of a ``ClientRecord``: what is recorded of the client goes, but for what it did for tasks."""
 
     client_id: str
 
 
-Record = TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord | RemovedClient
+Record = (
+    TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord | FailedStepRecord | RemovedClient
+)
 """A record with a key: saving it again replaces it."""
 Entry = EventRecord | MetricRecord | LogRecord
 """A record without a key: saving appends it."""
@@ -235,6 +247,7 @@ class Snapshot:
 
     ``tasks``: those that have not ended. ``rounds`` and ``assignments``: only open and held ones. ``checkpoints``:
     the newest of each of these tasks up to its version (a later one was damaged, and the task fell back).
+    ``failed_steps``: those of these tasks.
     """
 
     tasks: tuple[TaskRecord, ...] = ()
@@ -242,6 +255,7 @@ class Snapshot:
     rounds: tuple[RoundRecord, ...] = ()
     assignments: tuple[AssignmentRecord, ...] = ()
     checkpoints: tuple[CheckpointRecord, ...] = ()
+    failed_steps: tuple[FailedStepRecord, ...] = ()
     last_fence: int = 0
     """The highest of all assignments ever, held or not."""
     newest_at: float = 0.0

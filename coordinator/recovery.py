@@ -42,7 +42,7 @@ def restore(snapshot: Snapshot) -> FarmState:
         farm.admit(ClientState(record=client))
     newest = {c.task_id: c for c in sorted(snapshot.checkpoints, key=lambda c: c.round)}
     for record in snapshot.tasks:
-        farm.add(stored_run(record, newest.get(record.task_id)))
+        farm.add(stored_run(record, newest.get(record.task_id), snapshot.failed_steps))
     return farm
 
 

@@ -216,6 +216,8 @@ class TaskRun:
     """Clients that may hold an executor of this task."""
     leases: TaskLeases = field(default_factory=TaskLeases)
     """Its assignments in flight."""
+    failed_lines: set[str] = field(default_factory=set)
+    """Where its code failed in the steps that are kept."""
     answered: Answered = field(init=False)
     _order: tuple[int, list[Shard]] | None = None
     _shards: dict[str, list[int]] | None = None

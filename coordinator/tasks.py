@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from coordinator.commands import ConfirmEnd, ForgetTask, ReleaseTask
@@ -23,7 +23,7 @@ from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import IllegalTransition, TaskState, move_task
 from coordinator.offers import brief
 from coordinator.pipelining import drop_all_ahead
-from coordinator.records import CheckpointRecord, TaskRecord
+from coordinator.records import CheckpointRecord, FailedStepRecord, TaskRecord
 from coordinator.rounds import abandon
 from coordinator.state import StepPhase, TaskRun
 from coordinator.stopping import evaluation_is_due
@@ -51,9 +51,12 @@ def new_run(record: TaskRecord, checkpoint: CheckpointRecord | None = None) -> T
     )
 
 
-def stored_run(record: TaskRecord, checkpoint: CheckpointRecord | None) -> TaskRun:
+def stored_run(
+    record: TaskRecord, checkpoint: CheckpointRecord | None, failed_steps: Iterable[FailedStepRecord] = ()
+) -> TaskRun:
     """Put a task in memory as the ledger has it: it goes on from its newest checkpoint."""
     run = new_run(record, checkpoint)
+    run.failed_lines = {kept.line for kept in failed_steps if kept.task_id == record.task_id}
     run.evaluate_next = not run.checkpoint.metrics and evaluation_is_due(record)
     return run
 
@@ -184,7 +187,7 @@ def evict(turn: Turn, event: EndConfirmed) -> None:
 
 def recall(turn: Turn, event: TaskRecalled) -> TaskRun:
     """Take an ended task back into memory; it is owed nothing for the time before."""
-    run = stored_run(event.record, event.checkpoint)
+    run = stored_run(event.record, event.checkpoint, event.failed_steps)
     run.attempt = turn.farm.last_attempt
     run.spent = level_spent(turn)
     turn.farm.add(run)

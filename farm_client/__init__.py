@@ -1,7 +1,8 @@
 """The volunteer's agent, cache and executor; the researcher's SDK and the `farm` CLI.
 
 For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``); for code that trains: ``log``,
-``parts`` for scripts with a loop of their own, ``rows`` with the callbacks of ``hf`` and ``lightning`` for Trainers.
+``parts`` for scripts with a loop of their own, ``rows`` with the callbacks of ``hf`` and ``lightning`` for
+Trainers; ``load_failed`` for a step that failed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,24 @@ if TYPE_CHECKING:
     from farm_client import hf, lightning
     from farm_client.own_loop import LoopPart, attributes, config, parts
     from farm_client.sdk.async_farm import AsyncFarm
+    from farm_client.sdk.failed_folder import load_failed
     from farm_client.sdk.farm import Farm
     from farm_client.task import log
     from farm_client.trainer_parts import rows
 
-__all__ = ["AsyncFarm", "Farm", "LoopPart", "attributes", "config", "hf", "lightning", "log", "parts", "rows"]
+__all__ = [
+    "AsyncFarm",
+    "Farm",
+    "LoopPart",
+    "attributes",
+    "config",
+    "hf",
+    "lightning",
+    "load_failed",
+    "log",
+    "parts",
+    "rows",
+]
 
 _HOMES: Final = {
     "AsyncFarm": "sdk.async_farm",
@@ -25,6 +39,7 @@ _HOMES: Final = {
     "LoopPart": "own_loop",
     "attributes": "own_loop",
     "config": "own_loop",
+    "load_failed": "sdk.failed_folder",
     "log": "task",
     "parts": "own_loop",
     "rows": "trainer_parts",

@@ -185,6 +185,8 @@ class Assign(Frozen):
     samples_before: Count = 0
     """Samples that the task was trained on before this round; schedules go by them, and by ``round_samples``."""
     round_samples: Count = 0
+    failed_step_bytes: Bytes = 0
+    """How large a file the farm takes of the step in which the task's code fails; 0: it keeps none (any more)."""
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""
@@ -321,6 +323,8 @@ class Error(Frozen):
     fence: Natural | None = None
     scope: Scope = Scope.ELSEWHERE
     traceback: Traceback | None = None
+    failed_step: BlobRef | None = None
+    """C: the state and the batch of the step in which the task's code failed, PUT to ``/v1/blobs/{digest}`` before."""
     fatal: bool = False
     """The sender closes the connection after this."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from protocol.bounds import Bytes, Code, Count, LongText, Measured, Seconds, Text
+from protocol.failed_steps import FailedStepView
 from protocol.frozen import Frozen
 from protocol.ranges import ByteRange
 from protocol.resources import LinkFigures, Load, Resources
@@ -159,12 +160,12 @@ class SubmitReply(View):
 
 
 class TaskDetail(View):
-    """GET /v1/tasks/{id}."""
+    """GET /v1/tasks/{id}. The newest 50 rounds, newest first; ``failed_steps``: None from a farm that keeps none."""
 
     task: TaskView
     spec: TaskSpec
     rounds: tuple[RoundView, ...]
-    """The newest 50, newest first."""
+    failed_steps: tuple[FailedStepView, ...] | None = None
 
 
 class RoundView(View):

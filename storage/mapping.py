@@ -23,6 +23,7 @@ from coordinator.records import (
     ClientRecord,
     Entry,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     Record,
@@ -139,12 +140,18 @@ CHECKPOINTS: Final = Mapper(
     {"leftover": _RANGES, "metrics": _MAP},
     blobs=("weights", "optimizer", "inner_state", "manifest"),
 )
+FAILED_STEP: Final = "failed_step:"
+"""What the role of a failed step's blob begins with; its line follows."""
+FAILED_STEPS: Final = Mapper(
+    FailedStepRecord, tables.BlobRow, elsewhere=("line",), derived={"role": lambda step: FAILED_STEP + step.line}
+)
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
 LOGS: Final = Mapper(LogRecord, tables.LogRow)
 
 MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
-    mapper.record_type: mapper for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, EVENTS, METRICS, LOGS)
+    mapper.record_type: mapper
+    for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, EVENTS, METRICS, LOGS)
 }
 
 INITIAL_WEIGHTS: Final = "initial_weights"
@@ -191,6 +198,11 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     return [
         {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named
     ]
+
+
+def failed_step_record(row: RowMapping) -> FailedStepRecord:
+    """Return the failed step of a row of ``blobs``."""
+    return FAILED_STEPS.record(row, line=str(row["role"]).removeprefix(FAILED_STEP))
 
 
 def task_record(row: RowMapping) -> TaskRecord:

@@ -20,6 +20,7 @@ from coordinator.records import (
     ClientRecord,
     Entry,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     Record,
@@ -32,7 +33,7 @@ from coordinator.records import (
 from protocol.errors import Conflict
 from protocol.tasks import BlobRef, TaskSpec
 from storage.errors import BadRecord
-from storage.mapping import KEPT_ROLES, blob_rows, without_bytes
+from storage.mapping import FAILED_STEP, KEPT_ROLES, blob_rows, without_bytes
 from storage.ports.ledger import History, Numbered, TaskUsage
 
 R = TypeVar("R", bound=Record)
@@ -93,6 +94,9 @@ class MemoryFacts:
                 self.assignments[record.assignment_id] = record
             case CheckpointRecord():
                 self.checkpoints[record.task_id, record.round] = record
+            case FailedStepRecord():
+                named = self._named.setdefault(record.task_id, {})
+                named.setdefault((FAILED_STEP + record.line, record.digest), record.size_bytes)
 
     def snapshot(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
@@ -106,6 +110,7 @@ class MemoryFacts:
             rounds=tuple(one for one in self.rounds.values() if one.state is RoundState.OPEN),
             assignments=tuple(sorted(held, key=lambda a: (a.task_id, a.position))),
             checkpoints=tuple(newest.values()),
+            failed_steps=tuple(step for name in unfinished for step in self.failed_steps_of(name)),
             last_fence=max((a.fence for a in self.assignments.values()), default=0),
             newest_at=max(times, default=0.0),
         )
@@ -114,6 +119,15 @@ class MemoryFacts:
         """Return the task's checkpoints, oldest first, without those beyond its version: the task fell back."""
         mine = sorted((c for c in self.checkpoints.values() if c.task_id == task_id), key=lambda c: c.round)
         return [c for c in mine if self._is_seen(c)]
+
+    def failed_steps_of(self, task_id: str) -> list[FailedStepRecord]:
+        """Return the task's failed steps, by their lines."""
+        named = sorted(self._named.get(task_id, {}).items())
+        return [
+            FailedStepRecord(task_id, role.removeprefix(FAILED_STEP), digest, size_bytes)
+            for (role, digest), size_bytes in named
+            if role.startswith(FAILED_STEP)
+        ]
 
     def _is_seen(self, checkpoint: CheckpointRecord) -> bool:
         task = self.tasks.get(checkpoint.task_id)
@@ -130,7 +144,7 @@ class MemoryFacts:
             digest
             for task_id, named in self._named.items()
             for role, digest in named
-            if role in KEPT_ROLES or task_id in may_go_on
+            if role in KEPT_ROLES or role.startswith(FAILED_STEP) or task_id in may_go_on
         }
         needed |= {ref.digest for c in self.checkpoints.values() for ref in c.blobs}
         for one in self.assignments.values():

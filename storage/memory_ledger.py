@@ -13,6 +13,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     Record,
@@ -156,6 +157,10 @@ class MemoryLedger:
         """Return the task's checkpoint of that round, or its newest one."""
         mine = [c for c in self.facts.checkpoints_of(task_id) if round in (None, c.round)]
         return mine[-1] if mine else None
+
+    async def failed_steps(self, task_id: str) -> list[FailedStepRecord]:
+        """Return the task's failed steps, by their lines."""
+        return self.facts.failed_steps_of(task_id)
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

@@ -20,6 +20,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     RoundRecord,
@@ -33,11 +34,14 @@ from storage.mapping import (
     CHECKPOINTS,
     CLIENTS,
     EVENTS,
+    FAILED_STEP,
+    FAILED_STEPS,
     LOGS,
     METRICS,
     ROUNDS,
     TASKS,
     Mapper,
+    failed_step_record,
     task_record,
 )
 from storage.ports.ledger import FEED_LIMIT, History, Numbered, TaskEnd, TaskKey, TaskUsage
@@ -56,6 +60,9 @@ _SPECS_AT_ONCE: Final = 8
 """Specifications that are read before the event loop gets its turn: one may name thousands of shards."""
 _TASK_AND_SPEC: Final = select(TASKS.table, table_of(SubmissionRow).c.spec).join(
     table_of(SubmissionRow), table_of(SubmissionRow).c.task_id == TASKS.table.c.task_id
+)
+_FAILED_STEPS: Final = select(FAILED_STEPS.table).where(
+    FAILED_STEPS.table.c.role.startswith(FAILED_STEP, autoescape=True)
 )
 _UNFINISHED: Final = TASKS.table.c.state.in_(sorted(ACTIVE))
 
@@ -113,6 +120,11 @@ class Reads:
                     session,
                     select(checkpoints).where(tuple_(checkpoints.c.task_id, checkpoints.c.round).in_(newest)),
                     CHECKPOINTS.record,
+                ),
+                failed_steps=await _all(
+                    session,
+                    _FAILED_STEPS.join(tasks, tasks.c.task_id == FAILED_STEPS.table.c.task_id).where(_UNFINISHED),
+                    failed_step_record,
                 ),
                 last_fence=(await session.execute(select(func.max(held.c.fence)))).scalar() or 0,
                 newest_at=max((at for at in (await session.execute(_NEWEST_AT)).scalars() if at), default=0.0),
@@ -172,6 +184,12 @@ class Reads:
         number = CHECKPOINTS.table.c.round
         query = _checkpoints_of(task_id).order_by(number.desc()).limit(1)
         return await self._first(query if round is None else query.where(number == round), CHECKPOINTS.record)
+
+    async def failed_steps(self, task_id: str) -> list[FailedStepRecord]:
+        """Return the steps in which the task's code failed and of which state and batch are kept, by their lines."""
+        table = FAILED_STEPS.table
+        query = _FAILED_STEPS.where(table.c.task_id == task_id).order_by(table.c.role)
+        return await self._list(query, failed_step_record)
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

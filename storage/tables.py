@@ -76,7 +76,10 @@ class SubmissionRow(SQLModel, table=True):
 
 
 class BlobRow(SQLModel, table=True):
-    """A blob that a submission names. ``role`` is code, initial_weights, frozen, base or shard."""
+    """A blob that a task needs. ``role``: of its submission, code, initial_weights, frozen, base or shard.
+
+    Or it is a ``FailedStepRecord``, and the role ``failed_step:`` and its line.
+    """
 
     __tablename__ = "blobs"
 

@@ -40,6 +40,7 @@ from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
+from farm_client.agent.work.failed_steps import FailedSteps
 from farm_client.agent.work.job import Tools
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
@@ -113,6 +114,7 @@ class Agent:
                         sender,
                         starts,
                         self._open_snapshots(),
+                        FailedSteps(transfers),
                         self._home,
                     )
                     await self._serve(tools, probe, verdicts)

@@ -68,6 +68,7 @@ class OutputKind(StrEnum):
     METRIC = "metric"
     CHECKPOINTS = "checkpoints"
     MODEL = "model"
+    FAILED_STEPS = "failed_steps"
     REMOVED = "removed"
     RUN = "run"
     DEMO = "demo"

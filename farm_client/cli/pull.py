@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -9,19 +10,23 @@ from types import MappingProxyType
 from typing import Annotated, Final
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
 from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
+from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.download import pull_model, pull_torch
+from farm_client.sdk.failed_folder import FAILURE, pull_failed_steps
 from farm_client.sdk.farm import Task
 from farm_client.sdk.model_folder import pull_folder
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.watching.formatting import format_metrics
 from protocol.rest import ModelView
+from protocol.terminal_text import one_line
 from protocol.wording import counted, sized
 
 MODEL_FILE: Final = Path("model.safetensors")
@@ -63,9 +68,17 @@ def pull(
             help="A file of safetensors, one for torch.load, or a folder for from_pretrained of transformers or peft.",
         ),
     ] = ModelFormat.SAFETENSORS,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="State and batch of the steps in which its code failed, as a folder.")
+    ] = False,
     retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Fetch a task's model: a safetensors file for `model.load_state_dict(load_file(…))`, or another format."""
+    if failed:
+        if best or round_number is not None or model_format is not ModelFormat.SAFETENSORS:
+            raise BadUsage("--failed fetches no model: leave out --round, --best and --format")
+        _pull_failed(invocation, task, output, retry_seconds)
+        return
     with invocation.api(retry_seconds) as api:
         suffix, pull_to = _WRITERS[model_format]
         if output == MODEL_FILE:
@@ -78,6 +91,22 @@ def pull(
     invocation.out.emit(
         OutputKind.MODEL, data, lambda: Text("  ".join(filter(None, [text, format_metrics(model.metrics)])))
     )
+
+
+def _pull_failed(invocation: Invocation, task: str, output: Path, retry_seconds: float) -> None:
+    with invocation.api(retry_seconds) as api:
+        task_id = invocation.task(api, task).task_id
+        folder = Path(f"failed-{task_id}") if output == MODEL_FILE else output
+        folders = pull_failed_steps(api, task_id, folder)
+    data = {"task_id": task_id, "folders": [str(one) for one in folders]}
+    invocation.out.emit(OutputKind.FAILED_STEPS, data, lambda: Text("\n".join(_failure_line(one) for one in folders)))
+    invocation.out.say(escape(f'from farm_client import load_failed; step = load_failed("{folders[0]}")'))
+    invocation.out.say("model.load_state_dict(step.weights, strict=False); loss(model.train(), step.batch)")
+
+
+def _failure_line(folder: Path) -> str:
+    about = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+    return one_line(f"{folder}: round {about.get('round')}, step {about.get('step')}: {about.get('error')}")
 
 
 def fetch(api: FarmApi, model: ModelView, output: Path, out: Output, pull_to: PullTo = pull_model) -> None:

@@ -65,6 +65,9 @@ def checkpoints(invocation: Invocation, task: TaskArgument) -> None:
 def why(invocation: Invocation, task: TaskArgument) -> None:
     """Say in one line what a task waits for."""
     with invocation.api() as api:
-        task_id = invocation.task(api, task).task_id
-        reason = api.why(task_id)
+        found = invocation.task(api, task)
+        task_id, reason = found.task_id, api.why(found.task_id)
+        is_kept = found.error is not None and bool(api.task(task_id).failed_steps)
     invocation.out.emit(OutputKind.WHY, {"task_id": task_id, "why": reason}, lambda: Text(reason))
+    if is_kept:
+        invocation.out.say(f"`farm pull {task_id} --failed` fetches the state and the batch")

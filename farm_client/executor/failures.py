@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Failed
+from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Failed, FailedStepFile
 from protocol.errors import FarmError
 from protocol.messages import Scope
 
@@ -35,6 +35,8 @@ class CodeError(FarmError):
     def __init__(self, message: str, trace: str | None = None) -> None:
         super().__init__(message)
         self.trace = trace
+        self.failed_step: FailedStepFile | None = None
+        """What is kept of the step in which it happened."""
 
 
 class LossNotFinite(CodeError):
@@ -134,6 +136,7 @@ def as_failed(error: BaseException, assignment_id: str | None) -> Failed:
         message=sendable(message)[:MAX_MESSAGE_CHARS],
         scope=scope,
         traceback=sendable(trace)[-MAX_TRACEBACK_CHARS:] if trace else None,
+        failed_step=error.failed_step if isinstance(error, CodeError) else None,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from protocol.bounds import Count
 from protocol.compression import CodecSpec
+from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.messages import Kind, MetricPoint, Scope
@@ -101,6 +102,8 @@ class Run(Frozen):
     samples_before: int = 0
     """Of the task, before this round; schedules go by them."""
     round_samples: int = 0
+    failed_step_bytes: int = 0
+    """How large a file to write of the step in which the task's code fails; 0: none is wanted."""
     snapshot_path: str | None = None
     """Where the assignment's snapshots go, and where one may be to go on from; None for no snapshots."""
     pieces: tuple[Piece, ...]
@@ -211,6 +214,14 @@ class Rebased(Frozen):
     assignment_id: str
 
 
+class FailedStepFile(Frozen):
+    """A file with the state and the batch of a step in which the task's code failed, in the scratch folder."""
+
+    path: str
+    digest: Digest
+    size_bytes: int
+
+
 class Failed(Frozen):
     """Report: loading (no ``assignment_id``), a rebase or the assignment failed; it stays up unless it exits."""
 
@@ -220,6 +231,7 @@ class Failed(Frozen):
     message: str
     scope: Scope
     traceback: str | None = None
+    failed_step: FailedStepFile | None = None
 
 
 Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]

@@ -13,6 +13,7 @@ import torch
 from farm_client.data.seeds import derived_seed
 from farm_client.executor import compiling
 from farm_client.executor.contract import load_contract
+from farm_client.executor.failed_step import failed_step_file
 from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.held_weights import HeldWeights
@@ -164,8 +165,12 @@ class TaskRunner:
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
         snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
+        keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:
-            trained = self._train(order, data, progress.advance, pace, snapshots)
+            trained = self._train(order, data, progress.advance, pace, keeping)
+        except CodeError as error:
+            error.failed_step = failed_step_file(error, order, data, keeping.state, Path(self._order.scratch_dir))
+            raise
         finally:
             snapshots.end()
         metrics = reportable(trained.metrics, "the metric")
@@ -274,9 +279,8 @@ class TaskRunner:
         return self._source.count_rows()
 
     def _train(
-        self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, snapshots: Snapshots
+        self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, keeping: StepKeeping
     ) -> Trained:
-        keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         if self._order.mode is Mode.GRADIENTS:
             return sum_gradients(self.contract, data, advance, keeping, gradient=self._gradient, tensors=self.tensors)
         rules = StepRules.of(self._order, pace)

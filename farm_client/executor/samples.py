@@ -65,6 +65,14 @@ class Batches:
         for _, batch in self.sized():
             yield batch
 
+    def rows(self, start: int, stop: int) -> list[list[int]]:
+        """Return which rows the samples ``start`` to ``stop`` are: for each piece, those of its shard."""
+        found = []
+        for _, index in self._parts:
+            found.append([int(row) for row in index[max(start, 0) : max(stop, 0)]])
+            start, stop = start - len(index), stop - len(index)
+        return found
+
     def sized(self, skip: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yield (samples, batch), in as few batches as fit the size, which differ by one sample at most.
 

@@ -160,18 +160,21 @@ class Snapshots:
         remark(f"no more snapshots of this assignment, which goes on without: {error}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepKeeping:
     """What is kept of an assignment's steps: ``residual`` is the update codec's, which goes along."""
 
     snapshots: Snapshots
     states: StateFiles
     residual: TensorMap
+    state: StepState | None = None
+    """That of the steps that have begun."""
 
     def resumed(self, state: StepState) -> StepState:
         """Return the state, as the last snapshot left it if there is one. Raises: as ``Snapshots.resume``."""
         state.residual = self.residual
         self.snapshots.resume(state)
+        self.state = state
         return state
 
 
@@ -182,8 +185,8 @@ def walk(
     if state.samples:
         advance(state.samples)
     for samples, batch in data.sized(skip=state.steps):
+        state.begin_step(batch, samples)
         yield state.steps + 1, samples, batch
-        state.steps += 1
-        state.samples += samples
+        state.end_step()
         advance(samples)
         snapshots.after_step(state)

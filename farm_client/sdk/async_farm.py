@@ -81,6 +81,10 @@ class AsyncTask:
         """Write a model to a safetensors file and return its path."""
         return await asyncio.to_thread(self.sync.pull, output, round_number, best=best)
 
+    async def pull_failed(self, folder: str | Path) -> list[Path]:
+        """Write the steps in which the task's code failed to folders in a new ``folder``: see `Task.pull_failed`."""
+        return await asyncio.to_thread(self.sync.pull_failed, folder)
+
     async def model(self, round_number: int | None = None, *, best: bool = False) -> dict[str, torch.Tensor]:
         """Return a model's tensors by name, on the CPU."""
         return await asyncio.to_thread(self.sync.model, round_number, best=best)

@@ -18,6 +18,7 @@ from farm_client.sdk.config import resolve_address
 from farm_client.sdk.continuing import Continuation, continued, refuse_older_farm
 from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, LinkEstimate, estimate
 from farm_client.sdk.download import check_output, pull_model
+from farm_client.sdk.failed_folder import pull_failed_steps
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
 from farm_client.sdk.outcome import TaskEnded, TaskOutcome, is_over, outcome_of
 from farm_client.sdk.references import find_round, find_task
@@ -128,6 +129,14 @@ class Task:
         """Download a model that was ``found``; ``advance`` is called with how many more bytes came."""
         check_output(output)
         pull_model(self._api, model, output, advance)
+
+    def pull_failed(self, folder: str | Path) -> list[Path]:
+        """Write the steps in which the task's code failed to folders in a new ``folder``, and return those.
+
+        The farm keeps one for each line at which the code failed, at most three: ``load_failed`` loads a folder.
+        Raises: NotFound if it keeps none; BadOutput if ``folder`` is there; DigestMismatch, MalformedTensors.
+        """
+        return pull_failed_steps(self._api, self.id, Path(folder))
 
     def model(self, round_number: int | None = None, *, best: bool = False) -> dict[str, torch.Tensor]:
         """Return a model's tensors by name, on the CPU: for ``build_model(config).load_state_dict(task.model())``."""

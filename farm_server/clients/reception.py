@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -17,8 +19,9 @@ from farm_server.environment.clock import Clock
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
-from protocol.errors import FarmError
+from protocol.errors import FarmError, NotFound
 from protocol.messages import Bye, Error, Message, Progress, Result, WorkStage
+from protocol.tasks import BlobRef
 
 _CHECKS_AT_ONCE = 16
 _STAGES = frozenset(map(str, WorkStage))
@@ -81,7 +84,17 @@ class Reception:
         if failure is None:
             _log.warning("a client reports an error", client=peer.name, code=message.code, error=message.message)
         else:
-            self._post(failure)
+            self._post(replace(failure, failed_step=self._stored(failure.failed_step)))
+
+    def _stored(self, step: BlobRef | None) -> BlobRef | None:
+        """Return what a client stored of a failed step with the size that it has here; None if it is not here."""
+        if step is None or step.carried is not None:
+            return None
+        try:
+            source = self._spooled.source(step)
+            return BlobRef(digest=step.digest, size_bytes=source.stat().st_size) if isinstance(source, Path) else None
+        except (NotFound, OSError):
+            return None
 
     async def _result(self, peer: Peer, result: Result) -> None:
         assignment = self._find(peer, result.assignment_id)

@@ -81,6 +81,7 @@ def failure_of(peer: Peer, error: messages.Error) -> events.AssignmentFailed | N
         error.message,
         error.scope,
         error.traceback,
+        failed_step=error.failed_step,
     )
 
 

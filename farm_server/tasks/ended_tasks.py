@@ -61,7 +61,9 @@ class EndedTasks:
         record = await self._ledger.task(request.task_id)
         if record is None or record.state not in ENDED:
             return request
-        return TaskRecalled(record, await self._ledger.checkpoint(request.task_id), request)
+        checkpoint = await self._ledger.checkpoint(request.task_id)
+        failed_steps = await self._ledger.failed_steps(request.task_id)
+        return TaskRecalled(record, checkpoint, request, tuple(failed_steps))
 
     @contextmanager
     def removing(self, task_id: str) -> Iterator[None]:

@@ -12,7 +12,16 @@ from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
 from farm_server.tasks.ended_tasks import EndedTasks
 from protocol.errors import NotFound
-from protocol.rest import CheckpointView, Explanation, ModelView, RoundView, ShardBook, TaskDetail, TaskView
+from protocol.failed_steps import FailedStepView
+from protocol.rest import (
+    CheckpointView,
+    Explanation,
+    ModelView,
+    RoundView,
+    ShardBook,
+    TaskDetail,
+    TaskView,
+)
 from protocol.tasks import TaskSpec
 from storage.ports.ledger import LedgerReader, TaskKey
 
@@ -122,7 +131,11 @@ class TaskQueries:
         """Return the task with its specification and newest rounds. Raises: NotFound."""
         view, spec = await self._seen(task_id)
         newest = await self.newest_rounds(task_id, rounds)
-        return TaskDetail(task=view, spec=spec, rounds=tuple(newest))
+        failed_steps = tuple(
+            FailedStepView(line=step.line, digest=step.digest, size_bytes=step.size_bytes)
+            for step in await self._ledger.failed_steps(task_id)
+        )
+        return TaskDetail(task=view, spec=spec, rounds=tuple(newest), failed_steps=failed_steps)
 
     async def newest_rounds(self, task_id: str, limit: int) -> list[RoundView]:
         """Return up to ``limit`` rounds of a task, newest first; the open one, if any, comes before all others."""

@@ -17,6 +17,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     Record,
@@ -129,6 +130,12 @@ class LedgerReader(Protocol):
 
     async def checkpoint(self, task_id: str, round: int | None = None) -> CheckpointRecord | None:  # noqa: A002  # the field's name
         """Return the task's checkpoint of that round, or its newest one; None if it is not kept."""
+
+    async def failed_steps(self, task_id: str) -> list[FailedStepRecord]:
+        """Return the task's failed steps, which MUST come by their lines.
+
+        They, and their blobs, MUST stay for as long as the task does.
+        """
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

@@ -17,6 +17,7 @@ from protocol.errors import Conflict, Unavailable
 from protocol.tasks import BlobRef
 from storage.errors import BadRecord
 from storage.ledger import SqlLedger
+from storage.mapping import blob_rows
 from storage.memory_facts import MemoryFacts
 from storage.memory_ledger import MemoryLedger
 from storage.ports.ledger import History, Ledger, TaskEnd, TaskKey
@@ -425,3 +426,28 @@ class TestReferencedDigests:
             ]
         )
         assert await ledger.referenced_digests() == {a.ref("waits").digest}
+
+
+@holds(
+    "Return the task's failed steps, which MUST come by their lines",
+    "They, and their blobs, MUST stay for as long as the task does",
+)
+async def test_failed_steps_stay_with_their_task(opener: Opener, tmp_path: Path) -> None:
+    ledger = await opener(tmp_path)
+    later, first = a.failed_step(line="t.py:9, in loss"), a.failed_step(line="t.py:3, in loss")
+    await ledger.save([a.task(), a.task("t2", state=TaskState.CANCELLED, finished_at=5.0)])
+    await ledger.save([later, first, a.failed_step("t2")])
+    await ledger.save([first])
+    assert await ledger.failed_steps("t1") == [first, later]
+    assert await ledger.failed_steps("nosuch") == []
+    assert (await ledger.load()).failed_steps == (first, later), "those of tasks that have not ended"
+    assert {first.digest, later.digest, a.failed_step("t2").digest} <= await ledger.referenced_digests()
+    named = {use.task_id: use.blob_bytes for use in await ledger.usage()}
+    await ledger.close()
+    ledger = await opener(tmp_path)
+    assert await ledger.failed_steps("t1") == [first, later]
+    await ledger.remove_task("t1")
+    assert await ledger.failed_steps("t1") == []
+    assert first.digest not in await ledger.referenced_digests()
+    assert named["t1"] == sum(row["size_bytes"] for row in blob_rows("t1", a.spec("t1"))) + 2 * first.size_bytes
+    await ledger.close()

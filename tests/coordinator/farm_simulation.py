@@ -116,7 +116,8 @@ class Ledger(MemoryFacts):
         record = self.tasks.get(event.task_id)
         if record is None or record.state not in ENDED:
             return event
-        return TaskRecalled(record, next(iter(reversed(self.checkpoints_of(event.task_id))), None), event)
+        newest = next(iter(reversed(self.checkpoints_of(event.task_id))), None)
+        return TaskRecalled(record, newest, event, tuple(self.failed_steps_of(event.task_id)))
 
     @property
     def events(self) -> list[EventRecord]:
@@ -397,10 +398,12 @@ class Simulation:
         message: str = "boom",
         traceback: str | None = None,
         code: str = "executor_error",
+        failed_step: BlobRef | None = None,
     ) -> Assign:
         assign = v.held.popleft()
         here = (f"id-{v.name}", v.incarnation, assign.assignment_id, assign.fence)
-        self.handle(AssignmentFailed(*here, code=code, message=message, scope=scope, traceback=traceback))
+        said = {"code": code, "message": message, "scope": scope, "traceback": traceback}
+        self.handle(AssignmentFailed(*here, **said, failed_step=failed_step))  # type: ignore[arg-type]  # its fields
         self._ready(v)
         return assign
 

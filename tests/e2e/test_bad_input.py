@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from farm_client import load_failed
 from farm_client.cli.exit_codes import ExitCode
 from tests.e2e.conftest import RealFarm
 
@@ -62,6 +63,12 @@ def test_code_that_fails_on_the_volunteers_fails_its_task_with_the_reason(farm, 
     logs = farm.run("logs", task_id).stdout
     assert said in logs
     assert "volunteer-1" in logs
+    assert "--failed" in farm.run("why", task_id).stderr
+    assert farm.run("pull", task_id, "--failed", "-o", str(tmp_path / "failed")).exit_code == 0
+    step = load_failed(tmp_path / "failed" / "1")
+    assert step.batch["x"].shape == (step.about["samples"], 3)
+    assert step.weights["weight"].shape == (1, 3)
+    assert (step.about["round"], step.about["step"]) == (0, 1)
 
 
 def test_an_unknown_task(farm):

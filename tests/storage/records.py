@@ -12,6 +12,7 @@ from coordinator.records import (
     CheckpointRecord,
     ClientRecord,
     EventRecord,
+    FailedStepRecord,
     LogRecord,
     MetricRecord,
     RoundRecord,
@@ -55,6 +56,10 @@ def task(task_id: str = "t1", **changes: Any) -> TaskRecord:
 def client(client_id: str = "c1", **changes: Any) -> ClientRecord:
     values: dict[str, Any] = {"name": "box", "secret_hash": "h", "first_seen": 1.0, "last_seen": 2.0}
     return ClientRecord(client_id, **values | changes)
+
+
+def failed_step(task_id: str = "t1", line: str = "t.py:3, in loss") -> FailedStepRecord:
+    return FailedStepRecord(task_id, line, digest_bytes(f"{task_id}/{line}".encode()), 30)
 
 
 def round_(task_id: str = "t1", number: int = 0, **changes: Any) -> RoundRecord:

@@ -105,6 +105,8 @@ class Held:
     waits: int = 0
     """How often the farm told that upload to wait for its turn."""
     output: PendingOutput = field(default_factory=PendingOutput)
+    failed_step: BlobRef | None = None
+    """What is stored at the farm of the step in which the task's code failed."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds of what came before its executor, by ``WorkStage``."""
 
@@ -163,6 +165,7 @@ class Held:
             weights_path=None if weights_file is None else str(weights_file),
             inner_state=carried,
             inner_state_path=None if state is None or carried is not None else str(cache.path(state.digest)),
+            failed_step_bytes=assign.failed_step_bytes,
             snapshot_path=None if snapshot is None else str(snapshot),
             pieces=_pieces(assign, cache),
         )
@@ -195,7 +198,8 @@ class Held:
             return self.reject(code, str(error))
         match error:
             case ExecutorFailed(report=report):
-                return self._error(report.code, report.message, report.scope, report.traceback)
+                problem = self._error(report.code, report.message, report.scope, report.traceback)
+                return problem.model_copy(update={"failed_step": self.failed_step})
             case ExecutorDied(death=death, last_lines=last_lines):
                 return self._error(death.code, error.message, Scope.ELSEWHERE, "\n".join(last_lines))
             case ValidationError():

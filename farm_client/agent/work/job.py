@@ -19,6 +19,7 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
+from farm_client.agent.work.failed_steps import FailedSteps
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
@@ -46,6 +47,7 @@ class Tools:
     sender: ResultSender
     starts: StartMarks
     snapshots: SnapshotStore
+    failed_steps: FailedSteps
     home: HomeFolder
     making: Locks = field(default_factory=Locks)
 
@@ -146,6 +148,8 @@ class Job:
                 done = await self._compute(executor, route)
             return self._keep(done, executor)
         except ExecutorFailed as error:
+            if executor is not None and not self._is_trained:
+                self.held.failed_step = await self._tools.failed_steps.store(self.held, executor, error.report)
             if executor is not None and not self._is_trained and (ran_out_of_memory(error) or _builds_others(error)):
                 self._tools.pool.kill(executor)  # its process keeps what it once had, of a GPU above all
             raise

@@ -26,6 +26,7 @@ from protocol.recipe import AggregateName, Recipe
 from protocol.resources import LinkFigures, Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
+from protocol.terminal_text import one_line
 from protocol.wording import ClientNames, counted, sized
 
 _STATE_STYLES = {
@@ -114,6 +115,9 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
         ("train loss", format_value(task.loss)),
         ("held out", format_metrics(task.metrics) or NOTHING),
     ]
+    if detail.failed_steps:
+        lines = "\n".join(one_line(step.line) for step in detail.failed_steps)
+        facts.append(("failed at", Text(f"{lines}\n`farm pull {task.task_id} --failed` fetches state and batch")))
     if spec.config:
         facts.append(("config", Text("  ".join(f"{key}={value}" for key, value in spec.config.items()))))
     facts += [("note", Text(note, style="yellow")) for note in spec.notes]

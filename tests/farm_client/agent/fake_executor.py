@@ -161,6 +161,17 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             return Failed(
                 assignment_id=order.assignment_id, code="task_code", message="boom", scope=Scope.NOBODY, traceback="tb"
             )
+        case "fail_and_keep":
+            kept = (load.config["kept"] + "!" * order.round).encode() * load.config.get("times", 1)
+            path = Path(load.config["elsewhere"] if "elsewhere" in load.config else Path(load.scratch_dir, "kept"))
+            path.write_bytes(kept)
+            step = {"path": str(path), "digest": digest_bytes(kept), "size_bytes": len(kept)}
+            failed = {
+                "code": "task_code",
+                "message": load.config.get("messages", ["boom"])[order.round],
+                "scope": Scope.NOBODY,
+            }
+            return Failed(assignment_id=order.assignment_id, failed_step=step, **failed)
         case "garbage":
             connection.sendall(b"\x00\x00\x00\x02\xff\xff")
             time.sleep(600)

@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from protocol.digests import digest_bytes
+from protocol.failed_steps import FailedStepView
 from protocol.features import FEATURES
 from protocol.ranges import ByteRanges, ContentRange
 from protocol.recipe import Recipe
@@ -130,6 +131,7 @@ class FakeFarm:
     spec: TaskSpec | None = None
     features: tuple[str, ...] = tuple(FEATURES)
     checkpoints: list[CheckpointView] = field(default_factory=list)
+    failed_steps: tuple[FailedStepView, ...] | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
     arrived: dict[str, tuple[bytearray, ByteRanges]] = field(default_factory=dict)
     upload_waits: list[str] = field(default_factory=list)
@@ -191,7 +193,8 @@ class FakeFarm:
                         metrics={"accuracy": 0.93}, committed_at=1.0,
                     ),
                 )  # fmt: skip
-                return answer(TaskDetail(task=task, spec=self.spec or make_spec(self.recipe), rounds=rounds))
+                spec = self.spec or make_spec(self.recipe)
+                return answer(TaskDetail(task=task, spec=spec, rounds=rounds, failed_steps=self.failed_steps))
             case ["pause" | "resume" | "cancel" | "retry" | "priority" as action]:
                 changed = json.loads(request.content) if action == "priority" else {"state": f"{action}d"}
                 return answer(task.model_copy(update=changed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,8 +10,8 @@ import pytest
 
 from coordinator.events import AssignmentFailed, Event, ResultArrived
 from farm_server.clients.reception import Reception
-from protocol.errors import FarmError
-from protocol.messages import AssignmentProgress, Kind, LogLine, Phase, Progress, Result
+from protocol.errors import FarmError, NotFound
+from protocol.messages import AssignmentProgress, Error, Kind, LogLine, Phase, Progress, Result
 from protocol.tasks import BlobRef
 
 MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)
@@ -24,19 +25,25 @@ class Ear:
         self.logged: list[int] = []
         self.checked: list[str] = []
         self.refusal: FarmError | None = None
+        self.file: Path | None = None
         self.stages: dict[str, float] = {}
         anything = SimpleNamespace(labels=lambda _: SimpleNamespace(inc=lambda: None), inc=lambda _: None)
         timed = SimpleNamespace(labels=lambda stage: SimpleNamespace(inc=lambda s: self.stages.update({stage: s})))
         self.reception = Reception(
             post=self.events.append,
             intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
-            spooled=cast("Any", SimpleNamespace(hold=lambda _: None)),
+            spooled=cast("Any", SimpleNamespace(hold=lambda _: None, source=self.stored)),
             in_flight=lambda name: cast("Any", MINE if name == "a1" else None),
             entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
             telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything, stage_seconds=timed)),
             clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
             used=lambda _: None,
         )
+
+    def stored(self, ref: BlobRef) -> Path:
+        if self.file is None:
+            raise NotFound("no blob")
+        return self.file
 
     def check(self, task_id: str, _kind: Kind, result: Result) -> Result:
         self.checked.append(task_id)
@@ -86,3 +93,32 @@ async def test_a_result_that_is_refused_is_a_failure_of_its_assignment() -> None
     failed = await ear.hear("c1", "a1")
     assert isinstance(failed, AssignmentFailed)
     assert (failed.client_id, failed.assignment_id) == ("c1", "a1")
+
+
+async def failed_step_of(ear: Ear, step: BlobRef | None) -> BlobRef | None:
+    """Return what the coordinator hears was stored of a failed step."""
+    peer = cast("Any", SimpleNamespace(client_id="c1", incarnation=1, name="c1"))
+    error = Error(code="task_code", message="boom", assignment_id="a1", fence=1, failed_step=step)
+    await ear.reception.take(peer, error)
+    failed = ear.events[-1]
+    assert isinstance(failed, AssignmentFailed)
+    return failed.failed_step
+
+
+async def test_a_failed_step_has_the_size_that_it_has_here_whatever_a_client_says(tmp_path: Path) -> None:
+    ear = Ear()
+    ear.file = tmp_path / "blob"
+    ear.file.write_bytes(b"x" * 7)
+    kept = await failed_step_of(ear, BlobRef(digest="a" * 64, size_bytes=1))
+    assert kept == BlobRef(digest="a" * 64, size_bytes=7)
+
+
+async def test_a_failed_step_that_is_not_here_is_none() -> None:
+    assert await failed_step_of(Ear(), BlobRef(digest="a" * 64, size_bytes=1)) is None
+    assert await failed_step_of(Ear(), None) is None
+
+
+async def test_a_failed_step_comes_in_no_message(tmp_path: Path) -> None:
+    ear = Ear()
+    ear.file = tmp_path
+    assert await failed_step_of(ear, BlobRef(digest="a" * 64, size_bytes=3, inline=b"abc")) is None
