@@ -9,13 +9,22 @@ from protocol.recipe import Mode, Recipe
 
 def smallest_part(recipe: Recipe) -> int:
     """Return the fewest samples of a part: two, for BatchNorm cannot train on one, unless the recipe sets one."""
-    return min(2, recipe.batch_samples, recipe.round_samples)
+    return _smallest_part(recipe.round_samples, recipe.batch_samples)
 
 
 def rounds_per_epoch(recipe: Recipe, train_samples: int) -> int:
     """Return how many rounds an epoch has: its last one is short, or takes a stray sample along."""
-    full, stray = divmod(train_samples, recipe.round_samples)
-    return max(full + (stray >= smallest_part(recipe)), 1)
+    return rounds_of(train_samples, recipe.round_samples, recipe.batch_samples)
+
+
+def rounds_of(train_samples: int, round_samples: int, batch_samples: int) -> int:
+    """Return ``rounds_per_epoch`` of a recipe with these numbers."""
+    full, stray = divmod(train_samples, round_samples)
+    return max(full + (stray >= _smallest_part(round_samples, batch_samples)), 1)
+
+
+def _smallest_part(round_samples: int, batch_samples: int) -> int:
+    return min(2, batch_samples, round_samples)
 
 
 def global_steps(recipe: Recipe, train_samples: int) -> int:

@@ -38,6 +38,11 @@ class PlannedShard:
     samples: int
 
 
+def held_rows(rows: int, holdout: float) -> int:
+    """Return how many of the rows are kept back for evaluation."""
+    return max(1, round(rows * holdout)) if holdout else 0
+
+
 def plan_shards(rows: int, size_bytes: int, holdout: float) -> list[PlannedShard]:
     """Return the shards for a data set of so many rows and bytes, training ones first.
 
@@ -46,7 +51,7 @@ def plan_shards(rows: int, size_bytes: int, holdout: float) -> list[PlannedShard
     """
     if not 0 <= holdout < 1:
         raise DataError(f"the holdout is {holdout}; it is a fraction from 0 to below 1, such as 0.2")
-    held = max(1, round(rows * holdout)) if holdout else 0
+    held = held_rows(rows, holdout)
     if rows - held < 1:
         raise DataError(f"the data set has {rows} rows: none is left to train on with a holdout of {holdout}")
     row_bytes = size_bytes / rows

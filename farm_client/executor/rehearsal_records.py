@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from farm_client.data.sharding import held_rows
 from farm_client.executor.messages import Failed
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Precision
+from protocol.task_length import rounds_of
 
 
 class TaskLength(NamedTuple):
@@ -64,7 +66,7 @@ class RehearsalRequest(Frozen):
 
     def length(self, rows: int) -> TaskLength:
         """Return how long the task is in gradients mode, where a round is one step."""
-        per_epoch = max(1, math.ceil(rows * (1 - self.holdout) / self.round_samples))
+        per_epoch = rounds_of(rows - held_rows(rows, self.holdout), self.round_samples, self.batch_samples)
         by_epochs = [] if self.epochs is None else [math.ceil(self.epochs * per_epoch)]
         return TaskLength(min([*by_epochs, *([] if self.rounds is None else [self.rounds])], default=1), per_epoch)
 

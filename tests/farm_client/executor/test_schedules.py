@@ -18,13 +18,16 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
 from coordinator.numerics.schedule import value_at
+from farm_client.data.sharding import plan_shards
 from farm_client.executor import schedule_fit
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.rehearsal_records import RehearsalRequest, TaskLength
 from farm_client.executor.schedule_fit import TooLong, fit, schedules_of
 from farm_client.executor.timeline import Place, Scheduled, TaskPace, Timeline, as_scheduled
-from protocol.recipe import Mode
+from protocol.recipe import Mode, Recipe
 from protocol.schedule import Schedule
+from protocol.task_length import global_steps, rounds_per_epoch
+from protocol.tasks import Split
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of
 from tests.farm_client.executor.rehearsing import complaint, rehearsed
 
@@ -398,6 +401,26 @@ def test_what_is_no_scheduler_is_named(tmp_path: Path) -> None:
 )
 def test_the_length_of_a_task_in_steps(given: dict[str, Any], length: TaskLength) -> None:
     request = RehearsalRequest.model_construct(
-        **{"rounds": None, "epochs": None, "holdout": 0.0, "round_samples": 10} | given
+        **{"rounds": None, "epochs": None, "holdout": 0.0, "round_samples": 10, "batch_samples": 10} | given
     )
     assert request.length(100) == length
+
+
+@given(
+    rows=st.integers(2, 400),
+    round_samples=st.integers(1, 50),
+    epochs=st.integers(1, 3),
+    holdout=st.sampled_from([0.0, 0.1, 0.25, 1 / 3]),
+)
+def test_a_trial_counts_a_tasks_steps_as_the_farm_does(
+    rows: int, round_samples: int, epochs: int, holdout: float
+) -> None:
+    """A stray sample that the last round of an epoch takes along is no round of its own."""
+    request = RehearsalRequest.model_construct(
+        rounds=None, epochs=epochs, holdout=holdout, round_samples=round_samples, batch_samples=round_samples
+    )
+    recipe = Recipe(mode=Mode.GRADIENTS, epochs=epochs, round_samples=round_samples, batch_samples=round_samples)
+    trained = sum(shard.samples for shard in plan_shards(rows, rows, holdout) if shard.split is Split.TRAIN)
+    length = request.length(rows)
+    assert length.steps == global_steps(recipe, trained)
+    assert length.steps_per_epoch == rounds_per_epoch(recipe, trained)
