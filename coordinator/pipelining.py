@@ -18,10 +18,9 @@ from coordinator.lifecycle import TaskState
 from coordinator.offers import offer
 from coordinator.planning import count_samples, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
-from coordinator.stopping import samples_of_epochs
 from coordinator.turn import Turn
 from protocol.messages import Prefetch
-from protocol.task_length import smallest_part
+from protocol.task_length import samples_of_epochs, smallest_part
 
 
 def wants_ahead(run: TaskRun) -> bool:

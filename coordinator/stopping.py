@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Final
-
 from coordinator.records import TaskRecord
-from protocol.recipe import Recipe
-from protocol.task_length import rounds_per_epoch
+from protocol.task_length import FOR_EVER, rounds_of_epochs, samples_of_epochs
 from protocol.tasks import Split, TaskSpec
-
-_FOR_EVER: Final = 2**53
-"""As many samples, or rounds, as a task without an end that anybody will see."""
 
 
 def rounds_total(spec: TaskSpec) -> int:
     """Return how many rounds the recipe takes, if every round commits in full."""
     recipe = spec.recipe
-    limits = [_FOR_EVER]
+    limits = [FOR_EVER]
     if recipe.rounds is not None:
         limits.append(recipe.rounds)
     if recipe.epochs is not None:
-        limits.append(_rounds_of_epochs(recipe, recipe.epochs, spec.dataset.samples(Split.TRAIN)))
+        limits.append(rounds_of_epochs(recipe, recipe.epochs, spec.dataset.samples(Split.TRAIN)))
     return min(limits)
-
-
-def _rounds_of_epochs(recipe: Recipe, epochs: float, samples: int) -> int:
-    if samples_of_epochs(epochs, samples) >= _FOR_EVER:
-        return _FOR_EVER
-    whole = int(epochs)
-    rest = -(-int((epochs - whole) * samples) // recipe.round_samples)
-    return max(whole * rounds_per_epoch(recipe, samples) + rest, 1)
-
-
-def samples_of_epochs(epochs: float, samples: int) -> int:
-    """Return how many samples so many epochs of ``samples`` are; for any number, however large."""
-    product = epochs * samples
-    return int(product) if isfinite(product) and product < _FOR_EVER else _FOR_EVER
 
 
 def evaluation_is_due(task: TaskRecord) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -13,7 +12,7 @@ from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Precision
-from protocol.task_length import rounds_of
+from protocol.task_length import rounds_of_epochs, rounds_per_epoch
 
 
 class TaskLength(NamedTuple):
@@ -66,8 +65,9 @@ class RehearsalRequest(Frozen):
 
     def length(self, rows: int) -> TaskLength:
         """Return how long the task is in gradients mode, where a round is one step."""
-        per_epoch = rounds_of(rows - held_rows(rows, self.holdout), self.round_samples, self.batch_samples)
-        by_epochs = [] if self.epochs is None else [math.ceil(self.epochs * per_epoch)]
+        trained = rows - held_rows(rows, self.holdout)
+        per_epoch = rounds_per_epoch(self, trained)
+        by_epochs = [] if self.epochs is None else [rounds_of_epochs(self, self.epochs, trained)]
         return TaskLength(min([*by_epochs, *([] if self.rounds is None else [self.rounds])], default=1), per_epoch)
 
 

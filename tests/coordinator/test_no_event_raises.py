@@ -19,10 +19,11 @@ from coordinator.events import (
 from coordinator.lifecycle import TaskState
 from coordinator.planning import shares
 from coordinator.scoring import expected_speeds
-from coordinator.stopping import rounds_total, samples_of_epochs
+from coordinator.stopping import rounds_total
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import AssignmentProgress, Hello, Kind, Phase, Scope
 from protocol.resources import Gpu, Load, Resources
+from protocol.task_length import samples_of_epochs
 from protocol.tasks import BlobRef
 from tests.coordinator.farm_simulation import Simulation, Volunteer, blob, spec
 

@@ -409,11 +409,11 @@ def test_the_length_of_a_task_in_steps(given: dict[str, Any], length: TaskLength
 @given(
     rows=st.integers(2, 400),
     round_samples=st.integers(1, 50),
-    epochs=st.integers(1, 3),
+    epochs=st.floats(0.05, 3.0),
     holdout=st.sampled_from([0.0, 0.1, 0.25, 1 / 3]),
 )
 def test_a_trial_counts_a_tasks_steps_as_the_farm_does(
-    rows: int, round_samples: int, epochs: int, holdout: float
+    rows: int, round_samples: int, epochs: float, holdout: float
 ) -> None:
     """A stray sample that the last round of an epoch takes along is no round of its own."""
     request = RehearsalRequest.model_construct(
