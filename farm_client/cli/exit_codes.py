@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Final
 
 from farm_client.proxies import BadProxy
-from farm_client.sdk.errors import BadFarmAddress, FarmUnreachable, NoFarmAddress
+from farm_client.sdk.errors import BadFarmAddress, BadFormat, FarmUnreachable, NoFarmAddress
 from farm_client.sdk.outcome import TaskOutcome
 from protocol.errors import FarmError, Unauthorized
 
@@ -59,6 +59,6 @@ def code_of_error(error: FarmError) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(error, FarmUnreachable | Unauthorized):
         return ExitCode.NO_FARM
-    if isinstance(error, NoFarmAddress | BadFarmAddress | BadProxy | BadUsage):
+    if isinstance(error, NoFarmAddress | BadFarmAddress | BadProxy | BadUsage | BadFormat):
         return ExitCode.USAGE
     return ExitCode.FAILURE

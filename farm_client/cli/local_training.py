@@ -19,7 +19,7 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.checkpoints import best_round
 from farm_client.sdk.default_mode import LOOPBACK
 from farm_client.sdk.download import check_output
-from farm_client.sdk.farm import Farm
+from farm_client.sdk.farm import Farm, Task
 from farm_client.sdk.outcome import TaskOutcome, outcome_of
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
 from farm_client.sdk.submission import Prepared
@@ -68,7 +68,7 @@ def train_locally(
             model = None
             if outcome_of(task) is TaskOutcome.COMPLETED:
                 model = api.model(task_id, wanted_round(api, prepared.spec.recipe.keep_best, task_id, out))
-                fetch(api, model, output, out)
+                fetch(Task(api, task), model, output, out)
             yield LocallyTrained(farm, api, task, prepared, None if model is None else model.round)
 
 

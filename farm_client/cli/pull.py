@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -18,38 +15,14 @@ from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
-from farm_client.sdk.api import FarmApi
-from farm_client.sdk.download import pull_model, pull_torch
 from farm_client.sdk.failed_folder import FAILURE, pull_failed_steps
 from farm_client.sdk.farm import Task
-from farm_client.sdk.model_folder import pull_folder
+from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat, WrittenAs
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.watching.formatting import format_metrics
 from protocol.rest import ModelView
 from protocol.terminal_text import one_line
 from protocol.wording import counted, sized
-
-MODEL_FILE: Final = Path("model.safetensors")
-
-PullTo = Callable[[FarmApi, ModelView, Path, Callable[[int], None]], None]
-
-
-class ModelFormat(StrEnum):
-    """In which form a model is written."""
-
-    SAFETENSORS = "safetensors"
-    TORCH = "torch"
-    HF = "hf"
-
-
-_WRITERS: Final[Mapping[ModelFormat, tuple[str, PullTo]]] = MappingProxyType(
-    {
-        ModelFormat.SAFETENSORS: (".safetensors", pull_model),
-        ModelFormat.TORCH: (".pt", pull_torch),
-        ModelFormat.HF: ("", pull_folder),
-    }
-)
-"""The suffix of the name that a model gets without ``-o``, and what writes it."""
 
 
 def pull(
@@ -68,6 +41,9 @@ def pull(
             help="A file of safetensors, one for torch.load, or a folder for from_pretrained of transformers or peft.",
         ),
     ] = ModelFormat.SAFETENSORS,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="With --format hf: an adapter merged into its base.")
+    ] = False,
     failed: Annotated[
         bool, typer.Option("--failed", help="State and batch of the steps in which its code failed, as a folder.")
     ] = False,
@@ -75,17 +51,16 @@ def pull(
 ) -> None:
     """Fetch a task's model: a safetensors file for `model.load_state_dict(load_file(…))`, or another format."""
     if failed:
-        if best or round_number is not None or model_format is not ModelFormat.SAFETENSORS:
-            raise BadUsage("--failed fetches no model: leave out --round, --best and --format")
+        if best or merged or round_number is not None or model_format is not ModelFormat.SAFETENSORS:
+            raise BadUsage("--failed fetches no model: leave out --round, --best, --format and --merged")
         _pull_failed(invocation, task, output, retry_seconds)
         return
+    form = WrittenAs.named(model_format, merged=merged)
+    output = form.place(output)
     with invocation.api(retry_seconds) as api:
-        suffix, pull_to = _WRITERS[model_format]
-        if output == MODEL_FILE:
-            output = output.with_suffix(suffix)
         pulled = Task(api, invocation.task(api, task))
         model = pulled.found(round_number, best=best)
-        fetch(api, model, output, invocation.out, pull_to)
+        fetch(pulled, model, output, invocation.out, form)
     data = {**model.model_dump(), "path": str(output)}
     text = f"{output}: after {counted(model.round, 'round')}, {sized(model.size_bytes)}"
     invocation.out.emit(
@@ -109,13 +84,13 @@ def _failure_line(folder: Path) -> str:
     return one_line(f"{folder}: round {about.get('round')}, step {about.get('step')}: {about.get('error')}")
 
 
-def fetch(api: FarmApi, model: ModelView, output: Path, out: Output, pull_to: PullTo = pull_model) -> None:
+def fetch(task: Task, model: ModelView, output: Path, out: Output, form: WrittenAs | None = None) -> None:
     """Download a model, with a progress bar on a terminal."""
     with transfer_bar(out) as bar:
         frozen_bytes = model.frozen.size_bytes if model.frozen else 0
-        task = bar.add_task("download", total=model.size_bytes + frozen_bytes)
+        shown = bar.add_task("download", total=model.size_bytes + frozen_bytes)
         try:
-            pull_to(api, model, output, lambda done: bar.advance(task, done))
+            task.fetch(model, output, lambda done: bar.advance(shown, done), form or WrittenAs())
         except KeyboardInterrupt:
             out.say("[dim]what came is kept: the same command goes on from there[/]")
             raise

@@ -12,6 +12,8 @@ CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 MODEL_FILES: Final = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG)
+BASE_PREFIX: Final = "base_model.model."
+"""What peft's names begin with, in a model and in an adapter's file."""
 _ADAPTER: Final = "default"
 """What peft calls the adapter of a model that has one."""
 
@@ -19,20 +21,27 @@ _ADAPTER: Final = "default"
 def model_files(model: Any) -> dict[str, Any]:
     """Return the JSON files, as read, by which ``from_pretrained`` knows this model; none if it is of another kind.
 
-    An adapter is described only where its tensors have the names in its file that ``adapter_name`` gives them.
+    An adapter is described only where its tensors have the names in its file that ``adapter_name`` gives them; with it
+    its base, where the one can be merged into the other.
     """
-    writers = []
+    whole, adapter = model, None
     if _is_of(model, "peft", "PeftModel"):
         adapters = model.peft_config
-        writers = [adapters[_ADAPTER]] if adapters.keys() == {_ADAPTER} and _has_usual_names(model) else []
-    elif _is_of(model, "transformers", "PreTrainedModel"):
-        writers = [model.config, getattr(model, "generation_config", None)]
+        if adapters.keys() != {_ADAPTER} or not _has_usual_names(model):
+            return {}
+        whole, adapter = model.get_base_model(), adapters[_ADAPTER]
+    writers = [] if adapter is None else [adapter]
+    is_known = _is_of(whole, "transformers", "PreTrainedModel")
+    if is_known and (adapter is None or hasattr(model.base_model, "merge_and_unload")):
+        writers += [whole.config, getattr(whole, "generation_config", None)]
     files: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="aifarm-model-files-") as folder:
         for writer in writers:
             files |= _written(writer, Path(folder))
     if ADAPTER_CONFIG in files:
         files[ADAPTER_CONFIG]["base_model_name_or_path"] = None  # a folder of this machine
+    if CONFIG in files:
+        files[CONFIG]["architectures"] = [type(whole).__name__]  # a model writes it there, its configuration doesn't
     return files
 
 
@@ -45,6 +54,14 @@ def adapter_name(name: str) -> str | None:
         return ".".join(parts)
     kept = [part for part in parts if part not in {_ADAPTER, "modules_to_save"}]
     return ".".join((*kept, last))
+
+
+def base_name(name: str) -> str | None:
+    """Return what a tensor of a model with an adapter is called in its base; None if it is the adapter's."""
+    parts = name.removeprefix(BASE_PREFIX).split(".")
+    return (
+        None if _ADAPTER in parts else ".".join(part for part in parts if part not in {"base_layer", "original_module"})
+    )
 
 
 def _is_of(model: Any, library: str, kind: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from farm_client.sdk.api import Action
 from farm_client.sdk.farm import Farm, Fields, Paths, Task
+from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import OnProgress
 from farm_client.sdk.watching.scene import Scene
@@ -76,10 +77,16 @@ class AsyncTask:
         return await asyncio.to_thread(self.sync.checkpoints)
 
     async def pull(
-        self, output: str | Path = "model.safetensors", round_number: int | None = None, *, best: bool = False
+        self,
+        output: str | Path = MODEL_FILE,
+        round_number: int | None = None,
+        *,
+        best: bool = False,
+        format: str = ModelFormat.SAFETENSORS,  # noqa: A002 - as the option is called
+        merged: bool = False,
     ) -> Path:
-        """Write a model to a safetensors file and return its path."""
-        return await asyncio.to_thread(self.sync.pull, output, round_number, best=best)
+        """Write a model and return its path: see `Task.pull`."""
+        return await asyncio.to_thread(self.sync.pull, output, round_number, best=best, format=format, merged=merged)
 
     async def pull_failed(self, folder: str | Path) -> list[Path]:
         """Write the steps in which the task's code failed to folders in a new ``folder``: see `Task.pull_failed`."""

@@ -4,7 +4,9 @@ FarmError
 ├── NoFarmAddress        nobody said which farm
 ├── BadFarmAddress       the address cannot be one of a farm
 ├── FarmUnreachable      nothing answers there, or what answers is not a farm
-└── BadOutput            a model cannot be written there
+├── BadOutput            a model cannot be written there
+├── BadFormat            a model cannot be written in this form
+└── MissingLibrary       what writes it needs a library that is not installed here
 """
 
 from __future__ import annotations
@@ -36,6 +38,18 @@ class BadOutput(FarmError):
     """The model cannot be written there; give a file's name with -o."""
 
     code = "bad_output"
+
+
+class BadFormat(FarmError):
+    """The model cannot be written in this form; `farm pull --help` lists them."""
+
+    code = "bad_format"
+
+
+class MissingLibrary(FarmError):
+    """A library is not installed here that this needs."""
+
+    code = "missing_library"
 
 
 def first_problem(error: ValidationError, source: object = None) -> str:

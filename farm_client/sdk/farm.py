@@ -17,9 +17,9 @@ from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.config import resolve_address
 from farm_client.sdk.continuing import Continuation, continued, refuse_older_farm
 from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, LinkEstimate, estimate
-from farm_client.sdk.download import check_output, pull_model
 from farm_client.sdk.failed_folder import pull_failed_steps
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
+from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat, WrittenAs
 from farm_client.sdk.outcome import TaskEnded, TaskOutcome, is_over, outcome_of
 from farm_client.sdk.references import find_round, find_task
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
@@ -110,25 +110,36 @@ class Task:
         return self._api.checkpoints(self.id)
 
     def pull(
-        self, output: str | Path = "model.safetensors", round_number: int | None = None, *, best: bool = False
+        self,
+        output: str | Path = MODEL_FILE,
+        round_number: int | None = None,
+        *,
+        best: bool = False,
+        format: str = ModelFormat.SAFETENSORS,  # noqa: A002 - as the option is called
+        merged: bool = False,
     ) -> Path:
-        """Write a model to a safetensors file, whole or not at all, and return its path.
+        """Write a model, whole or not at all, and return its path.
 
         ``round_number``: the model after so many rounds; ``best``: by the recipe's ``keep_best``; else the newest.
-        Raises: NotFound if that is not kept; DigestMismatch; BadOutput.
+        ``format``: "safetensors", "torch" (for ``torch.load``), or "hf": a folder for ``from_pretrained`` of
+        `transformers` or `peft`, with ``merged`` of an adapter that was added to its base. Without ``output`` the name
+        has the format's suffix. Raises: NotFound if that is not kept, or the model has no such form; DigestMismatch;
+        BadOutput; BadFormat; MissingLibrary.
         """
-        path = Path(output)
-        self.fetch(self.found(round_number, best=best), path)
+        form = WrittenAs.named(format, merged=merged)
+        path = form.place(Path(output))
+        self.fetch(self.found(round_number, best=best), path, form=form)
         return path
 
     def found(self, round_number: int | None = None, *, best: bool = False) -> ModelView:
         """Return which model ``pull`` would fetch."""
         return self._api.model(self.id, find_best(self._api, self.id, round_number) if best else round_number)
 
-    def fetch(self, model: ModelView, output: Path, advance: Advance = lambda _: None) -> None:
+    def fetch(
+        self, model: ModelView, output: Path, advance: Advance = lambda _: None, form: WrittenAs | None = None
+    ) -> None:
         """Download a model that was ``found``; ``advance`` is called with how many more bytes came."""
-        check_output(output)
-        pull_model(self._api, model, output, advance)
+        (form or WrittenAs()).pull(self._api, model, output, advance)
 
     def pull_failed(self, folder: str | Path) -> list[Path]:
         """Write the steps in which the task's code failed to folders in a new ``folder``, and return those.

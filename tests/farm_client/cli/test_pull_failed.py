@@ -92,7 +92,7 @@ def test_why_is_silent_of_it_where_there_is_none(farm, fake):
     assert farm("why", "digits").stderr == ""
 
 
-@pytest.mark.parametrize("options", [["--round", "2"], ["--best"], ["--format", "torch"]])
+@pytest.mark.parametrize("options", [["--round", "2"], ["--best"], ["--format", "torch"], ["--merged"]])
 def test_it_is_no_model(farm, fake, options):
     fail(fake, step_file())
     outcome = farm("pull", "digits", "--failed", *options)

@@ -144,16 +144,17 @@ def test_the_example_is_submitted_with_its_base(lora: Path, prepared: Prepared) 
         TaskSpec.model_validate(spec.model_dump() | {"base": [spec.base[0].model_dump()] * 2})
 
 
-def pulled(folder: Path, spec: TaskSpec, blobs: dict[str, bytes], weights: bytes) -> Path:
+def pulled(folder: Path, spec: TaskSpec, blobs: dict[str, bytes], weights: bytes, *, merged: bool = False) -> Path:
     """Return the folder that is pulled from a farm whose only task has this specification and these weights."""
     fake = FakeFarm(blobs={**blobs, digest_bytes(weights): weights}, model_digest=digest_bytes(weights))
     fake.metrics = [metric(round=1, name="loss", value=2.5, source="eval")]
     detail = TaskDetail(task=fake.tasks[0], spec=spec, rounds=())
     fake.overrides["GET", f"/v1/tasks/{detail.task.task_id}"] = lambda: answer(detail)
     with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
-        pull_folder(api, api.model(detail.task.task_id), folder / "pulled")
+        model = api.model(detail.task.task_id).model_copy(update={"frozen": spec.frozen})
+        pull_folder(api, model, folder / "pulled", merged=merged)
         with pytest.raises(BadOutput, match="is there already"):
-            pull_folder(api, api.model(detail.task.task_id), folder / "pulled")
+            pull_folder(api, model, folder / "pulled")
     return folder / "pulled"
 
 
@@ -191,6 +192,24 @@ def test_an_adapter_is_pulled_as_peft_loads_it(lora: Path, tmp_path: Path, prepa
     assert "| 1 | loss | 2.5 |" in card
     for file in prepared.spec.base:
         assert f"| {file.path} | {file.blob.digest} |" in card
+
+
+def test_a_merged_adapter_is_a_model_of_its_own(lora: Path, tmp_path: Path, prepared: Prepared) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bench = benched(lora, tmp_path, Mode.WEIGHTS)
+    bench.train()
+    trained = bench.runner.tensors
+    folder = pulled(tmp_path, prepared.spec, in_memory(prepared), trained.weights_file(), merged=True)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert not list(folder.glob("adapter*"))
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    after = logits(trained.model)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder)), after, rtol=0, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(lora / "base", dtype=torch.float32)
+    assert (logits(base) - after).abs().max() > 1e-3
+    assert AutoTokenizer.from_pretrained(folder)("farm")["input_ids"]
+    assert "library_name: transformers" in (folder / "README.md").read_text()
 
 
 def test_a_whole_model_is_pulled_as_transformers_loads_it(lora: Path, tmp_path: Path, prepared: Prepared) -> None:
