@@ -20,6 +20,7 @@ import torch
 
 from farm_client import task
 from farm_client.executor.channel import Channel
+from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.messages import (
     Building,
@@ -79,6 +80,7 @@ LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
 
 def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
     """Load a task: a script with a loop of its own is run, another file is imported. Raises: CodeError."""
+    work_beside(order.code_dir, order.entry)
     kind = ScriptRunner if is_script(Path(order.code_dir) / order.entry) else TaskRunner
     return kind(order, device, imported)
 

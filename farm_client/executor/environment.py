@@ -1,4 +1,7 @@
-"""The environment of an executor: an allow-list, so that nothing of the volunteer's secrets is inherited."""
+"""The environment of an executor: an allow-list, so that nothing of the volunteer's secrets is inherited.
+
+Once it has a task, also the folder in which relative paths begin.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,15 @@ def executor_environment(
     threads = dict.fromkeys(_THREAD_VARIABLES, str(cpu_cores))
     folders = dict.fromkeys(_CACHE_VARIABLES, str(scratch_dir))
     return passed | threads | folders | _FIXED
+
+
+def work_beside(code_dir: str, entry: str) -> None:
+    """Make the folder of the task's entry file that of this process, as where one runs ``python train.py`` at home.
+
+    It is this executor's own copy of the submitted files: relative paths lead to them, and what is written there is
+    deleted with the executor.
+    """
+    os.chdir((Path(code_dir) / entry).parent)
 
 
 def _may_pass(name: str) -> bool:

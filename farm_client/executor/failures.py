@@ -223,7 +223,7 @@ def _advice(error: BaseException, code_dir: Path) -> str:
             "torchvision) has to be installed, here and on the volunteers, who have Python, torch and numpy"
         )
     if isinstance(error, FileNotFoundError) and _is_submitted(error.filename, code_dir):
-        return "; it is beside your code, which runs elsewhere: open it by Path(__file__).parent"
+        return "; it is in the submitted folder, but relative paths begin in that of the entry file"
     if isinstance(error, SystemExit):
         said = _parsers_word(error)
         return f"; the code must not exit the process{f' (argparse: {said})' if said else ''}"

@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 
+from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run, Saved
 from farm_client.executor.model_files import model_files
@@ -263,6 +264,7 @@ def main(arguments: Sequence[str]) -> int:
     print_anything()
     sys.argv[1:] = []  # the task's code may parse it when it is imported; a volunteer's is empty as well
     request = RehearsalRequest.model_validate_json(request_path.read_bytes())
+    work_beside(request.code_dir, request.entry)
     report_path.write_text(rehearse(request).model_dump_json(), encoding="utf-8")
     return 0
 

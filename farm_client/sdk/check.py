@@ -148,12 +148,13 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
 
 
 def _where_it_is(message: str, beside: Path | None) -> str:
-    """Return a clause on a module that was not found and that lies beside the submitted file."""
-    missing = re.search(r"No module named '([^'.]+)", message)
+    """Return a clause on a module or file that was not found and that lies beside the submitted file."""
+    missing = re.search(r"No module named '([^'.]+)|No such file or directory: '([^']+)'", message)
     if missing is None or beside is None:
         return ""
-    name = missing.group(1)
-    is_there = (beside / name).is_dir() or (beside / f"{name}.py").is_file()
+    module, file = missing.groups()
+    name = module or file
+    is_there = (beside / name).exists() or (module is not None and (beside / f"{name}.py").is_file())
     return f"; {name} is beside your file: submit the folder {beside}" if is_there else ""
 
 

@@ -84,7 +84,7 @@ def wait_in_mid_step(scene: Scene, task_id: str, number: int, pair: tuple[str, s
     scene.wait(lambda: scene.why(task_id).count("computing") == 2, "both clients compute")
     processes = [process for name in pair for process in scene.farm.busy_executors_of(name)]
     assert len(processes) == 2
-    return [Busy(process, Path(process.cwd())) for process in processes]
+    return [Busy(process, Path(process.cwd()).parent) for process in processes]  # in its code
 
 
 def act_and_time(scene: Scene, task_id: str, action: str, executors: list[Busy]) -> float:

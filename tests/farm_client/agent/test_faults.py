@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -210,7 +211,8 @@ def task_folders(home):
 
 
 def executors_of(folders):
-    return {p.pid for p in psutil.Process().children() if p.cwd() in {str(folder) for folder in folders}}
+    children = psutil.Process().children()
+    return {child.pid for child in children if any(Path(child.cwd()).is_relative_to(folder) for folder in folders)}
 
 
 async def test_leaving_does_not_wait_for_the_round_to_end(farm, start_agent, home):

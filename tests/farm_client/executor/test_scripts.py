@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from farm_client.data.order import StrideOrder, shard_order
 from farm_client.data.sharding import plan_shards
+from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import CodeError, LossNotFinite
 from farm_client.executor.messages import LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
@@ -20,6 +21,7 @@ from farm_client.executor.rehearsal_records import RehearsalRequest
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.own_loop import host_parts
+from farm_client.sdk.check import CheckFailed, check_task
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
 from protocol.recipe import InnerState, Mode
@@ -301,13 +303,36 @@ def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):
     assert (report.rows, report.tried) == (40, False)
 
 
-def test_a_file_beside_the_script_is_said_to_be_there(tmp_path, monkeypatch):
-    """Volunteers run a script in a folder of its own, so a relative path leads elsewhere."""
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "rows.txt").touch()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CodeError, match=r"rows\.txt'; it is beside your code.*Path\(__file__\)\.parent"):
-        Bench(tmp_path / "code", HEAD + "open('rows.txt')")
+READING = "open('rows.txt').read()\n" + HEAD + LOOP + "    open('epoch.txt', 'w').write('written')\n"
+
+
+def test_relative_paths_begin_beside_the_script(tmp_path, monkeypatch):
+    """As at home: it reads what was submitted with it, and writes into its own copy of that."""
+    code = tmp_path / "code"
+    (code / "deep").mkdir(parents=True)
+    (code / "deep" / "rows.txt").touch()
+    monkeypatch.chdir(tmp_path)  # back to here afterwards
+    work_beside(str(code), "deep/train.py")
+    Bench(code / "deep", READING).run()
+    assert (code / "deep" / "epoch.txt").read_text() == "written"
+
+
+def test_a_relative_path_from_the_top_of_the_folder_is_pointed_out(tmp_path, monkeypatch):
+    (tmp_path / "rows.txt").touch()
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    with pytest.raises(CodeError, match=r"rows\.txt'; it is in the submitted folder, but relative paths begin"):
+        Bench(tmp_path, READING)
+
+
+def test_a_real_submission_finds_its_files_by_relative_paths(tmp_path):
+    """A folder has them; for a file alone the one beside it is pointed out."""
+    (tmp_path / "train.py").write_text(READING)
+    (tmp_path / "rows.txt").touch()
+    assert check_task(tmp_path, {}).rows == 40
+    with pytest.raises(CheckFailed, match=r"rows\.txt is beside your file: submit the folder"):
+        check_task(tmp_path / "train.py", {})
+    assert not (tmp_path / "epoch.txt").exists(), "the trial has a copy"
 
 
 PARSING = """
