@@ -15,7 +15,7 @@ from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
 from protocol.tasks import TaskSpec
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -146,6 +146,7 @@ def _names_a_schedule(spec: TaskSpec) -> bool:
 _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
     (FROZEN_APART, lambda spec: spec.frozen is not None, "take frozen tensors as a file of their own"),
     (BASE_FOLDER, lambda spec: bool(spec.base), "take the folder that the task starts from"),
+    (QUANTIZED_BASE, lambda spec: spec.is_quantized, "train over a quantized base"),
     (
         CARRIED_STATE,
         lambda spec: spec.recipe.inner_state is InnerState.CARRIED,

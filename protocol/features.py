@@ -37,6 +37,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "early_stopping": _stops_early,
         "frozen_apart": lambda spec: spec.frozen is not None,
         "named_schedule": lambda spec: spec.recipe.schedule is not None,
+        "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
     }
 )

@@ -219,6 +219,8 @@ class TaskSpec(Frozen):
     """The researcher's machine ran the code on a batch before this was submitted."""
     has_scheduler: bool = False
     """In weights mode clients follow a scheduler of the code's, which older ones would leave out without a word."""
+    is_quantized: bool = False
+    """Among the frozen tensors is what quantized layers keep beside their weights, which older clients don't expect."""
     continues: Origin | None = None
     """The task's rounds, epochs and samples are counted on from there, and ``initial_weights`` are that checkpoint's.
     What else it goes on with is ``coordinator.continuing``'s to say."""

@@ -25,6 +25,9 @@ STEP_RULES: Final = "step_rules"
 NAMED_SCHEDULE: Final = "named_schedule"
 """Likewise: they follow a schedule that the recipe names."""
 
+QUANTIZED_BASE: Final = "quantized_base"
+"""Likewise: they keep what quantized layers have beside their weights with the frozen tensors."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

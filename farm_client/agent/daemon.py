@@ -52,7 +52,15 @@ from protocol.errors import FarmError
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.link_capacity import LinkCapacity
 from protocol.messages import Bye, Hello
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES, SUPPORTED
+from protocol.versions import (
+    BASE_FOLDER,
+    CARRIED_STATE,
+    FROZEN_APART,
+    NAMED_SCHEDULE,
+    QUANTIZED_BASE,
+    STEP_RULES,
+    SUPPORTED,
+)
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -295,7 +303,7 @@ class Agent:
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
-            features=(BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES),
+            features=(BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES),
             held=worker.held(),
         )
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import FROZEN_DIFFERS
+from farm_client.executor.quantized import differing
 from protocol.errors import FarmError
 
 
@@ -49,6 +51,11 @@ class FrozenTensors(BuiltFrozen):
         """Copy the file into the model. Raises: CodeError if it is not of this model; FileNotFoundError."""
         self._file = safetensors.torch.load_file(path)
         tensors.load(self._file, tensors.still())
+        if names := differing(tensors.model, {name: self._file[name] for name in tensors.beside}):
+            raise CodeError(
+                f"the base is quantized otherwise here than where it was submitted ({names[0]}): have build_model load "
+                "a base that is quantized already, as save_pretrained writes it"
+            )
         super().__init__(tensors)
 
     def restore(self) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from farm_client.executor.failures import CodeError, sendable
+from farm_client.executor.quantized import beside_weights, keep_as_loaded
 from protocol.codecs import tensor_file
 from protocol.digests import new_hasher
 from protocol.tensors import Layout, Role, TensorSpec, weights_metadata
@@ -53,6 +54,8 @@ class ModelTensors:
     buffer_names: tuple[str, ...]
     constant_names: tuple[str, ...]
     """Buffers that are infinite from the start, such as attention masks: frozen, since a mean of them means nothing."""
+    beside: Mapping[str, torch.Tensor]
+    """What quantized layers keep beside their frozen weights: frozen as well."""
     tied: Mapping[str, str]
     identities: Mapping[str, int]
     """The ``id`` of each parameter, by all of its names."""
@@ -65,6 +68,7 @@ class ModelTensors:
 
         Raises: CodeError if nothing can be trained, or a tensor's dtype cannot cross the wire.
         """
+        keep_as_loaded(model)
         tied: dict[str, str] = {}
         named_parameters = dict(model.named_parameters(remove_duplicate=False))
         parameters = _named_once(named_parameters, tied)
@@ -80,11 +84,14 @@ class ModelTensors:
                 "of its own, those in a torch.nn.ModuleList are"
             )
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
+        beside = beside_weights(model, frozen)
+        for name, tensor in beside.items():
+            _check_sendable(name, tensor)
         constants = tuple(name for name, buffer in buffers.items() if not is_finite(buffer))
         changing = tuple(name for name in buffers if name not in constants)
         identities = {name: id(parameter) for name, parameter in named_parameters.items()}
         forms = {n: _form(t) for n, t in {**trained, **{n: buffers[n] for n in changing}}.items()}
-        return cls(model, trained, frozen, changing, constants, tied, identities, forms)
+        return cls(model, trained, frozen, changing, constants, beside, tied, identities, forms)
 
     @property
     def buffers(self) -> TensorMap:
@@ -93,7 +100,8 @@ class ModelTensors:
 
     def all(self) -> TensorMap:
         """Return every tensor of a weights file: the model's own, not copies."""
-        return {**self.parameters, **self.frozen, **self._buffers(self.buffer_names + self.constant_names)}
+        buffers = self._buffers(self.buffer_names + self.constant_names)
+        return {**self.parameters, **self.frozen, **self.beside, **buffers}
 
     def clear_gradients(self) -> None:
         """Drop all gradients, whatever the model's own ``zero_grad`` does."""
@@ -148,8 +156,11 @@ class ModelTensors:
         return {**self.parameters, **self.buffers}
 
     def still(self) -> TensorMap:
-        """Return what never changes: frozen parameters and constant buffers. The model's own tensors, not copies."""
-        return {**self.frozen, **self._buffers(self.constant_names)}
+        """Return what never changes: frozen parameters, with what is kept beside them, and constant buffers.
+
+        They are the model's own tensors, not copies.
+        """
+        return {**self.frozen, **self.beside, **self._buffers(self.constant_names)}
 
     def weights_file(self) -> bytes:
         """Return what training may change as the bytes of a weights file; equal models give equal bytes."""
@@ -202,7 +213,7 @@ class ModelTensors:
         return {name: now[name] for name in names}
 
     def _roles(self) -> dict[str, Role]:
-        frozen = dict.fromkeys((*self.frozen, *self.constant_names), Role.FROZEN)
+        frozen = dict.fromkeys((*self.frozen, *self.beside, *self.constant_names), Role.FROZEN)
         return frozen | dict.fromkeys(self.buffer_names, Role.BUFFER)
 
 
@@ -258,6 +269,11 @@ def _check_sendable(name: str, tensor: torch.Tensor) -> None:
         raise CodeError(
             f"tensor {name} is {kind}, which the farm cannot send: make it dense, or register the buffer with "
             "persistent=False, so that each client builds its own"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise CodeError(
+            f"tensor {name} is a {type(tensor).__name__}, several tensors in one, which the farm cannot send: quantize "
+            "the base with bitsandbytes, whose layers hold plain tensors"
         )
     if is_lazy(tensor):
         raise CodeError(f"tensor {name} has no shape yet: run the lazy model on one input in build_model")

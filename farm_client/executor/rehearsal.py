@@ -90,6 +90,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         weights_bytes=len(weights),
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
+        is_quantized=bool(runner.tensors.beside),
         model_files=model_files(runner.tensors.model),
         rows=rows,
         outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
@@ -129,6 +130,7 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
         weights_bytes=len(weights),
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
+        is_quantized=bool(runner.tensors.beside),
         rows=request.rows,
         device=str(device),
     )

@@ -99,6 +99,8 @@ class RehearsalReport(Frozen):
     """False of a script that gave no function for held-out rows, and of a module that has no step for them."""
     has_scheduler: bool = False
     """In weights mode: whether clients follow a scheduler."""
+    is_quantized: bool = False
+    """``TaskSpec.is_quantized``."""
     notes: tuple[str, ...] = ()
     """What the farm will not do although the code asks for it."""
     mode: Mode = Mode.WEIGHTS

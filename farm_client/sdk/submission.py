@@ -168,6 +168,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         priority=submission.priority,
         rehearsed=submission.check,
         has_scheduler=report.has_scheduler,
+        is_quantized=report.is_quantized,
         submit_token=submission.submit_token,
         notes=(*chosen, *notes)[:MAX_NOTES],
     )

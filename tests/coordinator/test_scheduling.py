@@ -20,7 +20,7 @@ from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources
 from protocol.task_length import global_steps
 from protocol.tasks import BaseFile, Footprint, Split
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, STEP_RULES
+from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -323,6 +323,15 @@ def test_a_base_goes_to_clients_that_can_take_it(farm: Simulation) -> None:
     assert new.held[0].task.base == base
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert reasons["old"] == "cannot take the folder that the task starts from: it needs a newer aifarm"
+
+
+def test_a_quantized_base_goes_to_clients_that_know_what_its_layers_keep(farm: Simulation) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(QUANTIZED_BASE,)))
+    farm.submit(spec().model_copy(update={"is_quantized": True}))
+    assert not old.held
+    assert new.held
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert reasons["old"] == "cannot train over a quantized base: it needs a newer aifarm"
 
 
 def test_a_state_is_carried_by_clients_that_can(farm: Simulation) -> None:

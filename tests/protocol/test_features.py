@@ -32,6 +32,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(patience=2), "early_stopping"),
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
+        (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),
         (spec(outer=OuterOptimizer(groups=(ParameterGroup(names=("w",), schedules={"lr": SCHEDULE}),))), "schedules"),
     ],

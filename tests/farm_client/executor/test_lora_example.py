@@ -2,85 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from farm_client.data.readers import open_data
-from farm_client.data.seeds import derived_seed
-from farm_client.data.sharding import plan_shards, write_shards
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.model_files import adapter_name, model_files
-from farm_client.executor.randomness import seed_everything
-from farm_client.sdk.api import FarmApi
-from farm_client.sdk.config import parse_address
-from farm_client.sdk.errors import BadOutput
-from farm_client.sdk.model_folder import pull_folder
-from farm_client.sdk.submission import Prepared, Submission, prepare
-from protocol.digests import digest_bytes
+from farm_client.sdk.submission import Prepared
 from protocol.errors import NotFound
-from protocol.recipe import Mode, Recipe
-from protocol.rest import MetricView, TaskDetail
+from protocol.recipe import Mode
 from protocol.tasks import TaskSpec
-from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, answer
-from tests.farm_client.executor.bench_task import Bench, update_of
+from tests.farm_client.executor.bench_task import update_of
+from tests.farm_client.executor.lora_task import benched, in_memory, logits, made, plain, pulled, submitted
 
-EXAMPLE = Path(__file__).parents[3] / "examples/lora"
 MOST_OVERHEAD = 1.1
 """Bytes of a round's update or version over those of the adapter's own file."""
 
 
-def made(folder: Path) -> Path:
-    """Make the example's base and data in a folder, after one step of pretraining."""
-    pytest.importorskip("transformers")
-    make = loaded(EXAMPLE / "make.py")
-    make.write(folder, steps=1, rows=48)
-    return folder
-
-
-def loaded(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"lora_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("lora"))
-
-
-def benched(lora: Path, folder: Path, mode: Mode) -> Bench:
-    source = open_data([lora / "data.parquet"])
-    shards, files = _sharded(source, folder)
-    config = {"base": str(lora / "base"), "rank": 8, "lr": 0.003}
-    return Bench(folder, (EXAMPLE / "train.py").read_text(), mode=mode, config=config, shards=shards, files=files)
-
-
-def _sharded(source, folder):
-    (folder / "shards").mkdir()
-    return write_shards(source, plan_shards(source.rows, source.size_bytes, 0.25), folder / "shards", seed=1)
-
-
-def plain(bench: Bench):
-    """Return the example's own model as the round began, and the round's batches in order."""
-    module = bench.runner.contract.module
-    model = module.build_model(bench.config)
-    model.load_state_dict(bench.whole(), strict=False)  # a tied tensor has a second name
-    order = bench.run_order()
-    first = order.pieces[0]
-    seed = derived_seed(bench.load_order().seed, order.round, order.epoch, (first.shard, first.start))
-    seed_everything(seed, torch.device("cpu"))
-    return module, model, list(bench.runner._source.batches(order.pieces, 0))
 
 
 def test_a_round_in_weights_mode_is_the_plain_loop(lora: Path, tmp_path: Path) -> None:
@@ -126,11 +71,7 @@ def test_a_round_is_as_large_as_the_adapter(lora: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    recipe = Recipe(mode=Mode.WEIGHTS, rounds=1, batch_samples=4)
-    asked = Submission(
-        EXAMPLE, recipe, (lora / "data.parquet",), {"rank": 8, "lr": 0.003}, base=lora / "base", holdout=0.2
-    )
-    return prepare(asked, tmp_path_factory.mktemp("prepared"))
+    return submitted(lora, tmp_path_factory.mktemp("prepared"))
 
 
 def test_the_example_is_submitted_with_its_base(lora: Path, prepared: Prepared) -> None:
@@ -142,33 +83,6 @@ def test_the_example_is_submitted_with_its_base(lora: Path, prepared: Prepared) 
         TaskSpec.model_validate(spec.model_dump() | {"config": {"base": "x"}})
     with pytest.raises(ValidationError, match=r"the base has two files config\.json"):
         TaskSpec.model_validate(spec.model_dump() | {"base": [spec.base[0].model_dump()] * 2})
-
-
-def pulled(folder: Path, spec: TaskSpec, blobs: dict[str, bytes], weights: bytes, *, merged: bool = False) -> Path:
-    """Return the folder that is pulled from a farm whose only task has this specification and these weights."""
-    fake = FakeFarm(blobs={**blobs, digest_bytes(weights): weights}, model_digest=digest_bytes(weights))
-    fake.metrics = [metric(round=1, name="loss", value=2.5, source="eval")]
-    detail = TaskDetail(task=fake.tasks[0], spec=spec, rounds=())
-    fake.overrides["GET", f"/v1/tasks/{detail.task.task_id}"] = lambda: answer(detail)
-    with FarmApi(parse_address(ADDRESS, "test"), fake.transport()) as api:
-        model = api.model(detail.task.task_id).model_copy(update={"frozen": spec.frozen})
-        pull_folder(api, model, folder / "pulled", merged=merged)
-        with pytest.raises(BadOutput, match="is there already"):
-            pull_folder(api, model, folder / "pulled")
-    return folder / "pulled"
-
-
-def metric(**changes: object) -> MetricView:
-    return MetricView.model_validate({"seq": 1, "at": 0.0, "step": 0, **changes})
-
-
-def in_memory(prepared: Prepared) -> dict[str, bytes]:
-    return {name: blob if isinstance(blob, bytes) else blob.read_bytes() for name, blob in prepared.blobs.items()}
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.arange(64)[None]).logits
 
 
 def test_an_adapter_is_pulled_as_peft_loads_it(lora: Path, tmp_path: Path, prepared: Prepared) -> None:
@@ -218,7 +132,7 @@ def test_a_whole_model_is_pulled_as_transformers_loads_it(lora: Path, tmp_path: 
     model = AutoModelForCausalLM.from_pretrained(lora / "base", dtype=torch.float32)
     with torch.no_grad():
         model.model.norm.weight.mul_(2)
-    spec = prepared.spec.model_copy(update={"model_files": model_files(model)})
+    spec = prepared.spec.model_copy(update={"model_files": model_files(model), "frozen": None})
     folder = pulled(tmp_path, spec, in_memory(prepared), ModelTensors.of(model).weights_file())
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(model))
