@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -22,6 +23,15 @@ def shard_order(seed: int, epoch: int, shard: int, samples: int, split: Split) -
         return torch.arange(samples)
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch, shard))
     return torch.randperm(samples, generator=generator)
+
+
+def mixed(rows: Sequence[int], seed: int) -> list[int]:
+    """Return rows in a random order that depends only on the seed: a part of several shards, as one ``shuffle=True``.
+
+    Read shard after shard, batches would have the same company in each epoch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
 
 
 class StrideOrder:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.order import StrideOrder, mixed, shard_order
 from farm_client.data.seeds import derived_seed
 from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.held_weights import HeldWeights
@@ -181,7 +181,10 @@ class ScriptRunner:
 
     def _part(self, order: Run, progress: ProgressReporter) -> LoopPart:
         def rows(items: int) -> Sequence[int]:
-            return [row for piece in order.pieces for row in self._rows(piece, order.epoch, items)]
+            found = [row for piece in order.pieces for row in self._rows(piece, order.epoch, items)]
+            if order.kind is Kind.EVALUATE or len(order.pieces) == 1:  # as stored, or shuffled already
+                return found
+            return mixed(found, derived_seed(self._order.seed, "part", order.round, order.epoch))
 
         return LoopPart(rows, round_number=order.round, epoch=order.epoch, advance=progress.advance)
 

@@ -7,7 +7,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.order import StrideOrder, mixed, shard_order
 from farm_client.data.seeds import derived_seed
 from protocol.tasks import Split
 
@@ -27,6 +27,12 @@ def test_each_epoch_and_shard_has_its_own_order() -> None:
 
 def test_holdout_is_read_as_stored() -> None:
     assert shard_order(1, 4, 2, 6, Split.HOLDOUT).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@given(rows=st.lists(st.integers(), max_size=40), seed=st.integers(0, 2**63 - 1))
+def test_a_mixed_part_has_its_rows_and_one_order_for_a_seed(rows: list[int], seed: int) -> None:
+    assert sorted(mixed(rows, seed)) == sorted(rows)
+    assert mixed(rows, seed) == mixed(rows, seed)
 
 
 @given(items=st.integers(1, 500), seed=st.integers(0, 2**63 - 1))

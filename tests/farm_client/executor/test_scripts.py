@@ -139,6 +139,25 @@ def test_a_part_is_trained_to_the_bits_of_the_loop_itself(tmp_path):
     assert all(torch.equal(update[name], base[name] - value) for name, value in model.state_dict().items())
 
 
+def test_a_part_of_several_shards_is_shuffled_as_a_whole(tmp_path):
+    """Shard after shard, its batches would be of the same rows in each epoch; held-out rows stay as they are stored."""
+    runner = Bench(tmp_path, HEAD + LOOP).runner
+
+    def rows(epoch=0, split=Split.TRAIN, kind=Kind.TRAIN):
+        places = [{"shard": n, "shard_samples": 10, "first_row": 10 * n, "start": 0, "stop": 10} for n in range(4)]
+        pieces = tuple(Piece(split=split, path=None, **place) for place in places)
+        order = Run(assignment_id="a", kind=kind, round=epoch, epoch=epoch, weights_digest="0" * 64, pieces=pieces)
+        return list(runner._part(order, ProgressReporter(lambda _advance: None)).rows_of(40))
+
+    first, second = rows(), rows(epoch=1)
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first == rows()
+    shard_of = {StrideOrder(40, 3).item(row): row // 10 for row in range(40)}
+    for order in (first, second):
+        assert all(len({shard_of[row] for row in order[start : start + 10]}) > 1 for start in range(0, 40, 10))
+    assert [shard_of[row] for row in rows(split=Split.HOLDOUT, kind=Kind.EVALUATE)] == [n // 10 for n in range(40)]
+
+
 def test_a_repeated_assignment_gives_the_same_update(tmp_path):
     first, second = (Bench(tmp_path, HEAD + LOOP).run().update for _ in range(2))
     assert first == second, "dropout is seeded by the assignment"
