@@ -29,6 +29,7 @@ from farm_client.sdk.default_mode import (
     choose_for_script,
     choose_mode,
     leaves_the_mode_open,
+    notes_on_averaging,
     passes,
     with_passes_said,
 )
@@ -149,7 +150,8 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     files |= base_files
     start = _start(submission, report, folder)
     files |= start.files
-    notes = (*(() if source is None else source.notes), *report.notes)
+    averaging = notes_on_averaging(submission.recipe) if choice is None else ()
+    notes = (*(() if source is None else source.notes), *report.notes, *averaging)
     chosen = () if choice is None else (choice.sentence,)
     spec = TaskSpec(
         name=submission.name or _default_name(submission.code),

@@ -8,6 +8,7 @@ import pytest
 from farm_client.cli.demo import example_folder
 from farm_client.cli.scaffold import make_spirals
 from protocol.errors import NotFound
+from protocol.recipe import Mode
 from protocol.tasks import TaskSpec
 from protocol.tensors import parse_layout
 
@@ -25,6 +26,8 @@ def test_init_makes_a_task_that_can_be_submitted(farm, fake, tmp_path):
     assert {shard.blob.digest for shard in spec.dataset.shards} <= fake.blobs.keys()
     assert {spec.code.digest, spec.initial_weights.digest} <= fake.blobs.keys()
     assert "farm watch abcd2345" in outcome.stderr
+    assert spec.recipe.mode is Mode.GRADIENTS  # it names none, so that its task gives the plain loop's model
+    assert [note for note in spec.notes if "mode" in note] == [outcome.envelope("submitted")["mode_chosen"]]
 
 
 def test_init_overwrites_nothing(farm, tmp_path):
@@ -49,6 +52,20 @@ def test_digits_can_be_submitted(farm, fake):
     spec = TaskSpec.model_validate_json(fake.requests[-1].content)
     assert spec.recipe.rounds == 2
     assert sum(shard.samples for shard in spec.dataset.shards) == 1797
+    assert (spec.recipe.mode, spec.notes) == (Mode.WEIGHTS, ())  # it says how it averages, and hears no note
+
+
+def test_weights_mode_by_name_alone_is_told_what_it_costs(farm, fake, tmp_path):
+    assert farm("init", str(tmp_path), "--json").exit_code == 0
+    outcome = farm("submit", str(tmp_path), "--mode", "weights", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "note: mode weights averages clients that train apart" in " ".join(outcome.stderr.split())
+    (note,) = TaskSpec.model_validate_json(fake.requests[-1].content).notes
+    assert note.startswith("mode weights averages clients")
+    settings = tmp_path / "task.toml"
+    settings.write_text(settings.read_text().replace("epochs", 'inner_state = "fresh"\nepochs'))
+    assert farm("submit", str(tmp_path), "--mode", "weights", "--json").exit_code == 0
+    assert TaskSpec.model_validate_json(fake.requests[-1].content).notes == ()
 
 
 @pytest.mark.parametrize(("name", "tied"), [("charlm", {"head.weight": "embed.weight"}), ("lightning", {})])

@@ -20,6 +20,7 @@ from farm_client.sdk.default_mode import (
     choose_mode,
     estimate,
     leaves_the_mode_open,
+    notes_on_averaging,
     with_passes_said,
 )
 from protocol.recipe import InnerState, Mode, Recipe
@@ -176,6 +177,37 @@ def test_the_fewer_share_a_step_the_less_may_its_exchange_cost() -> None:
 )
 def test_who_describes_a_way_of_training_gets_it(said: dict[str, Any], is_open: bool) -> None:
     assert leaves_the_mode_open(Recipe.model_validate({"rounds": 1, **said})) is is_open
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},  # the mode is chosen, and says itself what it costs
+        {"mode": "gradients"},
+        {"mode": "weights", "inner_state": "fresh"},
+        {"mode": "weights", "max_clients": 1},
+        {"mode": "weights", "parts": "fixed"},
+        {"mode": "weights", "outer": {"name": "sgd", "options": {"lr": 0.7, "momentum": 0.9, "nesterov": True}}},
+        {"round_samples": 64},
+    ],
+)
+def test_who_says_how_to_average_knows_it(said: dict[str, Any]) -> None:
+    assert notes_on_averaging(Recipe.model_validate({"rounds": 1, **said})) == ()
+
+
+@pytest.mark.parametrize("said", [{}, {"batch_samples": 8, "seed": 3}, {"evaluate_every": 2}])
+def test_who_names_weights_mode_alone_hears_what_it_costs(said: dict[str, Any]) -> None:
+    (note,) = notes_on_averaging(Recipe.model_validate({"rounds": 1, "mode": "weights", **said}))
+    assert "on two clients that gave 1.05 to 1.6 times a plain loop's held-out loss" in note
+    assert "leave the mode out" in note
+
+
+def test_what_the_note_advises_ends_it() -> None:
+    """Each of its two ways out is a recipe that hears no note."""
+    assert notes_on_averaging(Recipe.model_validate({"rounds": 1})) == ()
+    meant = {"rounds": 1, "mode": "weights", "inner_state": "fresh"}
+    assert notes_on_averaging(Recipe.model_validate(meant)) == ()
+    assert Recipe.model_validate(meant) == Recipe.model_validate({"rounds": 1, "mode": "weights"})
 
 
 def test_a_script_takes_its_own_steps_on_one_client_and_hands_its_optimizers_state_on() -> None:
