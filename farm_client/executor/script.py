@@ -97,7 +97,10 @@ class Script:
     def train(self, part: LoopPart) -> None:
         """Have the script train on a part; returns once it has called ``part.done``."""
         if self._ended:
-            raise CodeError(f"{self._entry} ended after a part: loop over farm.parts(model) to its end")
+            raise CodeError(
+                f"{self._entry} ended after a part: loop over farm.parts(model) to its end; a task ends early by a "
+                "metric that the script's evaluate function returns, and a target for it: --target 'loss<=0.001'"
+            )
         self._part = part
         self._give_arrays()
         self._scripts_turn.release()

@@ -232,6 +232,13 @@ def test_a_script_that_comes_to_no_part_is_told_at_once(tmp_path, loop, said):
         Bench(tmp_path, HEAD + loop)
 
 
+def test_a_script_that_stops_by_itself_is_told_how_a_task_ends_early(tmp_path):
+    bench = Bench(tmp_path, HEAD + LOOP + "    if loss < 100:\n        break\n")
+    assert bench.run().samples == 20
+    with pytest.raises(CodeError, match=r"ended after a part.*--target 'loss<=0\.001'"):
+        bench.run(round_number=1)
+
+
 FAULTY = """
 import pathlib
 
