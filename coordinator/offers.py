@@ -49,6 +49,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         batch_samples=spec.recipe.batch_samples,
         dataset_kind=spec.dataset.kind,
         needed_ram_bytes=needed_ram_bytes(spec),
+        modules=spec.requirements.modules,
         inner_state=spec.recipe.inner_state,
         keep_inner_optimizer=spec.recipe.inner_state is InnerState.KEPT,
         ignore=spec.recipe.ignore,

@@ -36,6 +36,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "continued_tasks": lambda spec: spec.continues is not None,
         "early_stopping": _stops_early,
         "frozen_apart": lambda spec: spec.frozen is not None,
+        "needed_modules": lambda spec: bool(spec.requirements.modules),
         "named_schedule": lambda spec: spec.recipe.schedule is not None,
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,

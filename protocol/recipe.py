@@ -312,3 +312,5 @@ class Requirements(Frozen):
     gpu_memory_bytes: Bytes = 0
     tags: tuple[Word, ...] = Field(default=(), max_length=MAX_TAGS)
     clients: tuple[Word, ...] = Field(default=(), max_length=1000)
+    modules: tuple[Word, ...] = Field(default=(), max_length=64)
+    """Top-level Python modules that the code imports and that do not travel with it."""

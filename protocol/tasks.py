@@ -258,6 +258,8 @@ class TaskBrief(Frozen):
     batch_samples: Positive
     dataset_kind: Literal["files", "code"]
     needed_ram_bytes: Natural = 0
+    modules: tuple[Word, ...] = Field(default=(), max_length=64)
+    """``Requirements.modules``; older clients find out when the code imports them."""
     inner_state: InnerState = InnerState.FRESH
     """``Recipe.inner_state``."""
     keep_inner_optimizer: bool = False

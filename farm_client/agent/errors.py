@@ -14,6 +14,7 @@ FarmError
 ├── DiskFull           the disk cannot take what is to be kept
 ├── HomeGone           the home is not there any more
 ├── BadBundle          a code bundle that must not be unpacked
+├── LacksModule        this machine has not installed what a task needs
 ├── EndsAgent          a task in whose midst the agent ended twice
 ├── ExecutorDied       the executor process ended by itself
 └── ExecutorFailed     the executor reported that loading or running failed
@@ -126,6 +127,12 @@ class BadBundle(FarmError):
     """The task's code bundle is not a zip that may be unpacked."""
 
     code = "bad_bundle"
+
+
+class LacksModule(FarmError):
+    """A module that the task needs is not installed here."""
+
+    code = "missing_module"
 
 
 class EndsAgent(FarmError):

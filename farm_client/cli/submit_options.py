@@ -137,6 +137,10 @@ class SubmitOptions(RecipeOptions):
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
     ] = None
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--module", help="Only clients with this Python module.", rich_help_panel=_NEEDS),
+    ] = None
     gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU.", rich_help_panel=_NEEDS)] = None
     ram: Annotated[
         str | None, typer.Option("--ram", metavar="SIZE", help="Memory, such as 8GB.", rich_help_panel=_NEEDS)
@@ -165,6 +169,7 @@ def requirements_of(options: SubmitOptions) -> dict[str, object]:
     return said(
         {
             "tags": tuple(options.tags) if options.tags else None,
+            "modules": tuple(options.modules) if options.modules else None,
             "gpu": options.gpu,
             "ram_bytes": options.ram,
             "cpu_cores": options.cpu_cores,

@@ -10,6 +10,7 @@ import pytest
 from coordinator.events import AssignmentRejected
 from coordinator.lifecycle import TaskState
 from protocol.messages import RejectCode, Scope
+from protocol.recipe import Requirements
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 
@@ -212,9 +213,10 @@ def test_a_round_that_commits_between_deaths_speaks_for_the_task() -> None:
 def test_a_missing_module_is_the_machines_lack_until_it_comes_back_with_it() -> None:
     farm = Simulation()
     without = [farm.join(f"v{i}") for i in range(3)]
-    farm.submit(spec(rounds=2))
+    farm.submit(spec(rounds=2, requirements=Requirements(modules=("transformers",))))
     for volunteer in without:
         while volunteer.held:
+            assert volunteer.held[0].task.modules == ("transformers",), "by which it knows before it fetches anything"
             farm.fail(volunteer, Scope.ELSEWHERE, "No module named 'transformers'", code="missing_module")
     farm.tick(1000)
     assert farm.task().state is TaskState.PENDING

@@ -6,7 +6,7 @@ import pytest
 
 from protocol.features import FEATURES, needed_by, unknown_to
 from protocol.named_schedule import NamedSchedule
-from protocol.recipe import InnerState, OuterOptimizer, ParameterGroup
+from protocol.recipe import InnerState, OuterOptimizer, ParameterGroup, Requirements
 from protocol.schedule import Schedule, Segment
 from protocol.tasks import BaseFile, Origin, TaskSpec
 from tests.coordinator.farm_simulation import blob, spec
@@ -32,6 +32,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(patience=2), "early_stopping"),
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
+        (spec(requirements=Requirements(modules=("torchvision",))), "needed_modules"),
         (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),
         (spec(outer=OuterOptimizer(groups=(ParameterGroup(names=("w",), schedules={"lr": SCHEDULE}),))), "schedules"),

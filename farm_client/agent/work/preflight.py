@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from protocol.messages import Assign, RejectCode
 from protocol.wording import sized
@@ -23,6 +26,21 @@ class Rejection:
 
     code: RejectCode
     message: str
+
+
+def lacking(modules: Iterable[str]) -> str | None:
+    """Return the first of these modules that executors could not import; None if all are installed.
+
+    They are looked up, and not imported: executors run by the agent's own Python. What is no name of a module is
+    looked up nowhere, since a lookup leads to files by that name.
+    """
+    return next((name for name in modules if not _is_installed(name)), None)
+
+
+def _is_installed(name: str) -> bool:
+    with suppress(ValueError):  # a module of the agent's own that has no description, such as __main__
+        return name.isidentifier() and find_spec(name) is not None
+    return True
 
 
 def refusal(assign: Assign, standing: Standing) -> Rejection | None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link
 from farm_client.agent.connection.outgoing import Outgoing
+from farm_client.agent.errors import LacksModule
 from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.reporting.display import Display
@@ -25,7 +26,7 @@ from farm_client.agent.work.deliveries import Deliveries, UploadPlaces, WayOut
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
-from farm_client.agent.work.preflight import Standing, refusal
+from farm_client.agent.work.preflight import Standing, lacking, refusal
 from farm_client.transfer.upload import UploadListener
 from protocol.errors import FarmError
 from protocol.messages import (
@@ -216,6 +217,9 @@ class Worker:
 
     def _consider(self, held: Held) -> None:
         assign = held.assign
+        if (module := lacking(assign.task.modules)) is not None:
+            self._give_up(assign, held.failure(LacksModule(f"No module named '{module}'")))
+            return
         refused = refusal(assign, self._standing(assign))
         if refused is not None:
             self._outgoing.post(held.reject(refused.code, refused.message))

@@ -59,6 +59,7 @@ def test_the_command_line_wins(folder):
         mode=Mode.GRADIENTS,
         ram="512MB",
         tags=["lab"],
+        modules=["torchvision", "gymnasium"],
         gpu=True,
     )
     described = describe_task(options)
@@ -71,6 +72,7 @@ def test_the_command_line_wins(folder):
     assert described.requirements.ram_bytes == 512_000_000
     assert described.requirements.tags == ("lab",)
     assert described.requirements.gpu
+    assert described.requirements.modules == ("torchvision", "gymnasium")
 
 
 def test_a_file_brings_the_settings_beside_it(folder):

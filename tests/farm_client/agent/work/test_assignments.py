@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from farm_client.agent.connection.link import Link
+from farm_client.agent.work.preflight import lacking
 from farm_client.executor import process
 from protocol.messages import (
     Accept,
@@ -235,6 +236,28 @@ async def test_too_little_memory_is_refused_with_a_reason(farm, start_agent):
         reject = await peer.expect(Reject)
     assert reject.code == "does_not_fit"
     assert "TiB" in reject.message
+
+
+async def test_a_module_that_a_task_needs_is_looked_for_before_anything_is_fetched(farm, start_agent):
+    async with start_agent():
+        peer = await joined(farm)
+        lacks = farm.task().model_copy(update={"modules": ("torch", "no_such_module_here")})
+        await peer.send(farm.assign(lacks, inline=False))
+        problem = await peer.expect(Error)
+        assert (problem.code, problem.scope) == ("missing_module", Scope.ELSEWHERE)
+        assert problem.message == "No module named 'no_such_module_here'"
+        has = farm.task().model_copy(update={"modules": ("torch", "json")})
+        await peer.send(farm.assign(has))
+        await peer.expect(Result)
+
+
+@pytest.mark.parametrize(
+    ("modules", "lacks"),
+    [((), None), (("json", "__main__"), None), (("json", "no_such_module"), "no_such_module"), (("../x",), "../x")],
+)
+def test_modules_are_looked_up_by_name_alone(modules, lacks):
+    """A name with a path in it would tell a farm which files there are; a lookup imports nothing."""
+    assert lacking(modules) == lacks
 
 
 async def test_more_than_the_slots_is_busy(farm, start_agent, tmp_path):
