@@ -73,6 +73,7 @@ NOT_RUN = {
     r"python examples/lora/make\.py .*": "makes what the lora example begins with; test_lora_example.py does",
     r"farm submit .*--base .*": "needs a snapshot of a model; test_lora_example.py makes one",
     r"farm pull .* --format hf .*": "needs a trained transformers model; tests/farm_client/cli/test_pull_folder.py",
+    r"farm pull .* --format onnx .*": "runs the exporter, for seconds; test_onnx_export.py does",
     r"farm pull .* --failed .*": "needs a task whose code raised; tests/e2e/test_bad_input.py has one",
     r"farm submit .*(charlm|codec int8|--set lr).*": "trains for minutes; its options are parsed by tests",
     r"farm-server doctor .* --repair": "is for a damaged folder; tests/farm_server/operations/test_damage.py",

@@ -101,6 +101,7 @@ def test_every_dependency_has_its_reason():
         "Notebooks (`aifarm[notebook]`)": extras["notebook"],
         "Parquet data (`aifarm[parquet]`)": extras["parquet"],
         "Hugging Face models (`aifarm[hf]`)": extras["hf"],
+        "ONNX files (`aifarm[onnx]`)": extras["onnx"],
         "Quantized bases (`aifarm[quantized]`)": extras["quantized"],
         "Development": project["dependency-groups"]["dev"],
     }

@@ -38,7 +38,8 @@ def pull(
         ModelFormat,
         typer.Option(
             "--format",
-            help="A file of safetensors, one for torch.load, or a folder for from_pretrained of transformers or peft.",
+            help="A file of safetensors, one for torch.load, a folder for from_pretrained of transformers or peft, or "
+            "an ONNX file, for which the task's code runs here.",
         ),
     ] = ModelFormat.SAFETENSORS,
     merged: Annotated[

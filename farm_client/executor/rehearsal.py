@@ -131,6 +131,7 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
         frozen_path="" if frozen is None else str(frozen_path),
         frozen_bytes=0 if frozen is None else len(frozen),
         is_quantized=bool(runner.tensors.beside),
+        model_files=model_files(runner.tensors.model),
         rows=request.rows,
         device=str(device),
     )

@@ -1,4 +1,4 @@
-"""Records between `farm submit` and its rehearsal process, as JSON files. Free of torch."""
+"""Records between `farm submit` or `farm pull` and a process that runs a task's code, as JSON files. Free of torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from farm_client.data.sharding import held_rows
-from farm_client.executor.messages import Failed
+from farm_client.executor.messages import Failed, LoadTask, Piece
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
@@ -111,3 +111,18 @@ class RehearsalReport(Frozen):
     """What the batch took, the work of a first time included; 0 if none was tried."""
     peak_rss_bytes: int = 0
     device: str = ""
+
+
+class ExportRequest(Frozen):
+    """What to export: the task as an executor loads it, its model's file of safetensors, and rows for a batch."""
+
+    order: LoadTask
+    model_path: str
+    piece: Piece
+    output: str
+
+
+class ExportReport(Frozen):
+    """How it went: the file is there where nothing ``failed``."""
+
+    failed: Failed | None = None

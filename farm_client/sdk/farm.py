@@ -121,10 +121,10 @@ class Task:
         """Write a model, whole or not at all, and return its path.
 
         ``round_number``: the model after so many rounds; ``best``: by the recipe's ``keep_best``; else the newest.
-        ``format``: "safetensors", "torch" (for ``torch.load``), or "hf": a folder for ``from_pretrained`` of
-        `transformers` or `peft`, with ``merged`` of an adapter that was added to its base. Without ``output`` the name
-        has the format's suffix. Raises: NotFound if that is not kept, or the model has no such form; DigestMismatch;
-        BadOutput; BadFormat; MissingLibrary.
+        ``format``: "safetensors"; "torch", for ``torch.load``; "hf", a folder for ``from_pretrained`` of `transformers`
+        or `peft`, with ``merged`` of an adapter that was added to its base; "onnx", for which the task's code runs
+        here. Without ``output`` the name has the format's suffix. Raises: NotFound if that is not kept, or the model
+        has no such form; DigestMismatch; BadOutput; BadFormat; MissingLibrary; CheckFailed.
         """
         form = WrittenAs.named(format, merged=merged)
         path = form.place(Path(output))

@@ -71,7 +71,7 @@ def _check(files: Mapping[str, object], model: ModelView, *, merged: bool) -> No
     if not files.keys() & {CONFIG, ADAPTER_CONFIG}:
         raise NotFound(
             f"task {model.task_id} recorded no model of transformers, and no usual adapter of peft, when it "
-            "was submitted: pull it without --format hf"
+            "was submitted (one is known where no class of the code's own wraps it): pull it without --format hf"
         )
     if merged and not files.keys() >= {CONFIG, ADAPTER_CONFIG}:
         what = "is no adapter" if CONFIG in files else "recorded no base that its adapter can be merged into"

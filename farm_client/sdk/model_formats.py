@@ -14,6 +14,7 @@ from farm_client.sdk.api import FarmApi
 from farm_client.sdk.download import pull_model, pull_torch
 from farm_client.sdk.errors import BadFormat
 from farm_client.sdk.model_folder import pull_folder
+from farm_client.sdk.onnx_file import pull_onnx
 from protocol.rest import ModelView
 
 MODEL_FILE: Final = Path("model.safetensors")
@@ -28,6 +29,7 @@ class ModelFormat(StrEnum):
     SAFETENSORS = "safetensors"
     TORCH = "torch"
     HF = "hf"
+    ONNX = "onnx"
 
 
 _WRITERS: Final[Mapping[ModelFormat, tuple[str, PullTo]]] = MappingProxyType(
@@ -35,6 +37,7 @@ _WRITERS: Final[Mapping[ModelFormat, tuple[str, PullTo]]] = MappingProxyType(
         ModelFormat.SAFETENSORS: (".safetensors", pull_model),
         ModelFormat.TORCH: (".pt", pull_torch),
         ModelFormat.HF: ("", pull_folder),
+        ModelFormat.ONNX: (".onnx", pull_onnx),
     }
 )
 """The suffix of the name that a model gets by itself, and what writes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -322,6 +323,38 @@ def test_a_rehearsal_trains_on_the_first_rows_and_learns_how_many_there_are(tmp_
 def test_what_a_script_can_not_do_is_said_at_submission(tmp_path, changes, said):
     report = rehearse(request(tmp_path, HEAD + LOOP, **changes))
     assert said in report.failed.message
+
+
+IN_LIBRARY = """
+import transformers
+
+class Config:
+    def save_pretrained(self, folder):
+        open(folder + "/config.json", "w").write('{"width": 3}')
+
+class Tiny(transformers.PreTrainedModel):
+    config = Config()
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.one(x)
+
+model = Tiny()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+
+
+def test_a_scripts_model_of_transformers_is_described_for_who_pulls_it(tmp_path, monkeypatch):
+    library = type(torch)("transformers")  # the real one takes seconds
+    library.PreTrainedModel = type("PreTrainedModel", (torch.nn.Module,), {})
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    report = rehearse(request(tmp_path, HEAD + IN_LIBRARY + LOOP))
+    assert report.failed is None
+    assert report.model_files == {"config.json": {"width": 3, "architectures": ["Tiny"]}}
+    assert rehearse(request(tmp_path, HEAD + LOOP)).model_files == {}
 
 
 def test_who_says_how_many_rows_there_are_needs_no_trial(tmp_path):

@@ -55,7 +55,9 @@ def test_a_file_for_torch_is_loaded_without_unpickling_code(task: Task, tmp_path
     assert [one.name for one in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize(("name", "written"), [("safetensors", MODEL_FILE), ("torch", "model.pt"), ("hf", "model")])
+@pytest.mark.parametrize(
+    ("name", "written"), [("safetensors", MODEL_FILE), ("torch", "model.pt"), ("hf", "model"), ("onnx", "model.onnx")]
+)
 def test_a_format_has_a_suffix_where_nobody_gave_a_name(name: str, written: str) -> None:
     form = WrittenAs.named(name)
     assert form.place(MODEL_FILE) == Path(written)
@@ -71,7 +73,7 @@ def test_python_writes_where_the_command_line_would(task: Task, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"format": "pickle"}, "no format 'pickle': a model is written as safetensors, torch, hf"),
+        ({"format": "pickle"}, "no format 'pickle': a model is written as safetensors, torch, hf, onnx"),
         ({"format": "torch", "merged": True}, "in the format hf alone"),
         ({"merged": True}, "in the format hf alone"),
     ],
