@@ -27,7 +27,7 @@ from protocol.recipe import Mode, Recipe
 from protocol.rest import RoundView
 
 TASK: Final = TASKS / "nanogpt.py"
-SHAPES: Final = MappingProxyType({"small": "SMALL", "mid": "MID", "124m": "GPT2"})
+SHAPES: Final = MappingProxyType({"small": "SMALL", "mid": "MID", "table": "TABLE", "124m": "GPT2"})
 """By the name on the command line, the settings of ``speed_tasks/nanogpt.py``."""
 PLAIN: Final = "plain"
 LONGEST_SECONDS: Final = 900.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,8 +14,8 @@ from coordinator.failed_steps import wanted_step_bytes
 from coordinator.in_flight import Home, Lease, Part, Stage
 from coordinator.leases import Named
 from coordinator.lifecycle import AssignmentState, TaskState
-from coordinator.prefetch import likely_next
-from coordinator.records import AssignmentRecord
+from coordinator.prefetch import likely_next, likely_round
+from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
@@ -120,7 +121,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
     before, in_round = run.record.samples_done, step.samples
     if home is not None:
         before, in_round = before + step.samples, run.record.spec.recipe.round_samples
-    shards = run.record.spec.dataset.shards
+    upcoming = likely_round(run, record, turn.settings.stripe_shards) if home is None else ()
     return Assign(
         assignment_id=record.assignment_id,
         fence=record.fence,
@@ -131,13 +132,19 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         weights=run.checkpoint.weights,
         deltas=cheapest_chain(run, client),
         inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
-        slices=tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in record.ranges]),
+        slices=_slices(run, record.ranges),
         lease_seconds=turn.settings.stall_seconds,
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
+        upcoming=_slices(run, upcoming),
         samples_before=before,
         round_samples=in_round,
         failed_step_bytes=wanted_step_bytes(run) if record.kind is Kind.TRAIN else 0,
     )
+
+
+def _slices(run: TaskRun, ranges: Iterable[SampleRange]) -> tuple[Slice, ...]:
+    shards = run.record.spec.dataset.shards
+    return tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in ranges])
 
 
 def accept(turn: Turn, run: TaskRun, lease: Lease) -> None:

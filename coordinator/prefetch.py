@@ -1,14 +1,24 @@
-"""Which shards a client has, and which it is likely to need in the next round."""
+"""Which shards a client has, which it is likely to need in the next round, and what that round is likely to be."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
 
 from coordinator.epoch import take
-from coordinator.planning import Line
-from coordinator.records import AssignmentRecord
+from coordinator.planning import Line, without_stray
+from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, Step, TaskRun
+from coordinator.stopping import evaluation_is_due, is_finished
+from protocol.compression import CodecName
+from protocol.messages import Kind
+from protocol.recipe import AggregateName, InnerState, Mode, OuterOptimizer, Recipe
+from protocol.task_length import smallest_part
 from protocol.tasks import BlobRef
+
+_MOST_RANGES: Final = 256
+"""Of a round that is foretold: a longer list costs more than it saves."""
 
 
 def held_shards(run: TaskRun, client: ClientState) -> Collection[int]:
@@ -48,3 +58,47 @@ def _upcoming(run: TaskRun, step: Step, stripe_shards: int) -> Line:
     if step.upcoming is None or step.upcoming[0] != step.next_cursor:
         step.upcoming = (step.next_cursor, Line(take(run.order(), step.next_cursor, step.samples, stripe_shards)))
     return step.upcoming[1]
+
+
+def likely_round(run: TaskRun, record: AssignmentRecord, stripe_shards: int) -> tuple[SampleRange, ...]:
+    """Return what the next round hands out if this part, which is all of its round, comes back and nothing else does.
+
+    Nothing where its client could not know that round's weights, or where something else comes first: an evaluation,
+    another epoch, the end. It is a guess, and no books go by it: who is to train what is decided when the round opens.
+    """
+    step = run.step
+    if step is None or step.kind is not Kind.TRAIN or record.samples != step.samples:
+        return ()
+    if (
+        run.checkpoint.weights.is_small
+        or not _is_foreseeable(run.record.spec.recipe)
+        or not _follows_at_once(run, step)
+    ):
+        return ()
+    recipe, shards = run.record.spec.recipe, run.order()
+    left = sum(shard.samples for shard in shards) - step.next_cursor
+    wanted = without_stray(recipe.round_samples, left, smallest_part(recipe))
+    ranges = take(shards, step.next_cursor, wanted, stripe_shards)
+    return ranges if len(ranges) <= _MOST_RANGES else ()
+
+
+def _is_foreseeable(recipe: Recipe) -> bool:
+    """Whether one client's update makes the next version by plain averaging alone, and nobody goes on before."""
+    return (
+        recipe.mode is Mode.WEIGHTS
+        and recipe.outer == OuterOptimizer()
+        and recipe.aggregate is AggregateName.MEAN
+        and recipe.update_codec.name is CodecName.NONE
+        and recipe.weights_codec.name is CodecName.NONE
+        and recipe.inner_state is not InnerState.CARRIED
+        and not recipe.over_provision
+        and not recipe.pipeline
+    )
+
+
+def _follows_at_once(run: TaskRun, step: Step) -> bool:
+    """Whether the next round of this epoch comes right after this one."""
+    if step.carried or step.late_at_open or step.next_cursor >= sum(shard.samples for shard in run.order()):
+        return False
+    after = replace(run.record, version=step.number + 1, cursor=step.next_cursor, leftover=())
+    return not is_finished(after) and not evaluation_is_due(after)

@@ -16,6 +16,10 @@ class StageClock:
         self.seconds: dict[str, float] = {}
         """By stage; one that came several times has the sum."""
 
+    def skip(self) -> None:
+        """Count the time since the last stage ended to none."""
+        self._since = self._now()
+
     def ended(self, stage: str) -> None:
         """Count the time since the last stage ended to this one."""
         now = self._now()

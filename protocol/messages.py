@@ -190,6 +190,8 @@ class Assign(Frozen):
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""
+    upcoming: tuple[Slice, ...] = Field(default=(), max_length=256)
+    """Likely all of the next round, and this client's, if its update is all that comes in. A guess."""
 
     @property
     def samples(self) -> int:

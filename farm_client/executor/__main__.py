@@ -1,6 +1,7 @@
 """The executor process: warms up, then carries out its agent's orders until the stop.
 
     Warm -> LoadTask -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
+    where the next Run is guessed: Run -> Advance ... -> Done while the guess is carried out, then the next Run
     of a pipelined task:           Run -> Advance ... -> StepsDone, then the next Run; its Done | Failed comes meanwhile
 
 One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
@@ -23,11 +24,13 @@ from farm_client.executor.channel import Channel
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.messages import (
+    Abandon,
     Building,
     Done,
     Holds,
     Loaded,
     LoadTask,
+    Order,
     Rebase,
     Rebased,
     Run,
@@ -41,6 +44,7 @@ from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner, choose_device
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
+from farm_client.executor.speculation import Speculation, Superseded
 from farm_client.executor.update_thread import UpdateThread
 from protocol.errors import FarmError, OutOfOrder
 
@@ -68,6 +72,19 @@ class Runner(Protocol):
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``, or return what writes the update while the next assignment is carried out."""
 
+    @property
+    def guess(self) -> Run | None:
+        """Return what it may begin unasked."""
+
+    def run_on(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``, or return what writes the update while the guess is carried out."""
+
+    def run_guess(self, speculation: Speculation) -> Done | Callable[[], Done]:
+        """Carry out the guess, and do as ``run_on`` for the order that came."""
+
+    def undo(self, *, is_wrong: bool) -> None:
+        """Put back what a guess has changed, because it was wrong or because of an error."""
+
     def confirm(self) -> None:
         """Note that the last result was reported."""
 
@@ -81,8 +98,9 @@ LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
 def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
     """Load a task: a script with a loop of its own is run, another file is imported. Raises: CodeError."""
     work_beside(order.code_dir, order.entry)
-    kind = ScriptRunner if is_script(Path(order.code_dir) / order.entry) else TaskRunner
-    return kind(order, device, imported)
+    if is_script(Path(order.code_dir) / order.entry):
+        return ScriptRunner(order, device, imported)
+    return TaskRunner(order, device, imported)
 
 
 class _Executor:
@@ -99,7 +117,7 @@ class _Executor:
     def serve(self) -> None:
         """Carry out orders until a stop or the agent's end of the socket."""
         task.send_metrics_to(self._progress.log)
-        while (order := self._channel.receive()) is not None:
+        while (order := self._next_order()) is not None:
             match order:
                 case LoadTask():
                     self._load(order)
@@ -107,8 +125,32 @@ class _Executor:
                     self._run(order)
                 case Rebase():
                     self._rebase(order)
+                case Abandon():
+                    """Nothing was begun, or it is given up already."""
                 case Stop():
                     return
+
+    def _next_order(self) -> Order | None:
+        """Wait for an order; meanwhile begin with what it is likely to be."""
+        while self._runner is not None and (guess := self._runner.guess) is not None:
+            if (failed := self._speculate(self._runner, guess)) is not None:
+                return failed
+        return self._channel.receive()
+
+    def _speculate(self, runner: Runner, guess: Run) -> Run | None:
+        """Carry out a guess up to its result; return the order that adopted it, if it is to be carried out anew."""
+        speculation = Speculation(guess, self._channel, self._progress, self._behind.wait)
+        try:
+            outcome = runner.run_guess(speculation)
+        except ConnectionError:
+            raise
+        except BaseException as error:  # a mistake is reported when the order for it meets it, too
+            runner.undo(is_wrong=isinstance(error, Superseded))
+            self._progress.drop()
+            return speculation.order
+        if speculation.order is not None:
+            self._settle(speculation.order, outcome)
+        return None
 
     def _load(self, order: LoadTask) -> None:
         try:
@@ -127,19 +169,29 @@ class _Executor:
             return
         self._progress.start(order.assignment_id)
         try:
-            run = self._runner.run_ahead if self._runs_ahead else self._runner.run
-            outcome = run(order, self._progress)
-            self._progress.finish()
-            flush_streams()
-            if isinstance(outcome, Done):
-                self._report(outcome)
-                self._foresee()
-            else:
-                self._behind.wait()
-                self._channel.send(StepsDone(assignment_id=order.assignment_id))
-                self._behind.start(partial(self._write, outcome, order.assignment_id))
+            outcome = self._outcome_of(self._runner, order)
         except BaseException as error:
             self._fail(error, order.assignment_id)
+        else:
+            self._settle(order, outcome)
+
+    def _outcome_of(self, runner: Runner, order: Run) -> Done | Callable[[], Done]:
+        if self._runs_ahead:
+            return runner.run_ahead(order, self._progress)
+        return runner.run_on(order, self._progress) if order.upcoming else runner.run(order, self._progress)
+
+    def _settle(self, order: Run, outcome: Done | Callable[[], Done]) -> None:
+        """Report an outcome, or have it written and reported beside what comes next."""
+        self._progress.finish()
+        flush_streams()
+        if isinstance(outcome, Done):
+            self._report(outcome)
+            self._foresee()
+            return
+        self._behind.wait()
+        if self._runs_ahead:
+            self._channel.send(StepsDone(assignment_id=order.assignment_id))
+        self._behind.start(partial(self._write, outcome, order.assignment_id))
 
     def _report(self, done: Done) -> None:
         self._channel.send(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections import deque
@@ -23,6 +24,7 @@ class Channel:
         self._connection = connection
         self._decoder = FrameDecoder()
         self._frames: deque[dict[str, Any]] = deque()
+        self._is_over = False
         self._sending = threading.Lock()
 
     @classmethod
@@ -43,12 +45,27 @@ class Channel:
 
         Raises: ProtocolError for a bad frame; pydantic's ValidationError for an order of the wrong form.
         """
-        while not self._frames:
-            data = self._connection.recv(_READ_BYTES)
-            if not data:
-                return None
-            self._frames.extend(self._decoder.feed(data))
-        return ORDER.validate_python(self._frames.popleft())
+        order = self.next_order()
+        if order is not None:
+            self._frames.popleft()
+        return order
+
+    def next_order(self) -> Order | None:
+        """Wait for the next order, as ``receive`` does, and leave it there."""
+        while not self._frames and not self._is_over:
+            self._read()
+        return ORDER.validate_python(self._frames[0]) if self._frames else None
+
+    def has_order(self) -> bool:
+        """Return at once whether ``receive`` would: an order is here, or the agent has closed the socket."""
+        if not self._frames and not self._is_over and select.select([self._connection], [], [], 0)[0]:
+            self._read()
+        return bool(self._frames) or self._is_over
+
+    def _read(self) -> None:
+        data = self._connection.recv(_READ_BYTES)
+        self._is_over = not data
+        self._frames.extend(self._decoder.feed(data))
 
     def send(self, report: Report) -> None:
         """Write a report, on any thread; waits while the agent does not read. Raises: OSError if the agent is gone."""

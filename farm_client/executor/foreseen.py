@@ -42,15 +42,7 @@ class FileForm:
         return hasher.hexdigest()
 
 
-@dataclass(frozen=True)
-class Foreseen:
-    """A version that the farm may make, on the model's device."""
-
-    digest: str
-    tensors: TensorMap
-
-
-def foresee(base: TensorMap, update: TensorMap, buffers: Collection[str], samples: int, form: FileForm) -> Foreseen:
+def foresee(base: TensorMap, update: TensorMap, buffers: Collection[str], samples: int) -> TensorMap:
     """Return the version that the update of so many samples makes of ``base``, with nobody else's and plain averaging.
 
     Each float32 parameter goes through the farm's operations in their order: times its weight, divided by it,
@@ -66,4 +58,4 @@ def foresee(base: TensorMap, update: TensorMap, buffers: Collection[str], sample
                 continue
             weight = torch.tensor(float(samples), dtype=tensor.dtype, device=tensor.device)
             tensors[name] = tensor - change.detach() * weight / weight
-    return Foreseen(form.digest(tensors), tensors)
+    return tensors

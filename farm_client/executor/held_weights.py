@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from farm_client.executor.foreseen import FileForm, Foreseen, foresee
+from farm_client.executor.foreseen import FileForm, foresee
 from farm_client.executor.frozen import BuiltFrozen, FrozenTensors
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import LoadTask, Run
 from protocol.errors import NotFound
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """A version that the farm may make, on the model's device."""
+
+    digest: str
+    tensors: TensorMap
 
 
 class HeldWeights:
@@ -25,7 +34,9 @@ class HeldWeights:
         self._digest = ""
         self._form: FileForm | None = None
         """That of the task's weights files, once one came."""
-        self._foreseen: Foreseen | None = None
+        self._foreseen: _Foreseen | None = None
+        self._went_on = False
+        """Whether the version is one that no order named yet."""
         self._foresees = True
         self._frozen_path = None if order.frozen_path is None else Path(order.frozen_path)
         self._frozen_digest = order.frozen_digest
@@ -55,6 +66,9 @@ class HeldWeights:
 
         Raises: NotFound if neither has it; CodeError if it is not this model's; FileNotFoundError.
         """
+        if self._went_on and not order.weights_digest:  # a guess
+            self.restore()
+            return
         self._recall(order)
         if order.weights is not None:
             self._hold(order.weights_digest, safetensors.torch.load(order.weights))
@@ -71,15 +85,45 @@ class HeldWeights:
         None for weights so small that they come in messages, for those that are not all float32, and once the farm
         has made something else: it averages otherwise than plainly then.
         """
-        is_plain = all(parameter.dtype == torch.float32 for parameter in self._tensors.parameters.values())
-        if self._form is None or not self._foresees or not is_plain:
+        if (form := self._usable_form()) is None:
             return None
-        self._foreseen = foresee(self.base, update, self._tensors.buffer_names, samples, self._form)
+        tensors = foresee(self.base, update, self._tensors.buffer_names, samples)
+        self._foreseen = _Foreseen(form.digest(tensors), tensors)
         return self._foreseen.digest
+
+    def go_on(self, update: TensorMap, samples: int) -> Callable[[], str] | None:
+        """Hold what ``foresee`` would foresee in the place of the version, which is needed no more; None as there.
+
+        What is returned computes its digest, on any thread, and must have done so before an order may name it.
+        """
+        if (form := self._usable_form()) is None:
+            return None
+        tensors = foresee(self.base, update, self._tensors.buffer_names, samples)
+        self.base, self._digest, self._went_on = tensors, "", True
+
+        def digest() -> str:
+            self._digest = form.digest(tensors)
+            return self._digest
+
+        return digest
+
+    def is_held(self, digest: str) -> bool:
+        """Whether an order of this version needs no weights."""
+        return digest == self._digest
+
+    def confirm(self) -> None:
+        """Note that an order named the version that it went on with: the next one may name another."""
+        self._went_on = False
+
+    def _usable_form(self) -> FileForm | None:
+        is_plain = all(parameter.dtype == torch.float32 for parameter in self._tensors.parameters.values())
+        return self._form if self._foresees and is_plain else None
 
     def _recall(self, order: Run) -> None:
         """Hold the version that was foreseen, if the order is to begin with that."""
         foreseen, self._foreseen = self._foreseen, None
+        if self._went_on:
+            self._foresees, self._went_on = order.weights_digest == self._digest, False
         if foreseen is None or order.weights_digest == self._digest:
             return
         self._foresees = order.weights_digest == foreseen.digest

@@ -107,6 +107,8 @@ class Run(Frozen):
     snapshot_path: str | None = None
     """Where the assignment's snapshots go, and where one may be to go on from; None for no snapshots."""
     pieces: tuple[Piece, ...]
+    upcoming: tuple[Piece, ...] = ()
+    """What the next order is likely to be, if this one's update alone makes its version: it may be begun unasked."""
 
 
 class Difference(Frozen):
@@ -128,6 +130,12 @@ class Rebase(Frozen):
     base_path: str
     differences: tuple[Difference, ...]
     made_path: str
+
+
+class Abandon(Frozen):
+    """Order: give up the steps that were begun without an order, if there are any. It is not answered."""
+
+    type: Literal["abandon"] = "abandon"
 
 
 class Stop(Frozen):
@@ -195,6 +203,8 @@ class Done(Frozen):
     compute_seconds: float = 0.0
     stage_seconds: dict[str, float] = {}
     """Where they went: see ``protocol.messages.WorkStage``."""
+    holds: str | None = None
+    """The version that it holds now, in the place of the order's, and goes on with unasked; None where it rests."""
 
 
 class Holds(Frozen):
@@ -234,7 +244,7 @@ class Failed(Frozen):
     failed_step: FailedStepFile | None = None
 
 
-Order = Annotated[LoadTask | Run | Rebase | Stop, Field(discriminator="type")]
+Order = Annotated[LoadTask | Run | Rebase | Abandon | Stop, Field(discriminator="type")]
 Report = Annotated[
     Warm | Building | Loaded | Advance | Saved | StepsDone | Done | Holds | Rebased | Failed,
     Field(discriminator="type"),

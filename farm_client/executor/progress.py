@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Advance, Saved
@@ -15,6 +15,16 @@ INTERVAL_SECONDS: Final = 0.25
 MAX_POINTS: Final = 200
 """Points in one report, as many as a progress message may carry; of more, the newest are sent."""
 _MAX_NAME_CHARS: Final = 100
+
+
+class StepsProgress(Protocol):
+    """Hears how far an assignment's steps are."""
+
+    def advance(self, samples: int) -> None:
+        """Count samples as done."""
+
+    def saved(self) -> None:
+        """Report a snapshot, from whatever thread."""
 
 
 class ProgressReporter:
@@ -34,11 +44,20 @@ class ProgressReporter:
         self._samples_done = 0
         self._sent_at = self._clock()
 
+    def adopt(self, assignment_id: str) -> None:
+        """Report what was begun without an assignment, from now on and from its first sample, as this one."""
+        self._assignment_id = assignment_id
+
+    def drop(self) -> None:
+        """Forget what was begun without an assignment."""
+        self._assignment_id, self._samples_done = None, 0
+        self._points.clear()
+
     def advance(self, samples: int) -> None:
         """Count samples as done; report if the last report is old enough."""
         self._samples_done += samples
         now = self._clock()
-        if now - self._sent_at >= INTERVAL_SECONDS:
+        if self._assignment_id is not None and now - self._sent_at >= INTERVAL_SECONDS:
             self._report(now)
 
     def saved(self) -> None:
@@ -55,7 +74,7 @@ class ProgressReporter:
         """End the assignment: report the metrics that are left."""
         if self._points:
             self._report(self._clock())
-        self._assignment_id = None
+        self._assignment_id, self._samples_done = None, 0
 
     def _report(self, now: float) -> None:
         if self._assignment_id is None:

@@ -26,11 +26,12 @@ from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.precision import Autocast
-from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.progress import ProgressReporter, StepsProgress
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate, refuse_beside
 from farm_client.executor.snapshots import Snapshots, StepKeeping
+from farm_client.executor.speculation import MOST_MISSES, Before, Speculation, guessed
 from farm_client.executor.step_rules import StepRules
 from farm_client.executor.step_state import StateUnusable
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, scheduled_by_name
@@ -65,6 +66,11 @@ class _Outcome:
         self.clock.ended(WorkStage.COPY)
         return replace(self, trained=trained, ended=time.perf_counter())
 
+    def adopted(self, assignment_id: str, waited_seconds: float) -> _Outcome:
+        """Return it as that of an order which came so long after its steps."""
+        self.clock.skip()
+        return replace(self, assignment_id=assignment_id, started=self.started + waited_seconds)
+
     def compute_seconds(self) -> float:
         """Return how long the executor has been at it, so far or until it was ready for the next order."""
         return (self.ended or time.perf_counter()) - self.started
@@ -95,6 +101,11 @@ class TaskRunner:
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
         self._whole_round: _Outcome | None = None
+        self.guess: Run | None = None
+        """What may be begun unasked, on the weights that it holds, after ``run_on`` or ``run_guess``."""
+        self._before: Before | None = None
+        self._misses = 0
+        self._snapshots: Snapshots | None = None
         self._timeline: Timeline | None = None
         self._has_schedule = True
         self.schedule_steps = order.schedule_steps
@@ -123,6 +134,61 @@ class TaskRunner:
             return self._weights.foresee(outcome.trained.update, outcome.samples)
         return None
 
+    def run_on(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``; where it goes on with a ``guess`` do as ``run_ahead``: the result says what it holds then."""
+        self._updates.begin()
+        with blaming(self.contract.code_dir):
+            return self._gone_on(order, self._compiled_or_not(order, progress))
+
+    def run_guess(self, speculation: Speculation) -> Done | Callable[[], Done]:
+        """Carry out a guess, and then as ``run_on`` the order that adopted it.
+
+        Raises: as ``run``, or Superseded: then ``undo``, and the order that came is to be carried out.
+        """
+        self.guess = None
+        self._before = Before.of(self._kept_loop, self.tensors)
+        speculation.holds = self._weights.is_held
+        speculation.on_adopted = self._take_snapshots_of
+        with blaming(self.contract.code_dir):
+            outcome = self._compiled_or_not(speculation.guess, speculation)
+            done_at = time.perf_counter()
+            order = speculation.adopted()
+            self._before, self._misses = None, 0
+            self._weights.confirm()
+            return self._gone_on(order, outcome.adopted(order.assignment_id, time.perf_counter() - done_at))
+
+    def undo(self, *, is_wrong: bool) -> None:
+        """Put back what a guess has changed beside the weights, which each order sets; one that is wrong counts."""
+        self._misses += is_wrong
+        if self._before is not None:
+            self._kept_loop, self._before = self._before.restore(), None
+
+    def _take_snapshots_of(self, order: Run) -> None:
+        if self._snapshots is not None:
+            self._snapshots.keep_at(None if order.snapshot_path is None else Path(order.snapshot_path))
+
+    def _gone_on(self, order: Run, outcome: _Outcome) -> Done | Callable[[], Done]:
+        """Hold what follows from the outcome, if an order that is likely to come can begin with that."""
+        is_whole = outcome.trained is not None and outcome.samples == order.round_samples
+        self._whole_round = outcome if is_whole else None
+        if outcome.trained is None or not is_whole or not order.upcoming or not self._may_guess():
+            return self._done(outcome)
+        digest = None
+        with suppress(RuntimeError, MemoryError):  # for want of memory: then it waits for its order
+            written = outcome.apart()
+            digest = self._weights.go_on(outcome.trained.update, outcome.samples)
+        if digest is None:
+            return self._done(outcome)
+        self._whole_round, self.guess = None, guessed(order)
+        hashed = digest
+        return lambda: self._done(written).model_copy(update={"holds": hashed()})
+
+    def _may_guess(self) -> bool:
+        is_plain = self._order.mode is Mode.WEIGHTS and self._order.update_codec.name is CodecName.NONE
+        carries = self._order.inner_state is InnerState.CARRIED
+        is_lightnings = self.contract.takes_lightnings_steps(self.tensors.model)
+        return is_plain and not carries and not is_lightnings and self._misses < MOST_MISSES
+
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``, but leave an update to be written by who calls what is returned, on any thread, one at a time.
 
@@ -136,7 +202,7 @@ class TaskRunner:
             outcome = outcome.apart()
         return lambda: self._done(outcome)
 
-    def _compiled_or_not(self, order: Run, progress: ProgressReporter) -> _Outcome:
+    def _compiled_or_not(self, order: Run, progress: StepsProgress) -> _Outcome:
         try:
             return self._resumed_or_anew(order, progress)
         except CodeError as error:
@@ -145,12 +211,12 @@ class TaskRunner:
         compiling.forgo()
         return self._resumed_or_anew(order, progress)
 
-    def _resumed_or_anew(self, order: Run, progress: ProgressReporter) -> _Outcome:
+    def _resumed_or_anew(self, order: Run, progress: StepsProgress) -> _Outcome:
         with suppress(StateUnusable):  # its file is gone, and the reason is in the log
             return self._carry_out(order, progress)
         return self._carry_out(order, progress)
 
-    def _carry_out(self, order: Run, progress: ProgressReporter) -> _Outcome:
+    def _carry_out(self, order: Run, progress: StepsProgress) -> _Outcome:
         started, clock = time.perf_counter(), StageClock()
         self._weights.take(order)
         clock.ended(WorkStage.LOAD)
@@ -164,7 +230,7 @@ class TaskRunner:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
             return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
-        snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
+        snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:
             trained = self._train(order, data, progress.advance, pace, keeping)

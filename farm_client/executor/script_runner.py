@@ -21,11 +21,13 @@ from farm_client.executor.modes import set_mode
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.script import Script
+from farm_client.executor.speculation import Speculation
 from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
 from farm_client.own_loop import LoopPart
 from farm_client.stage_clock import StageClock
 from protocol.codecs import tensor_file
+from protocol.errors import OutOfOrder
 from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState
 
@@ -94,8 +96,22 @@ class ScriptRunner:
         """Do as ``run``: the loop is the script's, which may change what it has given back."""
         return self.run(order, progress)
 
+    guess: Run | None = None
+    """Nothing is begun unasked."""
+
+    def run_on(self, order: Run, progress: ProgressReporter) -> Done:
+        """Do as ``run``: nothing is begun unasked."""
+        return self.run(order, progress)
+
     def foresee(self) -> None:
         """Hold no version for the next round: the loop is the script's."""
+
+    def run_guess(self, speculation: Speculation) -> Done:
+        """Raises: OutOfOrder, because nothing was begun."""
+        raise OutOfOrder("a script begins nothing unasked")
+
+    def undo(self, *, is_wrong: bool) -> None:
+        """Leave all as it is: nothing was begun."""
 
     def try_out(self, samples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Train on the first rows, and evaluate with them if the script does; return both metrics. Raises: CodeError.

@@ -26,6 +26,10 @@ class BreakableRunner(TaskRunner):
         """Carry out one assignment; evaluations pass all places."""
         return self._broken(super().run, order, progress)
 
+    def run_on(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
+        """Do as ``run``; what is begun unasked passes all places."""
+        return self._broken(super().run_on, order, progress)
+
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``; the last place is after the steps."""
         return self._broken(super().run_ahead, order, progress)

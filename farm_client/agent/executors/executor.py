@@ -14,6 +14,7 @@ import psutil
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.bundle import unpack_bundle
 from farm_client.executor.messages import (
+    Abandon,
     Advance,
     Building,
     Difference,
@@ -33,6 +34,7 @@ from farm_client.executor.messages import (
 from farm_client.executor.postmortem import ProcessDeath
 from farm_client.executor.process import ExecutorListener, ExecutorProcess, Launch, Stream, start_executor
 from protocol.errors import FarmError
+from protocol.limits import MAX_LOG_LINES_PER_MESSAGE
 from protocol.messages import Kind
 from protocol.tasks import TaskBrief
 
@@ -81,6 +83,8 @@ class Executor:
         self.doing = "starting"
         """What it was last told or heard to do, for the report of its death."""
         self.held_weights: str | None = None
+        self.speculates = False
+        """Whether it goes on unasked with what is likely to come."""
         self.serves_since = 0.0
         self.idle_since = 0.0
         self.death: ProcessDeath | None = None
@@ -89,6 +93,8 @@ class Executor:
         self.on_advance: OnAdvance = _ignore_advance
         self.on_saved: OnSaved = _ignore_saved
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._early_lines: deque[tuple[Stream, str]] = deque(maxlen=MAX_LOG_LINES_PER_MESSAGE)
+        """What the code printed in steps that were begun unasked, for the assignment that adopts them."""
         self._writing: dict[str, asyncio.Future[Report | ProcessDeath]] = {}
         """Who waits for what it writes beside its work, by assignment."""
         self._on_trained: OnTrained = _ignore_trained
@@ -140,9 +146,12 @@ class Executor:
         """
         self._on_trained = on_trained
         self.running, self.held_weights = order.assignment_id, order.weights_digest
+        self.speculates = False
         self.doing = "training" if order.kind is Kind.TRAIN else "evaluating"
         self._ask(Done)
         self._process.send(order)
+        while self._early_lines:
+            self.on_line(*self._early_lines.popleft())
         report = await self._answered()
         assert isinstance(report, Done)  # noqa: S101  nothing else is taken for an answer
         return report
@@ -164,6 +173,13 @@ class Executor:
         if (path := self.own_file(str(made))) is None:
             raise FarmError("the executor left a link to elsewhere in place of the weights that it was to write")
         return path
+
+    def abandon(self) -> None:
+        """Have it give up what it began unasked: the machine is wanted for something else."""
+        if self.speculates and self.running is None and self.death is None:
+            self.speculates = False
+            self._early_lines.clear()
+            self._process.send(Abandon())
 
     def kill(self) -> None:
         """End it at once, in mid-step."""
@@ -251,6 +267,9 @@ class Executor:
             return
         self.running = None
         self._warmed.set()
+        if isinstance(report, Done):
+            self.held_weights = report.holds or self.held_weights
+            self.speculates = report.holds is not None
         if isinstance(report, Failed):
             self.held_weights = None  # it may have failed before it took them
         if not self._answer.done():
@@ -272,7 +291,10 @@ class Executor:
 
     def _on_line(self, stream: Stream, line: str) -> None:
         self._last_lines.append(line)
-        self.on_line(stream, line)
+        if self.speculates and not self.leased:
+            self._early_lines.append((stream, line))
+        else:
+            self.on_line(stream, line)
 
     def _on_death(self, death: ProcessDeath) -> None:
         self._end(death)

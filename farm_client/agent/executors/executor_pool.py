@@ -73,7 +73,14 @@ class ExecutorPool:
         executor = self.find(task_id)
         if executor is not None:
             executor.leased = True
+            self.abandon(but=executor)
         return executor
+
+    def abandon(self, but: Executor | None = None) -> None:
+        """Have every executor but one give up what it began unasked: the machine is wanted for something else."""
+        for executor in self._serving:
+            if executor is not but:
+                executor.abandon()
 
     async def take_new(self, task: TaskBrief, files: TaskFiles, on_line: OnLine) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
@@ -83,6 +90,7 @@ class ExecutorPool:
         Raises: ExecutorFailed, ExecutorDied, BadBundle; OSError if no process can be started.
         """
         self._make_room(task)
+        self.abandon()
         executor = await self._take_spare() or await self._executor_type.start(self._launch)
         executor.leased, executor.on_line = True, on_line
         executor.serves_since = time.monotonic()

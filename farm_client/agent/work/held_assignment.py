@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from protocol.messages import (
     RejectCode,
     Result,
     Scope,
+    Slice,
 )
 from protocol.tasks import BlobRef
 
@@ -167,7 +168,8 @@ class Held:
             inner_state_path=None if state is None or carried is not None else str(cache.path(state.digest)),
             failed_step_bytes=assign.failed_step_bytes,
             snapshot_path=None if snapshot is None else str(snapshot),
-            pieces=_pieces(assign, cache),
+            pieces=_pieces(assign.slices, cache),
+            upcoming=_pieces(assign.upcoming, cache),
         )
 
     def result(self, done: Done, update: BlobRef | None) -> Result:
@@ -247,7 +249,7 @@ def _sendable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _pieces(assign: Assign, cache: BlobCache) -> tuple[Piece, ...]:
+def _pieces(slices: Iterable[Slice], cache: BlobCache) -> tuple[Piece, ...]:
     return tuple(
         Piece(
             shard=part.shard.index,
@@ -258,5 +260,5 @@ def _pieces(assign: Assign, cache: BlobCache) -> tuple[Piece, ...]:
             start=part.start,
             stop=part.stop,
         )
-        for part in assign.slices
+        for part in slices
     )

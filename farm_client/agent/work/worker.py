@@ -194,6 +194,7 @@ class Worker:
         """
         self._draining = True
         self._tools.pool.retire()
+        self._tools.pool.abandon()
         self._tools.fetcher.stop_prefetching()
         self._outgoing.post(Drain(reason=reason))
         for job in list(self._active):
@@ -316,6 +317,7 @@ class Worker:
     def _drop(self, assignment_id: str) -> None:
         """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
         self._active.mark_over(assignment_id)
+        self._tools.pool.abandon()
         for task in (self._active.remove(assignment_id), self._resending.get(assignment_id)):
             if task is not None:
                 task.cancel()

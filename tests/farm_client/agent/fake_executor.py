@@ -9,6 +9,7 @@ from pathlib import Path
 
 from farm_client.executor.messages import (
     ORDER,
+    Abandon,
     Advance,
     Done,
     Failed,
@@ -52,10 +53,20 @@ def main():
                         late, report = report, late
                 case Rebase():
                     report = rebased(load, order)
+                case Abandon():
+                    Path(load.config["abandoned"]).write_bytes(b"abandoned")
+                    continue
                 case Stop():
                     return
+            report, held = gone_on(load, report, held)
             if report is not None:
                 connection.sendall(pack_frame(report.model_dump()))
+
+
+def gone_on(load, report, held):
+    if not load.config.get("goes_on") or not isinstance(report, Done):
+        return report, held
+    return report.model_copy(update={"holds": digest_bytes(held + b"+")}), held + b"+"
 
 
 def state_of(order):
