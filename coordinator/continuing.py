@@ -43,6 +43,7 @@ def at_start(record: TaskRecord, start: CheckpointRecord) -> TaskRecord:
         record,
         version=start.round,
         epoch=start.epoch,
+        epochs_ended=start.epoch,
         cursor=start.cursor,
         leftover=start.leftover,
         samples_done=_samples_before(start, record.spec),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.commands import FlushCheckpoint
-from coordinator.stopping import evaluation_is_due, is_finished
+from coordinator.stopping import epoch_end_is_due, evaluation_is_due, is_finished
 from protocol.messages import Ack
 from protocol.wording import counted
 
@@ -109,14 +109,15 @@ def checkpoint_durable(turn: Turn, event: CheckpointDurable) -> None:
 def waits_for_disk(run: TaskRun, now: float) -> str | None:
     """Say why the task's next step can't open before its version is durable; None if it need not wait for that.
 
-    What people will be told of, or get, must be durable: the last version, one that is evaluated, one that stays.
+    What people will be told of, or get, must be durable: the last version, one that stays, one that is looked at.
     """
     volatile = run.volatile
     if volatile is None:
         return None
     recipe, version = run.record.spec.recipe, run.record.version
     stays = bool(recipe.keep_every) and version % recipe.keep_every == 0
-    if stays or is_finished(run.record) or evaluation_is_due(run.record):
+    is_shown = evaluation_is_due(run.record) or epoch_end_is_due(run.record)
+    if stays or is_shown or is_finished(run.record):
         return f"version {version} is being written"
     oldest = volatile.versions[0]
     if len(volatile.versions) >= MOST_ROUNDS or now - oldest.committed_at >= MOST_SECONDS:

@@ -15,7 +15,15 @@ from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
 from protocol.tasks import TaskSpec
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES
+from protocol.versions import (
+    BASE_FOLDER,
+    CARRIED_STATE,
+    EPOCH_END,
+    FROZEN_APART,
+    NAMED_SCHEDULE,
+    QUANTIZED_BASE,
+    STEP_RULES,
+)
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -152,6 +160,7 @@ _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
         lambda spec: spec.recipe.inner_state is InnerState.CARRIED,
         "carry an optimizer's state from round to round",
     ),
+    (EPOCH_END, lambda spec: spec.epoch_end, "run on_epoch_end"),
     (STEP_RULES, _has_step_rules, "clip gradients, or follow a scheduler"),
     (NAMED_SCHEDULE, _names_a_schedule, "follow a schedule that the recipe names"),
 )

@@ -9,7 +9,7 @@ from coordinator.early_stopping import evaluated
 from coordinator.in_flight import Home
 from coordinator.planning import count_samples
 from coordinator.records import SampleRange
-from coordinator.rounds import close_evaluation, mean_metrics, part_out
+from coordinator.rounds import close_look, mean_metrics, part_out
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
 from protocol.messages import Kind
@@ -43,7 +43,7 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
 def finish_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
     """All parts are in: keep the means with the task and the checkpoint they belong to."""
     metrics, samples = mean_metrics(step.parts.delivered_records), step.parts.delivered_samples
-    close_evaluation(turn, run, step)
+    close_look(turn, run, step)
     run.checkpoint = replace(run.checkpoint, metrics=metrics)
     turn.save(run.checkpoint)
     judged = evaluated(replace(run.record, metrics=metrics))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from coordinator.records import AssignmentRecord, CheckpointRecord, FailedStepRecord, TaskRecord
+from protocol.artefacts import Artefact
 from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
@@ -178,6 +179,8 @@ class ResultArrived:
     metrics: Mapping[str, float]
     update: BlobRef | None
     compute_seconds: float
+    artefacts: tuple[Artefact, ...] = ()
+    """What it left of an epoch's end; that the server has these blobs, and their sizes, was checked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from coordinator.epoch_ends import was_told
 from coordinator.events import AssignmentFailed, AssignmentRejected
-from coordinator.evidence import Death, death_of
+from coordinator.evidence import Death, Evidence, death_of
 from coordinator.failed_steps import keep_failed_step
 from coordinator.in_flight import Stage
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import give_up, settle_uncounted, trip
+from coordinator.policies import Follows
 from coordinator.state import ClientState, Cooldown, TaskRun
+from coordinator.step_ends import go_on
 from coordinator.tasks import fail
 from coordinator.turn import Turn
 from coordinator.witnesses import askable, convinces, counts
@@ -61,8 +64,9 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
     """
     turn.put_at_stake(event)
     settle_uncounted(turn, event, f"not counted: {event.message}")
+    lease = turn.farm.leases.get(event.assignment_id)
     given_up = _give_up(turn, event, f"{event.code}: {event.message}", AssignmentState.FAILED)
-    if given_up is None:
+    if given_up is None or lease is None:
         return
     run, client = given_up
     if event.servers_fault:
@@ -70,6 +74,9 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         client.cooldowns[run.task_id] = Cooldown(
             turn.now + wait, f"the server could not take its result: {event.message}"
         )
+        return
+    if run.policy(lease.record.kind).is_optional:
+        _weigh_optional(turn, run, client, event)
         return
     turn.log(run, client, event.traceback or event.message)
     keep_failed_step(turn, run, client, event)
@@ -97,6 +104,20 @@ def _weigh(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFaile
         fail(turn, run, why, retryable=True)
     else:
         _put_aside(turn, run, client, event)
+
+
+def _weigh_optional(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:
+    """A step failed that the task can go on without: it does, unless another client may succeed."""
+    if not was_told(run, event.message):
+        turn.log(run, client, event.traceback or event.message)
+    run.evidence.code[client.client_id] = event.message
+    others = {c.client_id for c in askable(turn, run)} - run.evidence.code.keys()
+    if event.scope is Scope.NOBODY or not others:
+        run.evidence = Evidence()
+        if run.step is not None and run.step.policy.is_optional:
+            go_on(turn, run, run.step, Follows.SKIP, event.message)
+    else:
+        client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
 
 
 def _put_aside(turn: Turn, run: TaskRun, client: ClientState, event: AssignmentFailed) -> None:

@@ -34,7 +34,7 @@ class Stage(Enum):
 
 
 class Home(NamedTuple):
-    """A round (kind train), or the evaluation of a version."""
+    """A round (kind train), or what looks at a version."""
 
     kind: Kind
     number: int

@@ -109,7 +109,9 @@ def _timed(turn: Turn, run: TaskRun, client: ClientState, lease: Lease) -> Lease
     """Let a lease begin now, with an end that follows from the client's measured speed."""
     settings, average = turn.settings, client.speeds.get(run.task_id)
     lease.began_at = turn.now
-    if average is not None and average.value:
+    if not run.policy(lease.record.kind).counts_samples:
+        lease.deadline, lease.is_measured = turn.now + run.record.spec.recipe.longest_round_seconds, True
+    elif average is not None and average.value:
         seconds = settings.deadline_factor * lease.record.samples / average.value
         lease.deadline, lease.is_measured = turn.now + settings.deadline_grace_seconds + seconds, True
     return lease
@@ -159,7 +161,8 @@ def accept(turn: Turn, run: TaskRun, lease: Lease) -> None:
 def renew(turn: Turn, run: TaskRun, lease: Lease, progress: AssignmentProgress) -> None:
     """Renew a lease, if the client got any further since its last report."""
     accept(turn, run, lease)
-    if not take_in(lease, progress, turn.now, turn.settings):
+    works_unseen = not run.policy(lease.record.kind).counts_samples and turn.now <= lease.deadline
+    if not (take_in(lease, progress, turn.now, turn.settings) or works_unseen):
         return
     lease.record = replace(lease.record, expires_at=turn.now + turn.settings.stall_seconds)
     if progress.phase is Phase.COMPUTING and lease.record.state is AssignmentState.ACCEPTED:

@@ -29,6 +29,8 @@ class Follows(Enum):
     """Its updates make a new version."""
     REPORT = auto()
     """Its metrics are those of the version."""
+    GO_ON = auto()
+    """The next round opens."""
     FAIL = auto()
     """The attempt failed, and is tried again."""
     SKIP = auto()
@@ -46,6 +48,11 @@ class Policy(Protocol):
     """Whether this step counts results of rounds that closed without them."""
     works_ahead: ClassVar[bool]
     """Whether clients may go on to the round after it: they say that they are free when they begin to deliver."""
+
+    counts_samples: ClassVar[bool]
+    """Whether a part is of samples, by which one sees that its client gets on; else its client's word is taken."""
+    is_optional: ClassVar[bool]
+    """Whether the task goes on without it where its code fails; else the task fails."""
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -81,6 +88,8 @@ class Synchronous:
     lets_finish: ClassVar[bool] = False
     counts_late: ClassVar[bool] = False
     works_ahead: ClassVar[bool] = False
+    counts_samples: ClassVar[bool] = True
+    is_optional: ClassVar[bool] = False
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -156,6 +165,8 @@ class Evaluation:
     lets_finish: ClassVar[bool] = False
     counts_late: ClassVar[bool] = False
     works_ahead: ClassVar[bool] = False
+    counts_samples: ClassVar[bool] = True
+    is_optional: ClassVar[bool] = False
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -178,10 +189,28 @@ class Evaluation:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class EpochEnd(Evaluation):
+    """One part without samples: one client runs the code's ``on_epoch_end`` on the version that ended an epoch."""
+
+    counts_samples: ClassVar[bool] = False
+    is_optional: ClassVar[bool] = True
+
+    def title(self, number: int) -> str:
+        """Return what a step is called."""
+        return f"on_epoch_end with version {number}"
+
+    def when_arrived(self, parts: StepParts) -> Follows | None:
+        """Go on: what it left is kept as it arrives."""
+        return Follows.GO_ON
+
+
 def policy_of(recipe: Recipe, kind: Kind) -> Policy:
     """Choose how a step of this kind collects."""
     if kind is Kind.EVALUATE:
         return Evaluation(recipe)
+    if kind is Kind.EPOCH_END:
+        return EpochEnd(recipe)
     if recipe.pipeline:
         return Pipelining(recipe)
     return LateUpdates(recipe) if recipe.max_staleness else Synchronous(recipe)

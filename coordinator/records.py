@@ -67,6 +67,12 @@ class TaskRecord:
     """How many evaluations there were since that one."""
     stopped: str | None = None
     """Why it ends before its recipe does, once that is so."""
+    epochs_ended: int = 0
+    """After how many epochs its code's ``on_epoch_end`` was run, or given up."""
+    epoch_end_error: str | None = None
+    """Why it was given up the last time."""
+    artefact_files: int = 0
+    artefact_bytes: int = 0
 
     @property
     def priority(self) -> int:
@@ -227,6 +233,17 @@ class FailedStepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtefactRecord:
+    """A file that a task's ``on_epoch_end`` left after ``epoch``, which counts from 0. Kept with the task."""
+
+    task_id: str
+    epoch: int
+    name: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RemovedClient:
     """Saved instead of a ``ClientRecord``: what is recorded of the client goes, but for what it did for tasks."""
 
@@ -234,7 +251,14 @@ class RemovedClient:
 
 
 Record = (
-    TaskRecord | ClientRecord | RoundRecord | AssignmentRecord | CheckpointRecord | FailedStepRecord | RemovedClient
+    TaskRecord
+    | ClientRecord
+    | RoundRecord
+    | AssignmentRecord
+    | CheckpointRecord
+    | FailedStepRecord
+    | ArtefactRecord
+    | RemovedClient
 )
 """A record with a key: saving it again replaces it."""
 Entry = EventRecord | MetricRecord | LogRecord

@@ -8,6 +8,7 @@ from typing import Final
 from coordinator.commands import DropUpdate
 from coordinator.containment import contained
 from coordinator.deltas import version_digest
+from coordinator.epoch_ends import keep_artefacts
 from coordinator.events import (
     AggregationFailed,
     AssignmentAccepted,
@@ -29,8 +30,9 @@ from coordinator.step_ends import go_on
 from coordinator.tasks import fail, wait_for_server
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
+from protocol.artefacts import bounds_fault
 from protocol.compression import CodecName
-from protocol.messages import Ack, Scope
+from protocol.messages import Ack, Kind, Scope
 
 _SHORTEST_SECONDS: Final = 1e-6
 """No computation is shorter: a speed that nobody has would leave no share for the others."""
@@ -99,11 +101,12 @@ def _drop_update(turn: Turn, event: ResultArrived) -> None:
 
 
 def _unusable(run: TaskRun, lease: Lease, event: ResultArrived) -> str | None:
-    if event.samples != lease.record.samples:
+    policy = run.policy(lease.record.kind)
+    if policy.counts_samples and event.samples != lease.record.samples:
         return f"the result is of {event.samples} samples, the assignment of {lease.record.samples}"
-    if event.update is None and run.policy(lease.record.kind).brings_updates:
+    if event.update is None and policy.brings_updates:
         return "the result has no update"
-    return None
+    return bounds_fault((file.name, file.size_bytes) for file in event.artefacts)
 
 
 def _deliver(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> None:
@@ -111,6 +114,8 @@ def _deliver(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> No
     step = run.step
     if step is not None and lease.home == step.parts.home:
         bury(turn, step, record.position)
+        if step.kind is Kind.EPOCH_END:
+            keep_artefacts(turn, run, event.artefacts)
         _continue(turn, run, step, record)
     elif lease.is_late:
         if step is not None and step.policy.counts_late and step.phase is StepPhase.COLLECT:

@@ -246,8 +246,8 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
     return min(max(mean, min(values)), max(values))  # shares may add up to a little over 1
 
 
-def close_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:
-    """An evaluation is over; what was delivered of it was acknowledged then."""
+def close_look(turn: Turn, run: TaskRun, step: Step) -> None:
+    """A step that brings no updates is over; what was delivered of it was acknowledged then."""
     for record in step.parts.delivered_records:
         turn.save(record)
     turn.farm.leases.finish(step.parts)
@@ -266,8 +266,8 @@ def abandon(turn: Turn, run: TaskRun, why: str) -> None:
         drop_all_ahead(turn, run, why)
     bury(turn, step)
     if not step.policy.brings_updates:
-        close_evaluation(turn, run, step)
-        run.evaluate_next = True
+        close_look(turn, run, step)
+        run.evaluate_next |= step.kind is Kind.EVALUATE
         return
     for lease in list(step.parts.delivered.values()):
         discard(turn, run, lease, why)

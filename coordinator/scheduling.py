@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from coordinator.containment import contained
 from coordinator.eligibility import available
+from coordinator.epoch_ends import open_epoch_end
 from coordinator.evaluation import open_evaluation
 from coordinator.lifecycle import LIVE
 from coordinator.offers import offer
@@ -85,9 +86,19 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
         case Outcome.OFFER if run.step is not None:
             _offer_again(turn, run, run.step, found.clients)
         case Outcome.OPEN:
-            (open_evaluation if run.evaluate_next else open_round)(turn, run, found.clients)
+            _open(turn, run, found.clients)
         case _:
             _look_again_later(turn, run)
+
+
+def _open(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
+    """Open the task's next step: a look at its version, as far as one is due, before the round that trains on it."""
+    if run.evaluate_next:
+        open_evaluation(turn, run, clients)
+    elif run.looks_first:
+        open_epoch_end(turn, run, clients)
+    else:
+        open_round(turn, run, clients)
 
 
 def _look_again_later(turn: Turn, run: TaskRun) -> None:

@@ -19,6 +19,7 @@ from coordinator.lifecycle import ENDED, TaskState
 from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
+from coordinator.stopping import epoch_end_is_due
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind
 from protocol.resources import LinkFigures, Load
@@ -134,7 +135,7 @@ class StepPhase(StrEnum):
 
 @dataclass(slots=True)
 class Step:
-    """An open round (kind train), or the evaluation of a committed version (kind evaluate).
+    """An open round (kind train), or a look at a committed version: its evaluation, or its epoch's end.
 
     ``folded_to`` is the position up to which the updates were given to the accumulator.
     """
@@ -242,6 +243,11 @@ class TaskRun:
     def waits(self) -> bool:
         """Whether it has no clients and no step, and knows it."""
         return self.step is None and self.record.state is TaskState.PENDING
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether its version is to be evaluated, or its code shown that an epoch ended, before it is trained on."""
+        return self.evaluate_next or epoch_end_is_due(self.record)
 
     @property
     def is_at_rest(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from coordinator.epoch_ends import finish_epoch_end, give_up_epoch_end
 from coordinator.evaluation import finish_evaluation, give_up_evaluation
 from coordinator.policies import Follows
 from coordinator.rounds import abandon, commit
 from coordinator.state import Step, TaskRun
 from coordinator.tasks import fail
 from coordinator.turn import Turn
+from protocol.messages import Kind
 
 
 def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "") -> None:
@@ -17,8 +19,10 @@ def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "")
             commit(turn, run, step)
         case Follows.REPORT:
             finish_evaluation(turn, run, step)
+        case Follows.GO_ON:
+            finish_epoch_end(turn, run, step)
         case Follows.FAIL:
             fail(turn, run, why, retryable=True)
         case Follows.SKIP:
             abandon(turn, run, why)
-            give_up_evaluation(turn, run, why)
+            (give_up_epoch_end if step.kind is Kind.EPOCH_END else give_up_evaluation)(turn, run, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator.records import TaskRecord
+from protocol.artefacts import MAX_TASK_BYTES, MAX_TASK_FILES
 from protocol.task_length import FOR_EVER, rounds_of_epochs, samples_of_epochs
 from protocol.tasks import Split, TaskSpec
 
@@ -24,6 +25,17 @@ def evaluation_is_due(task: TaskRecord) -> bool:
     if not every or not task.version or not task.spec.dataset.samples(Split.HOLDOUT):
         return False
     return task.version % every == 0 or is_finished(task)
+
+
+def epoch_end_is_due(task: TaskRecord) -> bool:
+    """Whether the task's present version ends an epoch, and its code has not been shown that yet."""
+    is_at_end = not task.cursor and not task.leftover and task.epoch > task.epochs_ended
+    return task.spec.epoch_end and is_at_end and has_artefact_room(task)
+
+
+def has_artefact_room(task: TaskRecord) -> bool:
+    """Whether the farm takes more files of the ends of its epochs."""
+    return task.artefact_files < MAX_TASK_FILES and task.artefact_bytes < MAX_TASK_BYTES
 
 
 def is_finished(task: TaskRecord) -> bool:

@@ -15,6 +15,7 @@ from coordinator.farm import FarmState
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment, move_task
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
@@ -198,6 +199,7 @@ _KEYS: Final[Mapping[type, Callable[[Any], object]]] = MappingProxyType(
         RoundRecord: attrgetter("task_id", "number"),
         CheckpointRecord: attrgetter("task_id", "round"),
         FailedStepRecord: attrgetter("task_id", "line"),
+        ArtefactRecord: attrgetter("task_id", "epoch", "name"),
         TaskRecord: attrgetter("task_id"),
         ClientRecord: attrgetter("client_id"),
         RemovedClient: attrgetter("client_id"),

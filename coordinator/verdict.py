@@ -119,7 +119,7 @@ class Outlook:
             return False  # it has what it wants of it
         known = self._goes_on.get(other.task_id)
         if known is None:
-            known = not is_finished(other.record) or other.evaluate_next or other.step is not None
+            known = not is_finished(other.record) or other.looks_first or other.step is not None
             self._goes_on[other.task_id] = known
         return known
 
@@ -135,7 +135,7 @@ def verdict(turn: Turn, run: TaskRun, outlook: Outlook) -> Verdict:
     """Decide what a live task gets now. Nothing changes."""
     if run.step is None and (unwritten := waits_for_disk(run, turn.now)) is not None:
         return Verdict(Outcome.WAIT, lambda: unwritten)
-    if run.step is None and is_finished(run.record) and not run.evaluate_next:
+    if run.step is None and is_finished(run.record) and not run.looks_first:
         return Verdict(Outcome.DONE)
     pool = turn.farm.pool(run, turn.now)
     # a round may open with what was done ahead of it
@@ -157,7 +157,7 @@ def _anybody(turn: Turn, run: TaskRun, pool: Pool) -> bool:
 def needed_clients(run: TaskRun) -> int:
     """Return how many free clients the task's next step needs to open."""
     recipe = run.record.spec.recipe
-    if run.evaluate_next:
+    if run.looks_first:
         return 1
     if run.record.version == 0 and recipe.init_min_clients is not None:
         return recipe.init_min_clients

@@ -35,6 +35,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "clipping": _clips,
         "continued_tasks": lambda spec: spec.continues is not None,
         "early_stopping": _stops_early,
+        "epoch_end": lambda spec: spec.epoch_end,
         "frozen_apart": lambda spec: spec.frozen is not None,
         "needed_modules": lambda spec: bool(spec.requirements.modules),
         "named_schedule": lambda spec: spec.recipe.schedule is not None,

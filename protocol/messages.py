@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.artefacts import Artefacts
 from protocol.bounds import (
     MAX_SHARDS,
     MAX_TAGS,
@@ -126,10 +127,7 @@ class AssignmentProgress(Frozen):
 
 
 class Heartbeat(Frozen):
-    """C: every ``heartbeat_seconds``, without work every ``idle_heartbeat_seconds``.
-
-    Carries the load and the progress of each held assignment.
-    """
+    """C: every ``heartbeat_seconds``, without work every ``idle_heartbeat_seconds``; of all held assignments."""
 
     type: Literal["heartbeat"] = "heartbeat"
     load: Load = Load()
@@ -151,6 +149,7 @@ class Kind(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    EPOCH_END = "epoch_end"
 
 
 class Slice(Frozen):
@@ -280,7 +279,7 @@ class WorkStage(StrEnum):
 class Result(Frozen):
     """C: an assignment is done.
 
-    ``update`` is absent for an evaluation. Bytes over the inline limit were first PUT to ``/v1/blobs/{digest}``.
+    ``update``: of training. Bytes over the inline limit, and ``artefacts``, were first PUT to ``/v1/blobs/{digest}``.
     ``metrics`` are means over the assignment's samples (``loss`` among them).
     """
 
@@ -290,6 +289,7 @@ class Result(Frozen):
     samples: Positive
     metrics: Metrics = Field(default_factory=dict)
     update: BlobRef | None = None
+    artefacts: Artefacts = ()
     compute_seconds: Seconds = 0.0
     stage_seconds: StageSeconds = Field(default_factory=dict)
 

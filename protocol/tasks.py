@@ -221,6 +221,8 @@ class TaskSpec(Frozen):
     """In weights mode clients follow a scheduler of the code's, which older ones would leave out without a word."""
     is_quantized: bool = False
     """Among the frozen tensors is what quantized layers keep beside their weights, which older clients don't expect."""
+    epoch_end: bool = False
+    """After each epoch one client runs the code's ``on_epoch_end``, and the farm keeps the files that it leaves."""
     continues: Origin | None = None
     """The task's rounds, epochs and samples are counted on from there, and ``initial_weights`` are that checkpoint's.
     What else it goes on with is ``coordinator.continuing``'s to say."""

@@ -28,6 +28,9 @@ NAMED_SCHEDULE: Final = "named_schedule"
 QUANTIZED_BASE: Final = "quantized_base"
 """Likewise: they keep what quantized layers have beside their weights with the frozen tensors."""
 
+EPOCH_END: Final = "epoch_end"
+"""Likewise: they run a task's ``on_epoch_end`` and store the files that it leaves."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

@@ -18,6 +18,7 @@ from sqlmodel import SQLModel
 
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
@@ -145,13 +146,21 @@ FAILED_STEP: Final = "failed_step:"
 FAILED_STEPS: Final = Mapper(
     FailedStepRecord, tables.BlobRow, elsewhere=("line",), derived={"role": lambda step: FAILED_STEP + step.line}
 )
+ARTEFACT: Final = "artefact:"
+"""Likewise of an artefact; its epoch, a colon and its name follow."""
+ARTEFACTS: Final = Mapper(
+    ArtefactRecord,
+    tables.BlobRow,
+    elsewhere=("epoch", "name"),
+    derived={"role": lambda file: f"{ARTEFACT}{file.epoch}:{file.name}"},
+)
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
 LOGS: Final = Mapper(LogRecord, tables.LogRow)
 
 MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
     mapper.record_type: mapper
-    for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, EVENTS, METRICS, LOGS)
+    for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS, EVENTS, METRICS, LOGS)
 }
 
 INITIAL_WEIGHTS: Final = "initial_weights"
@@ -159,6 +168,8 @@ FROZEN_WEIGHTS: Final = "frozen"
 BASE_FILE: Final = "base"
 KEPT_ROLES: Final = (INITIAL_WEIGHTS, FROZEN_WEIGHTS, BASE_FILE)
 """The blobs of a submission that outlive a finished task: its models are made of them."""
+LEFT_BY_TASKS: Final = (FAILED_STEP, ARTEFACT)
+"""What the roles of blobs begin with that clients stored, and that stay for as long as the task."""
 
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
     "code": BlobRef.CARRIED,
@@ -203,6 +214,12 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
 def failed_step_record(row: RowMapping) -> FailedStepRecord:
     """Return the failed step of a row of ``blobs``."""
     return FAILED_STEPS.record(row, line=str(row["role"]).removeprefix(FAILED_STEP))
+
+
+def artefact_record(task_id: str, role: str, digest: str, size_bytes: int) -> ArtefactRecord:
+    """Return the artefact of a row of ``blobs``."""
+    epoch, _, name = role.removeprefix(ARTEFACT).partition(":")
+    return ArtefactRecord(task_id, int(epoch), name, digest, size_bytes)
 
 
 def task_record(row: RowMapping) -> TaskRecord:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from coordinator.lifecycle import ACTIVE, HELD, TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
@@ -33,7 +34,16 @@ from coordinator.records import (
 from protocol.errors import Conflict
 from protocol.tasks import BlobRef, TaskSpec
 from storage.errors import BadRecord
-from storage.mapping import FAILED_STEP, KEPT_ROLES, blob_rows, without_bytes
+from storage.mapping import (
+    ARTEFACT,
+    ARTEFACTS,
+    FAILED_STEP,
+    KEPT_ROLES,
+    LEFT_BY_TASKS,
+    artefact_record,
+    blob_rows,
+    without_bytes,
+)
 from storage.ports.ledger import History, Numbered, TaskUsage
 
 R = TypeVar("R", bound=Record)
@@ -97,6 +107,9 @@ class MemoryFacts:
             case FailedStepRecord():
                 named = self._named.setdefault(record.task_id, {})
                 named.setdefault((FAILED_STEP + record.line, record.digest), record.size_bytes)
+            case ArtefactRecord():
+                named = self._named.setdefault(record.task_id, {})
+                named.setdefault((ARTEFACTS.derived["role"](record), record.digest), record.size_bytes)
 
     def snapshot(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
@@ -129,6 +142,15 @@ class MemoryFacts:
             if role.startswith(FAILED_STEP)
         ]
 
+    def artefacts_of(self, task_id: str) -> list[ArtefactRecord]:
+        """Return the task's artefacts, by epoch and name."""
+        found = [
+            artefact_record(task_id, role, digest, size_bytes)
+            for (role, digest), size_bytes in self._named.get(task_id, {}).items()
+            if role.startswith(ARTEFACT)
+        ]
+        return sorted(found, key=lambda file: (file.epoch, file.name))
+
     def _is_seen(self, checkpoint: CheckpointRecord) -> bool:
         task = self.tasks.get(checkpoint.task_id)
         return task is None or checkpoint.round <= task.version
@@ -144,7 +166,7 @@ class MemoryFacts:
             digest
             for task_id, named in self._named.items()
             for role, digest in named
-            if role in KEPT_ROLES or role.startswith(FAILED_STEP) or task_id in may_go_on
+            if role in KEPT_ROLES or role.startswith(LEFT_BY_TASKS) or task_id in may_go_on
         }
         needed |= {ref.digest for c in self.checkpoints.values() for ref in c.blobs}
         for one in self.assignments.values():

@@ -9,6 +9,7 @@ from typing import Any
 
 from coordinator.lifecycle import TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     Entry,
@@ -161,6 +162,10 @@ class MemoryLedger:
     async def failed_steps(self, task_id: str) -> list[FailedStepRecord]:
         """Return the task's failed steps, by their lines."""
         return self.facts.failed_steps_of(task_id)
+
+    async def artefacts(self, task_id: str) -> list[ArtefactRecord]:
+        """Return the task's artefacts, by epoch and name."""
+        return self.facts.artefacts_of(task_id)
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

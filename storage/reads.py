@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from coordinator.lifecycle import ACTIVE, ENDED, TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     Entry,
@@ -30,6 +31,8 @@ from coordinator.records import (
 from storage import pruning, references, usage
 from storage.errors import DamagedLedger, ledger_error
 from storage.mapping import (
+    ARTEFACT,
+    ARTEFACTS,
     ASSIGNMENTS,
     CHECKPOINTS,
     CLIENTS,
@@ -41,6 +44,7 @@ from storage.mapping import (
     ROUNDS,
     TASKS,
     Mapper,
+    artefact_record,
     failed_step_record,
     task_record,
 )
@@ -190,6 +194,14 @@ class Reads:
         table = FAILED_STEPS.table
         query = _FAILED_STEPS.where(table.c.task_id == task_id).order_by(table.c.role)
         return await self._list(query, failed_step_record)
+
+    async def artefacts(self, task_id: str) -> list[ArtefactRecord]:
+        """Return the files that the ends of the task's epochs left, by epoch and name."""
+        table = ARTEFACTS.table
+        mine = table.c.role.startswith(ARTEFACT, autoescape=True)
+        query = select(table).where(table.c.task_id == task_id, mine)
+        found = await self._list(query, lambda row: artefact_record(**row))
+        return sorted(found, key=lambda file: (file.epoch, file.name))
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

@@ -1,8 +1,8 @@
 """Which blobs are still needed: the ledger's half of garbage collection, as one query.
 
 A task's submission keeps its initial and its frozen weights and its base for ever, and its code and shards while it may
-train (FAILED may be retried) and for a while after that (it may be continued). A failed step is kept for as long as its
-task. A checkpoint keeps its blobs until it is dropped. An update is kept until its round is decided.
+train (FAILED may be retried) and for a while after that (it may be continued). Failed steps and artefacts are kept for
+as long as their task. A checkpoint keeps its blobs until it is dropped. An update is kept until its round is decided.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import bindparam, or_, select, tuple_, union
 
 from coordinator.lifecycle import ACTIVE, TaskState
-from storage.mapping import ASSIGNMENTS, CHECKPOINTS, FAILED_STEP, KEPT_ROLES, ROUNDS, TASKS
+from storage.mapping import ASSIGNMENTS, CHECKPOINTS, KEPT_ROLES, LEFT_BY_TASKS, ROUNDS, TASKS
 from storage.tables import OPEN_ROUND, BlobRow, table_of
 
 ENDED_SINCE: Final = "ended_since"
@@ -29,7 +29,7 @@ _of_submissions: Final = (
     .where(
         or_(
             _blobs.c.role.in_(KEPT_ROLES),
-            _blobs.c.role.startswith(FAILED_STEP, autoescape=True),
+            *(_blobs.c.role.startswith(left, autoescape=True) for left in LEFT_BY_TASKS),
             _tasks.c.state.in_(_MAY_TRAIN),
             _tasks.c.finished_at >= bindparam(ENDED_SINCE, NEVER),
         )

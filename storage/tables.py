@@ -64,6 +64,10 @@ class TaskRow(SQLModel, table=True):
     best_value: float | None
     stale_evaluations: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
     stopped: str | None
+    epochs_ended: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
+    epoch_end_error: str | None
+    artefact_files: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
+    artefact_bytes: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
 
 
 class SubmissionRow(SQLModel, table=True):
@@ -78,7 +82,8 @@ class SubmissionRow(SQLModel, table=True):
 class BlobRow(SQLModel, table=True):
     """A blob that a task needs. ``role``: of its submission, code, initial_weights, frozen, base or shard.
 
-    Or it is a ``FailedStepRecord``, and the role ``failed_step:`` and its line.
+    Or it is a ``FailedStepRecord``, and the role ``failed_step:`` and its line; or an ``ArtefactRecord``, and the role
+    ``artefact:``, its epoch, a colon and its name.
     """
 
     __tablename__ = "blobs"

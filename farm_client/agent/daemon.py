@@ -55,6 +55,7 @@ from protocol.messages import Bye, Hello
 from protocol.versions import (
     BASE_FOLDER,
     CARRIED_STATE,
+    EPOCH_END,
     FROZEN_APART,
     NAMED_SCHEDULE,
     QUANTIZED_BASE,
@@ -303,7 +304,7 @@ class Agent:
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
-            features=(BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES),
+            features=(BASE_FOLDER, CARRIED_STATE, EPOCH_END, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES),
             held=worker.held(),
         )
 

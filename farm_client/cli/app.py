@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from farm_client.cli.actions import cancel, pause, priority, resume, retry, rm
+from farm_client.cli.artefacts import artefacts
 from farm_client.cli.clients import clients, explain
 from farm_client.cli.continuing import continue_
 from farm_client.cli.demo import demo
@@ -35,7 +36,7 @@ from protocol.versions import SUPPORTED
 
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
-    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, clients, explain),
+    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, artefacts, clients, explain),
     "Act": (pull, continue_, pause, resume, cancel, retry, priority, rm),
 }
 

@@ -69,7 +69,17 @@ def train_locally(
             if outcome_of(task) is TaskOutcome.COMPLETED:
                 model = api.model(task_id, wanted_round(api, prepared.spec.recipe.keep_best, task_id, out))
                 fetch(Task(api, task), model, output, out)
+                if prepared.spec.epoch_end:
+                    _fetch_artefacts(Task(api, task), output, out)
             yield LocallyTrained(farm, api, task, prepared, None if model is None else model.round)
+
+
+def _fetch_artefacts(task: Task, output: Path, out: Output) -> None:
+    """Write what the ends of epochs left beside the model: the farm ends with us."""
+    folder = output.with_name(f"{output.stem}-artefacts")
+    if found := task.artefacts():
+        task.pull_artefacts(folder)
+        out.say(f"{counted(len(found), 'artefact')} of on_epoch_end in {escape(str(folder))}")
 
 
 def wanted_round(api: FarmApi, keep_best: str | None, task_id: str, out: Output) -> int | None:

@@ -69,6 +69,7 @@ class OutputKind(StrEnum):
     CHECKPOINTS = "checkpoints"
     MODEL = "model"
     FAILED_STEPS = "failed_steps"
+    ARTEFACTS = "artefacts"
     REMOVED = "removed"
     RUN = "run"
     DEMO = "demo"

@@ -174,6 +174,11 @@ class Contract:
                 raise CodeError(f"evaluate must return a dict of numbers, it returned {type(found).__name__}")
             return {metric_name(name): as_number(value) for name, value in found.items()}
 
+    def on_epoch_end(self, model: nn.Module, epoch: int, out: Path) -> None:
+        """Have the researcher's ``on_epoch_end`` look at the model that ended an epoch, and leave files in ``out``."""
+        with calling("on_epoch_end(model, epoch, out)", self.code_dir, function=self.module.on_epoch_end):
+            self.module.on_epoch_end(model, epoch, out)
+
     def evaluates(self, model: nn.Module) -> bool:
         """Return whether there is a way to evaluate: a step that steps its optimizers is none."""
         return self.has("evaluate") or not self.is_manual(model) or is_own(type(model), "validation_step")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from protocol.artefacts import MAX_FILES, ArtefactName
 from protocol.bounds import Count
 from protocol.compression import CodecSpec
 from protocol.digests import Digest
@@ -189,8 +190,15 @@ class StepsDone(Frozen):
     assignment_id: str
 
 
+class LeftFile(Frozen):
+    """A file that ``on_epoch_end`` left, in the scratch folder."""
+
+    name: ArtefactName
+    path: str
+
+
 class Done(Frozen):
-    """Report: the assignment is done. The update is in ``update`` or in the file ``update_path``; none for evaluate."""
+    """Report: the assignment is done. An update of training is in ``update`` or in the file ``update_path``."""
 
     type: Literal["done"] = "done"
     assignment_id: str
@@ -200,6 +208,7 @@ class Done(Frozen):
     update_path: str | None = None
     update_digest: str | None = None
     update_bytes: int = 0
+    left: tuple[LeftFile, ...] = Field(default=(), max_length=MAX_FILES)
     compute_seconds: float = 0.0
     stage_seconds: dict[str, float] = {}
     """Where they went: see ``protocol.messages.WorkStage``."""

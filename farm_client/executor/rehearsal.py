@@ -2,7 +2,7 @@
 
     python -m farm_client.executor.rehearsal REQUEST.json REPORT.json
 
-Builds the model and its initial weights, and tries one batch: a training assignment, then an evaluation.
+Builds the model and its initial weights, and tries one batch: a training assignment, an evaluation, an epoch's end.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         mode=mode,
         evaluates=runner.contract.evaluates(runner.tensors.model),
         has_scheduler=mode is Mode.WEIGHTS and runner.timeline() is not None,
+        epoch_end=runner.contract.has("on_epoch_end"),
         device=device,
     )
     if request.tries_batch:
@@ -235,6 +236,8 @@ def _tried(runner: TaskRunner, survey: Survey, orders: Sequence[Run]) -> dict[st
     survey.watch_training(lambda: done.append(runner.run(train, progress)))
     if evaluates := runner.contract.evaluates(runner.tensors.model):
         done.append(runner.run(evaluate, progress))
+    if runner.contract.has("on_epoch_end"):
+        runner.run(train.model_copy(update={"kind": Kind.EPOCH_END, "pieces": ()}), progress)
     trained = done[0]
     return {
         "tried": True,

@@ -101,6 +101,8 @@ class RehearsalReport(Frozen):
     """In weights mode: whether clients follow a scheduler."""
     is_quantized: bool = False
     """``TaskSpec.is_quantized``."""
+    epoch_end: bool = False
+    """It has an ``on_epoch_end``."""
     notes: tuple[str, ...] = ()
     """What the farm will not do although the code asks for it."""
     mode: Mode = Mode.WEIGHTS

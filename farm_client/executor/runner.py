@@ -13,6 +13,7 @@ import torch
 from farm_client.data.seeds import derived_seed
 from farm_client.executor import compiling
 from farm_client.executor.contract import load_contract
+from farm_client.executor.epoch_end import run_epoch_end
 from farm_client.executor.failed_step import failed_step_file
 from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.gradient import BatchGradient
@@ -22,7 +23,7 @@ from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, apart, as_stored
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
-from farm_client.executor.messages import Done, LoadTask, Run
+from farm_client.executor.messages import Done, LeftFile, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.precision import Autocast
@@ -50,7 +51,7 @@ def choose_device() -> torch.device:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of an assignment's steps; ``started`` on the clock of ``perf_counter``."""
+    """What came of an assignment's steps, or an epoch's end ``left``; ``started`` on the clock of ``perf_counter``."""
 
     assignment_id: str
     samples: int
@@ -59,6 +60,7 @@ class _Outcome:
     clock: StageClock
     trained: Trained | None = None
     ended: float | None = None
+    left: tuple[LeftFile, ...] = ()
 
     def apart(self) -> _Outcome:
         """Return it with an update that no later step changes; the executor has worked on it until now."""
@@ -224,8 +226,12 @@ class TaskRunner:
         first = order.pieces[0] if order.pieces else None
         place = first and (first.shard, first.start)
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
-        data = self._source.batches(order.pieces, order.epoch)
         self.contract.move(self.tensors.model, self._step(order, pace), order.epoch)
+        if order.kind is Kind.EPOCH_END:
+            with self._autocast():
+                left = run_epoch_end(self.contract, self.tensors.model, order.epoch, Path(self._order.scratch_dir))
+            return _Outcome(order.assignment_id, 1, {}, started, clock, left=left)
+        data = self._source.batches(order.pieces, order.epoch)
         if order.kind is Kind.EVALUATE:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance)
@@ -307,7 +313,7 @@ class TaskRunner:
 
     def _pace(self, order: Run) -> TaskPace | None:
         """Return where in the task, and in its schedule, the order's local steps are."""
-        if order.kind is Kind.EVALUATE or self._order.mode is Mode.GRADIENTS:
+        if order.kind is not Kind.TRAIN or self._order.mode is Mode.GRADIENTS:
             return None
         if self._has_schedule:
             self._timeline = self._timeline or self.timeline()
@@ -374,7 +380,9 @@ class TaskRunner:
             self._states.load(loop.stateful(), state)
 
     def _done(self, outcome: _Outcome) -> Done:
-        done = Done(assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics)
+        done = Done(
+            assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics, left=outcome.left
+        )
         if (trained := outcome.trained) is not None:
             update = as_stored(trained.update)
             outcome.clock.ended(WorkStage.COPY)

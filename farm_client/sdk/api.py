@@ -17,6 +17,7 @@ from farm_client.sdk.retrying import RetryWhileAway
 from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
+from protocol.artefacts import ArtefactList
 from protocol.errors import NotFound
 from protocol.rest import (
     CheckpointView,
@@ -165,6 +166,10 @@ class FarmApi:
     def checkpoints(self, task_id: str) -> list[CheckpointView]:
         """List the checkpoints that the task keeps, oldest first."""
         return self._list(f"/v1/tasks/{task_id}/checkpoints", CheckpointView)
+
+    def artefacts(self, task_id: str) -> ArtefactList:
+        """List the files that the ends of the task's epochs left. Raises: NotFound also from an older farm."""
+        return self._get(f"/v1/tasks/{task_id}/artefacts", ArtefactList)
 
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""

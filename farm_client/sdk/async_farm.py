@@ -13,6 +13,7 @@ from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import OnProgress
 from farm_client.sdk.watching.scene import Scene
+from protocol.artefacts import ArtefactView
 from protocol.recipe import Recipe, Requirements
 from protocol.rest import CheckpointView, ClientView, LogView, MetricView, TaskView
 
@@ -91,6 +92,14 @@ class AsyncTask:
     async def pull_failed(self, folder: str | Path) -> list[Path]:
         """Write the steps in which the task's code failed to folders in a new ``folder``: see `Task.pull_failed`."""
         return await asyncio.to_thread(self.sync.pull_failed, folder)
+
+    async def artefacts(self, epoch: int | None = None) -> list[ArtefactView]:
+        """Return what the task's ``on_epoch_end`` left: see `Task.artefacts`."""
+        return await asyncio.to_thread(self.sync.artefacts, epoch)
+
+    async def pull_artefacts(self, folder: str | Path, epoch: int | None = None) -> list[Path]:
+        """Write the artefacts to ``folder/EPOCH/NAME``: see `Task.pull_artefacts`."""
+        return await asyncio.to_thread(self.sync.pull_artefacts, folder, epoch)
 
     async def model(self, round_number: int | None = None, *, best: bool = False) -> dict[str, torch.Tensor]:
         """Return a model's tensors by name, on the CPU."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from farm_client.sdk.api import Action, FarmApi
+from farm_client.sdk.artefacts import list_artefacts, pull_artefacts
 from farm_client.sdk.checkpoints import find_best
 from farm_client.sdk.config import resolve_address
 from farm_client.sdk.continuing import Continuation, continued, refuse_older_farm
@@ -29,6 +30,7 @@ from farm_client.sdk.upload import Advance, Uploaded, upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
 from farm_client.sdk.watching.scene import Scene, scenes
 from farm_client.sdk.watching.show import showing
+from protocol.artefacts import ArtefactView
 from protocol.recipe import Recipe, Requirements
 from protocol.rest import CheckpointView, ClientView, LogView, MetricView, ModelView, SubmitReply, TaskView
 
@@ -148,6 +150,17 @@ class Task:
         Raises: NotFound if it keeps none; BadOutput if ``folder`` is there; DigestMismatch, MalformedTensors.
         """
         return pull_failed_steps(self._api, self.id, Path(folder))
+
+    def artefacts(self, epoch: int | None = None) -> list[ArtefactView]:
+        """Return what the task's ``on_epoch_end`` left, by epoch (from 0) and name; of one epoch or of all."""
+        return list(list_artefacts(self._api, self.id, epoch).artefacts)
+
+    def pull_artefacts(self, folder: str | Path, epoch: int | None = None) -> list[Path]:
+        """Write the artefacts to ``folder/EPOCH/NAME`` and return the paths; what is there already is left alone.
+
+        Raises: BadOutput where a file of the same name has other bytes; DigestMismatch.
+        """
+        return pull_artefacts(self._api, self.artefacts(epoch), Path(folder))
 
     def model(self, round_number: int | None = None, *, best: bool = False) -> dict[str, torch.Tensor]:
         """Return a model's tensors by name, on the CPU: for ``build_model(config).load_state_dict(task.model())``."""

@@ -171,6 +171,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         rehearsed=submission.check,
         has_scheduler=report.has_scheduler,
         is_quantized=report.is_quantized,
+        epoch_end=report.epoch_end,
         submit_token=submission.submit_token,
         notes=(*chosen, *notes)[:MAX_NOTES],
     )

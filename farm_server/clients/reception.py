@@ -19,8 +19,9 @@ from farm_server.environment.clock import Clock
 from farm_server.observability.telemetry import Telemetry
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
+from protocol.artefacts import Artefact
 from protocol.errors import FarmError, NotFound
-from protocol.messages import Bye, Error, Message, Progress, Result, WorkStage
+from protocol.messages import Bye, Error, Kind, Message, Progress, Result, WorkStage
 from protocol.tasks import BlobRef
 
 _CHECKS_AT_ONCE = 16
@@ -87,7 +88,7 @@ class Reception:
             self._post(replace(failure, failed_step=self._stored(failure.failed_step)))
 
     def _stored(self, step: BlobRef | None) -> BlobRef | None:
-        """Return what a client stored of a failed step with the size that it has here; None if it is not here."""
+        """Return what a client stored with the size that it has here; None if it is not here."""
         if step is None or step.carried is not None:
             return None
         try:
@@ -101,6 +102,8 @@ class Reception:
         if assignment is None:
             # nobody holds it any more, or it is another client's: the coordinator will say that it came late
             self._arrived(peer, result.model_copy(update={"update": None}))
+        elif assignment.kind is Kind.EPOCH_END:
+            self._epoch_end(peer, assignment, result)
         elif self._intake.is_quick(result):
             self._check_now(peer, assignment, result)
         else:
@@ -108,6 +111,21 @@ class Reception:
             check = asyncio.create_task(self._check_apart(peer, assignment, result))
             self._checks.add(check)
             check.add_done_callback(self._checked)
+
+    def _epoch_end(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
+        """Take the end of an epoch, if all files that it left are here, with the sizes that they have here."""
+        here = [self._stored(BlobRef(digest=file.digest, size_bytes=file.size_bytes)) for file in result.artefacts]
+        sized = [
+            file.model_copy(update={"size_bytes": ref.size_bytes})
+            for file, ref in zip(result.artefacts, here, strict=True)
+            if ref is not None
+        ]
+        if len(sized) < len(here):
+            lacking = NotFound("a file that on_epoch_end left was never uploaded")
+            self._refuse(peer, assignment, result, lacking)
+            return
+        self._used(file.digest for file in sized)
+        self._arrived(peer, result.model_copy(update={"update": None}), tuple(sized))
 
     def _check_now(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
         try:
@@ -151,7 +169,7 @@ class Reception:
         )
         self._post(unusable(peer, result, error))
 
-    def _arrived(self, peer: Peer, result: Result) -> None:
+    def _arrived(self, peer: Peer, result: Result, artefacts: tuple[Artefact, ...] = ()) -> None:
         self._spooled.hold(result.update)
         self._telemetry.updates.labels("usable").inc()
         self._telemetry.compute_seconds.inc(result.compute_seconds)
@@ -167,5 +185,6 @@ class Reception:
                 result.metrics,
                 result.update,
                 result.compute_seconds,
+                artefacts,
             )
         )

@@ -15,6 +15,7 @@ from coordinator.events import Action
 from farm_server.http.access import FARM_TOKEN, CommandsDep, TasksDep
 from farm_server.http.listing import listing, written
 from farm_server.http.spec_json import parse_spec
+from protocol.artefacts import ArtefactList
 from protocol.bounds import Natural
 from protocol.errors import Unavailable
 from protocol.rest import (
@@ -158,6 +159,12 @@ async def shards(task_id: str, tasks: TasksDep) -> list[ShardBook]:
 async def checkpoints(task_id: str, tasks: TasksDep) -> list[CheckpointView]:
     """Return them; the last one is what `model` gives without a round. 404 for an unknown task."""
     return await tasks.checkpoints(task_id)
+
+
+@router.get("/{task_id}/artefacts", summary="The files that the ends of its epochs left")
+async def artefacts(task_id: str, tasks: TasksDep) -> ArtefactList:
+    """Return them by epoch and name; their bytes are at `/v1/blobs/{digest}`. 404 for an unknown task."""
+    return await tasks.artefacts(task_id)
 
 
 @router.get("/{task_id}/model", summary="The checkpoint to pull")

@@ -11,6 +11,7 @@ from coordinator.records import RoundRecord, TaskRecord
 from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
 from farm_server.tasks.ended_tasks import EndedTasks
+from protocol.artefacts import ArtefactList, ArtefactView
 from protocol.errors import NotFound
 from protocol.failed_steps import FailedStepView
 from protocol.rest import (
@@ -182,6 +183,20 @@ class TaskQueries:
             )
             for c in kept
         ]
+
+    async def artefacts(self, task_id: str) -> ArtefactList:
+        """Return what the ends of the task's epochs left. Raises: NotFound."""
+        await self._seen(task_id)
+        kept = await self._ledger.artefacts(task_id)
+        task = await self._ledger.task(task_id)
+        return ArtefactList(
+            task_id=task_id,
+            artefacts=tuple(
+                ArtefactView(epoch=file.epoch, name=file.name, digest=file.digest, size_bytes=file.size_bytes)
+                for file in kept
+            ),
+            error=None if task is None else task.epoch_end_error,
+        )
 
     async def model(self, task_id: str, number: int | None) -> ModelView:
         """Return the checkpoint of a round, or the newest one. Raises: NotFound."""

@@ -30,6 +30,7 @@ class Removal:
             await self._tasks.ask(TaskRemoved(task_id))
             digests = _digests(record, await self._ledger.checkpoints(task_id))
             digests |= {step.digest for step in await self._ledger.failed_steps(task_id)}
+            digests |= {file.digest for file in await self._ledger.artefacts(task_id)}
             await self._ledger.remove_task(task_id)
             self._retention.discard(digests)
 

@@ -84,7 +84,7 @@ class Intake:
         Raises: DigestMismatch, MalformedTensors, LayoutMismatch, NonFiniteUpdate or UpdateTooLarge; NotFound if the
             update was never uploaded; Unavailable if the server stops meanwhile.
         """
-        if kind is Kind.EVALUATE:
+        if kind is not Kind.TRAIN:
             return result.model_copy(update={"metrics": _finite(result.metrics), "update": None})
         if not math.isfinite(result.metrics.get("loss", 0.0)):
             raise NonFiniteUpdate(f"the loss became {result.metrics['loss']}: {_NAN_ADVICE}")

@@ -13,6 +13,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from coordinator.lifecycle import TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     Entry,
@@ -136,6 +137,9 @@ class LedgerReader(Protocol):
 
         They, and their blobs, MUST stay for as long as the task does.
         """
+
+    async def artefacts(self, task_id: str) -> list[ArtefactRecord]:
+        """Return the task's artefacts, which MUST come by epoch and name, and MUST stay as failed steps do."""
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

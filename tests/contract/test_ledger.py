@@ -428,6 +428,24 @@ class TestReferencedDigests:
         assert await ledger.referenced_digests() == {a.ref("waits").digest}
 
 
+@holds("Return the task's artefacts, which MUST come by epoch and name, and MUST stay as failed steps do")
+async def test_artefacts_stay_with_their_task(opener: Opener, tmp_path: Path) -> None:
+    ledger = await opener(tmp_path)
+    files = [a.artefact(epoch=2), a.artefact(epoch=10, name="in/b: c.txt"), a.artefact(epoch=10, name="z.png")]
+    await ledger.save([a.task(state=TaskState.COMPLETED, finished_at=5.0), *reversed(files), a.artefact("t2")])
+    assert await ledger.artefacts("t1") == files
+    assert await ledger.failed_steps("t1") == []
+    assert {file.digest for file in files} <= await ledger.referenced_digests()
+    named = {use.task_id: use.blob_bytes for use in await ledger.usage()}
+    await ledger.close()
+    ledger = await opener(tmp_path)
+    assert await ledger.artefacts("t1") == files
+    await ledger.remove_task("t1")
+    assert await ledger.artefacts("t1") == []
+    assert not {file.digest for file in files} & await ledger.referenced_digests()
+    assert named["t1"] == sum(row["size_bytes"] for row in blob_rows("t1", a.spec("t1"))) + 3 * files[0].size_bytes
+
+
 @holds(
     "Return the task's failed steps, which MUST come by their lines",
     "They, and their blobs, MUST stay for as long as the task does",

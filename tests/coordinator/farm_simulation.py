@@ -54,6 +54,7 @@ from coordinator.records import (
     TaskRecord,
 )
 from coordinator.settings import CoordinatorSettings
+from protocol.artefacts import Artefact
 from protocol.digests import digest_bytes
 from protocol.messages import Assign, HeldAssignment, Hello, Kind, Message, Scope
 from protocol.recipe import Recipe, Requirements
@@ -154,6 +155,8 @@ class Volunteer:
     cached: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("int8",)
     features: tuple[str, ...] = ()
+    leaves: tuple[Artefact, ...] = ()
+    """What its ``on_epoch_end`` leaves."""
     incarnation: int = 0
     online: bool = False
     held: deque[Assign] = field(default_factory=deque)
@@ -367,6 +370,7 @@ class Simulation:
             metrics={"loss": loss},
             update=update if assign.kind is Kind.TRAIN else None,
             compute_seconds=seconds,
+            artefacts=v.leaves if assign.kind is Kind.EPOCH_END else (),
         )
 
     def deliver(self, v: Volunteer, loss: float = 1.0, seconds: float = 1.0) -> Assign:

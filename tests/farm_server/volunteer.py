@@ -83,7 +83,7 @@ class Volunteer:
             "fence": assign.fence,
             "samples": assign.samples,
             "metrics": {"loss": 0.5},
-            "update": None if assign.kind is Kind.EVALUATE else update,
+            "update": update if assign.kind is Kind.TRAIN else None,
             "compute_seconds": 0.01,
         }
         await self.send(Result(**fields | changes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.records import SampleRange
+from protocol.artefacts import Artefact
 from protocol.messages import (
     Accept,
     Ack,
@@ -32,6 +33,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.resources import Load, Resources
+from protocol.versions import EPOCH_END
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
 from tests.simulation.violation import check
@@ -43,6 +45,8 @@ HEARTBEAT_SECONDS = 3.0
 LAST_ACKS_SECONDS = 1.0
 GIGABYTE = 10**9
 _RESOURCES = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE)
+_LEFT = Artefact(name="loss.txt", digest="f" * 64, size_bytes=3)
+"""What an ``on_epoch_end`` leaves."""
 _LOAD = Load(ram_free_bytes=8 * GIGABYTE)
 
 
@@ -197,6 +201,7 @@ class Client:
             client_id=self.client_id,
             client_secret="s" * 16,
             name=self.name,
+            features=(EPOCH_END,),
             resources=_RESOURCES,
             load=_LOAD,
             held=tuple(HeldAssignment(assignment_id=i, fence=f, finished=d) for i, f, d in (*working, *finished)),
@@ -284,10 +289,11 @@ class Client:
         return Result(
             assignment_id=assign.assignment_id,
             fence=assign.fence,
-            samples=assign.samples + counts_wrong,
+            samples=max(assign.samples, 1) + counts_wrong,
             metrics={"loss": 1.0},
             update=update,
             compute_seconds=job.seconds,
+            artefacts=(_LEFT,) if assign.kind is Kind.EPOCH_END else (),
         )
 
     def _error(self, assign: Assign, scope: Scope) -> Error:

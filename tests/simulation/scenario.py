@@ -48,6 +48,8 @@ ROBUST_FROM = 1_000_000
 """Seeds from here on have tasks with a robust aggregate; the tasks of those before add their updates up."""
 EARLY_FROM = 2_000_000
 """Seeds from here on have tasks that may stop before their recipe ends."""
+EPOCH_ENDS_FROM = 3_000_000
+"""Seeds from here on have tasks whose code has an ``on_epoch_end``."""
 _TWO = Requirements(clients=("c0", "c1"))
 _NOBODY = Requirements(tags=("quantum",))
 
@@ -129,6 +131,8 @@ def _machine(rng: Random, number: int) -> Machine:
 def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
+    if seed >= EPOCH_ENDS_FROM:
+        return task.model_copy(update={"epoch_end": True})
     if seed >= EARLY_FROM:
         return _stopping_early(rng, task)
     return _voting(rng, task) if seed >= ROBUST_FROM else task

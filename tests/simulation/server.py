@@ -151,6 +151,7 @@ class Server:
                 result.metrics,
                 result.update,
                 result.compute_seconds,
+                result.artefacts,
             )
         )
 
@@ -246,7 +247,7 @@ class Server:
             check(message.round <= version + MOST_ROUNDS, f"{message.assignment_id} is too far ahead of the disk")
         if isinstance(message, Ack) and message.counted:
             record = ledger.assignments[message.assignment_id]
-            check(record.counted or record.kind is Kind.EVALUATE, f"{message.assignment_id}: ack before it is durable")
+            check(record.counted or record.kind is not Kind.TRAIN, f"{message.assignment_id}: ack before it is durable")
         connection = self.peers.get(command.client_id)
         if connection is not None and connection.incarnation == command.incarnation:
             self.world.tell("to %s: %s", command.client_id, message)

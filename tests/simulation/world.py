@@ -8,7 +8,7 @@ from random import Random
 
 from coordinator.events import Event, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
-from coordinator.records import RoundState, Snapshot, TaskRecord
+from coordinator.records import EventRecord, RoundState, Snapshot, TaskRecord
 from coordinator.shard_audit import shard_books
 from protocol.tasks import Split, TaskSpec
 from tests.simulation.agenda import Agenda
@@ -179,6 +179,18 @@ class World:
         whole = rounds_are_done or epochs_are_done or bool(task.stopped)
         check(whole, f"{task.task_id} is complete after {task.version} rounds")
         self._check_stop(task)
+        self._check_epoch_ends(task)
+
+    def _check_epoch_ends(self, task: TaskRecord) -> None:
+        """The end of each epoch was shown to the code, and what it left is kept once, unless it was given up."""
+        if not task.spec.epoch_end:
+            return
+        check(task.epochs_ended == task.epoch, f"{task.task_id} ended {task.epochs_ended} of {task.epoch} epochs")
+        told = [e.entry for e in self.ledger.feeds[EventRecord] if e.entry.task_id == task.task_id]
+        given_up = sum(1 for event in told if event.kind == "epoch_end_given_up")
+        left = [file.epoch for file in self.ledger.artefacts_of(task.task_id)]
+        whole = left == sorted(set(left)) and task.artefact_files == len(left)
+        check(whole and (given_up or left == list(range(task.epoch))), f"{task.task_id} has artefacts of {left}")
 
     def _check_stop(self, task: TaskRecord) -> None:
         """A task stops by a rule that it has, and trains no round after the evaluation that says so."""

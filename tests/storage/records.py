@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import (
+    ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
@@ -60,6 +61,10 @@ def client(client_id: str = "c1", **changes: Any) -> ClientRecord:
 
 def failed_step(task_id: str = "t1", line: str = "t.py:3, in loss") -> FailedStepRecord:
     return FailedStepRecord(task_id, line, digest_bytes(f"{task_id}/{line}".encode()), 30)
+
+
+def artefact(task_id: str = "t1", epoch: int = 0, name: str = "a.png", size_bytes: int = 20) -> ArtefactRecord:
+    return ArtefactRecord(task_id, epoch, name, digest_bytes(f"{task_id}/{epoch}/{name}".encode()), size_bytes)
 
 
 def round_(task_id: str = "t1", number: int = 0, **changes: Any) -> RoundRecord:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Self
 
 import psutil
@@ -41,6 +42,9 @@ from protocol.tasks import TaskBrief
 LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
 
+_DOING: Final = MappingProxyType(
+    {Kind.TRAIN: "training", Kind.EVALUATE: "evaluating", Kind.EPOCH_END: "running on_epoch_end"}
+)
 _CODE_DIR: Final = "code"
 _OWN_DIR: Final = "own"
 _BASE_DIR: Final = "base"
@@ -147,7 +151,7 @@ class Executor:
         self._on_trained = on_trained
         self.running, self.held_weights = order.assignment_id, order.weights_digest
         self.speculates = False
-        self.doing = "training" if order.kind is Kind.TRAIN else "evaluating"
+        self.doing = _DOING[order.kind]
         self._ask(Done)
         self._process.send(order)
         while self._early_lines:

@@ -14,6 +14,7 @@ from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import is_full
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
+from protocol.artefacts import Artefact
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
 from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
 from protocol.messages import (
@@ -172,14 +173,15 @@ class Held:
             upcoming=_pieces(assign.upcoming, cache),
         )
 
-    def result(self, done: Done, update: BlobRef | None) -> Result:
-        """Say that it is done."""
+    def result(self, done: Done, update: BlobRef | None, artefacts: tuple[Artefact, ...] = ()) -> Result:
+        """Say that it is done; ``artefacts`` are stored at the farm."""
         return Result(
             assignment_id=self.assign.assignment_id,
             fence=self.assign.fence,
             samples=done.samples,
             metrics=done.metrics,
             update=update,
+            artefacts=artefacts,
             compute_seconds=done.compute_seconds,
             stage_seconds={**self.stages, **done.stage_seconds},
         )

@@ -21,11 +21,13 @@ from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.failed_steps import FailedSteps
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
+from farm_client.agent.work.left_files import store_left_files
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import FROZEN_DIFFERS, Advance, Done
 from farm_client.executor.process import Stream
 from farm_client.stage_clock import StageClock
+from protocol.artefacts import Artefact
 from protocol.errors import FarmError
 from protocol.messages import Error, Kind, Phase, Reject, WorkStage
 from protocol.tasks import BlobRef
@@ -146,7 +148,8 @@ class Job:
                     executor = await self._load()
                     clock.ended(WorkStage.START)
                 done = await self._compute(executor, route)
-            return self._keep(done, executor)
+            artefacts = await store_left_files(self.held, executor, done.left, self._tools.transfers)
+            return self._keep(done, executor, artefacts)
         except ExecutorFailed as error:
             if executor is not None and not self._is_trained:
                 self.held.failed_step = await self._tools.failed_steps.store(self.held, executor, error.report)
@@ -195,12 +198,12 @@ class Job:
         self._release(executor)
         self._on_trained()
 
-    def _keep(self, done: Done, executor: Executor) -> Parcel:
+    def _keep(self, done: Done, executor: Executor, artefacts: tuple[Artefact, ...]) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
         assign = self.held.assign
         if done.update_path is None:
             update = None if done.update is None else BlobRef.carrying(done.update, done.update_digest)
-            return self._tools.outbox.put(Parcel(self.held.result(done, update), assign.round))
+            return self._tools.outbox.put(Parcel(self.held.result(done, update, artefacts), assign.round))
         path = executor.own_file(done.update_path)
         if path is None or done.update_digest is None:
             raise FarmError("the executor named an update that is not in its scratch folder")

@@ -183,6 +183,17 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
                 "scope": Scope.NOBODY,
             }
             return Failed(assignment_id=order.assignment_id, failed_step=step, **failed)
+        case "leave":
+            left = []
+            for name, content in load.config["files"].items():
+                path = Path(load.scratch_dir, "left", name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if content.startswith("link:"):
+                    path.symlink_to(content.removeprefix("link:"))
+                else:
+                    path.write_text(content)
+                left.append({"name": name, "path": str(path)})
+            return Done(assignment_id=order.assignment_id, samples=1, metrics={}, left=left)
         case "garbage":
             connection.sendall(b"\x00\x00\x00\x02\xff\xff")
             time.sleep(600)

@@ -10,11 +10,13 @@ import pytest
 
 from coordinator.events import AssignmentFailed, Event, ResultArrived
 from farm_server.clients.reception import Reception
+from protocol.artefacts import Artefact
 from protocol.errors import FarmError, NotFound
-from protocol.messages import AssignmentProgress, Error, Kind, LogLine, Phase, Progress, Result
+from protocol.messages import AssignmentProgress, Error, Kind, LogLine, Phase, Progress, Result, Scope
 from protocol.tasks import BlobRef
 
 MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)
+END = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.EPOCH_END)
 
 
 class Ear:
@@ -33,7 +35,7 @@ class Ear:
             post=self.events.append,
             intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
             spooled=cast("Any", SimpleNamespace(hold=lambda _: None, source=self.stored)),
-            in_flight=lambda name: cast("Any", MINE if name == "a1" else None),
+            in_flight=lambda name: cast("Any", {"a1": MINE, "end": END}.get(name)),
             entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
             telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything, stage_seconds=timed)),
             clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
@@ -93,6 +95,39 @@ async def test_a_result_that_is_refused_is_a_failure_of_its_assignment() -> None
     failed = await ear.hear("c1", "a1")
     assert isinstance(failed, AssignmentFailed)
     assert (failed.client_id, failed.assignment_id) == ("c1", "a1")
+
+
+async def end_of_epoch(ear: Ear) -> Event:
+    """Let a client deliver an epoch's end with one file; return what the coordinator hears."""
+    peer = cast("Any", SimpleNamespace(client_id="c1", incarnation=1, name="c1"))
+    left = Artefact(name="a.png", digest="a" * 64, size_bytes=1)
+    await ear.reception.take(peer, Result(assignment_id="end", fence=1, samples=1, artefacts=(left,)))
+    return ear.events[-1]
+
+
+async def test_artefacts_have_the_size_that_they_have_here(tmp_path: Path) -> None:
+    ear = Ear()
+    ear.file = tmp_path / "blob"
+    ear.file.write_bytes(b"x" * 7)
+    arrived = await end_of_epoch(ear)
+    assert isinstance(arrived, ResultArrived)
+    assert arrived.artefacts == (Artefact(name="a.png", digest="a" * 64, size_bytes=7),)
+
+
+async def test_an_epochs_end_whose_files_are_not_here_is_another_clients() -> None:
+    failed = await end_of_epoch(Ear())
+    assert isinstance(failed, AssignmentFailed)
+    assert (failed.scope, failed.code) == (Scope.ELSEWHERE, "not_found")
+
+
+async def test_the_artefacts_of_what_is_no_epochs_end_are_left_out() -> None:
+    ear = Ear()
+    peer = cast("Any", SimpleNamespace(client_id="c1", incarnation=1, name="c1"))
+    left = Artefact(name="a.png", digest="a" * 64, size_bytes=1)
+    await ear.reception.take(peer, Result(assignment_id="a1", fence=1, samples=1, artefacts=(left,)))
+    arrived = ear.events[-1]
+    assert isinstance(arrived, ResultArrived)
+    assert arrived.artefacts == ()
 
 
 async def failed_step_of(ear: Ear, step: BlobRef | None) -> BlobRef | None:

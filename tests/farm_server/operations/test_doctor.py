@@ -99,11 +99,14 @@ async def test_a_new_ledger_on_demand_collects_nothing_of_the_old_one(copy: Path
     await (await FarmServer.open(settings_of(copy), DataFolder(copy))).close()  # the flag is for once
 
 
+ENDS = ("epochs_ended", "epoch_end_error", "artefact_files", "artefact_bytes")
+
+
 def as_the_first_version_left_it(root: Path) -> None:
     (root / "blobs" / "owner.json").unlink()
     with closing(sqlite3.connect(root / "farm.db")) as ledger, ledger:
         ledger.execute("DROP TABLE identity")
-        for column in ("priority_set", "best_value", "stale_evaluations", "stopped"):
+        for column in ("priority_set", "best_value", "stale_evaluations", "stopped", *ENDS):
             ledger.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
         for column in ("inner_state_digest", "inner_state_bytes"):
             ledger.execute(f"ALTER TABLE checkpoints DROP COLUMN {column}")
