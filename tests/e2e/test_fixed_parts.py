@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import RealFarm
+from tests.e2e.conftest import RealFarm, real_farm
 
 CODE = """
     import torch
@@ -42,21 +43,30 @@ TASK = """
 """
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
+    """Give a farm with two volunteers, the same to both modes."""
+    with real_farm(tmp_path_factory.mktemp("farm"), 2) as farm:
+        yield farm
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["weights", "gradients"])
-def test_one_client_and_two_give_the_same_bits(tmp_path: Path, farm: RealFarm, mode: str) -> None:
+def test_one_client_and_two_give_the_same_bits(tmp_path: Path, pair: RealFarm, mode: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(230, 4)).astype("f4")
-    models = []
+    tasks = {}
     for clients in (["volunteer-1"], ["volunteer-1", "volunteer-2"]):
         folder = tmp_path / str(len(clients))
         folder.mkdir()
         (folder / "train.py").write_text(textwrap.dedent(CODE))
         (folder / "task.toml").write_text(textwrap.dedent(TASK.format(clients=clients)))
         np.savez(folder / "data.npz", x=x, y=(x[:, 0] > 0).astype("i8"))
-        task = farm.submit(str(folder), "--mode", mode)
-        assert farm.run("wait", task, "--timeout", "80").exit_code == 0
-        assert farm.run("pull", task, "-o", str(folder / "model.safetensors")).exit_code == 0
-        models.append(load_file(folder / "model.safetensors"))
+        tasks[pair.submit(str(folder), "--mode", mode)] = folder / "model.safetensors"
+    models = []
+    for task, model in tasks.items():
+        assert pair.run("wait", task, "--timeout", "80").exit_code == 0
+        assert pair.run("pull", task, "-o", str(model)).exit_code == 0
+        models.append(load_file(model))
     assert models[0].keys() == models[1].keys()
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
