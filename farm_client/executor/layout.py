@@ -229,16 +229,17 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def apart(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
+def apart(tensors: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor] | None = None) -> TensorMap:
     """Return contiguous copies on the CPU, which nothing that is done to the tensors later changes.
 
     A card writes them by itself, all in one go, into pinned memory, unless that would be more than a machine should
-    keep back for it: torch keeps pinned memory for the next time.
+    keep back for it: torch keeps pinned memory for the next time. ``into``: copies that nobody needs any more, whose
+    memory is taken where it fits, because a system gives new memory page by page.
     """
     on_cards = [tensor for tensor in tensors.values() if tensor.is_cuda]
     is_pinned = bool(on_cards) and sum(tensor.nbytes for tensor in on_cards) <= MOST_PINNED_BYTES
     copies = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned and tensor.is_cuda).copy_(
+        name: _memory_for(tensor, (into or {}).get(name), is_pinned=is_pinned and tensor.is_cuda).copy_(
             tensor.detach(), non_blocking=True
         )
         for name, tensor in tensors.items()
@@ -246,6 +247,12 @@ def apart(tensors: Mapping[str, torch.Tensor]) -> TensorMap:
     if on_cards:
         torch.cuda.synchronize(on_cards[0].device)
     return copies
+
+
+def _memory_for(tensor: torch.Tensor, old: torch.Tensor | None, *, is_pinned: bool) -> torch.Tensor:
+    if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+        return old
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned)
 
 
 def as_stored(tensors: Mapping[str, torch.Tensor]) -> TensorMap:

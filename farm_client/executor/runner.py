@@ -20,7 +20,7 @@ from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, apart, as_stored
+from farm_client.executor.layout import ModelTensors, TensorMap, apart, as_stored
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LeftFile, LoadTask, Run
@@ -62,9 +62,9 @@ class _Outcome:
     ended: float | None = None
     left: tuple[LeftFile, ...] = ()
 
-    def apart(self) -> _Outcome:
+    def apart(self, into: TensorMap | None = None) -> _Outcome:
         """Return it with an update that no later step changes; the executor has worked on it until now."""
-        trained = self.trained and replace(self.trained, update=apart(self.trained.update))
+        trained = self.trained and replace(self.trained, update=apart(self.trained.update, into))
         self.clock.ended(WorkStage.COPY)
         return replace(self, trained=trained, ended=time.perf_counter())
 
@@ -106,6 +106,9 @@ class TaskRunner:
         self.guess: Run | None = None
         """What may be begun unasked, on the weights that it holds, after ``run_on`` or ``run_guess``."""
         self._before: Before | None = None
+        self._copies: TensorMap = {}
+        self._written: TensorMap = {}
+        """Memory of what the last guess had to copy, for the next one; an order comes when the update is written."""
         self._misses = 0
         self._snapshots: Snapshots | None = None
         self._timeline: Timeline | None = None
@@ -148,7 +151,8 @@ class TaskRunner:
         Raises: as ``run``, or Superseded: then ``undo``, and the order that came is to be carried out.
         """
         self.guess = None
-        self._before = Before.of(self._kept_loop, self.tensors)
+        self._before = Before.of(self._kept_loop, self.tensors, self._copies)
+        self._copies = self._before.copies
         speculation.holds = self._weights.is_held
         speculation.on_adopted = self._take_snapshots_of
         with blaming(self.contract.code_dir):
@@ -164,6 +168,7 @@ class TaskRunner:
         self._misses += is_wrong
         if self._before is not None:
             self._kept_loop, self._before = self._before.restore(), None
+            self._copies = {}  # they are the loop's now
 
     def _take_snapshots_of(self, order: Run) -> None:
         if self._snapshots is not None:
@@ -177,7 +182,8 @@ class TaskRunner:
             return self._done(outcome)
         digest = None
         with suppress(RuntimeError, MemoryError):  # for want of memory: then it waits for its order
-            written = outcome.apart()
+            written = outcome.apart(self._written)
+            self._written = written.trained.update if written.trained else {}
             digest = self._weights.go_on(outcome.trained.update, outcome.samples)
         if digest is None:
             return self._done(outcome)

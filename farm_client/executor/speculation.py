@@ -107,19 +107,20 @@ class Before:
 
     loop: InnerLoop | None
     _trees: Mapping[str, Any]
-    _copies: TensorMap
+    copies: TensorMap
+    """Memory for the next one's, unless it was put back."""
     _buffers: Mapping[str, torch.Tensor]
 
     @classmethod
-    def of(cls, loop: InnerLoop | None, tensors: ModelTensors) -> Before:
-        """Copy it. Raises: memory errors."""
+    def of(cls, loop: InnerLoop | None, tensors: ModelTensors, into: TensorMap) -> Before:
+        """Copy it, ``into`` memory of an earlier one's where that fits. Raises: memory errors."""
         found: TensorMap = {}
         parts = {} if loop is None else loop.stateful()
         trees = {name: _copied(_state_of(part), found) for name, part in parts.items()}
         known = {*tensors.all(), *tensors.tied}
         buffers = {name: buffer for name, buffer in tensors.model.named_buffers() if name not in known}
         trees["buffers"] = _copied(buffers, found)
-        return cls(loop, trees, apart(found), buffers)
+        return cls(loop, trees, apart(found, into), buffers)
 
     def restore(self) -> InnerLoop | None:
         """Put it back; returns the inner loop."""
@@ -132,7 +133,7 @@ class Before:
     def _restored(self, tree: Any) -> Any:
         match tree:
             case _Copied():
-                return self._copies[tree.number].to(tree.device)
+                return self.copies[tree.number].to(tree.device)
             case dict():
                 return {key: self._restored(value) for key, value in tree.items()}
             case list():

@@ -17,7 +17,7 @@ from torch import nn
 
 from farm_client.executor.channel import Channel
 from farm_client.executor.failures import MissingFile
-from farm_client.executor.layout import ModelTensors
+from farm_client.executor.layout import ModelTensors, apart
 from farm_client.executor.messages import Done, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.speculation import MOST_MISSES, Before, Speculation, Superseded, guessed
@@ -239,6 +239,14 @@ def test_the_guess_follows_from_the_order(tmp_path):
     assert guess.pieces == order.upcoming
 
 
+def test_copies_take_the_memory_of_earlier_ones_where_it_fits() -> None:
+    first = apart({"a": torch.ones(3), "b": torch.ones(2)})
+    second = apart({"a": torch.zeros(3), "b": torch.zeros(4)}, first)
+    assert second["a"] is first["a"]
+    assert second["a"].tolist() == [0, 0, 0]
+    assert second["b"].tolist() == [0, 0, 0, 0]
+
+
 def test_a_kept_state_of_any_form_is_put_back() -> None:
     model = nn.Linear(2, 1)
     tensors = ModelTensors.of(model)
@@ -260,7 +268,7 @@ def test_a_kept_state_of_any_form_is_put_back() -> None:
     step()
     loop: Any = Loop()
     weights = model.weight.detach().clone()
-    before = Before.of(loop, tensors)
+    before = Before.of(loop, tensors, {})
     step()
     optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["new"] = 5.0, 1
     after = model.weight.detach().clone()
