@@ -75,7 +75,7 @@ NOT_RUN = {
     r"farm pull .* --format hf .*": "needs a trained transformers model; tests/farm_client/cli/test_pull_folder.py",
     r"farm pull .* --format onnx .*": "runs the exporter, for seconds; test_onnx_export.py does",
     r"farm pull .* --failed .*": "needs a task whose code raised; tests/e2e/test_bad_input.py has one",
-    r"farm artefacts .*": "needs a task with on_epoch_end; tests/e2e/test_demo.py has one",
+    r"farm artefacts .*": "needs a task with on_epoch_end; tests/farm_client/cli/test_artefacts.py",
     r"farm submit .*(charlm|codec int8|--set lr).*": "trains for minutes; its options are parsed by tests",
     r"farm-server doctor .* --repair": "is for a damaged folder; tests/farm_server/operations/test_damage.py",
     r"farm-server (backup|restore) /backups/monday .*": "is the recovery page's line with an operator's own paths",

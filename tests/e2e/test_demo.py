@@ -111,9 +111,18 @@ def test_nothing_outlives_a_demo_that_is_killed(temporary, tmp_path):
     assert farm_processes(temporary) == []
 
 
-def test_run_trains_a_scaffolded_task_and_fetches_the_model(temporary, tmp_path):
+ENDS = """
+
+def on_epoch_end(model, epoch, out):
+    (out / "epoch.txt").write_text(str(epoch))
+"""
+
+
+def test_run_trains_a_scaffolded_task_and_fetches_model_and_artefacts(temporary, tmp_path):
     folder = tmp_path / "mine"
     assert run_farm("init", str(folder)).exit_code == ExitCode.OK
+    code = folder / "train.py"
+    code.write_text(code.read_text() + ENDS)
     model = tmp_path / "model.safetensors"
     answer = run_farm(
         "run", str(folder), "--local", "2", "--rounds", "3", "-o", str(model), "--json", TMPDIR=str(temporary)
@@ -121,6 +130,8 @@ def test_run_trains_a_scaffolded_task_and_fetches_the_model(temporary, tmp_path)
     assert answer.exit_code == ExitCode.OK, answer.stderr
     assert answer.envelope("run")["path"] == str(model)
     assert load_file(model)
+    left = sorted((tmp_path / "model-artefacts").glob("*/epoch.txt"))
+    assert [file.read_text() for file in left] == ["0", "1", "2"]
     assert farm_processes(temporary) == []
 
 
