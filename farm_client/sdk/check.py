@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from farm_client.data.guarded import RowSource
 from farm_client.data.readers import open_data
@@ -20,13 +19,11 @@ from farm_client.data.sharding import write_sample
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.sdk.bundle import Bundle, make_bundle
-from farm_client.sdk.child_process import child_command
+from farm_client.sdk.child_process import ask_child
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
-
-_LAST_LINES: Final = 20
 
 
 class CheckFailed(InvalidTask):
@@ -159,17 +156,12 @@ def _where_it_is(message: str, beside: Path | None) -> str:
 
 
 def _run_process(request: RehearsalRequest, folder: Path) -> tuple[RehearsalReport, str]:
-    asked, answer, printed = folder / "request.json", folder / "report.json", folder / "output.txt"
-    asked.write_text(request.model_dump_json(), encoding="utf-8")
-    command = child_command("farm_client.executor.rehearsal", str(asked), str(answer))
-    with printed.open("wb") as file:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
-    output = "\n".join(printed.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
-    if not answer.exists():
+    answer = ask_child("farm_client.executor.rehearsal", request.model_dump_json(), folder)
+    if answer.report is None:
         raise CheckFailed(
-            f"{request.entry} ended its process while it was tried: {_cause(ended.returncode)}", None, output
+            f"{request.entry} ended its process while it was tried: {_cause(answer.exit_code)}", None, answer.output
         )
-    return RehearsalReport.model_validate_json(answer.read_bytes()), output
+    return RehearsalReport.model_validate_json(answer.report), answer.output
 
 
 def _cause(code: int) -> str:

@@ -6,7 +6,6 @@ rows of the task's data. Who pulls another person's task so runs that person's c
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from farm_client.executor.messages import LoadTask, Piece
 from farm_client.executor.rehearsal_records import ExportReport, ExportRequest
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.check import CheckFailed
-from farm_client.sdk.child_process import child_command
+from farm_client.sdk.child_process import ask_child
 from farm_client.sdk.download import check_output, download_weights, make_ordinary, pull_model
 from farm_client.sdk.errors import MissingLibrary
 from protocol.rest import ModelView
@@ -95,17 +94,12 @@ def _piece(api: FarmApi, spec: TaskSpec, folder: Path) -> Piece:
 
 
 def _export(folder: Path, order: LoadTask, piece: Piece) -> None:
-    asked, answer, printed = folder / "request.json", folder / "report.json", folder / "output.txt"
     request = ExportRequest(
         order=order, model_path=str(folder / "model.safetensors"), piece=piece, output=str(folder / "model.onnx")
     )
-    asked.write_text(request.model_dump_json(), encoding="utf-8")
-    command = child_command("farm_client.executor.onnx_export", str(asked), str(answer))
-    with printed.open("wb") as file:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
-    output = printed.read_text(encoding="utf-8", errors="replace")[-4000:]
-    if not answer.exists():
-        raise CheckFailed(f"the process that exports the model ended with code {ended.returncode}", None, output)
-    failed = ExportReport.model_validate_json(answer.read_bytes()).failed
+    answer = ask_child("farm_client.executor.onnx_export", request.model_dump_json(), folder)
+    if answer.report is None:
+        raise CheckFailed(f"the process that exports the model ended with code {answer.exit_code}", None, answer.output)
+    failed = ExportReport.model_validate_json(answer.report).failed
     if failed is not None:
-        raise CheckFailed(failed.message, failed.traceback, output)
+        raise CheckFailed(failed.message, failed.traceback, answer.output)
