@@ -288,6 +288,13 @@ def _check_sendable(name: str, tensor: torch.Tensor) -> None:
         raise CodeError(f"tensor {name} is {tensor.dtype}, which the farm cannot send; convert the model")
 
 
+def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same values; NaN is equal to NaN."""
+    return torch.equal(one, other) or (
+        one.is_floating_point() and torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
+    )
+
+
 def _named_once(tensors: Mapping[str, _TensorT], tied: dict[str, str]) -> dict[str, _TensorT]:
     """Keep each tensor under its first name and write its other names to ``tied``."""
     first: dict[int, str] = {}

@@ -20,7 +20,7 @@ from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, TensorMap, apart, as_stored
+from farm_client.executor.layout import ModelTensors, TensorMap, apart, as_stored, same_values
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LeftFile, LoadTask, Run
@@ -350,7 +350,7 @@ class TaskRunner:
         if frozen is None:
             unsent |= self.tensors.frozen
         changed = [] if frozen is None else frozen.changed()
-        return changed + [name for name, tensor in unsent.items() if not _equal(tensor.detach(), base[name])]
+        return changed + [name for name, tensor in unsent.items() if not same_values(tensor.detach(), base[name])]
 
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
@@ -397,10 +397,3 @@ class TaskRunner:
             done = done.model_copy(update=fields)
         stages = outcome.clock.seconds
         return done.model_copy(update={"compute_seconds": outcome.compute_seconds(), "stage_seconds": stages})
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same values; NaN is equal to NaN."""
-    return torch.equal(one, other) or (
-        one.is_floating_point() and torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
-    )
