@@ -202,8 +202,10 @@ def parts(
     ``optimizer``, and whatever else is given by name (a scheduler, a loss scaler: all that has ``state_dict`` and
     ``load_state_dict``), hands its state on from part to part with the model, whichever client is next
     (``inner_state = "carried"``). What is not given keeps its state on its client. Raises: PartError if the loop's body
-    ends without ``part.done()``.
+    ends without ``part.done()``, and for an ``on_epoch_end``: scripts have none.
     """
+    if "on_epoch_end" in carries:
+        raise PartError("farm.parts takes no on_epoch_end: the loop is the script's own, which may do that itself")
     host = _host or AtHome()
     host.open(model, carries if optimizer is None else {"optimizer": optimizer, **carries}, evaluate)
     while (part := host.next_part()) is not None:

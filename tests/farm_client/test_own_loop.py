@@ -129,3 +129,8 @@ def test_rows_that_come_another_way_are_counted_by_the_script():
     for row in part.rows_of(10):
         part.read([row])
     assert (part.unread, counted) == (0, [1, 1, 1])
+
+
+def test_a_function_for_the_ends_of_epochs_is_refused_by_name():
+    with pytest.raises(PartError, match="takes no on_epoch_end"):
+        next(farm.parts(torch.nn.Linear(1, 1), on_epoch_end=lambda model, epoch, out: None))
