@@ -13,7 +13,7 @@ from coordinator.decision import Decision
 from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
-from protocol.recipe import InnerState, Mode
+from protocol.recipe import DataOrder, InnerState, Mode
 from protocol.tasks import TaskSpec
 from protocol.versions import (
     BASE_FOLDER,
@@ -22,6 +22,7 @@ from protocol.versions import (
     FROZEN_APART,
     NAMED_SCHEDULE,
     QUANTIZED_BASE,
+    SEQUENTIAL_ORDER,
     STEP_RULES,
 )
 from protocol.wording import sized
@@ -139,6 +140,11 @@ def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     return YES
 
 
+def needed_features(spec: TaskSpec) -> frozenset[str]:
+    """Return what a client must know, beside codecs, to work on the task."""
+    return frozenset(feature for feature, is_needed, _ in _FEATURES if is_needed(spec))
+
+
 def _has_step_rules(spec: TaskSpec) -> bool:
     """Whether clients must do more in a local step than call the optimizer; in gradients mode the server does it."""
     recipe = spec.recipe
@@ -163,5 +169,6 @@ _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
     (EPOCH_END, lambda spec: spec.epoch_end, "run on_epoch_end"),
     (STEP_RULES, _has_step_rules, "clip gradients, or follow a scheduler"),
     (NAMED_SCHEDULE, _names_a_schedule, "follow a schedule that the recipe names"),
+    (SEQUENTIAL_ORDER, lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL, "read rows in order"),
 )
 """What a task may need of a client beside codecs: a client's feature, whether it is needed, and what lacks without."""

@@ -4,6 +4,9 @@ An epoch visits the training shards in a seeded order, ``stripe_shards`` at a ti
 drawn round robin, one from each shard in turn, so that a round mixes shards whatever its size, and a client that
 always gets the same part of a round always needs the same shards. Who trains what has no influence here: more or
 fewer clients change the speed of a task and never its batches.
+
+Where the rows are to be read in order, the shards are visited as they are numbered, which is part by part of all
+stretches of the data; a stripe is one part of each, and a round takes as many rows of every stretch.
 """
 
 from __future__ import annotations
@@ -66,3 +69,11 @@ def take(order: Sequence[Shard], cursor: int, count: int, stripe_shards: int) ->
             ]
         first, last = first - total, last - total
     return tuple(ranges)
+
+
+def in_stretches(ranges: Sequence[SampleRange], stretches: int) -> list[tuple[SampleRange, ...]]:
+    """Return the ranges of each stretch that has any, in its order. Stretch n has shards n, n + ``stretches`` …."""
+    found: list[list[SampleRange]] = [[] for _ in range(stretches)]
+    for one in ranges:
+        found[one.shard % stretches].append(one)
+    return [tuple(ranges) for ranges in found if ranges]

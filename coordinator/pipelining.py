@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from coordinator.deltas import cheapest_chain, holds_present
-from coordinator.epoch import take
 from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all
 from coordinator.lifecycle import TaskState
@@ -51,7 +50,7 @@ def _next_part(turn: Turn, run: TaskRun, step: Step, client: ClientState) -> Par
     wanted = min(sum(r.samples for r in mine), recipe.round_samples - given_out)
     left = sum(shard.samples for shard in run.order()) - step.next_cursor
     wanted = without_stray(wanted, left, smallest_part(recipe)) if wanted else 0
-    ranges = take(run.order(), step.next_cursor, wanted, turn.settings.stripe_shards) if wanted else ()
+    ranges = run.take(step.next_cursor, wanted, turn.settings.stripe_shards) if wanted else ()
     if not ranges or _is_beyond_the_end(run, step):
         return None
     return Part(step.samples + given_out, ranges, count_samples(ranges))

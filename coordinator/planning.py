@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Final
 
+from coordinator.epoch import in_stretches
 from coordinator.records import SampleRange
-from protocol.recipe import Mode, Recipe
+from protocol.messages import Kind
+from protocol.recipe import DataOrder, Mode, Recipe
 from protocol.task_length import smallest_part
 
 _LOOKED_AT: Final = 16
@@ -82,6 +84,13 @@ def fixed_sizes(samples: int, recipe: Recipe) -> list[int]:
     if rest >= smallest_part(recipe) or not sizes:
         return [*sizes, rest] if rest else sizes
     return [*sizes[:-1], sizes[-1] + rest]
+
+
+def fixed_parts(ranges: Sequence[SampleRange], recipe: Recipe, kind: Kind) -> list[int]:
+    """Return the sizes of a step's fixed parts: of a round that is read in order there is one part of each stretch."""
+    if recipe.order is DataOrder.SEQUENTIAL and kind is Kind.TRAIN:
+        return [count_samples(stretch) for stretch in in_stretches(ranges, recipe.min_clients)]
+    return fixed_sizes(count_samples(ranges), recipe)
 
 
 def by_affinity(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from coordinator.eligibility import is_enough, needed_ram_bytes, understands
+from coordinator.eligibility import is_enough, needed_features, needed_ram_bytes, understands
 from coordinator.state import ClientState, TaskRun
 from protocol.tasks import TaskSpec
 
@@ -143,4 +143,4 @@ def _need(spec: TaskSpec) -> Hashable:
     need, recipe = spec.requirements, spec.recipe
     machine = (need.cpu_cores, need.gpu, need.gpu_memory_bytes, need.tags, need.clients, needed_ram_bytes(spec))
     codecs = frozenset({recipe.update_codec.name, recipe.weights_codec.name})
-    return (*machine, codecs, spec.frozen is None, not spec.base)
+    return (*machine, codecs, needed_features(spec))

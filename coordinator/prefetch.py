@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
-from coordinator.epoch import take
 from coordinator.planning import Line, without_stray
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, Step, TaskRun
@@ -56,7 +55,7 @@ def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, str
 def _upcoming(run: TaskRun, step: Step, stripe_shards: int) -> Line:
     """Return what the next round is likely to be, worked out once for all parts of this one."""
     if step.upcoming is None or step.upcoming[0] != step.next_cursor:
-        step.upcoming = (step.next_cursor, Line(take(run.order(), step.next_cursor, step.samples, stripe_shards)))
+        step.upcoming = (step.next_cursor, Line(run.take(step.next_cursor, step.samples, stripe_shards)))
     return step.upcoming[1]
 
 
@@ -75,10 +74,10 @@ def likely_round(run: TaskRun, record: AssignmentRecord, stripe_shards: int) -> 
         or not _follows_at_once(run, step)
     ):
         return ()
-    recipe, shards = run.record.spec.recipe, run.order()
-    left = sum(shard.samples for shard in shards) - step.next_cursor
+    recipe = run.record.spec.recipe
+    left = sum(shard.samples for shard in run.order()) - step.next_cursor
     wanted = without_stray(recipe.round_samples, left, smallest_part(recipe))
-    ranges = take(shards, step.next_cursor, wanted, stripe_shards)
+    ranges = run.take(step.next_cursor, wanted, stripe_shards)
     return ranges if len(ranges) <= _MOST_RANGES else ()
 
 

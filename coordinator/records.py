@@ -18,7 +18,7 @@ from protocol.tasks import BlobRef, TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class SampleRange:
-    """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's shuffled order of that shard."""
+    """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's order of that shard."""
 
     shard: int
     start: int

@@ -7,7 +7,7 @@ accumulator is gone, but so is no update: clients keep theirs until a committed 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from coordinator.commands import OpenRound
 from coordinator.containment import contained
@@ -19,7 +19,7 @@ from coordinator.in_flight import Home, Lease, Part
 from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.pipelining import drop_all_ahead
-from coordinator.planning import count_samples, cut
+from coordinator.planning import count_samples, cut, fixed_parts
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round
 from coordinator.rounds import abandon
@@ -27,6 +27,7 @@ from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import fail, stored_run
 from coordinator.turn import Turn
 from protocol.messages import Kind
+from protocol.recipe import PartSizes
 
 RESTARTED = "the server restarted; the task waits for its clients to come back"
 
@@ -132,7 +133,9 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     # a part that was begun ahead of its round has the round before it; one that still is has no place in this round
     mine = [a for a in held if (a.task_id, a.attempt, a.kind) == opening and a.position < interrupted.samples]
     mine = [a for a in mine if a.client_id in turn.farm.clients]  # who was removed brings nothing any more
-    parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds)
+    recipe = run.record.spec.recipe
+    fixed = fixed_parts(plan.ranges, recipe, Kind.TRAIN) if recipe.parts is PartSizes.FIXED else []
+    parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds, fixed)
     pieces = {part.position: part.ranges for part in parts}
     if any(pieces[a.position] != a.ranges for a in mine):  # late updates changed what the round consists of
         return False
@@ -160,10 +163,10 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     return True
 
 
-def _parts(ranges: tuple[SampleRange, ...], held: list[AssignmentRecord], until: float) -> list[Part]:
-    """Cut the round at the places where held parts begin and end; the rest is free for anyone."""
+def _parts(ranges: tuple[SampleRange, ...], held: list[AssignmentRecord], until: float, fixed: list[int]) -> list[Part]:
+    """Cut the round where held parts begin and end, and fixed ones do; the rest is free for anyone."""
     ends = {a.position: a.position + a.samples for a in held}
-    places = sorted({0, count_samples(ranges), *ends, *ends.values()})
+    places = sorted({0, count_samples(ranges), *ends, *ends.values(), *accumulate(fixed)})
     sizes = [b - a for a, b in pairwise(places)]
     pieces = cut(ranges, sizes)
     return [

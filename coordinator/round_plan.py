@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.epoch import take
 from coordinator.late_updates import available_leftover
 from coordinator.planning import count_samples, cut, without_stray
 from coordinator.records import SampleRange
@@ -49,5 +48,5 @@ def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     if count >= want:
         taken, carried = cut(owed, [want, count - want])
         return RoundPlan(taken, carried, task.cursor)
-    fresh = take(order, task.cursor, want - count, stripe_shards)
+    fresh = run.take(task.cursor, want - count, stripe_shards)
     return RoundPlan(owed + fresh, (), task.cursor + count_samples(fresh))

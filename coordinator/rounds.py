@@ -19,7 +19,7 @@ from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
 from coordinator.offers import bury, cancel, clear_up, discard, offer
 from coordinator.pipelining import announce, drop_all_ahead, take_up
-from coordinator.planning import by_affinity, count_samples, cut, fixed_sizes, samples_at_hand, share_quantum, shares
+from coordinator.planning import by_affinity, count_samples, cut, fixed_parts, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
@@ -108,7 +108,8 @@ def _part_out_fixed(
     turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange], position: int
 ) -> None:
     """Offer equal parts, one to each client, that has its shards if possible; the other parts wait for their turn."""
-    sizes = fixed_sizes(count_samples(ranges), run.record.spec.recipe)
+    kind = Kind.TRAIN if run.step is None else run.step.kind
+    sizes = fixed_parts(ranges, run.record.spec.recipe, kind)
     left = sorted(clients, key=lambda c: c.client_id)
     for size, piece in zip(sizes, cut(ranges, sizes), strict=True):
         part = Part(position, piece, size)

@@ -12,7 +12,7 @@ from typing import Final
 
 from coordinator.breaker import Breaker
 from coordinator.durability import Volatile
-from coordinator.epoch import epoch_order
+from coordinator.epoch import epoch_order, in_stretches, take
 from coordinator.evidence import Evidence
 from coordinator.in_flight import Home, Lease, StepParts, TaskLeases
 from coordinator.lifecycle import ENDED, TaskState
@@ -22,6 +22,7 @@ from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, Sam
 from coordinator.stopping import epoch_end_is_due
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.messages import Kind
+from protocol.recipe import DataOrder
 from protocol.resources import LinkFigures, Load
 from protocol.retry import RetryPolicy
 from protocol.tasks import Shard, Split, TaskBrief, WeightsDelta
@@ -220,7 +221,7 @@ class TaskRun:
     failed_lines: set[str] = field(default_factory=set)
     """Where its code failed in the steps that are kept."""
     answered: Answered = field(init=False)
-    _order: tuple[int, list[Shard]] | None = None
+    _order: tuple[int, Sequence[Shard]] | None = None
     _shards: dict[str, list[int]] | None = None
     _policies: dict[Kind, Policy] = field(default_factory=dict)
 
@@ -282,10 +283,22 @@ class TaskRun:
     def order(self) -> Sequence[Shard]:
         """Return the training shards in the order of the task's present epoch."""
         if self._order is None or self._order[0] != self.record.epoch:
-            spec = self.record.spec
-            shards = epoch_order(spec.dataset.of(Split.TRAIN), spec.recipe.seed, self.record.epoch)
+            shards: Sequence[Shard] = self.record.spec.dataset.of(Split.TRAIN)
+            if self.record.spec.recipe.order is not DataOrder.SEQUENTIAL:
+                shards = epoch_order(shards, self.record.spec.recipe.seed, self.record.epoch)
             self._order = (self.record.epoch, shards)
         return self._order[1]
+
+    def take(self, cursor: int, count: int, stripe_shards: int) -> tuple[SampleRange, ...]:
+        """Return samples ``cursor`` to ``cursor + count`` of the present epoch, fewer at its end.
+
+        Those that are read in order come stretch by stretch.
+        """
+        recipe = self.record.spec.recipe
+        if recipe.order is not DataOrder.SEQUENTIAL:
+            return take(self.order(), cursor, count, stripe_shards)
+        ranges = take(self.order(), cursor, count, recipe.min_clients)
+        return tuple(one for stretch in in_stretches(ranges, recipe.min_clients) for one in stretch)
 
     def shards_by_digest(self) -> Mapping[str, Sequence[int]]:
         """Return the indices of the shards that are blobs, by digest."""

@@ -39,6 +39,8 @@ def obstacle(before: TaskSpec, after: TaskSpec) -> str | None:
         return "a task goes on with the data of the one before: submit other data with `farm submit --from`"
     if after.frozen != before.frozen:
         return "a task goes on with the frozen tensors of the one before"
+    if after.recipe.order is not before.recipe.order:
+        return f"the data was laid out in {before.recipe.order} order: leave --order out"
     if after.recipe.seed != before.recipe.seed:
         return f"the order of the samples follows from the seed, which was {before.recipe.seed}: leave --seed out"
     return None

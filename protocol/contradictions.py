@@ -6,7 +6,7 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 from __future__ import annotations
 
 from protocol.optimizers import OPTIMIZERS
-from protocol.recipe import ROBUST_VOTES, AggregateName, Mode, PartSizes, Recipe
+from protocol.recipe import ROBUST_VOTES, AggregateName, DataOrder, Mode, PartSizes, Recipe
 from protocol.task_length import global_steps
 from protocol.tasks import Dataset, Split
 
@@ -20,6 +20,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
         or _of_best(recipe, dataset)
         or _of_early_stops(recipe, dataset)
         or _of_samples(recipe, dataset)
+        or (_of_order(recipe, dataset) if dataset is not None else None)
         or _of_votes(recipe, dataset)
     )
 
@@ -79,6 +80,35 @@ def _of_samples(recipe: Recipe, dataset: Dataset | None) -> str | None:
     if dataset is None or least <= recipe.round_samples:
         return None
     return f"a round of {recipe.round_samples} samples cannot be shared by {least} clients: raise round_samples"
+
+
+def _of_order(recipe: Recipe, dataset: Dataset) -> str | None:
+    """Of rows in order each round must be whole batches of equal parts, of data that was laid out for just that."""
+    if recipe.order is not DataOrder.SEQUENTIAL:
+        laid_out = any(shard.stride for shard in dataset.shards)
+        return 'the data was laid out to be read in order: add order = "sequential"' if laid_out else None
+    step = recipe.batch_samples * recipe.min_clients
+    if recipe.round_samples % step:
+        return (
+            f'with order = "sequential" a round is whole batches of each client: make round_samples, which is '
+            f"{recipe.round_samples}, a multiple of {step} (batch_samples x min_clients)"
+        )
+    if _is_laid_out(recipe, dataset):
+        return None
+    return "the data was laid out for other batch_samples or min_clients, or in no order: submit it with these"
+
+
+def _is_laid_out(recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether shard ``j * min_clients + n`` is part ``j`` of stretch ``n``, in whole batches."""
+    train, stretches = dataset.of(Split.TRAIN), recipe.min_clients
+    stream_rows = dataset.samples(Split.TRAIN) // (recipe.batch_samples * stretches)
+    return (
+        len(train) % stretches == 0
+        and train == dataset.shards[: len(train)]
+        and all(shard.samples == train[i - i % stretches].samples for i, shard in enumerate(train))
+        and all(shard.stride == stream_rows for shard in train)
+        and all(shard.samples % recipe.batch_samples == 0 and shard.stride for shard in dataset.shards)
+    )
 
 
 def _of_votes(recipe: Recipe, dataset: Dataset | None) -> str | None:

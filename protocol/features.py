@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from protocol.recipe import InnerState
+from protocol.recipe import DataOrder, InnerState
 from protocol.tasks import TaskSpec
 
 
@@ -41,6 +41,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "named_schedule": lambda spec: spec.recipe.schedule is not None,
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
+        "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,
     }
 )
 """Each feature of a task by its name, and whether a task needs it. A new one comes with a new name."""

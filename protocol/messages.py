@@ -153,7 +153,7 @@ class Kind(StrEnum):
 
 
 class Slice(Frozen):
-    """Rows ``start`` to ``stop`` of a shard, counted in the epoch's shuffled order of that shard."""
+    """Rows ``start`` to ``stop`` of a shard, counted in the epoch's order of that shard."""
 
     shard: Shard
     start: Count

@@ -52,6 +52,23 @@ class PartSizes(StrEnum):
     of one kind. Clients that are done with one part take the next; a slow one holds the round up."""
 
 
+class DataOrder(StrEnum):
+    """The order in which an epoch reads the training rows."""
+
+    SHUFFLED = "shuffled"
+    """In a new random order each epoch."""
+    SEQUENTIAL = "sequential"
+    """As they are in the data: ``min_clients`` contiguous stretches, each read by one client of a round as
+    ``batch_samples`` contiguous streams side by side. What is carried from batch to batch makes sense then."""
+
+
+def with_equal_parts(record: Any) -> Any:
+    """Return a recipe's record with fixed parts, unless it says otherwise, where it wants its rows in order."""
+    if isinstance(record, Mapping) and record.get("order") == DataOrder.SEQUENTIAL and "parts" not in record:
+        return {**record, "parts": PartSizes.FIXED}
+    return record
+
+
 class InnerState(StrEnum):
     """Weights mode: what a client's inner optimizer begins a round with (moments, momentum, and what else it keeps)."""
 
@@ -138,8 +155,10 @@ class Recipe(Frozen):
     """The global batch: samples that one round consumes, whatever the number of clients."""
     batch_samples: Positive = 32
     """Samples of one local step (weights mode) or of one forward pass (gradients mode)."""
+    order: DataOrder = DataOrder.SHUFFLED
+    """The order in which an epoch reads the training rows."""
     parts: PartSizes = PartSizes.SPEED
-    """How a round is parted among clients."""
+    """How a round is parted among clients; in fixed parts where the order is sequential."""
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
     aggregate: AggregateName = AggregateName.MEAN
@@ -206,7 +225,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _reads_older_recipes(cls, recipe: Any) -> Any:
-        return with_inner_state(recipe)
+        return with_equal_parts(with_inner_state(recipe))
 
     patience: Positive | None = None
     """Stop after so many evaluations in which the metric of ``keep_best`` was no better than its best."""
@@ -245,6 +264,8 @@ class Recipe(Frozen):
             )
         if self.parts is PartSizes.FIXED and (why := self._unrepeatable()):
             raise ValueError(f'parts = "fixed" promises equal weights, and {why}')
+        if self.order is DataOrder.SEQUENTIAL and (why := self._disordered()):
+            raise ValueError(f'order = "sequential" reads one batch after the other, and {why}')
         if self.pipeline and self.inner_state is InnerState.CARRIED:
             raise ValueError(
                 'inner_state = "carried" needs the state that the round before ends with, and with pipeline a client '
@@ -285,6 +306,16 @@ class Recipe(Frozen):
             return 'inner_state = "kept" makes an update depend on what its client did before: use "carried"'
         if self.update_codec.name is not CodecName.NONE and self.update_codec.error_feedback:
             return "error feedback makes an update depend on what its client sent before: set error_feedback = false"
+        return None
+
+    def _disordered(self) -> str | None:
+        """Return what would keep a client from reading its stretch batch by batch."""
+        if self.mode is Mode.GRADIENTS:
+            return "gradients mode takes a whole round as one step, in which no batch comes before another: use weights"
+        if self.parts is not PartSizes.FIXED:
+            return 'parts = "speed" cuts a round anywhere: leave parts out'
+        if self.part_samples is not None:
+            return "a round has one part of each stretch, min_clients in all: leave part_samples out"
         return None
 
 

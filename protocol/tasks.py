@@ -129,12 +129,16 @@ class Shard(Frozen):
 
     With ``blob`` the rows are in a safetensors file. Without, the shard is rows ``start`` to
     ``start + samples`` of the data set that the researcher's ``make_dataset(config)`` builds.
+
+    With ``stride``, where rows are read in order, it is a run of as many rows of each of ``batch_samples`` streams, one
+    run after the other: the first begins at row ``start`` of the data, the next one ``stride`` rows further on.
     """
 
     index: Count
     split: Split = Split.TRAIN
     samples: Positive
     start: Count = 0
+    stride: Count = 0
     blob: BlobRef | None = None
 
 

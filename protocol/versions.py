@@ -31,6 +31,9 @@ QUANTIZED_BASE: Final = "quantized_base"
 EPOCH_END: Final = "epoch_end"
 """Likewise: they run a task's ``on_epoch_end`` and store the files that it leaves."""
 
+SEQUENTIAL_ORDER: Final = "sequential_order"
+"""Likewise: they read a task's rows in order, and hand on what its code carries from batch to batch."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

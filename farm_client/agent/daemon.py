@@ -59,6 +59,7 @@ from protocol.versions import (
     FROZEN_APART,
     NAMED_SCHEDULE,
     QUANTIZED_BASE,
+    SEQUENTIAL_ORDER,
     STEP_RULES,
     SUPPORTED,
 )
@@ -304,7 +305,16 @@ class Agent:
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
-            features=(BASE_FOLDER, CARRIED_STATE, EPOCH_END, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES),
+            features=(
+                BASE_FOLDER,
+                CARRIED_STATE,
+                EPOCH_END,
+                FROZEN_APART,
+                NAMED_SCHEDULE,
+                QUANTIZED_BASE,
+                SEQUENTIAL_ORDER,
+                STEP_RULES,
+            ),
             held=worker.held(),
         )
 

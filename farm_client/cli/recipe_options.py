@@ -9,7 +9,7 @@ import typer
 
 from protocol.compression import CodecName
 from protocol.named_schedule import ScheduleName
-from protocol.recipe import AggregateName, Mode, PartSizes, Precision
+from protocol.recipe import AggregateName, DataOrder, Mode, PartSizes, Precision
 
 _RECIPE: Final = "Recipe"
 
@@ -98,6 +98,14 @@ class RecipeOptions:
         bool | None,
         typer.Option(
             "--pipeline", help="Compute on while an update is sent; needs --max-staleness.", rich_help_panel=_RECIPE
+        ),
+    ] = None
+    order: Annotated[
+        DataOrder | None,
+        typer.Option(
+            "--order",
+            help="Read the rows in a new order each epoch, or as they are: one stream for each sample of a batch.",
+            rich_help_panel=_RECIPE,
         ),
     ] = None
     parts: Annotated[
@@ -225,6 +233,7 @@ def changed_recipe(options: RecipeOptions) -> dict[str, object]:
             "update_codec": options.update_codec,
             "weights_codec": options.weights_codec,
             "pipeline": options.pipeline,
+            "order": options.order,
             "parts": options.parts,
             "part_samples": options.part_samples,
             "keep_checkpoints": options.keep_checkpoints,

@@ -59,6 +59,7 @@ class SubmitOptions(RecipeOptions):
             "clip_value": "none",
             "schedule": "none, or that of the code",
             "warmup": "none",
+            "order": "shuffled",
             "compile": "no-compile",
         }
     )

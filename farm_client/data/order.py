@@ -34,6 +34,14 @@ def mixed(rows: Sequence[int], seed: int) -> list[int]:
     return [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
 
 
+def order_of_streams(samples: int, streams: int) -> torch.Tensor:
+    """Return the rows of a shard of as many rows of each stream, a batch of one row of each after the other: [samples].
+
+    ``samples`` is a multiple of ``streams``; the shard's rows lie stream by stream.
+    """
+    return torch.arange(samples).view(streams, -1).T.reshape(-1)
+
+
 class StrideOrder:
     """A fixed permutation of ``items`` in constant memory: row i is item (i * stride + start) mod items.
 

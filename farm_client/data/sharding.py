@@ -30,12 +30,25 @@ BLOCK_BYTES: Final = 32 << 20
 """Rows held in memory at a time while dealing."""
 
 
+ShardOf = Callable[[int, int], NDArray[np.int64]]
+"""Says which shard each of some rows is in ([rows]), given the first one's number and how many they are; the number of
+shards for one that is in none. It is asked for all rows of the data set, in order."""
+
+
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard that is to be: its split, and its number of rows."""
+    """A shard that is to be: its split, its number of rows, and where they are, as ``Shard`` says it."""
 
     split: Split
     samples: int
+    start: int = 0
+    stride: int = 0
+
+    def shard(self, index: int, blob: BlobRef | None = None) -> Shard:
+        """Return it as a task's data set has it."""
+        return Shard(
+            index=index, split=self.split, samples=self.samples, start=self.start, stride=self.stride, blob=blob
+        )
 
 
 def held_rows(rows: int, holdout: float) -> int:
@@ -49,15 +62,21 @@ def plan_shards(rows: int, size_bytes: int, holdout: float) -> list[PlannedShard
     ``holdout`` is the fraction of rows kept back for evaluation, from 0 to below 1: at least one row if it is over 0.
     Raises: DataError if no training row would be left, or the fraction is out of range.
     """
+    train, held = split_rows(rows, holdout)
+    row_bytes = size_bytes / rows
+    sizes = _sizes(train, row_bytes, MIN_TRAIN_SHARDS)
+    kept = _sizes(held, row_bytes, MIN_HOLDOUT_SHARDS)
+    return [PlannedShard(Split.TRAIN, n) for n in sizes] + [PlannedShard(Split.HOLDOUT, n) for n in kept]
+
+
+def split_rows(rows: int, holdout: float) -> tuple[int, int]:
+    """Return how many of the rows are trained on, and how many are held out. Raises: as ``plan_shards``."""
     if not 0 <= holdout < 1:
         raise DataError(f"the holdout is {holdout}; it is a fraction from 0 to below 1, such as 0.2")
     held = held_rows(rows, holdout)
     if rows - held < 1:
         raise DataError(f"the data set has {rows} rows: none is left to train on with a holdout of {holdout}")
-    row_bytes = size_bytes / rows
-    train = _sizes(rows - held, row_bytes, MIN_TRAIN_SHARDS)
-    kept = _sizes(held, row_bytes, MIN_HOLDOUT_SHARDS)
-    return [PlannedShard(Split.TRAIN, n) for n in train] + [PlannedShard(Split.HOLDOUT, n) for n in kept]
+    return rows - held, held
 
 
 def write_shards(
@@ -66,20 +85,22 @@ def write_shards(
     folder: Path,
     seed: int,
     on_rows: Callable[[int, int], None] | None = None,
+    *,
+    shard_of: ShardOf | None = None,
 ) -> tuple[list[Shard], dict[str, Path]]:
-    """Deal the rows to shards and write each as a file in ``folder``.
+    """Deal the rows to shards and write each as a file in ``folder``, with its rows in the order of the data.
 
     ``on_rows`` is told (rows read, rows in all). Which rows are held out, and which shard a row is in, depends only
-    on the rows' order and the seed. Returns the shards and their files by digest.
+    on the rows' order and the seed, or is what ``shard_of`` says. Returns the shards and their files by digest.
     """
     shards: list[Shard] = []
     files: dict[str, Path] = {}
     read_rows = 0
     with (
         tempfile.TemporaryDirectory(prefix="spill-", dir=folder) as scratch,
-        Spill(Path(scratch), source.columns, len(plan)) as spill,
+        Spill(Path(scratch), source.columns, len(plan) + 1) as spill,
     ):
-        for block, shard_of_row in _dealt(source, plan, seed):
+        for block, shard_of_row in _dealt(source, shard_of or _at_random(plan, seed)):
             spill.add(block, shard_of_row)
             read_rows += block.rows
             if on_rows is not None:
@@ -88,7 +109,7 @@ def write_shards(
             path = folder / f"{index:05d}.safetensors"
             write_shard_file(path, source.columns, spill.read(index))
             blob = blob_of(path)
-            shards.append(Shard(index=index, split=planned.split, samples=planned.samples, blob=blob))
+            shards.append(planned.shard(index, blob))
             files[blob.digest] = path
     return shards, files
 
@@ -114,14 +135,24 @@ def _sizes(rows: int, row_bytes: float, at_least: int) -> list[int]:
     return [small + 1] * larger + [small] * (count - larger)
 
 
-def _dealt(source: RowSource, plan: list[PlannedShard], seed: int) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-    """Yield blocks with a shard for each row: drawn without replacement from the places that are left."""
+def _at_random(plan: list[PlannedShard], seed: int) -> ShardOf:
+    """Return what draws, for each row in turn, one of the places that are left in the shards."""
     # The bare seed would give numpy's stream of that seed, and a researcher may have shuffled the rows by just that:
     # dealing by the same permutation puts them back in order.
     rng = np.random.default_rng(derived_seed("deal", seed))
     places = np.array([planned.samples for planned in plan], np.int64)
-    block_rows = max(1, int(BLOCK_BYTES / max(1.0, source.size_bytes / source.rows)))
+
+    def draw(_first: int, count: int) -> NDArray[np.int64]:
+        taken = rng.multivariate_hypergeometric(places, count, method="marginals")
+        places[:] -= taken
+        return rng.permutation(np.repeat(np.arange(len(plan)), taken))
+
+    return draw
+
+
+def _dealt(source: RowSource, shard_of: ShardOf) -> Iterator[tuple[Block, NDArray[np.int64]]]:
+    """Yield blocks with a shard for each row."""
+    block_rows, first = max(1, int(BLOCK_BYTES / max(1.0, source.size_bytes / source.rows))), 0
     for block in source.blocks(block_rows):
-        taken = rng.multivariate_hypergeometric(places, block.rows, method="marginals")
-        places -= taken
-        yield block, rng.permutation(np.repeat(np.arange(len(plan)), taken))
+        yield block, shard_of(first, block.rows)
+        first += block.rows

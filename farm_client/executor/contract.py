@@ -104,6 +104,29 @@ class Contract:
         with calling("loss(model, batch)", self.code_dir, lambda error: _about_batch(batch, error), function):
             return _as_loss_value(function(model, batch))
 
+    def initial_state(self, model: nn.Module, streams: int) -> Any:
+        """Return what the code's first batch of so many streams is given."""
+        with calling("initial_state(model, batch_size, config)", self.code_dir):
+            return self.module.initial_state(model, streams, dict(self.config))
+
+    def loss_with_state(self, model: nn.Module, batch: Any, state: Any) -> tuple[LossValue, Any]:
+        """Return the batch's mean loss and metrics, and the state that the next batch is given."""
+        if not self.has("loss"):
+            raise CodeError(self._missing_loss)
+        function = self.module.loss
+        with calling("loss(model, batch, state)", self.code_dir, lambda error: _about_batch(batch, error), function):
+            value, after = _with_state(function(model, batch, state), "loss")
+            return _as_loss_value(value), after
+
+    def train_step_with_state(
+        self, model: nn.Module, batch: Any, optimizers: Any, step: int, state: Any
+    ) -> tuple[dict[str, Number], Any]:
+        """As ``train_step``, and with the state as ``loss_with_state``."""
+        function = self.module.train_step
+        with calling("train_step(...)", self.code_dir, lambda error: _about_batch(batch, error), function):
+            answer, after = _with_state(function(model, batch, optimizers, step, state), "train_step")
+            return _metrics(answer if isinstance(answer, Mapping) else {"loss": answer}, "train_step"), after
+
     def train_step(self, model: nn.Module, batch: Any, optimizers: Any, step: int) -> dict[str, Number]:
         """Have the researcher's own ``train_step`` take a step; return its metrics, ``loss`` among them if it says one.
 
@@ -274,6 +297,14 @@ def _smells_of_unpacking(error: BaseException) -> bool:
     if isinstance(error, KeyError):
         return bool(error.args) and isinstance(error.args[0], int)
     return bool(re.search(r"\bstr\b|to unpack", text_of(error)))
+
+
+def _with_state(answer: Any, function: str) -> tuple[Any, Any]:
+    if isinstance(answer, tuple) and len(answer) == 2:
+        return answer
+    raise CodeError(
+        f"{function} must return (loss, state), for there is an initial_state; it returned {type(answer).__name__}"
+    )
 
 
 def _as_loss_value(answer: Any) -> LossValue:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from farm_client.executor.batch_states import BatchStates
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, LossNotFinite, calling, is_out_of_memory
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.means import remark
+from farm_client.executor.messages import Piece
 from farm_client.executor.precision import Autocast
 from farm_client.executor.samples import even_sizes
 from farm_client.executor.step_metrics import Number, check_loss, left_there
@@ -38,8 +40,16 @@ class BatchGradient:
         self._largest_part: int | None = None
         self.backward: Callable[[torch.Tensor], None] = torch.autograd.backward
         """Adds the gradient of a loss to the parameters; a loop with hooks around that has one of its own."""
+        self.states: BatchStates | None = None
+        """What the assignment's batches carry from one to the next, if they do. Such a batch is not taken in parts: how
+        its state would be parted, only the code knows."""
         has_norm = any(isinstance(module, _BatchNorm) for module in tensors.model.modules())
         self._smallest_part = _NORM_SAMPLES if has_norm else 1
+
+    def begin(self, pieces: Sequence[Piece], epoch: int, streams: int) -> BatchStates | None:
+        """Begin an assignment; return what its batches carry, if they do. Raises: CodeError if they can't."""
+        self.states = BatchStates.of(self._contract, self._tensors.model, pieces, epoch, streams)
+        return self.states
 
     @property
     def is_mixed(self) -> bool:
@@ -99,6 +109,8 @@ class BatchGradient:
 
     def _can_part_further(self, batch: Any, samples: int, failed: int) -> bool:
         """Note that parts of ``failed`` samples don't fit; return whether smaller ones can be tried."""
+        if self.states is not None:
+            return False
         largest = max(failed // 2, self._smallest_part)
         sizes = even_sizes(samples, largest)
         if max(sizes) >= failed or _parted(batch, sizes) == [batch]:
@@ -123,7 +135,8 @@ class BatchGradient:
     def _add_mean(self, batch: Any, share: float, step: int, scaler: torch.amp.GradScaler | None) -> dict[str, Number]:
         """Add this share of the gradient of a batch's mean loss; return the loss, whole, and the metrics."""
         with self._autocast():
-            value = self._contract.loss(self._tensors.model, batch)
+            states = self.states
+            value = self._contract.loss(self._tensors.model, batch) if states is None else states.loss(batch, step)
         number = left_there(value.loss)
         if not isinstance(number, torch.Tensor):
             check_loss(number, step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from farm_client.executor.batch_states import NAME as BATCH_STATES
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.gradient import BatchGradient
@@ -45,7 +46,12 @@ class InnerLoop:
 
     def stateful(self) -> dict[str, Stateful]:
         """Return what has a state that a plain loop would keep from step to step, by name."""
-        return {**self.optimizers.by_name, **({} if self.scaler is None else {"scaler": self.scaler})}
+        batches = self.gradient.states
+        return {
+            **self.optimizers.by_name,
+            **({} if self.scaler is None else {"scaler": self.scaler}),
+            **({} if batches is None else {BATCH_STATES: batches}),
+        }
 
     def step(self, batch: Any, samples: int, number: int) -> dict[str, Number]:
         """Take one step, the round's ``number``-th from 1; return the loss and its metrics.
@@ -68,7 +74,11 @@ class InnerLoop:
 
     def _own_step(self, batch: Any, number: int) -> dict[str, Number]:
         """Leave the whole step to the task's code. What it had gradients of, only it knows."""
-        metrics = self.contract.train_step(self.tensors.model, batch, self.optimizers.given, number - 1)
+        given, states = self.optimizers.given, self.gradient.states
+        if states is None:
+            metrics = self.contract.train_step(self.tensors.model, batch, given, number - 1)
+        else:
+            metrics = states.train_step(batch, given, number)
         self.untouched = set()
         return metrics
 

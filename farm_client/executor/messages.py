@@ -75,12 +75,14 @@ class LoadTask(Frozen):
 
 
 class Piece(Frozen):
-    """Rows ``start`` to ``stop`` of a shard in its shuffled order; ``path`` is the shard's file, if it has one."""
+    """Rows ``start`` to ``stop`` of a shard in its epoch's order; ``path`` is the shard's file, if it has one."""
 
     shard: int
     split: Split
     shard_samples: int
     first_row: int
+    stride: int = 0
+    """``Shard.stride``: with one the order is that of the data."""
     path: str | None
     start: int
     stop: int

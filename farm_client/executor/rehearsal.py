@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 
+from farm_client.executor.batch_states import refuse_without_order
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run, Saved
@@ -33,7 +34,7 @@ from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.survey import Survey
 from protocol.digests import digest_bytes
 from protocol.messages import Kind
-from protocol.recipe import InnerState, Mode, OuterOptimizer
+from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer
 from protocol.tasks import Split
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
@@ -49,10 +50,12 @@ def rehearse(request: RehearsalRequest) -> RehearsalReport:
 
 def _in_either_mode(request: RehearsalRequest) -> RehearsalReport:
     """Try gradients mode, and weights mode where that would train otherwise than the task's own loop."""
-    try:
-        return _rehearsed(request, Mode.GRADIENTS)
-    except TrainsOtherwise as refusal:
-        obstacle = refusal.message
+    obstacle = "the rows are read in order, one batch after the other"
+    if request.order is not DataOrder.SEQUENTIAL:
+        try:
+            return _rehearsed(request, Mode.GRADIENTS)
+        except TrainsOtherwise as refusal:
+            obstacle = refusal.message
     carried = request.model_copy(update={"inner_state": InnerState.CARRIED})  # as it will be where that mode is chosen
     return _rehearsed(carried, Mode.WEIGHTS).model_copy(update={"obstacle": obstacle})
 
@@ -63,6 +66,7 @@ def _rehearsed(request: RehearsalRequest, mode: Mode) -> RehearsalReport:
         return _script_tried_out(request, device)
     runner = TaskRunner(_load_order(request, mode), device)
     with blaming(runner.contract.code_dir):
+        refuse_without_order(runner.contract, mode, request.order is DataOrder.SEQUENTIAL)
         return _tried_out(runner, request, mode, str(device))
 
 
@@ -96,6 +100,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
         mode=mode,
         evaluates=runner.contract.evaluates(runner.tensors.model),
+        has_state=runner.contract.has("initial_state"),
         has_scheduler=mode is Mode.WEIGHTS and runner.timeline() is not None,
         epoch_end=runner.contract.has("on_epoch_end"),
         device=device,
@@ -110,6 +115,8 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     """Run a script with a loop of its own up to its first part, and have it train on the first rows."""
     if request.mode is Mode.GRADIENTS:
         raise CodeError("a script with farm.parts hands in what its own steps changed: use --mode weights")
+    if request.order is DataOrder.SEQUENTIAL:
+        raise CodeError("a script with farm.parts is given shuffled rows: leave out --order sequential")
     runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
     if request.inner_state is InnerState.CARRIED and not runner.carries:
         raise CodeError(
@@ -204,7 +211,16 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
 
 def _orders(request: RehearsalRequest, digest: str, weights: Path, rows: int | None) -> list[Run]:
     """Return a training order and an evaluation order over the sample's rows."""
-    samples = request.sample_rows if request.sample_path else min(request.batch_samples, rows or 0)
+    samples = request.sample_rows if request.sample_path else min(request.tried_samples, rows or 0)
+    stride = 0
+    if request.order is DataOrder.SEQUENTIAL:
+        stride = samples // request.batch_samples
+        if not stride:
+            raise CodeError(
+                f'order = "sequential" reads {request.batch_samples} streams side by side, and the data has {samples} '
+                "rows: lower batch_samples"
+            )
+        samples = stride * request.batch_samples
     return [
         Run(
             assignment_id=f"rehearsal-{kind}",
@@ -219,6 +235,7 @@ def _orders(request: RehearsalRequest, digest: str, weights: Path, rows: int | N
                     split=split,
                     shard_samples=samples,
                     first_row=0,
+                    stride=stride,
                     path=request.sample_path,
                     start=0,
                     stop=samples,

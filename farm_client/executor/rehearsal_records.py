@@ -11,7 +11,7 @@ from farm_client.executor.messages import Failed, LoadTask, Piece
 from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
-from protocol.recipe import InnerState, Mode, OuterOptimizer, Precision
+from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer, Precision
 from protocol.task_length import rounds_of_epochs, rounds_per_epoch
 
 
@@ -39,6 +39,7 @@ class RehearsalRequest(Frozen):
     mode: Mode | None
     seed: int
     batch_samples: int
+    order: DataOrder = DataOrder.SHUFFLED
     inner_state: InnerState = InnerState.FRESH
     update_codec: CodecSpec = CodecSpec()
     tuple_columns: tuple[str, ...] = ()
@@ -63,12 +64,22 @@ class RehearsalRequest(Frozen):
     """With ``holdout``, the share of the rows that are not trained on: how long schedules are."""
     holdout: float = 0.0
 
+    @property
+    def tried_samples(self) -> int:
+        """Return how many samples are tried: one batch, and where something may be carried to the next one, two."""
+        return tried_samples(self.batch_samples, self.order)
+
     def length(self, rows: int) -> TaskLength:
         """Return how long the task is in gradients mode, where a round is one step."""
         trained = rows - held_rows(rows, self.holdout)
         per_epoch = rounds_per_epoch(self, trained)
         by_epochs = [] if self.epochs is None else [rounds_of_epochs(self, self.epochs, trained)]
         return TaskLength(min([*by_epochs, *([] if self.rounds is None else [self.rounds])], default=1), per_epoch)
+
+
+def tried_samples(batch_samples: int, order: DataOrder) -> int:
+    """Return how many samples a trial is made with."""
+    return batch_samples * (2 if order is DataOrder.SEQUENTIAL else 1)
 
 
 class RehearsalReport(Frozen):
@@ -97,6 +108,8 @@ class RehearsalReport(Frozen):
     """False of a script whose optimizer keeps its state on its client."""
     evaluates: bool = True
     """False of a script that gave no function for held-out rows, and of a module that has no step for them."""
+    has_state: bool = False
+    """Whether something is carried from batch to batch."""
     has_scheduler: bool = False
     """In weights mode: whether clients follow a scheduler."""
     is_quantized: bool = False

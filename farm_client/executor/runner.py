@@ -229,8 +229,7 @@ class TaskRunner:
         self._weights.take(order)
         clock.ended(WorkStage.LOAD)
         pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
-        first = order.pieces[0] if order.pieces else None
-        place = first and (first.shard, first.start)
+        place = next(((piece.shard, piece.start) for piece in order.pieces), None)
         seed_everything(derived_seed(self._order.seed, order.round, order.epoch, place), self._device)
         self.contract.move(self.tensors.model, self._step(order, pace), order.epoch)
         if order.kind is Kind.EPOCH_END:
@@ -238,9 +237,10 @@ class TaskRunner:
                 left = run_epoch_end(self.contract, self.tensors.model, order.epoch, Path(self._order.scratch_dir))
             return _Outcome(order.assignment_id, 1, {}, started, clock, left=left)
         data = self._source.batches(order.pieces, order.epoch)
+        states = self._gradient.begin(order.pieces, order.epoch, self._order.batch_samples)
         if order.kind is Kind.EVALUATE:
             with self._autocast():
-                metrics = evaluate(self.contract, self.tensors, data, progress.advance)
+                metrics = evaluate(self.contract, self.tensors, data, progress.advance, states)
             return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
         snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from farm_client.data.order import StrideOrder, shard_order
+from farm_client.data.order import StrideOrder, order_of_streams, shard_order
 from farm_client.data.seeds import derived_seed
 from farm_client.data.shards import Batch, DatasetRows, Rows, TableRows, read_shard
 from farm_client.executor.contract import Contract
@@ -172,12 +172,16 @@ class SampleSource:
         """Slice the shard's order of this epoch, which is kept for a while."""
         known = self._orders.pop(piece.shard, None)
         if known is None or known[0] != epoch:
-            order = shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
-            known = (epoch, order)
+            known = (epoch, self._shard_order(piece, epoch))
         self._orders[piece.shard] = known
         while len(self._orders) > 1 and sum(o.nbytes for _, o in self._orders.values()) > KEPT_ORDERS_BYTES:
             self._orders.popitem(last=False)
         return known[1][piece.start : piece.stop]
+
+    def _shard_order(self, piece: Piece, epoch: int) -> torch.Tensor:
+        if piece.stride:
+            return order_of_streams(piece.shard_samples, self._order.batch_samples)
+        return shard_order(self._order.seed, epoch, piece.shard, piece.shard_samples, piece.split)
 
     def _rows(self, piece: Piece) -> Rows:
         rows = self._shards.get(piece.shard)
@@ -199,24 +203,35 @@ class SampleSource:
                 raise MissingFile(f"{MissingFile().message} ({piece.path})") from error
         if is_stream(self._made_dataset()):
             return self._stream_rows(piece)
+        item = self._item_in_order(piece) if piece.stride else self._item_at_random(piece)
+        return DatasetRows(self._dataset, piece.shard_samples, item, is_shared=True, collate=self._contract.collate)
+
+    def _item_at_random(self, piece: Piece) -> Callable[[int], int]:
         stride = StrideOrder(self.count_rows(), self._order.seed)
-        first = piece.first_row
-        return DatasetRows(
-            self._dataset,
-            piece.shard_samples,
-            lambda row: stride.item(first + row),
-            is_shared=True,
-            collate=self._contract.collate,
-        )
+        return lambda row: stride.item(piece.first_row + row)
+
+    def _item_in_order(self, piece: Piece) -> Callable[[int], int]:
+        of_stream = piece.shard_samples // self._order.batch_samples
+        return lambda row: piece.first_row + row // of_stream * piece.stride + row % of_stream
 
     def _stream_rows(self, piece: Piece) -> Rows:
         """Read a shard's stretch of the stream, with the random numbers of every other time that it is read."""
+        if piece.stride:
+            raise CodeError(
+                'order = "sequential" reads many places of the data side by side, and make_dataset returned a stream, '
+                "which is read from its beginning: return a data set with __len__ and __getitem__"
+            )
         with apart(derived_seed(self._order.seed, "stream"), self._device):
             items = stretch(self._made_dataset(), piece.first_row, piece.shard_samples, self._contract.code_dir)
         return DatasetRows(items, len(items), lambda row: row, is_shared=False, collate=self._contract.collate)
 
     def _own_rows(self, piece: Piece) -> Rows:
         path = None if piece.path is None else Path(piece.path)
+        if piece.stride and path is None:
+            raise CodeError(
+                'order = "sequential" cuts shards of many places of the data, which load_shard is not told of: give '
+                "files with --data, or make_dataset(config)"
+            )
         view = ShardView(piece.shard, piece.split, piece.shard_samples, piece.first_row, path, self._order.settings)
         loaded = self._contract.load_shard(view)
         if isinstance(loaded, Mapping):

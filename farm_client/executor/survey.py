@@ -32,6 +32,7 @@ CONTRACT_FUNCTIONS: Final = (
     "train_step",
     "on_before_step",
     "collate_fn",
+    "initial_state",
 )
 _CLOSE: Final = 0.8
 _OF_OTHERS: Final = frozenset({"configure_optimizers", "training_step"})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from farm_client.executor.batch_states import BatchStates
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import LossNotFinite
 from farm_client.executor.gradient import BatchGradient
@@ -105,9 +106,12 @@ def sum_gradients(
     return _trained(update, tensors, metrics, tensors.parameters.keys() - sums.keys())
 
 
-def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance) -> dict[str, float]:
+def evaluate(
+    contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, states: BatchStates | None = None
+) -> dict[str, float]:
     """Return the researcher's metrics of held-out samples; without ``evaluate``, the mean loss and its metrics.
 
+    ``states`` are there if the loss carries something from batch to batch.
     Raises: CodeError.
     """
     model = tensors.model
@@ -120,7 +124,7 @@ def evaluate(contract: Contract, tensors: ModelTensors, data: Batches, advance: 
             return own
         means = StepMetrics(checks=False)
         for number, (samples, batch) in enumerate(data.sized(), start=1):
-            value = contract.loss(model, batch)
+            value = contract.loss(model, batch) if states is None else states.loss(batch, number)
             means.add(number, {"loss": left_there(value.loss), **value.metrics}, samples)
             advance(samples)
     return means.result()

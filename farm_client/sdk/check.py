@@ -17,13 +17,13 @@ from farm_client.data.guarded import RowSource
 from farm_client.data.readers import open_data
 from farm_client.data.sharding import write_sample
 from farm_client.data.text import DEFAULT_ROW_BYTES
-from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
+from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest, tried_samples
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.child_process import ask_child
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
 from protocol.named_schedule import NamedSchedule
-from protocol.recipe import InnerState, Mode, Precision
+from protocol.recipe import DataOrder, InnerState, Mode, Precision
 
 
 class CheckFailed(InvalidTask):
@@ -53,6 +53,7 @@ class Trial:
     source: RowSource | None = None
     rows: int | None = None
     tries_batch: bool = True
+    order: DataOrder = DataOrder.SHUFFLED
     inner_state: InnerState = InnerState.FRESH
     update_codec: CodecSpec = field(default_factory=CodecSpec)
     ignore: tuple[str, ...] = ()
@@ -108,7 +109,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
     sample_path, sample_rows = None, 0
     if trial.source is not None:
         sample_path = folder / "sample.safetensors"
-        sample_rows = write_sample(trial.source, trial.batch_samples, sample_path)
+        sample_rows = write_sample(trial.source, tried_samples(trial.batch_samples, trial.order), sample_path)
     request = RehearsalRequest(
         code_dir=str(code_dir),
         entry=trial.bundle.entry,
@@ -122,6 +123,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         sample_rows=sample_rows,
         rows=trial.rows,
         tries_batch=trial.tries_batch,
+        order=trial.order,
         inner_state=trial.inner_state,
         update_codec=trial.update_codec,
         ignore=trial.ignore,

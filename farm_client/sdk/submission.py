@@ -34,6 +34,7 @@ from farm_client.sdk.default_mode import (
     with_passes_said,
 )
 from farm_client.sdk.errors import first_problem
+from farm_client.sdk.rows_in_order import order_notes, stretches_of, whole_batches
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
@@ -150,8 +151,10 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     files |= base_files
     start = _start(submission, report, folder)
     files |= start.files
+    rows = (report.rows or 0) if source is None else source.rows
+    ordered = order_notes(submission.recipe, dataset, rows, has_state=report.has_state)
     averaging = notes_on_averaging(submission.recipe) if choice is None else ()
-    notes = (*(() if source is None else source.notes), *report.notes, *averaging)
+    notes = (*(() if source is None else source.notes), *ordered, *report.notes, *averaging)
     chosen = () if choice is None else (choice.sentence,)
     spec = TaskSpec(
         name=submission.name or _default_name(submission.code),
@@ -223,7 +226,7 @@ def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -
     train = dataset.samples(Split.TRAIN)
     is_gradients = recipe.mode is Mode.GRADIENTS
     default = GRADIENT_BATCHES * recipe.batch_samples if is_gradients else MAX_ROUND_SAMPLES
-    values: dict[str, Any] = {"round_samples": min(train, default)}
+    values: dict[str, Any] = {"round_samples": whole_batches(recipe, min(train, default))}
     round_samples = recipe.round_samples if "round_samples" in recipe.model_fields_set else values["round_samples"]
     values["evaluate_every"] = max(1, math.ceil(train / round_samples))
     if is_gradients and recipe.schedule is not None and "outer" in recipe.model_fields_set:
@@ -257,6 +260,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         source=source,
         rows=submission.samples,
         tries_batch=submission.check,
+        order=submission.recipe.order,
         inner_state=submission.recipe.inner_state,
         update_codec=submission.recipe.update_codec,
         ignore=submission.recipe.ignore,
@@ -292,15 +296,21 @@ def _start(submission: Submission, report: RehearsalReport, folder: Path) -> Sta
 def _sharded(
     submission: Submission, source: RowSource | None, report: RehearsalReport, folder: Path, tell: OnProgress
 ) -> tuple[Dataset, dict[str, bytes | Path]]:
+    rows = (report.rows or 0) if source is None else source.rows
+    size_bytes = rows * CODE_ROW_BYTES if source is None else source.size_bytes
+    stretches = stretches_of(submission.recipe, rows, size_bytes, submission.holdout)
+    plan = plan_shards(rows, size_bytes, submission.holdout) if stretches is None else stretches.shards()
     if source is None:
-        rows = report.rows or 0
-        plan = plan_shards(rows, rows * CODE_ROW_BYTES, submission.holdout)
         return Dataset(kind="code", shards=tuple(_ranges(plan))), {}
     shards_dir = folder / "shards"
     shards_dir.mkdir()
-    plan = plan_shards(source.rows, source.size_bytes, submission.holdout)
     shards, files = write_shards(
-        source, plan, shards_dir, submission.recipe.seed, lambda done, rows: tell("sharding", done, rows)
+        source,
+        plan,
+        shards_dir,
+        submission.recipe.seed,
+        lambda done, rows: tell("sharding", done, rows),
+        shard_of=None if stretches is None else stretches.shard_of,
     )
     return Dataset(kind="files", shards=tuple(shards)), dict(files)
 
@@ -308,7 +318,8 @@ def _sharded(
 def _ranges(plan: list[PlannedShard]) -> list[Shard]:
     shards, start = [], 0
     for index, planned in enumerate(plan):
-        shards.append(Shard(index=index, split=planned.split, samples=planned.samples, start=start))
+        placed = planned if planned.stride else replace(planned, start=start)
+        shards.append(placed.shard(index))
         start += planned.samples
     return shards
 

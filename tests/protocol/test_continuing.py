@@ -78,4 +78,5 @@ def test_other_samples_or_another_order_of_them_are_refused() -> None:
     assert obstacle(spec(), spec(rounds=7)) is None
     assert "submit other data" in (obstacle(spec(), spec(shards=(10, 10))) or "")
     assert "the seed, which was 0" in (obstacle(spec(), spec(seed=1)) or "")
+    assert "laid out in shuffled order" in (obstacle(spec(), spec(order="sequential")) or "")
     assert "frozen" in (obstacle(spec(), spec().model_copy(update={"frozen": blob("f")})) or "")

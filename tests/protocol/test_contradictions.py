@@ -150,3 +150,52 @@ def test_older_peers_say_keep_inner_optimizer(said: bool, meant: InnerState) -> 
     assert Recipe.model_validate(older | CARRIED).inner_state is InnerState.CARRIED
     brief = samples.BRIEF.model_dump(exclude={"inner_state"}) | {"keep_inner_optimizer": said}
     assert TaskBrief.model_validate(brief).inner_state is meant
+
+
+def laid_out(*sizes: int, stride: int, held: int = 0) -> Dataset:
+    shards = [Shard(index=i, samples=n, stride=stride) for i, n in enumerate(sizes)]
+    kept = [Shard(index=len(sizes), samples=held, stride=1, split=Split.HOLDOUT)] if held else []
+    return Dataset(kind="code", shards=(*shards, *kept))
+
+
+ORDERED = {"rounds": 1, "order": "sequential", "batch_samples": 4, "min_clients": 2, "round_samples": 16}
+
+
+@pytest.mark.parametrize(
+    ("fields", "data", "said"),
+    [
+        ({}, laid_out(8, 8, 4, 4, stride=3, held=4), None),
+        ({"round_samples": 20}, laid_out(8, 8, 4, 4, stride=3), "make round_samples, which is 20, a multiple of 8"),
+        ({"batch_samples": 2}, laid_out(8, 8, 4, 4, stride=3), "was laid out for other batch_samples or min_clients"),
+        ({"min_clients": 1}, laid_out(8, 8, 4, 4, stride=3), "was laid out for other"),
+        ({"min_clients": 4}, laid_out(8, 8, 4, 4, stride=3), "was laid out for other"),
+        ({}, laid_out(8, 8, 4, stride=3), "was laid out for other"),
+        ({}, laid_out(8, 4, 8, 4, stride=3), "was laid out for other"),
+        ({}, laid_out(6, 6, 6, 6, stride=3), "was laid out for other"),
+        ({}, laid_out(8, 8, 4, 4, stride=3, held=5), "was laid out for other"),
+        ({}, NOTHING_HELD_OUT, "or in no order"),
+        ({"order": "shuffled"}, laid_out(8, 8, stride=2), 'to be read in order: add order = "sequential"'),
+    ],
+)
+def test_rows_in_order_need_data_that_was_laid_out_for_them(
+    fields: dict[str, Any], data: Dataset, said: str | None
+) -> None:
+    why = contradiction(Recipe(**{**ORDERED, **fields}), data)
+    assert why is None if said is None else said in (why or "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mode": "gradients"}, "gradients mode takes a whole round as one step, in which no batch comes before"),
+        ({"parts": "speed"}, 'parts = "speed" cuts a round anywhere: leave parts out'),
+        ({"part_samples": 4}, "one part of each stretch, min_clients in all: leave part_samples out"),
+        ({"inner_state": "kept"}, 'use "carried"'),
+        ({"quorum": 0.5}, "leave them out"),
+        ({"max_staleness": 1}, "leave them out"),
+    ],
+)
+def test_what_would_read_rows_in_another_order_is_refused(fields: dict[str, Any], said: str) -> None:
+    assert Recipe(**ORDERED).parts == "fixed"
+    with pytest.raises(ValidationError, match=said):
+        Recipe(**{**ORDERED, **fields})

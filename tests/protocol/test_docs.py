@@ -224,6 +224,15 @@ def test_the_order_example() -> None:
     assert f"S is {derived} and the order {order}" in section("Order of samples").replace("\n", " ")
 
 
+@pytest.mark.parametrize(("samples", "streams"), [(1, 1), (12, 1), (12, 3), (12, 12)])
+def test_the_documented_order_of_streams_is_the_executors(samples: int, streams: int) -> None:
+    from farm_client.data.order import order_of_streams
+
+    length = samples // streams
+    documented = [place % streams * length + place // streams for place in range(samples)]
+    assert order_of_streams(samples, streams).tolist() == documented
+
+
 @pytest.mark.parametrize("samples", [1, 2, 100, 3000])
 def test_the_documented_order_is_the_executors(samples: int) -> None:
     from farm_client.data.order import shard_order

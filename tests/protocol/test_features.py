@@ -34,6 +34,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
         (spec(requirements=Requirements(modules=("torchvision",))), "needed_modules"),
         (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
+        (spec(order="sequential"), "sequential_order"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),
         (spec(outer=OuterOptimizer(groups=(ParameterGroup(names=("w",), schedules={"lr": SCHEDULE}),))), "schedules"),
     ],

@@ -258,6 +258,7 @@ def _pieces(slices: Iterable[Slice], cache: BlobCache) -> tuple[Piece, ...]:
             split=part.shard.split,
             shard_samples=part.shard.samples,
             first_row=part.shard.start,
+            stride=part.shard.stride,
             path=str(cache.path(part.shard.blob.digest)) if part.shard.blob is not None else None,
             start=part.start,
             stop=part.stop,

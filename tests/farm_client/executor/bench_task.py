@@ -140,6 +140,7 @@ class Bench:
                 split=split,
                 shard_samples=s.samples,
                 first_row=s.start,
+                stride=s.stride,
                 path=str(self.files[s.blob.digest]) if s.blob else None,
                 start=0,
                 stop=s.samples,

@@ -28,6 +28,7 @@ def test_every_function_has_its_row() -> None:
         "begin",
         "finish",
         "collate",
+        *("loss_with_state", "train_step_with_state"),
         *("takes_lightnings_steps", "is_manual", "manual_step", "begin_batch", "move", "evaluates"),
     }
     assert set(rows) == methods | {"collate_fn"}

@@ -22,6 +22,7 @@ from protocol.compression import CodecName, CodecSpec
 from protocol.recipe import InnerState, Mode
 from tests.farm_client.executor.agent_side import load_order, run_order, started
 from tests.farm_client.executor.bench_task import Bench, write_data
+from tests.farm_client.executor.ordered_task import LSTM, ordered_bench
 
 DROPOUT_AND_BATCHNORM = """
     import random
@@ -115,6 +116,22 @@ def test_it_goes_on_to_the_same_bits(every_step: None, tmp_path: Path, options: 
     assert done.metrics == undisturbed.metrics
     assert "noise" in done.metrics
     assert done.samples == undisturbed.samples
+
+
+def test_what_is_carried_from_batch_to_batch_goes_on(every_step: None, tmp_path: Path) -> None:
+    stops = LSTM.replace(
+        "    def loss(model, batch, state):\n",
+        "    calls = []\n\n    def loss(model, batch, state):\n        calls.append(1)\n"
+        "        if len(calls) == STOP:\n            raise RuntimeError('stopped')\n",
+    )
+    options: dict[str, Any] = {"rows": 26, "holdout": 0.0, "inner_state": InnerState.CARRIED, "snapshot_seconds": 1e-9}
+    undisturbed = ordered_bench(tmp_path / "whole", **options).train()
+    path = str(tmp_path / "work.state")
+    with pytest.raises(CodeError, match="stopped"):
+        ordered_bench(tmp_path / "broken", stops.replace("STOP", "5"), **options).train(snapshot_path=path)
+    resumed = ordered_bench(tmp_path / "resumed", stops.replace("STOP", "5"), **options).train(snapshot_path=path)
+    assert resumed.update == undisturbed.update
+    assert resumed.metrics == undisturbed.metrics
 
 
 def test_only_what_is_left_is_trained(every_step: None, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from farm_client.sdk.submission import Prepared, Submission, complete_recipe, pr
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask
-from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe
+from protocol.recipe import InnerState, Mode, OuterOptimizer, ParameterGroup, Recipe
 from protocol.tasks import Dataset, Shard, Split, TaskSpec
 from protocol.tensors import parse_layout
 
@@ -366,3 +366,80 @@ def test_code_that_fails_in_either_mode_is_refused_as_ever(tmp_path: Path) -> No
             TASK + HOOKED.replace("model.parameters()", "[*model.parameters(), nn.Parameter(torch.ones(2))]"),
             chosen_for=LOOPBACK,
         )
+
+
+RECURRENT = """
+    import torch
+    from torch import nn
+
+    def build_model(config):
+        return nn.Linear(3, 2)
+
+    def initial_state(model, batch_size, config):
+        return torch.zeros(batch_size, 2)
+
+    def loss(model, batch, state):
+        scores = model(batch["x"]) + state
+        return nn.functional.cross_entropy(scores, batch["y"]), scores
+"""
+
+
+def in_order(**fields: Any) -> Recipe:
+    return Recipe(**{"rounds": 3, "order": "sequential", "batch_samples": 8, **fields})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            in_order(inner_state="carried", mode="weights", max_clients=1),
+            "rows in order: 8 streams side by side; the state goes on from batch to batch, over rounds and clients, "
+            "and begins anew with each epoch; 4 rows at the end left out, for streams of equal length",
+        ),
+        (
+            in_order(mode="weights", min_clients=2, batch_samples=5),
+            "rows in order: 5 streams side by side in each of 2 stretches of the data, one for each client of a round; "
+            "their weights are averaged, which is not the plain loop; the state goes on from batch to batch, and "
+            'begins anew with each round: inner_state = "carried" hands it on',
+        ),
+    ],
+)
+def test_a_line_says_what_of_rows_in_order_is_the_plain_loop(
+    in_process: None, tmp_path: Path, recipe: Recipe, said: str
+) -> None:
+    ready = prepared(tmp_path, RECURRENT, recipe)
+    assert ready.notes == ready.spec.notes == (said,)
+    assert ready.spec.needs[-1] == "sequential_order"
+    complete = ready.spec.recipe
+    assert complete.round_samples == ready.spec.dataset.samples(Split.TRAIN) == 80
+    assert all(shard.stride for shard in ready.spec.dataset.shards)
+
+
+def test_rows_in_order_are_the_plain_loop_where_no_mode_is_named(in_process: None, tmp_path: Path) -> None:
+    ready = prepared(tmp_path, RECURRENT, in_order(), chosen_for=LOOPBACK)
+    recipe = ready.spec.recipe
+    assert (recipe.mode, recipe.inner_state, recipe.max_clients) == (Mode.WEIGHTS, InnerState.CARRIED, 1)
+    assert ready.choice is not None
+    assert "the rows are read in order, one batch after the other; one client trains at a time" in ready.choice.sentence
+    assert "over rounds and clients" in ready.spec.notes[1]
+
+
+def test_rows_in_order_made_by_code_have_their_places(in_process: None, tmp_path: Path) -> None:
+    made = (
+        RECURRENT
+        + """
+    def make_dataset(config):
+        return [{"x": torch.zeros(3), "y": i % 2} for i in range(50)]
+"""
+    )
+    ready = prepared(tmp_path, made, in_order(mode="weights"), data=(), holdout=0.2)
+    train, held = ready.spec.dataset.shards
+    assert (train.start, train.stride, train.samples) == (0, 5, 40)
+    assert (held.start, held.stride, held.samples) == (40, 1, 8)
+    assert "2 rows at the end left out" in ready.notes[0]
+
+
+def test_a_round_of_rows_in_order_is_whole_batches_of_each_client() -> None:
+    recipe = in_order(mode="weights", batch_samples=7, min_clients=3)
+    assert complete_recipe(recipe, dataset(70_014), RehearsalReport()).round_samples == 65_520
+    assert complete_recipe(recipe, dataset(42), RehearsalReport()).round_samples == 42
