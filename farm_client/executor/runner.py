@@ -32,7 +32,7 @@ from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate, refuse_beside
 from farm_client.executor.snapshots import Snapshots, StepKeeping
-from farm_client.executor.speculation import MOST_MISSES, Before, Speculation, guessed
+from farm_client.executor.speculation import MOST_MISSES, Before, Speculation, allows_guesses, guessed
 from farm_client.executor.step_rules import StepRules
 from farm_client.executor.step_state import StateUnusable
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, scheduled_by_name
@@ -110,7 +110,7 @@ class TaskRunner:
         self._written: TensorMap = {}
         """Memory of what the last guess had to copy, for the next one; an order comes when the update is written."""
         self._misses = 0
-        self._snapshots: Snapshots | None = None
+        self._snapshots = Snapshots(None, 0.0)
         self._timeline: Timeline | None = None
         self._has_schedule = True
         self.schedule_steps = order.schedule_steps
@@ -154,7 +154,7 @@ class TaskRunner:
         self._before = Before.of(self._kept_loop, self.tensors, self._copies)
         self._copies = self._before.copies
         speculation.holds = self._weights.is_held
-        speculation.on_adopted = self._take_snapshots_of
+        speculation.on_adopted = lambda order: self._snapshots.keep_at(order.snapshot_path)
         with blaming(self.contract.code_dir):
             outcome = self._compiled_or_not(speculation.guess, speculation)
             done_at = time.perf_counter()
@@ -170,15 +170,13 @@ class TaskRunner:
             self._kept_loop, self._before = self._before.restore(), None
             self._copies = {}  # they are the loop's now
 
-    def _take_snapshots_of(self, order: Run) -> None:
-        if self._snapshots is not None:
-            self._snapshots.keep_at(None if order.snapshot_path is None else Path(order.snapshot_path))
-
     def _gone_on(self, order: Run, outcome: _Outcome) -> Done | Callable[[], Done]:
         """Hold what follows from the outcome, if an order that is likely to come can begin with that."""
         is_whole = outcome.trained is not None and outcome.samples == order.round_samples
         self._whole_round = outcome if is_whole else None
-        if outcome.trained is None or not is_whole or not order.upcoming or not self._may_guess():
+        if outcome.trained is None or not is_whole or not order.upcoming or self._misses >= MOST_MISSES:
+            return self._done(outcome)
+        if not allows_guesses(self._order) or self.contract.takes_lightnings_steps(self.tensors.model):
             return self._done(outcome)
         digest = None
         with suppress(RuntimeError, MemoryError):  # for want of memory: then it waits for its order
@@ -190,12 +188,6 @@ class TaskRunner:
         self._whole_round, self.guess = None, guessed(order)
         hashed = digest
         return lambda: self._done(written).model_copy(update={"holds": hashed()})
-
-    def _may_guess(self) -> bool:
-        is_plain = self._order.mode is Mode.WEIGHTS and self._order.update_codec.name is CodecName.NONE
-        carries = self._order.inner_state is InnerState.CARRIED
-        is_lightnings = self.contract.takes_lightnings_steps(self.tensors.model)
-        return is_plain and not carries and not is_lightnings and self._misses < MOST_MISSES
 
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``, but leave an update to be written by who calls what is returned, on any thread, one at a time.

@@ -61,9 +61,9 @@ class Snapshots:
         """Return those of an order."""
         return cls(None if order.snapshot_path is None else Path(order.snapshot_path), every_seconds, saved)
 
-    def keep_at(self, path: Path | None) -> None:
+    def keep_at(self, path: str | None) -> None:
         """Take them from now on; a state that is there already is left behind: these steps are beyond its beginning."""
-        self._path = path if self._every_seconds > 0 else None
+        self._path = Path(path) if path is not None and self._every_seconds > 0 else None
 
     def resume(self, state: StepState) -> None:
         """Let the state become that of the last snapshot, if there is one.

@@ -20,8 +20,10 @@ import torch
 from farm_client.executor.channel import Channel
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.layout import ModelTensors, TensorMap, apart
-from farm_client.executor.messages import Run
+from farm_client.executor.messages import LoadTask, Run
 from farm_client.executor.progress import ProgressReporter
+from protocol.compression import CodecName
+from protocol.recipe import InnerState, Mode
 
 MOST_MISSES: Final = 2
 """After so many guesses that were wrong a task's executor waits for its orders."""
@@ -31,6 +33,12 @@ _OF_THE_ORDER: Final = ("assignment_id", "weights_digest", "snapshot_path", "fai
 
 class Superseded(Exception):
     """What came is not what was guessed."""
+
+
+def allows_guesses(order: LoadTask) -> bool:
+    """Whether one client's update may make a task's next version by itself, with nothing beside the weights."""
+    is_plain = order.mode is Mode.WEIGHTS and order.update_codec.name is CodecName.NONE
+    return is_plain and order.inner_state is not InnerState.CARRIED
 
 
 def guessed(order: Run) -> Run:
