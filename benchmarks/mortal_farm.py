@@ -291,7 +291,8 @@ def _children(pid: int) -> list[int]:
 
 def _has_code(executor: psutil.Process) -> bool:
     try:
-        return (Path(executor.cwd()) / "code").is_dir()
+        folder = Path(executor.cwd())
+        return folder.name == "code" or (folder / "code").is_dir()
     except psutil.NoSuchProcess:
         return False
 

@@ -76,7 +76,7 @@ async def _seconds_to_load(pool: ExecutorPool, task: TaskBrief, bundle: Path) ->
 def _resident_bytes(scratch: Path) -> Sequence[int]:
     """Return the resident memory of the executors that have their folders there."""
     children = psutil.Process().children(recursive=True)
-    return [child.memory_info().rss for child in children if Path(child.cwd()).parent == scratch.resolve()]
+    return [child.memory_info().rss for child in children if scratch.resolve() in Path(child.cwd()).parents]
 
 
 def _task(bundle: Path) -> TaskBrief:
