@@ -97,7 +97,7 @@ def test_each_format_has_a_name_of_its_own(farm, fake, tmp_path, monkeypatch):
         for kind in ("torch", "safetensors")
     ]
     assert names == ["model.pt", "model.safetensors"]
-    assert "hf" in farm("pull", "digits", "--format", "onnx").stderr
+    assert "onnx" in farm("pull", "digits", "--format", "pickle").stderr
 
 
 def test_a_pulled_model_is_an_ordinary_file_and_nothing_is_left_beside_it(farm, fake, tmp_path):
