@@ -17,7 +17,7 @@ from benchmarks.scheduling import BareFarm, task_spec
 from coordinator.commands import Command, CommitRound, Send
 from coordinator.events import ClientReady, TaskSubmitted, Tick
 from coordinator.settings import CoordinatorSettings
-from protocol.messages import Cancel
+from protocol.assignments import Cancel
 from protocol.recipe import Requirements
 
 BEAT_SECONDS: Final = 2.0

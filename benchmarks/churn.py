@@ -20,8 +20,8 @@ from benchmarks.light_client import LightClient
 from benchmarks.measurement import Measurement
 from benchmarks.mortal_farm import MortalFarm, mortal_farm
 from benchmarks.regression import Regression, prepare_regression, submit_prepared
+from protocol.assignments import Assign
 from protocol.digests import digest_bytes
-from protocol.messages import Assign
 from protocol.tasks import BlobRef
 from protocol.tensors import UPDATE_METADATA, parse_layout
 

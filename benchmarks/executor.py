@@ -20,8 +20,8 @@ from farm_client.agent.executors.executor import Executor, TaskFiles
 from farm_client.executor.messages import Advance, Piece, Run
 from farm_client.executor.process import Launch
 from farm_client.sdk.bundle import make_bundle
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import Mode
 from protocol.tasks import Split, TaskBrief
 

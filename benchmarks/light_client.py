@@ -16,22 +16,9 @@ from typing import Final
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link, open_link
+from protocol.assignments import Accept, Assign, AssignmentProgress, Cancel, Phase, Result
 from protocol.link_capacity import LinkCapacity
-from protocol.messages import (
-    Accept,
-    Assign,
-    AssignmentProgress,
-    Bye,
-    Cancel,
-    Heartbeat,
-    HeldAssignment,
-    Hello,
-    Message,
-    Pace,
-    Phase,
-    Ready,
-    Result,
-)
+from protocol.messages import Bye, Heartbeat, HeldAssignment, Hello, Message, Pace, Ready
 from protocol.resources import Resources
 from protocol.tasks import BlobRef
 from protocol.versions import FROZEN_APART, SUPPORTED

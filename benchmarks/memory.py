@@ -30,8 +30,8 @@ from benchmarks.rounds import TASK
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import JoinAddress, parse_address
 from farm_client.sdk.outcome import is_over
+from protocol.assignments import Assign
 from protocol.digests import new_hasher
-from protocol.messages import Assign
 from protocol.tasks import BlobRef
 from protocol.tensors import UPDATE_METADATA
 

@@ -28,8 +28,9 @@ from coordinator.events import (
 from coordinator.records import CheckpointRecord, Snapshot
 from coordinator.settings import CoordinatorSettings
 from farm_server.operations.daemon import COLLECT_AFTER
+from protocol.assignments import Assign, AssignmentProgress, Phase
 from protocol.digests import digest_bytes
-from protocol.messages import Assign, AssignmentProgress, Hello, Phase
+from protocol.messages import Hello
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec

@@ -26,8 +26,8 @@ from coordinator.records import (
     TaskRecord,
 )
 from coordinator.settings import CoordinatorSettings
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import Recipe
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
 from storage.ledger import SqlLedger

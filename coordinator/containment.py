@@ -23,7 +23,8 @@ from coordinator.state import TaskRun
 from coordinator.stopping import evaluation_is_due
 from coordinator.tasks import end_attempt
 from coordinator.turn import Turn
-from protocol.messages import Ack, Cancel, Pause
+from protocol.assignments import Ack, Cancel
+from protocol.messages import Pause
 from protocol.tasks import BlobRef
 
 P = ParamSpec("P")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.commands import FlushCheckpoint
 from coordinator.stopping import epoch_end_is_due, evaluation_is_due, is_finished
-from protocol.messages import Ack
+from protocol.assignments import Ack
 from protocol.wording import counted
 
 if TYPE_CHECKING:

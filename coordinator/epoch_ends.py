@@ -18,8 +18,8 @@ from coordinator.state import ClientState, Step, TaskRun
 from coordinator.stopping import has_artefact_room
 from coordinator.turn import Turn
 from protocol.artefacts import Artefact
+from protocol.assignments import Kind
 from protocol.failed_steps import error_line
-from protocol.messages import Kind
 from protocol.wording import counted, sized
 
 _PART = Part(position=0, ranges=(), samples=1)

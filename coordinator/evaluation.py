@@ -12,7 +12,7 @@ from coordinator.records import SampleRange
 from coordinator.rounds import close_look, mean_metrics, part_out
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.tasks import Split
 
 

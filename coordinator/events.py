@@ -8,7 +8,8 @@ from enum import StrEnum
 
 from coordinator.records import AssignmentRecord, CheckpointRecord, FailedStepRecord, TaskRecord
 from protocol.artefacts import Artefact
-from protocol.messages import AssignmentProgress, Hello, RejectCode, Scope
+from protocol.assignments import AssignmentProgress, RejectCode
+from protocol.messages import Hello, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
 

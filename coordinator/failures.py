@@ -18,7 +18,8 @@ from coordinator.step_ends import go_on
 from coordinator.tasks import fail
 from coordinator.turn import Turn
 from coordinator.witnesses import askable, convinces, counts
-from protocol.messages import RejectCode, Scope
+from protocol.assignments import RejectCode
+from protocol.messages import Scope
 
 OUT_OF_MEMORY: Final = "out_of_memory"
 MISSING_MODULE: Final = "missing_module"

@@ -25,8 +25,9 @@ from coordinator.offers import accept, adopt, forget, suspend
 from coordinator.records import ClientRecord, RemovedClient
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
+from protocol.assignments import Cancel
 from protocol.errors import Conflict, NotFound
-from protocol.messages import Cancel, HeldAssignment, Hello
+from protocol.messages import HeldAssignment, Hello
 
 T = TypeVar("T")
 

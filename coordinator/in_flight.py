@@ -16,7 +16,7 @@ from math import inf
 from typing import NamedTuple
 
 from coordinator.records import AssignmentRecord, SampleRange
-from protocol.messages import AssignmentProgress, Kind
+from protocol.assignments import AssignmentProgress, Kind
 from protocol.tasks import BlobRef
 
 

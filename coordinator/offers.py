@@ -20,8 +20,8 @@ from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
+from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
 from protocol.bounds import MAX_COUNT
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
 from protocol.recipe import InnerState, Mode
 from protocol.task_length import global_steps
 from protocol.tasks import Split, TaskBrief, TaskSpec

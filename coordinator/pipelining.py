@@ -18,7 +18,7 @@ from coordinator.offers import offer
 from coordinator.planning import count_samples, without_stray
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Prefetch
+from protocol.assignments import Prefetch
 from protocol.task_length import samples_of_epochs, smallest_part
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from coordinator.epoch import in_stretches
 from coordinator.records import SampleRange
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import DataOrder, Mode, Recipe
 from protocol.task_length import smallest_part
 

@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import ClassVar, Protocol
 
 from coordinator.in_flight import StepParts
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import Recipe
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.resources import Resources
 from protocol.tasks import BlobRef, TaskSpec
 

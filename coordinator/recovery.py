@@ -26,7 +26,7 @@ from coordinator.rounds import abandon
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import fail, stored_run
 from coordinator.turn import Turn
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import PartSizes
 
 RESTARTED = "the server restarted; the task waits for its clients to come back"

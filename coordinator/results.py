@@ -31,8 +31,9 @@ from coordinator.tasks import fail, wait_for_server
 from coordinator.throughput import DecayingSum, MovingAverage
 from coordinator.turn import Turn
 from protocol.artefacts import bounds_fault
+from protocol.assignments import Ack, Kind
 from protocol.compression import CodecName
-from protocol.messages import Ack, Kind, Scope
+from protocol.messages import Scope
 
 _SHORTEST_SECONDS: Final = 1e-6
 """No computation is shorter: a speed that nobody has would leave no share for the others."""

@@ -27,7 +27,7 @@ from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import evaluation_is_due
 from coordinator.turn import Turn
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import PartSizes
 from protocol.tasks import Split
 from protocol.wording import counted

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from coordinator.records import AssignmentRecord
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.rest import ShardBook
 from protocol.tasks import Shard, Split
 

@@ -21,7 +21,7 @@ from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
 from coordinator.stopping import epoch_end_is_due
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import DataOrder
 from protocol.resources import LinkFigures, Load
 from protocol.retry import RetryPolicy

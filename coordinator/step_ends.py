@@ -9,7 +9,7 @@ from coordinator.rounds import abandon, commit
 from coordinator.state import Step, TaskRun
 from coordinator.tasks import fail
 from coordinator.turn import Turn
-from protocol.messages import Kind
+from protocol.assignments import Kind
 
 
 def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "") -> None:

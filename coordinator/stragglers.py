@@ -16,7 +16,7 @@ from typing import Final
 from coordinator.in_flight import Lease
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import Step
-from protocol.messages import AssignmentProgress, Phase
+from protocol.assignments import AssignmentProgress, Phase
 
 _ORDER: Final = MappingProxyType({phase: place for place, phase in enumerate(Phase)})
 

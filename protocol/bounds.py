@@ -126,7 +126,7 @@ Metrics = Annotated[dict[Label, Measured], Field(max_length=MAX_METRICS, json_sc
 StageSeconds = Annotated[
     dict[Label, Seconds], Field(max_length=MAX_STAGES, json_schema_extra={"bound": "stage seconds"})
 ]
-"""How long something took, by ``protocol.messages.Stage``; a newer peer may know more of them."""
+"""How long something took, by ``protocol.assignments.WorkStage``; a newer peer may know more of them."""
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,26 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from protocol.artefacts import Artefacts
+from protocol.assignments import Accept, Ack, Assign, AssignmentProgress, Cancel, Prefetch, Progress, Reject, Result
 from protocol.bounds import (
-    MAX_SHARDS,
     MAX_TAGS,
     Bytes,
     Code,
-    Count,
     FrameBytes,
     Id,
-    Int64,
     Interval,
     Label,
     LongText,
-    Measured,
-    Metrics,
     Natural,
-    Positive,
-    Seconds,
     Secret,
-    StageSeconds,
     Text,
     Traceback,
     Version,
@@ -44,11 +36,10 @@ from protocol.limits import (
     LOST_AFTER_SECONDS,
     MAX_CACHED_DIGESTS,
     MAX_FRAME_BYTES,
-    MAX_LOG_LINES_PER_MESSAGE,
     PROGRESS_SECONDS,
 )
 from protocol.resources import Load, Resources
-from protocol.tasks import BlobRef, Shard, TaskBrief, WeightsDelta
+from protocol.tasks import BlobRef
 
 
 class HeldAssignment(Frozen):
@@ -106,26 +97,6 @@ class Pace(Frozen):
     idle_heartbeat_seconds: Interval | None = None
 
 
-class Phase(StrEnum):
-    """What a client is doing with an assignment."""
-
-    FETCHING = "fetching"
-    STARTING = "starting"
-    COMPUTING = "computing"
-    UPLOADING = "uploading"
-
-
-class AssignmentProgress(Frozen):
-    """How far one assignment is; it renews the assignment's lease."""
-
-    assignment_id: Id
-    fence: Natural
-    phase: Phase
-    samples_done: Count = 0
-    fetched_bytes: Bytes = 0
-    waits: Count = 0
-
-
 class Heartbeat(Frozen):
     """C: every ``heartbeat_seconds``, without work every ``idle_heartbeat_seconds``; of all held assignments."""
 
@@ -142,166 +113,6 @@ class Ready(Frozen):
 
     type: Literal["ready"] = "ready"
     slots: int = Field(ge=0, le=64)
-
-
-class Kind(StrEnum):
-    """What is to be done in an assignment."""
-
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    EPOCH_END = "epoch_end"
-
-
-class Slice(Frozen):
-    """Rows ``start`` to ``stop`` of a shard, counted in the epoch's order of that shard."""
-
-    shard: Shard
-    start: Count
-    stop: Positive
-
-    @property
-    def samples(self) -> int:
-        """Count the samples of the slice."""
-        return self.stop - self.start
-
-
-class Assign(Frozen):
-    """S: one client's part of one round. ``fence`` is the lease's fencing token: echo it in every answer."""
-
-    type: Literal["assign"] = "assign"
-    assignment_id: Id
-    fence: Natural
-    kind: Kind
-    task: TaskBrief
-    round: Count
-    epoch: Count
-    weights: BlobRef
-    deltas: tuple[WeightsDelta, ...] = Field(default=(), max_length=256)
-    """A chain that ends at ``weights``: whoever holds the base of one of its links may take the rest instead."""
-    inner_state: BlobRef | None = None
-    """What the inner optimizer begins with, where the version carries it; none yet before the first round."""
-    slices: tuple[Slice, ...] = Field(max_length=MAX_SHARDS)
-    samples_before: Count = 0
-    """Samples that the task was trained on before this round; schedules go by them, and by ``round_samples``."""
-    round_samples: Count = 0
-    failed_step_bytes: Bytes = 0
-    """How large a file the farm takes of the step in which the task's code fails; 0: it keeps none (any more)."""
-    lease_seconds: Seconds
-    prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
-    """Shards that this client is likely to need next; fetched while it computes, if there is room."""
-    upcoming: tuple[Slice, ...] = Field(default=(), max_length=256)
-    """Likely all of the next round, and this client's, if its update is all that comes in. A guess."""
-
-    @property
-    def samples(self) -> int:
-        """Count the samples of all slices."""
-        return sum(s.samples for s in self.slices)
-
-
-class Prefetch(Frozen):
-    """S: blobs that this client is likely to need soon; fetched while it computes, if there is room. Not answered."""
-
-    type: Literal["prefetch"] = "prefetch"
-    blobs: tuple[BlobRef, ...] = Field(max_length=256)
-
-
-class Accept(Frozen):
-    """C: the client will do this assignment."""
-
-    type: Literal["accept"] = "accept"
-    assignment_id: Id
-    fence: Natural
-
-
-class RejectCode(StrEnum):
-    """Why a client hands an assignment back undone."""
-
-    DOES_NOT_FIT = "does_not_fit"
-    BUSY = "busy"
-    DRAINING = "draining"
-    PAUSED = "paused"
-    BLOB_UNAVAILABLE = "blob_unavailable"
-
-
-class Reject(Frozen):
-    """C: the client refuses an assignment, or hands an accepted one back."""
-
-    type: Literal["reject"] = "reject"
-    assignment_id: Id
-    fence: Natural
-    code: RejectCode
-    message: Text = ""
-
-
-class MetricPoint(Frozen):
-    """One value that the researcher's code logged."""
-
-    name: Label
-    value: Measured
-    step: Int64 = 0
-
-
-class LogLine(Frozen):
-    """One line that the researcher's code printed (``stdout``, ``stderr``) or the agent noted (``agent``)."""
-
-    stream: Literal["stdout", "stderr", "agent"] = "stdout"
-    text: Text
-
-
-class Progress(Frozen):
-    """C: metrics and log lines of a running assignment, as they come, batched."""
-
-    type: Literal["progress"] = "progress"
-    progress: AssignmentProgress
-    metrics: tuple[MetricPoint, ...] = Field(default=(), max_length=200)
-    logs: tuple[LogLine, ...] = Field(default=(), max_length=MAX_LOG_LINES_PER_MESSAGE)
-
-
-class WorkStage(StrEnum):
-    """What an assignment's time goes into on its client; stages of a pipelined task overlap with the next one's."""
-
-    FETCH = "fetch"
-    """Weights and shards come into the cache."""
-    START = "start"
-    """An executor imports the code and builds the model; of a task's first assignment."""
-    LOAD = "load"
-    """The weights go into the model, and onto its device."""
-    TRAIN = "train"
-    """The steps, and base minus local."""
-    COPY = "copy"
-    """The update comes off the device."""
-    WRITE = "write"
-    """The update is encoded, hashed and written."""
-    UPLOAD = "upload"
-    """An update that no message carries goes to the farm, turns that it waits for included."""
-
-
-class Result(Frozen):
-    """C: an assignment is done.
-
-    ``update``: of training. Bytes over the inline limit, and ``artefacts``, were first PUT to ``/v1/blobs/{digest}``.
-    ``metrics`` are means over the assignment's samples (``loss`` among them).
-    """
-
-    type: Literal["result"] = "result"
-    assignment_id: Id
-    fence: Natural
-    samples: Positive
-    metrics: Metrics = Field(default_factory=dict)
-    update: BlobRef | None = None
-    artefacts: Artefacts = ()
-    compute_seconds: Seconds = 0.0
-    stage_seconds: StageSeconds = Field(default_factory=dict)
-
-
-class Ack(Frozen):
-    """S: the result is settled; forget it. ``counted``: a committed round contains it; else it was late or a repeat."""
-
-    type: Literal["ack"] = "ack"
-    assignment_id: Id
-    fence: Natural
-    counted: bool
-    message: Text = ""
 
 
 class Scope(StrEnum):
@@ -329,15 +140,6 @@ class Error(Frozen):
     """C: the state and the batch of the step in which the task's code failed, PUT to ``/v1/blobs/{digest}`` before."""
     fatal: bool = False
     """The sender closes the connection after this."""
-
-
-class Cancel(Frozen):
-    """S: stop this assignment now and forget it."""
-
-    type: Literal["cancel"] = "cancel"
-    assignment_id: Id
-    fence: Natural
-    reason: Text = ""
 
 
 class Pause(Frozen):

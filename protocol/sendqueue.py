@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from protocol.assignments import Assign, Cancel
 from protocol.codec import join
 from protocol.limits import MAX_BATCH_MESSAGES
-from protocol.messages import Assign, Bye, Cancel, Message, Pause
+from protocol.messages import Bye, Message, Pause
 
 URGENT: Final = frozenset({"welcome", "heartbeat", "pace", "ack", "cancel", "pause", "resume", "drain", "bye"})
 """Types that overtake; a welcome has nothing to overtake, but must not be overtaken itself.

@@ -33,7 +33,7 @@ from coordinator.records import (
     SampleRange,
     TaskRecord,
 )
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.resources import Resources
 from protocol.tasks import BlobRef, TaskSpec
 from storage import tables

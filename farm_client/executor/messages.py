@@ -11,12 +11,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from protocol.artefacts import MAX_FILES, ArtefactName
+from protocol.assignments import Kind, MetricPoint
 from protocol.bounds import Count
 from protocol.compression import CodecSpec
 from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Kind, MetricPoint, Scope
+from protocol.messages import Scope
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Split
@@ -213,7 +214,7 @@ class Done(Frozen):
     left: tuple[LeftFile, ...] = Field(default=(), max_length=MAX_FILES)
     compute_seconds: float = 0.0
     stage_seconds: dict[str, float] = {}
-    """Where they went: see ``protocol.messages.WorkStage``."""
+    """Where they went: see ``protocol.assignments.WorkStage``."""
     holds: str | None = None
     """The version that it holds now, in the place of the order's, and goes on with unasked; None where it rests."""
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Advance, Saved
-from protocol.messages import MetricPoint
+from protocol.assignments import MetricPoint
 
 INTERVAL_SECONDS: Final = 0.25
 MAX_POINTS: Final = 200

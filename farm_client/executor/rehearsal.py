@@ -32,8 +32,8 @@ from farm_client.executor.schedule_fit import TooLong, schedules_of
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.survey import Survey
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer
 from protocol.tasks import Split
 

@@ -39,8 +39,8 @@ from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, schedul
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
 from farm_client.stage_clock import StageClock
+from protocol.assignments import Kind, WorkStage
 from protocol.compression import CodecName
-from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState, Mode
 
 

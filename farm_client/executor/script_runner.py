@@ -26,9 +26,9 @@ from farm_client.executor.training import Trained, difference
 from farm_client.executor.updates import UpdateWriter
 from farm_client.own_loop import LoopPart
 from farm_client.stage_clock import StageClock
+from protocol.assignments import Kind, WorkStage
 from protocol.codecs import tensor_file
 from protocol.errors import OutOfOrder
-from protocol.messages import Kind, WorkStage
 from protocol.recipe import InnerState
 
 

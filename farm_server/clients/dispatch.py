@@ -6,8 +6,9 @@ from coordinator.commands import Send
 from farm_server.clients.registry import Peer, Registry
 from farm_server.environment.clock import Clock
 from farm_server.transfers.memory_blobs import MemoryBlobs
+from protocol.assignments import Assign
 from protocol.errors import FarmError, OutOfOrder
-from protocol.messages import Assign, Message
+from protocol.messages import Message
 
 
 class Dispatch:

@@ -16,8 +16,8 @@ from coordinator.allowance import OutputBudgets
 from coordinator.records import AssignmentRecord, Entry, LogRecord, MetricRecord
 from farm_server.clients.registry import Peer
 from farm_server.control.journal import Saver
+from protocol.assignments import Progress
 from protocol.errors import FarmError, Unavailable
-from protocol.messages import Progress
 
 _MAX_WAITING = 50_000
 _log = structlog.get_logger(__name__)

@@ -20,8 +20,9 @@ from farm_server.observability.telemetry import Telemetry
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from protocol.artefacts import Artefact
+from protocol.assignments import Kind, Progress, Result, WorkStage
 from protocol.errors import FarmError, NotFound
-from protocol.messages import Bye, Error, Kind, Message, Progress, Result, WorkStage
+from protocol.messages import Bye, Error, Message
 from protocol.tasks import BlobRef
 
 _CHECKS_AT_ONCE = 16

@@ -9,7 +9,7 @@ from typing import Any, Final
 from coordinator import events
 from farm_server.clients.registry import Peer
 from farm_server.tensors.intake import NonFiniteUpdate
-from protocol import messages
+from protocol import assignments, messages
 from protocol.errors import FarmError, Unavailable
 from protocol.messages import Message, Scope
 
@@ -18,7 +18,7 @@ def _heartbeat(peer: Peer, message: messages.Heartbeat) -> events.Event:
     return events.ClientBeat(peer.client_id, peer.incarnation, message.load, message.assignments)
 
 
-def _progress(peer: Peer, message: messages.Progress) -> events.Event:
+def _progress(peer: Peer, message: assignments.Progress) -> events.Event:
     return events.ClientBeat(peer.client_id, peer.incarnation, None, (message.progress,))
 
 
@@ -26,11 +26,11 @@ def _ready(peer: Peer, message: messages.Ready) -> events.Event:
     return events.ClientReady(peer.client_id, peer.incarnation, message.slots)
 
 
-def _accept(peer: Peer, message: messages.Accept) -> events.Event:
+def _accept(peer: Peer, message: assignments.Accept) -> events.Event:
     return events.AssignmentAccepted(peer.client_id, peer.incarnation, message.assignment_id, message.fence)
 
 
-def _reject(peer: Peer, message: messages.Reject) -> events.Event:
+def _reject(peer: Peer, message: assignments.Reject) -> events.Event:
     return events.AssignmentRejected(
         peer.client_id, peer.incarnation, message.assignment_id, message.fence, message.code, message.message
     )
@@ -51,10 +51,10 @@ def _drain(peer: Peer, message: messages.Drain) -> events.Event:
 _EVENTS: Final[Mapping[type, Callable[[Peer, Any], events.Event]]] = MappingProxyType(
     {
         messages.Heartbeat: _heartbeat,
-        messages.Progress: _progress,
+        assignments.Progress: _progress,
         messages.Ready: _ready,
-        messages.Accept: _accept,
-        messages.Reject: _reject,
+        assignments.Accept: _accept,
+        assignments.Reject: _reject,
         messages.Pause: _pause,
         messages.Resume: _resume,
         messages.Drain: _drain,
@@ -85,7 +85,7 @@ def failure_of(peer: Peer, error: messages.Error) -> events.AssignmentFailed | N
     )
 
 
-def unusable(peer: Peer, result: messages.Result, error: FarmError) -> events.AssignmentFailed:
+def unusable(peer: Peer, result: assignments.Result, error: FarmError) -> events.AssignmentFailed:
     """Return the failure of an assignment whose result the server can't use.
 
     NaN comes from the task's own code and will come everywhere; what the server lacks is nobody's fault; anything else

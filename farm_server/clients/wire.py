@@ -12,10 +12,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from coordinator.allowance import ConnectionAllowance
 from farm_server.edge.control_frames import TOO_MANY
 from farm_server.observability.wire_counters import WireCounters
+from protocol.assignments import Assign
 from protocol.errors import TooMany
 from protocol.limits import MAX_STRIKES
 from protocol.link_capacity import LinkCapacity
-from protocol.messages import Assign, Message
+from protocol.messages import Message
 from protocol.sendqueue import SendQueue
 from protocol.session import Session
 

@@ -12,11 +12,11 @@ from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.tensor_reader import header_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.tensors.unwrapping import Unwrapper
+from protocol.assignments import Kind, Result
 from protocol.compression import CodecSpec
 from protocol.encoded import check_encoded, largest_bytes
 from protocol.errors import FarmError
 from protocol.inner_state import LARGEST_TREE_BYTES, without_state
-from protocol.messages import Kind, Result
 from protocol.tasks import BlobRef
 from protocol.tensors import Layout, read_header
 from protocol.zstd import is_wrapped

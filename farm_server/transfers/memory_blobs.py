@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+from protocol.assignments import Assign
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Assign
 from protocol.tasks import BlobRef, WeightsDelta
 
 

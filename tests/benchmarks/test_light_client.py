@@ -10,8 +10,9 @@ import pytest
 from benchmarks import light_client
 from benchmarks.light_client import LightClient
 from farm_client.agent.errors import OutOfReach
+from protocol.assignments import Accept, Assign, Cancel, Result, Slice
 from protocol.digests import digest_bytes
-from protocol.messages import Accept, Assign, Cancel, Heartbeat, Pace, Ready, Result, Slice, Welcome
+from protocol.messages import Heartbeat, Pace, Ready, Welcome
 from protocol.tasks import BlobRef, Shard, TaskBrief
 
 LONG, SHORT = 60.0, 0.05

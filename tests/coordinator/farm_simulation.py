@@ -55,8 +55,9 @@ from coordinator.records import (
 )
 from coordinator.settings import CoordinatorSettings
 from protocol.artefacts import Artefact
+from protocol.assignments import Assign, Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Assign, HeldAssignment, Hello, Kind, Message, Scope
+from protocol.messages import HeldAssignment, Hello, Message, Scope
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
 from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec, WeightsDelta

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from coordinator.commands import DropClient
 from coordinator.events import Action, ClientLost, ClientRemoved, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
+from protocol.assignments import Ack
 from protocol.errors import Conflict, NotFound
-from protocol.messages import Ack, Scope
+from protocol.messages import Scope
 from tests.coordinator.farm_simulation import Simulation, spec
 
 

@@ -14,8 +14,8 @@ from coordinator.lifecycle import ENDED, IllegalTransition, TaskState
 from coordinator.records import AssignmentRecord, RoundState
 from coordinator.settings import CoordinatorSettings
 from coordinator.state import TaskRun
+from protocol.assignments import Ack, Cancel
 from protocol.errors import Conflict, FarmError, NotFound
-from protocol.messages import Ack, Cancel
 from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from coordinator.continuing import at_start, check_goes_on, start_from
 from coordinator.lifecycle import TaskState
 from coordinator.records import CheckpointRecord, SampleRange, TaskRecord
+from protocol.assignments import Assign
 from protocol.errors import InvalidTask
-from protocol.messages import Assign
 from protocol.recipe import InnerState, Mode, OuterOptimizer
 from protocol.tasks import BlobRef, Origin, TaskSpec
 from tests.coordinator.farm_simulation import Simulation, Volunteer, blob, spec

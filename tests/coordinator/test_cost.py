@@ -23,7 +23,7 @@ from coordinator.events import (
 from coordinator.planning import by_affinity
 from coordinator.records import SampleRange, Snapshot
 from coordinator.settings import CoordinatorSettings
-from protocol.messages import AssignmentProgress, Phase
+from protocol.assignments import AssignmentProgress, Phase
 from protocol.recipe import Requirements
 from protocol.resources import Load
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from coordinator.commands import DropUpdate, Send
 from coordinator.events import Action, TaskAction
+from protocol.assignments import Assign, Kind
 from protocol.compression import CodecName, CodecSpec
-from protocol.messages import Assign, Kind
 from tests.coordinator.farm_simulation import Simulation, Volunteer, blob, spec
 
 INT8 = CodecSpec(name=CodecName.INT8)

@@ -9,7 +9,7 @@ from coordinator.commands import FlushCheckpoint, OpenRound, Save
 from coordinator.events import Action, AggregationFailed, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.records import RoundState
-from protocol.messages import Ack, Assign, Kind
+from protocol.assignments import Ack, Assign, Kind
 from tests.coordinator.farm_simulation import Simulation, blob, spec
 
 

@@ -11,8 +11,9 @@ from coordinator.lifecycle import TaskState
 from coordinator.records import ArtefactRecord
 from coordinator.stopping import epoch_end_is_due
 from protocol.artefacts import MAX_FILE_BYTES, MAX_TASK_BYTES, Artefact
+from protocol.assignments import Assign, AssignmentProgress, Kind, Phase
 from protocol.digests import digest_bytes
-from protocol.messages import Assign, AssignmentProgress, Kind, Phase, Scope
+from protocol.messages import Scope
 from protocol.tasks import TaskSpec
 from protocol.versions import EPOCH_END
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from coordinator.events import Action, TaskAction
 from coordinator.lifecycle import TaskState
+from protocol.assignments import Assign, Kind
 from protocol.digests import digest_bytes
 from protocol.failed_steps import largest_failed_step_bytes
-from protocol.messages import Assign, Kind, Scope
+from protocol.messages import Scope
 from protocol.tasks import BlobRef
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 

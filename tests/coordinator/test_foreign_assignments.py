@@ -15,7 +15,8 @@ from coordinator.events import (
     ResultArrived,
 )
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, RejectCode, Scope
+from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Phase, RejectCode
+from protocol.messages import Scope
 from protocol.tasks import BlobRef
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 

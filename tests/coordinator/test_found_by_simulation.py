@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.events import Action, AggregationFailed, AssignmentFailed, ClientReady, TaskAction
 from coordinator.lifecycle import AssignmentState, IllegalTransition, TaskState
-from protocol.messages import Ack, Kind, Scope
+from protocol.assignments import Ack, Kind
+from protocol.messages import Scope
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 

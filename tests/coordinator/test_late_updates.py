@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.commands import Fold
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import Ack, Assign, Cancel
+from protocol.assignments import Ack, Assign, Cancel
 from tests.coordinator.farm_simulation import Simulation, spec
 
 

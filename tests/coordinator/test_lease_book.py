@@ -15,7 +15,7 @@ from coordinator.in_flight import Home, Lease, Part, Stage, StepParts, TaskLease
 from coordinator.leases import Claim, LeaseBook
 from coordinator.lifecycle import AssignmentState
 from coordinator.records import AssignmentRecord, SampleRange
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.tasks import BlobRef
 from tests.coordinator.book_checks import faults_of_book, faults_of_round
 from tests.coordinator.farm_simulation import Simulation, spec

@@ -14,7 +14,8 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.lifecycle import AssignmentState, TaskState
-from protocol.messages import AssignmentProgress, Cancel, Phase, RejectCode, Scope
+from protocol.assignments import AssignmentProgress, Cancel, Phase, RejectCode
+from protocol.messages import Scope
 from protocol.resources import Load
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 

@@ -21,7 +21,8 @@ from coordinator.planning import shares
 from coordinator.scoring import expected_speeds
 from coordinator.stopping import rounds_total
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.messages import AssignmentProgress, Hello, Kind, Phase, Scope
+from protocol.assignments import AssignmentProgress, Kind, Phase
+from protocol.messages import Hello, Scope
 from protocol.resources import Gpu, Load, Resources
 from protocol.task_length import samples_of_epochs
 from protocol.tasks import BlobRef

@@ -14,7 +14,8 @@ from coordinator.events import AssignmentAccepted, AssignmentFailed, AssignmentR
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import mean_metrics
-from protocol.messages import AssignmentProgress, Kind, Phase, RejectCode, Scope
+from protocol.assignments import AssignmentProgress, Kind, Phase, RejectCode
+from protocol.messages import Scope
 from protocol.recipe import Mode
 from protocol.resources import Load
 from protocol.rest import TaskView

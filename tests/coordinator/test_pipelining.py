@@ -7,8 +7,9 @@ import pytest
 from coordinator.commands import Fold, OpenRound, Send
 from coordinator.events import Action, ClientReady, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
+from protocol.assignments import Ack, Cancel, Prefetch
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Ack, Cancel, Prefetch, Scope
+from protocol.messages import Scope
 from tests.coordinator.farm_simulation import Simulation, blob, spec
 
 PIPELINE = {"pipeline": True, "max_staleness": 1}

@@ -8,7 +8,7 @@ from coordinator.in_flight import Home, Lease, Part, Stage, StepParts
 from coordinator.lifecycle import AssignmentState
 from coordinator.policies import Evaluation, Follows, LateUpdates, Pipelining, Policy, Synchronous, policy_of
 from coordinator.records import AssignmentRecord, SampleRange
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import Recipe
 
 HOME = Home(Kind.TRAIN, 3)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from coordinator.settings import CoordinatorSettings
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 ROUND_SECONDS = 0.25

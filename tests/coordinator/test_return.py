@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.records import RoundState
-from protocol.messages import Ack, Cancel
+from protocol.assignments import Ack, Cancel
 from tests.coordinator.farm_simulation import Simulation, spec
 
 

@@ -11,7 +11,8 @@ from coordinator.events import Action, ResultArrived, TaskAction
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.planning import fixed_sizes
 from coordinator.records import RoundState
-from protocol.messages import Ack, Cancel, Kind, Pause
+from protocol.assignments import Ack, Cancel, Kind
+from protocol.messages import Pause
 from protocol.recipe import Mode, PartSizes, Recipe
 from protocol.task_length import smallest_part
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec

@@ -14,7 +14,7 @@ from coordinator.queue import band, fair_share, queue_order
 from coordinator.records import ClientRecord, TaskRecord
 from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
 from coordinator.throughput import DecayingSum, MovingAverage
-from protocol.messages import Kind, RejectCode
+from protocol.assignments import Kind, RejectCode
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Requirements
 from protocol.resources import Gpu, Resources

@@ -12,7 +12,7 @@ from coordinator.epoch import in_stretches, take
 from coordinator.lifecycle import TaskState
 from coordinator.planning import fixed_parts
 from coordinator.records import AssignmentRecord, SampleRange
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import PartSizes, Recipe
 from protocol.tasks import Shard
 from protocol.versions import SEQUENTIAL_ORDER

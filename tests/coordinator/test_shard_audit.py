@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from coordinator.lifecycle import AssignmentState
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.shard_audit import shard_books
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.tasks import BlobRef, Shard, Split
 
 BLOB = BlobRef(digest="0" * 64, size_bytes=1)

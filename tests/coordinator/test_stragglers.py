@@ -11,7 +11,8 @@ from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.settings import CoordinatorSettings
 from coordinator.stragglers import take_in
-from protocol.messages import Ack, Assign, AssignmentProgress, Cancel, Phase, Scope
+from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Phase
+from protocol.messages import Scope
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 from tests.coordinator.test_odd_numbers import DELIVERED
 

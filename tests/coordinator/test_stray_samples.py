@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coordinator.lifecycle import TaskState
 from coordinator.planning import without_stray
 from coordinator.stopping import rounds_total
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import Mode
 from tests.coordinator.farm_simulation import Simulation, spec
 

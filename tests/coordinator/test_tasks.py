@@ -20,8 +20,9 @@ from coordinator.lifecycle import IllegalTransition, TaskState
 from coordinator.queue import queue_order
 from coordinator.records import RoundState
 from coordinator.settings import CoordinatorSettings
+from protocol.assignments import Cancel
 from protocol.errors import Conflict, NotFound
-from protocol.messages import Cancel, Pause, Resume, Scope
+from protocol.messages import Pause, Resume, Scope
 from protocol.retry import RetryPolicy
 from tests.coordinator.farm_simulation import Simulation, spec
 

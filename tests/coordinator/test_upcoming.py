@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from protocol.recipe import OuterOptimizer
 from protocol.tasks import BlobRef, TaskSpec
 from tests.coordinator.farm_simulation import Simulation, spec

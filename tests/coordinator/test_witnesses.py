@@ -9,7 +9,8 @@ import pytest
 
 from coordinator.events import AssignmentRejected
 from coordinator.lifecycle import TaskState
-from protocol.messages import RejectCode, Scope
+from protocol.assignments import RejectCode
+from protocol.messages import Scope
 from protocol.recipe import Requirements
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, load_file, save
 from websockets.exceptions import WebSocketException
 
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from protocol.tensors import UPDATE_METADATA
 from tests.e2e.conftest import RealFarm
 from tests.farm_server.volunteer import Volunteer

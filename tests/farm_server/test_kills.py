@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from protocol.messages import Ack, Assign
+from protocol.assignments import Ack, Assign
 from protocol.recipe import Mode, OuterOptimizer, Recipe
 from protocol.tensors import UPDATE_METADATA, weights_metadata
 from tests.farm_server import model

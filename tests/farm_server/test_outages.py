@@ -14,9 +14,9 @@ from websockets.exceptions import InvalidStatus
 
 from farm_server.environment.disk_space import DiskSpace
 from farm_server.housekeeping.periodic import collect_blobs
+from protocol.assignments import Ack
 from protocol.digests import digest_bytes
 from protocol.errors import Unavailable
-from protocol.messages import Ack
 from protocol.recipe import Recipe
 from tests.farm_server import model
 from tests.farm_server.test_training import ended

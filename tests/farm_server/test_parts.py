@@ -21,11 +21,11 @@ from farm_server.environment.tokens import TokenRole, Tokens, load_or_create_tok
 from farm_server.operations.running_server import running_server
 from farm_server.tensors.serial_worker import SerialWorker
 from farm_server.transfers.memory_blobs import MemoryBlobs
+from protocol.assignments import Assign, Kind
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import Conflict, NotFound, Unauthorized, Unavailable
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Assign, Kind
 from protocol.tasks import BlobRef, TaskBrief, WeightsDelta
 from tests.farm_server import model
 

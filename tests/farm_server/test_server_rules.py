@@ -23,8 +23,9 @@ from farm_server.http import spec_json
 from farm_server.http.listing import listing, written
 from farm_server.http.spec_json import parse_spec
 from farm_server.tensors.intake import NonFiniteUpdate
+from protocol.assignments import LogLine, MetricPoint, Progress, Result
 from protocol.errors import DigestMismatch, InvalidTask, Unavailable
-from protocol.messages import Error, LogLine, Message, MetricPoint, Progress, Result, Scope
+from protocol.messages import Error, Message, Scope
 from protocol.tasks import Dataset, Shard, TaskSpec
 from storage.errors import BadRecord
 from tests.protocol.samples import BY_TYPE, SAMPLES

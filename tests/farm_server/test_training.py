@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from farm_server.housekeeping.retention import superseded
+from protocol.assignments import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
 from protocol.recipe import OuterOptimizer, Recipe
 from protocol.rest import MetricView
 from protocol.tasks import BlobRef

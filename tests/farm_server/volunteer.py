@@ -9,7 +9,8 @@ from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from protocol.messages import Accept, Ack, Assign, Cancel, Hello, Kind, Message, Ready, Result, Welcome
+from protocol.assignments import Accept, Ack, Assign, Cancel, Kind, Result
+from protocol.messages import Hello, Message, Ready, Welcome
 from protocol.resources import Resources
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef

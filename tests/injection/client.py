@@ -30,8 +30,9 @@ from farm_client.executor.messages import Done, Run
 from farm_client.executor.process import Launch
 from farm_client.transfer.carrier import Carrier
 from farm_client.transfer.upload import UploadListener
+from protocol.assignments import Ack, Kind
 from protocol.errors import FarmError
-from protocol.messages import Ack, Kind, Message
+from protocol.messages import Message
 from tests.injection.places import Places
 from tests.injection.plan import FAULTS_VARIABLE, SPENT_VARIABLE, Fault
 from tests.injection.standing import Standing

@@ -10,7 +10,7 @@ from farm_client.executor.__main__ import main
 from farm_client.executor.messages import Done, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.runner import TaskRunner
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from tests.injection.places import Places
 from tests.injection.plan import Fault
 from tests.injection.standing import Standing

@@ -24,9 +24,10 @@ from farm_server.operations.daemon import run
 from farm_server.tensors.aggregator import Aggregator
 from farm_server.tensors.checkpoint_writer import CheckpointWriter, Done
 from farm_server.tensors.torch_side import TorchSide
+from protocol.assignments import Ack, Assign, Kind, Result
 from protocol.digests import digest_bytes
 from protocol.errors import FarmError
-from protocol.messages import Ack, Assign, Kind, Message, Result
+from protocol.messages import Message
 from storage.checkpoints import NewCheckpoint, WrittenCheckpoint
 from tests.injection.places import Places
 from tests.injection.plan import Fault

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 from typing import get_args
 
-from protocol.digests import digest_bytes
-from protocol.messages import (
+from protocol.assignments import (
     Accept,
     Ack,
     Assign,
     AssignmentProgress,
-    Bye,
     Cancel,
+    Kind,
+    LogLine,
+    MetricPoint,
+    Phase,
+    Prefetch,
+    Progress,
+    Reject,
+    RejectCode,
+    Result,
+    Slice,
+)
+from protocol.digests import digest_bytes
+from protocol.messages import (
+    Bye,
     Drain,
     Error,
     Heartbeat,
     Hello,
-    Kind,
-    LogLine,
     Message,
-    MetricPoint,
     Pace,
     Pause,
-    Phase,
-    Prefetch,
-    Progress,
     Ready,
-    Reject,
-    RejectCode,
-    Result,
     Resume,
     Scope,
-    Slice,
-    TaskBrief,
     Welcome,
 )
 from protocol.recipe import Mode
 from protocol.resources import Gpu, Load, Resources
-from protocol.tasks import BlobRef, Shard
+from protocol.tasks import BlobRef, Shard, TaskBrief
 
 MESSAGE_TYPES: tuple[type[Message], ...] = get_args(get_args(Message)[0])
 

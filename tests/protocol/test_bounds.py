@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from protocol import bounds, rest
+from protocol.assignments import LogLine, MetricPoint, Result
 from protocol.codec import decode, decode_entry, encode
 from protocol.errors import ProtocolError
-from protocol.messages import MESSAGE, Drain, Error, Hello, LogLine, MetricPoint, Result
+from protocol.messages import MESSAGE, Drain, Error, Hello
 from protocol.recipe import OuterOptimizer, Recipe, Requirements
 from protocol.resources import MAX_GPUS, Resources
 from protocol.rest import TaskView

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.assignments import Assign, Result
 from protocol.codec import decode, encode
 from protocol.errors import MalformedFrame, OversizedFrame, ProtocolError, UnknownMessage
 from protocol.limits import MAX_FRAME_BYTES
-from protocol.messages import Assign, Message, Ready, Result
+from protocol.messages import Message, Ready
 from protocol.packing import MAX_ITEMS, pack_map
 from tests.protocol.samples import BRIEF, BY_TYPE, MESSAGE_TYPES, SAMPLES
 

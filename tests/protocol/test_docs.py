@@ -14,9 +14,10 @@ from blake3 import blake3
 from safetensors import deserialize
 
 from protocol import bounds, errors, limits
+from protocol.assignments import Result
 from protocol.codec import decode, decode_entry, split
 from protocol.digests import digest_bytes
-from protocol.messages import MESSAGE, Result
+from protocol.messages import MESSAGE
 from protocol.packing import MAX_ITEMS
 from protocol.resources import MAX_GPUS
 from protocol.sendqueue import URGENT, Packed, SendQueue

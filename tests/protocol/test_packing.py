@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.assignments import LogLine, MetricPoint, Progress
 from protocol.errors import MalformedFrame
 from protocol.limits import MAX_BATCH_MESSAGES, MAX_CLIENT_DEPTH, MAX_CLIENT_VALUES, MAX_FRAME_BYTES, MAX_STRIKES
-from protocol.messages import Heartbeat, LogLine, MetricPoint, Progress
+from protocol.messages import Heartbeat
 from protocol.packing import check_shape, pack_map, unpack
 from protocol.session import Session, SessionState, Side
 from tests.protocol.samples import BY_TYPE

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol.assignments import Ack, Assign, Cancel
 from protocol.codec import decode, decode_entry, encode, join, split
 from protocol.limits import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES
-from protocol.messages import Ack, Assign, Bye, Cancel, Drain, Error, Message, Pause, Ready
+from protocol.messages import Bye, Drain, Error, Message, Pause, Ready
 from protocol.sendqueue import URGENT, SendQueue
 from protocol.tasks import BlobRef
 from tests.protocol.samples import BY_TYPE, SAMPLES

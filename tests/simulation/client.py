@@ -8,26 +8,28 @@ from typing import TYPE_CHECKING
 
 from coordinator.records import SampleRange
 from protocol.artefacts import Artefact
-from protocol.messages import (
+from protocol.assignments import (
     Accept,
     Ack,
     Assign,
     AssignmentProgress,
-    Bye,
     Cancel,
+    Kind,
+    Phase,
+    Reject,
+    RejectCode,
+    Result,
+)
+from protocol.messages import (
+    Bye,
     Drain,
     Error,
     Heartbeat,
     HeldAssignment,
     Hello,
-    Kind,
     Message,
     Pause,
-    Phase,
     Ready,
-    Reject,
-    RejectCode,
-    Result,
     Resume,
     Scope,
     Welcome,

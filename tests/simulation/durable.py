@@ -12,7 +12,7 @@ from coordinator.commands import Save
 from coordinator.durability import MOST_ROUNDS
 from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
 from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from storage.memory_facts import MemoryFacts
 from tests.simulation.exact_weights import aggregate_of, value_of
 from tests.simulation.violation import check

@@ -9,7 +9,7 @@ from coordinator.farm import FarmState
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from tests.coordinator.book_checks import faults_of_book, faults_of_round
 from tests.simulation.violation import Violation, check
 

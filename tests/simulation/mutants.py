@@ -37,7 +37,7 @@ from coordinator.lifecycle import ENDED
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
-from protocol.messages import Ack, Assign, Cancel
+from protocol.assignments import Ack, Assign, Cancel
 from tests.simulation import server
 
 Mutant = Callable[[pytest.MonkeyPatch], None]

@@ -40,8 +40,9 @@ from coordinator.events import (
 from coordinator.lifecycle import ENDED
 from coordinator.records import Snapshot, TaskRecord
 from farm_server.clients.translate import event_of, failure_of
+from protocol.assignments import Ack, Assign, Kind, Result
 from protocol.errors import FarmError
-from protocol.messages import Ack, Assign, Bye, Error, Hello, Kind, Message, Ready, Result, Scope, Welcome
+from protocol.messages import Bye, Error, Hello, Message, Ready, Scope, Welcome
 from tests.simulation.aggregator import Aggregator
 from tests.simulation.durable import Journal, Ticket
 from tests.simulation.invariants import check_command, check_evicted, check_farm, check_restored

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coordinator.lifecycle import TaskState
 from coordinator.records import AssignmentRecord
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from tests.coordinator.farm_simulation import Simulation, Volunteer, spec
 
 NAMES = ("ada", "bob", "eve", "max")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from coordinator.events import Action, TaskAction
 from coordinator.lifecycle import TaskState
-from protocol.messages import RejectCode, Scope
+from protocol.assignments import RejectCode
+from protocol.messages import Scope
 from tests.simulation.aggregator import Job
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from coordinator.records import (
     SampleRange,
     TaskRecord,
 )
+from protocol.assignments import Kind
 from protocol.bounds import MAX_BYTES
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe, Requirements
 from protocol.resources import Gpu, Resources
 from protocol.tasks import BlobRef, Dataset, Footprint, Shard, Split, TaskSpec

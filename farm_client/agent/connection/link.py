@@ -17,11 +17,12 @@ from farm_client.agent.connection.dialing import PING_SECONDS, dial, explain
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.unacknowledged import Report, Unacknowledged
 from farm_client.agent.errors import Displaced, OutOfReach
+from protocol.assignments import Progress, Reject
 from protocol.codec import decode
 from protocol.errors import FarmError, IdentityInUse, OversizedFrame, Unauthorized, VersionMismatch
 from protocol.limits import MAX_FRAME_BYTES
 from protocol.link_capacity import LinkCapacity
-from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Progress, Reject, Welcome
+from protocol.messages import Bye, Error, Heartbeat, Hello, Message, Pace, Welcome
 from protocol.sendqueue import SendQueue
 from protocol.session import Session, Side
 

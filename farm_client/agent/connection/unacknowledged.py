@@ -6,7 +6,8 @@ from collections import deque
 from itertools import chain
 from typing import Final
 
-from protocol.messages import Error, Progress, Reject
+from protocol.assignments import Progress, Reject
+from protocol.messages import Error
 
 _MAX_OUTPUTS: Final = 64
 """Of what the tasks' code printed, only the newest messages outlive a connection."""

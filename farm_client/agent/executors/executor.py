@@ -34,9 +34,9 @@ from farm_client.executor.messages import (
 )
 from farm_client.executor.postmortem import ProcessDeath
 from farm_client.executor.process import ExecutorListener, ExecutorProcess, Launch, Stream, start_executor
+from protocol.assignments import Kind
 from protocol.errors import FarmError
 from protocol.limits import MAX_LOG_LINES_PER_MESSAGE
-from protocol.messages import Kind
 from protocol.tasks import TaskBrief
 
 LAST_LINES: Final = 20

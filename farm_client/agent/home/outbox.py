@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from protocol.assignments import Result
 from protocol.codec import decode, encode
 from protocol.digests import digest_bytes
 from protocol.errors import ProtocolError
-from protocol.messages import HeldAssignment, Result
+from protocol.messages import HeldAssignment
 
 MAX_ENTRIES: Final = 48
 """With the running ones they fit into a hello."""

@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from farm_client.durable_file import write_bytes_durably
+from protocol.assignments import Assign
 from protocol.codec import decode, encode
 from protocol.digests import digest_bytes
 from protocol.errors import ProtocolError
-from protocol.messages import Assign
 
 
 class SnapshotStore:

@@ -7,7 +7,7 @@ from typing import Final
 
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import StatusBoard
-from protocol.messages import Assign
+from protocol.assignments import Assign
 from protocol.wording import counted
 
 _NO_WORK: Final = "the farm has no work for this machine now"

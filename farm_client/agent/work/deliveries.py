@@ -13,7 +13,7 @@ from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.transfer.upload import UploadListener
-from protocol.messages import Phase
+from protocol.assignments import Phase
 from protocol.wording import counted
 
 

@@ -10,9 +10,9 @@ from farm_client.agent.executors.executor import Executor
 from farm_client.agent.work.held_assignment import Held
 from farm_client.executor.messages import Failed
 from farm_client.transfer.upload import UploadListener
+from protocol.assignments import Phase
 from protocol.errors import FarmError
 from protocol.failed_steps import error_line
-from protocol.messages import Phase
 from protocol.tasks import BlobRef
 
 _LONGEST_SECONDS: Final = 300.0

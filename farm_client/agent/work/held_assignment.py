@@ -15,12 +15,9 @@ from farm_client.agent.blobs.disk_space import is_full
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
 from protocol.artefacts import Artefact
-from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
-from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
-from protocol.messages import (
+from protocol.assignments import (
     Assign,
     AssignmentProgress,
-    Error,
     LogLine,
     MetricPoint,
     Phase,
@@ -28,9 +25,11 @@ from protocol.messages import (
     Reject,
     RejectCode,
     Result,
-    Scope,
     Slice,
 )
+from protocol.errors import DigestMismatch, FarmError, NotFound, Unavailable
+from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
+from protocol.messages import Error, Scope
 from protocol.tasks import BlobRef
 
 MAX_METRICS_PER_FLUSH: Final = 200

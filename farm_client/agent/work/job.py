@@ -28,8 +28,9 @@ from farm_client.executor.messages import FROZEN_DIFFERS, Advance, Done
 from farm_client.executor.process import Stream
 from farm_client.stage_clock import StageClock
 from protocol.artefacts import Artefact
+from protocol.assignments import Kind, Phase, Reject, WorkStage
 from protocol.errors import FarmError
-from protocol.messages import Error, Kind, Phase, Reject, WorkStage
+from protocol.messages import Error
 from protocol.tasks import BlobRef
 
 _WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})

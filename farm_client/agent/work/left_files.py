@@ -13,9 +13,9 @@ from farm_client.agent.work.held_assignment import Held
 from farm_client.executor.messages import LeftFile
 from farm_client.transfer.upload import UploadListener
 from protocol.artefacts import Artefact, bounds_fault
+from protocol.assignments import Phase
 from protocol.digests import digest_bytes
 from protocol.errors import FarmError
-from protocol.messages import Phase
 
 
 async def store_left_files(

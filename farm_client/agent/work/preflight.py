@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from protocol.messages import Assign, RejectCode
+from protocol.assignments import Assign, RejectCode
 from protocol.wording import sized
 
 

@@ -9,8 +9,8 @@ from farm_client.agent.connection.link import Link
 from farm_client.agent.home.outbox import Parcel
 from farm_client.stage_clock import StageClock
 from farm_client.transfer.upload import UploadListener
+from protocol.assignments import Result, WorkStage
 from protocol.errors import FarmError, Unavailable
-from protocol.messages import Result, WorkStage
 
 
 class ResultSender:

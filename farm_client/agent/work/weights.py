@@ -18,9 +18,9 @@ from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.errors import ExecutorDied
 from farm_client.agent.executors.executor import Executor
 from farm_client.executor.messages import Difference
+from protocol.assignments import Assign
 from protocol.compression import CodecName
 from protocol.errors import DigestMismatch, FarmError
-from protocol.messages import Assign
 from protocol.tasks import BlobRef, WeightsDelta
 
 Locks = WeakValueDictionary[str, asyncio.Lock]

@@ -28,27 +28,9 @@ from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.preflight import Standing, lacking, refusal
 from farm_client.transfer.upload import UploadListener
+from protocol.assignments import Accept, Ack, Assign, Cancel, Kind, Phase, Prefetch, Reject, RejectCode
 from protocol.errors import FarmError
-from protocol.messages import (
-    Accept,
-    Ack,
-    Assign,
-    Cancel,
-    Drain,
-    Error,
-    Heartbeat,
-    HeldAssignment,
-    Kind,
-    Message,
-    Pace,
-    Pause,
-    Phase,
-    Prefetch,
-    Ready,
-    Reject,
-    RejectCode,
-    Scope,
-)
+from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready, Scope
 from protocol.resources import LinkFigures
 
 _MAX_HELD: Final = 64

@@ -23,9 +23,10 @@ from farm_client.executor.messages import (
     Stop,
     Warm,
 )
+from protocol.assignments import Kind, MetricPoint
 from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
-from protocol.messages import Kind, MetricPoint, Scope
+from protocol.messages import Scope
 
 _REPORTED_BYTES = 1024
 """A larger update goes by file; small, so that tests need no large ones."""

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from protocol.messages import Ack, Assign, Hello, Kind, Ready, Slice, Welcome
+from protocol.assignments import Ack, Assign, Kind, Slice
+from protocol.messages import Hello, Ready, Welcome
 from protocol.recipe import Mode
 from protocol.session import Session, Side
 from protocol.tasks import BlobRef, Shard, TaskBrief

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from protocol.messages import Cancel, Error, Kind, Pause, Progress, Ready, Result
+from protocol.assignments import Cancel, Kind, Progress, Result
+from protocol.messages import Error, Pause, Ready
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.test_reconnecting import hello_of, waiting
 from tests.farm_client.agent.waiting import gone, until

@@ -23,8 +23,9 @@ from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.executor.failures import CodeError, as_failed, calling
 from farm_client.transfer.partial_file import PartialFile
+from protocol.assignments import Reject, Result
 from protocol.digests import digest_bytes
-from protocol.messages import Pause, Reject, Result, Resume, Scope
+from protocol.messages import Pause, Resume, Scope
 from tests.farm_client.agent.blobs.test_fetcher import blob, transfers
 from tests.farm_client.agent.home.test_outbox import inline
 from tests.farm_client.agent.scripted_farm import joined

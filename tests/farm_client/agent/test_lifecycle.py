@@ -14,9 +14,10 @@ from farm_client.agent.daemon import Agent
 from farm_client.agent.errors import BadAddress, HomeInUse, OutOfReach
 from farm_client.agent.settings import load_settings
 from farm_client.agent.work import worker
+from protocol.assignments import Progress, Reject, Result
 from protocol.compression import CodecName
 from protocol.errors import OversizedFrame, Unauthorized, VersionMismatch
-from protocol.messages import Bye, Drain, Error, Hello, Progress, Reject, Result, Scope
+from protocol.messages import Bye, Drain, Error, Hello, Scope
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from protocol.messages import Heartbeat, Result
+from protocol.assignments import Result
+from protocol.messages import Heartbeat
 from protocol.resources import LinkFigures
 from tests.farm_client.agent.scripted_farm import joined
 

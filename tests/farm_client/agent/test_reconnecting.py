@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from farm_client.agent.connection.link import Link
-from protocol.messages import Accept, Cancel, Error, Heartbeat, HeldAssignment, Kind, Progress, Ready, Result
+from protocol.assignments import Accept, Cancel, Kind, Progress, Result
+from protocol.messages import Error, Heartbeat, HeldAssignment, Ready
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 

@@ -19,19 +19,8 @@ from farm_client.agent.home.identity import Identity, load_identity
 from farm_client.agent.home.known_farms import KnownFarms
 from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.durable_file import write_durably
-from protocol.messages import (
-    Assign,
-    AssignmentProgress,
-    Error,
-    LogLine,
-    Message,
-    MetricPoint,
-    Phase,
-    Progress,
-    Reject,
-    RejectCode,
-    Scope,
-)
+from protocol.assignments import Assign, AssignmentProgress, LogLine, MetricPoint, Phase, Progress, Reject, RejectCode
+from protocol.messages import Error, Message, Scope
 from tests.protocol.samples import BY_TYPE, SAMPLES
 
 ASSIGN = BY_TYPE["assign"]

@@ -18,9 +18,9 @@ from torch import nn
 from farm_client.executor.channel import FD_VARIABLE
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.messages import REPORT, Advance, Building, LoadTask, Order, Piece, Report, Run
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
 from protocol.framing import FrameDecoder, pack_frame
-from protocol.messages import Kind
 from protocol.recipe import Mode
 from protocol.tasks import Shard, Split
 

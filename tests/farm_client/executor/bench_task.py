@@ -18,9 +18,9 @@ from farm_client.data.sharding import plan_shards, write_shards
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.runner import TaskRunner
+from protocol.assignments import Kind
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 from protocol.tasks import Shard, Split

@@ -17,7 +17,7 @@ from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.rehearsal import rehearse
 from farm_client.own_loop import host_parts
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.tensors import Role
 from tests.farm_client.executor.test_scripts import Bench, request
 

@@ -13,7 +13,7 @@ from farm_client.executor.batch_states import BatchStates, refuse_without_order,
 from farm_client.executor.contract import load_contract
 from farm_client.executor.failures import CodeError
 from farm_client.executor.messages import Piece
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import DataOrder, InnerState, Mode
 from protocol.tasks import Split
 from tests.farm_client.executor.bench_task import toy_arrays, write_code

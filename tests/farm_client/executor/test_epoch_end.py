@@ -10,7 +10,7 @@ import torch
 from farm_client.executor.epoch_end import files_left
 from farm_client.executor.failures import CodeError
 from farm_client.executor.messages import Done
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from tests.farm_client.executor.bench_task import LINEAR, Bench
 from tests.farm_client.executor.test_schedules import rehearsed
 

@@ -21,8 +21,9 @@ from farm_client.executor.messages import (
     Stop,
     Warm,
 )
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Kind, Scope
+from protocol.messages import Scope
 from tests.farm_client.executor.agent_side import Agent, load_order, run_order, started
 from tests.farm_client.executor.bench_task import write_data
 from tests.injection.client import BREAKABLE_EXECUTOR

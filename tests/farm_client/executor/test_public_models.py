@@ -27,9 +27,9 @@ from farm_client.executor.rehearsal_records import TaskLength
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedule_fit import schedules_of
 from farm_server.tensors.task_tensors import state_file
+from protocol.assignments import Kind
 from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import InnerState, Mode, OuterOptimizer
 from protocol.tasks import Split
 from protocol.tensors import parse_layout

@@ -23,8 +23,8 @@ from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.own_loop import host_parts
 from farm_client.sdk.check import CheckFailed, check_task
+from protocol.assignments import Kind
 from protocol.digests import digest_bytes
-from protocol.messages import Kind
 from protocol.recipe import InnerState, Mode
 from protocol.tasks import Split
 

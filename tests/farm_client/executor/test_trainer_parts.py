@@ -19,7 +19,7 @@ import farm_client as farm
 from farm_client.executor.failures import CodeError
 from farm_client.own_loop import LoopPart, PartError, host_parts
 from farm_client.trainer_parts import TrainerParts
-from protocol.messages import Kind
+from protocol.assignments import Kind
 from protocol.recipe import InnerState
 from tests.farm_client.executor.test_scripts import Bench
 

@@ -13,8 +13,8 @@ from farm_client.executor.layout import apart
 from farm_client.executor.messages import Advance, Done, Failed, StepsDone
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.update_thread import UpdateThread
+from protocol.assignments import Kind
 from protocol.compression import CodecName, CodecSpec
-from protocol.messages import Kind
 from tests.farm_client.executor.agent_side import load_order, run_order, started
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of, write_data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.messages import Assign, Kind, Slice
+from protocol.assignments import Assign, Kind, Slice
 from protocol.recipe import Mode
 from protocol.tasks import BlobRef, Shard, TaskBrief
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from coordinator.records import Entry, LogRecord, MetricRecord
 from farm_server.clients.entry_buffer import EntryBuffer
-from protocol.messages import AssignmentProgress, LogLine, MetricPoint, Phase, Progress
+from protocol.assignments import AssignmentProgress, LogLine, MetricPoint, Phase, Progress
 from storage.errors import BadRecord
 from storage.ledger import SqlLedger
 

@@ -12,8 +12,9 @@ from websockets.frames import Frame, Opcode
 
 from coordinator import allowance
 from farm_server.edge import control_frames
+from protocol.assignments import Ack, LogLine, MetricPoint, Progress
 from protocol.codec import join
-from protocol.messages import Ack, Error, LogLine, MetricPoint, Progress
+from protocol.messages import Error
 from protocol.packing import pack_map
 from protocol.recipe import Recipe
 from tests.farm_server import model

@@ -14,24 +14,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from farm_server.clients import report_interval
 from farm_server.environment.clock import Clock
+from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Phase
 from protocol.codec import decode, encode, join
 from protocol.limits import LOST_AFTER_SECONDS
-from protocol.messages import (
-    Ack,
-    Assign,
-    AssignmentProgress,
-    Bye,
-    Cancel,
-    Drain,
-    Error,
-    Heartbeat,
-    HeldAssignment,
-    Hello,
-    Message,
-    Pace,
-    Phase,
-    Ready,
-)
+from protocol.messages import Bye, Drain, Error, Heartbeat, HeldAssignment, Hello, Message, Pace, Ready
 from protocol.recipe import Recipe
 from protocol.resources import Load
 from protocol.session import Session, Side

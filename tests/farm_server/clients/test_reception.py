@@ -11,8 +11,9 @@ import pytest
 from coordinator.events import AssignmentFailed, Event, ResultArrived
 from farm_server.clients.reception import Reception
 from protocol.artefacts import Artefact
+from protocol.assignments import AssignmentProgress, Kind, LogLine, Phase, Progress, Result
 from protocol.errors import FarmError, NotFound
-from protocol.messages import AssignmentProgress, Error, Kind, LogLine, Phase, Progress, Result, Scope
+from protocol.messages import Error, Scope
 from protocol.tasks import BlobRef
 
 MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)

@@ -9,19 +9,9 @@ import pytest
 from farm_server.clients.wire import Wire, WireLimits
 from farm_server.observability.wire_counters import WireCounters
 from protocol import link_capacity
+from protocol.assignments import Ack, Cancel
 from protocol.codec import decode_entry, encode, join, split
-from protocol.messages import (
-    Ack,
-    Cancel,
-    Drain,
-    Error,
-    Heartbeat,
-    Hello,
-    Message,
-    Pause,
-    Ready,
-    Welcome,
-)
+from protocol.messages import Drain, Error, Heartbeat, Hello, Message, Pause, Ready, Welcome
 from protocol.session import Session, Side
 from tests.farm_server.clients.offers import assign
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.messages import Ack
+from protocol.assignments import Ack
 from protocol.recipe import OuterOptimizer, Recipe
 from tests.farm_server import model
 from tests.farm_server.test_training import ended, final_weights, working

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocol.artefacts import Artefact
-from protocol.messages import Assign, Kind
+from protocol.assignments import Assign, Kind
 from protocol.recipe import OuterOptimizer, Recipe
 from tests.farm_server import model
 from tests.farm_server.tasks.test_removal import aged

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from farm_server.environment.settings import ServerSettings
 from farm_server.operations.gc import collect
+from protocol.assignments import LogLine, Progress
 from protocol.digests import digest_bytes
-from protocol.messages import LogLine, Progress
 from protocol.recipe import Recipe
 from protocol.tasks import Dataset
 from tests.farm_server import model

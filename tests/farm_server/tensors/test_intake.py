@@ -18,13 +18,13 @@ from farm_server.tensors.layouts import Layouts
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.tensors.unwrapping import Unwrapper
+from protocol.assignments import Ack, Kind, Result
 from protocol.codecs import encode
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.encoded import largest_bytes
 from protocol.errors import DigestMismatch, FarmError, LayoutMismatch, MalformedTensors, Unavailable
 from protocol.limits import INLINE_BYTES
-from protocol.messages import Ack, Kind, Result
 from protocol.recipe import Recipe
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef

@@ -9,9 +9,9 @@ from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.errors import CacheFull
+from protocol.assignments import Prefetch, Result
 from protocol.digests import digest_bytes
 from protocol.errors import NotFound, Unavailable
-from protocol.messages import Prefetch, Result
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
+from protocol.assignments import Progress, Result
 from protocol.limits import MAX_PACE_SECONDS, MIN_PACE_SECONDS
-from protocol.messages import Heartbeat, Pace, Progress, Result, Welcome
+from protocol.messages import Heartbeat, Pace, Welcome
 from tests.farm_client.agent.scripted_farm import joined
 
 

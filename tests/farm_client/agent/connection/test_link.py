@@ -17,25 +17,10 @@ from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import LEAST_FRAME_BYTES, open_link
 from farm_client.agent.errors import OutOfReach
 from protocol import link_capacity
+from protocol.assignments import AssignmentProgress, Cancel, LogLine, MetricPoint, Phase, Progress, Reject, RejectCode
 from protocol.codec import encode, join
 from protocol.limits import MAX_PACE_SECONDS, MIN_PACE_SECONDS
-from protocol.messages import (
-    AssignmentProgress,
-    Bye,
-    Cancel,
-    Error,
-    Heartbeat,
-    Hello,
-    LogLine,
-    MetricPoint,
-    Pace,
-    Phase,
-    Progress,
-    Ready,
-    Reject,
-    RejectCode,
-    Welcome,
-)
+from protocol.messages import Bye, Error, Heartbeat, Hello, Pace, Ready, Welcome
 from protocol.session import Session, Side
 from tests.farm_client.agent.waiting import until
 

@@ -2,7 +2,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm_client.agent.connection.unacknowledged import Unacknowledged
-from protocol.messages import AssignmentProgress, Error, LogLine, Phase, Progress
+from protocol.assignments import AssignmentProgress, LogLine, Phase, Progress
+from protocol.messages import Error
 
 
 def output(text="line"):

@@ -12,7 +12,8 @@ from farm_client.agent.executors import executor_pool
 from farm_client.agent.executors.executor import TaskFiles
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.executor.process import Launch
-from protocol.messages import Ready, Result
+from protocol.assignments import Result
+from protocol.messages import Ready
 from tests.farm_client.agent.conftest import FAKE_EXECUTOR
 from tests.farm_client.agent.scripted_farm import ScriptedFarm, joined
 from tests.farm_client.agent.waiting import until

@@ -6,8 +6,8 @@ import pytest
 
 from farm_client.agent.home import outbox as outbox_module
 from farm_client.agent.home.outbox import MAX_ENTRIES, Outbox, Parcel
+from protocol.assignments import Result
 from protocol.digests import digest_bytes
-from protocol.messages import Result
 from protocol.tasks import BlobRef
 
 DATA = b"update" * 100

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm_client.agent.home.outbox import MAX_ENTRIES, Outbox, Parcel
+from protocol.assignments import Result
 from protocol.digests import digest_bytes
-from protocol.messages import Result
 from protocol.tasks import BlobRef
 
 FARM, CLIENT = "ws://farm", "c1"

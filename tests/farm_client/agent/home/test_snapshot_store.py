@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from farm_client.agent.home.snapshot_store import SnapshotStore, work_of
-from protocol.messages import Assign, Kind, Slice
+from protocol.assignments import Assign, Kind, Slice
 from protocol.tasks import BlobRef, Shard, TaskBrief
 
 CODE = BlobRef.carrying(b"code")

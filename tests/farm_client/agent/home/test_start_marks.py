@@ -10,7 +10,8 @@ import pytest
 from farm_client.agent.errors import EndsAgent
 from farm_client.agent.home import start_marks
 from farm_client.agent.home.start_marks import StartMarks
-from protocol.messages import Error, Progress, Result, Scope
+from protocol.assignments import Progress, Result
+from protocol.messages import Error, Scope
 from tests.farm_client.agent.scripted_farm import joined
 
 

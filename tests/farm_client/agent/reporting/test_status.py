@@ -8,7 +8,7 @@ from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.reporting.status import StatusBoard, read_status
 from farm_client.transfer.tally import Tally
-from protocol.messages import Result
+from protocol.assignments import Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 

@@ -21,7 +21,8 @@ from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import Status, StatusBoard, read_status
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.transfer.tally import Tally
-from protocol.messages import Assign, Message, Pause, Resume
+from protocol.assignments import Assign
+from protocol.messages import Message, Pause, Resume
 from tests.protocol.samples import BY_TYPE
 
 ASSIGN = cast("Assign", BY_TYPE["assign"])

@@ -9,19 +9,8 @@ import pytest
 from farm_client.agent.connection.link import Link
 from farm_client.agent.work.preflight import lacking
 from farm_client.executor import process
-from protocol.messages import (
-    Accept,
-    Cancel,
-    Error,
-    Heartbeat,
-    Kind,
-    Pause,
-    Progress,
-    Ready,
-    Reject,
-    Result,
-    Scope,
-)
+from protocol.assignments import Accept, Cancel, Kind, Progress, Reject, Result
+from protocol.messages import Error, Heartbeat, Pause, Ready, Scope
 from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.messages import Accept, Progress, Reject, Result
+from protocol.assignments import Accept, Progress, Reject, Result
 from protocol.tasks import BaseFile
 from tests.farm_client.agent.scripted_farm import joined
 

@@ -16,9 +16,10 @@ from farm_client.agent.work.deliveries import Deliveries
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.transfer.tally import Tally
 from farm_client.transfer.upload import UploadListener
+from protocol.assignments import Result
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
-from protocol.messages import Message, Result
+from protocol.messages import Message
 from protocol.tasks import BlobRef
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from farm_client.agent.work.failed_steps import FailedSteps
+from protocol.assignments import Progress, Reject
 from protocol.digests import digest_bytes
-from protocol.messages import Error, Progress, Reject
+from protocol.messages import Error
 from tests.farm_client.agent.scripted_farm import joined
 
 KEPT = "state and batch"

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from protocol.messages import Cancel, Result
+from protocol.assignments import Cancel, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 

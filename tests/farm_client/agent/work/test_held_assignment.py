@@ -23,11 +23,12 @@ from farm_client.agent.work.held_assignment import (
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Failed
 from farm_client.executor.output import LineSplitter
 from farm_client.executor.postmortem import ProcessDeath
+from protocol.assignments import Assign, AssignmentProgress, MetricPoint, Phase, Reject, RejectCode, Slice
 from protocol.codec import encode
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, NotFound, Unauthorized, Unavailable
 from protocol.limits import MAX_LOG_LINE_CHARS, MAX_LOG_LINES_PER_MESSAGE
-from protocol.messages import Assign, AssignmentProgress, Error, MetricPoint, Phase, Reject, RejectCode, Scope, Slice
+from protocol.messages import Error, Scope
 from protocol.tasks import BlobRef, Shard
 from tests.protocol.samples import BLOB, BY_TYPE
 

@@ -1,7 +1,8 @@
 """What ``on_epoch_end`` left is stored at the farm before the result that names it."""
 
+from protocol.assignments import Kind, Result
 from protocol.digests import digest_bytes
-from protocol.messages import Error, Kind, Result
+from protocol.messages import Error
 from tests.farm_client.agent.scripted_farm import joined
 
 

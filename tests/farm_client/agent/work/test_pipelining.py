@@ -7,20 +7,8 @@ from functools import partial
 import pytest
 
 from farm_client.agent.reporting.status import read_status
-from protocol.messages import (
-    Accept,
-    Bye,
-    Cancel,
-    Drain,
-    Heartbeat,
-    Kind,
-    Pause,
-    Phase,
-    Progress,
-    Ready,
-    Reject,
-    Result,
-)
+from protocol.assignments import Accept, Cancel, Kind, Phase, Progress, Reject, Result
+from protocol.messages import Bye, Drain, Heartbeat, Pause, Ready
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 

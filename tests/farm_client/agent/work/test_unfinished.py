@@ -3,7 +3,7 @@
 import os
 import signal
 
-from protocol.messages import Cancel, Kind, Progress, Reject, Result
+from protocol.assignments import Cancel, Kind, Progress, Reject, Result
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 

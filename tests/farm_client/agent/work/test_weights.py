@@ -6,9 +6,9 @@ import os
 import pytest
 
 from farm_client.agent.work.weights import choose_route
+from protocol.assignments import Cancel, Progress, Reject, RejectCode, Result
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
-from protocol.messages import Cancel, Progress, Reject, RejectCode, Result
 from protocol.tasks import BlobRef, WeightsDelta
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until

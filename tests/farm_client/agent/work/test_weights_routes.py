@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_client.agent.work.weights import Route, choose_route
+from protocol.assignments import Assign
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
-from protocol.messages import Assign
 from protocol.tasks import BlobRef, WeightsDelta
 from tests.protocol.samples import BY_TYPE
 

@@ -18,18 +18,8 @@ from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.deliveries import UploadPlaces
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job
-from protocol.messages import (
-    Assign,
-    AssignmentProgress,
-    Error,
-    LogLine,
-    Message,
-    Phase,
-    Progress,
-    Ready,
-    Reject,
-    RejectCode,
-)
+from protocol.assignments import Assign, AssignmentProgress, LogLine, Phase, Progress, Reject, RejectCode
+from protocol.messages import Error, Message, Ready
 from tests.protocol.samples import BY_TYPE
 
 ASSIGN = cast("Assign", BY_TYPE["assign"])
