@@ -130,14 +130,18 @@ def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
 
 def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
     """Whether the client can take the task's weights, encode its updates and decode new versions."""
-    recipe = spec.recipe
     for feature, is_needed, sentence in _FEATURES:
         if is_needed(spec) and feature not in client.features:
             return Decision(False, f"cannot {sentence}: it needs a newer aifarm")
-    needed = {codec.name.value for codec in (recipe.update_codec, recipe.weights_codec)} - {CodecName.NONE.value}
-    if unknown := sorted(needed - client.codecs):
+    if unknown := sorted(needed_codecs(spec) - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
     return YES
+
+
+def needed_codecs(spec: TaskSpec) -> frozenset[str]:
+    """Return which codecs a client must know to work on the task."""
+    codecs = {spec.recipe.update_codec.name, spec.recipe.weights_codec.name} - {CodecName.NONE}
+    return frozenset(codec.value for codec in codecs)
 
 
 def needed_features(spec: TaskSpec) -> frozenset[str]:

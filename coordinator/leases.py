@@ -156,7 +156,8 @@ class LeaseBook:
         client = self._clients[record.client_id]
         parts = self._parts(lease)
         self._changes.granted.add(record.assignment_id)
-        self._stop_waiting(parts, record.position)
+        if parts.waiting:
+            self._stop_waiting(parts, record.position)
         self._by_id[record.assignment_id] = lease
         parts.held[record.assignment_id] = lease
         client.held[record.assignment_id] = lease

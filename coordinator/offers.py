@@ -137,7 +137,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         slices=_slices(run, record.ranges),
         lease_seconds=turn.settings.stall_seconds,
         prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
-        upcoming=_slices(run, upcoming),
+        upcoming=_slices(run, upcoming) if upcoming else (),
         samples_before=before,
         round_samples=in_round,
         failed_step_bytes=wanted_step_bytes(run) if record.kind is Kind.TRAIN else 0,

@@ -33,10 +33,10 @@ def shares(samples: int, speeds: Mapping[str, float], quantum: int = 1) -> dict[
     exact = {client: units * weight / total for client, weight in weights.items()}
     parts = {client: int(x) for client, x in exact.items()}
     rest = units - sum(parts.values())
-    if 0 <= rest <= len(parts):
+    if 0 < rest <= len(parts):
         for client in sorted(exact, key=lambda c: parts[c] - exact[c])[:rest]:
             parts[client] += 1
-    else:  # so many units that floats can't count them
+    elif rest:  # so many units that floats can't count them
         parts[max(parts, key=parts.__getitem__)] += rest
     sizes = {client: n * quantum for client, n in parts.items() if n > 0}
     last = next(reversed(sizes))

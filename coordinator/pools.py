@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from coordinator.eligibility import is_enough, needed_features, needed_ram_bytes, understands
+from coordinator.eligibility import is_enough, needed_codecs, needed_features, needed_ram_bytes
 from coordinator.state import ClientState, TaskRun
 from protocol.tasks import TaskSpec
 
@@ -23,6 +23,9 @@ class Pool:
 
     spec: TaskSpec
     """Of any task that has these needs."""
+    features: frozenset[str]
+    """What its clients must know of newer ones' abilities, and ``codecs`` of compression."""
+    codecs: frozenset[str]
     runs: dict[str, TaskRun] = field(default_factory=dict)
     qualified: dict[str, bool] = field(default_factory=dict)
     """Whether each of the machines that meet the needs also understands the task's codecs."""
@@ -33,7 +36,7 @@ class Pool:
         """Take a client in, if it qualifies; it may have been here under a former connection."""
         self.remove(client.client_id)
         if client.online and is_enough(client.record, self.spec):
-            self.qualified[client.client_id] = understands(client, self.spec).value
+            self.qualified[client.client_id] = self.features <= client.features and self.codecs <= client.codecs
             self.place(client)
 
     def remove(self, client_id: str) -> None:
@@ -44,9 +47,13 @@ class Pool:
 
     def place(self, client: ClientState) -> None:
         """Note whether a client that qualifies takes part now, and whether it is free."""
-        here = client.online and not client.rests and self.qualified[client.client_id]
-        _keep(self.present, client, here)
-        _keep(self.idle, client, here and client.slots > 0)
+        client_id = client.client_id
+        if not (client.online and self.qualified[client_id]) or client.rests:
+            self.present.pop(client_id, None)
+            self.idle.pop(client_id, None)
+            return
+        self.present[client_id] = client
+        _keep(self.idle, client, client.slots > 0)
 
 
 def _keep(book: dict[str, ClientState], client: ClientState, wanted: bool) -> None:
@@ -92,7 +99,8 @@ class Pools:
         key = _need(run.record.spec)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(run.record.spec)
+            spec = run.record.spec
+            pool = self._pools[key] = Pool(spec, needed_features(spec), needed_codecs(spec))
             for client in self.connected.values():
                 pool.admit(client)
         pool.runs[run.task_id] = run

@@ -98,9 +98,11 @@ def expected_speeds(run: TaskRun, clients: Sequence[ClientState]) -> dict[str, f
 
     def expected(client: ClientState) -> float:
         gflops = _gflops(client)
-        return mean_speed * gflops / mean_gflops if gflops and mean_gflops else mean_speed
+        return mean_speed * gflops / mean_gflops if gflops else mean_speed
 
-    return {c.client_id: measured.get(c.client_id, expected(c)) for c in clients}
+    if not mean_gflops:
+        return {c.client_id: measured.get(c.client_id, mean_speed) for c in clients}
+    return {c.client_id: measured[c.client_id] if c.client_id in measured else expected(c) for c in clients}
 
 
 def _gflops(client: ClientState) -> float:
