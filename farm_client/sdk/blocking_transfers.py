@@ -132,7 +132,10 @@ def _is_interrupted(
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]],
     ended: Future[Any],
 ) -> bool:
-    """Start the thread and wait for its end, cancelling it from a Ctrl-C on; return whether there was one."""
+    """Start the thread and wait for its end, cancelling it from a Ctrl-C on; return whether there was one.
+
+    No wait is without an end: a Ctrl-C that comes just before one does not wake it, and is raised after it.
+    """
     came = False
     try:
         thread.start()
@@ -140,13 +143,14 @@ def _is_interrupted(
         came = True
     while not ended.done():
         try:
-            ended.exception(_AGAIN_SECONDS if came else None)
+            ended.exception(_AGAIN_SECONDS)
         except KeyboardInterrupt:
             came = True
         except TimeoutError:
-            loop, task = begun.result()
-            with suppress(RuntimeError):  # it ended a moment ago, and its loop with it
-                loop.call_soon_threadsafe(task.cancel)
+            if came:
+                loop, task = begun.result()
+                with suppress(RuntimeError):  # it ended a moment ago, and its loop with it
+                    loop.call_soon_threadsafe(task.cancel)
     return came
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 import pytest
@@ -93,6 +94,25 @@ def test_in_a_notebook_it_runs_beside_the_loop_that_is_there() -> None:
 def test_in_a_notebook_an_interrupt_cancels_too(work) -> None:
     with pytest.raises(KeyboardInterrupt):
         in_a_cell(lambda: run_interruptible(work()))
+
+
+def test_in_a_notebook_no_wait_is_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C between the last look at signals and a wait without an end is seen when that ends, so there is none."""
+    waited: list[float | None] = []
+
+    class Watched(Future[int]):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            waited.append(timeout)
+            return super().exception(timeout)
+
+    async def answer() -> int:
+        await asyncio.sleep(0.01)
+        return 42
+
+    monkeypatch.setattr("farm_client.sdk.blocking_transfers.Future", Watched)
+    assert in_a_cell(lambda: run_interruptible(answer())) == 42
+    assert waited
+    assert None not in waited
 
 
 def test_in_a_notebook_an_interrupted_coroutine_can_keep_what_it_has() -> None:
