@@ -34,16 +34,16 @@ def artefacts(
         found = list_artefacts(api, invocation.task(api, task).task_id, epoch)
         if pull is not None:
             if not found.artefacts:
-                raise why_none(found)
+                raise why_none(found, epoch)
             with transfer_bar(invocation.out) as bar:
                 total_bytes = sum(one.size_bytes for one in found.artefacts)
                 shown = bar.add_task("download", total=total_bytes)
                 pull_artefacts(api, found.artefacts, pull, lambda done: bar.advance(shown, done))
     data = {**found.model_dump(mode="json"), "folder": None if pull is None else str(pull)}
-    invocation.out.emit(OutputKind.ARTEFACTS, data, lambda: _picture(found, pull))
+    invocation.out.emit(OutputKind.ARTEFACTS, data, lambda: _picture(found, epoch, pull))
 
 
-def _picture(found: ArtefactList, folder: Path | None) -> RenderableType:
+def _picture(found: ArtefactList, epoch: int | None, folder: Path | None) -> RenderableType:
     """Return a line for each file, by its path under the folder that it is in."""
     names = [
         f"{one.epoch}/{one.name}" if folder is None else str(folder / str(one.epoch) / one.name)
@@ -51,7 +51,7 @@ def _picture(found: ArtefactList, folder: Path | None) -> RenderableType:
     ]
     lines = [one_line(f"{name}  {sized(one.size_bytes)}") for name, one in zip(names, found.artefacts, strict=True)]
     if not lines and found.error is None:
-        lines.append(why_none(found).message)
+        lines.append(why_none(found, epoch).message)
     if found.error is not None:
         lines.append(one_line(f"the newest end of an epoch that failed: {found.error}"))
     if lines and folder is not None:

@@ -33,10 +33,12 @@ def pull_artefacts(
     return [_pull(api, one, folder / str(one.epoch) / one.name, folder, advance) for one in artefacts]
 
 
-def why_none(found: ArtefactList) -> NotFound:
-    """Return the error that says why there is nothing to pull."""
+def why_none(found: ArtefactList, epoch: int | None = None) -> NotFound:
+    """Return the error that says why there is nothing to pull, of one epoch or of any."""
     if found.error is not None:
         return NotFound(f"task {found.task_id} has no artefacts: {found.error}")
+    if epoch is not None:
+        return NotFound(f"task {found.task_id} has no artefacts of epoch {epoch}; without --epoch all are listed")
     return NotFound(f"task {found.task_id} has no artefacts: no on_epoch_end of it has left a file yet")
 
 

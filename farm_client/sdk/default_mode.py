@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from protocol.recipe import InnerState, Mode, Recipe
 from protocol.rest import LinksView
+from protocol.task_length import rounds_of_epochs
 from protocol.wording import counted, sized
 
 AFFORDABLE_SECONDS: Final = 600.0
@@ -123,9 +124,11 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: LinkEstimate) -> ModeCh
 
     A recipe's ``rounds`` are passes over the training split.
     """
-    steps = math.ceil(passes(recipe) * facts.train_samples / recipe.batch_samples)
     if facts.obstacle:
         return _weights(recipe, facts.obstacle)
+    batch = min(recipe.batch_samples, facts.train_samples)
+    a_batch_a_round = recipe.model_copy(update={"round_samples": batch})
+    steps = rounds_of_epochs(a_batch_a_round, passes(recipe), facts.train_samples)
     exchange = link.exchange_seconds(facts.model_bytes)
     if steps * exchange > max(AFFORDABLE_SECONDS, steps * _saved_seconds(facts, link)):
         return _weights(
@@ -133,7 +136,6 @@ def choose_mode(recipe: Recipe, facts: TrialFacts, link: LinkEstimate) -> ModeCh
             f"an exchange of {sized(2 * facts.model_bytes)} for each of {counted(steps, 'step')} would take some "
             f"{_duration(steps * exchange)} ({link.known_from})",
         )
-    batch = min(recipe.batch_samples, facts.train_samples)
     return ModeChoice(
         Mode.GRADIENTS,
         f"mode gradients: every step is the mean over your batch of {batch}, the plain loop's model; "

@@ -93,6 +93,7 @@ def test_why_there_are_none(farm, fake, tmp_path):
     assert "has no artefacts: t.py:3, in on_epoch_end: KeyError: 1" in outcome.stderr
     keep(fake, files={})
     assert "no on_epoch_end of it has left a file yet" in farm("artefacts", "digits").stdout
+    assert "no artefacts of epoch 9; without --epoch" in farm("artefacts", "digits", "--epoch", "9").stdout
 
 
 def test_python_does_the_same(fake: FakeFarm, tmp_path: Path) -> None:

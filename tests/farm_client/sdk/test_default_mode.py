@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farm_client.sdk.default_mode import (
     AFFORDABLE_SECONDS,
@@ -25,6 +27,8 @@ from farm_client.sdk.default_mode import (
 )
 from protocol.recipe import InnerState, Mode, Recipe
 from protocol.rest import LinksView
+from protocol.task_length import global_steps
+from protocol.wording import counted
 
 
 def chosen(
@@ -68,6 +72,13 @@ def test_either_mode_makes_as_many_passes_as_the_recipe_says(
     assert (changes["epochs"], changes["rounds"]) == (epochs, None)
 
 
+@given(st.integers(1, 64), st.integers(1, 300), st.one_of(st.integers(1, 5), st.floats(0.1, 5, allow_nan=False)))
+def test_the_steps_that_it_tells_of_are_those_that_the_farm_takes(batch: int, samples: int, epochs: float) -> None:
+    choice = chosen({"rounds": None, "epochs": epochs, "batch_samples": batch}, train_samples=samples)
+    recipe = Recipe.model_validate({"batch_samples": batch, **choice.changes})
+    assert f"of exchanges in {counted(global_steps(recipe, samples), 'step')} (" in choice.sentence
+
+
 def test_a_batch_is_no_larger_than_the_data() -> None:
     assert chosen({"batch_samples": 512}, train_samples=100).changes["round_samples"] == 100
 
@@ -90,8 +101,8 @@ def test_a_recipe_that_counts_clients_keeps_its_number_and_hears_what_it_costs(f
 def test_a_large_model_on_a_household_line_exchanges_once_a_round() -> None:
     choice = chosen(model_bytes=50_000_000, link=HOUSEHOLD)
     assert choice.mode is Mode.WEIGHTS
-    assert "an exchange of 95.4 MiB for each of 625 steps would take some 84 min" in choice.sentence
-    assert chosen(model_bytes=50_000_000).mode is Mode.WEIGHTS, "a second each on loopback, for 625 steps"
+    assert "an exchange of 95.4 MiB for each of 640 steps would take some 86 min" in choice.sentence
+    assert chosen(model_bytes=50_000_000).mode is Mode.WEIGHTS, "a second each on loopback, for 640 steps"
     assert chosen(model_bytes=5_000_000).mode is Mode.GRADIENTS
 
 
