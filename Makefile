@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make demo     train a real model with three local volunteers, and watch it happen"
-	@echo "make test     run the test suite, three files at a time (JOBS=3)"
+	@echo "make test     run the test suite, four files at a time (JOBS=4)"
 	@echo "make again    run once more, one at a time, what has just failed"
 	@echo "make faults   break farms, simulated and of real processes, at every named place, and compare the weights"
 	@echo "make benchmark-tests  see that each benchmark runs, and counts what it says (they measure on a quiet machine only)"
@@ -39,7 +39,7 @@ FAULT_TESTS := tests/faults tests/chaos tests/farm_server/test_kills.py tests/fa
                tests/farm_server/test_full_disk.py tests/simulation tests/e2e/test_training.py tests/e2e/test_slow_links.py
 BENCHMARK_TESTS := tests/benchmarks
 # A file's tests stay together: the farms that they share are started once. More files than cores: tests also wait.
-JOBS ?= 3
+JOBS ?= 4
 # A worker that a hung test ends is replaced, twice.
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --max-worker-restart 2
 # Two farms at once: they wait for deadlines and for dead processes more than they compute.

@@ -25,8 +25,7 @@ SYNTAX_ERROR = MODEL + "\ndef loss(model, batch:\n    return 0\n"
 @pytest.fixture
 def farm(shared_farm: RealFarm) -> Iterator[RealFarm]:
     yield shared_farm
-    answer = shared_farm.run("ls", "--json")
-    assert answer.exit_code == 0, f"the farm does not serve any more: {answer.stderr}"
+    shared_farm.api.tasks()  # fails if the farm does not serve any more
     shared_farm.processes.check()
 
 

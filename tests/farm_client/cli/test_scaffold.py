@@ -62,10 +62,6 @@ def test_weights_mode_by_name_alone_is_told_what_it_costs(farm, fake, tmp_path):
     assert "note: mode weights averages clients that train apart" in " ".join(outcome.stderr.split())
     (note,) = TaskSpec.model_validate_json(fake.requests[-1].content).notes
     assert note.startswith("mode weights averages clients")
-    settings = tmp_path / "task.toml"
-    settings.write_text(settings.read_text().replace("epochs", 'inner_state = "fresh"\nepochs'))
-    assert farm("submit", str(tmp_path), "--mode", "weights", "--json").exit_code == 0
-    assert TaskSpec.model_validate_json(fake.requests[-1].content).notes == ()
 
 
 @pytest.mark.parametrize(("name", "tied"), [("charlm", {"head.weight": "embed.weight"}), ("lightning", {})])
