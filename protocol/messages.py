@@ -39,6 +39,7 @@ from protocol.limits import (
     PROGRESS_SECONDS,
 )
 from protocol.resources import Load, Resources
+from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef
 
 
@@ -67,6 +68,8 @@ class Hello(Frozen):
     """The codecs that it knows besides ``none``."""
     features: tuple[Word, ...] = Field(default=(), max_length=64)
     """What it can do that older clients can't. ``frozen_apart``: take frozen tensors as a file of their own."""
+    sandbox: Sandbox | None = None
+    """What it runs a task's code in. None: it is older than sandboxes, which counts as the rung ``none``."""
     run_id: Word = ""
     """Of the client's process: connections of one run have the same, and no other run has it."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)

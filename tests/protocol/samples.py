@@ -38,6 +38,7 @@ from protocol.messages import (
 )
 from protocol.recipe import Mode
 from protocol.resources import Gpu, Load, Resources
+from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import BlobRef, Shard, TaskBrief
 
 MESSAGE_TYPES: tuple[type[Message], ...] = get_args(get_args(Message)[0])
@@ -57,7 +58,14 @@ BRIEF = TaskBrief(
     dataset_kind="files",
 )
 SAMPLES: tuple[Message, ...] = (
-    Hello(versions=(1, 2), client_id="c1", client_secret="s" * 16, name="lab", resources=Resources(gpus=(GPU,))),
+    Hello(
+        versions=(1, 2),
+        client_id="c1",
+        client_secret="s" * 16,
+        name="lab",
+        resources=Resources(gpus=(GPU,)),
+        sandbox=Sandbox(rung=Rung.LANDLOCK, probes=1),
+    ),
     Welcome(version=2, incarnation=4),
     Pace(heartbeat_seconds=4.0, progress_seconds=1.0, lost_after_seconds=16.0),
     Heartbeat(load=Load(cpu=0.25, gpus=(GPU,)), assignments=(DOING,)),
