@@ -14,6 +14,7 @@ from coordinator.records import ClientRecord
 from coordinator.state import ClientState, TaskRun
 from protocol.compression import CodecName
 from protocol.recipe import DataOrder, InnerState, Mode
+from protocol.sandbox import Rung, Sandbox, proven_rung
 from protocol.tasks import TaskSpec
 from protocol.versions import (
     BASE_FOLDER,
@@ -67,6 +68,7 @@ def qualifies(client: ClientRecord, spec: TaskSpec) -> Decision[bool]:
             f"has {sized(gpu_memory)} GPU memory of {sized(need.gpu_memory_bytes)}",
         ),
         (have.ram_bytes >= ram, f"has {sized(have.ram_bytes)} RAM of {sized(ram)}"),
+        (is_shut_in(client, spec), f"{_shown_sandbox(client.sandbox)}, and the task asks for {need.sandbox}"),
     )
     return next((Decision(False, reason) for ok, reason in checks if not ok), Decision(True))
 
@@ -81,7 +83,23 @@ def is_enough(client: ClientRecord, spec: TaskSpec) -> bool:
         and have.ram_bytes >= needed_ram_bytes(spec)
         and (not need.gpu or bool(have.gpus))
         and (not need.gpu_memory_bytes or max((g.memory_bytes for g in have.gpus), default=0) >= need.gpu_memory_bytes)
+        and is_shut_in(client, spec)
     )
+
+
+def is_shut_in(client: ClientRecord, spec: TaskSpec) -> bool:
+    """Whether the client shuts a task's code in as well as the task asks for."""
+    least = spec.requirements.sandbox
+    return least is None or proven_rung(client.sandbox).holds(least)
+
+
+def _shown_sandbox(sandbox: Sandbox | None) -> str:
+    if sandbox is None:
+        return "is older than sandboxes"
+    if sandbox.rung is Rung.NONE:
+        return "runs tasks without a sandbox"
+    article = "has a" if sandbox.probes else "has not tried to break out of its"
+    return f"{article} {sandbox.rung} sandbox"
 
 
 def available(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:

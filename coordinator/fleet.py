@@ -9,6 +9,7 @@ from typing import TypeVar
 from coordinator.breaker import Breaker
 from coordinator.commands import DropClient
 from coordinator.containment import contained
+from coordinator.eligibility import is_shut_in
 from coordinator.events import (
     ClientConnected,
     ClientDraining,
@@ -48,6 +49,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         tags=hello.tags,
         delivered=known.record.delivered if known else 0,
         failed=known.record.failed if known else 0,
+        sandbox=hello.sandbox,
     )
     client = ClientState(
         record=record,
@@ -175,7 +177,8 @@ def _forget(turn: Turn, leases: Sequence[Lease]) -> None:
 def _go_on_or_stop(turn: Turn, run: TaskRun, client: ClientState, held: HeldAssignment) -> None:
     said = Claim(client.client_id, held.assignment_id, held.fence)
     lease = turn.farm.leases.find(said, Stage.DORMANT)
-    if lease is None or not run.leases.of(lease.home).is_waiting(lease.record.position):
+    is_wanted = lease is not None and run.leases.of(lease.home).is_waiting(lease.record.position)
+    if lease is None or not is_wanted or not is_shut_in(client.record, run.record.spec):
         _stop(turn, client, held)
     else:
         accept(turn, run, adopt(turn, run, lease, client))

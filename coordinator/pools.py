@@ -151,4 +151,4 @@ def _need(spec: TaskSpec) -> Hashable:
     need, recipe = spec.requirements, spec.recipe
     machine = (need.cpu_cores, need.gpu, need.gpu_memory_bytes, need.tags, need.clients, needed_ram_bytes(spec))
     codecs = frozenset({recipe.update_codec.name, recipe.weights_codec.name})
-    return (*machine, codecs, needed_features(spec))
+    return (*machine, need.sandbox, codecs, needed_features(spec))

@@ -13,6 +13,7 @@ from typing import Any
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.assignments import Kind
 from protocol.resources import Resources
+from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, TaskSpec
 
 
@@ -94,6 +95,8 @@ class ClientRecord:
     tags: tuple[str, ...] = ()
     delivered: int = 0
     failed: int = 0
+    sandbox: Sandbox | None = None
+    """As its last hello told; None of a client that is older than sandboxes."""
 
 
 class RoundState(StrEnum):

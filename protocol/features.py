@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from protocol.recipe import DataOrder, InnerState
+from protocol.sandbox import Rung
 from protocol.tasks import TaskSpec
 
 
@@ -38,6 +39,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "epoch_end": lambda spec: spec.epoch_end,
         "frozen_apart": lambda spec: spec.frozen is not None,
         "needed_modules": lambda spec: bool(spec.requirements.modules),
+        "needed_sandbox": lambda spec: spec.requirements.sandbox not in {None, Rung.NONE},
         "named_schedule": lambda spec: spec.recipe.schedule is not None,
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,

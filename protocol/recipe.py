@@ -27,6 +27,7 @@ from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
+from protocol.sandbox import Rung
 from protocol.schedule import Schedule
 
 BEST_RULE: Final = r"^(min|max):.+$"
@@ -345,3 +346,5 @@ class Requirements(Frozen):
     clients: tuple[Word, ...] = Field(default=(), max_length=1000)
     modules: tuple[Word, ...] = Field(default=(), max_length=64)
     """Top-level Python modules that the code imports and that do not travel with it."""
+    sandbox: Rung | None = None
+    """How well the client must shut the code in: this rung, or one above it, that withstood the escape probes."""

@@ -35,6 +35,7 @@ from coordinator.records import (
 )
 from protocol.assignments import Kind
 from protocol.resources import Resources
+from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, TaskSpec
 from storage import tables
 from storage.old_specs import given_up, without_refused_fields
@@ -77,6 +78,9 @@ def _resources_from_map(told: dict[str, Any]) -> Resources:
 
 
 _RESOURCES: Final = ColumnCodec(lambda resources: resources.model_dump(), _resources_from_map)
+_SANDBOX: Final = ColumnCodec(
+    lambda sandbox: sandbox.model_dump(), lambda told: Sandbox.model_validate(told) if told else None, empty={}
+)
 _NUMBER: Final = ColumnCodec(
     lambda value: None if math.isnan(value) else value, lambda value: math.nan if value is None else value
 )
@@ -127,7 +131,7 @@ TASKS: Final = Mapper(
     elsewhere=("spec",),
     derived={"submit_token": lambda task: task.spec.submit_token},
 )
-CLIENTS: Final = Mapper(ClientRecord, tables.ClientRow, {"resources": _RESOURCES, "tags": _TEXTS})
+CLIENTS: Final = Mapper(ClientRecord, tables.ClientRow, {"resources": _RESOURCES, "tags": _TEXTS, "sandbox": _SANDBOX})
 ROUNDS: Final = Mapper(RoundRecord, tables.RoundRow, {"state": _enum(RoundState), "metrics": _MAP})
 ASSIGNMENTS: Final = Mapper(
     AssignmentRecord,

@@ -30,6 +30,7 @@ class ClientRow(SQLModel, table=True):
     tags: list[str] = Field(sa_type=JSON)
     delivered: int = Field(sa_type=WHOLE)
     failed: int = Field(sa_type=WHOLE)
+    sandbox: dict[str, Any] = Field(sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
 
 
 class TaskRow(SQLModel, table=True):

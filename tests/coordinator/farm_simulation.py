@@ -60,6 +60,7 @@ from protocol.digests import digest_bytes
 from protocol.messages import HeldAssignment, Hello, Message, Scope
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
+from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, Dataset, Shard, Split, TaskSpec, WeightsDelta
 from storage.memory_facts import MemoryFacts
 
@@ -156,6 +157,7 @@ class Volunteer:
     cached: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("int8",)
     features: tuple[str, ...] = ()
+    sandbox: Sandbox | None = None
     leaves: tuple[Artefact, ...] = ()
     """What its ``on_epoch_end`` leaves."""
     incarnation: int = 0
@@ -175,6 +177,7 @@ class Volunteer:
             cached=self.cached,
             codecs=self.codecs,
             features=self.features,
+            sandbox=self.sandbox,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
             held=tuple(

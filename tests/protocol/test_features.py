@@ -7,6 +7,7 @@ import pytest
 from protocol.features import FEATURES, needed_by, unknown_to
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, OuterOptimizer, ParameterGroup, Requirements
+from protocol.sandbox import Rung
 from protocol.schedule import Schedule, Segment
 from protocol.tasks import BaseFile, Origin, TaskSpec
 from tests.coordinator.farm_simulation import blob, spec
@@ -16,6 +17,7 @@ SCHEDULE = Schedule(segments=(Segment(steps=3, coefficients=(0.5,)),), least=0.5
 
 def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None:
     assert needed_by(spec()) == ()
+    assert needed_by(spec(requirements=Requirements(sandbox=Rung.NONE))) == (), "any client holds it"
     assert unknown_to((), ()) is None
 
 
@@ -33,6 +35,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
         (spec(requirements=Requirements(modules=("torchvision",))), "needed_modules"),
+        (spec(requirements=Requirements(sandbox=Rung.CONTAINER)), "needed_sandbox"),
         (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
         (spec(order="sequential"), "sequential_order"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),

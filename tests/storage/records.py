@@ -26,6 +26,7 @@ from protocol.bounds import MAX_BYTES
 from protocol.digests import digest_bytes
 from protocol.recipe import Mode, OuterOptimizer, ParameterGroup, Recipe, Requirements
 from protocol.resources import Gpu, Resources
+from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import BlobRef, Dataset, Footprint, Shard, Split, TaskSpec
 
 
@@ -141,6 +142,7 @@ _resources = st.builds(
         st.builds(Gpu, index=st.integers(0, 9), name=_texts, memory_bytes=_sizes, memory_free_bytes=_sizes), max_size=2
     ).map(tuple),
 )
+_sandboxes = st.builds(Sandbox, rung=st.sampled_from(Rung), probes=_whole)
 
 
 @st.composite
@@ -169,7 +171,9 @@ _specs = st.builds(
     dataset=_datasets(),
     initial_weights=_refs,
     recipe=_recipes,
-    requirements=st.builds(Requirements, tags=st.lists(_words, max_size=2).map(tuple)),
+    requirements=st.builds(
+        Requirements, tags=st.lists(_words, max_size=2).map(tuple), sandbox=st.none() | st.sampled_from(Rung)
+    ),
     footprint=st.builds(Footprint, weights_bytes=_sizes),
     submit_token=st.none() | st.uuids().map(str),
 )
@@ -182,7 +186,7 @@ TASKS = st.builds(
 )  # fmt: skip
 CLIENTS = st.builds(
     ClientRecord, _task_ids, _texts, _texts, _floats, _floats, _whole, _resources,
-    st.lists(_texts, max_size=3).map(tuple), _whole, _whole,
+    st.lists(_texts, max_size=3).map(tuple), _whole, _whole, st.none() | _sandboxes,
 )  # fmt: skip
 ROUNDS = st.builds(
     RoundRecord, _task_ids, _whole, st.sampled_from(RoundState), _whole, _whole, _whole, _whole, _floats, _whole,

@@ -18,11 +18,13 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
+_BEFORE_0008 = ("ALTER TABLE clients DROP COLUMN sandbox",)
 _BEFORE_0007 = (
     "ALTER TABLE tasks DROP COLUMN epochs_ended",
     "ALTER TABLE tasks DROP COLUMN epoch_end_error",
     "ALTER TABLE tasks DROP COLUMN artefact_files",
     "ALTER TABLE tasks DROP COLUMN artefact_bytes",
+    *_BEFORE_0008,
 )
 _BEFORE_0006 = (
     "ALTER TABLE tasks DROP COLUMN best_value",
@@ -43,6 +45,7 @@ _BEFORE_0004 = (
 )
 _BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
+    "0007": _BEFORE_0008,
     "0006": _BEFORE_0007,
     "0005": _BEFORE_0006,
     "0004": _BEFORE_0005,
