@@ -124,6 +124,9 @@ def _may_try(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether nothing that the client met on this task keeps it off."""
     if run.task_id in client.lacks:
         return Decision(False, f"lacks what the task imports: {client.lacks[run.task_id]}")
+    if run.task_id in client.refuses:
+        told = client.refuses[run.task_id]
+        return Decision(False, "refuses: its owner's settings do not allow this task" + (told and f" ({told})"))
     cooldown = client.cooldowns.get(run.task_id)
     if cooldown and cooldown.until > now:
         return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")

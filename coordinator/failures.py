@@ -15,6 +15,7 @@ from coordinator.offers import give_up, settle_uncounted, trip
 from coordinator.policies import Follows
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.step_ends import go_on
+from coordinator.stints import end_stint
 from coordinator.tasks import fail
 from coordinator.turn import Turn
 from coordinator.witnesses import askable, convinces, counts
@@ -36,6 +37,9 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     if event.code is RejectCode.DOES_NOT_FIT:
         wait = turn.settings.does_not_fit_seconds
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
+    elif event.code is RejectCode.OWNER:
+        client.refuses[run.task_id] = event.message
+        end_stint(client, run)
     elif event.code is RejectCode.DRAINING:
         client.draining = True
     else:

@@ -40,6 +40,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
     return TaskBrief(
         task_id=task_id,
         name=spec.name,
+        submitter=spec.submitter,
         mode=spec.recipe.mode,
         code=spec.code,
         frozen=spec.frozen,

@@ -87,6 +87,8 @@ class ClientState:
     """Consecutive failures, by task id."""
     lacks: dict[str, str] = field(default_factory=dict)
     """What it has not installed, by the id of the task that needs it; another connection may have it."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Why its owner's settings keep it off, by the id of the task; another connection may have others."""
     breaker: Breaker = field(default_factory=Breaker)
     place: int = 0
     """Its place in the order in which clients first came."""
@@ -123,7 +125,7 @@ class ClientState:
     def forget(self, task_id: str) -> None:
         """Drop all that was learned of it by working on a task."""
         self.serves.discard(task_id)
-        for learned in (self.speeds, self.versions, self.cooldowns, self.failures, self.lacks):
+        for learned in (self.speeds, self.versions, self.cooldowns, self.failures, self.lacks, self.refuses):
             learned.pop(task_id, None)
 
 

@@ -29,6 +29,12 @@ def begin_stint(client: ClientState, run: TaskRun, settings: CoordinatorSettings
         client.recent = (run.task_id, *others[: _REMEMBERED - 1])
 
 
+def end_stint(client: ClientState, run: TaskRun) -> None:
+    """The client will not work on a task: it is not kept for it, and has no executor of it."""
+    client.stints.pop(run.task_id, None)
+    client.recent = tuple(task_id for task_id in client.recent if task_id != run.task_id)
+
+
 def is_in_stint(client: ClientState, run: TaskRun, settings: CoordinatorSettings, now: float) -> bool:
     """Whether the client is to stay with the task for now."""
     since = client.stints.get(run.task_id)

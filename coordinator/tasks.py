@@ -133,6 +133,7 @@ def act(turn: Turn, event: TaskAction) -> None:
                 client.cooldowns.pop(run.task_id, None)
                 client.failures.pop(run.task_id, None)
                 client.lacks.pop(run.task_id, None)
+                client.refuses.pop(run.task_id, None)
 
 
 def check_priority(turn: Turn, event: TaskPrioritized) -> None:

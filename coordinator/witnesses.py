@@ -25,7 +25,9 @@ def askable(turn: Turn, run: TaskRun) -> list[ClientState]:
 
 
 def _could_try(turn: Turn, run: TaskRun, client: ClientState) -> bool:
-    if client.draining or client.paused is not None or run.task_id in client.lacks:
+    if client.draining or client.paused is not None:
+        return False
+    if run.task_id in client.lacks or run.task_id in client.refuses:
         return False
     cooldown = client.cooldowns.get(run.task_id)
     rests = cooldown is not None and cooldown.until > turn.now and client.client_id not in run.evidence.speakers

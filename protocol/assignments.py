@@ -130,6 +130,9 @@ class RejectCode(StrEnum):
     DRAINING = "draining"
     PAUSED = "paused"
     BLOB_UNAVAILABLE = "blob_unavailable"
+    OWNER = "owner"
+    """Its owner's settings do not allow this task: whose it is, or what it asks for. Only said to servers that name a
+    task's submitter; older ones do not know the word."""
 
 
 class Reject(Frozen):

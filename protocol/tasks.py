@@ -17,6 +17,7 @@ from protocol.bounds import (
     Count,
     FilePath,
     Id,
+    Label,
     Natural,
     Positive,
     Seconds,
@@ -250,6 +251,9 @@ class TaskBrief(Frozen):
 
     task_id: Id
     name: Title
+    submitter: Label = ""
+    """``TaskSpec.submitter``, which nobody has proven: whoever has the farm token may write any name. Empty from older
+    servers."""
     mode: Mode
     code: BlobRef
     frozen: BlobRef | None = None
