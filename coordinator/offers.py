@@ -21,9 +21,8 @@ from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
 from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
-from protocol.bounds import MAX_COUNT
 from protocol.recipe import InnerState, Mode
-from protocol.task_length import global_steps
+from protocol.task_length import task_length
 from protocol.tasks import Split, TaskBrief, TaskSpec
 
 
@@ -37,6 +36,8 @@ class Answer(Named, Protocol):
 
 def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
     """Return what a client must know of a task."""
+    length = task_length(spec.recipe, spec.recipe.mode, spec.dataset.samples(Split.TRAIN))
+    followed_by_clients = spec.recipe.schedule is not None and spec.recipe.mode is Mode.WEIGHTS
     return TaskBrief(
         task_id=task_id,
         name=spec.name,
@@ -59,7 +60,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         clip_norm=spec.recipe.clip_norm,
         clip_value=spec.recipe.clip_value,
         schedule=spec.recipe.schedule,
-        schedule_steps=_schedule_steps(spec),
+        schedule_steps=length.steps if followed_by_clients else 0,
+        length=length,
         precision=spec.recipe.precision,
         compile=spec.recipe.compile,
         snapshot_seconds=spec.recipe.snapshot_seconds,
@@ -67,13 +69,6 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         weights_codec=spec.recipe.weights_codec,
         pipeline=spec.recipe.pipeline,
     )
-
-
-def _schedule_steps(spec: TaskSpec) -> int:
-    """Return over how many global steps clients follow the recipe's schedule; 0 where they follow none."""
-    if spec.recipe.schedule is None or spec.recipe.mode is not Mode.WEIGHTS:
-        return 0
-    return min(global_steps(spec.recipe, spec.dataset.samples(Split.TRAIN)), MAX_COUNT)
 
 
 def offer(turn: Turn, run: TaskRun, client: ClientState, part: Part, home: Home | None = None) -> None:

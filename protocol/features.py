@@ -44,6 +44,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
         "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,
+        "task_length": lambda spec: spec.reads_length,
     }
 )
 """Each feature of a task by its name, and whether a task needs it. A new one comes with a new name."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
+from protocol.bounds import Count, Positive
+from protocol.frozen import Frozen
 from protocol.recipe import Mode, Recipe
 
 FOR_EVER: Final = 2**53
@@ -21,6 +23,34 @@ class Sizes(Protocol):
     @property
     def batch_samples(self) -> int:
         """Samples of a local step."""
+
+
+class Course(Sizes, Protocol):
+    """What decides how long a task trains: the earlier of two ends; one pass where there is neither."""
+
+    @property
+    def rounds(self) -> int | None:
+        """Rounds after which it ends."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training rows after which it ends."""
+
+
+class TaskLength(Frozen):
+    """How long a task trains if every round commits in full and nothing stops it before."""
+
+    steps: Count
+    """Global steps: rounds in gradients mode; in weights mode batches of all that is trained on, rounded up."""
+    steps_per_epoch: Positive
+    """Those of one pass, its short last one included."""
+    epochs: Count
+    """Passes, a begun one included."""
+
+    @property
+    def is_endless(self) -> bool:
+        """Return whether nobody will see its end."""
+        return self.steps >= FOR_EVER
 
 
 def smallest_part(sizes: Sizes) -> int:
@@ -50,19 +80,33 @@ def samples_of_epochs(epochs: float, train_samples: int) -> int:
 
 
 def global_steps(recipe: Recipe, train_samples: int) -> int:
-    """Return how many steps the task's schedules have, if every round commits in full.
+    """Return how many steps the task's schedules have: ``TaskLength.steps``."""
+    return task_length(recipe, recipe.mode, train_samples).steps
 
-    Rounds in gradients mode; in weights mode batches of all that is trained on.
-    """
-    per_epoch = rounds_per_epoch(recipe, train_samples)
-    limits: list[int] = []
-    if recipe.mode is Mode.GRADIENTS:
-        limits += [] if recipe.epochs is None else [rounds_of_epochs(recipe, recipe.epochs, train_samples)]
-        limits += [] if recipe.rounds is None else [recipe.rounds]
-        return min(limits)
-    if recipe.epochs is not None:
-        limits.append(samples_of_epochs(recipe.epochs, train_samples))
-    if recipe.rounds is not None:
-        passes, rest = divmod(recipe.rounds, per_epoch)
-        limits.append(passes * train_samples + rest * recipe.round_samples)
-    return max(1, -(-min(limits) // recipe.batch_samples))
+
+def task_length(course: Course, mode: Mode, train_samples: int) -> TaskLength:
+    """Return how long a task is, with so many rows to train on."""
+    if mode is Mode.GRADIENTS:
+        rounds, per_epoch = _rounds(course, train_samples), rounds_per_epoch(course, train_samples)
+        return TaskLength(steps=rounds, steps_per_epoch=per_epoch, epochs=-(-rounds // per_epoch))
+    samples, rows = _samples(course, train_samples), max(train_samples, 1)
+    steps = FOR_EVER if samples >= FOR_EVER else max(1, -(-samples // course.batch_samples))
+    per_epoch = -(-rows // course.batch_samples)
+    return TaskLength(steps=steps, steps_per_epoch=per_epoch, epochs=max(1, -(-samples // rows)))
+
+
+def _rounds(course: Course, train_samples: int) -> int:
+    limits = [] if course.rounds is None else [course.rounds]
+    if course.epochs is not None or not limits:
+        limits.append(rounds_of_epochs(course, 1.0 if course.epochs is None else course.epochs, train_samples))
+    return min(limits)
+
+
+def _samples(course: Course, train_samples: int) -> int:
+    limits = [FOR_EVER]
+    if course.epochs is not None or course.rounds is None:
+        limits.append(samples_of_epochs(1.0 if course.epochs is None else course.epochs, train_samples))
+    if course.rounds is not None:
+        passes, rest = divmod(course.rounds, rounds_per_epoch(course, train_samples))
+        limits.append(passes * train_samples + rest * course.round_samples)
+    return min(limits)

@@ -33,6 +33,7 @@ from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
+from protocol.task_length import TaskLength
 
 MAX_NOTES: Final = 64
 MAX_BASE_FILES: Final = 256
@@ -226,6 +227,8 @@ class TaskSpec(Frozen):
     """In weights mode clients follow a scheduler of the code's, which older ones would leave out without a word."""
     is_quantized: bool = False
     """Among the frozen tensors is what quantized layers keep beside their weights, which older clients don't expect."""
+    reads_length: bool = False
+    """The code asks how long the task is, which older clients can't tell."""
     epoch_end: bool = False
     """After each epoch one client runs the code's ``on_epoch_end``, and the farm keeps the files that it leaves."""
     continues: Origin | None = None
@@ -285,6 +288,8 @@ class TaskBrief(Frozen):
     """``Recipe.schedule``: in weights mode, what local steps follow."""
     schedule_steps: Count = 0
     """How many global steps it goes over: the task's."""
+    length: TaskLength | None = None
+    """How long the task is, for code that asks; older servers do not say."""
     precision: Precision = Precision.FP32
     compile: bool = False
     snapshot_seconds: Seconds = SNAPSHOT_SECONDS

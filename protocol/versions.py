@@ -34,6 +34,9 @@ EPOCH_END: Final = "epoch_end"
 SEQUENTIAL_ORDER: Final = "sequential_order"
 """Likewise: they read a task's rows in order, and hand on what its code carries from batch to batch."""
 
+TASK_LENGTH: Final = "task_length"
+"""Likewise: they tell a task's code how long the task is."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

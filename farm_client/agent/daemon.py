@@ -62,6 +62,7 @@ from protocol.versions import (
     SEQUENTIAL_ORDER,
     STEP_RULES,
     SUPPORTED,
+    TASK_LENGTH,
 )
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -314,6 +315,7 @@ class Agent:
                 QUANTIZED_BASE,
                 SEQUENTIAL_ORDER,
                 STEP_RULES,
+                TASK_LENGTH,
             ),
             held=worker.held(),
         )

@@ -23,13 +23,15 @@ from torch.utils.data import default_collate
 from farm_client.executor import lightning_steps
 from farm_client.executor.failures import CodeError, calling, text_of
 from farm_client.executor.lightning_hooks import is_own
-from farm_client.executor.lightning_trainer import trainer_view
+from farm_client.executor.lightning_trainer import missed_in_a_property, trainer_view
 from farm_client.executor.means import as_number, describe_batch
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.step_metrics import Number, left_there
 from farm_client.executor.streams import is_stream
 from farm_client.executor.timeline import Place, Scheduled, as_scheduled
 from farm_client.task import metric_name
+from protocol.recipe import Precision
+from protocol.task_length import TaskLength
 
 DEFAULT_LEARNING_RATE: Final = 1e-3
 """Of the AdamW that trains a task without ``build_optimizer``."""
@@ -76,7 +78,7 @@ class Contract:
         if function is None:
             trained = [p for p in model.parameters() if p.requires_grad]
             return Optimizers.of(torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE))
-        with calling("build_optimizer(model, config)", self.code_dir):
+        with calling("build_optimizer(model, config)", self.code_dir, lambda error: _missed(model, error)):
             optimizers = Optimizers.of(function(model, dict(self.config)))
         if not (self.has("train_step") or self.is_manual(model)):
             _ = optimizers.only
@@ -170,6 +172,15 @@ class Contract:
         if lightning_steps.is_lightning(model):
             view = trainer_view(model)
             view.at(Place(view.global_step if step is None else step, epoch))
+
+    def tell(self, model: nn.Module, length: TaskLength | None, precision: Precision) -> None:
+        """Tell a LightningModule of the task: how long it is, if that is known, and its numbers' format."""
+        if lightning_steps.is_lightning(model):
+            trainer_view(model).tell(length, precision)
+
+    def reads_length(self, model: nn.Module) -> bool:
+        """Return whether a LightningModule has asked how long the task is."""
+        return lightning_steps.is_lightning(model) and trainer_view(model).was_asked_for_length
 
     def begin(self, model: nn.Module) -> None:
         """Begin an assignment: what a LightningModule's metric objects gathered in former ones is over."""
@@ -290,6 +301,10 @@ def _about_batch(batch: Any, error: BaseException) -> str:
             "which makes tuples"
         )
     return about
+
+
+def _missed(model: nn.Module, error: BaseException) -> str:
+    return missed_in_a_property(model, error) if lightning_steps.is_lightning(model) else ""
 
 
 def _smells_of_unpacking(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 ``optimizers()``, ``lr_schedulers()``, ``manual_backward``, ``toggle_optimizer``, ``clip_gradients``, ``global_step``
 and ``current_epoch`` of Lightning's class read all of this from its Trainer. What the farm can't tell is an error by
-name.
+name, which says what to do instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import torch
@@ -19,6 +20,24 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from farm_client.executor.lightning_hooks import lightning_base
 from farm_client.executor.timeline import Place
+from protocol.recipe import Precision
+from protocol.task_length import TaskLength
+
+_PRECISIONS: Final = MappingProxyType(
+    {Precision.FP32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
+)
+_LOOK_AT_BATCHES: Final = "self.trainer.num_training_batches says how many batches an epoch has"
+_INSTEAD: Final = MappingProxyType(
+    {
+        **dict.fromkeys(("train_dataloader", "fit_loop"), _LOOK_AT_BATCHES),
+        **dict.fromkeys(("callback_metrics", "logged_metrics"), "keep in the module what you log, if you need it"),
+        **dict.fromkeys(("save_checkpoint", "checkpoint_callback"), "the farm keeps them: keep_every, keep_best"),
+        **dict.fromkeys(("should_stop", "early_stopping_callback"), "give the recipe a patience or a target"),
+        **dict.fromkeys(("default_root_dir", "log_dir", "ckpt_path"), "leave files by on_epoch_end"),
+        **dict.fromkeys(("datamodule", "val_dataloaders"), "put what it knows into [config]"),
+    }
+)
+"""What to do without names that modules ask for."""
 
 
 class ClipAlgorithm(StrEnum):
@@ -79,9 +98,9 @@ class TrainerView:
     """Stands in for the Trainer of one module. Counters are the task's: of its epochs and its global steps."""
 
     __slots__ = (
-        *("_lightning_optimizers", "_loop", "_schedulers", "begun_epoch", "current_epoch", "global_step"),
-        *("gradient_clip_algorithm", "gradient_clip_val", "is_last_batch", "lightning_module", "optimizers"),
-        *("training", "validating"),
+        *("_length", "_lightning_optimizers", "_loop", "_schedulers", "begun_epoch", "current_epoch", "global_step"),
+        *("gradient_clip_algorithm", "gradient_clip_val", "is_last_batch", "lightning_module", "missed", "optimizers"),
+        *("precision", "training", "validating", "was_asked_for_length"),
     )
     accumulate_grad_batches: Final = 1
     barebones: Final = False
@@ -89,10 +108,12 @@ class TrainerView:
     fast_dev_run: Final = False
     global_rank: Final = 0
     is_global_zero: Final = True
+    limit_train_batches: Final = 1.0
     local_rank: Final = 0
     logger: Final = None
     loggers: Final = ()
-    max_steps: Final = -1
+    min_epochs: Final = 0
+    min_steps: Final = None
     node_rank: Final = 0
     num_devices: Final = 1
     num_nodes: Final = 1
@@ -111,20 +132,65 @@ class TrainerView:
         self._lightning_optimizers: list[SteppedOptimizer] = []
         self._schedulers: list[ScheduledBy] | None = None
         self._loop: Stepper | None = None
+        self._length: TaskLength | None = None
+        self.was_asked_for_length = False
+        self.missed = ""
+        """What was said last of a name that there is no answer to."""
+        self.precision = _PRECISIONS[Precision.FP32]
         self.gradient_clip_val: float | None = None
         self.gradient_clip_algorithm: ClipAlgorithm | None = None
         self.is_last_batch = self.training = self.validating = False
 
     def __getattr__(self, name: str) -> Any:
         """Say what there is no answer to."""
-        raise AttributeError(f"self.trainer.{name} is not known on the farm: do without it, or put it into [config]")
+        instead = _INSTEAD.get(name, "do without it, or put it into [config]")
+        self.missed = f"self.trainer.{name} is not known on the farm: {instead}"
+        raise AttributeError(self.missed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what is known. Raises: AttributeError naming what is not."""
         try:
             super().__setattr__(name, value)
         except AttributeError:
-            raise AttributeError(f"self.trainer.{name} can't be set on the farm: do without it") from None
+            instead = _INSTEAD.get(name, "do without it")
+            raise AttributeError(f"self.trainer.{name} can't be set on the farm: {instead}") from None
+
+    def tell(self, length: TaskLength | None, precision: Precision) -> None:
+        """Take what does not change during the task: how long it is, None where nobody knows, and its precision."""
+        self._length, self.precision = length, _PRECISIONS[precision]
+
+    @property
+    def max_epochs(self) -> int:
+        """Return how many passes the task makes, a begun one included; -1 where it has no end."""
+        length = self._known_length("max_epochs")
+        return -1 if length.is_endless else length.epochs
+
+    @property
+    def max_steps(self) -> int:
+        """Return the global steps of the task; -1 where it has no end."""
+        length = self._known_length("max_steps")
+        return -1 if length.is_endless else length.steps
+
+    @property
+    def num_training_batches(self) -> int:
+        """Return the global steps of an epoch, its short last one included."""
+        return self._known_length("num_training_batches").steps_per_epoch
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Return the global steps of the task, over which the farm's schedules go; infinity where it has no end.
+
+        As Lightning's: the lesser of ``max_steps`` and all batches of all epochs.
+        """
+        length = self._known_length("estimated_stepping_batches")
+        return float("inf") if length.is_endless else length.steps
+
+    def _known_length(self, name: str) -> TaskLength:
+        """Raises: RuntimeError where an older server does not say it."""
+        self.was_asked_for_length = True
+        if self._length is None:
+            raise RuntimeError(f"self.trainer.{name} is not known: this farm's server does not say how long a task is")
+        return self._length
 
     def at(self, place: Place) -> None:
         """Move on to a place of the task."""
@@ -204,6 +270,19 @@ class _Precision:
             clip_grad_value_(parameters, limit)
         else:
             clip_grad_norm_(parameters, limit)
+
+
+def missed_in_a_property(model: nn.Module, error: BaseException) -> str:
+    """Return in brackets what the Trainer could not tell, where a module's property asked; empty where none did.
+
+    torch says of such a property that the module has no attribute of its name, and nothing of the error in it.
+    """
+    missed = trainer_view(model).missed
+    if not (missed and isinstance(error, AttributeError)):
+        return ""
+    text = str(error)
+    names = [name for base in type(model).__mro__ for name, thing in vars(base).items() if isinstance(thing, property)]
+    return f" ({missed})" if missed not in text and any(f"'{name}'" in text for name in names) else ""
 
 
 def trainer_view(model: nn.Module) -> TrainerView:

@@ -20,6 +20,7 @@ from protocol.limits import INLINE_BYTES
 from protocol.messages import Scope
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
+from protocol.task_length import TaskLength
 from protocol.tasks import Split
 
 DISK_FULL: Final = "disk_full"
@@ -63,6 +64,8 @@ class LoadTask(Frozen):
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
     """The global steps of the task, which the schedule goes over."""
+    length: TaskLength | None = None
+    """How long the task is, for its code; None where the server did not say."""
     precision: Precision = Precision.FP32
     compile: bool = False
     update_codec: CodecSpec = CodecSpec()

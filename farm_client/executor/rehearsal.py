@@ -35,6 +35,7 @@ from farm_client.executor.survey import Survey
 from protocol.assignments import Kind
 from protocol.digests import digest_bytes
 from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer
+from protocol.task_length import TaskLength
 from protocol.tasks import Split
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
@@ -83,7 +84,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
-    runner.schedule_steps = request.length(rows or request.file_rows).steps
+    length = request.length(mode, rows or request.file_rows)
+    runner.take_length(length)
     optimizers = runner.build_optimizers()
     if request.mode is None and mode is Mode.GRADIENTS:
         _refuse_obstacles(runner, optimizers)
@@ -97,7 +99,7 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         is_quantized=bool(runner.tensors.beside),
         model_files=model_files(runner.tensors.model),
         rows=rows,
-        outer=_outer(runner, optimizers, request, rows) if mode is Mode.GRADIENTS else None,
+        outer=_outer(runner, optimizers, request, length) if mode is Mode.GRADIENTS else None,
         mode=mode,
         evaluates=runner.contract.evaluates(runner.tensors.model),
         has_state=runner.contract.has("initial_state"),
@@ -108,7 +110,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
     if request.tries_batch:
         report = report.model_copy(update=_tried(runner, survey, _orders(request, digest, path, rows)))
     notes = refuse_unless_ignored(survey.all(), request.ignore)
-    return report.model_copy(update={"notes": notes, "peak_rss_bytes": _peak_rss_bytes()})
+    seen = {"reads_length": runner.contract.reads_length(runner.tensors.model), "peak_rss_bytes": _peak_rss_bytes()}
+    return report.model_copy(update={"notes": notes, **seen})
 
 
 def _script_tried_out(request: RehearsalRequest, device: torch.device) -> RehearsalReport:
@@ -170,14 +173,14 @@ def _refuse_obstacles(runner: TaskRunner, optimizers: Optimizers) -> None:
         raise TrainsOtherwise(found[0].sentence.partition(": ")[0])
 
 
-def _outer(runner: TaskRunner, optimizers: Optimizers, request: RehearsalRequest, rows: int | None) -> OuterOptimizer:
+def _outer(runner: TaskRunner, optimizers: Optimizers, request: RehearsalRequest, length: TaskLength) -> OuterOptimizer:
     """Return the task's optimizer for the server, with what its schedulers make of it at each version."""
     timeline = runner.timeline()
     if timeline is None:
         return outer_optimizer_of(optimizers.only, runner.tensors)
     try:
         with calling("the scheduler's step()", runner.contract.code_dir):
-            schedules = schedules_of(timeline, request.length(rows or request.file_rows))
+            schedules = schedules_of(timeline, length)
     except TooLong as error:
         sentence = f"in gradients mode the server follows the schedule, and {error}: use --mode weights"
         refuse_unless_ignored([Omission(SCHEDULE, sentence, changes_training=True)], request.ignore)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
@@ -12,14 +12,7 @@ from protocol.compression import CodecSpec
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer, Precision
-from protocol.task_length import rounds_of_epochs, rounds_per_epoch
-
-
-class TaskLength(NamedTuple):
-    """How many global steps a task takes, and an epoch of it."""
-
-    steps: int
-    steps_per_epoch: int
+from protocol.task_length import TaskLength, task_length
 
 
 class RehearsalRequest(Frozen):
@@ -69,12 +62,11 @@ class RehearsalRequest(Frozen):
         """Return how many samples are tried: one batch, and where something may be carried to the next one, two."""
         return tried_samples(self.batch_samples, self.order)
 
-    def length(self, rows: int) -> TaskLength:
-        """Return how long the task is in gradients mode, where a round is one step."""
+    def length(self, mode: Mode, rows: int) -> TaskLength:
+        """Return how long the task is with a data set of so many rows."""
         trained = rows - held_rows(rows, self.holdout)
-        per_epoch = rounds_per_epoch(self, trained)
-        by_epochs = [] if self.epochs is None else [rounds_of_epochs(self, self.epochs, trained)]
-        return TaskLength(min([*by_epochs, *([] if self.rounds is None else [self.rounds])], default=1), per_epoch)
+        whole = self.model_copy(update={"round_samples": min(self.round_samples, max(trained, 1))})
+        return task_length(whole, mode, trained)
 
 
 def tried_samples(batch_samples: int, order: DataOrder) -> int:
@@ -114,6 +106,8 @@ class RehearsalReport(Frozen):
     """In weights mode: whether clients follow a scheduler."""
     is_quantized: bool = False
     """``TaskSpec.is_quantized``."""
+    reads_length: bool = False
+    """``TaskSpec.reads_length``."""
     epoch_end: bool = False
     """It has an ``on_epoch_end``."""
     notes: tuple[str, ...] = ()

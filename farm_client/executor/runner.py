@@ -42,6 +42,7 @@ from farm_client.stage_clock import StageClock
 from protocol.assignments import Kind, WorkStage
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
+from protocol.task_length import TaskLength
 
 
 def choose_device() -> torch.device:
@@ -113,8 +114,8 @@ class TaskRunner:
         self._snapshots = Snapshots(None, 0.0)
         self._timeline: Timeline | None = None
         self._has_schedule = True
-        self.schedule_steps = order.schedule_steps
-        """The global steps of the task, for a schedule that the recipe names."""
+        self._schedule_steps = order.schedule_steps
+        self.contract.tell(model, order.length, order.precision)
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.
@@ -288,6 +289,11 @@ class TaskRunner:
             return None
         return Timeline(optimizers, schedulers, self.build_scheduled)
 
+    def take_length(self, length: TaskLength) -> None:
+        """Take how long the task is, where its order came before that was known."""
+        self._schedule_steps = length.steps
+        self.contract.tell(self.tensors.model, length, self._order.precision)
+
     @property
     def inner_state(self) -> InnerState:
         """Return what a round's optimizer begins with."""
@@ -307,7 +313,7 @@ class TaskRunner:
                 hold_initial_rate(optimizer)
         else:
             refuse_beside(named.name, self.contract.build_scheduler(optimizers, self.tensors.model), optimizers)
-        return optimizers, scheduled_by_name(optimizers, named, self.schedule_steps)
+        return optimizers, scheduled_by_name(optimizers, named, self._schedule_steps)
 
     def _pace(self, order: Run) -> TaskPace | None:
         """Return where in the task, and in its schedule, the order's local steps are."""

@@ -10,9 +10,9 @@ import torch
 from numpy.polynomial import chebyshev
 
 from farm_client.executor.failures import CodeError
-from farm_client.executor.rehearsal_records import TaskLength
 from farm_client.executor.timeline import GroupOptions, Place, Timeline
 from protocol.schedule import Schedule, Segment
+from protocol.task_length import TaskLength
 
 
 class TooLong(CodeError):

@@ -174,6 +174,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         rehearsed=submission.check,
         has_scheduler=report.has_scheduler,
         is_quantized=report.is_quantized,
+        reads_length=report.reads_length,
         epoch_end=report.epoch_end,
         submit_token=submission.submit_token,
         notes=(*chosen, *notes)[:MAX_NOTES],
@@ -225,8 +226,7 @@ def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -
     """
     train = dataset.samples(Split.TRAIN)
     is_gradients = recipe.mode is Mode.GRADIENTS
-    default = GRADIENT_BATCHES * recipe.batch_samples if is_gradients else MAX_ROUND_SAMPLES
-    values: dict[str, Any] = {"round_samples": whole_batches(recipe, min(train, default))}
+    values: dict[str, Any] = {"round_samples": whole_batches(recipe, min(train, _most_round_samples(recipe)))}
     round_samples = recipe.round_samples if "round_samples" in recipe.model_fields_set else values["round_samples"]
     values["evaluate_every"] = max(1, math.ceil(train / round_samples))
     if is_gradients and recipe.schedule is not None and "outer" in recipe.model_fields_set:
@@ -238,6 +238,11 @@ def complete_recipe(recipe: Recipe, dataset: Dataset, report: RehearsalReport) -
         return completed
     _refuse_metrics(recipe)
     return completed.model_copy(update={"evaluate_every": 0})
+
+
+def _most_round_samples(recipe: Recipe) -> int:
+    """Return how large a round is by default, if the data has so many rows."""
+    return GRADIENT_BATCHES * recipe.batch_samples if recipe.mode is Mode.GRADIENTS else MAX_ROUND_SAMPLES
 
 
 def _refuse_metrics(recipe: Recipe) -> None:
@@ -273,14 +278,14 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         base=submission.base,
         beside=folder_of(submission.code),
         holdout=submission.holdout,
-        **_length(submission.recipe),
+        **length_settings(submission.recipe),
     )
 
 
-def _length(recipe: Recipe) -> dict[str, Any]:
-    """Return how long the task is in gradients mode, for its schedules; where the mode is open, rounds are passes."""
+def length_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what says how long the task is; where the mode is open, rounds are passes of rounds of a batch."""
     given = recipe.model_fields_set
-    default = (GRADIENT_BATCHES if "mode" in given else 1) * recipe.batch_samples
+    default = _most_round_samples(recipe) if "mode" in given else recipe.batch_samples
     round_samples = recipe.round_samples if "round_samples" in given else default
     if "mode" in given:
         return {"rounds": recipe.rounds, "epochs": recipe.epochs, "round_samples": round_samples}

@@ -16,11 +16,19 @@ from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.assignments import Kind, RejectCode
 from protocol.named_schedule import NamedSchedule
-from protocol.recipe import InnerState, Requirements
+from protocol.recipe import InnerState, Mode, Requirements
 from protocol.resources import Gpu, Resources
-from protocol.task_length import global_steps
-from protocol.tasks import BaseFile, Footprint, Split
-from protocol.versions import BASE_FOLDER, CARRIED_STATE, FROZEN_APART, NAMED_SCHEDULE, QUANTIZED_BASE, STEP_RULES
+from protocol.task_length import global_steps, task_length
+from protocol.tasks import BaseFile, Footprint, Origin, Split
+from protocol.versions import (
+    BASE_FOLDER,
+    CARRIED_STATE,
+    FROZEN_APART,
+    NAMED_SCHEDULE,
+    QUANTIZED_BASE,
+    STEP_RULES,
+    TASK_LENGTH,
+)
 from tests.coordinator.farm_simulation import GIGABYTE, Simulation, Volunteer, blob, spec
 
 
@@ -371,6 +379,26 @@ def test_a_named_schedule_goes_to_clients_that_know_them_with_the_length_of_the_
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert reasons["old"] == "cannot follow a schedule that the recipe names: it needs a newer aifarm"
     assert brief("t2", spec()).schedule_steps == 0
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_code_that_asks_how_long_the_task_is_goes_to_clients_that_can_tell(farm: Simulation, mode: Mode) -> None:
+    old, new = farm.join("old"), farm.join(Volunteer("new", features=(TASK_LENGTH,)))
+    asking = spec(mode=mode, rounds=3).model_copy(update={"reads_length": True})
+    farm.submit(asking)
+    assert not old.held
+    length = new.held[0].task.length
+    assert length == task_length(asking.recipe, mode, asking.dataset.samples(Split.TRAIN))
+    assert length is not None
+    assert length.steps == global_steps(asking.recipe, asking.dataset.samples(Split.TRAIN)) >= 3
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert reasons["old"] == "cannot tell the code how long the task is: it needs a newer aifarm"
+
+
+def test_a_continued_task_is_as_long_as_both_parts_of_it() -> None:
+    whole = spec(rounds=5)
+    rest = whole.model_copy(update={"continues": Origin(task_id="abcd2345", round=2)})
+    assert brief("t2", rest).length == brief("t1", whole).length
 
 
 def test_what_the_server_follows_any_client_may_compute(farm: Simulation) -> None:

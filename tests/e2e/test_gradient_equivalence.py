@@ -25,11 +25,11 @@ from farm_client.data.sharding import PlannedShard, write_shards
 from farm_client.data.shards import read_shard
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.optimizer_spec import outer_optimizer_of
-from farm_client.executor.rehearsal_records import TaskLength
 from farm_client.executor.schedule_fit import schedules_of
 from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
 from protocol.recipe import Mode
+from protocol.task_length import TaskLength
 from protocol.tasks import Shard, Split
 from protocol.tensors import Layout, check_update, parse_layout, read_header
 from tests.farm_client.executor.bench_task import Bench
@@ -97,7 +97,7 @@ class Farm:
         self.weights = safetensors.torch.load(first.weights)
         timeline = first.runner.timeline()
         assert timeline is not None
-        schedules = schedules_of(timeline, TaskLength(STEPS, SHARD_ROWS // STEP_ROWS))
+        schedules = schedules_of(timeline, TaskLength(steps=STEPS, steps_per_epoch=SHARD_ROWS // STEP_ROWS, epochs=10))
         spec = outer_optimizer_of(first.runner.build_optimizers().only, first.runner.tensors, schedules)
         self.outer = OuterStep(spec, self.weights, self.layout, clipping=Clipping(norm=CLIP_NORM))
 
@@ -109,6 +109,7 @@ class Farm:
             epoch, start, stop = rows_of(step)
             shards = client.pieces(Split.TRAIN, slice(number * share, (number + 1) * share))
             done = client.train(
+                round=step,
                 epoch=epoch,
                 weights=weights,
                 weights_digest=digest_bytes(weights),

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from protocol.recipe import Mode, Recipe
-from protocol.task_length import FOR_EVER, global_steps, rounds_of_epochs, rounds_per_epoch, samples_of_epochs
+from protocol.task_length import (
+    FOR_EVER,
+    TaskLength,
+    global_steps,
+    rounds_of_epochs,
+    rounds_per_epoch,
+    samples_of_epochs,
+    task_length,
+)
 
 _samples = st.integers(1, 300)
 _round = st.integers(1, 60)
@@ -72,3 +80,35 @@ def test_what_nobody_will_see_the_end_of_has_one(epochs: float) -> None:
 def test_without_a_row_there_is_one_round_as_for_a_task_that_is_refused_elsewhere() -> None:
     recipe = Recipe(mode=Mode.GRADIENTS, epochs=2.0, round_samples=8, batch_samples=8)
     assert rounds_of_epochs(recipe, 2.0, 0) == global_steps(recipe, 0) == 1
+
+
+@given(st.sampled_from(list(Mode)), _samples, _round, _batch, st.none() | st.integers(1, 20), st.none() | _epochs)
+def test_the_passes_are_those_that_the_steps_take(
+    mode: Mode, train_samples: int, round_samples: int, batch_samples: int, rounds: int | None, epochs: float | None
+) -> None:
+    assume(rounds is not None or epochs is not None)
+    recipe = recipe_of(mode, round_samples, batch_samples, epochs, rounds)
+    length = task_length(recipe, mode, train_samples)
+    assert length.steps == global_steps(recipe, train_samples)
+    assert length.steps <= length.epochs * length.steps_per_epoch, "as Lightning estimates its steps: the lesser"
+    if mode is Mode.GRADIENTS:
+        assert (length.epochs - 1) * length.steps_per_epoch < length.steps
+    elif rounds is None:
+        assert length.epochs == max(1, math.ceil(samples_of_epochs(epochs or 0.0, train_samples) / train_samples))
+    assert not length.is_endless
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_task_whose_end_nobody_sees_has_no_length(mode: Mode) -> None:
+    endless = Recipe(mode=mode, epochs=1e9, round_samples=8, batch_samples=8)
+    assert task_length(endless, mode, 10**8).is_endless
+    assert not task_length(endless, mode, 1000).is_endless
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_says_no_end_is_one_pass(mode: Mode) -> None:
+    class Trial:
+        rounds = epochs = None
+        round_samples = batch_samples = 10
+
+    assert task_length(Trial(), mode, 95) == TaskLength(steps=10, steps_per_epoch=10, epochs=1)

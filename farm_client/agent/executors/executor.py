@@ -335,6 +335,7 @@ def _load_order(task: TaskBrief, files: TaskFiles, scratch_dir: Path) -> LoadTas
         clip_value=task.clip_value,
         schedule=task.schedule,
         schedule_steps=task.schedule_steps,
+        length=task.length,
         precision=task.precision,
         compile=task.compile,
         update_codec=task.update_codec,

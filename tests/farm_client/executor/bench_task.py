@@ -23,6 +23,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
+from protocol.task_length import TaskLength
 from protocol.tasks import Shard, Split
 
 _numbers = count()
@@ -80,6 +81,7 @@ class Bench:
     clip_value: float | None = None
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
+    length: TaskLength | None = None
     precision: Precision = Precision.FP32
     compile: bool = False
     snapshot_seconds: float = 0.0
@@ -128,6 +130,7 @@ class Bench:
             clip_value=self.clip_value,
             schedule=self.schedule,
             schedule_steps=self.schedule_steps,
+            length=self.length,
             precision=self.precision,
             compile=self.compile,
             snapshot_seconds=self.snapshot_seconds,

@@ -30,6 +30,7 @@ def test_every_function_has_its_row() -> None:
         "collate",
         *("loss_with_state", "train_step_with_state"),
         *("takes_lightnings_steps", "is_manual", "manual_step", "begin_batch", "move", "evaluates"),
+        *("tell", "reads_length"),
     }
     assert set(rows) == methods | {"collate_fn"}
 

@@ -23,7 +23,6 @@ from coordinator.numerics.weighted_mean import WeightedMean
 from farm_client.executor.messages import Done, LoadTask, Piece, Run
 from farm_client.executor.optimizer_spec import outer_optimizer_of
 from farm_client.executor.progress import ProgressReporter
-from farm_client.executor.rehearsal_records import TaskLength
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedule_fit import schedules_of
 from farm_server.tensors.task_tensors import state_file
@@ -31,6 +30,7 @@ from protocol.assignments import Kind
 from protocol.codecs import BytesReader
 from protocol.digests import digest_bytes
 from protocol.recipe import InnerState, Mode, OuterOptimizer
+from protocol.task_length import TaskLength
 from protocol.tasks import Split
 from protocol.tensors import parse_layout
 
@@ -130,7 +130,7 @@ def test_in_gradients_mode_it_is_the_plain_loop(example: str, tmp_path: Path) ->
     timeline = bench.runner.timeline()
     assert timeline is not None
     optimizer = bench.runner.build_optimizers().only
-    schedules = schedules_of(timeline, TaskLength(steps * EPOCHS, steps))
+    schedules = schedules_of(timeline, TaskLength(steps=steps * EPOCHS, steps_per_epoch=steps, epochs=EPOCHS))
     layout = parse_layout(bench.runner.weights_file())
     spec = outer_optimizer_of(optimizer, bench.runner.tensors, schedules)
     outer = OuterStep(spec, bench.weights, layout, clipping=Clipping(norm=CLIP_NORMS[example]))

@@ -21,12 +21,12 @@ from coordinator.numerics.schedule import value_at
 from farm_client.data.sharding import plan_shards
 from farm_client.executor import schedule_fit
 from farm_client.executor.optimizers import Optimizers
-from farm_client.executor.rehearsal_records import RehearsalRequest, TaskLength
+from farm_client.executor.rehearsal_records import RehearsalRequest
 from farm_client.executor.schedule_fit import TooLong, fit, schedules_of
 from farm_client.executor.timeline import Place, Scheduled, TaskPace, Timeline, as_scheduled
 from protocol.recipe import Mode, Recipe
 from protocol.schedule import Schedule
-from protocol.task_length import global_steps, rounds_per_epoch
+from protocol.task_length import TaskLength, global_steps, rounds_per_epoch
 from protocol.tasks import Split
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of
 from tests.farm_client.executor.rehearsing import complaint, rehearsed
@@ -44,7 +44,9 @@ def timeline_of(make: Callable[[Optimizer], Any], **options: Any) -> Timeline:
 
 def server_values(make: Callable[[Optimizer], Any], steps: int, per_epoch: int = 1, option: str = "lr") -> list[float]:
     """Return what the server steps by at each version."""
-    [schedules] = schedules_of(timeline_of(make), TaskLength(steps, per_epoch))
+    [schedules] = schedules_of(
+        timeline_of(make), TaskLength(steps=steps, steps_per_epoch=per_epoch, epochs=-(-steps // per_epoch))
+    )
     sent = Schedule.model_validate_json(schedules[option].model_dump_json())
     return [value_at(sent, version) for version in range(steps)]
 
@@ -181,7 +183,9 @@ def test_one_cycle_moves_the_momentum_too() -> None:
 def test_a_pair_of_momenta_is_followed_one_by_one() -> None:
     adam = Optimizers.of(torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=BASE))
     scheduler = torch_schedulers.OneCycleLR(adam.only, 1.0, 10)
-    [schedules] = schedules_of(Timeline(adam, as_scheduled(scheduler), lambda: (adam, ())), TaskLength(5, 1))
+    [schedules] = schedules_of(
+        Timeline(adam, as_scheduled(scheduler), lambda: (adam, ())), TaskLength(steps=5, steps_per_epoch=1, epochs=5)
+    )
     assert schedules.keys() == {"lr", "beta1"}
     assert value_at(schedules["beta1"], 0) == pytest.approx(0.95)
 
@@ -393,17 +397,17 @@ def test_what_is_no_scheduler_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "length"),
     [
-        ({"rounds": 7}, TaskLength(7, 10)),
-        ({"epochs": 2.5}, TaskLength(25, 10)),
-        ({"rounds": 7, "epochs": 2.5}, TaskLength(7, 10)),
-        ({"epochs": 1, "holdout": 0.2}, TaskLength(8, 8)),
+        ({"rounds": 7}, TaskLength(steps=7, steps_per_epoch=10, epochs=1)),
+        ({"epochs": 2.5}, TaskLength(steps=25, steps_per_epoch=10, epochs=3)),
+        ({"rounds": 7, "epochs": 2.5}, TaskLength(steps=7, steps_per_epoch=10, epochs=1)),
+        ({"epochs": 1, "holdout": 0.2}, TaskLength(steps=8, steps_per_epoch=8, epochs=1)),
     ],
 )
 def test_the_length_of_a_task_in_steps(given: dict[str, Any], length: TaskLength) -> None:
     request = RehearsalRequest.model_construct(
         **{"rounds": None, "epochs": None, "holdout": 0.0, "round_samples": 10, "batch_samples": 10} | given
     )
-    assert request.length(100) == length
+    assert request.length(Mode.GRADIENTS, 100) == length
 
 
 @given(
@@ -421,6 +425,6 @@ def test_a_trial_counts_a_tasks_steps_as_the_farm_does(
     )
     recipe = Recipe(mode=Mode.GRADIENTS, epochs=epochs, round_samples=round_samples, batch_samples=round_samples)
     trained = sum(shard.samples for shard in plan_shards(rows, rows, holdout) if shard.split is Split.TRAIN)
-    length = request.length(rows)
+    length = request.length(Mode.GRADIENTS, rows)
     assert length.steps == global_steps(recipe, trained)
     assert length.steps_per_epoch == rounds_per_epoch(recipe, trained)

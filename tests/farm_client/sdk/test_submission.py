@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from coordinator.numerics.schedule import value_at
 from farm_client.data.columns import DataError
 from farm_client.executor.rehearsal import rehearse
-from farm_client.executor.rehearsal_records import RehearsalReport
+from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
 from farm_client.sdk import check
 from farm_client.sdk.check import CheckFailed, check_task
 from farm_client.sdk.default_mode import LOOPBACK, LinkEstimate
-from farm_client.sdk.submission import Prepared, Submission, complete_recipe, prepare
+from farm_client.sdk.submission import Prepared, Submission, complete_recipe, length_settings, prepare
 from protocol.compression import CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask
 from protocol.recipe import InnerState, Mode, OuterOptimizer, ParameterGroup, Recipe
+from protocol.task_length import task_length
 from protocol.tasks import Dataset, Shard, Split, TaskSpec
 from protocol.tensors import parse_layout
 
@@ -296,6 +299,24 @@ def dataset(train: int) -> Dataset:
 def test_recipe_defaults(recipe: Recipe, train: int, round_samples: int, evaluate_every: int) -> None:
     complete = complete_recipe(recipe, dataset(train), RehearsalReport())
     assert (complete.round_samples, complete.evaluate_every) == (round_samples, evaluate_every)
+
+
+@given(
+    mode=st.sampled_from(list(Mode)),
+    train=st.integers(2, 200_000),
+    round_samples=st.none() | st.integers(1, 500),
+    rounds=st.none() | st.integers(1, 50),
+    epochs=st.none() | st.floats(0.05, 5.0),
+)
+def test_a_trial_takes_the_task_for_as_long_as_the_farm_will(
+    mode: Mode, train: int, round_samples: int | None, rounds: int | None, epochs: float | None
+) -> None:
+    assume(rounds is not None or epochs is not None)
+    said = {"mode": mode, "rounds": rounds, "epochs": epochs, "batch_samples": 8, "round_samples": round_samples}
+    recipe = Recipe(**{name: value for name, value in said.items() if value is not None})
+    tried = RehearsalRequest.model_construct(**length_settings(recipe), batch_samples=8, holdout=0.0)
+    complete = complete_recipe(recipe, dataset(train), RehearsalReport())
+    assert tried.length(mode, train) == task_length(complete, mode, train)
 
 
 def test_the_researchers_side_needs_no_torch_in_its_own_process() -> None:
