@@ -147,6 +147,7 @@ def client_view(client: ClientState, now: float) -> ClientView:
         load=client.load,
         link=client.link,
         tags=record.tags,
+        sandbox=record.sandbox,
         slots=client.slots,
         assignments=len(client.held),
         delivered=record.delivered,

@@ -61,7 +61,7 @@ update_codec = "int8"
 name = "sgd"
 options = { lr = 0.7, momentum = 0.9, nesterov = true }
 
-[requirements]    # cpu_cores, ram_bytes, gpu, gpu_memory_bytes, tags, clients
+[requirements]    # cpu_cores, ram_bytes, gpu, gpu_memory_bytes, tags, clients, modules, sandbox
 ram_bytes = "2GB"
 
 [config]          # handed to your functions as it is; --set KEY=VALUE overrides one value

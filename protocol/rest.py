@@ -12,6 +12,7 @@ from protocol.failed_steps import FailedStepView
 from protocol.frozen import Frozen
 from protocol.ranges import ByteRange
 from protocol.resources import LinkFigures, Load, Resources
+from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, TaskSpec
 
 
@@ -159,15 +160,6 @@ class SubmitReply(View):
     created: bool
 
 
-class TaskDetail(View):
-    """GET /v1/tasks/{id}. The newest 50 rounds, newest first; ``failed_steps``: None from a farm that keeps none."""
-
-    task: TaskView
-    spec: TaskSpec
-    rounds: tuple[RoundView, ...]
-    failed_steps: tuple[FailedStepView, ...] | None = None
-
-
 class RoundView(View):
     """One round of a task."""
 
@@ -180,6 +172,15 @@ class RoundView(View):
     loss: float | None
     metrics: dict[str, Measured] = Field(default_factory=dict)
     committed_at: float | None
+
+
+class TaskDetail(View):
+    """GET /v1/tasks/{id}. The newest 50 rounds, newest first; ``failed_steps``: None from a farm that keeps none."""
+
+    task: TaskView
+    spec: TaskSpec
+    rounds: tuple[RoundView, ...]
+    failed_steps: tuple[FailedStepView, ...] | None = None
 
 
 class CheckpointView(View):
@@ -208,6 +209,7 @@ class ClientView(View):
     load: Load
     link: LinkFigures = LinkFigures()
     tags: tuple[str, ...] = ()
+    sandbox: Sandbox | None = None
     slots: int
     assignments: int
     delivered: int
@@ -395,6 +397,3 @@ class UploadView(View):
     """Since the last byte came, or since it was asked for."""
     ahead: int = 0
     reason: str = ""
-
-
-TaskDetail.model_rebuild()

@@ -52,6 +52,11 @@ class Sandbox(Frozen):
     """The version of the escape probes that the sandbox withstood; 0: none were run, and the rung is a mere claim."""
 
     @property
+    def label(self) -> str:
+        """What to call it in a word: its rung, with a remark where no escape probe was run on it."""
+        return self.rung if self.probes or self.rung is Rung.NONE else f"{self.rung} (untried)"
+
+    @property
     def proven(self) -> Rung:
         """The rung that the escape probes showed to hold; ``none`` where they were not run."""
         return self.rung if self.probes else Rung.NONE

@@ -15,6 +15,7 @@ from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
 from protocol.recipe import Recipe
+from protocol.sandbox import Rung
 
 _PLAIN_DEFAULTS: Final = (
     "batch_samples",
@@ -147,6 +148,10 @@ class SubmitOptions(RecipeOptions):
         str | None, typer.Option("--ram", metavar="SIZE", help="Memory, such as 8GB.", rich_help_panel=_NEEDS)
     ] = None
     cpu_cores: Annotated[int | None, typer.Option("--cpu-cores", min=1, help="Cores.", rich_help_panel=_NEEDS)] = None
+    sandbox: Annotated[
+        Rung | None,
+        typer.Option("--sandbox", help="A sandbox that holds, of this rung or above.", rich_help_panel=_NEEDS),
+    ] = None
 
 
 def settings_file(options: SubmitOptions) -> Path | None:
@@ -174,6 +179,7 @@ def requirements_of(options: SubmitOptions) -> dict[str, object]:
             "gpu": options.gpu,
             "ram_bytes": options.ram,
             "cpu_cores": options.cpu_cores,
+            "sandbox": options.sandbox,
         }
     )
 

@@ -44,6 +44,18 @@ def test_what_no_probe_tried_counts_as_nothing(rung: Rung) -> None:
     assert proven_rung(Sandbox(rung=rung, probes=1)) is rung
 
 
+@pytest.mark.parametrize(
+    ("sandbox", "label"),
+    [
+        (Sandbox(rung=Rung.STRICT, probes=2), "strict"),
+        (Sandbox(rung=Rung.CONTAINER), "container (untried)"),
+        (Sandbox(rung=Rung.NONE), "none"),
+    ],
+)
+def test_what_a_sandbox_is_called(sandbox: Sandbox, label: str) -> None:
+    assert sandbox.label == label
+
+
 def test_a_client_that_is_older_than_sandboxes_has_none() -> None:
     hello = hello_with(sandbox=None)
     assert hello.sandbox is None

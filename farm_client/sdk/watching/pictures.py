@@ -22,7 +22,7 @@ from farm_client.sdk.watching.formatting import (
     format_value,
 )
 from farm_client.sdk.watching.tables import FittingTable
-from protocol.recipe import AggregateName, Recipe
+from protocol.recipe import AggregateName, Recipe, Requirements
 from protocol.resources import LinkFigures, Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
@@ -98,6 +98,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
         ("why", Text(task.why)),
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
         ("recipe", _recipe_line(spec.recipe)),
+        *([("needs", Text(needs))] if (needs := _needs_line(spec.requirements)) else []),
         (
             "data",
             f"{counted(spec.dataset.samples(Split.TRAIN), 'sample')} to train on, "
@@ -137,6 +138,21 @@ def _recipe_line(recipe: Recipe) -> str:
             return f"{said}, median of the updates"
         case AggregateName.TRIMMED_MEAN:
             return f"{said}, mean of the updates without {recipe.trim_share:.0%} at either end"
+
+
+def _needs_line(needs: Requirements) -> str:
+    """Return what a client must have; empty where any will do."""
+    said = (
+        f"{counted(needs.cpu_cores, 'core')}" if needs.cpu_cores else "",
+        f"{sized(needs.ram_bytes)} of memory" if needs.ram_bytes else "",
+        "a GPU" if needs.gpu else "",
+        f"{sized(needs.gpu_memory_bytes)} of GPU memory" if needs.gpu_memory_bytes else "",
+        f"tagged {', '.join(needs.tags)}" if needs.tags else "",
+        f"called {' or '.join(needs.clients)}" if needs.clients else "",
+        f"with {', '.join(needs.modules)}" if needs.modules else "",
+        f"a sandbox that holds: {needs.sandbox} or above" if needs.sandbox else "",
+    )
+    return ", ".join(filter(None, said))
 
 
 def rounds_table(rounds: Sequence[RoundView], limit: int = 10) -> RenderableType:
@@ -207,13 +223,14 @@ def clients_table(clients: Sequence[ClientView], working: Mapping[str, str], now
     ``working`` are the names of the tasks that are not over, by id; the speed is that of the one they do fastest.
     """
     names = ClientNames((client.client_id, client.name) for client in clients)
-    headers = ("client", "state", "has", "cpu", "link", "holds", "done", "failed", "speed", "note")
-    table = FittingTable(*headers, spare=("link", "cpu", "holds", "speed", "has"))
+    headers = ("client", "state", "has", "sandbox", "cpu", "link", "holds", "done", "failed", "speed", "note")
+    table = FittingTable(*headers, spare=("link", "cpu", "holds", "sandbox", "speed", "has"))
     for client in clients:
         table.add_row(
             names.shown(client.client_id, client.name),
             state_text(client.state),
             hardware(client.resources),
+            client.sandbox.label if client.sandbox else NOTHING,
             f"{client.load.cpu:.0%}",
             _link(client.link),
             str(client.assignments or NOTHING),

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from farm_client.sdk.watching.pictures import clients_table, tasks_table
 from farm_client.sdk.watching.tables import FittingTable
 from protocol.resources import LinkFigures
+from protocol.sandbox import Rung, Sandbox
 from tests.farm_client.cli.fake_farm import make_client, make_task
 
 NOW = 1_700_000_100.0
@@ -81,6 +82,20 @@ def test_tasks_and_clients_fit(columns):
 def test_a_client_s_link_is_told_as_far_as_it_was_measured(figures, said):
     client = make_client(link=figures, samples_per_second={}, assignments=1)
     assert said in drawn(clients_table([client], {}, NOW), 200)[1]
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "said"),
+    [
+        (None, "GiB  -  "),
+        (Sandbox(rung=Rung.LANDLOCK, probes=1), "GiB  landlock  "),
+        (Sandbox(rung=Rung.STRICT), "strict (untried)"),
+    ],
+)
+def test_a_client_s_sandbox_is_told_with_what_is_known_of_it(sandbox, said):
+    header, row = drawn(clients_table([make_client(sandbox=sandbox)], {}, NOW), 200)
+    assert "sandbox" in header
+    assert said in row
 
 
 def test_a_pipe_gets_one_line_a_task_however_long(farm, fake, monkeypatch):

@@ -26,6 +26,12 @@ def test_an_address_that_cannot_be_a_farms(farm, address):
     assert only_line(outcome).startswith("farm: --farm: ")
 
 
+def test_a_word_that_is_no_rung(farm, tmp_path):
+    outcome = farm("submit", str(tmp_path), "--sandbox", "castle")
+    assert outcome.exit_code == 2
+    assert "'castle' is not one of 'strict', 'landlock', 'container', 'none'" in only_line(outcome)
+
+
 def test_a_wrong_token(farm):
     outcome = farm("ls", "--farm", "http://wrong@farm.test:8470")
     assert outcome.exit_code == 6

@@ -8,9 +8,10 @@ from farm_client.cli.logs import SHOWN_PRINTS, show_prints
 from farm_client.cli.output import Output
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
-from protocol.recipe import Recipe
+from protocol.recipe import Recipe, Requirements
 from protocol.rest import EventView, LogView, MetricView, ShardBook
-from tests.farm_client.cli.fake_farm import ADDRESS, make_client, make_task, problem
+from protocol.sandbox import Rung, Sandbox
+from tests.farm_client.cli.fake_farm import ADDRESS, make_client, make_spec, make_task, problem
 
 
 def make_log(seq: int, client: str, text: str, stream: str = "stdout") -> LogView:
@@ -60,6 +61,22 @@ def test_show_gives_recipe_progress_and_rounds(farm):
 def test_show_says_how_updates_become_one(farm, fake, chosen, said):
     fake.recipe = Recipe(rounds=20, min_clients=3, **chosen)
     assert said in farm("show", "digits").stdout
+
+
+def test_show_says_what_a_client_must_have(farm, fake):
+    assert "needs" not in farm("show", "digits").stdout
+    needs = Requirements(cpu_cores=4, ram_bytes=2**33, gpu=True, tags=("lab",), modules=("gym",), sandbox=Rung.STRICT)
+    fake.spec = make_spec().model_copy(update={"requirements": needs})
+    text = " ".join(farm("show", "digits").stdout.split())
+    assert (
+        "needs 4 cores, 8.0 GiB of memory, a GPU, tagged lab, with gym, a sandbox that holds: strict or above" in text
+    )
+
+
+def test_clients_tell_their_sandbox_in_json(farm, fake):
+    fake.clients = [make_client(sandbox=Sandbox(rung=Rung.LANDLOCK, probes=3)), make_client("old")]
+    told = [client["sandbox"] for client in farm("clients", "--json").envelope("clients")]
+    assert told == [{"rung": "landlock", "probes": 3}, None]
 
 
 def test_show_tells_of_retries_and_the_last_error(farm, fake):

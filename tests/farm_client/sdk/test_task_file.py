@@ -12,6 +12,7 @@ from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
 from protocol.named_schedule import NamedSchedule, ScheduleName
 from protocol.recipe import AggregateName, InnerState, Mode
+from protocol.sandbox import Rung
 
 FILE = """
 [task]
@@ -73,6 +74,14 @@ def test_the_command_line_wins(folder):
     assert described.requirements.tags == ("lab",)
     assert described.requirements.gpu
     assert described.requirements.modules == ("torchvision", "gymnasium")
+
+
+def test_a_sandbox_is_asked_for_by_its_rung(folder):
+    assert describe_task(SubmitOptions(file=folder)).requirements.sandbox is None
+    (folder / "task.toml").write_text("[requirements]\nsandbox = 'strict'")
+    assert describe_task(SubmitOptions(file=folder)).requirements.sandbox is Rung.STRICT
+    any_will_do = describe_task(SubmitOptions(file=folder, sandbox=Rung.NONE))
+    assert any_will_do.requirements.sandbox is Rung.NONE, "the command line takes the file's demand back"
 
 
 def test_a_file_brings_the_settings_beside_it(folder):
@@ -194,6 +203,10 @@ def test_the_submission_says_who(folder):
         ("[recipe]\nrounds = 1\nouter = 5", "recipe.outer"),
         ("[requirements]\ntags = 5", "requirements.tags"),
         ("[requirements]\nram_bytes = []", "[] is no size"),
+        (
+            "[requirements]\nsandbox = 'castle'",
+            "requirements.sandbox: Input should be 'strict', 'landlock'",
+        ),
         ("recipe = 5", "put 'recipe' into a table"),
         ("a = " + "[" * 10_000, "is not TOML"),
         ("[recipe]\nrounds = 1\nmode = 'gradients'\nmax_staleness = 1", "are for weights mode"),

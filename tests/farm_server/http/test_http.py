@@ -18,7 +18,11 @@ from safetensors.numpy import save
 from farm_server.http.app import create_app
 from farm_server.http.spec_json import parse_spec
 from farm_server.server import FarmServer
+from protocol.assignments import Assign
 from protocol.digests import digest_bytes
+from protocol.messages import Ready
+from protocol.recipe import Requirements
+from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import Dataset, Shard
 from protocol.tensors import Role, weights_metadata
 from tests.farm_server import model
@@ -207,6 +211,19 @@ async def test_a_task_that_needs_what_is_not_here_is_refused(server, change, sta
     assert answer.status_code == status
     assert complaint in answer.json()["message"]
     assert {"continued_tasks", "schedules"} <= set((await server.http.get("/v1/farm")).json()["features"])
+
+
+async def test_a_task_that_asks_for_a_sandbox_is_given_to_who_proved_one(server):
+    task_id = await model.submit(server.http, model.spec(requirements=Requirements(sandbox=Rung.LANDLOCK)))
+    async with server.volunteer("old") as old:
+        await old.send(Ready(slots=1))
+        why = (await server.http.get(f"/v1/tasks/{task_id}/why")).json()["why"]
+        assert "old is older than sandboxes, and the task asks for landlock" in why
+        async with server.volunteer("new", sandbox=Sandbox(rung=Rung.STRICT, probes=1)) as new:
+            await new.send(Ready(slots=1))
+            assert (await new.next(Assign)).task.submitter == "anonymous"
+            told = {client["name"]: client["sandbox"] for client in (await server.http.get("/v1/clients")).json()}
+            assert told == {"old": None, "new": {"rung": "strict", "probes": 1}}
 
 
 async def test_a_task_goes_on_from_the_start_of_another(server):

@@ -12,6 +12,7 @@ import pytest
 from farm_server.http import page_view
 from farm_server.http.page_view import shown
 from protocol.resources import Gpu, Resources
+from protocol.sandbox import Rung, Sandbox
 from tests.farm_server import model
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x1b[31mred"
@@ -24,8 +25,9 @@ def _made_anew_each_time(monkeypatch):
 
 async def test_tasks_and_clients_are_shown_to_who_has_the_farm_token(server):
     await model.submit(server.http, model.spec(name="<b>bold</b>"))
-    async with server.volunteer("c1", name="a laptop"):
+    async with server.volunteer("c1", name="a laptop", sandbox=Sandbox(rung=Rung.LANDLOCK, probes=1)):
         page = (await server.http.get("/")).text
+    assert "<td>landlock</td>" in page
     assert "&lt;b&gt;bold&lt;/b&gt;" in page
     assert "a laptop" in page
     assert "http" not in page.split("<body>")[1], "no external assets"
