@@ -39,7 +39,7 @@ class ExecutorSpeed(Measurement):
 
     ``samples_per_s`` is taken between an assignment's first progress report and its last. ``tokens_per_s`` is None
     where a sample is no row of tokens. ``mfu`` is the executor's share of what the device can do
-    (``plain_loop.PEAK_FLOPS``, or a timed product), by the operations that torch counts in a step.
+    (``peak_flops.PEAK_FLOPS``, or a timed product), by the operations that torch counts in a step.
     """
 
     model: str

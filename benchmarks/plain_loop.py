@@ -23,15 +23,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.farm import BenchmarkError
-from farm_client.executor.environment import executor_environment
+from benchmarks.peak_flops import peak_flops
+from farm_client.executor.environment import HEAP_VARIABLES, executor_environment
 
 TASKS: Final = Path(__file__).parent / "speed_tasks"
 LOG_EVERY: Final = 10
 WARM_UP_STEPS: Final = 3
-PEAK_FLOPS: Final = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 products, by the makers' data sheets; on other devices a product is timed."""
-_TIMED_SIDE: Final = 1024
-_TIMED_PRODUCTS: Final = 5
 
 
 def task_module(model: str) -> ModuleType:
@@ -78,13 +75,17 @@ class PlainLoop:
 
 @contextmanager
 def plain_loop(model: str, config: dict[str, Any], device: str, threads: int, folder: Path) -> Iterator[PlainLoop]:
-    """Start a plain loop and end it with the block. It computes with as many threads as executors, that wait alike."""
+    """Start a plain loop and end it with the block.
+
+    It computes with as many threads as executors, that wait alike; its heap is that of any Python process.
+    """
+    environment = {**os.environ, **executor_environment(folder, threads)}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.plain_loop", model, json.dumps(config), device],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **executor_environment(folder, threads)},
+        env={name: value for name, value in environment.items() if name not in HEAP_VARIABLES},
     )
     try:
         yield PlainLoop(process)
@@ -114,7 +115,8 @@ def _main(model_name: str, config_text: str, device_name: str) -> None:
         step()
     for _ in range(WARM_UP_STEPS):
         step()
-    _say({"flops_per_sample": counter.get_total_flops() / config["batch"], "peak_flops": _peak_flops(device)})
+    flops_per_sample = counter.get_total_flops() / config["batch"]
+    _say({"flops_per_sample": flops_per_sample, "peak_flops": peak_flops(device, os.environ)})
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with Path(os.devnull).open("w") as log:
         for line in sys.stdin:
@@ -139,22 +141,6 @@ def _batches(task: Any, config: dict[str, Any], device: torch.device) -> Iterato
             if device.type == "cuda":
                 batch = {name: part.pin_memory().to(device, non_blocking=True) for name, part in batch.items()}
             yield batch
-
-
-def _peak_flops(device: torch.device) -> float:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-        for known, flops in PEAK_FLOPS.items():
-            if known in name:
-                return flops
-    side = _TIMED_SIDE if device.type == "cpu" else 8 * _TIMED_SIDE
-    matrix = torch.rand(side, side, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
-    best = float("inf")
-    for _ in range(_TIMED_PRODUCTS):
-        began = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return float(2 * side**3 / best)
 
 
 def _say(answer: dict[str, float]) -> None:

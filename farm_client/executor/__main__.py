@@ -23,6 +23,7 @@ from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
+from farm_client.executor.heap import give_back
 from farm_client.executor.messages import (
     Abandon,
     Building,
@@ -135,6 +136,7 @@ class _Executor:
         while self._runner is not None and (guess := self._runner.guess) is not None:
             if (failed := self._speculate(self._runner, guess)) is not None:
                 return failed
+        give_back()
         return self._channel.receive()
 
     def _speculate(self, runner: Runner, guess: Run) -> Run | None:

@@ -13,6 +13,13 @@ from typing import Final
 _ALLOWED: Final = frozenset({"PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT"})
 _ALLOWED_PREFIXES: Final = ("LC_", "CUDA_", "NVIDIA_")
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+HEAP_VARIABLES: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
+"""For glibc (mallopt(3)), by bytes: what a step freed is there for the next one, which else gets it page by page from
+the system, zeroed. Larger blocks than the first still go back at once; of smaller ones so much is kept as the second
+says, until the executor has nothing to do (``heap.py``)."""
 _CACHE_VARIABLES: Final = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME")
 _FIXED: Final = {
     "PYTHONUNBUFFERED": "1",
@@ -25,11 +32,11 @@ _FIXED: Final = {
 def executor_environment(
     scratch_dir: Path, cpu_cores: int, inherited: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Return an executor's whole environment: what may pass, its thread count, and scratch for every cache."""
+    """Return an executor's whole environment: what may pass, its threads and heap, and scratch for every cache."""
     passed = {name: value for name, value in inherited.items() if _may_pass(name)}
-    threads = dict.fromkeys(_THREAD_VARIABLES, str(cpu_cores))
     folders = dict.fromkeys(_CACHE_VARIABLES, str(scratch_dir))
-    return passed | threads | folders | _FIXED
+    threads = dict.fromkeys(_THREAD_VARIABLES, str(cpu_cores))
+    return passed | threads | folders | HEAP_VARIABLES | _FIXED
 
 
 def work_beside(code_dir: str, entry: str) -> None:
