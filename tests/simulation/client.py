@@ -35,6 +35,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.resources import Load, Resources
+from protocol.sandbox import Sandbox, proven_rung
 from protocol.versions import EPOCH_END
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
@@ -92,6 +93,11 @@ class Client:
     samples_per_second: float
     keeps_jobs: bool
     """Whether computing goes on when a connection ends."""
+    sandboxes: tuple[Sandbox | None, ...]
+    """Each start finds one of these."""
+    allows: frozenset[str] | None
+    """Whose tasks its owner lets it work on; None: anybody's."""
+    sandbox: Sandbox | None = None
     connection: Connection | None = None
     running: bool = False
     welcomed: bool = False
@@ -121,6 +127,7 @@ class Client:
             return
         self.running, self.draining, self.paused = True, False, False
         self.life += 1
+        self.sandbox = self.world.rng.choice(self.sandboxes) if len(self.sandboxes) > 1 else self.sandboxes[0]
         self._dial()
         self._in_this_life(HEARTBEAT_SECONDS, self._beat)
 
@@ -204,6 +211,7 @@ class Client:
             client_secret="s" * 16,
             name=self.name,
             features=(EPOCH_END,),
+            sandbox=self.sandbox,
             resources=_RESOURCES,
             load=_LOAD,
             held=tuple(HeldAssignment(assignment_id=i, fence=f, finished=d) for i, f, d in (*working, *finished)),
@@ -238,12 +246,17 @@ class Client:
         has_state = assign.round > 0 and assign.kind is Kind.TRAIN
         expected = state_of(assign.weights.digest) if has_state else None
         check(assign.inner_state == expected, f"{assign.assignment_id} begins with the state of another version")
+        least = self.world.ledger.tasks[assign.task.task_id].spec.requirements.sandbox
+        holds = least is None or proven_rung(self.sandbox).holds(least)
+        check(holds, f"{assign.assignment_id} asks for {least} and comes to {self.sandbox}")
         mishap, self.next = self.next, Mishap()
         code = mishap.rejects
         if self.draining:
             code = RejectCode.DRAINING
         elif len(self.jobs) >= self.slots:
             code = RejectCode.BUSY
+        elif self.allows is not None and assign.task.submitter not in self.allows:
+            code = RejectCode.OWNER
         if code is not None:
             self._say(Reject(assignment_id=assign.assignment_id, fence=assign.fence, code=code, message="no"))
             self._tell_ready()

@@ -110,6 +110,8 @@ def check_command(server: Server, command: Command) -> None:
             if isinstance(command.message, Assign):
                 check(command.message.assignment_id not in audit.assigned, "an assignment is sent twice")
                 audit.assigned.add(command.message.assignment_id)
+                here = (command.message.task.task_id, command.client_id, command.incarnation)
+                check(here not in audit.refused, f"{here} is asked again, although its owner does not allow it")
         case OpenRound():
             key = (server, command.task_id)
             check(command.checkpoint.round == command.round, "a round opens from another round's checkpoint")

@@ -11,6 +11,7 @@ import pytest
 from coordinator import (
     durability,
     early_stopping,
+    eligibility,
     engine,
     failures,
     fleet,
@@ -20,6 +21,7 @@ from coordinator import (
     pipelining,
     planning,
     policies,
+    pools,
     recovery,
     results,
     round_plan,
@@ -38,6 +40,8 @@ from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
 from protocol.assignments import Ack, Assign, Cancel
+from protocol.sandbox import Rung
+from protocol.tasks import TaskSpec
 from tests.simulation import server
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -651,6 +655,45 @@ def never_reach_a_target(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(early_stopping, "_reached", lambda _task: None)
 
 
+def ask_an_owner_again(patch: pytest.MonkeyPatch) -> None:
+    """A client is offered what its owner refused."""
+    may_try = eligibility._may_try
+
+    def forgetful(client: ClientState, run: TaskRun, now: float) -> Any:
+        client.refuses.clear()
+        return may_try(client, run, now)
+
+    patch.setattr(eligibility, "_may_try", forgetful)
+
+
+def take_any_sandbox(patch: pytest.MonkeyPatch) -> None:
+    """A task goes to clients that do not shut it in as it asks."""
+    patch.setattr(eligibility, "is_shut_in", lambda *_args: True)
+
+
+def take_a_sandbox_at_its_word(patch: pytest.MonkeyPatch) -> None:
+    """A rung counts that no escape probe was run on."""
+    patch.setattr(eligibility, "proven_rung", lambda sandbox: Rung.NONE if sandbox is None else sandbox.rung)
+
+
+def ask_for_one_sandbox(patch: pytest.MonkeyPatch) -> None:
+    """Tasks that ask for different sandboxes share the clients that the first of them found."""
+    need = pools._need
+
+    def coarse(spec: TaskSpec) -> Any:
+        requirements = spec.requirements.model_copy(update={"sandbox": None})
+        return need(spec.model_copy(update={"requirements": requirements}))
+
+    patch.setattr(pools, "_need", coarse)
+
+
+OWNER_MUTANTS: tuple[Mutant, ...] = (
+    ask_an_owner_again,
+    take_any_sandbox,
+    take_a_sandbox_at_its_word,
+    ask_for_one_sandbox,
+)
+"""What machines with sandboxes and owners show."""
 EARLY_MUTANTS: tuple[Mutant, ...] = (stop_before_the_time_is_up, be_patient_for_ever, never_reach_a_target)
 """What tasks that may stop early show."""
 ROBUST_MUTANTS: tuple[Mutant, ...] = (count_in_the_round_after,)

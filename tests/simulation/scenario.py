@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
 from protocol.recipe import ROBUST_VOTES, AggregateName, Recipe, Requirements
 from protocol.retry import RetryPolicy
+from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import Split, TaskSpec
 from tests.coordinator.farm_simulation import spec
 
@@ -50,6 +51,11 @@ EARLY_FROM = 2_000_000
 """Seeds from here on have tasks that may stop before their recipe ends."""
 EPOCH_ENDS_FROM = 3_000_000
 """Seeds from here on have tasks whose code has an ``on_epoch_end``."""
+OWNERS_FROM = 4_000_000
+"""Seeds from here on have tasks that ask for a sandbox, clients with less, and owners who allow some people only."""
+_RUNGS: tuple[Rung | None, ...] = (None, None, *Rung)
+_SANDBOXES = (None, *(Sandbox(rung=rung, probes=probes) for rung in Rung for probes in (0, 1)))
+_BEST = Sandbox(rung=Rung.STRICT, probes=1)
 _TWO = Requirements(clients=("c0", "c1"))
 _NOBODY = Requirements(tags=("quantum",))
 
@@ -63,6 +69,10 @@ class Machine:
     samples_per_second: float
     keeps_jobs: bool
     joins_at: float
+    sandboxes: tuple[Sandbox | None, ...] = (None,)
+    """Each of its starts finds one of these."""
+    allows: frozenset[str] | None = None
+    """Whose tasks its owner lets it work on; None: anybody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ def draw_scenario(seed: int) -> Scenario:
             (rng.uniform(0, 20) * (number > 0), _draw_task(rng, machines, seed))
             for number in range(rng.choice((1, 1, 2, 3)))
         ),
-        machines=tuple(_machine(rng, number) for number in range(machines)),
+        machines=tuple(_machine(rng, number, seed) for number in range(machines)),
         weights={kind: rng.choice((1.0, 1.0, 3.0, 10.0)) for kind in sorted(kinds)},
         stormy_seconds=rng.choice((10.0, 40.0, 90.0)),
         fault_every_seconds=rng.choice((0.5, 1.5, 4.0, 10.0)),
@@ -118,19 +128,31 @@ def _settings() -> CoordinatorSettings:
     )
 
 
-def _machine(rng: Random, number: int) -> Machine:
-    return Machine(
+def _machine(rng: Random, number: int, seed: int) -> Machine:
+    machine = Machine(
         name=f"c{number}",
         slots=rng.choice((1, 1, 1, 2, 3)),
         samples_per_second=rng.choice((10.0, 30.0, 100.0)),
         keeps_jobs=rng.random() < 0.6,
         joins_at=rng.choice((0.0, rng.uniform(0, 10))),
     )
+    return _of_an_owner(rng, machine, number) if seed >= OWNERS_FROM else machine
+
+
+def _of_an_owner(rng: Random, machine: Machine, number: int) -> Machine:
+    """Give a machine a sandbox and an owner. The first one can do every task, so that each comes to its end."""
+    if number == 0:
+        return replace(machine, sandboxes=(_BEST,))
+    allows = rng.choice((None, frozenset({"ada"}), frozenset({"bob", "eve"})))
+    return replace(machine, sandboxes=tuple(rng.sample(_SANDBOXES, 2)), allows=allows)
 
 
 def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
+    if seed >= OWNERS_FROM:
+        recipe = task.recipe.model_copy(update={"min_clients": 1})
+        return task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
     if seed >= EPOCH_ENDS_FROM:
         return task.model_copy(update={"epoch_end": True})
     if seed >= EARLY_FROM:

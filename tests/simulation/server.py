@@ -40,7 +40,7 @@ from coordinator.events import (
 from coordinator.lifecycle import ENDED
 from coordinator.records import Snapshot, TaskRecord
 from farm_server.clients.translate import event_of, failure_of
-from protocol.assignments import Ack, Assign, Kind, Result
+from protocol.assignments import Ack, Assign, Kind, Reject, RejectCode, Result
 from protocol.errors import FarmError
 from protocol.messages import Bye, Error, Hello, Message, Ready, Scope, Welcome
 from tests.simulation.aggregator import Aggregator
@@ -111,7 +111,16 @@ class Server:
             connection.overtaken += connection.in_check
             self.post(ClientReady(connection.client_id, connection.incarnation, message.slots))
         elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
+            if isinstance(message, Reject) and message.code is RejectCode.OWNER:
+                self._note_refusal(connection, message)
             self.post(event)
+
+    def _note_refusal(self, connection: Connection, refusal: Reject) -> None:
+        """Remember what an owner does not allow; a part of a round that is over tells nothing any more."""
+        lease = self.coordinator._farm.leases.get(refusal.assignment_id)
+        if lease is not None and lease.record.fence == refusal.fence and not lease.is_late:
+            here = (lease.record.task_id, connection.client_id, connection.incarnation)
+            self.world.audit.refused.add(here)
 
     def lose(self, connection: Connection, reason: str) -> None:
         """End a connection from this side."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.__main__ import find_violation
-from tests.simulation.mutants import EARLY_MUTANTS, MUTANTS, ROBUST_MUTANTS, Mutant
-from tests.simulation.scenario import EARLY_FROM, ROBUST_FROM
+from tests.simulation.mutants import EARLY_MUTANTS, MUTANTS, OWNER_MUTANTS, ROBUST_MUTANTS, Mutant
+from tests.simulation.scenario import EARLY_FROM, OWNERS_FROM, ROBUST_FROM
 
 WITHIN_SEEDS = 200
 
@@ -27,3 +27,9 @@ def test_a_defect_is_found_where_updates_vote(mutant: Mutant, monkeypatch: pytes
 def test_a_defect_is_found_where_tasks_stop_early(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     assert any(find_violation(EARLY_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__
+
+
+@pytest.mark.parametrize("mutant", OWNER_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_is_found_where_machines_have_owners(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    assert any(find_violation(OWNERS_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__

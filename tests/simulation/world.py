@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from coordinator.events import Event, TaskSubmitted
+from coordinator.events import Action, Event, TaskAction, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import EventRecord, RoundState, Snapshot, TaskRecord
 from coordinator.shard_audit import shard_books
@@ -32,6 +32,8 @@ class Audit:
     assigned: set[str] = field(default_factory=set)
     folds: dict[tuple[Server, str], tuple[int, int]] = field(default_factory=dict)
     """By server life and task: the attempt that is open, and the position of its last fold."""
+    refused: set[tuple[str, str, int]] = field(default_factory=set)
+    """By task, client and connection: what an owner does not allow."""
 
 
 class World:
@@ -49,7 +51,8 @@ class World:
         self.audit = Audit()
         self.weather = Weather(self)
         self.clients: list[Client] = [
-            Client(self, m.name, m.slots, m.samples_per_second, m.keeps_jobs) for m in scenario.machines
+            Client(self, m.name, m.slots, m.samples_per_second, m.keeps_jobs, m.sandboxes, m.allows)
+            for m in scenario.machines
         ]
         self.by_id = {c.client_id: c for c in self.clients}
         self.server: Server | None = None
@@ -118,6 +121,8 @@ class World:
     def ask(self, event: Event) -> None:
         """A person asks for something; a refusal changes nothing."""
         if self.server is not None:
+            if isinstance(event, TaskAction) and event.action is Action.RETRY:
+                self.audit.refused = {one for one in self.audit.refused if one[0] != event.task_id}
             refusal = self.server.ask(event)
             self.tell("a person asks for %s: %s", event, refusal or "done")
 
