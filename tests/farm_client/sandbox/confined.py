@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 PRELUDE = """
 import ctypes, errno, json, os, platform, signal, socket, sys
 from pathlib import Path
-from farm_client.sandbox import seccomp, system
+from farm_client.sandbox import landlock, seccomp, system
 from farm_client.sandbox.syscalls import NUMBERS
 MINE = NUMBERS[platform.machine()]
 
