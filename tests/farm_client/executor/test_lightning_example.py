@@ -13,11 +13,12 @@ import torch
 
 from protocol.digests import digest_bytes
 from protocol.recipe import InnerState
+from protocol.task_length import TaskLength
 from tests.farm_client.executor.bench_task import Bench, update_of
 from tests.farm_client.executor.test_lightning_loop import batches_of, fit
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-EPOCHS = 4
+EPOCHS, BATCHES = 4, 24
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(
         tmp_path,
         (EXAMPLES / "lightning/train.py").read_text(),
-        config={"steps": EPOCHS * 23},
-        arrays={name: arrays[name][:240] for name in ("x", "y")},
+        length=TaskLength(steps=EPOCHS * BATCHES, steps_per_epoch=BATCHES, epochs=EPOCHS),
+        arrays={name: arrays[name][:256] for name in ("x", "y")},
         inner_state=InnerState.KEPT,
     )
 
@@ -53,10 +54,10 @@ def rounds_of(bench: Bench, weights: bytes) -> Iterator[tuple[dict[str, float], 
 
 
 def test_the_example_is_as_good_as_by_lightnings_trainer_at_equal_samples(bench: Bench) -> None:
-    reference: Any = type(bench.runner.tensors.model)({"steps": EPOCHS * 23})
+    reference: Any = type(bench.runner.tensors.model)({})
     reference.load_state_dict(bench.whole())
     epochs = [batches_of(bench, epoch) for epoch in range(EPOCHS)]
-    assert sum(map(len, epochs)) == EPOCHS * 23, "the schedule ends with the training"
+    assert sum(map(len, epochs)) == EPOCHS * BATCHES, "the schedule ends with the training"
     fit(reference, epochs)
     *_, (metrics, weights) = rounds_of(bench, bench.weights)
     found = bench.evaluate(weights=weights, weights_digest=digest_bytes(weights)).metrics
@@ -68,9 +69,10 @@ def test_the_example_is_as_good_as_by_lightnings_trainer_at_equal_samples(bench:
 
 
 def test_a_round_of_the_example_is_lightnings_epoch_to_the_bit(bench: Bench) -> None:
-    reference: Any = type(bench.runner.tensors.model)({"steps": EPOCHS * 23})
+    reference: Any = type(bench.runner.tensors.model)({})
     reference.load_state_dict(bench.whole())
     fit(reference, [batches_of(bench)])
+    bench.runner.take_length(TaskLength(steps=BATCHES, steps_per_epoch=BATCHES, epochs=1))
     _, weights = next(rounds_of(bench, bench.weights))
     after, before = safetensors.torch.load(weights), bench.whole()
     buffers = dict(reference.named_buffers())

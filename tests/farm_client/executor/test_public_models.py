@@ -1,4 +1,4 @@
-"""nanoGPT's and torchvision's own model files (examples/) on the executor, beside the examples' plain loops.
+"""nanoGPT's, torchvision's and Lightning's own modules (examples/) on the executor, beside the examples' plain loops.
 
 Both sides take the same samples from the same weights: in weights mode with one client a round and a carried state, and
 in gradients mode with the loop's batch as the round, through the server's own arithmetic.
@@ -39,8 +39,9 @@ BATCH, EPOCHS = 8, 2
 CASES = {
     "nanogpt": {"block_size": 16, "n_layer": 1, "n_embd": 16, "rows": 128, "steps": 32},
     "resnet18": {"rows": 32},
+    "lightning_transformer": {"rows": 128, "length": 8, "words": 20, "width": 16},
 }
-CLIP_NORMS = {"nanogpt": 1.0, "resnet18": None}
+CLIP_NORMS = {"nanogpt": 1.0, "resnet18": None, "lightning_transformer": 1.0}
 AS_NEAR = 0.02
 
 
@@ -61,6 +62,8 @@ class Bench:
     def __init__(self, name: str, folder: Path, mode: Mode) -> None:
         self.config = CASES[name]
         self.rows = int(self.config["rows"])
+        steps = self.rows // BATCH
+        self.length = TaskLength(steps=steps * EPOCHS, steps_per_epoch=steps, epochs=EPOCHS)
         self.order = LoadTask(
             task_id="t",
             code_dir=str(EXAMPLES / name),
@@ -74,6 +77,7 @@ class Bench:
             report_bytes=1 << 30,
             inner_state=InnerState.CARRIED if mode is Mode.WEIGHTS else InnerState.FRESH,
             clip_norm=CLIP_NORMS[name] if mode is Mode.WEIGHTS else None,
+            length=self.length,
         )
         self.runner = TaskRunner(self.order, torch.device("cpu"))
         self.weights = safetensors.torch.load(self.runner.weights_file())
@@ -130,7 +134,7 @@ def test_in_gradients_mode_it_is_the_plain_loop(example: str, tmp_path: Path) ->
     timeline = bench.runner.timeline()
     assert timeline is not None
     optimizer = bench.runner.build_optimizers().only
-    schedules = schedules_of(timeline, TaskLength(steps=steps * EPOCHS, steps_per_epoch=steps, epochs=EPOCHS))
+    schedules = schedules_of(timeline, bench.length)
     layout = parse_layout(bench.runner.weights_file())
     spec = outer_optimizer_of(optimizer, bench.runner.tensors, schedules)
     outer = OuterStep(spec, bench.weights, layout, clipping=Clipping(norm=CLIP_NORMS[example]))
