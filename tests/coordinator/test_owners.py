@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.breaker import Breaker
+from coordinator.commands import ConfirmEnd
 from coordinator.events import Action, AssignmentRejected, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
@@ -67,14 +68,20 @@ def test_another_connection_may_have_other_settings() -> None:
     assert box.held
 
 
-def test_a_retry_asks_again() -> None:
+@pytest.mark.parametrize("leaves_memory", [True, False])
+def test_a_retry_asks_again(monkeypatch: pytest.MonkeyPatch, leaves_memory: bool) -> None:
+    """Also one that comes before the task's end is durable, when the coordinator still knows what it learned."""
     farm = Simulation()
+    if not leaves_memory:
+        carry_out = farm._carry_out
+        monkeypatch.setattr(farm, "_carry_out", lambda c: None if isinstance(c, ConfirmEnd) else carry_out(c))
     box = farm.join("box")
     farm.submit(spec())
     refuse(farm, box)
     ada = farm.join("ada")
     farm.fail(ada, Scope.NOBODY)
     assert farm.task().state is TaskState.FAILED, "whoever may not try it is no witness"
+    assert farm.coordinator.holds("t1") is not leaves_memory
     farm.leave(ada)
     farm.handle(TaskAction("t1", Action.RETRY))
     farm.tick()
