@@ -153,19 +153,25 @@ class BlobCache:
         return self._take_in(self.partial_path(digest), digest, size_bytes)
 
     async def adopt_file(self, digest: str, path: Path) -> Path:
-        """Take in a file that was made on this machine, if it hashes to ``digest``; it is moved out of its place.
+        """Take in a copy of a file that was made on this machine, if that hashes to ``digest``.
 
-        Raises: DigestMismatch, and the file stays where it is; CacheFull, DiskFull, HomeGone; OSError.
+        A copy, because whoever made the file may have it open still, and change it after it was looked at.
+
+        Raises: DigestMismatch; CacheFull, DiskFull, HomeGone; OSError.
         """
-        look = await asyncio.to_thread(look_if_sound, path, digest)
-        if look is None:
-            raise mismatch(digest)
+        size_bytes = (await asyncio.to_thread(path.stat)).st_size
         with self.pinned((digest,)):
             if digest not in self:
-                self.make_room(look.size_bytes)
-            moved = self._incoming_path(digest)
-            await asyncio.to_thread(shutil.move, path, moved)
-        return self._take_in(moved, digest, look.size_bytes)
+                self.make_room(size_bytes)
+            copied = self._incoming_path(digest)
+            try:
+                look = await asyncio.to_thread(_copy_if_sound, path, copied, digest)
+            except BaseException:
+                copied.unlink(missing_ok=True)
+                raise
+        if look is None:
+            raise mismatch(digest)
+        return self._take_in(copied, digest, look.size_bytes)
 
     def put(self, digest: str, data: bytes) -> Path:
         """Keep a small blob that rode inside a message.
@@ -313,3 +319,12 @@ class BlobCache:
             self.used_bytes += size_bytes
         with suppress(HomeGone):
             self._evict(self._idle(), max(self.used_bytes - self._max_bytes, -self._room_bytes()))
+
+
+def _copy_if_sound(path: Path, copied: Path, digest: str) -> Look | None:
+    """Copy a file, and return what the copy looks like if it hashes to ``digest``; else there is none."""
+    shutil.copyfile(path, copied)  # a file system that can shares the blocks
+    look = look_if_sound(copied, digest)
+    if look is None:
+        copied.unlink()
+    return look

@@ -41,18 +41,23 @@ class SnapshotStore:
         return left
 
     def path(self, assign: Assign) -> Path:
-        """Return where an executor keeps the snapshot of an assignment."""
+        """Return where the snapshot of an assignment is kept."""
         return self._folder / f"{work_of(assign)}.state"
 
-    def keep(self, assign: Assign) -> None:
-        """Keep the assignment beside its snapshot: if this process ends now, the next one goes on with it."""
+    def keep(self, assign: Assign, snapshot: Path | None) -> None:
+        """Keep an executor's snapshot, and the assignment beside it: if this process ends now, the next one goes on.
+
+        ``snapshot`` is moved away; None if the executor left none where it was to be.
+        """
+        if snapshot is None:
+            return
         with suppress(OSError):
+            snapshot.replace(self.path(assign))
             write_bytes_durably(self._record(assign), encode(assign))
 
     def drop(self, assign: Assign) -> None:
         """Forget an assignment that is over, or that somebody else has."""
-        state = self.path(assign)
-        for path in (self._record(assign), state, state.with_suffix(".part")):  # the last: of one killed as it wrote
+        for path in (self._record(assign), self.path(assign)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

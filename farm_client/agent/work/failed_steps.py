@@ -29,7 +29,7 @@ class FailedSteps:
 
     async def store(self, held: Held, executor: Executor, report: Failed) -> BlobRef | None:
         """Store the file that the report names; None if there is none, or it can't be stored: a note says so then."""
-        if report.failed_step is None or (path := executor.own_file(report.failed_step.path)) is None:
+        if report.failed_step is None or (path := executor.room.take(report.failed_step.path)) is None:
             return None
         key = (held.assign.task.task_id, error_line(report.message))
         try:

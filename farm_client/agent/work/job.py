@@ -186,7 +186,8 @@ class Job:
         return await self._tools.pool.take_new(task, files, self._on_line)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
-        executor.on_line, executor.on_advance, executor.on_saved = self._on_line, self._on_advance, self._on_saved
+        executor.on_line, executor.on_advance = self._on_line, self._on_advance
+        executor.on_saved = lambda: self._on_saved(executor)
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
@@ -205,7 +206,7 @@ class Job:
         if done.update_path is None:
             update = None if done.update is None else BlobRef.carrying(done.update, done.update_digest)
             return self._tools.outbox.put(Parcel(self.held.result(done, update, artefacts), assign.round))
-        path = executor.own_file(done.update_path)
+        path = executor.room.take(done.update_path)
         if path is None or done.update_digest is None:
             raise FarmError("the executor named an update that is not in its scratch folder")
         ref = BlobRef(digest=done.update_digest, size_bytes=done.update_bytes)
@@ -218,8 +219,10 @@ class Job:
         self.held.samples_done = advance.samples_done
         self.held.output.add_metrics(advance.metrics)
 
-    def _on_saved(self) -> None:
-        self._tools.snapshots.keep(self.held.assign)
+    def _on_saved(self, executor: Executor) -> None:
+        self._tools.snapshots.keep(
+            self.held.assign, executor.take_snapshot(self._tools.snapshots.path(self.held.assign))
+        )
         self._tools.starts.got_on(self.held.assign.task.task_id)
 
     def _snapshot_path(self) -> Path | None:

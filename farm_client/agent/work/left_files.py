@@ -28,8 +28,7 @@ async def store_left_files(
     sent_bytes = 0
     stored: list[Artefact] = []
     for file in left:
-        path = executor.own_file(file.path)
-        if path is None or not path.is_file():
+        if (path := executor.room.take(file.path)) is None:
             raise FarmError(f"the executor named {file.name}, which is no file of its scratch folder")
         size_bytes = path.stat().st_size
         told = [(one.name, one.size_bytes) for one in stored]
@@ -39,6 +38,7 @@ async def store_left_files(
         held.phase = Phase.UPLOADING
         listener = UploadListener(meter=partial(_sent_after, held, sent_bytes), waits=held.waited)
         await transfers.upload(digest, path, listener)
+        path.unlink(missing_ok=True)
         sent_bytes += size_bytes
         stored.append(Artefact(name=file.name, digest=digest, size_bytes=size_bytes))
     return tuple(stored)

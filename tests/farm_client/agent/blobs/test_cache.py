@@ -151,7 +151,7 @@ async def test_a_file_made_here_is_taken_in_if_it_is_what_it_should_be(tmp_path)
         await cache.adopt_file(digest_bytes(b"other"), made)
     assert made.exists()
     path = await cache.adopt_file(digest_bytes(b"weights"), made)
-    assert (path.read_bytes(), mode(path), made.exists()) == (b"weights", 0o444, False)
+    assert (path.read_bytes(), mode(path), made.exists()) == (b"weights", 0o444, True)
     assert cache.ready(digest_bytes(b"weights")) == path
     assert cache.used_bytes == 7
 

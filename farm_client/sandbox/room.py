@@ -1,0 +1,157 @@
+"""The folders of one executor: what the agent gives it to read, what it may write, and how that is taken back.
+
+    <root>/given/      the agent links files of its cache here; the executor reads them
+    <root>/scratch/    the executor's own: it may write here, and nowhere else
+    <root>/taken/      the agent's: what it took out of the scratch folder, where the executor can't reach it
+
+The executor runs strangers' code, so nothing that it leaves is trusted: not the name it says, nor what lies there. A
+file is taken by its folders' descriptors, and no link is followed: one that leads to the volunteer's own files would
+carry them to the farm.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+from typing import Final, Self
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_LINKABLE: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES})
+"""Another file system, one without hard links, or a file of somebody else's."""
+
+
+class Room:
+    """One executor's folders. Not thread-safe: the agent's event loop uses it."""
+
+    def __init__(self, root: Path) -> None:
+        """``root`` is an existing folder that only the agent's user can enter."""
+        self.root = root
+        self._taken = count()
+        self._lent: tuple[frozenset[str], ...] = ()
+
+    @classmethod
+    def make(cls, parent: Path) -> Self:
+        """Make a new room in a folder. Raises: OSError."""
+        room = cls(Path(tempfile.mkdtemp(prefix="executor-", dir=parent)))
+        for folder in (room.given, room.scratch, room.root / "taken"):
+            folder.mkdir(mode=0o700)
+        return room
+
+    @property
+    def given(self) -> Path:
+        """The folder that the executor may read."""
+        return self.root / "given"
+
+    @property
+    def scratch(self) -> Path:
+        """The folder that the executor may write to, and the only one."""
+        return self.root / "scratch"
+
+    def give(self, file: Path, name: str | None = None) -> Path:
+        """Let the executor read a file, and return where it finds it: under ``name``, else under its own.
+
+        The file is linked, and copied only where it can't be. A name that was given is not given again: the agent's
+        files are named by what is in them. Raises: OSError.
+        """
+        path = self.given / (name or file.name)
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _link(file, path)
+        return path
+
+    def give_all(self, files: Iterable[Path]) -> None:
+        """Let the executor read these files until ``give_all`` was called twice again: then they go from its folder.
+
+        Twice, because an executor may still write one assignment's update when it has the next one. Raises: OSError.
+        """
+        lent = frozenset(self.give(file).name for file in files)
+        still = lent.union(*self._lent[-1:])
+        for name in frozenset[str]().union(*self._lent) - still:
+            with suppress(OSError):
+                (self.given / name).unlink(missing_ok=True)
+        self._lent = (*self._lent[-1:], lent)
+
+    def take(self, name: str) -> Path | None:
+        """Take a file out of the scratch folder; return where it is now, or None if there is no such regular file.
+
+        ``name`` is what the executor said: an absolute path. None for one outside, and for whatever a link leads to.
+        An executor that has the file open can still change it: check what it is where it matters, on a copy.
+        """
+        try:
+            parts = Path(name).relative_to(self.scratch).parts
+        except ValueError:
+            return None
+        if not parts or ".." in parts or "\0" in name:
+            return None
+        taken = self.root / "taken" / str(next(self._taken))
+        try:
+            with ExitStack() as opened:
+                folder = _open_folder(self.scratch, None, opened)
+                for part in parts[:-1]:
+                    folder = _open_folder(Path(part), folder, opened)
+                if not stat.S_ISREG(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
+                    return None
+                os.rename(parts[-1], taken, src_dir_fd=folder)
+        except OSError:
+            return None
+        if stat.S_ISREG(taken.lstat().st_mode):
+            return taken
+        _remove(taken)  # it was another file a moment ago
+        return None
+
+    def lend(self, file: Path, folder: str) -> Path:
+        """Put a file into a folder of the scratch folder, for the executor to replace; return where it is to be.
+
+        If there is no such file the folder is made all the same. Raises: OSError.
+        """
+        path = self.scratch / folder / file.name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if file.exists():
+            _link(file, path)
+        return path
+
+    def remove(self) -> None:
+        """Delete it with all that is in it, whatever rights the executor gave its files."""
+        shutil.rmtree(self.root, onerror=_open_and_retry)  # its successor came with Python 3.12
+
+
+def _link(file: Path, path: Path) -> None:
+    try:
+        os.link(file, path)
+    except OSError as error:
+        if error.errno not in _NOT_LINKABLE:
+            raise
+        shutil.copyfile(file, path)
+
+
+def _open_folder(path: Path, within: int | None, opened: ExitStack) -> int:
+    descriptor = os.open(path, _FOLDER, dir_fd=within)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _open_and_retry(_what: object, path: str, _error: object) -> None:
+    """Make the folder that holds ``path`` one that can be changed, and try again; what still resists stays."""
+    with suppress(OSError):
+        Path(path).parent.chmod(0o700)
+        if not Path(path).is_symlink() and Path(path).is_dir():
+            Path(path).chmod(0o700)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            Path(path).unlink()
