@@ -27,7 +27,7 @@ from farm_client.cli.localfarm import (
     read_urls,
     start_volunteer,
 )
-from farm_client.executor import lifeline
+from farm_client.sandbox import lifeline
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.config import parse_address
 from farm_client.sdk.errors import FarmUnreachable

@@ -20,6 +20,7 @@ import uvloop
 from farm_client.agent.blotting import blot_out
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
+from farm_client.agent.doctor import examine, in_lines
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
@@ -28,6 +29,7 @@ from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
+from protocol.sandbox import Rung
 from protocol.terminal_text import one_line, plain_text
 from protocol.wording import counted, sized
 
@@ -93,6 +95,15 @@ def join(
     download_rate: Annotated[
         str | None, typer.Option(help="Most bytes to fetch in a second, like 10MB.", show_default="no limit")
     ] = None,
+    sandbox: Annotated[
+        Rung | None, typer.Option(help="The least sandbox to run tasks in.", show_default="container")
+    ] = None,
+    allow_unsandboxed: Annotated[
+        bool, typer.Option("--allow-unsandboxed", help="Where no sandbox holds, run tasks of those named with --for.")
+    ] = False,
+    work_for: Annotated[
+        list[str] | None, typer.Option("--for", metavar="NAME", help="A submitter to work for; repeatable.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
     new_identity: Annotated[
         bool, typer.Option("--new-identity", help="Join as a new client: for a home folder that was copied.")
@@ -110,6 +121,9 @@ def join(
         upload_rate=upload_rate,
         download_rate=download_rate,
         slots=slots,
+        sandbox=sandbox,
+        allow_unsandboxed=allow_unsandboxed or None,
+        work_for=tuple(work_for or ()),
     )
     address = choose_farm(url, settings.token_file, HomeFolder(settings.home).farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
@@ -146,6 +160,17 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
         typer.echo(f"GPU {gpu.index}: {one_line(gpu.name)}, {free}")
     if not resources.gpus:
         typer.echo("no NVIDIA GPU found")
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Try to get out of each sandbox that this machine has, and say which one tasks would run in; 1 if in none."""
+    found = examine(load_settings(home=home))
+    if as_json:
+        _print_envelope("client_doctor", found)
+    else:
+        typer.echo(plain_text("\n".join(in_lines(found))))
+    raise typer.Exit(FAILED if found["uses"] == Rung.NONE else OK)
 
 
 def main() -> NoReturn:

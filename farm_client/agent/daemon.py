@@ -26,6 +26,7 @@ from farm_client.agent.connection.farm_choice import remember_farm
 from farm_client.agent.connection.link import Link, open_link
 from farm_client.agent.connection.reconnect_policy import ReconnectPolicy
 from farm_client.agent.errors import Displaced, OutOfReach
+from farm_client.agent.executors.confining import choose_sandbox, keep_descriptors
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
 from farm_client.agent.home.folder import HomeFolder
@@ -106,6 +107,7 @@ class Agent:
 
         Raises: FarmError saying why this machine cannot serve; CancelledError after a second Ctrl-C.
         """
+        keep_descriptors()
         with self._home.held():
             self._listen_to_signals(asyncio.current_task())
             self._board.show(farm=self._address.shown, name=self._settings.name)
@@ -134,8 +136,13 @@ class Agent:
 
     async def _startup(self, probe: Probe) -> Verdicts:
         self._identity: Identity = load_identity(self._home.identity_file, anew=self._new_identity)
-        self._board.show(doing="testing the devices", client_id=self._identity.client_id)
-        verdicts = await self_test(probe, self._settings.self_test_file or self._home.self_test_file)
+        self._board.show(doing="trying to get out of the sandbox", client_id=self._identity.client_id)
+        self._choice = await choose_sandbox(
+            self._home, probe, self._settings, self._executor_module, self._console.tell
+        )
+        self._board.show(doing="testing the devices")
+        remembered = self._settings.self_test_file or self._home.self_test_file
+        verdicts = await self_test(probe, remembered, confinement=self._choice.confinement)
         for refused in verdicts.refused:
             self._console.tell(f"not lending {refused.name}: {refused.reason}")
         probe.accelerators.keep_only(verdicts.gpu_indices)
@@ -149,6 +156,7 @@ class Agent:
                 cpu_cores=max(1, probe.cpu_cores // slots),
                 gpus=probe.accelerators.visible,
                 module=self._executor_module,
+                confinement=self._choice.confinement,
             )
         )
         keeping = Keeping(
@@ -191,7 +199,7 @@ class Agent:
         )
 
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
-        worker = Worker(tools, WorkerParts(probe, Display(self._board, self._console), self._settings.slots))
+        worker = Worker(tools, self._worker_parts(probe))
         worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)
         policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)
@@ -212,6 +220,10 @@ class Agent:
         finally:
             sweeping.cancel()
             await worker.close()
+
+    def _worker_parts(self, probe: Probe) -> WorkerParts:
+        settings = self._settings
+        return WorkerParts(probe, Display(self._board, self._console), settings.slots, settings.work_for)
 
     async def _connect(self, policy: ReconnectPolicy, hello: Callable[[], Hello]) -> Link | None:
         """Return an open link, however long it takes; None if told to leave before there is one.
@@ -303,6 +315,7 @@ class Agent:
             agent=f"aifarm/{version('aifarm')}",
             resources=probe.resources(verdicts.bench_gflops),
             load=probe.load(),
+            sandbox=self._choice.sandbox,
             tags=self._settings.tags,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),

@@ -6,6 +6,7 @@ FarmError
 ├── HomeInUse          another agent holds this home
 ├── BadHome            the home cannot be written
 │   └── DamagedIdentity    its identity cannot be read
+├── NoSandbox          nothing on this machine holds strangers' code
 ├── DeviceRefused      no device of this machine computes rightly
 ├── OutOfReach         the farm was not reached; another try may reach it
 │   ├── NotAFarm       what answers there does not answer as a farm does
@@ -55,6 +56,12 @@ class DamagedIdentity(BadHome):
     """The home's identity is damaged; delete it, and this machine joins as a new client."""
 
     code = "damaged_identity"
+
+
+class NoSandbox(FarmError):
+    """No sandbox that the owner would take holds on this machine."""
+
+    code = "no_sandbox"
 
 
 class DeviceRefused(FarmError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm_client.agent.errors import BadSettings
+from protocol.sandbox import Rung
 
 ENV_PREFIX: Final = "FARM_CLIENT_"
 
@@ -49,6 +50,18 @@ class AgentSettings(BaseSettings):
     download_rate: ByteSize | None = Field(
         default=None, gt=0, description="The most bytes to fetch in a second, all transfers together; unset: no limit."
     )
+    sandbox: Rung = Field(
+        default=Rung.CONTAINER,
+        description="The least sandbox to run tasks in: strict, landlock or container; the best that holds is used. "
+        "none tries no sandbox, and needs allow_unsandboxed.",
+    )
+    allow_unsandboxed: bool = Field(
+        default=False,
+        description="Run tasks without a sandbox where none holds, for the submitters in work_for alone.",
+    )
+    work_for: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=64, description="Submitters to work for, by name; unset works for all. See sandbox.md."
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."
@@ -76,12 +89,22 @@ class AgentSettings(BaseSettings):
         default="lines", description="What the agent says on stderr: lines for people, or JSON for programs."
     )
 
-    @field_validator("tags", mode="before")
+    @field_validator("tags", "work_for", mode="before")
     @classmethod
     def _split_tags(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(tag.strip() for tag in value.split(",") if tag.strip())
         return value
+
+    @model_validator(mode="after")
+    def _only_for_named(self) -> Self:
+        if self.sandbox is Rung.NONE and not self.allow_unsandboxed:
+            raise ValueError("--sandbox none runs strangers' code with all your rights; it needs --allow-unsandboxed")
+        if self.allow_unsandboxed and not self.work_for:
+            raise ValueError(
+                "--allow-unsandboxed needs to know whose tasks may run with all your rights: name them with --for NAME"
+            )
+        return self
 
 
 def load_settings(**given: Any) -> AgentSettings:
@@ -93,6 +116,8 @@ def load_settings(**given: Any) -> AgentSettings:
         return AgentSettings(**{name: value for name, value in given.items() if value not in (None, ())})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together
+            raise BadSettings(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0]) if first["loc"] else "settings"
         expected = "write a size as 8GB or 512MiB" if first["type"].startswith("byte_size") else first["msg"]
         raise BadSettings(

@@ -22,6 +22,8 @@ the system, zeroed. Larger blocks than the first still go back at once; of small
 says, until the executor has nothing to do (``heap.py``)."""
 _CACHE_VARIABLES: Final = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME")
 _FIXED: Final = {
+    "USER": "farm",  # inside a sandbox nobody else has a name
+    "LOGNAME": "farm",
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads that spin slow small models several times on a busy machine

@@ -8,25 +8,39 @@ from pathlib import Path
 from typing import Final
 
 from farm_client.executor.messages import OUT_OF_MEMORY
+from farm_client.sandbox.lifeline import NOT_CONFINED
+from farm_client.sandbox.watch import Excess
 
+OVER_BOUND: Final = "over_bound"
 _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessDeath:
-    """How an executor ended. ``code`` is ``out_of_memory``, ``killed``, ``exited`` or ``bad_report``."""
+    """How an executor ended.
+
+    ``code`` is ``out_of_memory``, ``killed``, ``exited``, ``bad_report``, ``over_bound`` or ``not_confined``.
+    """
 
     code: str
     message: str
 
 
-def explain_death(exit_code: int, ran_out_of_memory: bool, broke_protocol: str | None) -> ProcessDeath:
+def explain_death(
+    exit_code: int, ran_out_of_memory: bool, broke_protocol: str | None, over: Excess | None = None
+) -> ProcessDeath:
     """Name the cause. ``exit_code`` is negative for a signal, as ``subprocess`` has it.
 
-    ``ran_out_of_memory``: the kernel's out-of-memory killer was at work while the executor lived.
+    ``ran_out_of_memory``: the kernel's out-of-memory killer was at work while the executor lived. ``over``: the bound
+    for which the agent ended it.
     """
+    if over is not None:
+        code = OUT_OF_MEMORY if over.bound == "memory" else OVER_BOUND
+        return ProcessDeath(code, f"the executor was ended: {over.sentence}")
     if broke_protocol is not None:
         return ProcessDeath("bad_report", f"the executor was stopped: {broke_protocol}")
+    if exit_code == NOT_CONFINED:
+        return ProcessDeath("not_confined", "the executor did not start, because its sandbox could not be made")
     if exit_code >= 0:
         return ProcessDeath("exited", f"the executor exited by itself with code {exit_code}")
     name = _signal_name(-exit_code)

@@ -1,26 +1,21 @@
 """The agent's side of one executor process: starts it, sends orders, reads reports and output, ends it.
 
-What protects the volunteer today, and what does not:
-
-- protected: the executor is a process of its own, in a session of its own; it gets an environment from an allow-list
-  (no tokens, no passwords, HOME and TMPDIR inside its scratch folder), a scratch folder that is deleted with it,
-  lower priority, and it dies with the agent; every report it sends is checked.
-- NOT protected: there is no sandbox yet. The researcher's code runs as the volunteer's user: it can read that user's
-  files, use the network, and start processes that leave the process group. Join only farms that you trust.
+The executor runs a stranger's code, so it is confined (``farm_client.sandbox``) unless the owner said otherwise; each
+report that it sends is checked; what all its processes use together is measured, and what goes over a bound is ended.
+It gets an environment from an allow-list, folders of its own that are deleted with it, lower priority, and it dies with
+the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -30,6 +25,10 @@ from farm_client.executor.environment import executor_environment
 from farm_client.executor.messages import REPORT, Order, Report
 from farm_client.executor.output import LineSplitter
 from farm_client.executor.postmortem import ProcessDeath, explain_death, oom_kills
+from farm_client.sandbox.confinement import UNCONFINED, Confinement
+from farm_client.sandbox.ending import end_all
+from farm_client.sandbox.room import Room
+from farm_client.sandbox.watch import Excess, excess, resident_bytes, scratch_excess
 from protocol.errors import MalformedFrame, ProtocolError
 from protocol.framing import FrameDecoder, pack_frame
 
@@ -43,6 +42,10 @@ _READS_PER_WAKE: Final = 8
 
 _CLOSING_SECONDS: Final = 5.0
 """A process that ends closes its connection first; one that lives on for so long after it closed it on purpose."""
+
+_MEASURE_SECONDS: Final = 0.5
+_SCRATCH_TURNS: Final = 6
+"""A folder takes longer to measure than processes."""
 
 Stream = Literal["stdout", "stderr"]
 
@@ -59,8 +62,9 @@ class ExecutorListener:
 class ExecutorProcess(asyncio.Protocol):
     """One living executor. Made by ``start_executor``; ended by ``kill`` or by itself, which the listener hears."""
 
-    def __init__(self, scratch_dir: Path, listener: ExecutorListener) -> None:
-        self.scratch_dir = scratch_dir
+    def __init__(self, room: Room, confinement: Confinement, listener: ExecutorListener) -> None:
+        self.room = room
+        self._confinement = confinement
         self._listener = listener
         self._decoder = FrameDecoder()
         self._transport: asyncio.WriteTransport | None = None
@@ -69,6 +73,7 @@ class ExecutorProcess(asyncio.Protocol):
         self._outputs: dict[int, tuple[Stream, LineSplitter]] = {}
         self._killed = False
         self._broke_protocol: str | None = None
+        self._excess: Excess | None = None
         self._oom_kills_before = oom_kills()
 
     @property
@@ -76,6 +81,10 @@ class ExecutorProcess(asyncio.Protocol):
         """The process's id, which is also its group's and its session's."""
         assert self._process is not None  # noqa: S101  set before anyone holds this object
         return self._process.pid
+
+    def memory_bytes(self) -> int:
+        """Measure the memory that its processes hold; 0 if they are gone."""
+        return resident_bytes(self.pid)
 
     def send(self, order: Order) -> None:
         """Write one order. A dead executor's death is heard through the listener, not here."""
@@ -90,8 +99,7 @@ class ExecutorProcess(asyncio.Protocol):
     def kill(self) -> None:
         """Kill the executor and all of its group at once, in mid-step; its death is not reported."""
         self._killed = True
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        end_all(self.pid)
 
     async def closed(self) -> None:
         """Wait until the process is gone and its scratch folder with it."""
@@ -130,8 +138,7 @@ class ExecutorProcess(asyncio.Protocol):
 
     def _stop(self, why: str) -> None:
         self._broke_protocol = why
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        end_all(self.pid)
 
     def adopt(self, process: asyncio.subprocess.Process, outputs: dict[Stream, int]) -> None:
         """Take charge of the started process and the reading ends of its output pipes."""
@@ -165,8 +172,22 @@ class ExecutorProcess(asyncio.Protocol):
         for line in splitter.finish():
             self._listener.on_line(stream, line)
 
+    async def _keep_within_bounds(self) -> None:
+        """End it when all its processes together go over a bound."""
+        bounds = self._confinement.policy.bounds
+        for turn in count(1):
+            await asyncio.sleep(_MEASURE_SECONDS)
+            self._excess = excess(self.pid, bounds)
+            if self._excess is None and turn % _SCRATCH_TURNS == 0:
+                self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds)
+            if self._excess is not None:
+                end_all(self.pid)
+                return
+
     async def _await_end(self, process: asyncio.subprocess.Process) -> None:
-        exit_code = await process.wait()
+        keeping = asyncio.get_running_loop().create_task(self._keep_within_bounds())
+        exit_code = self._confinement.own_exit_code(await process.wait())
+        keeping.cancel()
         with suppress(ProcessLookupError):  # what the executor started in its group goes with it
             os.killpg(process.pid, signal.SIGKILL)
         self.read_output()
@@ -174,10 +195,10 @@ class ExecutorProcess(asyncio.Protocol):
             self._close_pipe(descriptor)
         if self._transport is not None:
             self._transport.close()
-        await asyncio.to_thread(shutil.rmtree, self.scratch_dir, ignore_errors=True)
+        await asyncio.to_thread(self.room.remove)
         if not self._killed:
             ran_out_of_memory = oom_kills() > self._oom_kills_before
-            self._listener.on_death(explain_death(exit_code, ran_out_of_memory, self._broke_protocol))
+            self._listener.on_death(explain_death(exit_code, ran_out_of_memory, self._broke_protocol, self._excess))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +209,7 @@ class Launch:
     cpu_cores: int
     gpus: str = ""
     module: str = EXECUTOR_MODULE
+    confinement: Confinement = UNCONFINED
 
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
@@ -196,24 +218,24 @@ class Launch:
 
 
 async def start_executor(launch: Launch, listener: ExecutorListener) -> ExecutorProcess:
-    """Start an executor with a scratch folder of its own; it reports Warm when it is ready.
+    """Start an executor with folders of its own; it reports Warm when it is ready.
 
     Raises: OSError if no process can be started.
     """
-    scratch_dir = Path(tempfile.mkdtemp(prefix="executor-", dir=launch.scratch_root))
-    executor = ExecutorProcess(scratch_dir, listener)
+    room = Room.make(launch.scratch_root)
+    executor = ExecutorProcess(room, launch.confinement, listener)
     ours, theirs = socket.socketpair()
     pipes: dict[Stream, tuple[int, int]] = {"stdout": os.pipe(), "stderr": os.pipe()}
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "farm_client.executor.lifeline", str(os.getpid()), launch.module),
+            *launch.confinement.command(room, launch.module, keep=(theirs.fileno(),)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipes["stdout"][1],
             stderr=pipes["stderr"][1],
-            cwd=scratch_dir,
-            env=launch.environment(scratch_dir, theirs.fileno()),
+            cwd=room.scratch,
+            env=launch.environment(room.scratch, theirs.fileno()),
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
@@ -221,7 +243,7 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
         ours.close()
         for reading, _ in pipes.values():
             os.close(reading)
-        shutil.rmtree(scratch_dir, ignore_errors=True)
+        room.remove()
         raise
     finally:
         theirs.close()

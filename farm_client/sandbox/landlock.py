@@ -22,6 +22,8 @@ from typing import Final
 from farm_client.sandbox import system
 from farm_client.sandbox.errors import SandboxUnavailable
 
+SCOPES_ABI: Final = 6
+"""Linux 6.12. From it on signals, and Unix sockets without a path, are kept in as well."""
 MIN_ABI: Final = 3
 """Linux 6.2. Before it a file could be cut to nothing by its path, wherever it was."""
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from farm_client.executor.lifeline import die_with
+from farm_client.sandbox.lifeline import die_with
 
 LAST_LINES: Final = 20
 

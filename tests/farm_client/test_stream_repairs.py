@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_client import streams
-from farm_client.executor import lifeline
+from farm_client.sandbox import lifeline
 from farm_client.sdk.child_process import child_command
 from farm_client.streams import discard, flush_streams, prepare_streams
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
-
-import psutil
 
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.bundle import unpack_bundle
@@ -24,6 +22,7 @@ from farm_client.executor.messages import (
     Holds,
     Loaded,
     LoadTask,
+    Piece,
     Rebase,
     Rebased,
     Report,
@@ -34,6 +33,7 @@ from farm_client.executor.messages import (
 )
 from farm_client.executor.postmortem import ProcessDeath
 from farm_client.executor.process import ExecutorListener, ExecutorProcess, Launch, Stream, start_executor
+from farm_client.sandbox.room import Room
 from protocol.assignments import Kind
 from protocol.errors import FarmError
 from protocol.limits import MAX_LOG_LINES_PER_MESSAGE
@@ -47,8 +47,10 @@ _DOING: Final = MappingProxyType(
 )
 _CODE_DIR: Final = "code"
 _OWN_DIR: Final = "own"
-_BASE_DIR: Final = "base"
+_SNAPSHOTS_DIR: Final = "snapshots"
 """Folders of an executor's scratch folder."""
+_BASE_DIR: Final = "base"
+"""A folder of what it is given."""
 
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
@@ -68,12 +70,13 @@ class TaskFiles:
     base: Mapping[str, Path] = field(default_factory=dict)
     frozen: Path | None = None
 
-    def link_base(self, folder: Path) -> None:
-        """Make ``folder`` the base: links to the cache, for which the paths were checked when they came."""
-        for path, file in self.base.items():
-            link = folder / path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.absolute())
+    def given(self, room: Room) -> Self:
+        """Let a room's executor read them, and return them as it finds them. Raises: OSError.
+
+        The base becomes a folder, by paths that were checked when they came.
+        """
+        base = {path: room.give(file, f"{_BASE_DIR}/{path}") for path, file in self.base.items()}
+        return replace(self, base=base, frozen=None if self.frozen is None else room.give(self.frozen))
 
 
 class Executor:
@@ -121,9 +124,9 @@ class Executor:
         return self._process.pid
 
     @property
-    def scratch_dir(self) -> Path:
-        """The folder that it may write to."""
-        return self._process.scratch_dir
+    def room(self) -> Room:
+        """Its folders."""
+        return self._process.room
 
     async def load(self, task: TaskBrief, files: TaskFiles) -> None:
         """Wait until it is warm, then have it import the task's code and take its frozen tensors, if they have a file.
@@ -131,23 +134,23 @@ class Executor:
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
         """
         self.task_id = task.task_id
-        code_dir, own_dir = self.scratch_dir / _CODE_DIR, self.scratch_dir / _OWN_DIR
-        await asyncio.to_thread(unpack_bundle, files.bundle, code_dir)
-        own_dir.mkdir()
-        files.link_base(self.scratch_dir / _BASE_DIR)
+        await asyncio.to_thread(unpack_bundle, files.bundle, self.room.scratch / _CODE_DIR)
+        (self.room.scratch / _OWN_DIR).mkdir()
+        given = files.given(self.room)
         await self._answered()
         self.doing = "importing the task's code"
         self._ask(Loaded)
-        self._process.send(_load_order(task, files, self.scratch_dir))
+        self._process.send(_load_order(task, given, self.room))
         await self._answered()
 
     async def run(self, order: Run, on_trained: OnTrained = _ignore_trained) -> Done:
-        """Have it do one assignment. If this is cancelled the process works on: kill it.
+        """Have it do one assignment, whose order names files of the agent. If this is cancelled it works on: kill it.
 
         ``on_trained`` is called if it is ready for the next one before the update of this one is written: from then on
         it is free, and a cancellation leaves it alone.
-        Raises: ExecutorFailed with the researcher's traceback, ExecutorDied.
+        Raises: ExecutorFailed with the researcher's traceback, ExecutorDied; OSError if the files can't be given to it.
         """
+        order = _given_order(order, self.room)
         self._on_trained = on_trained
         self.running, self.held_weights = order.assignment_id, order.weights_digest
         self.speculates = False
@@ -163,20 +166,32 @@ class Executor:
     async def rebase(self, assignment_id: str, base: Path, differences: tuple[Difference, ...]) -> Path:
         """Have it write the weights file that follows from ``base``, for an assignment; return where it is.
 
-        The file is only what a stranger's process says it is: check its digest, then move it away or delete it. If this
-        is cancelled the process works on: kill it. Raises: ExecutorFailed, ExecutorDied, FarmError.
+        The file is only what a stranger's process says it is, and that process may still have it open: check the digest
+        of a copy, and delete it. If this is cancelled the process works on: kill it.
+        Raises: ExecutorFailed, ExecutorDied, FarmError; OSError if the files can't be given to it.
         """
-        made = self.scratch_dir / "rebased.weights"
+        made = self.room.scratch / "rebased.weights"
+        named = [Path(link.path) for link in differences if link.path is not None]
+        self.room.give_all((base, *named))
         self.running = assignment_id
         self.doing = "making the weights from a difference"
         self._ask(Rebased)
         self._process.send(
-            Rebase(assignment_id=assignment_id, base_path=str(base), differences=differences, made_path=str(made))
+            Rebase(
+                assignment_id=assignment_id,
+                base_path=str(self.room.give(base)),
+                differences=tuple(_given_difference(link, self.room) for link in differences),
+                made_path=str(made),
+            )
         )
         await self._answered()
-        if (path := self.own_file(str(made))) is None:
-            raise FarmError("the executor left a link to elsewhere in place of the weights that it was to write")
+        if (path := self.room.take(str(made))) is None:
+            raise FarmError("the executor left no file in place of the weights that it was to write")
         return path
+
+    def take_snapshot(self, kept_at: Path) -> Path | None:
+        """Take the last snapshot of the assignment whose order named this path; None if there is none."""
+        return self.room.take(str(self.room.scratch / _SNAPSHOTS_DIR / kept_at.name))
 
     def abandon(self) -> None:
         """Have it give up what it began unasked: the machine is wanted for something else."""
@@ -205,20 +220,12 @@ class Executor:
         await self._warmed.wait()
 
     def memory_bytes(self) -> int:
-        """Measure the resident memory of its process; 0 if that is gone."""
-        try:
-            return psutil.Process(self.pid).memory_info().rss
-        except psutil.Error:
-            return 0
+        """Measure the resident memory of its processes; 0 if they are gone."""
+        return self._process.memory_bytes()
 
     async def closed(self) -> None:
         """Wait until its process is gone and its scratch folder with it."""
         await self._process.closed()
-
-    def own_file(self, name: str) -> Path | None:
-        """Return a file of its scratch folder, wherever its name or a link leads; None if that is outside."""
-        path = Path(name).resolve()
-        return path if path.is_relative_to(self.scratch_dir.resolve()) else None
 
     def clear_callbacks(self) -> None:
         """Drop its callbacks until the next assignment."""
@@ -290,7 +297,7 @@ class Executor:
         """Tell who waits for an update; of one that nobody wants any more no file is left."""
         if not waiting.done():
             waiting.set_result(report)
-        elif isinstance(report, Done) and report.update_path and (path := self.own_file(report.update_path)):
+        elif isinstance(report, Done) and report.update_path and (path := self.room.take(report.update_path)):
             path.unlink(missing_ok=True)
 
     def _on_line(self, stream: Stream, line: str) -> None:
@@ -313,20 +320,50 @@ class Executor:
         self._writing.clear()
 
 
-def _load_order(task: TaskBrief, files: TaskFiles, scratch_dir: Path) -> LoadTask:
+def _given_order(order: Run, room: Room) -> Run:
+    """Let the executor read the files that an order names, and write its snapshot; return it with its own paths."""
+    named = [piece.path for piece in (*order.pieces, *order.upcoming)] + [order.weights_path, order.inner_state_path]
+    room.give_all(Path(path) for path in named if path is not None)
+    snapshot = None
+    if order.snapshot_path is not None:
+        snapshot = str(room.lend(Path(order.snapshot_path), _SNAPSHOTS_DIR))
+    return order.model_copy(
+        update={
+            "pieces": tuple(_given_piece(piece, room) for piece in order.pieces),
+            "upcoming": tuple(_given_piece(piece, room) for piece in order.upcoming),
+            "weights_path": _given_path(order.weights_path, room),
+            "inner_state_path": _given_path(order.inner_state_path, room),
+            "snapshot_path": snapshot,
+        }
+    )
+
+
+def _given_piece(piece: Piece, room: Room) -> Piece:
+    return piece.model_copy(update={"path": _given_path(piece.path, room)})
+
+
+def _given_difference(link: Difference, room: Room) -> Difference:
+    return link.model_copy(update={"path": _given_path(link.path, room)})
+
+
+def _given_path(path: str | None, room: Room) -> str | None:
+    return None if path is None else str(room.give(Path(path)))
+
+
+def _load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
     return LoadTask(
         task_id=task.task_id,
-        code_dir=str(scratch_dir / _CODE_DIR),
+        code_dir=str(room.scratch / _CODE_DIR),
         frozen_path=None if files.frozen is None else str(files.frozen),
         frozen_digest=task.frozen.digest if task.frozen and not files.frozen else None,
-        base_dir=str(scratch_dir / _BASE_DIR) if files.base else None,
+        base_dir=str(room.given / _BASE_DIR) if files.base else None,
         entry=task.entry,
         config=task.config,
         mode=task.mode,
         seed=task.seed,
         batch_samples=task.batch_samples,
         dataset_kind=task.dataset_kind,
-        scratch_dir=str(scratch_dir / _OWN_DIR),
+        scratch_dir=str(room.scratch / _OWN_DIR),
         inner_state=task.inner_state,
         snapshot_seconds=task.snapshot_seconds,
         ignore=task.ignore,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from protocol.resources import Gpu
 
@@ -42,6 +43,11 @@ class Accelerators:
         """The GPUs in use, as ``CUDA_VISIBLE_DEVICES`` has them."""
         return ",".join(map(str, self._handles))
 
+    @property
+    def device_nodes(self) -> tuple[Path, ...]:
+        """The device nodes that a sandbox must have for the GPUs in use; none without one."""
+        return device_nodes([_minor(handle) for handle in self._handles.values()]) if self._handles else ()
+
     def sample(self) -> tuple[Gpu, ...]:
         """Read every GPU's memory and load; one that fell off the bus is left out."""
         found = []
@@ -56,6 +62,21 @@ class Accelerators:
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlShutdown()
             self._handles, self.driver = {}, ""
+
+
+def device_nodes(minors: Iterable[int], dev: Path = Path("/dev")) -> tuple[Path, ...]:
+    """List the nodes of these NVIDIA GPUs, by their minor numbers, and those that all of them share.
+
+    ``nvidia-uvm-tools`` is asked for by drivers from 570 on; under WSL 2 there is ``dxg`` alone.
+    """
+    shared = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "dxg")
+    names = (*(f"nvidia{minor}" for minor in minors), *shared)
+    caps = sorted((dev / "nvidia-caps").glob("nvidia-cap*")) if (dev / "nvidia-caps").is_dir() else []
+    return (*(dev / name for name in names if (dev / name).exists()), *caps)
+
+
+def _minor(handle: object) -> int:
+    return int(pynvml.nvmlDeviceGetMinorNumber(handle))
 
 
 def _visible(count: int) -> list[int]:

@@ -45,7 +45,7 @@ class Probe:
             hostname=platform.node(),
             platform=f"{platform.system()} {platform.machine()}",
             cpu_cores=self.cpu_cores,
-            ram_bytes=self._lent(memory_limit_bytes()),
+            ram_bytes=self.lent_bytes(memory_limit_bytes()),
             disk_free_bytes=_disk_free_bytes(self.disk),
             gpus=self.accelerators.sample(),
             bench_gflops=bench_gflops,
@@ -84,7 +84,8 @@ class Probe:
         """Let NVML go."""
         self.accelerators.close()
 
-    def _lent(self, ram_bytes: int) -> int:
+    def lent_bytes(self, ram_bytes: int) -> int:
+        """Return what of so much memory is lent."""
         return min(ram_bytes, self.lending.max_ram_bytes or ram_bytes)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import importlib.metadata
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,13 +18,15 @@ from pydantic import ValidationError
 from farm_client.agent.errors import DeviceRefused
 from farm_client.agent.machine.probe import Probe
 from farm_client.executor.environment import executor_environment
+from farm_client.sandbox.confinement import UNCONFINED, Confinement
+from farm_client.sandbox.room import Room
 from protocol.digests import digest_bytes
 from protocol.frozen import Frozen
 
 _LONGEST_SECONDS: Final = 180.0
 _TURN_SECONDS: Final = 0.05
 """How often an agent looks whether another one's test has ended."""
-_COMMAND: Final = (sys.executable, "-P", "-m", "farm_client.executor.selftest")
+_MODULE: Final = "farm_client.executor.selftest"
 
 
 class DeviceVerdict(Frozen):
@@ -65,18 +66,24 @@ class Verdicts(Frozen):
         return max((verdict.gflops for verdict in self.passed), default=0.0)
 
 
-async def self_test(probe: Probe, remembered: Path, command: tuple[str, ...] = _COMMAND) -> Verdicts:
+async def self_test(
+    probe: Probe, remembered: Path, command: tuple[str, ...] = (), confinement: Confinement = UNCONFINED
+) -> Verdicts:
     """Return this machine's verdicts, from the file ``remembered`` if nothing has changed since.
 
+    It is run in the tasks' sandbox; with accelerators at each start, because what they need there can be gone: device
+    nodes that were not made yet, a driver's helper that can't run inside. ``command`` is run in its place.
     Only a pass of every device is remembered: one that was refused is tested anew at each start.
     Raises: DeviceRefused if no device is left, or the test could not be run.
     """
     key = _key(probe)
     async with _turn(remembered):
         known = _read(remembered)
-        if known is not None and known.key == key:
+        if known is not None and known.key == key and not confinement.policy.view.devices:
             return known
-        verdicts = (await _run(probe.cpu_cores, command, remembered.parent)).model_copy(update={"key": key})
+        verdicts = (await _run(probe.cpu_cores, command, remembered.parent, confinement)).model_copy(
+            update={"key": key}
+        )
         if not verdicts.passed:
             reasons = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts.refused)
             raise DeviceRefused(f"this machine cannot join, because its results would be wrong ({reasons})")
@@ -103,15 +110,16 @@ async def _turn(remembered: Path) -> AsyncIterator[None]:
         lock.release()
 
 
-async def _run(cpu_cores: int, command: tuple[str, ...], folder: Path) -> Verdicts:
+async def _run(cpu_cores: int, command: tuple[str, ...], folder: Path, confinement: Confinement) -> Verdicts:
     with _scratch(folder) as scratch:
+        room = Room.make(Path(scratch))
         child = await asyncio.create_subprocess_exec(
-            *command,
+            *(command or confinement.command(room, _MODULE)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            cwd=scratch,
-            env=executor_environment(Path(scratch), cpu_cores),
+            cwd=room.scratch,
+            env=executor_environment(room.scratch, cpu_cores),
         )
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):

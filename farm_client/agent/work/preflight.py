@@ -18,6 +18,8 @@ class Standing:
     free_slots: int
     ram_free_bytes: int | None
     draining: bool = False
+    work_for: tuple[str, ...] = ()
+    """The submitters that the owner works for; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,19 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
         return Rejection(RejectCode.DRAINING, "this client is leaving")
     if standing.free_slots <= 0:
         return Rejection(RejectCode.BUSY, "this client holds as many assignments as it has slots")
+    if standing.work_for and not _is_named(assign.task.submitter, standing.work_for):
+        if assign.task.submitter:
+            return Rejection(RejectCode.OWNER, f"this client's owner does not work for {assign.task.submitter}")
+        # A server that names no submitter does not know the word either.
+        return Rejection(
+            RejectCode.DOES_NOT_FIT, "this client's owner works for named people, and this server names none"
+        )
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
         return Rejection(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
     return None
+
+
+def _is_named(submitter: str, names: Iterable[str]) -> bool:
+    """Return whether ``user@host``, as tasks name their submitters, is one of these, with its host or without."""
+    return submitter in names or submitter.partition("@")[0] in names

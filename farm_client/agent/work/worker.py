@@ -45,6 +45,7 @@ class WorkerParts:
     probe: Probe
     display: Display
     slots: int
+    work_for: tuple[str, ...] = ()
 
 
 class Worker:
@@ -223,6 +224,7 @@ class Worker:
             free_slots=self._around.slots - self._active.taken_slots,
             ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
             draining=self._draining,
+            work_for=self._around.work_for,
         )
 
     async def _do(self, job: Job) -> None:

@@ -11,7 +11,7 @@ from farm_client.agent.machine.probe import Probe
 from farm_client.agent.machine.selftest import self_test
 from farm_client.agent.settings import load_settings
 from protocol.composition import as_built
-from tests.farm_client.agent.scripted_farm import running_farm
+from tests.farm_client.agent.scripted_farm import SUBMITTER, running_farm
 
 FAKE_EXECUTOR = "tests.farm_client.agent.fake_executor"
 
@@ -52,7 +52,9 @@ def start_agent(farm, home):
 
     @asynccontextmanager
     async def start(executor_module=FAKE_EXECUTOR, *, new_identity=False, wrap=as_built, **options):
-        settings = load_settings(**{"home": home, "name": "tester", "drain_seconds": 1.0} | options)
+        # Fake executors are told apart by files that they write beside the tests: a sandbox has tests of its own.
+        unconfined = {"sandbox": "none", "allow_unsandboxed": True, "work_for": (SUBMITTER,)}
+        settings = load_settings(**{"home": home, "name": "tester", "drain_seconds": 1.0} | unconfined | options)
         agent = Agent(parse_address(farm.url), settings, executor_module, new_identity=new_identity, wrap=wrap)
         life = asyncio.create_task(agent.run())
         try:

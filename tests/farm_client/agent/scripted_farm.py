@@ -20,6 +20,7 @@ from protocol.versions import SUPPORTED
 from tests.farm_client.scripted_blobs import ScriptedBlobs, serving
 
 TOKEN = "join-token"
+SUBMITTER = "tester@tests"
 
 
 class Peer:
@@ -108,6 +109,7 @@ class ScriptedFarm(ScriptedBlobs):
             batch_samples=4,
             dataset_kind="files",
             needed_ram_bytes=needed_ram_bytes,
+            submitter=SUBMITTER,
         )
 
     def assign(self, task, weights=b"weights", shard=b"-shard", kind=Kind.TRAIN, inline=True, round_number=0):

@@ -1,0 +1,50 @@
+"""What one sandboxed process may see and use. Pure: which paths a machine has for it is ``system_paths``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+_MIB: Final = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleFiles:
+    """The files of the machine that are seen, all of them read-only. ``links`` are symbolic: path to target."""
+
+    read_only: tuple[Path, ...] = ()
+    links: Mapping[Path, str] = field(default_factory=dict)
+    devices: tuple[Path, ...] = ()
+    """Device nodes of granted accelerators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of the machine all processes of one sandbox may use together, where the kernel can count so.
+
+    ``memory_bytes``, None for no bound: of private memory for each process, and of all processes by measurement.
+    ``scratch_bytes``: of the scratch folder by measurement, and of each file by the kernel.
+    """
+
+    memory_bytes: int | None = None
+    counts_memory: bool = True
+    """Whether the kernel holds the bound for each process; else it is only measured."""
+    processes: int = 1024
+    """Threads count, as they do for the kernel."""
+    scratch_bytes: int | None = None
+    scratch_files: int = 100_000
+    shm_bytes: int = 1024 * _MIB
+    """Of /dev/shm, which counts as memory; so does /tmp."""
+    tmp_bytes: int = 256 * _MIB
+    open_files: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPolicy:
+    """One sandbox: what is seen, and how much may be used. ``secrets`` are folders that must not be seen."""
+
+    view: VisibleFiles
+    bounds: Bounds = Bounds()
+    secrets: tuple[Path, ...] = ()

@@ -1,0 +1,140 @@
+"""Real executors on each rung: hostile code at its import finds nothing, leaves nothing, and dies by its right name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from farm_client.agent.errors import ExecutorDied, ExecutorFailed
+from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.executor.process import Launch
+from farm_client.sandbox.policy import Bounds
+from protocol.sandbox import Rung
+from tests.farm_client.agent.executors.test_bundle import zipped
+from tests.farm_client.agent.scripted_farm import ScriptedFarm
+from tests.farm_client.sandbox.machine import GIB, confinement, policy
+
+__all__ = ["zipped"]
+
+RUNGS = (Rung.STRICT, Rung.LANDLOCK)
+TRIES = """
+import ctypes, json, os, signal, socket, subprocess, sys
+from pathlib import Path
+tried = {}
+def attempt(name):
+    def run(do):
+        try:
+            tried[name] = "done: " + repr(do())
+        except BaseException as error:
+            tried[name] = type(error).__name__
+    return run
+SECRET, AGENT = %(secret)r, %(agent)d
+attempt("read the secret")(lambda: Path(SECRET).read_text())
+attempt("see it in its folder")(lambda: 1 / ("identity.json" in os.listdir(Path(SECRET).parent)))
+attempt("write beside it")(lambda: Path(SECRET).with_name("mine").write_text("x"))
+attempt("write to what is given")(lambda: (Path.cwd().parents[1] / "given" / "x").write_text("x"))
+attempt("write to its own program")(lambda: Path(__import__("farm_client").__file__).open("a"))
+attempt("reach loopback")(lambda: socket.create_connection(("127.0.0.1", 1), timeout=1))
+attempt("signal the agent")(lambda: os.kill(AGENT, 0))
+attempt("read the agent's memory")(lambda: open(f"/proc/{AGENT}/mem", "rb").read(1))
+attempt("read the agent's variables")(lambda: open(f"/proc/{AGENT}/environ", "rb").read(1))
+attempt("be traced")(lambda: 1 / (ctypes.CDLL(None, use_errno=True).ptrace(0, 0, 0, 0) + 1))
+raise RuntimeError("TRIED " + json.dumps(tried))
+"""
+DAEMON = """
+import os, signal
+MARK = %(mark)r
+started, starting = os.pipe()  # which closes when the last of them has become another program
+for _ in range(3):
+    if os.fork() == 0:
+        try:
+            os.setsid()
+        except OSError:
+            pass
+        if os.fork() == 0:
+            os.execv("/bin/sleep", ["sleep", MARK])
+        os._exit(0)
+os.close(starting)
+os.read(started, 1)
+raise RuntimeError("and goes")
+"""
+
+
+@asynccontextmanager
+async def executor_on(rung: Rung, tmp_path: Path, bounds: Bounds | None = None) -> AsyncIterator[Executor]:
+    scratch = tmp_path / "home" / "scratch"
+    scratch.mkdir(parents=True)
+    how = confinement(rung, policy((tmp_path / "home",), bounds))
+    executor = await Executor.start(Launch(scratch_root=scratch, cpu_cores=1, confinement=how))
+    try:
+        yield executor
+    finally:
+        executor.kill()
+        await executor.closed()
+    assert not os.listdir(scratch), "its folders are gone"  # noqa: PTH208
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_code_finds_nothing_of_the_machine(tmp_path, zipped, rung):
+    async with executor_on(rung, tmp_path) as executor:
+        secret = tmp_path / "home" / "identity.json"
+        secret.write_text("secret")
+        bundle = zipped(("train.py", TRIES % {"secret": str(secret), "agent": os.getpid()}))
+        with pytest.raises(ExecutorFailed) as failed:
+            await executor.load(ScriptedFarm().task(), TaskFiles(bundle))
+        assert not secret.with_name("mine").exists()
+    tried = json.loads(failed.value.report.message.partition("TRIED ")[2])
+    assert len(tried) == 10
+    if rung is Rung.STRICT:  # it could, on a way of its own to its folders; outside there is nothing, as was seen
+        tried.pop("write beside it")
+    assert {name: how for name, how in tried.items() if how.startswith("done")} == {}
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_nothing_that_it_started_outlives_it(tmp_path, zipped, rung):
+    mark = f"6{os.getpid()}{rung is Rung.STRICT:d}"
+    async with executor_on(rung, tmp_path) as executor:
+        bundle = zipped(("train.py", DAEMON % {"mark": mark}))
+        with pytest.raises(ExecutorFailed):
+            await executor.load(ScriptedFarm().task(), TaskFiles(bundle))
+        assert len(sleepers(mark)) == 3
+    assert sleepers(mark) == []
+
+
+def sleepers(mark: str) -> list[int]:
+    listed = psutil.process_iter(["cmdline"])
+    return [process.pid for process in listed if process.info["cmdline"] == ["sleep", mark]]
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("ctypes.string_at(0)", "killed", "SIGSEGV while it was importing the task's code"),
+        ("os._exit(3)", "exited", "code 3 while it was importing the task's code"),
+    ],
+)
+async def test_the_death_is_the_executor_s_and_not_that_of_what_is_around_it(tmp_path, zipped, rung, line, code, words):
+    async with executor_on(rung, tmp_path) as executor:
+        bundle = zipped(("train.py", f"import ctypes, os\n{line}\n"))
+        with pytest.raises(ExecutorDied) as died:
+            await executor.load(ScriptedFarm().task(), TaskFiles(bundle))
+    assert died.value.death.code == code
+    assert words in died.value.message
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_an_executor_over_a_bound_is_ended_and_says_which(tmp_path, zipped, rung):
+    bounds = Bounds(memory_bytes=8 * GIB, scratch_bytes=GIB, scratch_files=300)
+    async with executor_on(rung, tmp_path, bounds) as executor:
+        code = "import time\nfor n in range(1000):\n    open(f'{n}', 'w').close()\ntime.sleep(600)\n"
+        with pytest.raises(ExecutorDied) as died:
+            await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", code))))
+    assert died.value.death.code == "over_bound"
+    assert "it made over 300 files" in died.value.message

@@ -1,0 +1,53 @@
+"""The rungs on this machine, as an agent would build them; for tests of the real thing.
+
+    python -m tests.farm_client.sandbox.machine HOME
+
+proves them and says what came of it: for a process of another user, whose packages come by PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from farm_client.executor.environment import executor_environment
+from farm_client.sandbox import bubblewrap
+from farm_client.sandbox.confinement import Confinement, InNamespaces, Landlocked
+from farm_client.sandbox.policy import Bounds, SandboxPolicy
+from farm_client.sandbox.protection import ALL, Protection
+from farm_client.sandbox.prove import prove
+from farm_client.sandbox.system_paths import interpreter_view
+from protocol.sandbox import Rung
+
+GIB = 1024**3
+
+
+def environment(scratch: Path, inherited: Mapping[str, str]) -> Mapping[str, str]:
+    """Make an executor's environment."""
+    path = {"PYTHONPATH": inherited["PYTHONPATH"]} if "PYTHONPATH" in inherited else {}
+    return {**executor_environment(scratch, 1, inherited), **path}
+
+
+def policy(secrets: tuple[Path, ...] = (), bounds: Bounds | None = None) -> SandboxPolicy:
+    """Return what tasks may see and use here; the tests' own modules among it."""
+    view = interpreter_view((), secrets, "tests")
+    packages = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    view = replace(view, read_only=(*view.read_only, *packages))
+    return SandboxPolicy(view, bounds or Bounds(memory_bytes=8 * GIB, scratch_bytes=GIB), secrets)
+
+
+def confinement(rung: Rung, what: SandboxPolicy, without: frozenset[Protection] = frozenset()) -> Confinement:
+    """Return a rung, less some of its protections."""
+    if rung is Rung.STRICT:
+        return InNamespaces(next(bubblewrap.binaries()), what, ALL - without)
+    return Landlocked(what, ALL - without)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for one in (Rung.STRICT, Rung.LANDLOCK):
+        print(asyncio.run(prove(confinement(one, policy((folder,))), folder, environment)).in_words())
