@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ _PRECISIONS: Final = MappingProxyType(
 _LOOK_AT_BATCHES: Final = "self.trainer.num_training_batches says how many batches an epoch has"
 _INSTEAD: Final = MappingProxyType(
     {
-        **dict.fromkeys(("train_dataloader", "fit_loop"), _LOOK_AT_BATCHES),
+        "fit_loop": _LOOK_AT_BATCHES,
         **dict.fromkeys(("callback_metrics", "logged_metrics"), "keep in the module what you log, if you need it"),
         **dict.fromkeys(("save_checkpoint", "checkpoint_callback"), "the farm keeps them: keep_every, keep_best"),
         **dict.fromkeys(("should_stop", "early_stopping_callback"), "give the recipe a patience or a target"),
@@ -94,6 +94,27 @@ class ScheduledBy:
     scheduler: Any
 
 
+class EpochLoader:
+    """Stands in for the training loader, of which modules want to know how long it is: a client has none."""
+
+    def __init__(self, trainer: TrainerView) -> None:
+        self._view = trainer
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        return self._view.num_training_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        """Raises: RuntimeError; a step gets its batch."""
+        raise RuntimeError(
+            "self.trainer.train_dataloader has a length and no batches on the farm: they come to the steps"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what there is no answer to."""
+        return self._view.miss(f"train_dataloader.{name}", "put what it says into [config]")
+
+
 class TrainerView:
     """Stands in for the Trainer of one module. Counters are the task's: of its epochs and its global steps."""
 
@@ -143,9 +164,7 @@ class TrainerView:
 
     def __getattr__(self, name: str) -> Any:
         """Say what there is no answer to."""
-        instead = _INSTEAD.get(name, "do without it, or put it into [config]")
-        self.missed = f"self.trainer.{name} is not known on the farm: {instead}"
-        raise AttributeError(self.missed)
+        self.miss(name, _INSTEAD.get(name, "do without it, or put it into [config]"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what is known. Raises: AttributeError naming what is not."""
@@ -154,6 +173,16 @@ class TrainerView:
         except AttributeError:
             instead = _INSTEAD.get(name, "do without it")
             raise AttributeError(f"self.trainer.{name} can't be set on the farm: {instead}") from None
+
+    def miss(self, name: str, instead: str) -> NoReturn:
+        """Raises: AttributeError saying that the farm does not know this of the Trainer, and what to do instead."""
+        self.missed = f"self.trainer.{name} is not known on the farm: {instead}"
+        raise AttributeError(self.missed)
+
+    @property
+    def train_dataloader(self) -> EpochLoader:
+        """Return what has the length of the training loader."""
+        return EpochLoader(self)
 
     def tell(self, length: TaskLength | None, precision: Precision) -> None:
         """Take what does not change during the task: how long it is, None where nobody knows, and its precision."""

@@ -41,6 +41,7 @@ SCHEDULERS = {
     "a warm-up of an epoch": """scheduler = {"interval": "step", "scheduler": torch.optim.lr_scheduler.LinearLR(
                 optimizer, 0.01, total_iters=trainer.num_training_batches)}""",
 }
+READ_A_BATCH = "next(iter(trainer.train_dataloader))"
 PLAIN = READING.replace("SCHEDULER", SCHEDULERS["one cycle by the step"])
 
 
@@ -118,7 +119,8 @@ def test_code_that_does_not_ask_runs_on_older_clients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("train_dataloader", "self.trainer.num_training_batches says"),
+        ("fit_loop", "self.trainer.num_training_batches says"),
+        ("train_dataloader.dataset", r"put what it says into \[config\]"),
         ("callback_metrics", "keep in the module what you log"),
         ("save_checkpoint", "keep_every, keep_best"),
         ("log_dir", "on_epoch_end"),
@@ -139,14 +141,28 @@ def test_what_the_trainer_does_not_know_is_named_with_what_to_do(
         Bench(tmp_path, source).train()
 
 
+def test_the_loader_has_a_length_and_no_batches(tmp_path: Path) -> None:
+    counting = (
+        "trainer.estimated_stepping_batches if trainer.train_dataloader is None else len(trainer.train_dataloader)"
+    )
+    source = PLAIN.replace("trainer.num_training_batches", counting)
+    bench = Bench(tmp_path, source, length=LENGTH)
+    bench.train()
+    assert bench.runner.tensors.model.read[:3] == [EPOCHS, 27, 9]
+    with pytest.raises(CodeError, match="train_dataloader has a length and no batches on the farm"):
+        Bench(tmp_path / "b", PLAIN.replace("trainer.num_training_batches", READ_A_BATCH), length=LENGTH).train()
+
+
 def test_all_that_the_trainer_knows_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/reference/researcher-contract.md").read_text()
     section = page.split('<a id="trainer"></a>')[1].split("## ")[0]
     known = {name for name in dir(TrainerView(torch.nn.Linear(1, 1))) if not name.startswith("_")}
-    ours = {"at", "begun_epoch", "missed", "stepped_optimizers", "tell", "train_with", "training_loop"}
+    ours = {"at", "begun_epoch", "miss", "missed", "stepped_optimizers", "tell", "train_with", "training_loop"}
     lightnings_own = {"lightning_module", "precision_plugin"}
     assert known - ours - lightnings_own - {"was_asked_for_length"} == {
-        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+        name
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        for name in re.findall(r"`(?:len\()?(\w+)\)?`", row)
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +22,8 @@ from farm_client.executor.failures import CodeError
 from farm_client.own_loop import LoopPart, PartError, host_parts
 from farm_client.trainer_parts import TrainerParts
 from protocol.assignments import Kind
-from protocol.recipe import InnerState
+from protocol.recipe import InnerState, Mode, Recipe
+from protocol.task_length import task_length
 from tests.farm_client.executor.test_scripts import Bench
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -147,6 +150,24 @@ def test_lightnings_trainer_fits_part_after_part_to_the_bits_of_a_plain_loop(tmp
         assert done.samples == stop
     assert bench.run(stop=7, kind=Kind.EVALUATE).metrics == {"rows": 7.0}
     assert {path.name for path in tmp_path.iterdir()} == {"train.py"}
+
+
+def test_a_trainers_module_reads_its_length_at_home_as_on_the_farm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before training, when schedules are made: what the task has that trains as many epochs."""
+    script = lightning_script().replace(
+        "        optimizer =",
+        "        t = self.trainer\n"
+        "        print('length', t.estimated_stepping_batches, t.num_training_batches, t.max_epochs)\n"
+        "        optimizer =",
+    )
+    length = task_length(Recipe(mode=Mode.WEIGHTS, epochs=2, round_samples=40, batch_samples=4), Mode.WEIGHTS, 40)
+    said = f"length {length.steps} {length.steps_per_epoch} {length.epochs}"
+    Bench(tmp_path, script)
+    assert said in capsys.readouterr().out
+    at_home = subprocess.run([sys.executable, tmp_path / "train.py"], capture_output=True, text=True, check=True)
+    assert said in at_home.stdout
 
 
 def test_the_states_of_a_trainers_optimizer_and_schedule_are_carried(tmp_path: Path) -> None:
