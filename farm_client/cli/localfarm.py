@@ -21,6 +21,7 @@ from typing import Final
 
 from farm_client.sdk.child_process import child_command
 from farm_client.sdk.config import FarmAddress, parse_address
+from farm_client.sdk.submitter import ANONYMOUS, submitter_here
 from protocol.errors import FarmError
 
 START_SECONDS: Final = 30.0
@@ -141,11 +142,17 @@ def start_volunteer(
 ) -> Daemon:
     """Start a client that lends one core; its home is ``folder/name``. The caller ends it (see ``end``).
 
-    The clients of one folder share their machine, so its self-test too. ``module`` is what is run.
+    The clients of one folder share their machine, so its self-test too. ``module`` is what is run. Where no sandbox
+    holds they work all the same, for their user alone: it is this user's code on this user's machine.
     """
     arguments = [module, "join", "--home", str(folder / name), "--name", name, "--cpu-cores", "1"]
     # By a variable: a command line is read by every user of the machine.
-    shared = {"FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json"), "FARM_JOIN_URL": join_url}
+    shared = {
+        "FARM_CLIENT_SELF_TEST_FILE": str(folder / "self-test.json"),
+        "FARM_JOIN_URL": join_url,
+        "FARM_CLIENT_ALLOW_UNSANDBOXED": "true",
+        "FARM_CLIENT_WORK_FOR": f"{submitter_here()},{ANONYMOUS}",
+    }
     return _start(name, arguments, folder, environ={**shared, **(environ or {})})
 
 

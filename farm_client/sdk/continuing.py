@@ -20,7 +20,8 @@ from farm_client.sdk.check import Trial, run_trial
 from farm_client.sdk.checkpoints import find_best, find_checkpoint
 from farm_client.sdk.download import download_weights
 from farm_client.sdk.errors import first_problem
-from farm_client.sdk.submission import OUTER_HAS_ITS_OWN, submitter_here
+from farm_client.sdk.submission import OUTER_HAS_ITS_OWN
+from farm_client.sdk.submitter import submitter_here
 from farm_client.sdk.task_file import laid_over
 from protocol.continuing import taken_over
 from protocol.contradictions import contradiction

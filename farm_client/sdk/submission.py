@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -35,6 +33,7 @@ from farm_client.sdk.default_mode import (
 )
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.rows_in_order import order_notes, stretches_of, whole_batches
+from farm_client.sdk.submitter import ANONYMOUS
 from farm_client.sdk.warm_start import Start, WarmStart
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
@@ -42,10 +41,8 @@ from protocol.features import needed_by
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.recipe import Mode, Recipe, Requirements
 from protocol.tasks import MAX_NOTES, Dataset, Footprint, Shard, Split, TaskSpec
-from protocol.terminal_text import one_line
 from protocol.wording import sized
 
-MAX_SUBMITTER_CHARS: Final = 100
 MAX_NAME_CHARS: Final = 200
 MAX_ROUND_SAMPLES: Final = 65_536
 """Weights mode, by default: a round is the whole training split, up to this many samples."""
@@ -86,7 +83,7 @@ class Submission:
     samples: int | None = None
     check: bool = True
     priority: int = 5
-    submitter: str = "anonymous"
+    submitter: str = ANONYMOUS
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
     warm_start: WarmStart | None = None
@@ -106,15 +103,6 @@ class Prepared:
     report: RehearsalReport
     notes: tuple[str, ...] = ()
     choice: ModeChoice | None = None
-
-
-def submitter_here() -> str:
-    """Return who submits: ``user@host``, as far as the machine knows them and the farm takes it."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = "anonymous"  # As in a container whose user has no entry.
-    return one_line(f"{user}@{socket.gethostname()}")[:MAX_SUBMITTER_CHARS]
 
 
 def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None = None) -> Prepared:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ty
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
-from farm_client.sdk.submission import MAX_NAME_CHARS, Submission, submitter_here
+from farm_client.sdk.submission import MAX_NAME_CHARS, Submission
+from farm_client.sdk.submitter import submitter_here
 from protocol.bounds import FilePath
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
