@@ -65,9 +65,11 @@ def base_name(name: str) -> str | None:
 
 
 def _is_of(model: Any, library: str, kind: str) -> bool:
-    """Return whether a model is of a library's class, which its code has imported then."""
-    loaded = sys.modules.get(library)
-    return loaded is not None and isinstance(model, getattr(loaded, kind, ()))
+    """Return whether a model is of a library's class, by name.
+
+    To ask the library for the class imports more of it, for seconds, and raises where that lacks something.
+    """
+    return any(base.__name__ == kind and base.__module__.partition(".")[0] == library for base in type(model).__mro__)
 
 
 def _has_usual_names(model: Any) -> bool:

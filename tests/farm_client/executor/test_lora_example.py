@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import safetensors.torch
@@ -136,6 +138,18 @@ def test_a_whole_model_is_pulled_as_transformers_loads_it(lora: Path, tmp_path: 
     folder = pulled(tmp_path, spec, in_memory(prepared), ModelTensors.of(model).weights_file())
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(model))
+
+
+@pytest.mark.parametrize("library", ["transformers", "peft"])
+def test_a_library_that_lacks_something_is_not_asked_about_models_of_others(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise ModuleNotFoundError(f"could not import {name}")
+
+    monkeypatch.setitem(sys.modules, library, Broken(library))
+    assert model_files(torch.nn.Linear(2, 2)) == {}
 
 
 def test_another_model_has_no_folder(tmp_path: Path, prepared: Prepared) -> None:
