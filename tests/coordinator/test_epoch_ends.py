@@ -102,6 +102,18 @@ def test_it_comes_after_the_evaluation_of_the_same_version() -> None:
     assert kinds(farm) == [], "nothing was left, and nothing is said"
 
 
+@pytest.mark.parametrize("fastest", ["ada", "bob", "eve"])
+def test_of_several_idle_clients_the_best_one_gets_it(fastest: str) -> None:
+    farm = Simulation()
+    clients = [farm.join(volunteer(name)) for name in ("ada", "bob", "eve")]
+    farm.submit(ending(1, round_samples=20))
+    for client in clients:
+        assert farm.deliver(client, seconds=1.0 if client.name == fastest else 4.0).kind is Kind.TRAIN
+    assert {client.name: [assign.kind for assign in client.held] for client in clients if client.held} == {
+        fastest: [Kind.EPOCH_END]
+    }
+
+
 def test_a_task_without_the_function_and_one_that_ends_within_an_epoch_have_none() -> None:
     farm = Simulation()
     client = farm.join(volunteer("ada"))

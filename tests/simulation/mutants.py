@@ -27,6 +27,8 @@ from coordinator import (
     round_plan,
     rounds,
     scheduling,
+    state,
+    step_ends,
     tasks,
     verdict,
     views,
@@ -37,7 +39,7 @@ from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
 from coordinator.lifecycle import ENDED
 from coordinator.records import AssignmentRecord
-from coordinator.state import ClientState, TaskRun
+from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
 from protocol.assignments import Ack, Assign, Cancel
 from protocol.sandbox import Rung
@@ -694,6 +696,30 @@ OWNER_MUTANTS: tuple[Mutant, ...] = (
     ask_for_one_sandbox,
 )
 """What machines with sandboxes and owners show."""
+
+
+def show_each_epoch_twice(patch: pytest.MonkeyPatch) -> None:
+    """The first client that is done with an epoch's end is forgotten, and another one is given it again."""
+    finish, shown = step_ends.finish_epoch_end, set[tuple[str, int]]()
+
+    def again(turn: Turn, run: TaskRun, step: Step) -> None:
+        epochs_ended = run.record.epochs_ended
+        finish(turn, run, step)
+        if (run.task_id, run.record.epoch) not in shown:
+            shown.add((run.task_id, run.record.epoch))
+            turn.save(run.update(epochs_ended=epochs_ended))
+
+    patch.setattr(step_ends, "finish_epoch_end", again)
+
+
+def leave_the_first_epoch_out(patch: pytest.MonkeyPatch) -> None:
+    """The code is not shown the end of the first epoch."""
+    due = state.epoch_end_is_due
+    patch.setattr(state, "epoch_end_is_due", lambda task: due(task) and task.epoch > 1)
+
+
+EPOCH_END_MUTANTS: tuple[Mutant, ...] = (show_each_epoch_twice, leave_the_first_epoch_out)
+"""What tasks with an ``on_epoch_end`` show."""
 EARLY_MUTANTS: tuple[Mutant, ...] = (stop_before_the_time_is_up, be_patient_for_ever, never_reach_a_target)
 """What tasks that may stop early show."""
 ROBUST_MUTANTS: tuple[Mutant, ...] = (count_in_the_round_after,)
