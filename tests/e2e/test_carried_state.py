@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coordinator.numerics.inner_state import InnerStateMean
-from coordinator.numerics.outer_optimizer import OuterStep
-from coordinator.numerics.weighted_mean import WeightedMean
 from farm_client.data.shards import Rows, read_shard
-from farm_server.tensors.task_tensors import state_file
-from protocol.codecs import BytesReader
-from protocol.digests import digest_bytes
-from protocol.recipe import InnerState, OuterOptimizer
+from protocol.recipe import InnerState
 from protocol.tasks import Split
-from protocol.tensors import parse_layout
 from tests.e2e.conftest import RealFarm
+from tests.e2e.rounds_in_process import Round, train_on_the_farm
 from tests.e2e.test_diloco_equivalence import batches_of, share_of
 from tests.e2e.test_gradient_equivalence import make_shards, rows_of
 from tests.farm_client.executor.bench_task import Bench
@@ -52,36 +47,13 @@ TASK = """
 """
 
 
-def train_on_the_farm(clients: list[Bench], rounds: int) -> dict[str, torch.Tensor]:
-    """Clients, their update files and what the server makes of them, without the sockets between them."""
-    layout = parse_layout(clients[0].weights)
-    weights = safetensors.torch.load(clients[0].weights)
-    outer = OuterStep(OuterOptimizer(), weights, layout)
-    updates, states = WeightedMean(layout), InnerStateMean()
-    state: bytes | None = None
+def rounds_of(clients: list[Bench], rounds: int) -> Iterator[Round]:
+    """Yield so many rounds, in each of which each client has its share of the shards."""
     for number in range(rounds):
-        updates.reset()
-        states.reset()
-        file = safetensors.torch.save(weights)
         epoch, start, stop = rows_of(number)
-        for worker, client in enumerate(clients):
-            pieces = client.pieces(Split.TRAIN, share_of(worker, len(clients)))
-            done = client.train(
-                round=number,
-                epoch=epoch,
-                weights=file,
-                weights_digest=digest_bytes(file),
-                inner_state=state,
-                pieces=tuple(piece.model_copy(update={"start": start, "stop": stop}) for piece in pieces),
-            )
-            assert done.update is not None
-            updates.fold(BytesReader(done.update), done.samples)
-            if client.inner_state is InnerState.CARRIED:
-                states.fold(BytesReader(done.update), done.samples)
-        outer.step(updates.result())
-        if clients[0].inner_state is InnerState.CARRIED:
-            state = b"".join(state_file(*states.result()))
-    return weights
+        shares = [client.pieces(Split.TRAIN, share_of(worker, len(clients))) for worker, client in enumerate(clients)]
+        of_round = {"start": start, "stop": stop}
+        yield epoch, [tuple(piece.model_copy(update=of_round) for piece in share) for share in shares]
 
 
 def train_plainly(source: str, shards: list[Rows], rounds: int, joined: int = 1) -> nn.Module:
@@ -121,7 +93,7 @@ def benches(folder: Path, source: str, count: int, state: InnerState) -> tuple[l
 def test_one_client_a_round_is_the_plain_loop(tmp_path: Path, optimizer: str) -> None:
     source = TASK.replace("{optimizer}", optimizer)
     clients, shards = benches(tmp_path, source, 1, InnerState.CARRIED)
-    weights = train_on_the_farm(clients, 8)
+    weights = train_on_the_farm(clients, rounds_of(clients, 8))
     expected = train_plainly(source, shards, 8).state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-9, atol=1e-12)
@@ -146,7 +118,7 @@ SEVERAL = """
 def test_several_optimizers_are_carried_beside_each_other(tmp_path: Path) -> None:
     source = TASK.partition("    def build_optimizer")[0] + SEVERAL.removeprefix("\n")
     clients, shards = benches(tmp_path, source, 1, InnerState.CARRIED)
-    weights = train_on_the_farm(clients, 8)
+    weights = train_on_the_farm(clients, rounds_of(clients, 8))
     for name, tensor in train_plainly(source, shards, 8).state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-9, atol=1e-12)
 
@@ -169,7 +141,7 @@ def test_two_clients_come_near_the_plain_loop_where_new_optimizers_do_not(tmp_pa
         folder = tmp_path / state
         folder.mkdir()
         clients, shards = benches(folder, source, 2, state)
-        losses[state] = loss_of(train_on_the_farm(clients, 20), source, shards)
+        losses[state] = loss_of(train_on_the_farm(clients, rounds_of(clients, 20)), source, shards)
     plain = loss_of(train_plainly(source, shards, 20, joined=2).state_dict(), source, shards)
     ratios = {state: loss / plain for state, loss in losses.items()}
     assert abs(ratios[InnerState.CARRIED] - 1) < 0.05, ratios

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,12 @@ import safetensors.torch
 import torch
 
 from coordinator.epoch import in_stretches, take
-from coordinator.numerics.inner_state import InnerStateMean
-from coordinator.numerics.outer_optimizer import OuterStep
-from coordinator.numerics.weighted_mean import WeightedMean
-from farm_server.tensors.task_tensors import state_file
-from protocol.codecs import BytesReader
-from protocol.digests import digest_bytes
-from protocol.recipe import InnerState, OuterOptimizer
+from coordinator.records import SampleRange
+from farm_client.executor.messages import Piece
+from protocol.recipe import InnerState
 from protocol.tasks import Split
-from protocol.tensors import parse_layout
 from tests.e2e.conftest import RealFarm
+from tests.e2e.rounds_in_process import Round, train_on_the_farm
 from tests.farm_client.executor.bench_task import Bench
 from tests.farm_client.executor.ordered_task import (
     LSTM,
@@ -34,39 +31,19 @@ from tests.farm_client.executor.ordered_task import (
 )
 
 
-def train_on_the_farm(clients: list[Bench], epochs: int, batches: int) -> dict[str, torch.Tensor]:
-    """Rounds of so many batches a client, what each sends back and what the server makes of it; no sockets."""
-    layout = parse_layout(clients[0].weights)
-    weights = safetensors.torch.load(clients[0].weights)
-    outer = OuterStep(OuterOptimizer(), weights, layout)
-    updates, states = WeightedMean(layout), InnerStateMean()
-    state: bytes | None = None
+def rounds_of(clients: list[Bench], epochs: int, batches: int) -> Iterator[Round]:
+    """Yield rounds of so many batches a client, each in a stretch of its own."""
     shards = [shard for shard in clients[0].shards if shard.split is Split.TRAIN]
     total, count = sum(shard.samples for shard in shards), batches * STREAMS * len(clients)
-    for number, (epoch, cursor) in enumerate((e, c) for e in range(epochs) for c in range(0, total, count)):
-        updates.reset()
-        states.reset()
-        file = safetensors.torch.save(weights)
-        stretches = in_stretches(take(shards, cursor, count, len(clients)), len(clients))
-        for client, ranges in zip(clients, stretches, strict=True):
-            pieces = {piece.shard: piece for piece in client.pieces(Split.TRAIN)}
-            mine = [pieces[r.shard].model_copy(update={"start": r.start, "stop": r.stop}) for r in ranges]
-            done = client.train(
-                round=number,
-                epoch=epoch,
-                weights=file,
-                weights_digest=digest_bytes(file),
-                inner_state=state,
-                pieces=tuple(mine),
-            )
-            assert done.update is not None
-            updates.fold(BytesReader(done.update), done.samples)
-            if client.inner_state is InnerState.CARRIED:
-                states.fold(BytesReader(done.update), done.samples)
-        outer.step(updates.result())
-        if clients[0].inner_state is InnerState.CARRIED:
-            state = b"".join(state_file(*states.result()))
-    return weights
+    for epoch in range(epochs):
+        for cursor in range(0, total, count):
+            stretches = in_stretches(take(shards, cursor, count, len(clients)), len(clients))
+            yield epoch, [cut(client, ranges) for client, ranges in zip(clients, stretches, strict=True)]
+
+
+def cut(client: Bench, ranges: Iterable[SampleRange]) -> tuple[Piece, ...]:
+    pieces = {piece.shard: piece for piece in client.pieces(Split.TRAIN)}
+    return tuple(pieces[r.shard].model_copy(update={"start": r.start, "stop": r.stop}) for r in ranges)
 
 
 def train_plainly(source: str, rows: int, streams: int, epochs: int) -> Any:
@@ -91,7 +68,7 @@ def test_one_client_a_round_is_the_plain_loop(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("farm_client.data.stretches.SHARD_BYTES", 200)
     bench = ordered_bench(tmp_path, rows=26, holdout=0.0, inner_state=InnerState.CARRIED)
     assert len(bench.shards) > 2
-    weights = train_on_the_farm([bench], epochs=2, batches=batches)
+    weights = train_on_the_farm([bench], rounds_of([bench], epochs=2, batches=batches))
     for name, tensor in train_plainly(LSTM, 26, STREAMS, epochs=2).state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-9, atol=1e-12)
 
@@ -126,7 +103,7 @@ MOMENTUM = LSTM.replace("AdamW(model.parameters(), lr=0.02)", "SGD(model.paramet
 def two_clients(folder: Path, rows: int, epochs: int, batches: int) -> dict[str, torch.Tensor]:
     carried: dict[str, Any] = {"stretches": 2, "inner_state": InnerState.CARRIED}
     clients = [ordered_bench(folder / str(n), MOMENTUM, rows=rows, holdout=0.0, **carried) for n in range(2)]
-    return train_on_the_farm(clients, epochs, batches)
+    return train_on_the_farm(clients, rounds_of(clients, epochs, batches))
 
 
 def test_two_clients_with_a_batch_a_round_are_the_plain_loop_over_the_streams_of_both(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import safetensors.torch
 import torch
 
 from farm_client.data.readers import open_data
@@ -28,6 +29,8 @@ from tests.farm_client.cli.fake_farm import ADDRESS, FakeFarm, answer
 from tests.farm_client.executor.bench_task import Bench
 
 EXAMPLE = Path(__file__).parents[3] / "examples/lora"
+MOST_OVERHEAD = 1.1
+"""Bytes of a round's update or version over those of the adapter's own file."""
 
 
 def made(folder: Path) -> Path:
@@ -71,6 +74,26 @@ def plain(bench: Bench):
     seed = derived_seed(bench.load_order().seed, order.round, order.epoch, (first.shard, first.start))
     seed_everything(seed, torch.device("cpu"))
     return module, model, list(bench.runner._source.batches(order.pieces, 0))
+
+
+def trained_plainly(bench: Bench) -> dict[str, torch.Tensor]:
+    """Return what a round of the example's own loop makes of the adapter: what it began with minus what came of it."""
+    module, model, batches = plain(bench)
+    optimizer = module.build_optimizer(model, bench.config)
+    for batch in batches:
+        optimizer.zero_grad()
+        module.loss(model, batch).backward()
+        optimizer.step()
+    begun = safetensors.torch.load(bench.weights)
+    after = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert after.keys() == begun.keys()
+    return {name: begun[name] - after[name] for name in begun}
+
+
+def adapter_bytes(bench: Bench, folder: Path) -> int:
+    """Return how long the file is that PEFT itself writes of the adapter."""
+    bench.runner.tensors.model.save_pretrained(folder / "adapter")
+    return (folder / "adapter/adapter_model.safetensors").stat().st_size
 
 
 def submitted(lora: Path, folder: Path) -> Prepared:

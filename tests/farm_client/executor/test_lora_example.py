@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 
@@ -19,10 +18,18 @@ from protocol.errors import NotFound
 from protocol.recipe import Mode
 from protocol.tasks import TaskSpec
 from tests.farm_client.executor.bench_task import update_of
-from tests.farm_client.executor.lora_task import benched, in_memory, logits, made, plain, pulled, submitted
-
-MOST_OVERHEAD = 1.1
-"""Bytes of a round's update or version over those of the adapter's own file."""
+from tests.farm_client.executor.lora_task import (
+    MOST_OVERHEAD,
+    adapter_bytes,
+    benched,
+    in_memory,
+    logits,
+    made,
+    plain,
+    pulled,
+    submitted,
+    trained_plainly,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +39,10 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_round_in_weights_mode_is_the_plain_loop(lora: Path, tmp_path: Path) -> None:
     bench = benched(lora, tmp_path, Mode.WEIGHTS)
-    update = update_of(bench.train())
-    module, model, batches = plain(bench)
-    optimizer = module.build_optimizer(model, bench.config)
-    for batch in batches:
-        optimizer.zero_grad()
-        module.loss(model, batch).backward()
-        optimizer.step()
-    after = dict(model.named_parameters())
-    begun = safetensors.torch.load(bench.weights)
-    assert update.keys() == begun.keys() == {name for name, p in after.items() if p.requires_grad}
-    for name, first in begun.items():
-        assert torch.equal(update[name], first - after[name]), name
+    update, expected = update_of(bench.train()), trained_plainly(bench)
+    assert update.keys() == expected.keys()
+    for name, difference in expected.items():
+        assert torch.equal(update[name], difference), name
     held_out = bench.evaluate().metrics["loss"]
     assert math.isfinite(held_out)
 
@@ -62,12 +61,11 @@ def test_a_round_in_gradients_mode_is_the_plain_loops_gradient(lora: Path, tmp_p
 
 def test_a_round_is_as_large_as_the_adapter(lora: Path, tmp_path: Path) -> None:
     bench = benched(lora, tmp_path, Mode.WEIGHTS)
-    bench.runner.tensors.model.save_pretrained(tmp_path / "adapter")
-    adapter_bytes = (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
+    most_bytes = MOST_OVERHEAD * adapter_bytes(bench, tmp_path)
     base_bytes = (lora / "base/model.safetensors").stat().st_size
     update_bytes = len(bench.train().update)
-    assert update_bytes <= MOST_OVERHEAD * adapter_bytes  # up
-    assert len(bench.weights) <= MOST_OVERHEAD * adapter_bytes  # down, and in each checkpoint
+    assert update_bytes <= most_bytes  # up
+    assert len(bench.weights) <= most_bytes  # down, and in each checkpoint
     assert len(bench.frozen) >= 0.95 * base_bytes > 5 * len(bench.weights)  # once
 
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
 from farm_client.executor.failures import CodeError
@@ -15,17 +14,17 @@ from protocol.recipe import Mode
 from tests.farm_client.executor.bench_task import update_of
 from tests.farm_client.executor.lora_task import (
     EXAMPLE,
+    MOST_OVERHEAD,
+    adapter_bytes,
     benched,
     in_memory,
     loaded,
     logits,
     made,
-    plain,
     pulled,
     submitted,
+    trained_plainly,
 )
-
-MOST_OVERHEAD = 1.1
 
 
 @pytest.fixture(scope="module", params=[4, 8], ids=["4bit", "8bit"])
@@ -40,17 +39,9 @@ def quantized(request, tmp_path_factory) -> Path:
 
 def test_a_round_is_the_plain_loop_before_and_after_an_evaluation(quantized: Path, tmp_path: Path) -> None:
     bench = benched(quantized, tmp_path, Mode.WEIGHTS)
-    first = update_of(bench.train())
-    module, model, batches = plain(bench)
-    optimizer = module.build_optimizer(model, bench.config)
-    for batch in batches:
-        optimizer.zero_grad()
-        module.loss(model, batch).backward()
-        optimizer.step()
-    after = dict(model.named_parameters())
-    begun = safetensors.torch.load(bench.weights)
-    assert first.keys() == begun.keys() == {name for name, p in after.items() if p.requires_grad}
-    assert all(torch.equal(first[name], begun[name] - after[name]) for name in begun)
+    first, expected = update_of(bench.train()), trained_plainly(bench)
+    assert first.keys() == expected.keys()
+    assert all(torch.equal(first[name], expected[name]) for name in expected)
     measured = bench.evaluate().metrics["loss"]
     assert bench.runner.changed_by_code() == [], "an evaluation leaves the base as it is"
     again = update_of(bench.train())
@@ -60,10 +51,9 @@ def test_a_round_is_the_plain_loop_before_and_after_an_evaluation(quantized: Pat
 
 def test_a_round_is_as_large_as_the_adapter_and_the_base_as_its_file(quantized: Path, tmp_path: Path) -> None:
     bench = benched(quantized, tmp_path, Mode.WEIGHTS)
-    bench.runner.tensors.model.save_pretrained(tmp_path / "adapter")
-    adapter_bytes = (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
-    assert len(bench.train().update) <= MOST_OVERHEAD * adapter_bytes
-    assert len(bench.weights) <= MOST_OVERHEAD * adapter_bytes
+    most_bytes = MOST_OVERHEAD * adapter_bytes(bench, tmp_path)
+    assert len(bench.train().update) <= most_bytes
+    assert len(bench.weights) <= most_bytes
     base_bytes = (quantized / "base/model.safetensors").stat().st_size
     assert 0.9 * base_bytes <= len(bench.frozen) <= 1.2 * base_bytes
     assert len(bench.frozen) < (quantized / "whole/model.safetensors").stat().st_size
