@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,22 +17,24 @@ from farm_client.executor.epoch_end import run_epoch_end
 from farm_client.executor.failed_step import failed_step_file
 from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.gradient import BatchGradient
+from farm_client.executor.guesses import Guesses
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, TensorMap, apart, as_stored, same_values
+from farm_client.executor.layout import ModelTensors, as_stored, same_values
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.means import reportable
-from farm_client.executor.messages import Done, LeftFile, LoadTask, Run
+from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
+from farm_client.executor.outcome import StepsOutcome
 from farm_client.executor.precision import Autocast
 from farm_client.executor.progress import ProgressReporter, StepsProgress
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate, refuse_beside
 from farm_client.executor.snapshots import Snapshots, StepKeeping
-from farm_client.executor.speculation import MOST_MISSES, Before, Speculation, allows_guesses, guessed
+from farm_client.executor.speculation import Speculation, allows_guesses
 from farm_client.executor.step_rules import StepRules
 from farm_client.executor.step_state import StateUnusable
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, scheduled_by_name
@@ -48,35 +50,6 @@ from protocol.task_length import TaskLength
 def choose_device() -> torch.device:
     """Return the first GPU if torch can use one, else the CPU; the agent hides the GPUs that it does not lend."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of an assignment's steps, or an epoch's end ``left``; ``started`` on the clock of ``perf_counter``."""
-
-    assignment_id: str
-    samples: int
-    metrics: dict[str, float]
-    started: float
-    clock: StageClock
-    trained: Trained | None = None
-    ended: float | None = None
-    left: tuple[LeftFile, ...] = ()
-
-    def apart(self, into: TensorMap | None = None) -> _Outcome:
-        """Return it with an update that no later step changes; the executor has worked on it until now."""
-        trained = self.trained and replace(self.trained, update=apart(self.trained.update, into))
-        self.clock.ended(WorkStage.COPY)
-        return replace(self, trained=trained, ended=time.perf_counter())
-
-    def adopted(self, assignment_id: str, waited_seconds: float) -> _Outcome:
-        """Return it as that of an order which came so long after its steps."""
-        self.clock.skip()
-        return replace(self, assignment_id=assignment_id, started=self.started + waited_seconds)
-
-    def compute_seconds(self) -> float:
-        """Return how long the executor has been at it, so far or until it was ready for the next order."""
-        return (self.ended or time.perf_counter()) - self.started
 
 
 class TaskRunner:
@@ -103,14 +76,8 @@ class TaskRunner:
         self._kept_loop: InnerLoop | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
-        self._whole_round: _Outcome | None = None
-        self.guess: Run | None = None
-        """What may be begun unasked, on the weights that it holds, after ``run_on`` or ``run_guess``."""
-        self._before: Before | None = None
-        self._copies: TensorMap = {}
-        self._written: TensorMap = {}
-        """Memory of what the last guess had to copy, for the next one; an order comes when the update is written."""
-        self._misses = 0
+        self._whole_round: StepsOutcome | None = None
+        self._guesses = Guesses(self.tensors, self._weights, self._may_guess)
         self._snapshots = Snapshots(None, 0.0)
         self._timeline: Timeline | None = None
         self._has_schedule = True
@@ -140,6 +107,11 @@ class TaskRunner:
             return self._weights.foresee(outcome.trained.update, outcome.samples)
         return None
 
+    @property
+    def guess(self) -> Run | None:
+        """Return what may be begun unasked, on the weights that it holds, after ``run_on`` or ``run_guess``."""
+        return self._guesses.next
+
     def run_on(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``; where it goes on with a ``guess`` do as ``run_ahead``: the result says what it holds then."""
         self._updates.begin()
@@ -151,44 +123,31 @@ class TaskRunner:
 
         Raises: as ``run``, or Superseded: then ``undo``, and the order that came is to be carried out.
         """
-        self.guess = None
-        self._before = Before.of(self._kept_loop, self.tensors, self._copies)
-        self._copies = self._before.copies
-        speculation.holds = self._weights.is_held
+        self._guesses.begin(speculation, self._kept_loop)
         speculation.on_adopted = lambda order: self._snapshots.keep_at(order.snapshot_path)
         with blaming(self.contract.code_dir):
             outcome = self._compiled_or_not(speculation.guess, speculation)
             done_at = time.perf_counter()
             order = speculation.adopted()
-            self._before, self._misses = None, 0
-            self._weights.confirm()
+            self._guesses.hit()
             return self._gone_on(order, outcome.adopted(order.assignment_id, time.perf_counter() - done_at))
 
     def undo(self, *, is_wrong: bool) -> None:
         """Put back what a guess has changed beside the weights, which each order sets; one that is wrong counts."""
-        self._misses += is_wrong
-        if self._before is not None:
-            self._kept_loop, self._before = self._before.restore(), None
-            self._copies = {}  # they are the loop's now
+        self._kept_loop = self._guesses.undo(self._kept_loop, is_wrong=is_wrong)
 
-    def _gone_on(self, order: Run, outcome: _Outcome) -> Done | Callable[[], Done]:
-        """Hold what follows from the outcome, if an order that is likely to come can begin with that."""
+    def _gone_on(self, order: Run, outcome: StepsOutcome) -> Done | Callable[[], Done]:
+        """Report the outcome, and go on with a guess where one may follow it."""
         is_whole = outcome.trained is not None and outcome.samples == order.round_samples
         self._whole_round = outcome if is_whole else None
-        if outcome.trained is None or not is_whole or not order.upcoming or self._misses >= MOST_MISSES:
+        if not is_whole or (held := self._guesses.follow(order, outcome)) is None:
             return self._done(outcome)
-        if not allows_guesses(self._order) or self.contract.takes_lightnings_steps(self.tensors.model):
-            return self._done(outcome)
-        digest = None
-        with suppress(RuntimeError, MemoryError):  # for want of memory: then it waits for its order
-            written = outcome.apart(self._written)
-            self._written = written.trained.update if written.trained else {}
-            digest = self._weights.go_on(outcome.trained.update, outcome.samples)
-        if digest is None:
-            return self._done(outcome)
-        self._whole_round, self.guess = None, guessed(order)
-        hashed = digest
-        return lambda: self._done(written).model_copy(update={"holds": hashed()})
+        self._whole_round = None
+        written, digest = held
+        return lambda: self._done(written).model_copy(update={"holds": digest()})
+
+    def _may_guess(self) -> bool:
+        return allows_guesses(self._order) and not self.contract.takes_lightnings_steps(self.tensors.model)
 
     def run_ahead(self, order: Run, progress: ProgressReporter) -> Done | Callable[[], Done]:
         """Do as ``run``, but leave an update to be written by who calls what is returned, on any thread, one at a time.
@@ -203,7 +162,7 @@ class TaskRunner:
             outcome = outcome.apart()
         return lambda: self._done(outcome)
 
-    def _compiled_or_not(self, order: Run, progress: StepsProgress) -> _Outcome:
+    def _compiled_or_not(self, order: Run, progress: StepsProgress) -> StepsOutcome:
         try:
             return self._resumed_or_anew(order, progress)
         except CodeError as error:
@@ -212,12 +171,12 @@ class TaskRunner:
         compiling.forgo()
         return self._resumed_or_anew(order, progress)
 
-    def _resumed_or_anew(self, order: Run, progress: StepsProgress) -> _Outcome:
+    def _resumed_or_anew(self, order: Run, progress: StepsProgress) -> StepsOutcome:
         with suppress(StateUnusable):  # its file is gone, and the reason is in the log
             return self._carry_out(order, progress)
         return self._carry_out(order, progress)
 
-    def _carry_out(self, order: Run, progress: StepsProgress) -> _Outcome:
+    def _carry_out(self, order: Run, progress: StepsProgress) -> StepsOutcome:
         started, clock = time.perf_counter(), StageClock()
         self._weights.take(order)
         clock.ended(WorkStage.LOAD)
@@ -228,13 +187,13 @@ class TaskRunner:
         if order.kind is Kind.EPOCH_END:
             with self._autocast():
                 left = run_epoch_end(self.contract, self.tensors.model, order.epoch, Path(self._order.scratch_dir))
-            return _Outcome(order.assignment_id, 1, {}, started, clock, left=left)
+            return StepsOutcome(order.assignment_id, 1, {}, started, clock, left=left)
         data = self._source.batches(order.pieces, order.epoch)
         states = self._gradient.begin(order.pieces, order.epoch, self._order.batch_samples)
         if order.kind is Kind.EVALUATE:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance, states)
-            return _Outcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
+            return StepsOutcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
         snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:
@@ -246,7 +205,7 @@ class TaskRunner:
             snapshots.end()
         metrics = reportable(trained.metrics, "the metric")
         clock.ended(WorkStage.TRAIN)
-        return _Outcome(order.assignment_id, data.samples, metrics, started, clock, trained)
+        return StepsOutcome(order.assignment_id, data.samples, metrics, started, clock, trained)
 
     def take_frozen(self, path: Path) -> None:
         """Take the frozen tensors from a file: orders come without them then.
@@ -383,7 +342,7 @@ class TaskRunner:
         if state is not None:
             self._states.load(loop.stateful(), state)
 
-    def _done(self, outcome: _Outcome) -> Done:
+    def _done(self, outcome: StepsOutcome) -> Done:
         done = Done(
             assignment_id=outcome.assignment_id, samples=outcome.samples, metrics=outcome.metrics, left=outcome.left
         )
