@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 import safetensors.torch
 import torch
@@ -12,6 +14,12 @@ from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import FROZEN_DIFFERS
 from farm_client.executor.quantized import differing
 from protocol.errors import FarmError
+
+_WORD_BYTES: Final = 4
+_PART_WORDS: Final = 1 << 16
+"""Words that are multiplied at a time: the products fit a core's cache."""
+_LEVELS: Final = 3
+"""Of hashes of hashes: enough for 2^46 words."""
 
 
 class FrozenDiffers(FarmError):
@@ -66,21 +74,35 @@ class FrozenTensors(BuiltFrozen):
 
 
 def _fingerprint(tensors: TensorMap) -> dict[str, int]:
-    """Return the wrapping sum of each tensor's bits: one pass where they are, and a single transfer from a GPU."""
+    """Return a hash of each tensor's bits, computed where they are: a single transfer from a GPU.
+
+    Multilinear hashing (Carter and Wegman, "Universal Classes of Hash Functions", JCSS 18, 1979): words of 32 bits
+    times random numbers of 64, summed modulo 2^64. Any other words, the same in another order among them, have the
+    same sum with a chance of 2^-33 at the most.
+    """
     if not tensors:
         return {}
-    sums = torch.stack([_bits(tensor).sum(dtype=torch.int64) for tensor in tensors.values()])
-    return dict(zip(tensors, sums.tolist(), strict=True))
+    hashes = torch.stack([_hash(_words(tensor)) for tensor in tensors.values()])
+    return dict(zip(tensors, hashes.tolist(), strict=True))
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.detach().reshape(-1)
-    match flat.element_size():
-        case 8:
-            return flat.view(torch.int64)
-        case 4:
-            return flat.view(torch.int32)
-        case 2:
-            return flat.view(torch.int16)
-        case _:
-            return flat.view(torch.uint8)
+def _hash(words: torch.Tensor, level: int = 0) -> torch.Tensor:
+    """Hash parts of the words, and then their hashes, with other numbers, until one is left."""
+    numbers = _numbers(words.device)[level]
+    hashes = torch.stack([(part * numbers[: len(part)]).sum() for part in words.split(_PART_WORDS)])
+    return hashes[0] if len(hashes) == 1 else _hash(hashes.view(torch.int32), level + 1)
+
+
+@cache
+def _numbers(device: torch.device) -> torch.Tensor:
+    """Return the random numbers of each level, [3, ``_PART_WORDS``]; the task's generators go on as they were."""
+    shape = (_LEVELS, _PART_WORDS)
+    return torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor's bytes as words of 32 bits, the last one filled up with zeros."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    if len(flat) % _WORD_BYTES or flat.storage_offset() % _WORD_BYTES:
+        flat = torch.cat([flat, flat.new_zeros(-len(flat) % _WORD_BYTES)])
+    return flat.view(torch.int32)

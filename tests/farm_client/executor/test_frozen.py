@@ -118,5 +118,46 @@ def test_what_is_built_as_it_was_submitted_needs_no_file() -> None:
         BuiltFrozen.like(tensors, "0" * 64)
 
 
+PART = 1 << 16
+"""Words that are hashed at a time."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+@pytest.mark.parametrize("elements", [2, 5, 1001, 3 * PART + 1])
+def test_what_leaves_the_sum_of_the_bits_as_it_was_is_seen(dtype: torch.dtype, elements: int) -> None:
+    values = torch.zeros(elements, dtype=dtype)
+    values[:2] = torch.tensor([1, 0])
+    model = nn.Sequential(nn.Linear(1, 1), nn.Module())
+    model[1].register_parameter("still", nn.Parameter(values.clone(), requires_grad=False))
+    frozen = BuiltFrozen(ModelTensors.of(model))
+    assert frozen.changed() == []
+    for other in (values.flip(0), values.roll(elements // 2), values.roll(2 * PART)):
+        with torch.no_grad():
+            model[1].still.copy_(other)
+        assert frozen.changed() == ([] if torch.equal(other, values) else ["1.still"])
+
+
+@pytest.mark.parametrize("scale", [1, -1])
+def test_signs_that_flip_in_pairs_are_seen(scale: int) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model[0].weight.copy_(scale * torch.tensor([[1.0, -1.0, 2.0], [-2.0, 3.0, -3.0]]))
+    frozen = BuiltFrozen(ModelTensors.of(model))
+    with torch.no_grad():
+        model[0].weight.neg_()
+    assert frozen.changed() == ["0.weight"]
+
+
+def test_a_view_of_other_memory_is_hashed_as_its_own_bytes() -> None:
+    memory = torch.arange(64, dtype=torch.uint8)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Module())
+    model[1].register_parameter("still", nn.Parameter(memory[3:10], requires_grad=False))
+    frozen = BuiltFrozen(ModelTensors.of(model))
+    memory[[2, 10]] = 99
+    assert frozen.changed() == []
+    memory[[8, 9]] = memory[[9, 8]]
+    assert frozen.changed() == ["1.still"]
+
+
 def test_nothing_frozen_has_no_digest() -> None:
     assert ModelTensors.of(nn.Linear(2, 2)).frozen_digest() is None
