@@ -89,7 +89,7 @@ def _fingerprint(tensors: TensorMap) -> dict[str, int]:
 def _hash(words: torch.Tensor, level: int = 0) -> torch.Tensor:
     """Hash parts of the words, and then their hashes, with other numbers, until one is left."""
     numbers = _numbers(words.device)[level]
-    hashes = torch.stack([(part * numbers[: len(part)]).sum() for part in words.split(_PART_WORDS)])
+    hashes = torch.stack([(part * numbers[: len(part)]).sum() for part in torch.split(words, _PART_WORDS)])
     return hashes[0] if len(hashes) == 1 else _hash(hashes.view(torch.int32), level + 1)
 
 

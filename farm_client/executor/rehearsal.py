@@ -50,25 +50,44 @@ def rehearse(request: RehearsalRequest) -> RehearsalReport:
 
 
 def _in_either_mode(request: RehearsalRequest) -> RehearsalReport:
-    """Try gradients mode, and weights mode where that would train otherwise than the task's own loop."""
+    """Try gradients mode, and weights mode where that would train otherwise than the task's own loop.
+
+    Both with one model, unless the first has changed it.
+    """
     obstacle = "the rows are read in order, one batch after the other"
+    loaded: TaskRunner | None = None
     if request.order is not DataOrder.SEQUENTIAL:
-        try:
+        if _is_script(request):
             return _rehearsed(request, Mode.GRADIENTS)
+        loaded = TaskRunner(_load_order(request, Mode.GRADIENTS), choose_device())
+        try:
+            return _judged(loaded, request, Mode.GRADIENTS)
         except TrainsOtherwise as refusal:
             obstacle = refusal.message
     carried = request.model_copy(update={"inner_state": InnerState.CARRIED})  # as it will be where that mode is chosen
-    return _rehearsed(carried, Mode.WEIGHTS).model_copy(update={"obstacle": obstacle})
+    if loaded is None or loaded.has_run:
+        report = _rehearsed(carried, Mode.WEIGHTS)
+    else:
+        runner = TaskRunner(_load_order(carried, Mode.WEIGHTS), choose_device(), loaded=loaded)
+        report = _judged(runner, carried, Mode.WEIGHTS)
+    return report.model_copy(update={"obstacle": obstacle})
 
 
 def _rehearsed(request: RehearsalRequest, mode: Mode) -> RehearsalReport:
     device = choose_device()
-    if is_script(Path(request.code_dir) / request.entry):
+    if _is_script(request):
         return _script_tried_out(request, device)
-    runner = TaskRunner(_load_order(request, mode), device)
+    return _judged(TaskRunner(_load_order(request, mode), device), request, mode)
+
+
+def _is_script(request: RehearsalRequest) -> bool:
+    return is_script(Path(request.code_dir) / request.entry)
+
+
+def _judged(runner: TaskRunner, request: RehearsalRequest, mode: Mode) -> RehearsalReport:
     with blaming(runner.contract.code_dir):
         refuse_without_order(runner.contract, mode, request.order is DataOrder.SEQUENTIAL)
-        return _tried_out(runner, request, mode, str(device))
+        return _tried_out(runner, request, mode, str(choose_device()))
 
 
 def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device: str) -> RehearsalReport:

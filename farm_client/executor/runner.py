@@ -55,18 +55,30 @@ def choose_device() -> torch.device:
 class TaskRunner:
     """A loaded task. Holds the weights that it was last given, so that the next order need not repeat them."""
 
-    def __init__(self, order: LoadTask, device: torch.device, imported: Callable[[], None] = lambda: None) -> None:
-        """Import the code and build the model; ``imported`` is called in between. Raises: CodeError; memory errors."""
+    def __init__(
+        self,
+        order: LoadTask,
+        device: torch.device,
+        imported: Callable[[], None] = lambda: None,
+        loaded: TaskRunner | None = None,
+    ) -> None:
+        """Import the code and build the model; ``imported`` is called in between. Raises: CodeError; memory errors.
+
+        ``loaded`` has done so under another order, and no assignment yet: its code and its model are taken over.
+        """
         self._order = order
         self._device = device
         seed_everything(order.seed, device)
-        self.contract = load_contract(Path(order.code_dir), order.entry, order.settings)
-        imported()
-        model = self.contract.build_model()
-        with calling("reading the model's tensors", self.contract.code_dir):
-            self.tensors = ModelTensors.of(model.to(device))
-        if order.compile:
-            model.compile()  # in place: the tensors keep their names
+        if loaded is None:
+            self.contract = load_contract(Path(order.code_dir), order.entry, order.settings)
+            imported()
+            model = self.contract.build_model()
+            with calling("reading the model's tensors", self.contract.code_dir):
+                self.tensors = ModelTensors.of(model.to(device))
+            if order.compile:
+                model.compile()  # in place: the tensors keep their names
+        else:
+            self.contract, self.tensors = loaded.contract, loaded.tensors
         self._autocast = Autocast.of(order.precision, device)
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
@@ -82,7 +94,12 @@ class TaskRunner:
         self._timeline: Timeline | None = None
         self._has_schedule = True
         self._schedule_steps = order.schedule_steps
-        self.contract.tell(model, order.length, order.precision)
+        self.contract.tell(self.tensors.model, order.length, order.precision)
+
+    @property
+    def has_run(self) -> bool:
+        """Return whether it was given weights to work on."""
+        return bool(self._weights.base)
 
     def run(self, order: Run, progress: ProgressReporter) -> Done:
         """Carry out one assignment and return its result.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from farm_client.executor.failures import CodeError
-from protocol.recipe import Mode
+from protocol.recipe import InnerState, Mode
 from tests.farm_client.executor.bench_task import LINEAR, Bench, update_of
 from tests.farm_client.executor.rehearsing import complaint, rehearsed
 
@@ -176,3 +176,35 @@ def test_where_the_mode_is_open_own_steps_make_it_weights_mode(tmp_path: Path, s
     assert complaint(report) == ""
     assert report.mode is Mode.WEIGHTS
     assert report.obstacle
+
+
+COUNTED = """
+
+    original = build_model
+
+    def build_model(config):
+        with open(config["built"], "a") as file:
+            file.write("once\\n")
+        return original(config)
+"""
+FOREIGN = """
+
+    temperature = nn.Parameter(torch.ones(7))
+
+    def build_optimizer(model, config):
+        return torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
+"""
+
+
+@pytest.mark.parametrize("addition", ["", FOREIGN], ids=["taken", "refused in either mode"])
+def test_where_the_mode_is_open_the_model_is_built_once(tmp_path: Path, addition: str) -> None:
+    built = tmp_path / "built"
+    (tmp_path / "chosen").mkdir()
+    config = {"built": str(built)}
+    report = rehearsed(tmp_path, HOOKED + addition + COUNTED, mode=None, config=config)
+    assert built.read_text() == "once\n"
+    carried = {"mode": Mode.WEIGHTS, "inner_state": InnerState.CARRIED, "config": config}
+    chosen = rehearsed(tmp_path / "chosen", HOOKED + addition + COUNTED, **carried)
+    assert complaint(report) == complaint(chosen)
+    assert (report.loss, report.metrics, report.notes) == (chosen.loss, chosen.metrics, chosen.notes)
+    assert bool(complaint(report)) == bool(addition)
