@@ -20,6 +20,8 @@ from protocol.tasks import MAX_BASE_FILES, BaseFile, base_path_fault
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+_UNTRIED: Final = {"gptq": "GPTQ", "awq": "AWQ"}
+"""Forms of quantized weights, by ``quant_method``, whose layers keep what nobody has tried to train over or to send."""
 _HUB_BLOBS: Final = "blobs"
 """A snapshot of the hub's cache is a folder of links into this one, two levels above it."""
 
@@ -27,8 +29,8 @@ _HUB_BLOBS: Final = "blobs"
 def read_base(folder: Path) -> dict[str, Path]:
     """Return the folder's files by their paths in it; hidden ones stay out.
 
-    Raises: InvalidTask if it is no model's folder, a shard of its weights is missing or damaged, or a file is a pickle
-        or lies elsewhere.
+    Raises: InvalidTask if it is no model's folder, a shard of its weights is missing or damaged, a file is a pickle or
+        lies elsewhere, or the weights are quantized in a form that the farm has no layers for.
     """
     if not folder.is_dir():
         raise InvalidTask(f"--base {folder} is no folder: give the one that save_pretrained wrote")
@@ -41,7 +43,7 @@ def read_base(folder: Path) -> dict[str, Path]:
             raise InvalidTask(f"--base {folder}: {why}")
         if not any(path.resolve().is_relative_to(home) for home in homes):
             raise InvalidTask(f"--base {folder}: {name} is a link to a file elsewhere; copy the file into the folder")
-    _json(folder, files, CONFIG)
+    _refuse_untried(folder, _json(folder, files, CONFIG))
     for name in _weights(folder, files):
         _check_tensors(folder, name, files[name])
     return files
@@ -77,6 +79,17 @@ def _json(folder: Path, files: Mapping[str, Path], name: str) -> dict[str, objec
     if not isinstance(document, dict):
         raise InvalidTask(f"--base {folder}: {name} holds no table; fetch the model again")
     return document
+
+
+def _refuse_untried(folder: Path, config: Mapping[str, object]) -> None:
+    about = config.get("quantization_config")
+    method = about.get("quant_method") if isinstance(about, dict) else None
+    if form := _UNTRIED.get(str(method).lower()):
+        raise InvalidTask(
+            f"--base {folder} is quantized by {form}, and the farm trains over bitsandbytes' layers alone: give "
+            "the model before it was quantized, and have build_model load it with "
+            "quantization_config=BitsAndBytesConfig(load_in_4bit=True), or 8bit"
+        )
 
 
 def _weights(folder: Path, files: Mapping[str, Path]) -> set[str]:

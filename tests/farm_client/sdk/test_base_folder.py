@@ -111,3 +111,18 @@ def test_no_path_leaves_the_folder_and_none_is_a_pickle(path: str) -> None:
 @pytest.mark.parametrize("path", ["config.json", "tokens/a b.txt", "model-00001-of-00002.safetensors", "a..b"])
 def test_ordinary_paths_are_taken(path: str) -> None:
     assert base_path_fault(path) is None
+
+
+@pytest.mark.parametrize(("method", "named"), [("gptq", "GPTQ"), ("awq", "AWQ"), ("AWQ", "AWQ")])
+def test_a_base_that_came_quantized_in_a_form_nobody_tried_is_refused_by_name(
+    base: Path, method: str, named: str
+) -> None:
+    (base / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method, "bits": 4}}))
+    with pytest.raises(InvalidTask, match=rf"quantized by {named}, and.*before it was quantized.*load_in_4bit=True"):
+        read_base(base)
+
+
+@pytest.mark.parametrize("about", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {}, None, "gptq"])
+def test_other_bases_are_taken(base: Path, about: object) -> None:
+    (base / "config.json").write_text(json.dumps({"quantization_config": about}))
+    assert "config.json" in read_base(base)
