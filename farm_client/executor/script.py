@@ -29,6 +29,8 @@ _CALLS: Final = frozenset(
     }
 )
 """What only a script calls."""
+_LEAVING_SECONDS: Final = 5.0
+"""A script that is still busy with its own end then is left to itself."""
 
 
 def is_script(entry: Path) -> bool:
@@ -88,7 +90,9 @@ class Script:
         self._ended = False
         self._scripts_turn = threading.Semaphore(0)
         self._our_turn = threading.Semaphore(0)
-        threading.Thread(target=self._run, name="script", daemon=True).start()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="script", daemon=True)
+        self._thread.start()
         self._our_turn.acquire()
         self._raise_error()
         if self.model is None:
@@ -135,10 +139,18 @@ class Script:
         self.model, self.carries, self.evaluate = module, carries, evaluate
 
     def next_part(self) -> LoopPart | None:
-        """Give the executor the word until it has another part (on the script's thread)."""
+        """Give the executor the word until it has another part (on the script's thread). Raises: SystemExit."""
         self._our_turn.release()
         self._scripts_turn.acquire()
+        if self._is_over:
+            sys.exit(f"{self._entry} gets no more parts")
         return self._part
+
+    def end(self) -> None:
+        """Have a script that waits for a part leave, as by ``sys.exit``, and with it the memory that it holds."""
+        self._is_over = True
+        self._scripts_turn.release()
+        self._thread.join(_LEAVING_SECONDS)  # what it does as it leaves must not meet the next script
 
     def config(self) -> Mapping[str, Any]:
         """Return the task's ``[config]``."""

@@ -169,6 +169,7 @@ class ScriptRunner:
             trained = difference(self._weights.base, self.tensors, part.metrics)
             return replace(trained, state=self._states.save(self._script.carries)) if self._is_carried else trained
         except BaseException:
+            self._script.end()
             self._begin()  # the next assignment finds a script that waits for it, whatever became of this one
             self._weights.give_to(self.tensors)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from itertools import pairwise
 
 import pytest
@@ -19,7 +20,7 @@ from farm_client.executor.messages import LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal import rehearse
 from farm_client.executor.rehearsal_records import RehearsalRequest
-from farm_client.executor.script import is_script
+from farm_client.executor.script import Script, is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.own_loop import host_parts
 from farm_client.sdk.check import CheckFailed, check_task
@@ -50,8 +51,19 @@ for part in farm.parts(model):
 
 
 @pytest.fixture(autouse=True)
-def _no_host_stays():
+def _scripts_end(monkeypatch):
+    """End all scripts that a test began: each would wait for a part on its thread."""
+    scripts = []
+
+    class Recorded(Script):
+        def __init__(self, *arguments):
+            scripts.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("farm_client.executor.script_runner.Script", Recorded)
     yield
+    for script in scripts:
+        script.end()
     host_parts(None)
 
 
@@ -273,6 +285,7 @@ def test_what_a_body_does_wrong_is_named_and_the_next_part_finds_a_new_script(tm
         bench.run()
     marker.touch()
     assert bench.run(round_number=1).samples == 20
+    assert [thread.name for thread in threading.enumerate()].count("script") == 1, "the first one has left"
 
 
 def test_a_model_that_became_nan_is_refused(tmp_path):
