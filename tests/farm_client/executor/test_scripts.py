@@ -362,7 +362,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
 def test_a_scripts_model_of_transformers_is_described_for_who_pulls_it(tmp_path, monkeypatch):
     library = type(torch)("transformers")  # the real one takes seconds
-    library.PreTrainedModel = type("PreTrainedModel", (torch.nn.Module,), {})
+    library.PreTrainedModel = type("PreTrainedModel", (torch.nn.Module,), {"__module__": "transformers.modeling_utils"})
     monkeypatch.setitem(sys.modules, "transformers", library)
     report = rehearse(request(tmp_path, HEAD + IN_LIBRARY + LOOP))
     assert report.failed is None
