@@ -24,6 +24,20 @@ MAX_TRACEBACK_CHARS = 20000
 
 _MEMORY_WORDS: Final = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 """How torch, CUDA and its libraries say it where they have no type for it."""
+_OF_LOGGERS: Final = frozenset(
+    {
+        "experiment",
+        "log_dir",
+        "log_hyperparams",
+        "log_image",
+        "log_metrics",
+        "log_table",
+        "log_text",
+        "save_dir",
+        "watch",
+    }
+)
+"""What modules ask of Lightning's loggers."""
 _DISK_WORDS: Final = ("No space left on device", "Disk quota exceeded")
 
 
@@ -224,6 +238,11 @@ def _advice(error: BaseException, code_dir: Path) -> str:
         )
     if isinstance(error, FileNotFoundError) and _is_submitted(error.filename, code_dir):
         return "; it is in the submitted folder, but relative paths begin in that of the entry file"
+    if isinstance(error, AttributeError) and error.obj is None and error.name in _OF_LOGGERS:
+        return (
+            "; if this is a LightningModule's self.logger: it is None on the farm, so use self.log, or log of "
+            "farm_client.task, and leave files by on_epoch_end"
+        )
     if isinstance(error, SystemExit):
         said = _parsers_word(error)
         return f"; the code must not exit the process{f' (argparse: {said})' if said else ''}"

@@ -166,6 +166,13 @@ def test_all_that_the_trainer_knows_is_documented() -> None:
     }
 
 
+@pytest.mark.parametrize("asked", ["experiment.add_scalar('a', 1.0)", "log_image('a', [])"])
+def test_a_module_that_asks_its_logger_is_told_that_there_is_none(tmp_path: Path, asked: str) -> None:
+    source = HEAD.replace("return loss", f"self.logger.{asked}; return loss")
+    with pytest.raises(CodeError, match=r"self\.logger: it is None on the farm, so use self\.log"):
+        Bench(tmp_path, source).train()
+
+
 def test_what_can_not_be_set_says_what_to_do() -> None:
     with pytest.raises(AttributeError, match="should_stop can't be set on the farm: give the recipe a patience"):
         TrainerView(torch.nn.Linear(1, 1)).should_stop = True
