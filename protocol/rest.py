@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from protocol.bounds import Bytes, Code, Count, LongText, Measured, Seconds, Text
+from protocol.bounds import Code, LongText, Measured
 from protocol.failed_steps import FailedStepView
 from protocol.frozen import Frozen
-from protocol.ranges import ByteRange
 from protocol.resources import LinkFigures, Load, Resources
 from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, TaskSpec
@@ -339,61 +337,3 @@ class ModelView(View):
     """The file of the task's frozen tensors, where the checkpoint is without them."""
     metrics: dict[str, Measured] = Field(default_factory=dict)
     state: str
-
-
-class UploadState(StrEnum):
-    """The state of an upload, as the farm answers it."""
-
-    STORED = "stored"
-    """The farm has it: nothing is to be sent."""
-    WAIT = "wait"
-    """Not now: ask again after ``retry_seconds``."""
-    GO = "go"
-    """Send the ``missing`` ranges."""
-
-
-class UploadRequest(Frozen):
-    """POST /v1/blobs/{digest}/upload: the first request of an upload, and the first one after any cut.
-
-    ``wait_seconds`` is how long the answer may be held back while it would be ``wait``; it comes as soon as it is not.
-    """
-
-    size_bytes: Bytes
-    wait_seconds: float = Field(default=0.0, ge=0, le=30)
-
-
-class UploadReply(Frozen):
-    """What to do about an upload: nothing, wait, or send parts by PATCH.
-
-    ``missing`` are half-open ranges ``[start, end)``, at most the first 256: who has sent them all and was not told
-    that the blob is stored asks again. A part has at most ``part_bytes``, and at most ``parallel`` are sent at once.
-    """
-
-    state: UploadState
-    missing: tuple[ByteRange, ...] = ()
-    part_bytes: Bytes = 0
-    parallel: Count = 0
-    ahead: Count = 0
-    """While waiting: uploads that are before this one, those under way included."""
-    reason: Text = ""
-    """While waiting: why, in a line for people."""
-    retry_seconds: Seconds = 0.0
-
-
-class UploadView(View):
-    """GET /v1/uploads, one each: a blob that is on its way in.
-
-    ``state`` is receiving, checking (all is here and is being verified), waiting (for its turn), or interrupted (a part
-    is here, nobody sends the rest now).
-    """
-
-    digest: str
-    size_bytes: int
-    received_bytes: int
-    state: str
-    clients: tuple[str, ...] = ()
-    """Who sends it, or wants to, by their own word."""
-    idle_seconds: float = 0.0
-    """Since the last byte came, or since it was asked for."""
-    ahead: int = 0
-    reason: str = ""

@@ -14,7 +14,7 @@ from farm_client.transfer.carrier import Carrier, Interrupted, Meter, check, ign
 from farm_client.transfer.source import Content, UploadSource, open_source
 from protocol.errors import DigestMismatch, FarmError
 from protocol.ranges import ByteRange, ByteRanges, ContentRange
-from protocol.rest import UploadReply, UploadRequest, UploadState
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState
 from protocol.retry import about
 
 ONE_SHOT_BYTES: Final = 1024 * 1024

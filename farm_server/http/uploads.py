@@ -12,7 +12,8 @@ from farm_server.http.blobs import DigestPath
 from farm_server.http.bulk import incoming
 from farm_server.http.listing import listing
 from protocol.ranges import BadContentRange, ContentRange
-from protocol.rest import ErrorBody, UploadReply, UploadRequest, UploadState, UploadView
+from protocol.rest import ErrorBody
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState, UploadView
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], dependencies=ANY_TOKEN)
 people_router = APIRouter(prefix="/v1/uploads", tags=["blobs"], dependencies=FARM_TOKEN)

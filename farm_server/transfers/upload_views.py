@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from farm_server.transfers.upload_queue import UploadQueue, Waiting
-from protocol.rest import UploadView
+from protocol.rest_uploads import UploadView
 from storage.partial_blob import PartialBlob, parse_name
 
 

@@ -22,7 +22,7 @@ from farm_server.transfers.upload_views import upload_views
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, Unavailable
 from protocol.ranges import BadContentRange, ContentRange
-from protocol.rest import UploadReply, UploadRequest, UploadState, UploadView
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState, UploadView
 from protocol.wording import sized
 from storage.errors import BlobTooLarge, NoUpload
 from storage.part_writer import PartWriter

@@ -20,7 +20,7 @@ from farm_client.agent.connection.address import parse_address
 from farm_client.transfer.upload import UploadListener
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRanges, ContentRange
-from protocol.rest import UploadReply, UploadState
+from protocol.rest_uploads import UploadReply, UploadState
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
 from tests.chaos.proxy import FaultProxy

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRanges, ContentRange
-from protocol.rest import UploadReply, UploadRequest, UploadState
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState
 from protocol.tasks import BlobRef
 
 

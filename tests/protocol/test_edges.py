@@ -17,7 +17,8 @@ from protocol.codec import decode_entry
 from protocol.errors import FarmError, MalformedFrame
 from protocol.messages import MESSAGE
 from protocol.recipe import Requirements
-from protocol.rest import PriorityRequest, UploadRequest
+from protocol.rest import PriorityRequest
+from protocol.rest_uploads import UploadRequest
 from protocol.tasks import Dataset, Shard, Split
 from tests.protocol.samples import BY_TYPE
 

@@ -34,10 +34,8 @@ from protocol.rest import (
     SubmitReply,
     TaskDetail,
     TaskView,
-    UploadReply,
-    UploadRequest,
-    UploadState,
 )
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState
 from protocol.tasks import BlobRef, Dataset, Shard, TaskSpec
 
 TOKEN = "t0ken"

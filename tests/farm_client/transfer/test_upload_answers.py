@@ -19,7 +19,7 @@ from farm_client.transfer.upload import UploadListener, upload
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch, FarmError, Unavailable
 from protocol.ranges import ByteRange, ByteRanges, ContentRange
-from protocol.rest import UploadReply, UploadRequest, UploadState
+from protocol.rest_uploads import UploadReply, UploadRequest, UploadState
 from protocol.retry import RetryPolicy
 
 DATA = bytes(range(200)) * 2

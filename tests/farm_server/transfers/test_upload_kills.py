@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from protocol.rest import UploadState
+from protocol.rest_uploads import UploadState
 from tests.farm_server.test_cli import run
 from tests.farm_server.test_kills import alive
 from tests.farm_server.transfers.uploading import Uploader, until_received, uploads

@@ -16,7 +16,7 @@ from farm_server.environment.clock import Clock
 from farm_server.http import bulk
 from farm_server.http.bulk import BulkFile
 from protocol.digests import digest_bytes
-from protocol.rest import UploadState
+from protocol.rest_uploads import UploadState
 from storage.blobs import FolderBlobStore
 from storage.part_writer import write_part
 from storage.uploads import UPLOADS, UploadFolder

@@ -13,7 +13,7 @@ import httpx
 
 from protocol.digests import digest_bytes
 from protocol.ranges import ByteRange, ContentRange
-from protocol.rest import UploadReply, UploadView
+from protocol.rest_uploads import UploadReply, UploadView
 
 
 class Uploader:
