@@ -179,7 +179,7 @@ class ExecutorProcess(asyncio.Protocol):
             await asyncio.sleep(_MEASURE_SECONDS)
             self._excess = excess(self.pid, bounds)
             if self._excess is None and turn % _SCRATCH_TURNS == 0:
-                self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds)
+                self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds, self.pid)
             if self._excess is not None:
                 end_all(self.pid)
                 return

@@ -6,7 +6,9 @@ comes later lies on top: first /tmp, then what lies in it.
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -64,6 +66,9 @@ def _files(policy: SandboxPolicy, room: Room, up: Collection[Protection]) -> Ite
     if Protection.FILES not in up:
         yield from (bind, "/", "/")
     yield from ("--proc", "/proc")
+    if Protection.READ_ONLY in up:
+        for settings in _kernel_settings():
+            yield from ("--ro-bind", settings, settings)
     yield from ("--dev", "/dev") if Protection.DEVICES in up else ("--dev-bind", "/dev", "/dev")
     yield from _tmpfs("/dev/shm", bounds.shm_bytes if Protection.SIZED_SHM in up else None)  # noqa: S108
     yield from _tmpfs("/tmp", bounds.tmp_bytes if Protection.SIZED_TMP in up else None)  # noqa: S108
@@ -78,6 +83,19 @@ def _files(policy: SandboxPolicy, room: Room, up: Collection[Protection]) -> Ite
     if Protection.READ_ONLY in up:
         for mounted in ("/dev", "/"):  # or files could be made there, in memory that nobody counts
             yield from ("--remount-ro", mounted)
+
+
+def _kernel_settings() -> Iterator[str]:
+    """List what of /proc is not about processes and can be written to, all folders of it: such as /proc/sys.
+
+    An agent of root's is root in there too, for the kernel asks for the user's number in many of them, and for no
+    capability: a task could name a program for the kernel to run. Bubblewrap itself looks at the folders' own rights.
+    """
+    for entry in sorted(os.scandir("/proc"), key=lambda entry: entry.name):
+        if not entry.name.isdecimal() and not entry.is_symlink():
+            mode = entry.stat().st_mode
+            if stat.S_ISDIR(mode) or mode & 0o222:
+                yield entry.path
 
 
 def _tmpfs(path: str, size_bytes: int | None) -> Iterator[str]:

@@ -134,6 +134,7 @@ class InNamespaces:
             keep=keep,
             limits=_limits(self.policy.bounds, self.up),
             filter=IN_NAMESPACES if Protection.SYSTEM_CALLS in self.up else "",
+            memory_files=not _is_counted(self.policy.bounds, self.up),
         )
         inner = _python(_NOBODY, inside, module, arguments)
         return bubblewrap.command(self.binary, self.policy, room, inner, self.up)
@@ -178,6 +179,7 @@ class Landlocked:
             write=(str(room.scratch),),
             devices=(*_HARMLESS_DEVICES, *map(str, view.devices)),
             drop_capabilities=has(Protection.CAPABILITIES),
+            memory_files=not _is_counted(self.policy.bounds, self.up),
             supervised=True,
         )
         return _python(os.getpid(), inside, module, arguments)
@@ -201,13 +203,18 @@ def _python(agent_pid: int, inside: Inside, module: str, arguments: Sequence[str
 def _limits(bounds: Bounds, up: Collection[Protection], beside_tasks: int = 0) -> dict[str, int]:
     """Return the kernel's limits; ``beside_tasks`` of the user's count too, where no namespace sets them apart."""
     limits = {"NOFILE": bounds.open_files}
-    if bounds.memory_bytes is not None and bounds.counts_memory and Protection.MEMORY in up:
+    if bounds.memory_bytes is not None and _is_counted(bounds, up):
         limits["DATA"] = bounds.memory_bytes
     if Protection.FORKS in up:
         limits["NPROC"] = bounds.processes + beside_tasks
     if bounds.scratch_bytes is not None and Protection.FILE_SIZE in up:
         limits["FSIZE"] = bounds.scratch_bytes
     return limits
+
+
+def _is_counted(bounds: Bounds, up: Collection[Protection]) -> bool:
+    """Return whether the kernel holds a bound on memory."""
+    return bounds.memory_bytes is not None and bounds.counts_memory and Protection.MEMORY in up
 
 
 def _own_threads() -> int:

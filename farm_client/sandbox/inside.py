@@ -23,6 +23,7 @@ from farm_client.sandbox.errors import SandboxUnavailable
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 IN_NAMESPACES: Final = "in_namespaces"
 ALONE: Final = "alone"
@@ -50,6 +51,8 @@ class Inside:
     write: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     drop_capabilities: bool = False
+    memory_files: bool = True
+    """Whether files of memory may be made (``memfd_create``): the kernel counts them to no process."""
     supervised: bool = False
 
 
@@ -68,7 +71,10 @@ def enter(inside: Inside) -> None:
         if inside.filter:
             scoped = inside.landlock and landlock.abi() >= landlock.SCOPES_ABI
             program = seccomp.build_filter(
-                platform.machine(), namespaces=inside.filter == IN_NAMESPACES, scoped_signals=scoped
+                platform.machine(),
+                namespaces=inside.filter == IN_NAMESPACES,
+                scoped_signals=scoped,
+                memory_files=inside.memory_files,
             )
             seccomp.install(program)
     except OSError as error:
@@ -104,9 +110,11 @@ def _fork_under_supervision() -> None:
     """Go on as a child; the parent waits, ends the whole session with it or with the agent, and takes its exit code.
 
     The parent is not confined, so nothing that the child starts can signal it. Whatever the child starts stays in its
-    process group, which the filter of system calls sees to.
+    process group, which the filter of system calls sees to; and under this parent, which takes in what loses its own:
+    else a task could put its processes where nobody measures them.
     """
     parent = os.getpid()
+    _call_prctl(_PR_SET_CHILD_SUBREAPER, 1)
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -124,10 +132,10 @@ def _fork_under_supervision() -> None:
     _call_prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, end)
     _close_all_but(())  # the child's socket: the agent must hear when the child closes it
-    while True:
+    ended = 0
+    while ended != child:
         with suppress(InterruptedError):
-            _pid, status = os.waitpid(child, 0)
-            break
+            ended, status = os.waitpid(-1, 0)
     end()
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)

@@ -27,7 +27,7 @@ from farm_client.sandbox.protection import Protection
 from farm_client.sandbox.short_paths import short_path
 from farm_client.sandbox.words import from_words
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Rises with each probe that is added or sharpened; a farm sees which ones a client's sandbox withstood."""
 EXIT_BREACHED: Final = 96
 
@@ -117,6 +117,10 @@ def _ways(folder: str, targets: Targets) -> set[str]:
 
 
 def _probe_read_only(targets: Targets) -> Iterator[str]:
+    for name in _SETTINGS:
+        with suppress(OSError):
+            os.close(os.open(f"/proc/{name}", os.O_WRONLY))
+            yield f"open the kernel's settings /proc/{name} for writing"
     for path in ("/", "/dev", *targets.visible, *targets.secret_folders):
         if Path(path).is_dir() and not _is_in_own_tmp(path, targets) and _can_make(path):
             yield f"make a file in {path}"
@@ -130,6 +134,9 @@ def _probe_read_only(targets: Targets) -> Iterator[str]:
         with suppress(OSError):
             Path(targets.given_file).rename(targets.given_file + ".moved")
             yield f"rename {targets.given_file}"
+
+
+_SETTINGS: Final = ("sys/kernel/core_pattern", "sys/vm/overcommit_memory", "sysrq-trigger", "mtrr")
 
 
 def _is_in_own_tmp(path: str, targets: Targets) -> bool:
@@ -255,7 +262,7 @@ def _probe_system_calls(_targets: Targets) -> Iterator[str]:
         yield "open a socket to the hypervisor"
 
 
-_HARMLESS: Final = frozenset(
+HARMLESS_DEVICES: Final = frozenset(
     {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "stdin", "stdout", "stderr"}
     | {"core", "console"}
 )
@@ -267,7 +274,7 @@ def _probe_devices(targets: Targets) -> Iterator[str]:
             os.close(os.open(device, os.O_RDWR | os.O_NONBLOCK))
             yield f"open {device}"
     with suppress(OSError):  # where it can't be listed, nothing in it is shown
-        for name in sorted(set(os.listdir("/dev")) - _HARMLESS - set(targets.granted)):  # noqa: PTH208
+        for name in sorted(set(os.listdir("/dev")) - HARMLESS_DEVICES - set(targets.granted)):  # noqa: PTH208
             if os.access(f"/dev/{name}", os.R_OK | os.W_OK):
                 yield f"reach /dev/{name}"
 

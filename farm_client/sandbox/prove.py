@@ -91,13 +91,13 @@ async def _prove(confinement: Confinement, parent: Path, environment: Environmen
     room = await asyncio.to_thread(Room.make, parent)
     try:
         async with Decoys(parent) as decoys:
-            targets = _targets(confinement, room, decoys)
+            targets = make_targets(confinement, room, decoys)
             given = environment(room.scratch, {**os.environ, VARIABLE: "secret"})
             command = confinement.command(room, _PROBES, (in_words(targets),))
             exit_code, output, errors = await _run(command, room, given)
             proof = _judge(confinement, exit_code, output, errors)
             seen = tuple(Breach("seen from outside", what) for what in decoys.reached())
-            if not _is_unchanged(Path(targets.given_file)):
+            if not is_unchanged(Path(targets.given_file)):
                 seen += (Breach(Protection.READ_ONLY, f"change {targets.given_file}"),)
             proof = replace(proof, breaches=(*proof.breaches, *seen))
             return replace(proof, breaches=await _unmeasured(confinement, room, given)) if proof.holds else proof
@@ -105,7 +105,8 @@ async def _prove(confinement: Confinement, parent: Path, environment: Environmen
         await asyncio.to_thread(room.remove)
 
 
-def _targets(confinement: Confinement, room: Room, decoys: Decoys) -> Targets:
+def make_targets(confinement: Confinement, room: Room, decoys: Decoys) -> Targets:
+    """Return what can be tried in a room, around which there are decoys. Raises: OSError."""
     policy, bounds = confinement.policy, confinement.policy.bounds
     given = room.given / "given"
     given.write_bytes(_GIVEN)
@@ -113,6 +114,7 @@ def _targets(confinement: Confinement, room: Room, decoys: Decoys) -> Targets:
         "memory_bytes": bounds.memory_bytes,
         "processes": bounds.processes,
         "file_bytes": bounds.scratch_bytes,
+        "files": bounds.scratch_files,
         "tmp_bytes": bounds.tmp_bytes,
         "shm_bytes": bounds.shm_bytes,
     }
@@ -214,7 +216,8 @@ def _judge(confinement: Confinement, exit_code: int, output: bytes, errors: byte
     return Proof(confinement.rung, problem=last[0][:_MOST_ERROR_CHARS])
 
 
-def _is_unchanged(given: Path) -> bool:
+def is_unchanged(given: Path) -> bool:
+    """Return whether the file that was given to be read is what it was."""
     return given.exists() and given.read_bytes() == _GIVEN
 
 

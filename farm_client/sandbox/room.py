@@ -119,8 +119,9 @@ class Room:
         return path
 
     def remove(self) -> None:
-        """Delete it with all that is in it, whatever rights the executor gave its files."""
-        shutil.rmtree(self.root, onerror=_open_and_retry)  # its successor came with Python 3.12
+        """Delete it with all that is in it, however deep, and whatever rights the executor gave its files."""
+        with suppress(OSError):  # it is gone
+            _remove_all(self.root, Path(tempfile.mkdtemp(prefix="removing-", dir=self.root)))
 
 
 def _link(file: Path, path: Path) -> None:
@@ -146,12 +147,35 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _open_and_retry(_what: object, path: str, _error: object) -> None:
-    """Make the folder that holds ``path`` one that can be changed, and try again; what still resists stays."""
+def _remove_all(root: Path, flat: Path) -> None:
+    """Delete a folder. Each one below is first moved into ``flat``, since a task decides how deep they lie.
+
+    To go down after them would end at the longest path, at the most open files, or at Python's deepest call.
+    """
+    numbers, pending = count(), [root]
+    while pending:
+        folder = pending.pop()
+        with suppress(OSError):
+            for entry in list(os.scandir(folder)):
+                with suppress(OSError):
+                    if not entry.is_dir(follow_symlinks=False):
+                        Path(entry.path).unlink()
+                    elif Path(entry.path) != flat:
+                        pending.append(_move(Path(entry.path), flat / str(next(numbers))))
+        if folder != root:
+            with suppress(OSError):
+                folder.rmdir()
+    for emptied in (flat, root):
+        with suppress(OSError):
+            emptied.rmdir()
+
+
+def _move(folder: Path, to: Path) -> Path:
+    """Move a folder to where nothing leads to it, and return that; it may be changed then. Raises: OSError."""
     with suppress(OSError):
-        Path(path).parent.chmod(0o700)
-        if not Path(path).is_symlink() and Path(path).is_dir():
-            Path(path).chmod(0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            Path(path).unlink()
+        folder.rename(to)
+        to.chmod(0o700)
+        return to
+    folder.chmod(0o700)  # an ordinary user moves no folder that it can't write to
+    folder.rename(to)
+    return to

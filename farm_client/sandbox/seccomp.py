@@ -155,7 +155,14 @@ def _rules(*, namespaces: bool, scoped_signals: bool, pid: int) -> dict[str, Dec
     return rules | _BESIDE_LANDLOCK | ({} if scoped_signals else _to_itself(pid))
 
 
-def build_filter(machine: str, *, namespaces: bool, scoped_signals: bool = False, pid: int | None = None) -> bytes:
+def build_filter(
+    machine: str,
+    *,
+    namespaces: bool,
+    scoped_signals: bool = False,
+    memory_files: bool = True,
+    pid: int | None = None,
+) -> bytes:
     """Return the program, an array of struct sock_filter, that decides on the system calls of a process.
 
     Args:
@@ -163,6 +170,7 @@ def build_filter(machine: str, *, namespaces: bool, scoped_signals: bool = False
         namespaces: the process has namespaces of its own (pid, ipc, network, mount): the laxer variant.
         scoped_signals: something else, Landlock from ABI 6 on, keeps its signals in. Without it and without namespaces
             the process may signal itself and nobody else.
+        memory_files: the process may make files of memory, which count to no process: by no limit, in no figure.
         pid: that process, by default the caller. It must lead its process group: then the number stays its own as long
             as any process of the group lives.
 
@@ -172,6 +180,8 @@ def build_filter(machine: str, *, namespaces: bool, scoped_signals: bool = False
     if name not in NUMBERS:
         raise SandboxUnavailable(f"no table of system calls for {machine}; join from {' or '.join(NUMBERS)}")
     rules = _rules(namespaces=namespaces, scoped_signals=scoped_signals, pid=os.getpid() if pid is None else pid)
+    if not memory_files:
+        rules["memfd_create"] = _EPERM
     decisions = {number: rules.get(call, _EPERM) for call, number in NUMBERS[name].items()}
     return assemble(
         LoadWord(

@@ -7,6 +7,7 @@ user. What it does not hold (processes together, a folder's size, root's process
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _PROC: Final = Path("/proc")
 _KIB: Final = 1024
 _OWN_FIELDS: Final = ("RssAnon:", "RssShmem:")
 """What is the process's own. Mapped files are the cache's, and the kernel takes their memory back when it wants."""
+_MOST_LEVELS: Final = 256
+"""Of folders in folders. Paths as long as the system takes make a walk of minutes out of a few thousand of them."""
+_SHARES: Final = ("Pss_Anon:", "Pss_Shmem:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,21 @@ class Excess:
     sentence: str
 
 
+_UNMEASURABLE: Final = Excess("scratch", "it made a folder that cannot be measured: without rights, or too deep")
+
+
 def tree(pid: int) -> Iterator[int]:
-    """Yield the ids of a process and of all that descend from it; one that ends meanwhile is left out."""
-    yield pid
-    with suppress(OSError):
-        for thread in os.scandir(_PROC / str(pid) / "task"):
-            with suppress(OSError):
-                for child in Path(thread.path, "children").read_text().split():
-                    yield from tree(int(child))
+    """Yield the ids of a process and of all that descend from it; one that ends meanwhile is left out.
+
+    Without recursion: a task decides how long the chain of its processes is.
+    """
+    pending = [pid]
+    while pending:
+        yield (one := pending.pop())
+        with suppress(OSError):
+            for thread in os.scandir(_PROC / str(one) / "task"):
+                with suppress(OSError):
+                    pending.extend(map(int, Path(thread.path, "children").read_text().split()))
 
 
 def excess(pid: int, bounds: Bounds) -> Excess | None:
@@ -66,34 +77,71 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def scratch_excess(scratch: Path, bounds: Bounds) -> Excess | None:
-    """Say whether a scratch folder is over its bounds; None if not. It walks the folder, up to where it is over."""
-    used_bytes = files = 0
-    for size_bytes in _sizes(scratch):
-        used_bytes, files = used_bytes + size_bytes, files + 1
-        if bounds.scratch_bytes is not None and used_bytes > bounds.scratch_bytes:
-            return Excess("scratch", f"it wrote over {sized(bounds.scratch_bytes)} of files, which is what it may")
-        if files > bounds.scratch_files:
-            return Excess("scratch", f"it made over {bounds.scratch_files} files, which is what it may")
+def scratch_excess(scratch: Path, bounds: Bounds, pid: int | None = None) -> Excess | None:
+    """Say whether a scratch folder is over its bounds; None if not. It walks the folder, up to where it is over.
+
+    Files that the processes under ``pid`` have open count when they are deleted, too. A folder that can't be walked
+    (one without rights, one that lies too deep) is over: what can't be measured could be of any size.
+    """
+    used_bytes = 0 if pid is None else _deleted_bytes(pid, scratch)
+    files, pending = 0, [(str(scratch), 0)]
+    while pending:
+        folder, level = pending.pop()
+        if level > _MOST_LEVELS:
+            return _UNMEASURABLE
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    files += 1
+                    with suppress(FileNotFoundError):
+                        used_bytes += _KIB * entry.stat(follow_symlinks=False).st_blocks // 2
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append((entry.path, level + 1))
+                    if (found := _over(used_bytes, files, bounds)) is not None:
+                        return found
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return _UNMEASURABLE
+    return _over(used_bytes, files, bounds)
+
+
+def _over(used_bytes: int, files: int, bounds: Bounds) -> Excess | None:
+    if bounds.scratch_bytes is not None and used_bytes > bounds.scratch_bytes:
+        return Excess("scratch", f"it wrote over {sized(bounds.scratch_bytes)} of files, which is what it may")
+    if files > bounds.scratch_files:
+        return Excess("scratch", f"it made over {bounds.scratch_files} files, which is what it may")
     return None
 
 
-def _sizes(folder: Path) -> Iterator[int]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
+def _deleted_bytes(pid: int, scratch: Path) -> int:
+    """Measure the files on a folder's disk that have no name any more and that a process has open."""
+    deleted: dict[int, int] = {}
+    with suppress(OSError):
+        disk = scratch.stat().st_dev
+        for one in tree(pid):
             with suppress(OSError):
-                yield _KIB * entry.stat(follow_symlinks=False).st_blocks // 2
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _sizes(Path(entry.path))
+                for descriptor in os.scandir(_PROC / str(one) / "fd"):
+                    with suppress(OSError):
+                        file = descriptor.stat()
+                        if file.st_nlink == 0 and file.st_dev == disk and stat.S_ISREG(file.st_mode):
+                            deleted[file.st_ino] = _KIB * file.st_blocks // 2
+    return sum(deleted.values())
 
 
 def _apart(pids: list[int]) -> int:
-    """Measure memory with what is shared counted once: slower, so only where the rough sum is over."""
+    """Measure memory with what is shared counted once: slower, so only where the rough sum is over.
+
+    A process can forbid to be looked into so closely (PR_SET_DUMPABLE): then it counts as it did roughly.
+    """
     total = 0
     for pid in pids:
         with suppress(OSError, ValueError):
-            fields = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-            total += _KIB * sum(_figure(fields, name) for name in ("Pss_Anon:", "Pss_Shmem:"))
+            try:
+                fields, names = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines(), _SHARES
+            except PermissionError:
+                fields, names = (_PROC / str(pid) / "status").read_text().splitlines(), _OWN_FIELDS
+            total += _KIB * sum(_figure(fields, name) for name in names)
     return total
 
 

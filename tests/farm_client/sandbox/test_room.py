@@ -163,3 +163,18 @@ def test_it_is_removed_whatever_rights_its_files_have(room: Room) -> None:
         path.chmod(0o000)
     room.remove()
     assert not room.root.exists()
+
+
+def test_a_room_is_deleted_however_deep_its_folders_lie(room):
+    """Python's own way down ends at its deepest call, and at the longest path."""
+    here = os.getcwd()  # noqa: PTH109
+    os.chdir(room.scratch)
+    try:
+        for _ in range(2100):
+            os.mkdir("d", mode=0o700)  # noqa: PTH102
+            os.chdir("d")
+        os.chmod(".", 0)  # noqa: PTH101
+    finally:
+        os.chdir(here)
+    room.remove()
+    assert not room.root.exists()

@@ -177,6 +177,16 @@ def test_a_filter_is_short(variant: Variant) -> None:
     assert len(PROGRAMS[variant]) // 8 < 400
 
 
+@pytest.mark.parametrize("machine", NUMBERS)
+def test_files_of_memory_are_made_only_where_nothing_else_counts(machine: str) -> None:
+    number, architecture = NUMBERS[machine]["memfd_create"], ARCHITECTURES[machine]
+    for namespaces in (True, False):
+        allows = build_filter(machine, namespaces=namespaces)
+        refuses = build_filter(machine, namespaces=namespaces, memory_files=False)
+        assert evaluate(allows, number, architecture=architecture) == ALLOW
+        assert evaluate(refuses, number, architecture=architecture) == 0x50000 | errno.EPERM
+
+
 def test_signals_reach_the_caller_where_no_pid_is_given_and_scopes_are_not_taken_for_granted() -> None:
     program = build_filter("x86_64", namespaces=False)
     kill = NUMBERS["x86_64"]["kill"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -58,6 +59,27 @@ def test_a_tree_has_all_that_descend_from_a_process() -> None:
         expected = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
         assert set(tree(pid)) == expected
         assert len(expected) == 4
+
+
+CHAIN = """
+import os, signal, sys
+for _ in range(int(sys.argv[1])):
+    if os.fork() != 0:
+        signal.pause()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_a_chain_of_processes_may_be_longer_than_python_calls_itself() -> None:
+    with running(CHAIN, 150) as pid:
+        deepest = sys.getrecursionlimit()
+        sys.setrecursionlimit(100 + len(inspect.stack()))
+        try:
+            assert len(set(tree(pid))) == 151
+            assert excess(pid, Bounds(processes=100)) is not None
+        finally:
+            sys.setrecursionlimit(deepest)
 
 
 def test_nothing_is_measured_of_a_process_that_is_gone() -> None:
@@ -125,3 +147,20 @@ class TestScratch:
 
     def test_a_folder_that_is_gone_is_empty(self, tmp_path: Path) -> None:
         assert scratch_excess(tmp_path / "gone", Bounds(scratch_bytes=1)) is None
+
+    def test_one_that_lies_too_deep_to_be_measured_is_over(self, tmp_path: Path) -> None:
+        (tmp_path / "/".join("d" * 200)).mkdir(parents=True)
+        assert scratch_excess(tmp_path, Bounds()) is None
+        (tmp_path / "/".join("d" * 300)).mkdir(parents=True)
+        found = scratch_excess(tmp_path, Bounds())
+        assert found is not None
+        assert "cannot be measured" in found.sentence
+
+    def test_a_deleted_file_counts_as_long_as_it_is_open(self, tmp_path: Path) -> None:
+        bounds = Bounds(scratch_bytes=MIB)
+        with (tmp_path / "file").open("wb", buffering=0) as file:
+            file.write(os.urandom(2 * MIB))
+            (tmp_path / "file").unlink()
+            assert scratch_excess(tmp_path, bounds) is None
+            assert scratch_excess(tmp_path, bounds, os.getpid()) is not None
+        assert scratch_excess(tmp_path, bounds, os.getpid()) is None

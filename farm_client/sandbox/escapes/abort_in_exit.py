@@ -1,0 +1,6 @@
+"""Dies in a handler that runs when it exits."""
+
+import atexit
+import os
+
+atexit.register(os.abort)
