@@ -79,16 +79,16 @@ async def _turns(
     model: str, config: dict[str, Any], launch: Launch, steps: int, plain: PlainLoop
 ) -> list[tuple[float, float]]:
     """Return samples/s of the executor and of the plain loop, for each turn."""
-    brief, bundle = _task(model, config, launch.scratch_root)
-    order = _order(model, config, launch.scratch_root)
+    brief, bundle = speed_task(model, config, launch.scratch_root)
+    order = speed_order(model, config, launch.scratch_root)
     executor = await Executor.start(launch)
     try:
         await executor.load(brief, TaskFiles(bundle))
         await executor.run(order)
         turns = []
         for turn in range(TURNS):
-            changes = {"assignment_id": f"a{turn + 1}", "pieces": _pieces(config, steps)}
-            ours = await _rate(executor, order.model_copy(update=changes))
+            changes = {"assignment_id": f"a{turn + 1}", "pieces": speed_pieces(config, steps)}
+            ours = await rate(executor, order.model_copy(update=changes))
             seconds = await asyncio.to_thread(plain.seconds, steps)
             turns.append((ours, steps * config["batch"] / seconds))
         return turns
@@ -97,7 +97,7 @@ async def _turns(
         await executor.closed()
 
 
-async def _rate(executor: Executor, order: Run) -> float:
+async def rate(executor: Executor, order: Run) -> float:
     """Do an assignment; return samples/s between its first progress report and its last."""
     reports: list[tuple[float, int]] = []
 
@@ -114,7 +114,7 @@ async def _rate(executor: Executor, order: Run) -> float:
     return (last - first) / (last_at - first_at)
 
 
-def _task(model: str, config: dict[str, Any], folder: Path) -> tuple[TaskBrief, Path]:
+def speed_task(model: str, config: dict[str, Any], folder: Path) -> tuple[TaskBrief, Path]:
     """Write a task's code to a bundle, and return what the client knows of the task, and the bundle."""
     code = make_bundle(TASKS, f"{model}.py")
     bundle = folder / "bundle"
@@ -134,7 +134,7 @@ def _task(model: str, config: dict[str, Any], folder: Path) -> tuple[TaskBrief, 
     return brief, bundle
 
 
-def _order(model: str, config: dict[str, Any], folder: Path) -> Run:
+def speed_order(model: str, config: dict[str, Any], folder: Path) -> Run:
     """Write a model's weights file, and return the order of some steps from there, which warm everything up."""
     torch.manual_seed(0)
     weights = safetensors.torch.save(task_module(model).build_model(config).state_dict())
@@ -147,11 +147,11 @@ def _order(model: str, config: dict[str, Any], folder: Path) -> Run:
         epoch=0,
         weights_digest=digest_bytes(weights),
         weights_path=str(path),
-        pieces=_pieces(config, WARM_UP_STEPS),
+        pieces=speed_pieces(config, WARM_UP_STEPS),
     )
 
 
-def _pieces(config: Mapping[str, Any], steps: int) -> tuple[Piece, ...]:
+def speed_pieces(config: Mapping[str, Any], steps: int) -> tuple[Piece, ...]:
     """Return pieces of the task's one shard, again and again, of so many batches."""
     rows, wanted = config["rows"], steps * config["batch"]
     lengths = [rows] * (wanted // rows) + ([wanted % rows] if wanted % rows else [])

@@ -19,6 +19,7 @@ from benchmarks.executor import measure as measure_executor
 from benchmarks.links import Lines, Variant
 from benchmarks.links import measure as measure_links
 from benchmarks.report import known_names, report, report_each
+from benchmarks.sandbox import measure as measure_sandbox
 from benchmarks.whole import MODES, SHAPES, Length
 from benchmarks.whole import measure as measure_whole
 
@@ -86,6 +87,14 @@ def executor_speed(
 ) -> None:
     """Samples per second of the executor beside the plain loop of the same model, batch and data, in turns."""
     report([partial(measure_executor, name, device.value, seconds, threads) for name in known_names(models, MODELS)])
+
+
+@app.command()
+def sandbox(
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each turn of training.")] = 4.0,
+) -> None:
+    """What each rung of the sandbox costs a process's start, training steps and memory, beside none, in turns."""
+    report_each(measure_sandbox(seconds))
 
 
 @app.command()
