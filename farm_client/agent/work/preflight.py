@@ -66,4 +66,4 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
 
 def _is_named(submitter: str, names: Iterable[str]) -> bool:
     """Return whether ``user@host``, as tasks name their submitters, is one of these, with its host or without."""
-    return submitter in names or submitter.partition("@")[0] in names
+    return submitter != "" and (submitter in names or submitter.partition("@")[0] in names)

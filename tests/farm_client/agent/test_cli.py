@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from farm_client.agent.doctor import in_lines
+
 
 def run(*arguments, **environment):
     command = [sys.executable, "-m", "farm_client", *arguments]
@@ -65,6 +67,44 @@ def test_probe_tells_the_machine_in_one_envelope():
     envelope = json.loads(run("probe", "--json", "--cpu-cores", "1").stdout)
     assert envelope["kind"] == "probe"
     assert envelope["data"]["resources"]["cpu_cores"] == 1
+
+
+def test_doctor_tries_every_rung_and_says_which_is_used(tmp_path):
+    done = run("doctor", "--home", str(tmp_path / "home"), "--json")
+    envelope = json.loads(done.stdout)
+    found = envelope["data"]
+    assert (done.returncode, envelope["kind"], found["uses"]) == (0, "client_doctor", "strict")
+    assert {rung["rung"] for rung in found["rungs"]} == {"strict", "landlock"}
+    assert all(rung["holds"] and rung["seconds"] > 0 for rung in found["rungs"])
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_doctor_s_lines_are_for_people():
+    lines = in_lines(
+        {
+            "rungs": [
+                {"rung": "strict", "by": "/usr/bin/bwrap", "holds": False, "problem": "no uid map", "breaches": []},
+                {
+                    "rung": "landlock",
+                    "by": "",
+                    "holds": False,
+                    "problem": "",
+                    "breaches": [{"protection": "files", "what": "read /secret"}],
+                },
+            ],
+            "uses": "none",
+            "least": "landlock",
+            "resources": {"hostname": "pc", "platform": "Linux", "cpu_cores": 4, "ram_bytes": 2**30, "gpus": []},
+            "load": {"disk_free_bytes": 2**30},
+        }
+    )
+    assert lines == [
+        "pc: Linux, 4 cores, 1.0 GiB of memory, 1.0 GiB of disk free",
+        "no NVIDIA GPU found",
+        "sandbox strict (/usr/bin/bwrap): not available: no uid map",
+        "sandbox landlock: REFUSED: files: could read /secret",
+        "tasks would not be taken: no sandbox holds that is landlock or better",
+    ]
 
 
 def test_version():

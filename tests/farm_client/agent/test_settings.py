@@ -43,3 +43,22 @@ def test_a_wrong_value_is_named_with_its_option_and_variable(given):
 def test_a_size_that_is_none_says_how_to_write_one(size):
     with pytest.raises(BadSettings, match="write a size as 8GB or 512MiB, not "):
         load_settings(max_ram=size)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"allow_unsandboxed": True}, "name them with --for NAME"),
+        ({"sandbox": "none"}, "needs --allow-unsandboxed"),
+        ({"sandbox": "none", "work_for": ("alice",)}, "needs --allow-unsandboxed"),
+        ({"sandbox": "steel"}, "--sandbox .*FARM_CLIENT_SANDBOX"),
+    ],
+)
+def test_work_without_a_sandbox_is_typed_out_and_for_somebody(given, words):
+    with pytest.raises(BadSettings, match=words):
+        load_settings(**given)
+
+
+def test_submitters_come_from_the_variable_separated_by_commas(monkeypatch):
+    monkeypatch.setenv("FARM_CLIENT_WORK_FOR", "alice, bob@lab")
+    assert load_settings().work_for == ("alice", "bob@lab")

@@ -60,6 +60,26 @@ class TestPreflight:
         assert refused is not None
         assert refused.code is RejectCode.DRAINING
 
+    @pytest.mark.parametrize(
+        ("submitter", "names", "code"),
+        [
+            ("alice@lab", (), None),
+            ("alice@lab", ("alice",), None),
+            ("alice@lab", ("bob", "alice@lab"), None),
+            ("alice@lab", ("alice@home",), RejectCode.OWNER),
+            ("mallory@lab", ("alice", "lab"), RejectCode.OWNER),
+            ("", ("alice",), RejectCode.DOES_NOT_FIT),
+            ("", ("",), RejectCode.DOES_NOT_FIT),
+        ],
+    )
+    def test_the_owner_works_for_whom_they_named(
+        self, submitter: str, names: tuple[str, ...], code: RejectCode | None
+    ) -> None:
+        """A server that names nobody is older than the code for it."""
+        assign = ASSIGN.model_copy(update={"task": ASSIGN.task.model_copy(update={"submitter": submitter})})
+        refused = refusal(assign, Standing(1, None, work_for=names))
+        assert (refused and refused.code) == code
+
     def test_a_task_that_has_its_executor_has_its_memory(self) -> None:
         assert refusal(assign_that_needs(2**50), Standing(1, None)) is None
 

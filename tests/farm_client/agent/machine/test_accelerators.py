@@ -102,3 +102,28 @@ def test_close_lets_nvml_go(nvml):
     found.close()
     assert stand_in.count == 0
     assert found.sample() == ()
+
+
+def test_the_nodes_of_the_granted_gpus_and_those_that_all_share(tmp_path):
+    names = ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps/nvidia-cap1", "sda")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = accelerators.device_nodes([1, 7], tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "nvidia1",
+        "nvidiactl",
+        "nvidia-uvm",
+        "nvidia-uvm-tools",
+        "nvidia-caps/nvidia-cap1",
+    ]
+
+
+def test_windows_subsystem_for_linux_has_one_node(tmp_path):
+    (tmp_path / "dxg").touch()
+    assert accelerators.device_nodes([0], tmp_path) == (tmp_path / "dxg",)
+
+
+def test_without_a_gpu_no_node_is_asked_for(monkeypatch):
+    monkeypatch.setattr(accelerators, "pynvml", StandIn(count=0))
+    assert Accelerators().device_nodes == ()
