@@ -21,6 +21,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
 from benchmarks.memory import measure as measure_memory
 from benchmarks.report import report, report_each, say, whole_numbers
+from benchmarks.resting import measure as measure_resting
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
 from benchmarks.scheduling import measure as measure_scheduling
@@ -141,12 +142,14 @@ def starts(
 
 @app.command()
 def idle(
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients without work.")] = 10_000,
+    clients: Annotated[int, typer.Option(min=0, help="Number of clients without work; 0: only what waits.")] = 10_000,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 20.0,
     repeats: Annotated[int, typer.Option(min=1, help="Windows beside the crowd, each between two without it.")] = 3,
 ) -> None:
-    """The rounds per second that three clients keep beside a crowd of light clients that have no work."""
-    report([partial(measure_idle, clients, seconds, repeats)])
+    """Memory and CPU of what waits for work; and the rounds/s that three clients keep beside a crowd that waits."""
+    report_each(measure_resting(seconds))
+    if clients:
+        report([partial(measure_idle, clients, seconds, repeats)])
 
 
 @app.command()
