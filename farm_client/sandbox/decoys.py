@@ -19,7 +19,12 @@ from farm_client.sandbox.short_paths import short_path
 
 _IPC_CREATE: Final = 0o1600
 _IPC_REMOVE: Final = 0
-_DECOY_SECONDS: Final = 60
+_WAITS: Final = """
+import ctypes, os, sys, time
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # to be killed when the agent ends
+if os.getppid() == int(sys.argv[1]):
+    time.sleep(60)
+"""
 VARIABLE: Final = "FARM_PROBE_SECRET"
 
 
@@ -49,9 +54,8 @@ class Decoys:
         self._closing.callback(Path(self.unix_path).unlink, missing_ok=True)
         self._listen(socket.AF_UNIX, f"\0{self.mark}")
         self._make_segment()
-        waits = f"import time; time.sleep({_DECOY_SECONDS})"
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-E", "-c", waits, self.mark),
+            *(sys.executable, "-S", "-E", "-c", _WAITS, str(os.getpid()), self.mark),
             stdin=asyncio.subprocess.DEVNULL,
             env={"FARM_DECOY": self.mark},
         )

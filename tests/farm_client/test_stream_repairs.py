@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 from farm_client import streams
 from farm_client.sandbox import lifeline
+from farm_client.sandbox.errors import SandboxUnavailable
+from farm_client.sandbox.inside import Inside
+from farm_client.sandbox.words import in_words
 from farm_client.sdk.child_process import child_command
 from farm_client.streams import discard, flush_streams, prepare_streams
 
@@ -149,14 +152,41 @@ class TestLifeline:
 
     def test_the_module_gets_the_lifeline_s_own_arguments_not_to_see(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ran: list[Any] = []
-        monkeypatch.setattr(sys, "argv", ["lifeline", str(os.getppid()), "some.module"])
+        monkeypatch.setattr(sys, "argv", ["lifeline", str(os.getppid()), in_words(Inside()), "some.module", "ours"])
+        monkeypatch.setattr(lifeline, "enter", ran.append)
         monkeypatch.setattr(lifeline, "die_with", ran.append)
         monkeypatch.setattr(lifeline, "be_a_good_guest", lambda: None)
         monkeypatch.setattr(
             lifeline.runpy, "run_module", lambda module, **options: ran.append((module, list(sys.argv), options))
         )
         lifeline.main()
-        assert ran == [os.getppid(), ("some.module", ["lifeline"], {"run_name": "__main__", "alter_sys": True})]
+        assert ran == [
+            os.getppid(),
+            Inside(),
+            ("some.module", ["lifeline", "ours"], {"run_name": "__main__", "alter_sys": True}),
+        ]
+
+    def test_in_a_process_id_namespace_the_agent_has_no_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["lifeline", "0", in_words(Inside()), "some.module"])
+        for name in ("enter", "be_a_good_guest"):
+            monkeypatch.setattr(lifeline, name, lambda *_: None)
+        monkeypatch.setattr(lifeline.runpy, "run_module", lambda *_, **__: None)
+        lifeline.main()
+
+    def test_what_could_not_be_confined_runs_nothing_of_a_task(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse(_: Inside) -> None:
+            raise SandboxUnavailable("this process could not be confined: no Landlock")
+
+        monkeypatch.setattr(sys, "argv", ["lifeline", "0", in_words(Inside()), "some.module"])
+        monkeypatch.setattr(lifeline, "be_a_good_guest", lambda: None)
+        monkeypatch.setattr(lifeline, "enter", refuse)
+        monkeypatch.setattr(lifeline.runpy, "run_module", None)
+        with pytest.raises(SystemExit) as left:
+            lifeline.main()
+        assert left.value.code == lifeline.NOT_CONFINED
+        assert capsys.readouterr().err == "this process could not be confined: no Landlock\n"
 
 
 def test_a_child_s_command_names_its_parent_and_imports_nothing_of_the_folder_it_starts_in() -> None:

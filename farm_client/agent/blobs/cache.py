@@ -159,10 +159,12 @@ class BlobCache:
 
         Raises: DigestMismatch; CacheFull, DiskFull, HomeGone; OSError.
         """
-        size_bytes = (await asyncio.to_thread(path.stat)).st_size
+        look = await asyncio.to_thread(look_if_sound, path, digest)
+        if look is None:
+            raise mismatch(digest)  # nothing is evicted for it
         with self.pinned((digest,)):
             if digest not in self:
-                self.make_room(size_bytes)
+                self.make_room(look.size_bytes)
             copied = self._incoming_path(digest)
             try:
                 look = await asyncio.to_thread(_copy_if_sound, path, copied, digest)
@@ -323,7 +325,7 @@ class BlobCache:
 
 def _copy_if_sound(path: Path, copied: Path, digest: str) -> Look | None:
     """Copy a file, and return what the copy looks like if it hashes to ``digest``; else there is none."""
-    shutil.copyfile(path, copied)  # a file system that can shares the blocks
+    shutil.copyfile(path, copied, follow_symlinks=False)  # a file system that can shares the blocks
     look = look_if_sound(copied, digest)
     if look is None:
         copied.unlink()

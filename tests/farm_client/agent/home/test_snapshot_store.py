@@ -48,10 +48,23 @@ def store(root: Path, notes: list[str], farm: str = "farm", client: str = "c1") 
     return SnapshotStore(root, farm, client, notes.append)
 
 
+def snapshot(tmp_path: Path) -> Path:
+    """Return a file as it is taken out of an executor's reach."""
+    path = tmp_path / "taken"
+    path.write_bytes(b"state")
+    return path
+
+
+def test_nothing_is_kept_of_an_executor_that_left_nothing(tmp_path: Path, notes: list[str]) -> None:
+    former = store(tmp_path, notes)
+    former.keep(assign(), None)
+    assert not former.path(assign()).exists()
+    assert store(tmp_path, notes).left() == ()
+
+
 def test_an_unfinished_assignment_is_found_by_the_next_process(tmp_path: Path, notes: list[str]) -> None:
     former = store(tmp_path, notes)
-    former.path(assign()).write_bytes(b"state")
-    former.keep(assign())
+    former.keep(assign(), snapshot(tmp_path))
     later = store(tmp_path, notes)
     assert later.left() == (assign(),)
     assert later.left() == ()
@@ -60,9 +73,7 @@ def test_an_unfinished_assignment_is_found_by_the_next_process(tmp_path: Path, n
 
 def test_what_is_over_leaves_nothing(tmp_path: Path, notes: list[str]) -> None:
     former = store(tmp_path, notes)
-    former.path(assign()).write_bytes(b"state")
-    former.path(assign()).with_suffix(".part").write_bytes(b"its writer was killed")
-    former.keep(assign())
+    former.keep(assign(), snapshot(tmp_path))
     former.drop(assign())
     former.drop(assign())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -72,7 +83,8 @@ def test_what_is_over_leaves_nothing(tmp_path: Path, notes: list[str]) -> None:
 def test_one_without_the_other_is_removed(tmp_path: Path, notes: list[str]) -> None:
     former = store(tmp_path, notes)
     former.path(assign()).write_bytes(b"a state whose assignment was not kept")
-    former.keep(assign(round=7))
+    former.keep(assign(round=7), snapshot(tmp_path))
+    former.path(assign(round=7)).unlink()
     (former.path(assign()).parent / "another.part").write_bytes(b"half")
     assert store(tmp_path, notes).left() == ()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -91,8 +103,7 @@ def test_a_damaged_record_is_dropped_with_a_note(tmp_path: Path, notes: list[str
 @pytest.mark.parametrize("other", [{"farm": "another"}, {"client": "c2"}])
 def test_another_farm_or_identity_gets_nothing_of_it(tmp_path: Path, notes: list[str], other: dict[str, str]) -> None:
     former = store(tmp_path, notes)
-    former.path(assign()).write_bytes(b"state")
-    former.keep(assign())
+    former.keep(assign(), snapshot(tmp_path))
     assert store(tmp_path, notes, **other).left() == ()
     assert store(tmp_path, notes).left() == ()
 
@@ -100,7 +111,7 @@ def test_another_farm_or_identity_gets_nothing_of_it(tmp_path: Path, notes: list
 def test_a_disk_that_takes_nothing_is_put_up_with(tmp_path: Path, notes: list[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     hopeless = store(tmp_path / "file" / "below", notes)
-    hopeless.keep(assign())
+    hopeless.keep(assign(), snapshot(tmp_path))
     hopeless.drop(assign())
     assert hopeless.left() == ()
 
