@@ -22,11 +22,13 @@ from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_fa
 from farm_client.agent.daemon import Agent
 from farm_client.agent.doctor import examine, in_lines
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
+from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
+from farm_client.sandbox.escape_run import EscapeResult
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
 from protocol.sandbox import Rung
@@ -171,6 +173,30 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     else:
         typer.echo(plain_text("\n".join(in_lines(found))))
     raise typer.Exit(FAILED if found["uses"] == Rung.NONE else OK)
+
+
+@app.command(name="escape-test")
+def escape_test(
+    home: HomeOption = None,
+    rung: Annotated[Rung | None, typer.Option(help="Only this sandbox.", show_default="each that holds")] = None,
+    case: Annotated[str | None, typer.Option(help="Only this case.", show_default="all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case, and a last one.")] = False,
+) -> None:
+    """Run hostile code in each sandbox that this machine has, and show what it got; 1 if anything, or if none holds."""
+
+    def tell(result: EscapeResult) -> None:
+        if as_json:
+            _print_envelope("escape_case", as_envelope(result))
+        else:
+            said = {True: "contained", False: "ESCAPED", None: "not run"}[result.contained]
+            typer.echo(plain_text(f"{result.rung} {result.case}: {said} ({one_line(result.detail)})"), err=True)
+
+    report = run_escape_test(load_settings(home=home), rung, case, tell)
+    if as_json:
+        _print_envelope("escape_test", report.counts())
+    else:
+        typer.echo(plain_text("\n".join(report.in_lines())))
+    raise typer.Exit(OK if report.is_contained else FAILED)
 
 
 def main() -> NoReturn:
