@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,22 @@ settings.load_profile("any machine")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background: what it starts must hear a Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LEAVING_SECONDS = 10.0
+OWNED = frozenset({"script", "ledger-writer", "snapshot-writer", "update-writer"})
+"""Threads of the farm's that end with their owners, if those are ended; others are idle ones of pools."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _owned_threads_end() -> Iterator[None]:
+    """Have no such thread outlive its file: what hangs later would seem to be its doing, and its memory stays."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name in OWNED and thread not in before]
+    for thread in left:
+        thread.join(LEAVING_SECONDS)
+    assert not [thread.name for thread in left if thread.is_alive()], "threads that outlive their file"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

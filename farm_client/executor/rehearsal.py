@@ -140,6 +140,13 @@ def _script_tried_out(request: RehearsalRequest, device: torch.device) -> Rehear
     if request.order is DataOrder.SEQUENTIAL:
         raise CodeError("a script with farm.parts is given shuffled rows: leave out --order sequential")
     runner = ScriptRunner(_load_order(request, Mode.WEIGHTS), device)
+    try:
+        return _script_judged(runner, request, device)
+    finally:
+        runner.close()
+
+
+def _script_judged(runner: ScriptRunner, request: RehearsalRequest, device: torch.device) -> RehearsalReport:
     if request.inner_state is InnerState.CARRIED and not runner.carries:
         raise CodeError(
             "the script keeps its optimizer to itself: write farm.parts(model, optimizer), or leave out "

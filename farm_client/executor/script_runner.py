@@ -133,6 +133,10 @@ class ScriptRunner:
         """Take the frozen tensors from a file. Raises: CodeError if they are not this model's; FileNotFoundError."""
         self._weights.take_frozen(path)
 
+    def close(self) -> None:
+        """End the script."""
+        self._script.end()
+
     def confirm(self) -> None:
         """Note that the last result was reported."""
         self._updates.confirm()

@@ -444,6 +444,7 @@ async def test_artefacts_stay_with_their_task(opener: Opener, tmp_path: Path) ->
     assert await ledger.artefacts("t1") == []
     assert not {file.digest for file in files} & await ledger.referenced_digests()
     assert named["t1"] == sum(row["size_bytes"] for row in blob_rows("t1", a.spec("t1"))) + 3 * files[0].size_bytes
+    await ledger.close()
 
 
 @holds(

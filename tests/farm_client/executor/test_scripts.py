@@ -20,9 +20,8 @@ from farm_client.executor.messages import LoadTask, Piece, Run
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal import rehearse
 from farm_client.executor.rehearsal_records import RehearsalRequest
-from farm_client.executor.script import Script, is_script
+from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
-from farm_client.own_loop import host_parts
 from farm_client.sdk.check import CheckFailed, check_task
 from protocol.assignments import Kind
 from protocol.digests import digest_bytes
@@ -48,23 +47,6 @@ for part in farm.parts(model):
         optimizer.step()
     part.done(metrics={"loss": loss})
 """
-
-
-@pytest.fixture(autouse=True)
-def _scripts_end(monkeypatch):
-    """End all scripts that a test began: each would wait for a part on its thread."""
-    scripts = []
-
-    class Recorded(Script):
-        def __init__(self, *arguments):
-            scripts.append(self)
-            super().__init__(*arguments)
-
-    monkeypatch.setattr("farm_client.executor.script_runner.Script", Recorded)
-    yield
-    for script in scripts:
-        script.end()
-    host_parts(None)
 
 
 class Bench:
