@@ -109,14 +109,16 @@ class Room:
     def lend(self, file: Path, folder: str) -> Path:
         """Put a file into a folder of the scratch folder, for the executor to replace; return where it is to be.
 
-        If there is no such file the folder is made all the same. Raises: OSError.
+        If there is no such file the folder is made all the same. A link that the executor put in place of the folder is
+        not followed: what is lent would be written to where it leads. Raises: OSError.
         """
-        path = self.scratch / folder / file.name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        if file.exists():
-            _link(file, path)
-        return path
+        with ExitStack() as opened:
+            within = _own_folder(folder, _open_folder(self.scratch, None, opened), opened)
+            with suppress(FileNotFoundError):
+                os.unlink(file.name, dir_fd=within)
+            if file.exists():
+                _link(file, Path(file.name), within)
+        return self.scratch / folder / file.name
 
     def remove(self) -> None:
         """Delete it with all that is in it, however deep, and whatever rights the executor gave its files."""
@@ -124,13 +126,27 @@ class Room:
             _remove_all(self.root, Path(tempfile.mkdtemp(prefix="removing-", dir=self.root)))
 
 
-def _link(file: Path, path: Path) -> None:
+def _link(file: Path, path: Path, within: int | None = None) -> None:
+    """Link a file to a path where there is none yet; ``within`` is the folder that a relative one begins at."""
     try:
-        os.link(file, path)
+        os.link(file, path, dst_dir_fd=within)
     except OSError as error:
         if error.errno not in _NOT_LINKABLE:
             raise
-        shutil.copyfile(file, path)
+        copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=within)
+        with os.fdopen(copy, "wb") as to, file.open("rb") as source:
+            shutil.copyfileobj(source, to)
+
+
+def _own_folder(name: str, within: int, opened: ExitStack) -> int:
+    """Open a folder in another one, and make it where something else lies in its place. Raises: OSError."""
+    try:
+        return _open_folder(Path(name), within, opened)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=within)
+        os.mkdir(name, mode=0o700, dir_fd=within)
+        return _open_folder(Path(name), within, opened)
 
 
 def _open_folder(path: Path, within: int | None, opened: ExitStack) -> int:

@@ -34,7 +34,7 @@ class TestGiving:
     def test_a_file_of_another_file_system_is_copied(
         self, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(*_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise OSError(18, "Invalid cross-device link")
 
         monkeypatch.setattr(os, "link", refuse)
@@ -79,6 +79,29 @@ class TestLending:
         assert (path, path.read_text()) == (room.scratch / "snapshots/work.state", "work.state")
         assert not room.lend(tmp_path / "none.state", "snapshots").exists()
         assert (room.scratch / "snapshots").is_dir()
+
+    @pytest.mark.parametrize("leads_to", ["outside", "nowhere"])
+    def test_a_link_in_place_of_the_folder_is_not_followed(self, room: Room, tmp_path: Path, leads_to: str) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "work.state").write_text("the volunteer's")
+        (room.scratch / "snapshots").symlink_to(tmp_path / leads_to)
+        path = room.lend(cached(tmp_path, "work.state"), "snapshots")
+        assert path.read_text() == "work.state"
+        assert not (room.scratch / "snapshots").is_symlink()
+        assert [(file.name, file.read_text()) for file in outside.iterdir()] == [("work.state", "the volunteer's")]
+
+    def test_what_can_t_be_linked_is_copied_there(
+        self, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(18, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "link", refuse)
+        file = cached(tmp_path, "work.state")
+        path = room.lend(file, "snapshots")
+        assert path.read_text() == "work.state"
+        assert not path.samefile(file)
 
 
 class TestTaking:
