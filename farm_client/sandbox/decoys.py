@@ -49,9 +49,7 @@ class Decoys:
         udp.bind(("127.0.0.1", self.tcp_port))
         self._watch(udp)
         self.unix_path = f"{self.secret}.socket"
-        with short_path(self.unix_path) as path:
-            self._listen(socket.AF_UNIX, path)
-        self._closing.callback(Path(self.unix_path).unlink, missing_ok=True)
+        self._listen_at_path()
         self._listen(socket.AF_UNIX, f"\0{self.mark}")
         self._make_segment()
         self._process = await asyncio.create_subprocess_exec(
@@ -89,10 +87,24 @@ class Decoys:
 
     def _listen(self, family: int, address: object) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.bind(address)  # type: ignore[arg-type]  # each family has addresses of its own
+            listener.listen(8)
+        except OSError:
+            listener.close()
+            raise
         self._watch(listener)
-        listener.bind(address)  # type: ignore[arg-type]  # each family has addresses of its own
-        listener.listen(8)
         return listener
+
+    def _listen_at_path(self) -> None:
+        """Listen on a Unix socket with a path; some file systems take none, and then there is nothing to reach."""
+        try:
+            with short_path(self.unix_path) as path:
+                self._listen(socket.AF_UNIX, path)
+        except OSError:
+            self.unix_path = ""
+        else:
+            self._closing.callback(Path(self.unix_path).unlink, missing_ok=True)
 
     def _watch(self, listener: socket.socket) -> None:
         self._listeners.append(listener)

@@ -153,9 +153,10 @@ def _probe_network(targets: Targets) -> Iterator[str]:
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.connect(("192.0.2.1", 9))  # a test network: this sends nothing, and succeeds where there is a route
         yield "find a route out of this machine"
-    with suppress(OSError), short_path(targets.unix_path) as path, socket.socket(socket.AF_UNIX) as unix:
-        unix.connect(path)
-        yield f"connect to the Unix socket {targets.unix_path}"
+    if targets.unix_path:
+        with suppress(OSError), short_path(targets.unix_path) as path, socket.socket(socket.AF_UNIX) as unix:
+            unix.connect(path)
+            yield f"connect to the Unix socket {targets.unix_path}"
     with suppress(OSError), socket.socket(socket.AF_UNIX) as unix:
         unix.connect("\0" + targets.unix_abstract)
         yield f"connect to the abstract Unix socket {targets.unix_abstract}"

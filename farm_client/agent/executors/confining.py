@@ -24,6 +24,9 @@ from farm_client.sandbox.prove import Proof
 from farm_client.sandbox.system_paths import interpreter_view
 from protocol.sandbox import Rung
 
+_LEAST_PROCESSES: Final = 1024
+_PROCESSES_A_CORE: Final = 64
+"""Each library brings a thread for each core, and so does each worker process of a data loader."""
 _LEAST_SCRATCH_BYTES: Final = 1024**3
 _STDERR: Final = 2
 _NONE: Final = "NO SANDBOX: tasks of the named submitters run with all rights of this user (--allow-unsandboxed)"
@@ -69,6 +72,7 @@ def task_policy(home: HomeFolder, probe: Probe, package: str) -> SandboxPolicy:
             # CUDA reserves addresses that a kernel's limit would count as memory: there it is only measured
             memory_bytes=probe.lent_bytes(memory_limit_bytes()),
             counts_memory=not devices,
+            processes=max(_LEAST_PROCESSES, _PROCESSES_A_CORE * probe.cpu_cores),
             scratch_bytes=max(_LEAST_SCRATCH_BYTES, free_bytes // 2),
         ),
         secrets=(home.root,),

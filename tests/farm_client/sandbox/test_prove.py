@@ -210,6 +210,14 @@ def as_nobody(python: str, home: Path, packages: str) -> str:
     return ended.stdout or ended.stderr[-500:]
 
 
+async def test_a_file_system_without_sockets_has_none_to_reach(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(decoys, "short_path", refuse)
+    assert (await proof_without(home, Rung.STRICT, None)).holds
+
+
 async def test_two_proofs_at_once_do_not_disturb_each_other(home: Path) -> None:
     proofs = await asyncio.gather(*(proof_without(home, rung, None) for rung in RUNGS))
     assert all(proof.holds for proof in proofs)
