@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from farm_client.agent.settings import load_settings
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.executor.messages import Done, Run
 from farm_client.executor.process import Launch
+from farm_client.sandbox.confinement import Confinement, InNamespaces
+from farm_client.sandbox.room import Room
 from farm_client.transfer.carrier import Carrier
 from farm_client.transfer.upload import UploadListener
 from protocol.assignments import Ack, Kind
@@ -52,7 +54,8 @@ class BreakableParts:
         """Return what stands in the part's place."""
         match part:
             case Launch():
-                return BreakableLaunch(**_fields(part))
+                launch = BreakableLaunch(**_fields(part))
+                return replace(launch, confinement=_sharing(part.confinement, launch.spent))
             case Carrier():
                 return CutCarrier(**_fields(part), midway=self._midway)
             case ResultSender():
@@ -83,12 +86,35 @@ class BreakableParts:
 class BreakableLaunch(Launch):
     """Starts executors with the agent's plan, none of which does what another one did."""
 
+    @property
+    def spent(self) -> Path:
+        """The folder that says which faults have struck."""
+        return Path(os.environ.get(SPENT_VARIABLE) or self.scratch_root / "faults")
+
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
         plan = os.environ.get(FAULTS_VARIABLE, "")
-        spent = os.environ.get(SPENT_VARIABLE) or str(self.scratch_root / "faults")
         own = Launch.environment(self, scratch_dir, descriptor)
-        return own | ({FAULTS_VARIABLE: plan, SPENT_VARIABLE: spent} if plan else {})
+        return own | ({FAULTS_VARIABLE: plan, SPENT_VARIABLE: str(self.spent)} if plan else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing(InNamespaces):
+    """The strict rung with one folder that all executors may write to: none must do what another one did."""
+
+    folder: Path = Path()
+
+    def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
+        """Return the command, with the folder bound before the root becomes read-only."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = InNamespaces.command(self, room, module, arguments, keep)
+        at = command.index("--remount-ro")
+        return [*command[:at], "--bind", str(self.folder), str(self.folder), *command[at:]]
+
+
+def _sharing(confinement: Confinement, folder: Path) -> Confinement:
+    """Return a confinement in which executors see what has struck. Only the strict rung is tested so."""
+    return Sharing(**_fields(confinement), folder=folder) if isinstance(confinement, InNamespaces) else confinement
 
 
 class _Sender(Standing):
