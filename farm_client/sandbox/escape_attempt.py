@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Final
 
-from farm_client.sandbox.probes import Targets
+from farm_client.sandbox.targets import Targets
 from farm_client.sandbox.words import from_words
 
 BEGUN: Final = "BEGUN"

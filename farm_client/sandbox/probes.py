@@ -19,12 +19,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from farm_client.sandbox.protection import Protection
 from farm_client.sandbox.short_paths import short_path
+from farm_client.sandbox.targets import Targets
 from farm_client.sandbox.words import from_words
 
 VERSION: Final = 2
@@ -37,39 +37,6 @@ class Breach(NamedTuple):
 
     protection: str
     what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the probes try, made for them by ``prove``. ``visible`` may be read, and must not be written.
-
-    ``bounds`` are this sandbox's: ``memory_bytes``, ``processes``, ``file_bytes``, ``tmp_bytes``, ``shm_bytes``.
-    """
-
-    secret_file: str = ""
-    secret_folders: tuple[str, ...] = ()
-    visible: tuple[str, ...] = ()
-    given_file: str = ""
-    scratch: str = ""
-    tcp_port: int = 0
-    unix_path: str = ""
-    unix_abstract: str = ""
-    decoy_pid: int = 0
-    decoy_mark: str = ""
-    """Part of the decoy's command line."""
-    queue_key: int = 0
-    """Of a System V shared memory segment."""
-    host_name: str = ""
-    cgroup: str = ""
-    devices: tuple[str, ...] = ()
-    """Device nodes that were not granted."""
-    granted: tuple[str, ...] = ()
-    """What of /dev was: the first step of each path in it."""
-    variable: str = ""
-    """Of the agent's environment, not to be passed on."""
-    bounds: Mapping[str, int] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
-    """Protections that this rung does not claim."""
 
 
 Probe = Callable[[Targets], Iterator[str]]

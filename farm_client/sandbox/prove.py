@@ -21,9 +21,10 @@ from farm_client.sandbox.confinement import Confinement
 from farm_client.sandbox.decoys import VARIABLE, Decoys, not_granted
 from farm_client.sandbox.ending import end_all
 from farm_client.sandbox.policy import Bounds
-from farm_client.sandbox.probes import VERSION, Breach, Targets
+from farm_client.sandbox.probes import VERSION, Breach
 from farm_client.sandbox.protection import Protection
 from farm_client.sandbox.room import Room
+from farm_client.sandbox.targets import Targets
 from farm_client.sandbox.watch import excess
 from farm_client.sandbox.words import in_words
 from protocol.sandbox import Rung

@@ -110,6 +110,9 @@ _BEHIND_NAMESPACES: Final = _COMMON | {
     "socketpair": _only(0, (_AF_UNIX,), _EAFNOSUPPORT),
     "ioctl": _not(1, _TERMINAL),
 }
+_BY_DESCRIPTOR: Final = LoadWord(argument(1), one_of((0,), _NOTHING, _EPERM))
+# Who sets a file's times to now, by its path, asks whether it is there, and makes it where it is not (Path.touch): that
+# nothing was done must be said. Who copies times names them, and who has the file open need not ask.
 _BESIDE_LANDLOCK: Final = (
     _COMMON
     | {
@@ -123,7 +126,10 @@ _BESIDE_LANDLOCK: Final = (
     }
     | _each("prlimit64 sched_setaffinity sched_setattr sched_setparam sched_setscheduler", _only(0, (0,)))
     | _each("setsid setpgid", _EPERM)  # whoever kills the process group reaches every descendant
-    | _each("chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat", _NOTHING)  # copying a file does these
+    | _each("chmod fchmod fchmodat fchmodat2 utime utimes futimesat", _NOTHING)  # copying a file does these
+    | {
+        "utimensat": LoadWord(argument(2), one_of((0,), _BY_DESCRIPTOR, _NOTHING)),
+    }
     | _each("chown fchown lchown fchownat", _EPERM)
     | _each("setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat", _ENOTSUP)
     | _each("inotify_add_watch process_mrelease", _EPERM)  # names of the volunteer's files; other processes' memory

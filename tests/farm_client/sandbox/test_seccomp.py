@@ -36,7 +36,7 @@ _MORE = """
     semop semtimedop semctl shmget shmat shmdt shmctl setsid setpgid chown fchown lchown fchownat socket
     inotify_add_watch process_mrelease"""
 NOT_BESIDE_LANDLOCK = frozenset(_MORE.split())
-PRETENDED = frozenset("chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat".split())  # noqa: SIM905
+PRETENDED = frozenset("chmod fchmod fchmodat fchmodat2 utime utimes futimesat".split())  # noqa: SIM905
 XATTRS = frozenset(
     f"{verb}xattr{at}" for verb in ("set", "lset", "fset", "remove", "lremove", "fremove") for at in ("", "at")
 )
@@ -96,6 +96,8 @@ def behind_namespaces(name: str, low: list[int]) -> int:
 def beside_landlock(variant: Variant, name: str, low: list[int]) -> int:
     if name in PRETENDED:
         return fails(0)
+    if name == "utimensat":
+        return fails(errno.EPERM if low[2] == 0 and low[1] != 0 else 0)
     if name in XATTRS:
         return fails(errno.ENOTSUP)
     refused = (

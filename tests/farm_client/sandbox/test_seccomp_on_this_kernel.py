@@ -122,14 +122,19 @@ def test_modes_and_times_are_left_as_they_are_and_nobody_is_told(tmp_path: Path)
     answers = told(
         under(LANDLOCK)
         + """
-file = Path(sys.argv[1]); before = file.stat()
+import subprocess
+file = Path(sys.argv[1]); before = file.stat(); new = file.with_name("new"); new.touch()
 tell(chmod=attempt(file.chmod, 0o777), utime=attempt(os.utime, file, (1, 1)),
      chown=attempt(os.chown, file, -1, -1), xattr=attempt(os.setxattr, file, "user.x", b"y"),
-     same=file.stat() == before)
+     same=file.stat() == before, touched=attempt(file.touch), made=new.exists(),
+     shell=subprocess.run(["touch", str(file)]).returncode)
 """,
         tmp_path / "file",
     )
-    assert answers == {"chmod": "done", "utime": "done", "chown": "EPERM", "xattr": "ENOTSUP", "same": True}
+    assert answers == {
+        "chmod": "done", "utime": "done", "chown": "EPERM", "xattr": "ENOTSUP", "same": True, "touched": "done",
+        "made": True, "shell": 0,
+    }  # fmt: skip
 
 
 SIGNALS = """
