@@ -72,9 +72,10 @@ def _files(policy: SandboxPolicy, room: Room, up: Collection[Protection]) -> Ite
     yield from ("--dev", "/dev") if Protection.DEVICES in up else ("--dev-bind", "/dev", "/dev")
     yield from _tmpfs("/dev/shm", bounds.shm_bytes if Protection.SIZED_SHM in up else None)  # noqa: S108
     yield from _tmpfs("/tmp", bounds.tmp_bytes if Protection.SIZED_TMP in up else None)  # noqa: S108
-    if Protection.FILES in up:
-        for path in policy.view.read_only:
+    for path in policy.view.read_only:
+        if Protection.FILES in up or path.is_relative_to("/tmp"):  # noqa: S108  which that of the sandbox covers
             yield from (bind, str(path), str(path))
+    if Protection.FILES in up:
         for path, target in policy.view.links.items():
             yield from ("--symlink", target, str(path))
     for device in policy.view.devices:

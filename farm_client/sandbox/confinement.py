@@ -26,10 +26,8 @@ _ONLY_IN_NAMESPACES: Final = frozenset(
 """What is hidden there, and folders of the sandbox's own that Landlock gives no access to."""
 _SIGNALLED: Final = 128
 _NOBODY: Final = 0
-"""In its place of the agent's process id: bubblewrap ends the namespace with the agent."""
+"""In the place of the agent's process id: bubblewrap ends the namespace with the agent."""
 _HARMLESS_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-
-
 _NOTHING: Final = SandboxPolicy(VisibleFiles())
 
 

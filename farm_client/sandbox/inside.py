@@ -21,10 +21,8 @@ from farm_client.sandbox import landlock, seccomp
 from farm_client.sandbox.errors import SandboxUnavailable
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_SET_NO_NEW_PRIVS: Final = 38
 IN_NAMESPACES: Final = "in_namespaces"
 ALONE: Final = "alone"
 _STDERR: Final = 2

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,11 @@ def farm_processes(folder: Path) -> list[int]:
 
 def executors(folder: Path) -> list[int]:
     """List what the farm's own processes have started."""
-    return [child.pid for pid in farm_processes(folder) for child in psutil.Process(pid).children(recursive=True)]
+    found = []
+    for pid in farm_processes(folder):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
 
 
 def is_alive(pid: int) -> bool:

@@ -14,20 +14,19 @@ from safetensors.torch import load_file
 from tests.e2e.conftest import RealFarm
 
 CODE = """
+    import os
     import threading
-    from pathlib import Path
     import torch
     from torch import nn
 
-    steps, options = [], {}
+    steps = []
 
     def build_model(config):
-        options.update(config)
         return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 2))
 
     def loss(model, batch):
         steps.append(len(batch["y"]))
-        while len(steps) == 12 and not Path(options["gate"]).exists():
+        while len(steps) == 12 and "LC_GATE" not in os.environ:
             threading.Event().wait(0.02)
         return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
 
@@ -38,9 +37,6 @@ TASK = """
     [task]
     entry = "train.py"
     data = "data.npz"
-
-    [config]
-    gate = "{gate}"
 
     [recipe]
     rounds = 2
@@ -55,19 +51,19 @@ TASK = """
 
 @pytest.mark.slow
 def test_a_killed_and_restarted_agent_gives_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, shared_farm: RealFarm
+    tmp_path: Path, shared_farm: RealFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = tmp_path / "gate"
+    """The task waits for a variable that only the second agent has, and passes on: its sandbox shows it no file."""
     x = np.random.default_rng(0).normal(size=(400, 4)).astype("f4")
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype("i8"))
     (tmp_path / "train.py").write_text(textwrap.dedent(CODE))
-    (tmp_path / "task.toml").write_text(textwrap.dedent(TASK.format(gate=gate)))
+    (tmp_path / "task.toml").write_text(textwrap.dedent(TASK))
     task = shared_farm.submit(str(tmp_path))
     volunteer = shared_farm.volunteers[0]
     snapshots = shared_farm.folder / volunteer.name / "snapshots"
     shared_farm.wait_until(lambda: list(snapshots.rglob("*.assign")), "a snapshot is kept")
     shared_farm.kill(volunteer.pid, signal.SIGKILL)
-    gate.touch()
+    monkeypatch.setenv("LC_GATE", "open")
     shared_farm.add_volunteer(volunteer.name)
     assert shared_farm.run("wait", task, "--timeout", "80").exit_code == 0
     assert "going on from a snapshot" in shared_farm.run("logs", task).stdout

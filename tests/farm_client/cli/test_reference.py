@@ -37,7 +37,7 @@ def test_every_exit_code_is_on_its_page():
 
 
 def test_every_kind_of_envelope_is_on_its_page():
-    table = rows("json-output.md")
+    table = [row for row in rows("json-output.md") if "farm-client" not in row[2]]
     assert {row[0] for row in table} == set(OutputKind)
     assert len(table) == len(OutputKind)
     for _, data, printers in table:
