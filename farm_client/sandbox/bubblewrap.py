@@ -72,18 +72,22 @@ def _files(policy: SandboxPolicy, room: Room, up: Collection[Protection]) -> Ite
     yield from ("--dev", "/dev") if Protection.DEVICES in up else ("--dev-bind", "/dev", "/dev")
     yield from _tmpfs("/dev/shm", bounds.shm_bytes if Protection.SIZED_SHM in up else None)  # noqa: S108
     yield from _tmpfs("/tmp", bounds.tmp_bytes if Protection.SIZED_TMP in up else None)  # noqa: S108
-    for path in policy.view.read_only:
-        if Protection.FILES in up or path.is_relative_to("/tmp"):  # noqa: S108  which that of the sandbox covers
-            yield from (bind, str(path), str(path))
-    if Protection.FILES in up:
-        for path, target in policy.view.links.items():
-            yield from ("--symlink", target, str(path))
+    yield from _visible(policy, bind, hides=Protection.FILES in up)
     for device in policy.view.devices:
         yield from ("--dev-bind", str(device), str(device))
     yield from (bind, str(room.given), str(room.given), "--bind", str(room.scratch), str(room.scratch))
     if Protection.READ_ONLY in up:
         for mounted in ("/dev", "/"):  # or files could be made there, in memory that nobody counts
             yield from ("--remount-ro", mounted)
+
+
+def _visible(policy: SandboxPolicy, bind: str, *, hides: bool) -> Iterator[str]:
+    """Bind what is seen. If nothing is hidden it is there already, but what lies in /tmp, which has been covered."""
+    for path in policy.view.read_only:
+        if hides or path.is_relative_to("/tmp"):  # noqa: S108
+            yield from (bind, str(path), str(path))
+    for path, target in policy.view.links.items() if hides else ():
+        yield from ("--symlink", target, str(path))
 
 
 def _kernel_settings() -> Iterator[str]:
