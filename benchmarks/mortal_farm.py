@@ -170,7 +170,7 @@ class MortalFarm:
         """Return the executors of a client, oldest first; none if the client is gone."""
         try:
             children = psutil.Process(self.clients[name].pid).children()
-            return sorted((c for c in children if _is_executor(c)), key=psutil.Process.create_time)
+            return sorted((_inside(c) for c in children if _is_executor(c)), key=psutil.Process.create_time)
         except psutil.NoSuchProcess:
             return []
 
@@ -295,6 +295,13 @@ def _has_code(executor: psutil.Process) -> bool:
         return folder.name == "code" or (folder / "code").is_dir()
     except psutil.NoSuchProcess:
         return False
+
+
+def _inside(process: psutil.Process) -> psutil.Process:
+    """Return the process in a sandbox, of the one that made it."""
+    while process.name() == "bwrap" and (inner := process.children()):
+        process = inner[0]
+    return process
 
 
 def _is_executor(process: psutil.Process) -> bool:
