@@ -142,13 +142,14 @@ def starts(
 
 @app.command()
 def idle(
-    clients: Annotated[int, typer.Option(min=0, help="Number of clients without work; 0: only what waits.")] = 10_000,
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients without work.")] = 10_000,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measured window.")] = 20.0,
     repeats: Annotated[int, typer.Option(min=1, help="Windows beside the crowd, each between two without it.")] = 3,
+    resting: Annotated[bool, typer.Option("--resting", help="Measure what waits for work, and no crowd.")] = False,
 ) -> None:
     """Memory and CPU of what waits for work; and the rounds/s that three clients keep beside a crowd that waits."""
     report_each(measure_resting(seconds))
-    if clients:
+    if not resting:
         report([partial(measure_idle, clients, seconds, repeats)])
 
 
