@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import site
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,9 @@ from farm_client.sandbox import escapes
 from farm_client.sandbox.escape_cases import CASES
 from farm_client.sandbox.protection import Protection
 from protocol.sandbox import Rung
+from tests.farm_client.sandbox.machine import as_nobody
 from tests.sandbox.suite import RUNGS, run_suite
 
-NOBODY = 65534
-ROOT = Path(__file__).parents[2]
 NOT_ON_LANDLOCK = {"read_host_name", "read_cgroup", "see_processes", "fill_tmp", "fill_shm"}
 NEEDS_A_DEVICE = {"open_gpu"}
 
@@ -118,36 +114,9 @@ async def test_so_does_one_on_landlock(home: Path, protection: Protection, name:
 def test_an_ordinary_user_s_rungs_contain_them_too(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("the tests above ran as an ordinary user")
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
-    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        lines, why = as_nobody(python, home, packages)
-        if lines:
-            break
-    else:
+    said, why = as_nobody("tests.sandbox.suite", tmp_path)
+    if not said:
         pytest.skip(f"no other user can read a Python with this code here: {why}")
-    results = [json.loads(line) for line in lines]
+    results = [json.loads(line) for line in said.splitlines()]
     assert [one for one in results if one["contained"] is False] == []
     assert len(results) == len(RUNGS) * len(CASES), why
-
-
-def as_nobody(python: str, home: Path, packages: str) -> tuple[list[str], str]:
-    try:
-        ended = subprocess.run(
-            [python, "-m", "tests.sandbox.suite", str(home)],
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-            env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": packages},
-            cwd=home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError as error:
-        return [], str(error)
-    return ended.stdout.splitlines(), ended.stderr[-2000:]

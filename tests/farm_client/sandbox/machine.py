@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import site
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +26,8 @@ from farm_client.sandbox.system_paths import interpreter_view
 from protocol.sandbox import Rung
 
 GIB = 1024**3
+ROOT = Path(__file__).parents[3]
+NOBODY = 65534
 
 
 def environment(scratch: Path, inherited: Mapping[str, str]) -> Mapping[str, str]:
@@ -45,6 +49,40 @@ def confinement(rung: Rung, what: SandboxPolicy, without: frozenset[Protection] 
     if rung is Rung.STRICT:
         return InNamespaces(next(bubblewrap.binaries()), what, ALL - without)
     return Landlocked(what, ALL - without)
+
+
+def as_nobody(module: str, tmp_path: Path) -> tuple[str, str]:
+    """Run a module of the tests on a home as an ordinary user; return what it printed, and what went wrong.
+
+    It prints nothing where that user can read no Python with this code: neither this one nor the system's.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
+    said, why = "", ""
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        try:
+            ended = subprocess.run(
+                [python, "-m", module, str(home)],
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[],
+                env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": packages},
+                cwd=home,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError as error:
+            why = str(error)
+            continue
+        said, why = ended.stdout, ended.stderr[-2000:]
+        if said:
+            break
+    return said, why
 
 
 if __name__ == "__main__":

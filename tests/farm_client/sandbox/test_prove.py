@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import site
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,15 +16,13 @@ from farm_client.sandbox.probes import VERSION
 from farm_client.sandbox.protection import Protection
 from farm_client.sandbox.prove import Proof, prove
 from protocol.sandbox import Rung
-from tests.farm_client.sandbox.machine import GIB, confinement, environment, policy
+from tests.farm_client.sandbox.machine import GIB, as_nobody, confinement, environment, policy
 
 RUNGS = (Rung.STRICT, Rung.LANDLOCK)
 OF_LANDLOCK = frozenset(
     {Protection.FILES, Protection.CAPABILITIES, Protection.SYSTEM_CALLS, Protection.MEMORY, Protection.FILE_SIZE}
 )
 """On that rung one rule set stands for files, devices and processes, and the filter for the network."""
-ROOT = Path(__file__).parents[3]
-NOBODY = 65534
 BY_THE_SPAWNER = frozenset({Protection.DESCRIPTORS, Protection.ENVIRONMENT})
 
 
@@ -176,38 +171,10 @@ def test_an_ordinary_user_s_rungs_hold_too(tmp_path: Path) -> None:
     """The same probes as another user, where the tests run as root and that user can read a Python with this code."""
     if os.getuid() != 0:
         pytest.skip("the tests above ran as an ordinary user")
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
-    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        ended = as_nobody(python, home, packages)
-        if "holds" in ended or "refused" in ended:
-            break
-    else:
-        pytest.skip(f"no other user can read a Python with this code here: {ended}")
-    assert ended.count(": holds") == len(RUNGS), ended
-
-
-def as_nobody(python: str, home: Path, packages: str) -> str:
-    """Prove the rungs as an ordinary user, and return what came of it; or why it could not be tried."""
-    try:
-        ended = subprocess.run(
-            [python, "-m", "tests.farm_client.sandbox.machine", str(home)],
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-            env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": packages},
-            cwd=home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError as error:
-        return str(error)
-    return ended.stdout or ended.stderr[-500:]
+    said, why = as_nobody("tests.farm_client.sandbox.machine", tmp_path)
+    if not said:
+        pytest.skip(f"no other user can read a Python with this code here: {why}")
+    assert said.count(": holds") == len(RUNGS), said + why
 
 
 async def test_a_file_system_without_sockets_has_none_to_reach(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
