@@ -7,10 +7,21 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no defect
 settings.load_profile("any machine")
+
+# Structlog's own default draws each local variable of a traceback: seconds of an event loop, for a state of the farm's.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background: what it starts must hear a Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
