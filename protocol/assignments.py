@@ -204,6 +204,8 @@ class Result(Frozen):
     artefacts: Artefacts = ()
     compute_seconds: Seconds = 0.0
     stage_seconds: StageSeconds = Field(default_factory=dict)
+    flops_per_sample: Count = 0
+    """Floating point operations of training on a sample, as the client counted them; 0: not known."""
 
 
 class Ack(Frozen):

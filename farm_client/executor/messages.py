@@ -218,6 +218,8 @@ class Done(Frozen):
     compute_seconds: float = 0.0
     stage_seconds: dict[str, float] = {}
     """Where they went: see ``protocol.assignments.WorkStage``."""
+    flops_per_sample: Count = 0
+    """Floating point operations of training on a sample, as counted; 0: not known."""
     holds: str | None = None
     """The version that it holds now, in the place of the order's, and goes on with unasked; None where it rests."""
 

@@ -16,6 +16,7 @@ from farm_client.executor.contract import load_contract
 from farm_client.executor.epoch_end import run_epoch_end
 from farm_client.executor.failed_step import failed_step_file
 from farm_client.executor.failures import CodeError, blaming, calling
+from farm_client.executor.flops import FlopMeter
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.guesses import Guesses
 from farm_client.executor.held_weights import HeldWeights
@@ -85,6 +86,7 @@ class TaskRunner:
         self._weights = HeldWeights(self.tensors, order)
         self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
+        self._flops = FlopMeter(is_compiled=order.compile)
         self._kept_loop: InnerLoop | None = None
         self.optimizers: Optimizers | None = None
         """Those that were built last."""
@@ -334,13 +336,21 @@ class TaskRunner:
         self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, keeping: StepKeeping
     ) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
-            return sum_gradients(self.contract, data, advance, keeping, gradient=self._gradient, tensors=self.tensors)
+            return sum_gradients(
+                self.contract,
+                data,
+                advance,
+                keeping,
+                gradient=self._gradient,
+                tensors=self.tensors,
+                flops=self._flops,
+            )
         rules = StepRules.of(self._order, pace)
         loop = self._kept_loop or self._new_loop(rules)
         self._kept_loop = None  # a round that fails half-way leaves none
         loop.rules = rules
         self._begin_with_state(loop, order)
-        trained = train_locally(loop, data, advance, keeping, base=self._weights.base)
+        trained = train_locally(loop, data, advance, keeping, base=self._weights.base, flops=self._flops)
         match self._order.inner_state:
             case InnerState.KEPT:
                 self._kept_loop = loop
@@ -368,6 +378,6 @@ class TaskRunner:
             outcome.clock.ended(WorkStage.COPY)
             fields = self._updates.write(done.assignment_id, update, trained.untouched, trained.state)
             outcome.clock.ended(WorkStage.WRITE)
-            done = done.model_copy(update=fields)
+            done = done.model_copy(update={**fields, "flops_per_sample": self._flops.per_sample})
         stages = outcome.clock.seconds
         return done.model_copy(update={"compute_seconds": outcome.compute_seconds(), "stage_seconds": stages})

@@ -15,6 +15,7 @@ import torch
 from farm_client.executor.batch_states import BatchStates
 from farm_client.executor.contract import Contract
 from farm_client.executor.failures import LossNotFinite
+from farm_client.executor.flops import FlopMeter
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import SavedState
@@ -44,7 +45,13 @@ class Trained:
 
 
 def train_locally(
-    loop: InnerLoop, data: Batches, advance: Advance, keeping: StepKeeping, *, base: Mapping[str, torch.Tensor]
+    loop: InnerLoop,
+    data: Batches,
+    advance: Advance,
+    keeping: StepKeeping,
+    *,
+    base: Mapping[str, torch.Tensor],
+    flops: FlopMeter,
 ) -> Trained:
     """Take one step of the inner loop a batch from ``base``, which the model holds; return base minus local.
 
@@ -61,7 +68,9 @@ def train_locally(
     for step, samples, given in walk(state, data, advance, keeping.snapshots):
         loop.rules.begin_step(loop.optimizers)
         batch = contract.begin_batch(tensors.model, given, step - 1)
-        means.add(step, loop.step(batch, samples, step), samples)
+        with flops.step(batch, samples):
+            values = loop.step(batch, samples, step)
+        means.add(step, values, samples)
         loop.rules.end_step(samples)
     tensors.clear_gradients()
     tensors.check_structure()
@@ -77,6 +86,7 @@ def sum_gradients(
     *,
     gradient: BatchGradient,
     tensors: ModelTensors,
+    flops: FlopMeter,
 ) -> Trained:
     """Return the gradient of the mean loss over all samples: each batch's gradient weighs by its samples.
 
@@ -91,7 +101,8 @@ def sum_gradients(
     for step, samples, given in walk(state, data, advance, keeping.snapshots):
         tensors.clear_gradients()
         batch = contract.begin_batch(model, given, step - 1)
-        values = gradient.add_exact(batch, samples, step)
+        with flops.step(batch, samples):
+            values = gradient.add_exact(batch, samples, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)

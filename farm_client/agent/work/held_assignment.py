@@ -183,6 +183,7 @@ class Held:
             artefacts=artefacts,
             compute_seconds=done.compute_seconds,
             stage_seconds={**self.stages, **done.stage_seconds},
+            flops_per_sample=done.flops_per_sample,
         )
 
     def reject(self, code: RejectCode, message: str) -> Reject:
