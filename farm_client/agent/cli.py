@@ -7,17 +7,18 @@ identity: what only a person can mend.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 import uvloop
 
 from farm_client.agent.blotting import blot_out
+from farm_client.agent.cache_commands import cache_app
+from farm_client.agent.cli_parts import HomeOption, JsonOption, print_envelope
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
 from farm_client.agent.doctor import examine, in_lines
@@ -38,18 +39,14 @@ from protocol.wording import counted, sized
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
-SCHEMA: Final = 1
 _NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity)
 """What no restart mends: a supervisor should leave it."""
 
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(cache_app, name="cache")
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Folder of the identity, the cache and scratch files.", show_default=False)
-]
 CoresOption = Annotated[int | None, typer.Option(help="CPU cores to lend.", show_default="all")]
 RamOption = Annotated[str | None, typer.Option(help="Memory to lend, like 8GB.", show_default="all")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,7 +136,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     where = HomeFolder(load_settings(home=home).home)
     running, known = where.in_use(), read_status(where.status_file)
     if as_json:
-        _print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})
+        print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})
     else:
         typer.echo(plain_text(_describe(where.root, running, known)))
     raise typer.Exit(OK if running else FAILED)
@@ -153,7 +150,7 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
     resources, load = prober.resources(), prober.load()
     prober.close()
     if as_json:
-        _print_envelope("probe", {"resources": resources.model_dump(), "load": load.model_dump()})
+        print_envelope("probe", {"resources": resources.model_dump(), "load": load.model_dump()})
         return
     typer.echo(f"{resources.hostname}: {resources.platform}, {resources.cpu_cores} cores, {sized(resources.ram_bytes)}")
     typer.echo(f"free now: {sized(load.ram_free_bytes)} of memory, {sized(load.disk_free_bytes)} of disk")
@@ -169,7 +166,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Try to get out of each sandbox that this machine has, and say which one tasks would run in; 1 if in none."""
     found = examine(load_settings(home=home))
     if as_json:
-        _print_envelope("client_doctor", found)
+        print_envelope("client_doctor", found)
     else:
         typer.echo(plain_text("\n".join(in_lines(found))))
     raise typer.Exit(FAILED if found["uses"] == Rung.NONE else OK)
@@ -186,14 +183,14 @@ def escape_test(
 
     def tell(result: EscapeResult) -> None:
         if as_json:
-            _print_envelope("escape_case", as_envelope(result))
+            print_envelope("escape_case", as_envelope(result))
         else:
             said = {True: "contained", False: "ESCAPED", None: "not run"}[result.contained]
             typer.echo(plain_text(f"{result.rung} {result.case}: {said} ({one_line(result.detail)})"), err=True)
 
     report = run_escape_test(load_settings(home=home), rung, case, tell)
     if as_json:
-        _print_envelope("escape_test", report.counts())
+        print_envelope("escape_test", report.counts())
     else:
         typer.echo(plain_text("\n".join(report.in_lines())))
     raise typer.Exit(OK if report.is_contained else FAILED)
@@ -226,7 +223,3 @@ def _describe(home: Path, running: bool, known: Status) -> str:
         return f"no agent runs in {home}; start one with `farm-client join ADDRESS`"
     doing = f"{known.name} at {known.farm}: {known.doing}; {counted(known.delivered, 'result')} delivered"
     return "\n".join((doing, known.cache.in_words(), known.moved.in_words()))
-
-
-def _print_envelope(kind: str, data: dict[str, Any]) -> None:
-    typer.echo(json.dumps({"schema": SCHEMA, "kind": kind, "data": data}))

@@ -11,6 +11,7 @@ FarmError
 ├── OutOfReach         the farm was not reached; another try may reach it
 │   ├── NotAFarm       what answers there does not answer as a farm does
 │   └── Displaced      another machine works under this one's identity
+├── NoSuchTask         nothing in the cache is of a task that is called so
 ├── CacheFull          the cache cannot make room within its limit
 ├── DiskFull           the disk cannot take what is to be kept
 ├── HomeGone           the home is not there any more
@@ -110,6 +111,12 @@ class Displaced(OutOfReach):
             "another machine uses this machine's identity (its home folder was copied); stop this agent and start it "
             "with `farm-client join --new-identity ADDRESS`, and both can work"
         )
+
+
+class NoSuchTask(FarmError):
+    """No task of that name, or several."""
+
+    code = "no_such_task"
 
 
 class CacheFull(FarmError):

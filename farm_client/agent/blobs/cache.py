@@ -1,7 +1,8 @@
-"""Blobs that this machine fetched: content-addressed, bounded in size, the least recently used go first.
+"""Blobs that this machine fetched: content-addressed, bounded in size, what costs least to bring back goes first.
 
     <root>/ab/ab12...       a blob, read-only: executors map it
     <root>/ab12....part     what came of a blob so far, and beside it which bytes that are
+    <root>/uses             what each blob was used for, and what it cost
 
 A blob's digest is checked while it is written and again when an entry of an earlier run is first used; at every use
 the file must look as it did then. So a damaged file is never trained on: it is removed, and fetched again. Entries in
@@ -12,18 +13,27 @@ and no more than the disk has free, less a reserve. Other programs fill that dis
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from farm_client.agent.blobs.cache_files import Look, look_if_sound, look_of, mismatch, protect, scan, touch
+from farm_client.agent.blobs.cache_book import BlobNote, CacheBook
+from farm_client.agent.blobs.cache_entry import CacheEntry, Cleared
+from farm_client.agent.blobs.cache_files import (
+    copy_if_sound,
+    look_if_sound,
+    look_of,
+    mismatch,
+    protect,
+    scan,
+    touch,
+)
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.blobs.disk_space import DiskBudget, is_full, stored_bytes
+from farm_client.agent.blobs.eviction import Esteem, cheapest_first
 from farm_client.agent.errors import CacheFull, HomeGone
 from farm_client.transfer.partial_file import remove_partial
 from protocol.digests import digest_bytes
@@ -32,17 +42,6 @@ from protocol.wording import sized
 
 _TOUCH_EVERY_SECONDS: Final = 60.0
 """How exactly the order of use survives a restart; a write for every use would cost more than it is worth."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    size_bytes: int
-    used_at: float
-    """On the monotonic clock."""
-    whole: bool = True
-    look: Look | None = None
-    """What its file looked like when it was last found sound, in this run."""
-    touched_at: float = 0.0
 
 
 def say_nothing(_text: str) -> None:
@@ -57,12 +56,14 @@ class BlobCache:
         self._root = root
         self._max_bytes = max_bytes
         self._note = note
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self._hits = self._misses = self._served_bytes = 0
         self._evictions = self._evicted_bytes = self._damaged = 0
         self.used_bytes = 0
         self._disk = DiskBudget(root)
+        self.book = CacheBook(root)
+        self._inflation = self.book.read.inflation
         self._take_over()
 
     def __contains__(self, digest: str) -> bool:
@@ -98,6 +99,7 @@ class BlobCache:
             entry.look = None  # ``find`` reads it again
             return None
         self._hits += 1
+        entry.hits += 1
         self._served_bytes += entry.size_bytes
         self._mark_used(digest, entry)
         return self.path(digest)
@@ -148,9 +150,9 @@ class BlobCache:
         if digest not in self:
             self._remove(digest)
 
-    def adopt(self, digest: str, size_bytes: int) -> Path:
-        """Take in the finished partial file, whose digest the writer has checked."""
-        return self._take_in(self.partial_path(digest), digest, size_bytes)
+    def adopt(self, digest: str, size_bytes: int, fetch_seconds: float | None = None) -> Path:
+        """Take in the finished partial file, whose digest the writer has checked, and how long it took to come."""
+        return self._take_in(self.partial_path(digest), digest, size_bytes, fetch_seconds)
 
     async def adopt_file(self, digest: str, path: Path) -> Path:
         """Take in a copy of a file that was made on this machine, if that hashes to ``digest``.
@@ -167,7 +169,7 @@ class BlobCache:
                 self.make_room(look.size_bytes)
             copied = self._incoming_path(digest)
             try:
-                look = await asyncio.to_thread(_copy_if_sound, path, copied, digest)
+                look = await asyncio.to_thread(copy_if_sound, path, copied, digest)
             except BaseException:
                 copied.unlink(missing_ok=True)
                 raise
@@ -234,32 +236,66 @@ class BlobCache:
         return self._disk.lack(self._room_bytes() + sum(entry.size_bytes for entry in self._idle().values()))
 
     @contextmanager
-    def pinned(self, digests: Iterable[str]) -> Iterator[None]:
-        """Keep these blobs, here or yet to come, from being evicted."""
+    def pinned(self, digests: Iterable[str], task_id: str = "") -> Iterator[None]:
+        """Keep these blobs, here or yet to come, from being evicted; ``task_id``: for whom they are used."""
         names = list(digests)
         self._pins.update(names)
         try:
             yield
         finally:
+            self._label(names, task_id)
             self._pins.subtract(names)
             for digest in names:
                 if self._pins[digest] <= 0:
                     del self._pins[digest]
 
-    def _idle(self, sparing_seconds: float = 0.0) -> dict[str, _Entry]:
-        """Return what may be evicted, the least recently used first."""
-        used_before = time.monotonic() - sparing_seconds
-        return {d: e for d, e in self._entries.items() if not self._pins[d] and e.used_at <= used_before}
+    def clear(self, task_id: str | None = None) -> Cleared:
+        """Remove what nobody uses: of one task, what no other task used too; without one, all of it."""
+        removed = removed_bytes = in_use = 0
+        for digest, entry in tuple(self._entries.items()):
+            if task_id is not None and task_id not in entry.tasks:
+                continue
+            entry.tasks = tuple(user for user in entry.tasks if user != task_id)
+            if task_id is not None and entry.tasks:
+                continue  # another task's too
+            if self._pins[digest]:
+                in_use += 1
+                continue
+            removed += 1
+            removed_bytes += entry.size_bytes
+            self._remove(digest)
+        self.save_book()
+        return Cleared(removed, removed_bytes, in_use)
 
-    def _evict(self, idle: dict[str, _Entry], wanted_bytes: int) -> int:
+    def save_book(self) -> None:
+        """Write down what is known of the blobs, for the next run and for `farm-client cache show`."""
+        self.book.save({digest: entry.note() for digest, entry in self._entries.items()}, self._inflation)
+
+    def _label(self, digests: Iterable[str], task_id: str) -> None:
+        for digest in digests if task_id else ():
+            entry = self._entries.get(digest)
+            if entry is not None:
+                entry.used_by(task_id)
+        if self.book.is_due():
+            self.save_book()
+
+    def _idle(self, sparing_seconds: float = 0.0) -> dict[str, CacheEntry]:
+        """Return what may be evicted."""
+        used_before = time.monotonic() - sparing_seconds
+        return {d: e for d, e in self._entries.items() if not self._pins[d] and e.standing.used_at <= used_before}
+
+    def _evict(self, idle: dict[str, CacheEntry], wanted_bytes: int) -> int:
         """Remove entries until so many bytes, or all of them, are gone; return how many are."""
         freed_bytes = 0
-        for digest, entry in idle.items():
+        if wanted_bytes <= 0:
+            return freed_bytes
+        for digest, worth in cheapest_first({d: e.standing for d, e in idle.items()}, time.monotonic()):
             if freed_bytes >= wanted_bytes:
                 break
-            freed_bytes += entry.size_bytes
+            self._inflation = max(self._inflation, worth)
+            freed_bytes += idle[digest].size_bytes
             self._evictions += 1
-            self._evicted_bytes += entry.size_bytes
+            self._evicted_bytes += idle[digest].size_bytes
             self._remove(digest)
         return freed_bytes
 
@@ -269,27 +305,29 @@ class BlobCache:
         promised_bytes = sum(max(0, size - stored_bytes(self.partial_path(digest))) for digest, size in unfinished)
         return self._disk.room_bytes() - promised_bytes
 
-    def _take_in(self, incoming: Path, digest: str, size_bytes: int) -> Path:
+    def _take_in(self, incoming: Path, digest: str, size_bytes: int, fetch_seconds: float | None = None) -> Path:
         protect(incoming)
         path = self.path(digest)
         path.parent.mkdir(exist_ok=True)
         self._forget(digest)
         incoming.replace(path)
         entry = self._add(digest, size_bytes)
+        entry.standing.fetch_seconds = fetch_seconds
         entry.look, entry.touched_at = look_of(path), time.monotonic()
         return path
 
     def _incoming_path(self, digest: str) -> Path:
         return self._root / f"{digest}.new"
 
-    def _mark_used(self, digest: str, entry: _Entry) -> None:
+    def _mark_used(self, digest: str, entry: CacheEntry) -> None:
         self._entries.move_to_end(digest)
-        entry.used_at = now = time.monotonic()
+        now = time.monotonic()
+        entry.standing.use(now, self._inflation)
         if entry.look is not None and now - entry.touched_at > _TOUCH_EVERY_SECONDS:
             entry.touched_at = now
             touch(self.path(digest), entry.look, time.time_ns())
 
-    def _judge(self, digest: str, entry: _Entry) -> None:
+    def _judge(self, digest: str, entry: CacheEntry) -> None:
         """Keep an entry that was found sound, remove one that was not."""
         if entry.look is not None:
             protect(self.path(digest))
@@ -298,8 +336,8 @@ class BlobCache:
         self._note(f"the cached copy of blob {digest[:12]} is damaged or gone; it will be fetched again")
         self._remove(digest)
 
-    def _add(self, digest: str, size_bytes: int) -> _Entry:
-        entry = self._entries[digest] = _Entry(size_bytes, used_at=time.monotonic())
+    def _add(self, digest: str, size_bytes: int) -> CacheEntry:
+        entry = self._entries[digest] = CacheEntry(Esteem(size_bytes, time.monotonic(), base=self._inflation))
         self.used_bytes += size_bytes
         return entry
 
@@ -315,18 +353,11 @@ class BlobCache:
 
     def _take_over(self) -> None:
         """Go on with what an earlier run left."""
-        now = time.monotonic()
+        now, nothing = time.monotonic(), BlobNote()
         for idle_seconds, digest, size_bytes, whole in scan(self._root):
-            self._entries[digest] = _Entry(size_bytes, used_at=now - idle_seconds, whole=whole)
+            known = self.book.read.blobs.get(digest, nothing)
+            standing = Esteem(size_bytes, now - idle_seconds, known.fetch_seconds, known.popularity, known.base)
+            self._entries[digest] = CacheEntry(standing, whole, known.hits, known.tasks)
             self.used_bytes += size_bytes
         with suppress(HomeGone):
             self._evict(self._idle(), max(self.used_bytes - self._max_bytes, -self._room_bytes()))
-
-
-def _copy_if_sound(path: Path, copied: Path, digest: str) -> Look | None:
-    """Copy a file, and return what the copy looks like if it hashes to ``digest``; else there is none."""
-    shutil.copyfile(path, copied, follow_symlinks=False)  # a file system that can shares the blocks
-    look = look_if_sound(copied, digest)
-    if look is None:
-        copied.unlink()
-    return look

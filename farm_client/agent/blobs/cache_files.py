@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from contextlib import suppress
@@ -52,6 +53,15 @@ def look_if_sound(path: Path, digest: str) -> Look | None:
             hasher.update(data)
         sound = hasher.hexdigest() == digest and _look(before) == _look(os.fstat(handle))
     return _look(before) if sound else None
+
+
+def copy_if_sound(path: Path, copied: Path, digest: str) -> Look | None:
+    """Copy a file; return what the copy looks like if it hashes to ``digest``; else there is none."""
+    shutil.copyfile(path, copied, follow_symlinks=False)  # a file system that can shares the blocks
+    look = look_if_sound(copied, digest)
+    if look is None:
+        copied.unlink()
+    return look
 
 
 def protect(path: Path) -> None:

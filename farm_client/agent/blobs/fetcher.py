@@ -6,6 +6,7 @@ What will be needed later is fetched ahead, one blob at a time, while nobody wai
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from protocol.tasks import BlobRef
 _MAX_WISHES: Final = 256
 _SPARING_SECONDS: Final = 300.0
 """What was used within this time is not evicted for something that may be needed later."""
+
+_TELLING_SHARE: Final = 0.25
+"""A download that had less of the blob to bring does not tell what all of it costs."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,7 @@ class Fetcher:
             await asyncio.wait(self._tasks)
         if self._ahead is not None:
             await self._ahead
+        self.cache.save_book()
 
     async def fetch(self, ref: BlobRef) -> Path:
         """Return the blob's file in the cache; pin its digest while you use it.
@@ -164,16 +169,20 @@ class Fetcher:
             with self.cache.pinned((digest,)):
                 while digest not in self.cache:
                     try:
-                        await self._pour(digest, size_bytes, running.sparing_seconds)
-                        self.cache.adopt(digest, size_bytes)
+                        seconds = await self._pour(digest, size_bytes, running.sparing_seconds)
+                        self.cache.adopt(digest, size_bytes, seconds)
                     except OSError as error:  # other programs fill the disk too
                         self.cache.evict_after(error, size_bytes)
                 return self.cache.path(digest)
 
-    async def _pour(self, digest: str, size_bytes: int, sparing_seconds: float) -> None:
-        """Download into the blob's partial file; of what an OSError ends nothing is kept."""
+    async def _pour(self, digest: str, size_bytes: int, sparing_seconds: float) -> float | None:
+        """Download into the blob's partial file; return how long all of it takes, None if too little was left to say.
+
+        Of what an OSError ends nothing is kept.
+        """
         partial = PartialFile(self.cache.reserve(digest, size_bytes, sparing_seconds), size_bytes)
-        self.arrived_bytes[digest] = partial.present_bytes
+        self.arrived_bytes[digest] = present_bytes = partial.present_bytes
+        began_at = time.monotonic()
         try:
             await self._transfers.download(digest, partial, lambda count: self.arrived_bytes.__setitem__(digest, count))
         except OSError:  # a full disk is not to be kept full by half a blob
@@ -182,3 +191,5 @@ class Fetcher:
         finally:
             del self.arrived_bytes[digest]
             self.cache.give_up(digest)
+        share = 1.0 - present_bytes / max(1, size_bytes)
+        return (time.monotonic() - began_at) / share if share >= _TELLING_SHARE else None

@@ -136,18 +136,21 @@ class Job:
         self.held.phase, self.held.samples_done = Phase.FETCHING, 0
         clock = StageClock()
         self.held.stages = clock.seconds
-        executor = self._tools.pool.take(self.held.assign.task.task_id)
+        task = self.held.assign.task
+        executor = self._tools.pool.take(task.task_id)
+        self._tools.fetcher.cache.book.name_task(task.task_id, task.name)
         try:
             files = self.held.files()
             route = self._weights.route(executor.held_weights if executor else None)
-            kept = (*files, self.held.assign.task.code, *self._of_the_model())
+            kept = (*files, task.code, *self._of_the_model())
             pins = (*(ref.digest for ref in kept), *self._weights.pins(route))
-            with self._tools.fetcher.cache.pinned(pins):
+            with self._tools.fetcher.cache.pinned(pins, task.task_id):
                 await self._fetch(files, route)
                 clock.ended(WorkStage.FETCH)
                 if executor is None:
                     executor = await self._load()
                     clock.ended(WorkStage.START)
+                    self._tools.fetcher.cache.book.warmed(task.task_id, clock.seconds[WorkStage.START])
                 done = await self._compute(executor, route)
             artefacts = await store_left_files(self.held, executor, done.left, self._tools.transfers)
             return self._keep(done, executor, artefacts)

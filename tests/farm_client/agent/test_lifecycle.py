@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+from farm_client.agent.blobs.cache_view import look_into
 from farm_client.agent.connection import reconnect_policy
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.daemon import Agent
@@ -46,6 +47,19 @@ async def test_what_is_cached_is_told_at_the_next_join(farm, start_agent):
     async with start_agent():
         hello = await (await farm.next_client()).expect(Hello)
     assert assign.slices[0].shard.blob.digest in hello.cached
+
+
+async def test_what_is_cached_is_known_by_its_task_and_by_what_it_cost(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(farm.task(), inline=False)
+        await peer.send(assign)
+        await peer.expect(Result)
+    (task,) = look_into(home / "cache")
+    assert (task.task_id, task.name) == (assign.task.task_id, assign.task.name)
+    assert task.warm_seconds > 0
+    fetched = {blob.digest: blob.fetch_seconds for blob in task.blobs}
+    assert fetched[assign.slices[0].shard.blob.digest] > 0
 
 
 async def test_ctrl_c_finishes_what_computes_and_says_goodbye(farm, start_agent):

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import DiskBudget
+from farm_client.agent.blobs.eviction import cheapest_first
 from farm_client.agent.errors import CacheFull, DiskFull
 from farm_client.transfer.partial_file import PartialFile
 from protocol.digests import digest_bytes
@@ -44,10 +46,15 @@ class Cache(RuleBasedStateMachine):
         self.uses.close()
         self.folder.cleanup()
 
+    def _cheapest_first(self) -> list[str]:
+        """What is not in use, in the order of the rule, which has its own tests."""
+        standings = {name: self.cache._entries[name].standing for name in self.model if name not in self.pins}
+        return [name for name, _ in cheapest_first(standings, time.monotonic())]
+
     def _room_for(self, size: int) -> bool:
         """Evict in the model as the cache should; return whether it can be made to fit."""
         over = sum(held for held, _ in self.model.values()) + size - LIMIT
-        idle = [name for name in self.model if name not in self.pins]
+        idle = self._cheapest_first()
         if over > sum(self.model[name][0] for name in idle):
             return False
         while over > 0:
@@ -124,8 +131,8 @@ class Cache(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 60))
     def evict(self, size: int) -> None:
+        idle = self._cheapest_first()
         freed = self.cache.evict(size)
-        idle = [name for name in self.model if name not in self.pins]
         gone = 0
         while idle and gone < max(1, size):
             gone += self.model.pop(idle.pop(0))[0]

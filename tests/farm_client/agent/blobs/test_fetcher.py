@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.cache_book import read_notes
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import parse_address
 from farm_client.agent.errors import CacheFull
+from farm_client.transfer.partial_file import PartialFile
 from protocol.assignments import Prefetch, Result
 from protocol.digests import digest_bytes
 from protocol.errors import NotFound, Unavailable
@@ -57,6 +59,19 @@ async def test_what_came_survives_a_restart_of_the_agent(farm, transfers, tmp_pa
         assert (await second.fetch(ref)).read_bytes() == DATA
     assert farm.requests[-1] == ("GET", "bytes=100000-255999")
     assert not list(tmp_path.glob("*.*"))
+
+
+async def test_how_long_a_download_took_is_remembered_for_the_next_run(farm, transfers, tmp_path):
+    whole, rest = farm.store(DATA), farm.store(bytes(reversed(DATA)))
+    async with Fetcher(BlobCache(tmp_path, 10_000_000), transfers) as fetcher:
+        await fetcher.fetch(whole)
+        partial = PartialFile(fetcher.cache.reserve(rest.digest, rest.size_bytes), rest.size_bytes)
+        partial.write(0, bytes(reversed(DATA))[:-1000])
+        partial.close()
+        await fetcher.fetch(rest)
+    blobs = read_notes(tmp_path).blobs
+    assert blobs[whole.digest].fetch_seconds > 0
+    assert blobs[rest.digest].fetch_seconds is None  # so little of it does not tell
 
 
 async def test_a_blob_that_the_farm_does_not_have_leaves_nothing(farm, fetcher, tmp_path):
