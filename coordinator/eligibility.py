@@ -25,6 +25,7 @@ from protocol.versions import (
     QUANTIZED_BASE,
     SEQUENTIAL_ORDER,
     STEP_RULES,
+    TASK_ENVIRONMENT,
     TASK_LENGTH,
 )
 from protocol.wording import sized
@@ -197,5 +198,6 @@ _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
     (NAMED_SCHEDULE, _names_a_schedule, "follow a schedule that the recipe names"),
     (SEQUENTIAL_ORDER, lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL, "read rows in order"),
     (TASK_LENGTH, lambda spec: spec.reads_length, "tell the code how long the task is"),
+    (TASK_ENVIRONMENT, lambda spec: spec.environment is not None, "run with the packages of a task's lock"),
 )
 """What a task may need of a client beside codecs: a client's feature, whether it is needed, and what lacks without."""

@@ -46,6 +46,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         code=spec.code,
         frozen=spec.frozen,
         base=spec.base,
+        environment=spec.environment,
         entry=spec.entry,
         config=spec.config,
         seed=spec.recipe.seed,

@@ -44,6 +44,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
         "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,
+        "task_environment": lambda spec: spec.environment is not None,
         "task_length": lambda spec: spec.reads_length,
     }
 )

@@ -213,6 +213,8 @@ class TaskSpec(Frozen):
     or there are none."""
     base: BaseFiles = ()
     """The folder that ``build_model`` starts from, file by file; its ``config["base"]`` says where it is."""
+    environment: BlobRef | None = None
+    """The lock of the packages that the code imports (``protocol.locks``); its digest is the environment's name."""
     model_files: Config = Field(default_factory=dict)
     """JSON files by name that say to Hugging Face's libraries what the model is; for who pulls it, not for clients."""
     recipe: Recipe
@@ -265,6 +267,8 @@ class TaskBrief(Frozen):
     Where there is a ``base`` they are fetched only by a client that builds others from it."""
     base: BaseFiles = ()
     """``TaskSpec.base``."""
+    environment: BlobRef | None = None
+    """``TaskSpec.environment``: an executor of the task runs with these packages."""
     entry: FilePath
     config: Config
     seed: Natural

@@ -37,6 +37,9 @@ SEQUENTIAL_ORDER: Final = "sequential_order"
 TASK_LENGTH: Final = "task_length"
 """Likewise: they tell a task's code how long the task is."""
 
+TASK_ENVIRONMENT: Final = "task_environment"
+"""Likewise: they run a task's code with the packages of its lock, if they have them or may install them."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

@@ -170,6 +170,7 @@ MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
 INITIAL_WEIGHTS: Final = "initial_weights"
 FROZEN_WEIGHTS: Final = "frozen"
 BASE_FILE: Final = "base"
+ENVIRONMENT: Final = "environment"
 KEPT_ROLES: Final = (INITIAL_WEIGHTS, FROZEN_WEIGHTS, BASE_FILE)
 """The blobs of a submission that outlive a finished task: its models are made of them."""
 LEFT_BY_TASKS: Final = (FAILED_STEP, ARTEFACT)
@@ -180,6 +181,7 @@ _WITHOUT_BYTES: Final[dict[str, Any]] = {
     INITIAL_WEIGHTS: BlobRef.CARRIED,
     FROZEN_WEIGHTS: BlobRef.CARRIED,
     BASE_FILE: {"__all__": {"blob": BlobRef.CARRIED}},
+    ENVIRONMENT: BlobRef.CARRIED,
     "dataset": {"shards": {"__all__": {"blob": BlobRef.CARRIED}}},
 }
 
@@ -191,6 +193,7 @@ def without_bytes(spec: TaskSpec) -> TaskSpec:
         spec.code,
         spec.initial_weights,
         spec.frozen,
+        spec.environment,
         *(file.blob for file in spec.base),
         *(shard.blob for shard in shards),
     ]
@@ -209,6 +212,7 @@ def blob_rows(task_id: str, spec: TaskSpec) -> list[Row]:
     named = [("code", spec.code), (INITIAL_WEIGHTS, spec.initial_weights)]
     named += [] if spec.frozen is None else [(FROZEN_WEIGHTS, spec.frozen)]
     named += [(BASE_FILE, file.blob) for file in spec.base]
+    named += [] if spec.environment is None else [(ENVIRONMENT, spec.environment)]
     named += [("shard", shard.blob) for shard in spec.dataset.shards if shard.blob is not None]
     return [
         {"task_id": task_id, "role": role, "digest": ref.digest, "size_bytes": ref.size_bytes} for role, ref in named

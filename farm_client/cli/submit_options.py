@@ -80,6 +80,15 @@ class SubmitOptions(RecipeOptions):
             rich_help_panel=_TASK,
         ),
     ] = None
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            "--requirements",
+            metavar="FILE",
+            help="The packages to import: uv.lock, pylock.toml or requirements with hashes.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
     config: Annotated[
         Path | None, typer.Option("--config", help="A TOML file that says all of this.", rich_help_panel=_TASK)
     ] = None
@@ -197,5 +206,6 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "samples": options.samples,
             "priority": options.priority,
             "base": options.base,
+            "environment": options.requirements,
         }
     )

@@ -32,6 +32,7 @@ from farm_client.sdk.default_mode import (
     with_passes_said,
 )
 from farm_client.sdk.errors import first_problem
+from farm_client.sdk.lock_files.reading import lock_blob
 from farm_client.sdk.rows_in_order import order_notes, stretches_of, whole_batches
 from farm_client.sdk.submitter import ANONYMOUS
 from farm_client.sdk.warm_start import Start, WarmStart
@@ -66,7 +67,8 @@ class Submission:
     ``batch``: "dict", "tuple" (of all columns, in the data file's order), or the columns of the tuple.
 
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
-    ``base`` is a folder that ``build_model`` starts from, which it is given as ``config["base"]``.
+    ``base`` is a folder that ``build_model`` starts from, which it is given as ``config["base"]``. ``environment`` is
+    the lock file of the packages that the code imports (``sdk.lock_files``).
     ``warm_start`` takes the place of the weights that ``build_model`` starts with. Where ``chosen_for`` is given, a
     recipe that leaves the mode open gets the one that suits this link.
     """
@@ -88,6 +90,7 @@ class Submission:
     requirements: Requirements = field(default_factory=Requirements)
     warm_start: WarmStart | None = None
     base: Path | None = None
+    environment: Path | None = None
     chosen_for: LinkEstimate | None = None
 
 
@@ -119,6 +122,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
 def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared:
     _check_config(submission.config)
     base = {} if submission.base is None else read_base(submission.base)
+    environment, lock = lock_blob(submission.environment)
     source = open_data(submission.data, submission.row_bytes) if submission.data else None
     submission = replace(submission, recipe=with_tuple_columns(submission.recipe, submission.batch, source))
     bundle = make_bundle(submission.code, submission.entry, without=(*submission.data, *base.values()))
@@ -137,6 +141,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     files[bundle.blob.digest] = bundle.data
     named, base_files = base_blobs(base)
     files |= base_files
+    files |= lock
     start = _start(submission, report, folder)
     files |= start.files
     rows = (report.rows or 0) if source is None else source.rows
@@ -154,6 +159,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
         initial_weights=start.weights,
         frozen=start.frozen,
         base=named,
+        environment=environment,
         model_files=report.model_files,
         recipe=complete_recipe(submission.recipe, dataset, report),
         requirements=submission.requirements,

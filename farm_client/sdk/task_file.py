@@ -68,7 +68,7 @@ class TaskTable(BaseModel):
 
     ``batch`` is "dict", "tuple" or a list of columns. ``holdout`` is a share of the rows; ``row_bytes`` a text
     file's row; ``samples`` the size of a data set that only ``load_shard`` knows; ``base`` a
-    folder that the model is built from.
+    folder that the model is built from; ``environment`` the lock file of the packages that the code imports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +82,7 @@ class TaskTable(BaseModel):
     samples: int | None = Field(default=None, ge=1)
     priority: int = Field(default=5, ge=0, le=9)
     base: Path | None = None
+    environment: Path | None = None
 
 
 class TaskFile(BaseModel):
@@ -110,6 +111,7 @@ class TaskFile(BaseModel):
             samples=table.samples,
             priority=table.priority,
             base=table.base,
+            environment=table.environment,
             submitter=submitter_here(),
             requirements=self.requirements,
         )
@@ -202,8 +204,9 @@ def _read(path: Path) -> dict[str, Any]:
             raise InvalidTask(f"{path}: put {name!r} into a table: [task], [recipe], [requirements] or [config]")
     if "data" in (task := tables.get("task", {})):
         task["data"] = tuple(path.parent / file for file in _data_files(path, task["data"]))
-    if isinstance(base := task.get("base"), str):
-        task["base"] = path.parent / base
+    for name in ("base", "environment"):
+        if isinstance(beside := task.get(name), str):
+            task[name] = path.parent / beside
     return tables
 
 

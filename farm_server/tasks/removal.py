@@ -40,5 +40,5 @@ def _digests(record: TaskRecord, checkpoints: list[CheckpointRecord]) -> set[str
     shards = [shard.blob for shard in spec.dataset.shards]
     parts = [ref for c in checkpoints for ref in c.blobs]
     base = [file.blob for file in spec.base]
-    refs = [spec.code, spec.initial_weights, spec.frozen, *base, *shards, *parts]
+    refs = [spec.code, spec.initial_weights, spec.frozen, spec.environment, *base, *shards, *parts]
     return {ref.digest for ref in refs if ref is not None}

@@ -13,6 +13,7 @@ from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
 from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
+from farm_server.tasks.lock_check import check_lock
 from farm_server.tensors.layouts import layout_of_file
 from farm_server.tensors.torch_side import TorchSide
 from farm_server.transfers.memory_blobs import MemoryBlobs
@@ -130,6 +131,8 @@ class Submissions:
             raise InvalidTask(f"the recipe contradicts itself: {why}")
         self._check_blobs(spec, start)
         check_bundle(self._blobs.path(spec.code.digest), spec.entry)
+        if spec.environment is not None:
+            check_lock(self._blobs.path(spec.environment.digest))
         try:
             layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
             for codec in (spec.recipe.update_codec, spec.recipe.weights_codec):
@@ -187,6 +190,8 @@ def _references(spec: TaskSpec) -> Iterator[BlobRef]:
         yield spec.frozen
     for file in spec.base:
         yield file.blob
+    if spec.environment is not None:
+        yield spec.environment
     for shard in spec.dataset.shards:
         if shard.blob is not None:
             yield shard.blob

@@ -38,6 +38,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(requirements=Requirements(sandbox=Rung.CONTAINER)), "needed_sandbox"),
         (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
         (spec(order="sequential"), "sequential_order"),
+        (spec().model_copy(update={"environment": blob("lock")}), "task_environment"),
         (spec().model_copy(update={"reads_length": True}), "task_length"),
         (spec(outer=OuterOptimizer(schedules={"lr": SCHEDULE})), "schedules"),
         (spec(outer=OuterOptimizer(groups=(ParameterGroup(names=("w",), schedules={"lr": SCHEDULE}),))), "schedules"),

@@ -34,6 +34,7 @@ def _tasks(draw: st.DrawFn, name: str) -> TaskRecord:
         code=draw(_refs),
         initial_weights=draw(_refs),
         frozen=draw(_maybe),
+        environment=draw(_maybe),
         base=tuple(BaseFile(path=f"{n}", blob=draw(_refs)) for n in range(draw(st.integers(0, 2)))),
         dataset=Dataset(kind="files", shards=tuple(shards)),
     )
@@ -60,7 +61,7 @@ class Farm:
         for task in self.tasks:
             refs += [task.spec.initial_weights, task.spec.frozen, *(file.blob for file in task.spec.base)]
             if task.state not in (TaskState.COMPLETED, TaskState.CANCELLED):
-                refs += [task.spec.code, *(shard.blob for shard in task.spec.dataset.shards)]
+                refs += [task.spec.code, task.spec.environment, *(shard.blob for shard in task.spec.dataset.shards)]
         for one in self.checkpoints.values():
             refs += [one.weights, one.optimizer, one.inner_state, one.manifest]
         for assignment in self.assignments:
@@ -73,7 +74,7 @@ class Farm:
     def blob_bytes(self, name: str) -> int:
         """Count what a task's submission and checkpoints name, each blob once."""
         spec = next(task.spec for task in self.tasks if task.task_id == name)
-        refs = [spec.code, spec.initial_weights, spec.frozen, *(file.blob for file in spec.base)]
+        refs = [spec.code, spec.environment, spec.initial_weights, spec.frozen, *(file.blob for file in spec.base)]
         refs += [*(shard.blob for shard in spec.dataset.shards)]
         for (task, _), one in self.checkpoints.items():
             refs += [one.weights, one.optimizer, one.inner_state, one.manifest] if task == name else []

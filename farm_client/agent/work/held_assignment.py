@@ -127,7 +127,8 @@ class Held:
         frozen = () if task.frozen is None else (task.frozen,)
         state = () if self.assign.inner_state is None else (self.assign.inner_state,)
         base = (file.blob for file in task.base)
-        return (task.code, *frozen, *base, self.assign.weights, *links, *state, *self.shards())
+        lock = () if task.environment is None else (task.environment,)
+        return (task.code, *frozen, *base, *lock, self.assign.weights, *links, *state, *self.shards())
 
     def sent(self, count: int) -> None:
         """Take how many bytes of the update have left."""

@@ -464,3 +464,20 @@ def test_a_round_of_rows_in_order_is_whole_batches_of_each_client() -> None:
     recipe = in_order(mode="weights", batch_samples=7, min_clients=3)
     assert complete_recipe(recipe, dataset(70_014), RehearsalReport()).round_samples == 65_520
     assert complete_recipe(recipe, dataset(42), RehearsalReport()).round_samples == 42
+
+
+def test_a_lock_travels_as_a_blob_by_which_the_environment_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(f"einops==0.8.1 --hash=sha256:{'a' * 64}\n")
+    ready = prepared(tmp_path, environment=path)
+    assert ready.spec.environment is not None
+    assert ready.spec.environment.carried is None
+    assert ready.blobs[ready.spec.environment.digest] == path.read_bytes()
+    assert "task_environment" in ready.spec.needs
+
+
+def test_a_lock_that_leaves_a_choice_open_is_told_before_the_code_is_tried(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("einops>=0.8\n")
+    with pytest.raises(InvalidTask, match="line 1: einops is not pinned"):
+        prepared(tmp_path, "raise RuntimeError('it was tried')", environment=path)

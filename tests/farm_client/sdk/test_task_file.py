@@ -265,3 +265,10 @@ def test_a_warm_up_alone_is_a_schedule(folder):
     assert describe_task(SubmitOptions(file=folder, warmup=5)).recipe.schedule == NamedSchedule(warmup=5)
     (folder / "task.toml").write_text('[recipe]\nschedule = "one_cycle"\n')
     assert describe_task(SubmitOptions(file=folder)).recipe.schedule == NamedSchedule(name=ScheduleName.ONE_CYCLE)
+
+
+def test_the_lock_is_named_beside_the_file_or_on_the_command_line(folder: Path) -> None:
+    (folder / "task.toml").write_text('[task]\nenvironment = "uv.lock"\n')
+    assert describe_task(SubmitOptions(file=folder)).submission(folder).environment == folder / "uv.lock"
+    given = SubmitOptions(file=folder, requirements=Path("pylock.toml"))
+    assert describe_task(given).submission(folder).environment == Path("pylock.toml")
