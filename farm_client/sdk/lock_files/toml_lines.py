@@ -1,4 +1,4 @@
-"""Finds the line of a TOML file on which an entry of an array of tables begins: ``tomllib`` does not tell."""
+"""Finds the line of a TOML file on which an entry of an array of tables begins, which ``tomllib`` leaves out."""
 
 from __future__ import annotations
 
