@@ -26,6 +26,7 @@ from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
 from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.reporting.screens import chosen_view
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
@@ -107,8 +108,11 @@ def join(
     new_identity: Annotated[
         bool, typer.Option("--new-identity", help="Join as a new client: for a home folder that was copied.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON objects on stdout, one a line, as things change.")
+    ] = False,
 ) -> None:
-    """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once."""
+    """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once. A terminal shows a live panel."""
     settings = load_settings(
         home=home,
         token_file=token_file,
@@ -127,7 +131,8 @@ def join(
     address = choose_farm(url, settings.token_file, HomeFolder(settings.home).farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
-    uvloop.run(Agent(address, settings, new_identity=new_identity).run())
+    view = chosen_view(as_json=as_json, log_format=settings.log_format, stream=sys.stderr)
+    uvloop.run(Agent(address, settings, new_identity=new_identity, view=view).run())
 
 
 @app.command()

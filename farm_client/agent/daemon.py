@@ -39,6 +39,8 @@ from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.machine.selftest import Verdicts, self_test
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
+from farm_client.agent.reporting.meters import MachineMeter
+from farm_client.agent.reporting.screens import StatusView, shown
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
 from farm_client.agent.work.failed_steps import FailedSteps
@@ -79,21 +81,24 @@ class Agent:
         executor_module: str = EXECUTOR_MODULE,
         *,
         new_identity: bool = False,
+        view: StatusView = StatusView.LINES,
         wrap: Wrap = as_built,
     ) -> None:
-        """``new_identity``: join as a new client, and leave the former identity to whoever has a copy of it.
+        """``view``: how its owner looks at it.
 
+        ``new_identity``: join as a new client, and leave the former identity to whoever has a copy of it.
         ``wrap``: what stands in the place of parts that a test wants to reach.
         """
         self._address = address
         self._settings = settings
         self._executor_module = executor_module
         self._new_identity = new_identity
+        self._view = view
         self._wrap = wrap
         # absolute: executors work in folders of their own, where a relative path leads nowhere
         self._home = HomeFolder(settings.home.absolute())
         self._console = Console(settings.log_format)
-        self._board = StatusBoard(self._home.status_file)
+        self._board = StatusBoard(self._home.status_file, events=self._console.events)
         self._leaving = asyncio.Event()
         self._leave_by = 0.0
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
@@ -110,29 +115,34 @@ class Agent:
         keep_descriptors()
         with self._home.held():
             self._listen_to_signals(asyncio.current_task())
-            self._board.show(farm=self._address.shown, name=self._settings.name)
-            probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
-            pool: ExecutorPool | None = None
-            try:
-                verdicts = await self._startup(probe)
-                pool = self._open_pool(probe)
-                async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
-                    starts = StartMarks(self._home.started_dir)
-                    sender = self._wrap(ResultSender(transfers, self._console.tell))
-                    tools = Tools(
-                        pool,
-                        fetcher,
-                        transfers,
-                        self._open_outbox(),
-                        sender,
-                        starts,
-                        self._open_snapshots(),
-                        FailedSteps(transfers),
-                        self._home,
-                    )
-                    await self._serve(tools, probe, verdicts)
-            finally:
-                await self._shutdown(pool, probe)
+            async with shown(self._view, self._board, self._console):
+                await self._live()
+
+    async def _live(self) -> None:
+        self._board.show(farm=self._address.shown, name=self._settings.name)
+        probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
+        self._board.measure = MachineMeter(probe)
+        pool: ExecutorPool | None = None
+        try:
+            verdicts = await self._startup(probe)
+            pool = self._open_pool(probe)
+            async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
+                starts = StartMarks(self._home.started_dir)
+                sender = self._wrap(ResultSender(transfers, self._console.tell))
+                tools = Tools(
+                    pool,
+                    fetcher,
+                    transfers,
+                    self._open_outbox(),
+                    sender,
+                    starts,
+                    self._open_snapshots(),
+                    FailedSteps(transfers),
+                    self._home,
+                )
+                await self._serve(tools, probe, verdicts)
+        finally:
+            await self._shutdown(pool, probe)
 
     async def _startup(self, probe: Probe) -> Verdicts:
         self._identity: Identity = load_identity(self._home.identity_file, anew=self._new_identity)
@@ -140,7 +150,7 @@ class Agent:
         self._choice = await choose_sandbox(
             self._home, probe, self._settings, self._executor_module, self._console.tell
         )
-        self._board.show(doing="testing the devices")
+        self._board.show(doing="testing the devices", sandbox=self._choice.sandbox.label)
         remembered = self._settings.self_test_file or self._home.self_test_file
         verdicts = await self_test(probe, remembered, confinement=self._choice.confinement)
         for refused in verdicts.refused:
@@ -200,6 +210,7 @@ class Agent:
 
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
         worker = Worker(tools, self._worker_parts(probe))
+        self._board.work = worker.views
         worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)
         policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)
@@ -231,12 +242,14 @@ class Agent:
         Raises: Unauthorized, VersionMismatch, BadAddress; OutOfReach at the owner's limit.
         """
         while not self._leaving.is_set():
+            self._board.show(connection="connecting", connected_at=0.0)
             try:
                 link = self._wrap(await open_link(self._address, hello(), self._capacity))
             except OutOfReach as error:
                 await self._wait_to_retry(error, policy.failed(error))
             else:
                 policy.welcomed()
+                self._board.show(doing="waiting: joined just now", connection="connected", connected_at=time.time())
                 remember_farm(self._home.farm_file, self._address)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
                 self._console.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
@@ -248,7 +261,7 @@ class Agent:
         until = "until it leaves" if isinstance(why, Displaced) else "until it answers"
         doing = f"waiting: {why.message}; trying again {until}"
         self._console.keep_telling(doing, doing)
-        self._board.show(doing=doing)
+        self._board.show(doing=doing, connection="away", connected_at=0.0)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
@@ -303,7 +316,7 @@ class Agent:
         probe.close()
         for number in self._signals:
             asyncio.get_running_loop().remove_signal_handler(number)
-        self._board.show(doing="stopped", task="", round=None)
+        self._board.show(doing="stopped", connection="stopped", connected_at=0.0, task="", round=None)
 
     def _hello(self, tools: Tools, worker: Worker, probe: Probe, verdicts: Verdicts) -> Hello:
         return Hello(

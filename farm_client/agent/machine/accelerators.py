@@ -56,6 +56,14 @@ class Accelerators:
                 found.append(_sample(index, handle))
         return tuple(found)
 
+    def temperatures(self) -> dict[int, float]:
+        """Read the GPUs' temperatures in degrees Celsius, by index; one that does not tell is left out."""
+        found = {}
+        for index, handle in self._handles.items():
+            with suppress(pynvml.NVMLError):
+                found[index] = float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+        return found
+
     def close(self) -> None:
         """Let NVML go."""
         if self.driver:

@@ -6,14 +6,26 @@ import json
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
 
+from protocol.frozen import Frozen
 from protocol.terminal_text import one_line, plain_text
 
 Format = Literal["lines", "json"]
 _REPEAT_SECONDS: Final = 15.0
+_KEPT_EVENTS: Final = 20
+
+
+class Event(Frozen):
+    """One thing that happened. ``number`` counts them from 1 since the agent started; ``at`` is Unix seconds."""
+
+    number: int
+    at: float
+    text: str
 
 
 class Console:
@@ -24,6 +36,26 @@ class Console:
         self._render = _as_json if line_format == "json" else _text_alone
         self._last = ""
         self._told_at = 0.0
+        self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._count = 0
+        self._is_muted = False
+        self._unsaid: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=_KEPT_EVENTS)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Only keep what is told, while something else is drawn in its place; tracebacks are written after that."""
+        self._is_muted = True
+        try:
+            yield
+        finally:
+            self._is_muted = False
+            while self._unsaid:
+                text, fields = self._unsaid.popleft()
+                self._write(text, **fields)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the last things that were told, the newest last; what is told again and again, once."""
+        return tuple(self._events)
 
     def tell(self, text: str, **ids: str | int) -> None:
         """Write a line, unless it says the same as the one before."""
@@ -37,15 +69,26 @@ class Console:
     def trace(self, text: str, error: BaseException, **ids: str | int) -> None:
         """Write a line and the traceback of an error: for whoever mends the program."""
         lines = "".join(traceback.format_exception(error))
+        self._keep(text)
         self._write(text, traceback=lines.encode(errors="backslashreplace").decode(), **ids)
 
     def _tell_if(self, due: bool, subject: str, text: str, ids: dict[str, str | int]) -> None:
         if due:
+            if subject != self._last:
+                self._keep(text)
             self._last, self._told_at = subject, time.monotonic()
             self._write(text, **ids)
 
+    def _keep(self, text: str) -> None:
+        self._count += 1
+        self._events.append(Event(number=self._count, at=time.time(), text=one_line(text)))
+
     def _write(self, text: str, **fields: str | int) -> None:
         """A terminal that is gone or a log on a full disk costs the lines, not the agent."""
+        if self._is_muted:
+            if "traceback" in fields:
+                self._unsaid.append((text, fields))
+            return
         with suppress(OSError, ValueError):
             print(self._render(text, fields), file=self._stream, flush=True)
 

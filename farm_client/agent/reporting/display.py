@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from farm_client.agent.reporting.console import Console
-from farm_client.agent.reporting.status import StatusBoard
+from farm_client.agent.reporting.status import StatusBoard, WorkView
 from protocol.assignments import Assign
 from protocol.wording import counted
 
@@ -29,6 +29,10 @@ class Display:
     def delivered(self) -> None:
         """Count a result that the farm counted."""
         self._board.delivered += 1
+
+    def computed(self, work: WorkView) -> None:
+        """Count the samples of an assignment whose executor is done with it."""
+        self._board.computed(work)
 
     def upload_waits(self, reason: str | None) -> None:
         """Show why an update that is to be sent waits for its turn; None when none does."""

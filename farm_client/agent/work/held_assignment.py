@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import is_full
 from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
+from farm_client.agent.reporting.status import WorkView
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
 from protocol.artefacts import Artefact
 from protocol.assignments import (
@@ -147,6 +148,20 @@ class Held:
             samples_done=self.samples_done,
             fetched_bytes=self.sent_bytes if self.phase is Phase.UPLOADING else arrived_bytes,
             waits=self.waits,
+        )
+
+    def view(self) -> WorkView:
+        """Describe it for whoever looks on."""
+        assign = self.assign
+        return WorkView(
+            task_id=assign.task.task_id,
+            name=assign.task.name,
+            submitter=assign.task.submitter,
+            kind=assign.kind,
+            round=assign.round,
+            phase=self.phase,
+            samples=assign.samples,
+            samples_done=self.samples_done,
         )
 
     def run_order(

@@ -21,6 +21,7 @@ from farm_client.agent.errors import LacksModule
 from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.reporting.display import Display
+from farm_client.agent.reporting.status import WorkView
 from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.deliveries import Deliveries, UploadPlaces, WayOut
 from farm_client.agent.work.disk_shortage import DiskShortage
@@ -87,6 +88,10 @@ class Worker:
     def busy(self) -> bool:
         """Whether an assignment is being done, or its result sent."""
         return not self._active.idle.is_set()
+
+    def views(self) -> tuple[WorkView, ...]:
+        """Describe what is being done, for whoever looks on."""
+        return tuple(job.held.view() for job in self._active)
 
     def take_up_left(self) -> None:
         """Go on with what a former process left unfinished; the farm hears of it in the hello, or cancels it."""
@@ -270,6 +275,7 @@ class Worker:
         if not isinstance(outcome, Parcel):
             return outcome
         job.held.phase = Phase.UPLOADING
+        self._around.display.computed(job.held.view())
         try:
             await self._deliveries.deliver(outcome, UploadListener(meter=job.held.sent, waits=job.held.waited))
         except (FarmError, OSError) as error:

@@ -16,16 +16,20 @@ from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.errors import HomeGone
 from farm_client.agent.reporting import console as console_module
 from farm_client.agent.reporting import display
+from farm_client.agent.reporting import status as status_module
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
-from farm_client.agent.reporting.status import Status, StatusBoard, read_status
+from farm_client.agent.reporting.status import Speeds, Status, StatusBoard, WorkView, read_status
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.transfer.tally import Tally
-from protocol.assignments import Assign
+from protocol.assignments import Assign, Phase
 from protocol.messages import Message, Pause, Resume
 from tests.protocol.samples import BY_TYPE
 
 ASSIGN = cast("Assign", BY_TYPE["assign"])
+
+
+WORK = WorkView(task_id="t1", name="digits", phase=Phase.UPLOADING, samples=64, samples_done=64)
 
 
 class StillClock:
@@ -33,7 +37,7 @@ class StillClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (console_module, display):
+        for module in (console_module, display, status_module):
             monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 
@@ -151,6 +155,52 @@ class TestStatusBoard:
         board.show(doing="second")
         assert read_status(board.path).doing == "first"
         assert board.status.doing == "second"
+
+    def test_what_was_done_between_two_looks_is_counted_and_shown_for_a_moment(
+        self, board: StatusBoard, clock: StillClock
+    ) -> None:
+        assert board.snapshot().work == ()
+        clock.now += 1
+        board.computed(WORK)
+        seen = board.snapshot()
+        assert (seen.work, seen.speeds.samples) == ((WORK,), 64)
+        clock.now += 2
+        assert board.snapshot().work == (WORK,)
+        clock.now += 1
+        assert board.snapshot().work == ()
+
+    def test_what_is_being_done_counts_until_it_is_done_and_then_once(
+        self, board: StatusBoard, clock: StillClock
+    ) -> None:
+        half = WORK.model_copy(update={"phase": Phase.COMPUTING, "samples_done": 32})
+        board.snapshot()
+        clock.now += 1
+        board.work = lambda: (half,)
+        assert board.snapshot().speeds.samples == 32
+        clock.now += 1
+        board.computed(WORK)
+        board.work = lambda: (WORK,)
+        assert (board.snapshot().speeds.samples, board.snapshot().work) == (32, (WORK,))
+
+    def test_what_moves_is_measured(self, board: StatusBoard, clock: StillClock) -> None:
+        moved = Tally()
+        board.look = lambda: (CacheStats(), moved)
+        board.snapshot()
+        moved.sent_bytes, moved.received_bytes = 300, 600
+        clock.now += 2
+        assert board.snapshot().speeds == Speeds(sent_bytes=150, received_bytes=300)
+
+    def test_events_are_kept_with_their_numbers_and_what_is_said_again_once(
+        self, console: Console, clock: StillClock
+    ) -> None:
+        for number in range(40):
+            console.keep_telling("working", f"round {number}")
+            clock.now += 1
+        console.tell("two\nlines")
+        assert [(event.number, event.text) for event in console.events()] == [(1, "round 0"), (2, "two lines")]
+        for number in range(30):
+            console.tell(f"thing {number}")
+        assert [event.number for event in console.events()] == list(range(13, 33))
 
     def test_a_new_one_is_starting(self) -> None:
         assert Status().doing == "starting"
