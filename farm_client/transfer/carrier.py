@@ -67,6 +67,22 @@ class Carrier:
     draw: Callable[[], float] = random.random
     """Draws the jitter of waits."""
 
+    def __post_init__(self) -> None:
+        """Tell the measurements of the limits."""
+        for rate, speed in ((self.upload_rate, self.upload_speed), (self.download_rate, self.download_speed)):
+            rate.on_wait = speed.held_back
+            speed.limited_to(rate.bytes_per_second)
+
+    def limit(self, upload: float | None, download: float | None) -> None:
+        """Go on with other limits, in bytes a second, at once for what is under way too; None sets none."""
+        for rate, speed, limit in (
+            (self.upload_rate, self.upload_speed, upload),
+            (self.download_rate, self.download_speed, download),
+        ):
+            if limit != rate.bytes_per_second:
+                rate.change(limit)
+                speed.limited_to(limit)
+
     async def ask(self, method: str, url: str, **request: Any) -> httpx.Response:
         """Send a request and return the answer, of which no more was read than is sane.
 

@@ -83,7 +83,7 @@ class Fetcher:
 
     def note_carried(self, refs: Iterable[BlobRef]) -> None:
         """Count the bytes that came along with these references among those that were received."""
-        self._transfers.tally.received_bytes += sum(len(ref.carried) for ref in refs if ref.carried is not None)
+        self._transfers.came_in_message(sum(len(ref.carried) for ref in refs if ref.carried is not None))
 
     def prefetch(self, refs: Iterable[BlobRef]) -> None:
         """Prefetch these, before older wishes, in the background while no fetch waits for a download.

@@ -12,6 +12,7 @@ from farm_client.transfer.answers import client_options
 from farm_client.transfer.bulk_transport import BulkTransport
 from farm_client.transfer.carrier import CLIENT_HEADER, RETRY, TIMEOUT, Carrier, Meter
 from farm_client.transfer.download import download
+from farm_client.transfer.link_speed import LinkSpeed
 from farm_client.transfer.partial_file import PartialFile
 from farm_client.transfer.rates import RateLimit
 from farm_client.transfer.tally import Tally
@@ -19,6 +20,7 @@ from farm_client.transfer.upload import UploadListener, upload
 from protocol.composition import Wrap, as_built
 from protocol.resources import LinkFigures
 from protocol.retry import RetryPolicy
+from protocol.wording import sized
 
 
 class Transfers:
@@ -61,6 +63,26 @@ class Transfers:
             round_trip_seconds=_to_two_digits(round_trip_seconds),
         )
 
+    def limit(self, upload_rate: float | None, download_rate: float | None) -> None:
+        """Go on with other limits, at once for what is under way too."""
+        self._carrier.limit(upload_rate, download_rate)
+
+    def link_in_words(self) -> str:
+        """Say how fast the link is, by what moved, and which of it is the owner's limit."""
+        down, up = self._carrier.download_speed, self._carrier.upload_speed
+        return (
+            f"link: {_speed('down', down, self._carrier.download_rate)}, {_speed('up', up, self._carrier.upload_rate)}"
+        )
+
+    async def pace_message(self, update_bytes: int) -> None:
+        """Wait until a message may leave that carries so much of an update inside."""
+        await self._carrier.upload_rate.take(update_bytes)
+
+    def came_in_message(self, carried_bytes: int) -> None:
+        """Count bytes of blobs that a message of the farm's carried; nobody could hold them back."""
+        self.tally.received_bytes += carried_bytes
+        self._carrier.download_rate.charge(carried_bytes)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -76,6 +98,12 @@ class Transfers:
     async def upload(self, digest: str, content: Path | bytes, listener: UploadListener | None = None) -> None:
         """Store a blob at the farm: see ``transfer.upload``."""
         await upload(self._carrier, digest, content, listener)
+
+
+def _speed(way: str, speed: LinkSpeed, rate: RateLimit) -> str:
+    link = f"{sized(speed.link_bytes_per_second)}/s" if speed.link_bytes_per_second else "not measured"
+    limit = rate.bytes_per_second
+    return f"{way} {link}" + ("" if limit is None else f", limited by you to {sized(limit)}/s")
 
 
 def _to_two_digits(value: float) -> float:

@@ -47,7 +47,9 @@ class ResultSender:
         Raises: FarmError and OSError if the farm refuses the update or its file is gone.
         """
         result, clock = parcel.result, StageClock()
-        if self.rides(result):
+        if self.rides(result) and result.update is not None and result.update.carried is not None:
+            await self._transfers.pace_message(len(result.update.carried))
+        if self.rides(result):  # the connection may be another one by now
             self._post(result)
         elif await self._store(parcel, listener):
             clock.ended(WorkStage.UPLOAD)

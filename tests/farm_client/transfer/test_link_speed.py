@@ -92,3 +92,48 @@ def test_a_clock_that_stands_still_gives_no_speed():
     line = Line()
     line.spell(MB, 0)
     assert line.speed.bytes_per_second == 0.0
+
+
+def test_the_owners_limit_is_not_taken_for_the_link():
+    line = Line()
+    line.spell(8 * MB, 1)
+    line.speed.limited_to(MB)
+    for _ in range(2 * KEPT):
+        with line.speed.moving():
+            line.speed.moved(MB)
+            line.speed.held_back()
+            line.now += 1.25
+    assert line.speed.link_bytes_per_second == 8 * MB
+    assert line.speed.bytes_per_second == MB
+    line.speed.limited_to(20 * MB)
+    assert line.speed.bytes_per_second == 8 * MB
+    line.speed.limited_to(None)
+    assert line.speed.bytes_per_second == 8 * MB
+
+
+def test_under_a_limit_from_the_start_what_comes_about_is_counted_on():
+    line = Line()
+    line.speed.limited_to(MB)
+    with line.speed.moving():
+        line.speed.moved(MB)
+        line.speed.held_back()
+        line.now += 2
+    assert (line.speed.bytes_per_second, line.speed.link_bytes_per_second) == (MB / 2, 0)
+    line.speed.limited_to(None)  # of the link nothing is known
+    assert line.speed.bytes_per_second == 0
+
+
+def test_a_link_slower_than_its_limit_is_measured_all_the_same():
+    line = Line()
+    line.speed.limited_to(10 * MB)
+    line.spell(2 * MB, 1)
+    assert line.speed.link_bytes_per_second == line.speed.bytes_per_second == 2 * MB
+
+
+def test_a_spell_in_which_the_limit_changed_says_nothing_of_the_link():
+    line = Line()
+    with line.speed.moving():
+        line.speed.moved(MB)
+        line.now += 1
+        line.speed.limited_to(100)
+    assert line.speed.link_bytes_per_second == 0

@@ -44,6 +44,12 @@ class StandInTransfers:
     tally: Tally = field(default_factory=Tally)
     during: Callable[[UploadListener], None] = lambda _: None
     gate: asyncio.Event | None = None
+    paced: list[int] = field(default_factory=list)
+    while_paced: Callable[[], None] = lambda: None
+
+    async def pace_message(self, update_bytes: int) -> None:
+        self.paced.append(update_bytes)
+        self.while_paced()
 
     async def upload(self, digest: str, content: Path | bytes, listener: UploadListener) -> None:
         self.uploads.append((digest, content))
@@ -225,3 +231,16 @@ async def test_a_leaving_client_waits_for_the_last_answers_but_not_for_long(
     monkeypatch.setattr("farm_client.agent.work.deliveries._LAST_ACKS_SECONDS", 30.0)
     await world.deliveries.last_acks()
     assert len(world.notes) == 1
+
+
+async def test_an_update_inside_a_message_waits_for_the_owners_rate_too(world: World) -> None:
+    world.attach()
+    parcel = world.finished("a", 50)
+
+    def change_connection() -> None:
+        world.attach(StandInLink(room_bytes=10))
+
+    world.transfers.while_paced = change_connection
+    await world.deliveries.deliver(parcel)
+    assert world.transfers.paced == [50]
+    assert len(world.transfers.uploads) == 1  # for the connection that there is by now it is too large
