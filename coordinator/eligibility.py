@@ -152,13 +152,20 @@ def eligible(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
 
 
 def understands(client: ClientState, spec: TaskSpec) -> Decision[bool]:
-    """Whether the client can take the task's weights, encode its updates and decode new versions."""
+    """Whether the client can take the task's weights and packages, encode its updates and decode new versions."""
     for feature, is_needed, sentence in _FEATURES:
         if is_needed(spec) and feature not in client.features:
             return Decision(False, f"cannot {sentence}: it needs a newer aifarm")
     if unknown := sorted(needed_codecs(spec) - client.codecs):
         return Decision(False, f"does not know the codec {', '.join(unknown)}: it needs a newer aifarm")
+    if not has_or_installs(client, spec):
+        return Decision(False, "has not the task's environment, and its owner allows no installs")
     return YES
+
+
+def has_or_installs(client: ClientState, spec: TaskSpec) -> bool:
+    """Whether the client has the packages that the task's code imports, or may install them."""
+    return spec.environment is None or client.environments.allow(spec.environment.digest)
 
 
 def needed_codecs(spec: TaskSpec) -> frozenset[str]:

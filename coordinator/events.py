@@ -9,6 +9,7 @@ from enum import StrEnum
 from coordinator.records import AssignmentRecord, CheckpointRecord, FailedStepRecord, TaskRecord
 from protocol.artefacts import Artefact
 from protocol.assignments import AssignmentProgress, RejectCode
+from protocol.environments import Environments
 from protocol.messages import Hello, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
@@ -81,11 +82,12 @@ class IdentityShared:
 
 @dataclass(frozen=True, slots=True)
 class ClientReady:
-    """The client can take ``slots`` more assignments."""
+    """The client can take ``slots`` more assignments; ``environments`` where it tells of those, too."""
 
     client_id: str
     incarnation: int
     slots: int
+    environments: Environments | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,10 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
     elif event.code is RejectCode.OWNER:
         client.refuses[run.task_id] = event.message
         end_stint(client, run)
+    elif event.code is RejectCode.ENVIRONMENT:
+        client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)
+        client.cooldowns[run.task_id].reason = f"has not the task's environment: {event.message}"
+        end_stint(client, run)
     elif event.code is RejectCode.DRAINING:
         client.draining = True
     else:

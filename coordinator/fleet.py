@@ -27,6 +27,7 @@ from coordinator.records import ClientRecord, RemovedClient
 from coordinator.state import ClientState, TaskRun
 from coordinator.turn import Turn
 from protocol.assignments import Cancel
+from protocol.environments import NO_ENVIRONMENTS
 from protocol.errors import Conflict, NotFound
 from protocol.messages import HeldAssignment, Hello
 
@@ -62,6 +63,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         cached=set(hello.cached),
         codecs=frozenset(hello.codecs),
         features=frozenset(hello.features),
+        environments=hello.environments or NO_ENVIRONMENTS,
         failures=_of_unfinished(turn, known.failures) if known else {},
         cooldowns=_of_unfinished(turn, known.cooldowns) if known else {},
         breaker=known.breaker if known else Breaker(),
@@ -192,8 +194,21 @@ def _stop(turn: Turn, client: ClientState, held: HeldAssignment) -> None:
 def ready(turn: Turn, event: ClientReady) -> None:
     """The client reports how many more assignments it can take."""
     if client := turn.farm.current(event.client_id, event.incarnation):
+        if event.environments is not None and event.environments != client.environments:
+            client.environments = event.environments
+            _end_waits(turn, client)
         turn.farm.leases.set_slots(client.client_id, event.slots)
         client.warms_up = event.slots == 0 and not client.held
+
+
+def _end_waits(turn: Turn, client: ClientState) -> None:
+    """Offer a client again what it had no environment for, now that it has it."""
+    for task_id in list(client.cooldowns):
+        run = turn.farm.tasks.get(task_id)
+        lock = None if run is None else run.record.spec.environment
+        if lock is not None and lock.digest in client.environments.built:
+            del client.cooldowns[task_id]
+            client.failures.pop(task_id, None)
 
 
 def paused(turn: Turn, event: ClientPaused) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from coordinator.eligibility import is_enough, needed_codecs, needed_features, needed_ram_bytes
+from coordinator.eligibility import has_or_installs, is_enough, needed_codecs, needed_features, needed_ram_bytes
 from coordinator.state import ClientState, TaskRun
+from protocol.environments import Environments
 from protocol.tasks import TaskSpec
 
 
@@ -28,7 +29,7 @@ class Pool:
     codecs: frozenset[str]
     runs: dict[str, TaskRun] = field(default_factory=dict)
     qualified: dict[str, bool] = field(default_factory=dict)
-    """Whether each of the machines that meet the needs also understands the task's codecs."""
+    """Whether each of the machines that meet the needs also knows the task's codecs, and can get its packages."""
     present: dict[str, ClientState] = field(default_factory=dict)
     idle: dict[str, ClientState] = field(default_factory=dict)
 
@@ -36,7 +37,8 @@ class Pool:
         """Take a client in, if it qualifies; it may have been here under a former connection."""
         self.remove(client.client_id)
         if client.online and is_enough(client.record, self.spec):
-            self.qualified[client.client_id] = self.features <= client.features and self.codecs <= client.codecs
+            understands = self.features <= client.features and self.codecs <= client.codecs
+            self.qualified[client.client_id] = understands and has_or_installs(client, self.spec)
             self.place(client)
 
     def remove(self, client_id: str) -> None:
@@ -70,8 +72,8 @@ class Pools:
         self._pools: dict[Hashable, Pool] = {}
         self._of: dict[str, tuple[Hashable, Pool]] = {}
         self._noted: dict[str, ClientState] = {}
-        self._admitted: dict[str, int] = {}
-        """The connection under which a client is in the pools, by client id."""
+        self._admitted: dict[str, tuple[int, Environments]] = {}
+        """The connection and the environments under which a client is in the pools, by client id."""
         self._unready: dict[str, tuple[ClientState, float]] = {}
         self.connected: dict[str, ClientState] = {}
 
@@ -122,7 +124,8 @@ class Pools:
             self._unready[client_id] = (client, now)
         else:
             self._unready.pop(client_id, None)
-        is_new = self._admitted.get(client_id) != client.incarnation
+        known_as = (client.incarnation, client.environments)
+        is_new = self._admitted.get(client_id) != known_as
         for pool in self._pools.values():
             was_here = client_id in pool.qualified
             if not client.online:
@@ -134,7 +137,7 @@ class Pools:
             if was_here or client_id in pool.qualified:
                 concerned[id(pool)] = pool
         if client.online:
-            self._admitted[client_id] = client.incarnation
+            self._admitted[client_id] = known_as
         else:
             self._admitted.pop(client_id, None)
 
@@ -151,4 +154,4 @@ def _need(spec: TaskSpec) -> Hashable:
     need, recipe = spec.requirements, spec.recipe
     machine = (need.cpu_cores, need.gpu, need.gpu_memory_bytes, need.tags, need.clients, needed_ram_bytes(spec))
     codecs = frozenset({recipe.update_codec.name, recipe.weights_codec.name})
-    return (*machine, need.sandbox, codecs, needed_features(spec))
+    return (*machine, need.sandbox, spec.environment and spec.environment.digest, codecs, needed_features(spec))

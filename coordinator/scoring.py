@@ -14,7 +14,15 @@ from coordinator.state import ClientState, TaskRun
 from protocol.rest import ScoreTerm
 from protocol.wording import sized
 
-WEIGHTS: Final = {"throughput": 0.35, "memory": 0.15, "reliability": 0.2, "cached": 0.2, "load": 0.1}
+WEIGHTS: Final = {
+    "throughput": 0.35,
+    "memory": 0.15,
+    "reliability": 0.2,
+    "cached": 0.2,
+    "load": 0.1,
+    "environment": 0.1,
+}
+"""The last one comes on top, for tasks that have an environment."""
 _SHORTLIST: Final = 256
 _MOST_BYTES: Final = 2**63
 _LEAST_GFLOPS: Final = 1e-6
@@ -40,6 +48,8 @@ class Facts:
     data_bytes: int
     cpu: float
     held: int
+    has_environment: bool | None = None
+    """None: the task has none."""
 
 
 def reliability(delivered: int, failed: int) -> float:
@@ -52,7 +62,8 @@ def score(facts: Facts) -> tuple[ScoreTerm, ...]:
 
     throughput: speed against the fastest known client. memory: free memory beyond what the task needs, full marks
     at twice the need. reliability: delivered against failed assignments. cached: the share of the task's data that
-    the client holds. load: idle CPU, halved for each assignment held.
+    the client holds. load: idle CPU, halved for each assignment held. environment: whether the client has the task's,
+    where it has one.
     """
     memory = min(max(facts.free_bytes / max(facts.needed_bytes, 1) - 1, 0.0), 1.0)
     values = {
@@ -71,6 +82,9 @@ def score(facts: Facts) -> tuple[ScoreTerm, ...]:
         ),
         "load": ((1 - facts.cpu) * 0.5**facts.held, f"CPU {facts.cpu:.0%}, {facts.held} assignments held"),
     }
+    if facts.has_environment is not None:
+        told = "has it" if facts.has_environment else "would have to install it"
+        values["environment"] = (float(facts.has_environment), told)
     return tuple(
         ScoreTerm(name=name, value=value, weight=WEIGHTS[name], contribution=value * WEIGHTS[name], detail=detail)
         for name, (value, detail) in values.items()
@@ -157,6 +171,7 @@ class _Data:
 
 
 def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, data: _Data) -> Facts:
+    lock = run.record.spec.environment
     return Facts(
         speed=speed,
         measured=_measured(client, run) is not None,
@@ -169,4 +184,5 @@ def _facts(run: TaskRun, client: ClientState, speed: float, best_speed: float, d
         data_bytes=data.size_bytes,
         cpu=client.load.cpu if 0 <= client.load.cpu <= 1 else 1.0,
         held=len(client.held),
+        has_environment=None if lock is None else lock.digest in client.environments.built,
     )

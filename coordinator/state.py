@@ -22,6 +22,7 @@ from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, Sam
 from coordinator.stopping import epoch_end_is_due
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.assignments import Kind
+from protocol.environments import NO_ENVIRONMENTS, Environments
 from protocol.recipe import DataOrder
 from protocol.resources import LinkFigures, Load
 from protocol.retry import RetryPolicy
@@ -36,7 +37,7 @@ class Cooldown:
     reason: str
 
 
-_NEWS: Final = frozenset({"online", "slots", "paused", "throttled", "draining", "freed_at", "warms_up"})
+_NEWS: Final = frozenset({"online", "slots", "paused", "throttled", "draining", "freed_at", "warms_up", "environments"})
 
 
 @dataclass(slots=True)
@@ -79,6 +80,8 @@ class ClientState:
     """What it can encode and decode besides ``none``."""
     features: frozenset[str] = frozenset()
     """What it can do that older clients can't, as its hello says."""
+    environments: Environments = NO_ENVIRONMENTS
+    """Which task environments it has, and whether it installs others."""
     versions: dict[str, str] = field(default_factory=dict)
     """Digest of the newest weights that it is known to hold, by task id."""
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)

@@ -133,6 +133,9 @@ class RejectCode(StrEnum):
     OWNER = "owner"
     """Its owner's settings do not allow this task: whose it is, or what it asks for. Only said to servers that name a
     task's submitter; older ones do not know the word."""
+    ENVIRONMENT = "environment"
+    """The task's environment is not there yet: it is being installed, or could not be. Older servers have no such
+    task."""
 
 
 class Reject(Frozen):

@@ -29,6 +29,7 @@ from protocol.bounds import (
     Word,
 )
 from protocol.digests import Digest
+from protocol.environments import Environments
 from protocol.frozen import Frozen
 from protocol.limits import (
     HEARTBEAT_SECONDS,
@@ -70,6 +71,8 @@ class Hello(Frozen):
     """What it can do that older clients can't. ``frozen_apart``: take frozen tensors as a file of their own."""
     sandbox: Sandbox | None = None
     """What it runs a task's code in. None: it is older than sandboxes, which counts as the rung ``none``."""
+    environments: Environments | None = None
+    """Which task environments it has, and whether it installs others. None: it has none and installs none."""
     run_id: Word = ""
     """Of the client's process: connections of one run have the same, and no other run has it."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)
@@ -116,6 +119,8 @@ class Ready(Frozen):
 
     type: Literal["ready"] = "ready"
     slots: int = Field(ge=0, le=64)
+    environments: Environments | None = None
+    """What it has of task environments now; None: as it told before."""
 
 
 class Scope(StrEnum):

@@ -57,6 +57,7 @@ from coordinator.settings import CoordinatorSettings
 from protocol.artefacts import Artefact
 from protocol.assignments import Assign, Kind
 from protocol.digests import digest_bytes
+from protocol.environments import Environments
 from protocol.messages import HeldAssignment, Hello, Message, Scope
 from protocol.recipe import Recipe, Requirements
 from protocol.resources import Load, Resources
@@ -158,6 +159,7 @@ class Volunteer:
     codecs: tuple[str, ...] = ("int8",)
     features: tuple[str, ...] = ()
     sandbox: Sandbox | None = None
+    environments: Environments | None = None
     leaves: tuple[Artefact, ...] = ()
     """What its ``on_epoch_end`` leaves."""
     incarnation: int = 0
@@ -178,6 +180,7 @@ class Volunteer:
             codecs=self.codecs,
             features=self.features,
             sandbox=self.sandbox,
+            environments=self.environments,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
             held=tuple(

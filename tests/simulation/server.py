@@ -109,7 +109,7 @@ class Server:
             self.post(failure)  # type: ignore[arg-type]
         elif isinstance(message, Ready):
             connection.overtaken += connection.in_check
-            self.post(ClientReady(connection.client_id, connection.incarnation, message.slots))
+            self.post(ClientReady(connection.client_id, connection.incarnation, message.slots, message.environments))
         elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
             if isinstance(message, Reject) and message.code is RejectCode.OWNER:
                 self._note_refusal(connection, message)
