@@ -292,7 +292,7 @@ def test_explain_ranks_the_eligible_and_lists_the_others_last(farm: Simulation) 
     ranked = farm.coordinator.explain("t1", farm.now).clients
     assert [(c.name, c.eligible) for c in ranked] == [("fast", True), ("slow", True), ("gone", False)]
     assert ranked[2].reason == "offline: connection reset"
-    assert {t.name for t in ranked[0].terms} == set(WEIGHTS)
+    assert {t.name for t in ranked[0].terms} == set(WEIGHTS) - {"environment"}
 
 
 def test_client_views_tell_what_each_one_does(farm: Simulation) -> None:
