@@ -66,6 +66,7 @@ NOT_RUN = {
     r"mv /tmp/constraints\.txt .*": "replaces the pins",
     r"PIP_EXTRA_INDEX_URL=.*": "is a suite itself",
     r"source \.venv/bin/activate": "is for a person's shell",
+    r"farm-client (set|pause|resume|finish|logs).*": "tests/farm_client/agent/owner/test_commands.py runs them",
     r"farm-client doctor.*": "is run by tests/farm_client/agent/test_cli.py",
     r"~/aifarm/bin/farm-client join .*": "is the README's join line at another place",
     r"farm-client join( wss.*)?": "needs a last join, or TLS; see tests/farm_client/agent/test_cli.py",

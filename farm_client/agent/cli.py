@@ -18,16 +18,16 @@ import uvloop
 
 from farm_client.agent.blotting import blot_out
 from farm_client.agent.cache_commands import cache_app
-from farm_client.agent.cli_parts import HomeOption, JsonOption, print_envelope
+from farm_client.agent.cli_parts import FAILED, OK, USAGE, HomeOption, JsonOption, print_envelope
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
 from farm_client.agent.doctor import examine, in_lines
-from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity
+from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity, DamagedPolicy
 from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.owner_commands import add_owner_commands
 from farm_client.agent.reporting.screens import chosen_view
-from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.sandbox.escape_run import EscapeResult
@@ -35,16 +35,14 @@ from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
 from protocol.sandbox import Rung
 from protocol.terminal_text import one_line, plain_text
-from protocol.wording import counted, sized
+from protocol.wording import sized
 
-OK: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-_NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity)
+_NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity, DamagedPolicy)
 """What no restart mends: a supervisor should leave it."""
 
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cache_app, name="cache")
+add_owner_commands(app)
 
 CoresOption = Annotated[int | None, typer.Option(help="CPU cores to lend.", show_default="all")]
 RamOption = Annotated[str | None, typer.Option(help="Memory to lend, like 8GB.", show_default="all")]
@@ -136,18 +134,6 @@ def join(
 
 
 @app.command()
-def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Say what the agent of a home is doing; exit code 1 if none runs."""
-    where = HomeFolder(load_settings(home=home).home)
-    running, known = where.in_use(), read_status(where.status_file)
-    if as_json:
-        print_envelope("client_status", {"running": running, "home": str(where.root), **known.model_dump()})
-    else:
-        typer.echo(plain_text(_describe(where.root, running, known)))
-    raise typer.Exit(OK if running else FAILED)
-
-
-@app.command()
 def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: JsonOption = False) -> None:
     """Show what this machine would report to a farm."""
     settings = load_settings(cpu_cores=cpu_cores, max_ram=max_ram)
@@ -221,10 +207,3 @@ def main() -> NoReturn:
 def _fail(reason: str, exit_code: int) -> NoReturn:
     typer.echo(f"farm-client: {one_line(reason)}", err=True)
     sys.exit(exit_code)
-
-
-def _describe(home: Path, running: bool, known: Status) -> str:
-    if not running:
-        return f"no agent runs in {home}; start one with `farm-client join ADDRESS`"
-    doing = f"{known.name} at {known.farm}: {known.doing}; {counted(known.delivered, 'result')} delivered"
-    return "\n".join((doing, known.cache.in_words(), known.moved.in_words()))

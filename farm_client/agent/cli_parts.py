@@ -10,6 +10,10 @@ import typer
 
 SCHEMA: Final = 1
 
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the identity, the cache and scratch files.", show_default=False)
 ]

@@ -40,6 +40,7 @@ from farm_client.agent.machine.selftest import Verdicts, self_test
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.meters import MachineMeter
+from farm_client.agent.reporting.owner_front import OwnerFront
 from farm_client.agent.reporting.screens import StatusView, shown
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
@@ -99,6 +100,8 @@ class Agent:
         self._home = HomeFolder(settings.home.absolute())
         self._console = Console(settings.log_format)
         self._board = StatusBoard(self._home.status_file, events=self._console.events)
+        self._finishing = asyncio.Event()
+        """The owner wants the agent to end once its work is done."""
         self._leaving = asyncio.Event()
         self._leave_by = 0.0
         """When the leaving agent gives up what still runs; set with ``_leaving``."""
@@ -120,7 +123,12 @@ class Agent:
 
     async def _live(self) -> None:
         self._board.show(farm=self._address.shown, name=self._settings.name)
-        probe = Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram))
+        self._owner = OwnerFront(self._home, self._board, self._console)
+        self._owner.joined_with(self._settings)
+        async with self._owner.open(self._finishing.set):
+            await self._lend(Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram)))
+
+    async def _lend(self, probe: Probe) -> None:
         self._board.measure = MachineMeter(probe)
         pool: ExecutorPool | None = None
         try:
@@ -177,7 +185,8 @@ class Agent:
             may_spare=lambda: self._settings.spare_executor and probe.can_spare(SPARE_RAM_BYTES),
         )
         pool = ExecutorPool(launch, keeping, self._wrap(Executor))
-        pool.prestart()
+        if self._owner.reason is None:
+            pool.prestart()
         return pool
 
     def _open_transfers(self) -> Transfers:
@@ -211,11 +220,14 @@ class Agent:
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
         worker = Worker(tools, self._worker_parts(probe))
         self._board.work = worker.views
+        self._owner.on_rest = worker.rest
+        worker.rest(self._owner.reason)
         worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)
         policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)
         hello = partial(self._hello, tools, worker, probe, verdicts)
-        sweeping = asyncio.get_running_loop().create_task(tools.pool.sweep_regularly())
+        loop = asyncio.get_running_loop()
+        chores = [loop.create_task(tools.pool.sweep_regularly()), loop.create_task(self._finish(worker))]
         try:
             while (link := await self._connect(policy, hello)) is not None:
                 why = await self._work(link, worker)
@@ -229,12 +241,18 @@ class Agent:
             tools.starts.keep()
             raise
         finally:
-            sweeping.cancel()
+            for chore in chores:
+                chore.cancel()
             await worker.close()
 
+    async def _finish(self, worker: Worker) -> None:
+        """At the owner's word, leave once what is held is done."""
+        await self._finishing.wait()
+        await worker.finish()
+        self._leave(None)
+
     def _worker_parts(self, probe: Probe) -> WorkerParts:
-        settings = self._settings
-        return WorkerParts(probe, Display(self._board, self._console), settings.slots, settings.work_for)
+        return WorkerParts(probe, Display(self._board, self._console), self._settings.slots, self._owner.keeper)
 
     async def _connect(self, policy: ReconnectPolicy, hello: Callable[[], Hello]) -> Link | None:
         """Return an open link, however long it takes; None if told to leave before there is one.

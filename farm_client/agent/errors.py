@@ -5,7 +5,12 @@ FarmError
 ├── BadAddress         the address is not one that `farm-server up` prints
 ├── HomeInUse          another agent holds this home
 ├── BadHome            the home cannot be written
-│   └── DamagedIdentity    its identity cannot be read
+│   ├── DamagedIdentity    its identity cannot be read
+│   └── DamagedPolicy      what its owner allows cannot be read
+├── NoAgent            no agent runs in a home, or it cannot be spoken to
+│   └── NoControlSocket    its control socket cannot be made or does not answer
+├── BadControlRequest  a request of the control socket that cannot be understood
+├── ControlRefused     the running agent did not do what it was asked to
 ├── NoSandbox          nothing on this machine holds strangers' code
 ├── DeviceRefused      no device of this machine computes rightly
 ├── OutOfReach         the farm was not reached; another try may reach it
@@ -57,6 +62,36 @@ class DamagedIdentity(BadHome):
     """The home's identity is damaged; delete it, and this machine joins as a new client."""
 
     code = "damaged_identity"
+
+
+class DamagedPolicy(BadHome):
+    """What this machine's owner allows is damaged; mend it, or delete it and set it again with `farm-client set`."""
+
+    code = "damaged_policy"
+
+
+class NoAgent(FarmError):
+    """No agent runs in this home; start one with `farm-client join ADDRESS`."""
+
+    code = "no_agent"
+
+
+class NoControlSocket(NoAgent):
+    """The agent's control socket cannot be made, or nobody answers there."""
+
+    code = "no_control_socket"
+
+
+class BadControlRequest(FarmError):
+    """A request of the control socket is one line of JSON: an object whose `do` names what to do."""
+
+    code = "bad_request"
+
+
+class ControlRefused(FarmError):
+    """The running agent did not do what it was asked to; its sentence says why."""
+
+    code = "refused"
 
 
 class NoSandbox(FarmError):

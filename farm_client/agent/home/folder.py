@@ -41,6 +41,16 @@ class HomeFolder:
         return self.root / "status.json"
 
     @property
+    def policy_file(self) -> Path:
+        """What the owner allows."""
+        return self.root / "policy.json"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the running agent takes its owner's orders."""
+        return self.root / "control.sock"
+
+    @property
     def known_farms_file(self) -> Path:
         """The addresses that have welcomed this machine."""
         return self.root / "welcomed-by.json"

@@ -17,7 +17,8 @@ from protocol.terminal_text import one_line, plain_text
 
 Format = Literal["lines", "json"]
 _REPEAT_SECONDS: Final = 15.0
-_KEPT_EVENTS: Final = 20
+_SHOWN_EVENTS: Final = 20
+_KEPT_EVENTS: Final = 500
 
 
 class Event(Frozen):
@@ -55,7 +56,11 @@ class Console:
 
     def events(self) -> tuple[Event, ...]:
         """Return the last things that were told, the newest last; what is told again and again, once."""
-        return tuple(self._events)
+        return self.events_after(self._count - _SHOWN_EVENTS)
+
+    def events_after(self, number: int) -> tuple[Event, ...]:
+        """Return those since the one of this number (0: all), as far as they are remembered."""
+        return tuple(event for event in self._events if event.number > number)
 
     def tell(self, text: str, **ids: str | int) -> None:
         """Write a line, unless it says the same as the one before."""

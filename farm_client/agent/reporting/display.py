@@ -25,6 +25,7 @@ class Display:
         self._upload_waits: str | None = None
         self._slot_waits: str | None = None
         self._lack: str | None = None
+        self._rest: str | None = None
 
     def delivered(self) -> None:
         """Count a result that the farm counted."""
@@ -47,6 +48,10 @@ class Display:
         self._lack = reason
         self._console.tell(reason or "there is room again: going on")
 
+    def rests(self, reason: str | None) -> None:
+        """Show why the owner wants nothing done now; None when work is welcome again."""
+        self._rest = reason
+
     def note(self, text: str) -> None:
         """Say something that belongs to no assignment."""
         self._console.tell(text)
@@ -67,11 +72,14 @@ class Display:
             self._idle_since = time.monotonic()
             self._show_work(newest)
         elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
-            doing = self._also("leaving" if leaving else f"waiting: {self._lack or _NO_WORK}")
+            doing = self._also("leaving" if leaving else self._idle())
             self._console.tell(doing)
             self._board.show(doing=doing, task="", round=None)
         elif self._board.delivered != self._board.status.delivered:
             self._board.show()
+
+    def _idle(self) -> str:
+        return f"not working: {self._rest}" if self._rest else f"waiting: {self._lack or _NO_WORK}"
 
     def _show_work(self, assign: Assign) -> None:
         doing = self._also(f"working on {assign.task.name}")

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from farm_client.agent.blobs.cache_stats import CacheStats
+from farm_client.agent.owner.reasons import Rest
 from farm_client.agent.reporting.console import Event
 from farm_client.agent.reporting.meters import MachineView, RateMeter
 from farm_client.transfer.tally import Tally
@@ -67,6 +68,8 @@ class Status(Frozen):
     task: str = ""
     round: int | None = None
     work: tuple[WorkView, ...] = ()
+    rests: tuple[Rest, ...] = ()
+    """Why nothing is done now, the reason to show first."""
     delivered: int = 0
     credit: float | None = None
     """What the farm credits this machine with; None while it does not say."""
@@ -135,7 +138,7 @@ class StatusBoard:
             }
         )
 
-    def show(self, **changes: str | float | None) -> None:
+    def show(self, **changes: str | float | tuple[Rest, ...] | None) -> None:
         """Change some fields of the status and write it; it is for show only, so a full disk may keep an old one."""
         self.status = self.status.model_copy(update=changes)
         self.status = self.snapshot()

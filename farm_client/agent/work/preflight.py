@@ -20,6 +20,8 @@ class Standing:
     draining: bool = False
     work_for: tuple[str, ...] = ()
     """The submitters that the owner works for; empty: all."""
+    resting: str | None = None
+    """Why the owner wants nothing done now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +51,26 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
     """Return why the assignment must be handed back, or None if it will fit."""
     if standing.draining:
         return Rejection(RejectCode.DRAINING, "this client is leaving")
+    if standing.resting is not None:
+        return Rejection(RejectCode.PAUSED, standing.resting)
     if standing.free_slots <= 0:
         return Rejection(RejectCode.BUSY, "this client holds as many assignments as it has slots")
-    if standing.work_for and not _is_named(assign.task.submitter, standing.work_for):
-        if assign.task.submitter:
-            return Rejection(RejectCode.OWNER, f"this client's owner does not work for {assign.task.submitter}")
-        # A server that names no submitter does not know the word either.
-        return Rejection(
-            RejectCode.DOES_NOT_FIT, "this client's owner works for named people, and this server names none"
-        )
+    if (unnamed := _unnamed(assign.task.submitter, standing.work_for)) is not None:
+        return unnamed
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
         return Rejection(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
     return None
+
+
+def _unnamed(submitter: str, names: tuple[str, ...]) -> Rejection | None:
+    """Return why the owner, who works for these (for all, if none are named), does not work for this submitter."""
+    if not names or _is_named(submitter, names):
+        return None
+    if submitter:
+        return Rejection(RejectCode.OWNER, f"this client's owner does not work for {submitter}")
+    # A server that names no submitter does not know the word either.
+    return Rejection(RejectCode.DOES_NOT_FIT, "this client's owner works for named people, and this server names none")
 
 
 def _is_named(submitter: str, names: Iterable[str]) -> bool:

@@ -20,6 +20,7 @@ from farm_client.agent.connection.outgoing import Outgoing
 from farm_client.agent.errors import LacksModule
 from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
+from farm_client.agent.owner.keeper import PolicyKeeper
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import WorkView
 from farm_client.agent.work.active_assignments import ActiveAssignments
@@ -27,6 +28,7 @@ from farm_client.agent.work.deliveries import Deliveries, UploadPlaces, WayOut
 from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
+from farm_client.agent.work.pauses import Pauses
 from farm_client.agent.work.preflight import Standing, lacking, refusal
 from farm_client.transfer.upload import UploadListener
 from protocol.assignments import Accept, Ack, Assign, Cancel, Kind, Phase, Prefetch, Reject, RejectCode
@@ -46,7 +48,7 @@ class WorkerParts:
     probe: Probe
     display: Display
     slots: int
-    work_for: tuple[str, ...] = ()
+    owner: PolicyKeeper
 
 
 class Worker:
@@ -68,7 +70,10 @@ class Worker:
         self._draining = False
         self._mistake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warming: asyncio.Task[None] | None = None
-        self._disk_shortage = DiskShortage(tools.home, tools.fetcher, self._outgoing, display)
+        self._pauses = Pauses(self._outgoing)
+        self._disk_shortage = DiskShortage(tools.home, tools.fetcher, self._pauses, display)
+        self._rest: str | None = None
+        """Why the owner wants nothing done now."""
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
         self._said_idle_at: float | None = None
@@ -112,8 +117,16 @@ class Worker:
         self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
-        self._disk_shortage.report_again()
+        self._pauses.say_again()
         self._report_ready()
+
+    def rest(self, reason: str | None) -> None:
+        """Take nothing more while the owner has a reason; None when there is none any more."""
+        self._rest = reason
+        self._pauses.say("owner", reason)
+        self._around.display.rests(reason)
+        if reason is None:
+            self._report_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
@@ -175,6 +188,15 @@ class Worker:
                 self._beat_once()
             await asyncio.sleep(self._intervals.step_seconds)
 
+    async def finish(self) -> None:
+        """Take nothing more, and return when all that is held is done and delivered."""
+        self._draining = True
+        self._tools.pool.retire()
+        self._tools.fetcher.stop_prefetching()
+        self._outgoing.post(Drain(reason="the volunteer leaves after this"))
+        self._around.display.note("finishing: leaving when what is held is done")
+        await self._active.idle.wait()
+
     async def drain(self, reason: str, longest_seconds: float) -> None:
         """Take nothing more, let what is computing finish within ``longest_seconds``, hand the rest back.
 
@@ -229,7 +251,8 @@ class Worker:
             free_slots=self._around.slots - self._active.taken_slots,
             ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
             draining=self._draining,
-            work_for=self._around.work_for,
+            work_for=self._around.owner.policy.work_for,
+            resting=self._rest,
         )
 
     async def _do(self, job: Job) -> None:

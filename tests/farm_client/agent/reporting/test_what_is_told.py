@@ -21,6 +21,7 @@ from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import Speeds, Status, StatusBoard, WorkView, read_status
 from farm_client.agent.work.disk_shortage import DiskShortage
+from farm_client.agent.work.pauses import Pauses
 from farm_client.transfer.tally import Tally
 from protocol.assignments import Assign, Phase
 from protocol.messages import Message, Pause, Resume
@@ -294,6 +295,10 @@ class Surroundings:
     posted: list[Message] = field(default_factory=list)
     told: list[str | None] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        stand_in: Callable[..., Any] = SimpleNamespace
+        self.pauses = Pauses(stand_in(post=self.posted.append))
+
     def disk_shortage(self) -> DiskShortage:
         def of_cache() -> str | None:
             if isinstance(self.cache_lacks, HomeGone):
@@ -304,7 +309,7 @@ class Surroundings:
         return DiskShortage(
             stand_in(lack=lambda: self.home_lacks),
             stand_in(cache=stand_in(lack=of_cache)),
-            stand_in(post=self.posted.append),
+            self.pauses,
             stand_in(lacks=self.told.append),
         )
 
@@ -316,7 +321,7 @@ class TestShortage:
         around = Surroundings()
         disk_shortage = around.disk_shortage()
         assert not disk_shortage.look()
-        disk_shortage.report_again()
+        around.pauses.say_again()
         assert (around.posted, around.told, disk_shortage.reason) == ([], [], None)
 
     @pytest.mark.parametrize(
@@ -346,5 +351,5 @@ class TestShortage:
         around = Surroundings(home_lacks="the folder is gone")
         disk_shortage = around.disk_shortage()
         disk_shortage.look()
-        disk_shortage.report_again()
+        around.pauses.say_again()
         assert around.posted == [Pause(reason="the folder is gone")] * 2

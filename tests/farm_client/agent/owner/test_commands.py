@@ -1,0 +1,195 @@
+"""The owner's commands, as a person types them: beside a running agent, without one, and with wrong words."""
+
+import asyncio
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from farm_client.agent.cli import app
+from farm_client.agent.errors import BadSettings, ControlRefused, DamagedPolicy, NoAgent, NoControlSocket
+from farm_client.agent.home.folder import HomeFolder
+from farm_client.agent.owner.policy import OwnerPolicy, load_policy, save_policy
+from farm_client.agent.owner_commands import describe, seconds_of, share_of
+from protocol.assignments import Reject
+from protocol.messages import Drain, Pause, Ready, Resume
+from tests.farm_client.agent.scripted_farm import SUBMITTER, joined
+from tests.farm_client.agent.test_cli import run
+
+
+def typed(home, *words):
+    return CliRunner().invoke(app, [*words, "--home", str(home)])
+
+
+async def typed_beside(home, *words):
+    """Type words while an agent runs in this very process."""
+    return await asyncio.to_thread(typed, home, *words)
+
+
+def told(done):
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["data"]
+
+
+class TestWithoutAnAgent:
+    def test_set_writes_the_policy_for_the_next_start(self, tmp_path):
+        done = typed(tmp_path / "home", "set", "--hours", "22:00-07:00", "--pause-while", "game", "--only-idle")
+        assert "when an agent starts here" in done.stderr
+        policy = load_policy(tmp_path / "home" / "policy.json")
+        assert policy == OwnerPolicy(hours="22:00-07:00", pause_while=("game",), only_idle=True)
+        assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+    def test_set_keeps_what_it_does_not_name_and_takes_back_what_it_does(self, tmp_path):
+        typed(tmp_path, "set", "--for", "alice", "--for", "bob", "--idle-after", "10m", "--idle-load", "50%")
+        typed(tmp_path, "set", "--on-battery", "--pause-while", "game")
+        data = told(typed(tmp_path, "set", "--for", "all", "--pause-while", "none", "--hours", "all", "--json"))
+        assert data["running"] is False
+        assert (data["policy"]["work_for"], data["policy"]["pause_while"], data["policy"]["hours"]) == ([], [], "")
+        assert (data["policy"]["idle_seconds"], data["policy"]["idle_load"]) == (600.0, 0.5)
+        assert data["policy"]["on_battery"] is True
+
+    def test_set_without_options_shows_and_writes_nothing(self, tmp_path):
+        done = typed(tmp_path / "home", "set")
+        assert "works for:     everybody" in done.stdout
+        assert not (tmp_path / "home").exists()
+
+    @pytest.mark.parametrize("command", ["pause", "resume", "finish", "logs"])
+    def test_the_others_say_what_to_do(self, tmp_path, command):
+        done = typed(tmp_path, command)
+        assert isinstance(done.exception, NoAgent)
+        assert "farm-client join" in done.exception.message
+
+    def test_status_says_so_and_is_exit_code_1(self, tmp_path):
+        done = typed(tmp_path, "status")
+        assert done.exit_code == 1
+        assert "farm-client join" in done.stdout
+
+    def test_a_damaged_policy_is_told_and_not_written_over(self, tmp_path):
+        (tmp_path / "policy.json").write_text("{")
+        assert isinstance(typed(tmp_path, "set", "--only-idle").exception, DamagedPolicy)
+        assert (tmp_path / "policy.json").read_text() == "{"
+
+    def test_an_agent_starts_with_no_damaged_policy(self, tmp_path):
+        (tmp_path / "policy.json").write_text("{")
+        done = run("join", "ws://t@127.0.0.1:1", "--home", str(tmp_path))
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "farm-client set" in done.stderr
+
+    def test_an_agent_without_a_socket_says_to_restart_it(self, tmp_path):
+        with HomeFolder(tmp_path).held():
+            done = typed(tmp_path, "pause")
+            assert typed(tmp_path, "status").exit_code == 0
+        assert isinstance(done.exception, NoControlSocket)
+        assert "restart it" in done.exception.message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("set", "--hours", "soon"), "hours"),
+        (("set", "--idle-after", "5"), "--idle-after"),
+        (("set", "--idle-after", "0m"), "--idle-after"),
+        (("set", "--idle-load", "half"), "--idle-load"),
+        (("set", "--idle-load", "150%"), "idle_load"),
+        (("set", "--pause-while", " "), "pause_while"),
+        (("pause", "--for", "tomorrow"), "--for"),
+    ],
+)
+def test_wrong_words_name_the_option(tmp_path, words, said):
+    done = typed(tmp_path, *words)
+    assert isinstance(done.exception, BadSettings)
+    assert said in done.exception.message
+
+
+@pytest.mark.parametrize(
+    "words", [("set", "--nonsense"), ("pause", "now"), ("logs", "-n", "-1"), ("finish", "--at-once")]
+)
+def test_unknown_words_are_wrong_usage(tmp_path, words):
+    assert typed(tmp_path, *words).exit_code == 2
+
+
+def test_wrong_words_are_exit_code_2_and_one_line(tmp_path):
+    done = run("set", "--home", str(tmp_path), "--hours", "soon")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert not (tmp_path / "policy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5 H", 5400), ("1d", 86_400)]
+)
+def test_times_as_people_write_them(text, seconds):
+    assert seconds_of(text, "--for") == seconds
+
+
+def test_shares_as_people_write_them():
+    assert share_of("25%", "--idle-load") == 0.25
+
+
+def test_a_policy_in_lines():
+    lines = describe(OwnerPolicy(only_idle=True, pause_while=("a", "b"), work_for=("alice",), paused=True))
+    assert "when used:     only without input for 300 s, and others below 25% of the processor" in lines
+    assert lines[-1] == "paused:        until `farm-client resume`"
+    assert "until " in describe(OwnerPolicy(paused=True, paused_until=0.0))[-1]
+
+
+class TestBesideAnAgent:
+    async def test_a_pause_reaches_the_farm_and_survives_its_agent(self, farm, start_agent, home):
+        async with start_agent():
+            peer = await joined(farm)
+            done = await typed_beside(home, "pause", "--for", "2h")
+            assert "not working (paused): paused by this machine's owner until" in done.stdout
+            assert (await peer.expect(Pause)).reason.startswith("paused: paused by this machine's owner until")
+            data = told(await typed_beside(home, "status", "--json"))
+            assert [rest["reason"] for rest in data["rests"]] == ["paused"]
+            assert data["rests"][0]["until"] > 0
+            assert (data["running"], data["sandbox"].startswith("none")) == (True, True)
+        async with start_agent():
+            peer = await joined(farm, incarnation=2)
+            await peer.expect(Pause)
+            assert "resume" not in (await typed_beside(home, "resume", "--json")).stderr
+            await peer.expect(Resume)
+            await peer.expect(Ready)
+        assert load_policy(home / "policy.json").paused is False
+
+    async def test_set_is_in_force_at_once(self, farm, start_agent, home):
+        async with start_agent():
+            peer = await joined(farm)
+            done = await typed_beside(home, "set", "--for", "somebody-else")
+            assert "in force now" in done.stderr
+            await peer.send(farm.assign(farm.task()))
+            assert "does not work for" in (await peer.expect(Reject)).message
+            refused = await typed_beside(home, "set", "--for", "all")
+            assert isinstance(refused.exception, ControlRefused)  # it runs without a sandbox
+            assert load_policy(home / "policy.json").work_for == ("somebody-else",)
+            assert told(await typed_beside(home, "set", "--json"))["running"] is True
+
+    async def test_hours_that_are_over_keep_an_agent_from_work_from_its_start(self, farm, start_agent, home):
+        save_policy(home / "policy.json", OwnerPolicy(paused=True))
+        async with start_agent():
+            peer = await joined(farm)
+            await peer.expect(Pause)
+            await peer.send(farm.assign(farm.task()))
+            assert (await peer.expect(Reject)).code == "paused"
+
+    async def test_what_join_was_told_is_what_set_shows(self, farm, start_agent, home):
+        async with start_agent():
+            await joined(farm)
+            assert told(await typed_beside(home, "set", "--json"))["policy"]["work_for"] == [SUBMITTER]
+
+    async def test_finish_ends_an_idle_agent(self, farm, start_agent, home):
+        async with start_agent() as life:
+            peer = await joined(farm)
+            assert told(await typed_beside(home, "finish", "--json"))["finish"] == {"finishing": True}
+            await peer.expect(Drain)
+            async with asyncio.timeout(30):
+                await life  # without an error: exit code 0
+
+    async def test_logs_show_what_was_said_last(self, farm, start_agent, home):
+        async with start_agent():
+            await joined(farm)
+            lines = (await typed_beside(home, "logs", "-n", "1")).stdout.splitlines()
+            assert len(lines) == 1
+            envelopes = [json.loads(line) for line in (await typed_beside(home, "logs", "--json")).stdout.splitlines()]
+            assert "joined" in " ".join(envelope["data"]["text"] for envelope in envelopes)
+            assert [e["data"]["number"] for e in envelopes] == sorted({e["data"]["number"] for e in envelopes})
+            assert (await typed_beside(home, "logs", "-n", "0")).stdout == ""
