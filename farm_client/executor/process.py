@@ -27,10 +27,12 @@ from farm_client.executor.output import LineSplitter
 from farm_client.executor.postmortem import ProcessDeath, explain_death, oom_kills
 from farm_client.sandbox.confinement import UNCONFINED, Confinement
 from farm_client.sandbox.ending import end_all
+from farm_client.sandbox.halting import go_on, halt, keep_to_cores
 from farm_client.sandbox.room import Room
 from farm_client.sandbox.watch import Excess, excess, resident_bytes, scratch_excess
 from protocol.errors import MalformedFrame, ProtocolError
 from protocol.framing import FrameDecoder, pack_frame
+from protocol.sandbox import Rung
 
 EXECUTOR_MODULE: Final = "farm_client.executor"
 FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
@@ -95,6 +97,26 @@ class ExecutorProcess(asyncio.Protocol):
         """Take now all that the executor printed so far: what it printed before a report comes before the report."""
         for descriptor in tuple(self._outputs):
             self._read_pipe(descriptor)
+
+    def halt(self) -> None:
+        """Stop its processes for a moment."""
+        if self._lives:
+            halt(self.pid, supervised=self._confinement.rung is not Rung.NONE)
+
+    def go_on(self) -> None:
+        """Let its processes go on."""
+        if self._lives:
+            go_on(self.pid, supervised=self._confinement.rung is not Rung.NONE)
+
+    def keep_to_cores(self, cores: frozenset[int]) -> None:
+        """Let all its threads run on these cores alone."""
+        if self._lives:
+            keep_to_cores(self.pid, cores)
+
+    @property
+    def _lives(self) -> bool:
+        """Whether its id is its own: that of a process that has ended may be another one's."""
+        return self._process is not None and self._process.returncode is None
 
     def kill(self) -> None:
         """Kill the executor and all of its group at once, in mid-step; its death is not reported."""

@@ -124,6 +124,11 @@ class Executor:
         return self._process.pid
 
     @property
+    def process(self) -> ExecutorProcess:
+        """Its process."""
+        return self._process
+
+    @property
     def room(self) -> Room:
         """Its folders."""
         return self._process.room

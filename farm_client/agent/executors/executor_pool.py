@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from farm_client.agent.executors.executor import Executor, OnLine, TaskFiles
-from farm_client.executor.process import Launch
+from farm_client.executor.process import ExecutorProcess, Launch
 from protocol.tasks import TaskBrief
 
 SPARE_RAM_BYTES: Final = 300 * 1024**2
@@ -55,6 +55,10 @@ class ExecutorPool:
         if any(executor.is_warm for executor in self._living()):
             return False
         return any(executor.death is None for executor in self._living()) or self._is_starting()
+
+    def processes(self) -> tuple[ExecutorProcess, ...]:
+        """List the processes of all executors that live."""
+        return tuple(executor.process for executor in self._living() if executor.death is None)
 
     async def warmed_up(self) -> None:
         """Wait while it is cold."""
