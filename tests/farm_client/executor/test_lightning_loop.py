@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import safetensors.torch
 import torch
@@ -119,6 +118,7 @@ def reference_of(bench: Bench) -> Any:
 
 def fit(model: Any, epochs: list[list[Any]], **options: Any) -> Any:
     """Train with Lightning's Trainer on these batches."""
+    import lightning  # 4 s, which no worker that only collects this file should pay
 
     class Batches:
         def __len__(self) -> int:

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as lightning_package
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 import farm_client as farm
 from farm_client.executor.failures import CodeError
@@ -314,10 +312,13 @@ def test_a_farm_without_more_parts_ends_the_fit(tmp_path: Path, ending: Ending, 
 
 
 def test_rows_are_the_data_sets_own_without_a_farm() -> None:
+    import lightning
+    import transformers
+
     data = [1, 2, 3]
     assert farm.rows(data) is data
     assert not TrainerParts(None).is_hosted
-    assert issubclass(farm.lightning.Callback, lightning_package.pytorch.Callback)
+    assert issubclass(farm.lightning.Callback, lightning.pytorch.Callback)
     assert issubclass(farm.hf.Callback, transformers.TrainerCallback)
 
 
