@@ -26,6 +26,13 @@ from tests.farm_client.executor.test_scripts import Bench
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the trainers' logs and checkpoints fall there."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("working"))
+
+
 LIGHTNING = """
 import lightning
 import torch
