@@ -72,6 +72,7 @@ NOT_RUN = {
     r"farm-client join( wss.*)?": "needs a last join, or TLS; see tests/farm_client/agent/test_cli.py",
     r"farm-client cache (show|clear \[TASK\])": "has a test of its own: test_cache_commands.py",
     r"farm-client escape-test": "runs for half a minute; tests/farm_client/agent/test_escape_test.py, tests/sandbox",
+    r"farm-client service .*": "starts a service; tests/farm_client/agent/service has a stand-in for systemd",
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
     r"python examples/\w+/plain\.py .*": "trains for a minute; test_public_models.py does in small",
     r"python examples/lora/make\.py .*": "makes what the lora example begins with; test_lora_example.py does",

@@ -28,6 +28,7 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.owner_commands import add_owner_commands
 from farm_client.agent.reporting.screens import chosen_view
+from farm_client.agent.service_commands import service_app
 from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.sandbox.escape_run import EscapeResult
@@ -43,6 +44,7 @@ _NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity, Da
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cache_app, name="cache")
 add_owner_commands(app)
+app.add_typer(service_app, name="service")
 
 CoresOption = Annotated[int | None, typer.Option(help="CPU cores to lend.", show_default="all")]
 RamOption = Annotated[str | None, typer.Option(help="Memory to lend, like 8GB.", show_default="all")]

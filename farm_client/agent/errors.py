@@ -11,6 +11,7 @@ FarmError
 │   └── NoControlSocket    its control socket cannot be made or does not answer
 ├── BadControlRequest  a request of the control socket that cannot be understood
 ├── ControlRefused     the running agent did not do what it was asked to
+├── ServiceFailed      the system did not take, or let go, the agent's service
 ├── NoSandbox          nothing on this machine holds strangers' code
 ├── DeviceRefused      no device of this machine computes rightly
 ├── OutOfReach         the farm was not reached; another try may reach it
@@ -92,6 +93,12 @@ class ControlRefused(FarmError):
     """The running agent did not do what it was asked to; its sentence says why."""
 
     code = "refused"
+
+
+class ServiceFailed(FarmError):
+    """The agent could not be made a service of this system, or be taken out of it."""
+
+    code = "service_failed"
 
 
 class NoSandbox(FarmError):
