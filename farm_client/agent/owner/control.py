@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from farm_client.agent.errors import BadControlRequest, ControlRefused, NoControlSocket
-from farm_client.sandbox.short_paths import short_path
+from farm_client.agent.home.local_socket import is_of_this_user, listening_socket, socket_address, socket_family
 from protocol.errors import FarmError
 
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -28,9 +26,6 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _MOST_CONNECTIONS: Final = 16
 _SILENT_SECONDS: Final = 30.0
 _PARTING_SECONDS: Final = 1.0
-_ROOT: Final = 0
-_SAFE_PATH_BYTES: Final = 100
-"""What each system takes as the path of a Unix socket; Linux takes 107."""
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]] | Mapping[str, Any]]
 """Does what a request asks, and returns the answer's data. May raise a FarmError, or an OSError."""
@@ -49,7 +44,7 @@ class ControlSocket:
 
     async def open(self) -> None:
         """Listen, in the place of what a killed agent left. Raises: NoControlSocket."""
-        listening = _listening(self._path)
+        listening = listening_socket(self._path, _MOST_CONNECTIONS)
         self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_LINE_BYTES)
 
     async def close(self) -> None:
@@ -80,7 +75,7 @@ class ControlSocket:
             writer.close()
 
     def _refusal(self, writer: asyncio.StreamWriter) -> dict[str, Any] | None:
-        if not _is_owner(writer.get_extra_info("socket")):
+        if not is_of_this_user(writer.get_extra_info("socket")):
             return _failure(BadControlRequest("only the user who runs this agent may control it"))
         if len(self._serving) > _MOST_CONNECTIONS:
             return _failure(BadControlRequest(f"more than {_MOST_CONNECTIONS} programs control this agent already"))
@@ -127,9 +122,9 @@ def ask(path: Path, request: Mapping[str, Any], seconds: float = 10.0) -> dict[s
     Raises: NoControlSocket if nobody listens there or answers; ControlRefused with the agent's own sentence.
     """
     try:
-        with socket.socket(_family(), socket.SOCK_STREAM) as connection:
+        with socket.socket(socket_family(), socket.SOCK_STREAM) as connection:
             connection.settimeout(seconds)
-            with _address(path) as address:
+            with socket_address(path) as address:
                 connection.connect(address)
             connection.sendall(json.dumps(dict(request)).encode() + b"\n")
             answer = _read_answer(connection)
@@ -175,44 +170,3 @@ async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answ
         async with asyncio.timeout(_PARTING_SECONDS):
             while await reader.read(MAX_LINE_BYTES):
                 pass
-
-
-def _listening(path: Path) -> socket.socket:
-    """Return a listening socket that nobody else could connect to at any moment. Raises: NoControlSocket."""
-    listening = socket.socket(_family(), socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        with _address(path) as address:
-            listening.bind(address)
-        path.chmod(0o600)  # before it listens: until then it refuses everybody
-        listening.listen(_MOST_CONNECTIONS)
-    except OSError as error:
-        listening.close()
-        raise NoControlSocket(f"no socket can be made at {path} ({error})") from error
-    return listening
-
-
-def _family() -> int:
-    family = getattr(socket, "AF_UNIX", None)
-    if family is None:
-        raise NoControlSocket("this system has no local sockets, so a running agent cannot be spoken to")
-    return int(family)
-
-
-@contextmanager
-def _address(path: Path) -> Iterator[str]:
-    """Give a path in the length that a Unix socket takes. Raises: OSError where a long one cannot be shortened."""
-    if len(os.fsencode(path)) <= _SAFE_PATH_BYTES:
-        yield str(path)
-        return
-    with short_path(str(path)) as short:
-        yield short
-
-
-def _is_owner(connection: Any) -> bool:
-    """Return whether the other end is of this user, or root; true where the system does not tell."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True
-    size = struct.calcsize("3i")
-    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return uid in (os.geteuid(), _ROOT)
