@@ -82,7 +82,7 @@ class IdentityShared:
 
 @dataclass(frozen=True, slots=True)
 class ClientReady:
-    """The client can take ``slots`` more assignments; ``environments`` where it tells of those, too."""
+    """The client can take ``slots`` more assignments; ``environments``: what it has of those, where that is news."""
 
     client_id: str
     incarnation: int

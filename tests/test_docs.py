@@ -102,6 +102,7 @@ def test_every_dependency_has_its_reason():
         "Parquet data (`aifarm[parquet]`)": extras["parquet"],
         "Hugging Face models (`aifarm[hf]`)": extras["hf"],
         "ONNX files (`aifarm[onnx]`)": extras["onnx"],
+        "Installations for tasks (`aifarm[installs]`)": extras["installs"],
         "Quantized bases (`aifarm[quantized]`)": extras["quantized"],
         "Development": project["dependency-groups"]["dev"],
     }

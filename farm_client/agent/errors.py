@@ -22,6 +22,7 @@ FarmError
 ├── DiskFull           the disk cannot take what is to be kept
 ├── HomeGone           the home is not there any more
 ├── BadBundle          a code bundle that must not be unpacked
+├── NoEnvironment      a task's packages can't be installed here
 ├── LacksModule        this machine has not installed what a task needs
 ├── EndsAgent          a task in whose midst the agent ended twice
 ├── ExecutorDied       the executor process ended by itself
@@ -189,6 +190,12 @@ class LacksModule(FarmError):
     """A module that the task needs is not installed here."""
 
     code = "missing_module"
+
+
+class NoEnvironment(FarmError):
+    """The packages that the task's lock names can't be had on this machine."""
+
+    code = "no_environment"
 
 
 class EndsAgent(FarmError):
