@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farm_client.agent.errors import BadSettings, ControlRefused, NoControlSocket
+from farm_client.agent.home import local_socket
 from farm_client.agent.owner import control
 from farm_client.agent.owner.control import MAX_LINE_BYTES, ControlSocket, ask
 
@@ -90,8 +91,8 @@ async def test_only_its_owner_may_open_it_and_nothing_is_left(tmp_path):
 
 
 async def test_another_user_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(control.os, "geteuid", lambda: os.getuid() + 1)
-    monkeypatch.setattr(control, "_ROOT", -1)
+    monkeypatch.setattr(local_socket.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(local_socket, "_ROOT", -1)
     async with serving(tmp_path / "control.sock"):
         (answer,) = await answer_to(tmp_path / "control.sock", b'{"do": "echo"}\n')
     assert (answer["ok"], answer["code"]) == (False, "bad_request")
@@ -99,7 +100,7 @@ async def test_another_user_is_refused(tmp_path, monkeypatch):
 
 
 async def test_where_a_system_does_not_tell_who_connects_the_mode_alone_holds(tmp_path, monkeypatch):
-    monkeypatch.delattr(control.socket, "SO_PEERCRED")
+    monkeypatch.delattr(local_socket.socket, "SO_PEERCRED")
     async with serving(tmp_path / "control.sock"):
         assert await asked(tmp_path / "control.sock", do="echo") == {"said": None}
 
@@ -138,7 +139,7 @@ async def test_a_folder_that_is_gone_says_so(tmp_path):
 
 
 async def test_a_system_without_local_sockets_says_so(tmp_path, monkeypatch):
-    monkeypatch.delattr(control.socket, "AF_UNIX")
+    monkeypatch.delattr(local_socket.socket, "AF_UNIX")
     with pytest.raises(NoControlSocket, match="no local sockets"):
         async with serving(tmp_path / "control.sock"):
             pass
