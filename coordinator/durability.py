@@ -15,14 +15,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.commands import FlushCheckpoint
+from coordinator.records import CreditEntry
 from coordinator.stopping import epoch_end_is_due, evaluation_is_due, is_finished
 from protocol.assignments import Ack
+from protocol.credit import CREDIT, Credit
 from protocol.wording import counted
 
 if TYPE_CHECKING:
     from coordinator.events import CheckpointDurable
+    from coordinator.in_flight import Lease
     from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord
-    from coordinator.state import TaskRun
+    from coordinator.state import ClientState, TaskRun
     from coordinator.turn import Turn
 
 MOST_ROUNDS: Final = 16
@@ -99,11 +102,17 @@ def checkpoint_durable(turn: Turn, event: CheckpointDurable) -> None:
     run.volatile = Volatile(reached[-1].record, checkpoint, rest) if rest else None
     if run.volatile is None:
         run.checkpoint = checkpoint
+    turn.farm.add_credit(entry for version in reached for entry in version.entries if isinstance(entry, CreditEntry))
     for lease in turn.farm.leases.settle(run.leases, upto=checkpoint.round):
-        ack = Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=True)
         if (client := turn.farm.clients.get(lease.record.client_id)) is not None:
             turn.save(client.record)
-            turn.send(client, ack)
+            turn.send(client, _counted(turn, client, lease))
+
+
+def _counted(turn: Turn, client: ClientState, lease: Lease) -> Ack:
+    known = turn.farm.credits.get(client.client_id) if CREDIT in client.features else None
+    credit = None if known is None else Credit(samples=known.samples, flops=known.flops)
+    return Ack(assignment_id=lease.assignment_id, fence=lease.record.fence, counted=True, credit=credit)
 
 
 def waits_for_disk(run: TaskRun, now: float) -> str | None:

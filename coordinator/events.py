@@ -182,6 +182,8 @@ class ResultArrived:
     metrics: Mapping[str, float]
     update: BlobRef | None
     compute_seconds: float
+    flops_per_sample: int = 0
+    """What the client counted for a sample; 0: not known."""
     artefacts: tuple[Artefact, ...] = ()
     """What it left of an epoch's end; that the server has these blobs, and their sizes, was checked."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from coordinator.leases import LeaseBook
 from coordinator.lifecycle import LIVE
 from coordinator.pools import Pool, Pools
-from coordinator.records import AssignmentRecord, RoundRecord
+from coordinator.records import AssignmentRecord, ClientCredit, CreditEntry, RoundRecord
 from coordinator.state import ClientState, TaskRun
 from coordinator.throughput import DecayingSum
 from protocol.errors import NotFound
@@ -29,6 +29,8 @@ class FarmState:
     """Clients that are kept free for a task that needs several, by client id."""
     clients: dict[str, ClientState] = field(default_factory=dict)
     usage: dict[str, DecayingSum] = field(default_factory=dict)
+    credits: dict[str, ClientCredit] = field(default_factory=dict)
+    """As far as it is durable, by client id."""
     last_fence: int = 0
     server_lacks: str | None = None
     """What the server is short of, so that tasks wait for it."""
@@ -109,6 +111,12 @@ class FarmState:
         self.clients[client.client_id] = client
         client.watch = self.pools.note
         self.pools.note(client)
+
+    def add_credit(self, entries: Iterable[CreditEntry]) -> None:
+        """Take in entries that the ledger gets in this turn."""
+        for entry in entries:
+            before = self.credits.get(entry.client_id, ClientCredit(entry.client_id))
+            self.credits[entry.client_id] = before.with_entry(entry)
 
     def dismiss(self, client: ClientState) -> None:
         """Drop a client that is not connected (any more) and holds nothing; records of its work keep its id."""

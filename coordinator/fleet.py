@@ -9,6 +9,7 @@ from typing import TypeVar
 from coordinator.breaker import Breaker
 from coordinator.commands import DropClient
 from coordinator.containment import contained
+from coordinator.credit import team_name
 from coordinator.eligibility import is_shut_in
 from coordinator.events import (
     ClientConnected,
@@ -51,6 +52,7 @@ def connected(turn: Turn, event: ClientConnected) -> None:
         delivered=known.record.delivered if known else 0,
         failed=known.record.failed if known else 0,
         sandbox=hello.sandbox,
+        team=team_name(hello.team),
     )
     client = ClientState(
         record=record,

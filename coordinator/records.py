@@ -97,6 +97,8 @@ class ClientRecord:
     failed: int = 0
     sandbox: Sandbox | None = None
     """As its last hello told; None of a client that is older than sandboxes."""
+    team: str = ""
+    """For whom it computes, as its last hello told; empty if for no team."""
 
 
 class RoundState(StrEnum):
@@ -155,6 +157,10 @@ class AssignmentRecord:
     update: BlobRef | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    team: str = ""
+    """That of its client when it delivered."""
+    flops_per_sample: int = 0
+    """As the client said; from when it is counted, what it is credited with. 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,44 @@ class RemovedClient:
     client_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class CreditEntry:
+    """What a counted assignment adds to its client's credit, or takes back. Key: task, client, team and day.
+
+    Added to what the ledger has under its key, and kept beyond its task and its client. ``day`` counts from 1970 (UTC).
+    ``measured_samples``: those of which the FLOPs are known, which are ``gigaflops`` * 10^9 + ``flops``: a
+    column holds 64 bits, and an exact sum of a year's FLOPs does not fit.
+    """
+
+    task_id: str
+    client_id: str
+    team: str
+    day: int
+    assignments: int
+    samples: int
+    measured_samples: int
+    gigaflops: int
+    flops: int
+
+    @property
+    def all_flops(self) -> int:
+        """Count its FLOPs."""
+        return self.gigaflops * 10**9 + self.flops
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCredit:
+    """All credit of one client, whatever it was for."""
+
+    client_id: str
+    samples: int = 0
+    flops: int = 0
+
+    def with_entry(self, entry: CreditEntry) -> ClientCredit:
+        """Return it with one entry more."""
+        return ClientCredit(self.client_id, self.samples + entry.samples, self.flops + entry.all_flops)
+
+
 Record = (
     TaskRecord
     | ClientRecord
@@ -264,8 +308,8 @@ Record = (
     | RemovedClient
 )
 """A record with a key: saving it again replaces it."""
-Entry = EventRecord | MetricRecord | LogRecord
-"""A record without a key: saving appends it."""
+Entry = EventRecord | MetricRecord | LogRecord | CreditEntry
+"""A record that is saved once: it is appended, or added to the sum that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,5 +329,7 @@ class Snapshot:
     failed_steps: tuple[FailedStepRecord, ...] = ()
     last_fence: int = 0
     """The highest of all assignments ever, held or not."""
+    credits: tuple[ClientCredit, ...] = ()
+    """Of all clients, removed ones included."""
     newest_at: float = 0.0
     """The latest submission or end of any task, ended ones included."""

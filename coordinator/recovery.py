@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 
 from coordinator.commands import OpenRound
 from coordinator.containment import contained
+from coordinator.credit import entry_of
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
@@ -39,6 +40,7 @@ def restore(snapshot: Snapshot) -> FarmState:
         interrupted_rounds=list(snapshot.rounds),
         interrupted_assignments=list(snapshot.assignments),
     )
+    farm.credits = {one.client_id: one for one in snapshot.credits}
     for client in snapshot.clients:
         farm.admit(ClientState(record=client))
     newest = {c.task_id: c for c in sorted(snapshot.checkpoints, key=lambda c: c.round)}
@@ -105,6 +107,8 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
     roll_back(turn, run, event.message)
     for record in event.undone:
         turn.save(replace(record, counted=False, counted_in=None))
+        turn.credit(entry_of(record, -1))
+    turn.farm.add_credit(entry_of(record, -1) for record in event.undone)
     lost = run.record.version - kept.round
     run.checkpoint = kept
     run.evaluate_next = False

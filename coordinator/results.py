@@ -144,6 +144,8 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         delivered_at=turn.now,
         update=event.update and event.update.bare(),
         metrics=dict(event.metrics),
+        team=turn.farm.clients[lease.record.client_id].record.team,
+        flops_per_sample=event.flops_per_sample,
     )
     client, policy = turn.farm.clients[record.client_id], run.policy(record.kind)
     turn.farm.leases.deliver(lease, event.update, turn.now)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import isfinite
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
+from coordinator.credit import credited, entry_of
 from coordinator.deltas import keep_delta
 from coordinator.durability import become_volatile
 from coordinator.early_stopping import out_of_time
@@ -197,8 +198,9 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
             metrics=metrics,
         )
     )
-    for assignment in delivered:
+    for assignment in credited(run.flops, delivered):
         turn.save(replace(assignment, counted=True, counted_in=step.number))
+        turn.credit(entry_of(assignment))
     clear_up(turn, run, step)
     turn.farm.leases.commit(step.parts)
     run.leases.close(step.parts)

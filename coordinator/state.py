@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from coordinator.breaker import Breaker
+from coordinator.credit import FlopFigures
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order, in_stretches, take
 from coordinator.evidence import Evidence
@@ -223,6 +224,8 @@ class TaskRun:
     """Clients that may hold an executor of this task."""
     leases: TaskLeases = field(default_factory=TaskLeases)
     """Its assignments in flight."""
+    flops: FlopFigures = field(default_factory=FlopFigures)
+    """What clients count for a sample."""
     failed_lines: set[str] = field(default_factory=set)
     """Where its code failed in the steps that are kept."""
     answered: Answered = field(init=False)

@@ -19,6 +19,7 @@ from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
+    CreditEntry,
     Entry,
     EventRecord,
     FailedStepRecord,
@@ -156,6 +157,10 @@ class Turn:
             MetricRecord(self.now, run.task_id, round_number, round_number, name, value, source)
             for name, value in sorted(values.items())
         ]
+
+    def credit(self, entry: CreditEntry) -> None:
+        """Add to the books what a counted assignment is worth, or take it back."""
+        self._entries.append(entry)
 
     def move(self, run: TaskRun, to: TaskState, message: str, **changes: object) -> TaskRecord:
         """Take a task along an edge of its table, save it, and append the event. Raises: IllegalTransition."""

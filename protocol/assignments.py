@@ -26,6 +26,7 @@ from protocol.bounds import (
     StageSeconds,
     Text,
 )
+from protocol.credit import Credit
 from protocol.frozen import Frozen
 from protocol.limits import (
     MAX_LOG_LINES_PER_MESSAGE,
@@ -219,6 +220,8 @@ class Ack(Frozen):
     fence: Natural
     counted: bool
     message: Text = ""
+    credit: Credit | None = None
+    """All that the client is credited with, this included; only for those that know ``credit``."""
 
 
 class Cancel(Frozen):

@@ -73,6 +73,8 @@ class Hello(Frozen):
     """What it runs a task's code in. None: it is older than sandboxes, which counts as the rung ``none``."""
     environments: Environments | None = None
     """Which task environments it has, and whether it installs others. None: it has none and installs none."""
+    team: Label = ""
+    """For whom the machine computes, if for a team: whom its work is credited to as well."""
     run_id: Word = ""
     """Of the client's process: connections of one run have the same, and no other run has it."""
     held: tuple[HeldAssignment, ...] = Field(default=(), max_length=64)

@@ -22,6 +22,7 @@ from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
+    CreditEntry,
     Entry,
     EventRecord,
     FailedStepRecord,
@@ -161,10 +162,14 @@ ARTEFACTS: Final = Mapper(
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
 LOGS: Final = Mapper(LogRecord, tables.LogRow)
+CREDITS: Final = Mapper(CreditEntry, tables.CreditRow)
 
 MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
     mapper.record_type: mapper
-    for mapper in (CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS, EVENTS, METRICS, LOGS)
+    for mapper in (
+        *(CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS),
+        *(EVENTS, METRICS, LOGS, CREDITS),
+    )
 }
 
 INITIAL_WEIGHTS: Final = "initial_weights"

@@ -18,7 +18,9 @@ from coordinator.records import (
     ArtefactRecord,
     AssignmentRecord,
     CheckpointRecord,
+    ClientCredit,
     ClientRecord,
+    CreditEntry,
     Entry,
     EventRecord,
     FailedStepRecord,
@@ -33,6 +35,7 @@ from coordinator.records import (
 )
 from protocol.errors import Conflict
 from protocol.tasks import BlobRef, TaskSpec
+from storage import credit_sums
 from storage.errors import BadRecord
 from storage.mapping import (
     ARTEFACT,
@@ -44,10 +47,11 @@ from storage.mapping import (
     blob_rows,
     without_bytes,
 )
-from storage.ports.ledger import History, Numbered, TaskUsage
+from storage.ports.ledger import CreditBy, CreditQuery, History, Numbered, TaskUsage
 
 R = TypeVar("R", bound=Record)
 E = TypeVar("E", bound=Entry)
+_SUMMED: Final = ("assignments", "samples", "measured_samples", "gigaflops", "flops")
 _HOLDABLE: Final = (str, int, float, tuple, Mapping, BaseModel, type(None))
 _INTEGERS: Final = range(-(2**63), 2**63)
 _MAY_TRAIN: Final = ACTIVE | {TaskState.FAILED}
@@ -63,6 +67,7 @@ class MemoryFacts:
         self.assignments: dict[str, AssignmentRecord] = {}
         self.checkpoints: dict[tuple[str, int], CheckpointRecord] = {}
         self.feeds: dict[type[Entry], list[Numbered[Any]]] = {EventRecord: [], LogRecord: [], MetricRecord: []}
+        self.credits: dict[tuple[str, str, str, int], CreditEntry] = {}
         self._numbers: dict[type[Entry], int] = dict.fromkeys(self.feeds, 0)
         self._named: dict[str, dict[tuple[str, str], int]] = {}
         """Sizes of the blobs that submissions name, by task, then role and digest."""
@@ -77,6 +82,9 @@ class MemoryFacts:
         for record in kept:
             self._keep(record)
         for entry in added:
+            if isinstance(entry, CreditEntry):
+                self._credit(entry)
+                continue
             self._numbers[type(entry)] += 1
             self.feeds[type(entry)].append(Numbered(self._numbers[type(entry)], entry))
 
@@ -111,6 +119,13 @@ class MemoryFacts:
                 named = self._named.setdefault(record.task_id, {})
                 named.setdefault((ARTEFACTS.derived["role"](record), record.digest), record.size_bytes)
 
+    def _credit(self, entry: CreditEntry) -> None:
+        key = (entry.client_id, entry.team, entry.task_id, entry.day)
+        if (known := self.credits.get(key)) is not None:
+            sums = {name: getattr(known, name) + getattr(entry, name) for name in _SUMMED}
+            entry = replace(known, **sums)
+        self.credits[key] = entry
+
     def snapshot(self) -> Snapshot:
         """Return what a server needs to go on after a restart."""
         unfinished = {name: task for name, task in self.tasks.items() if task.state in ACTIVE}
@@ -125,6 +140,10 @@ class MemoryFacts:
             checkpoints=tuple(newest.values()),
             failed_steps=tuple(step for name in unfinished for step in self.failed_steps_of(name)),
             last_fence=max((a.fence for a in self.assignments.values()), default=0),
+            credits=tuple(
+                ClientCredit(one.key, one.samples, one.flops)
+                for one in credit_sums.sum_up(self.credits.values(), CreditQuery(CreditBy.CLIENT))
+            ),
             newest_at=max(times, default=0.0),
         )
 

@@ -23,8 +23,19 @@ from coordinator.records import (
     TaskRecord,
 )
 from protocol.errors import FarmError, Unavailable
+from storage import credit_sums
 from storage.memory_facts import MemoryFacts
-from storage.ports.ledger import FEED_LIMIT, History, LedgerIdentity, Numbered, TaskEnd, TaskKey, TaskUsage
+from storage.ports.ledger import (
+    FEED_LIMIT,
+    CreditQuery,
+    CreditSum,
+    History,
+    LedgerIdentity,
+    Numbered,
+    TaskEnd,
+    TaskKey,
+    TaskUsage,
+)
 
 
 class MemoryLedger:
@@ -184,6 +195,10 @@ class MemoryLedger:
     def _feed(self, kind: type[Entry], task_id: str | None, after: int, limit: int) -> list[Numbered[Any]]:
         later = (one for one in self.facts.feeds[kind] if one.seq > after)
         return [one for one in later if task_id in (None, one.entry.task_id)][:limit]
+
+    async def credit(self, query: CreditQuery) -> list[CreditSum]:
+        """Return the sums of a query, the most FLOPs first."""
+        return credit_sums.ranked(credit_sums.sum_up(self.facts.credits.values(), query))
 
     async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs."""

@@ -28,7 +28,7 @@ from coordinator.records import (
     Snapshot,
     TaskRecord,
 )
-from storage import pruning, references, usage
+from storage import credit_sums, pruning, references, usage
 from storage.errors import DamagedLedger, ledger_error
 from storage.mapping import (
     ARTEFACT,
@@ -48,7 +48,17 @@ from storage.mapping import (
     failed_step_record,
     task_record,
 )
-from storage.ports.ledger import FEED_LIMIT, History, Numbered, TaskEnd, TaskKey, TaskUsage
+from storage.ports.ledger import (
+    FEED_LIMIT,
+    CreditBy,
+    CreditQuery,
+    CreditSum,
+    History,
+    Numbered,
+    TaskEnd,
+    TaskKey,
+    TaskUsage,
+)
 from storage.tables import HELD_ASSIGNMENT, OPEN_ROUND, SubmissionRow, table_of
 
 T = TypeVar("T")
@@ -131,6 +141,7 @@ class Reads:
                     failed_step_record,
                 ),
                 last_fence=(await session.execute(select(func.max(held.c.fence)))).scalar() or 0,
+                credits=await _all(session, credit_sums.sums(CreditQuery(CreditBy.CLIENT)), credit_sums.all_of),
                 newest_at=max((at for at in (await session.execute(_NEWEST_AT)).scalars() if at), default=0.0),
             )
 
@@ -216,6 +227,10 @@ class Reads:
     async def metrics(self, task_id: str, after: int = 0, limit: int = FEED_LIMIT) -> list[Numbered[MetricRecord]]:
         """Return the task's metrics numbered higher than ``after``, oldest first."""
         return await self._feed(METRICS, task_id, after, limit)
+
+    async def credit(self, query: CreditQuery) -> list[CreditSum]:
+        """Return the sums of a query, the most FLOPs first."""
+        return credit_sums.ranked(await self._list(credit_sums.sums(query), credit_sums.sum_of))
 
     async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs (``storage.references``)."""

@@ -14,7 +14,7 @@ from sqlalchemy import Insert, Table
 
 from coordinator.records import Entry, Record
 from protocol.tasks import BlobRef
-from storage.mapping import EVENTS, LOGS, MAPPERS, METRICS, ColumnCodec, Mapper
+from storage.mapping import CREDITS, EVENTS, LOGS, MAPPERS, METRICS, ColumnCodec, Mapper
 from storage.sqlite import SQLITE
 from storage.tables import BlobRow, table_of
 
@@ -24,6 +24,7 @@ _Make = Callable[[Any], Any]
 
 _APPENDED: Final = frozenset({EVENTS.table, METRICS.table, LOGS.table})
 _KEPT: Final = frozenset({table_of(BlobRow)})
+_ADDED: Final = frozenset({CREDITS.table})
 
 
 class Saving:
@@ -46,9 +47,11 @@ class Saving:
 
 
 def insert_statement(table: Table) -> Insert:
-    """Return the statement that saves rows: feeds append, a blob reference is kept once, all else replaces."""
+    """Return the statement that saves rows: feeds append, credit adds up, blobs are kept once, all else replaces."""
     if table in _APPENDED:
         return SQLITE.insert(table)
+    if table in _ADDED:
+        return SQLITE.add(table)
     return SQLITE.insert_once(table) if table in _KEPT else SQLITE.upsert(table)
 
 

@@ -67,6 +67,13 @@ class SqliteDialect:
         changes: Mapping[str, Any] = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in key}
         return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
 
+    def add(self, table: Table) -> Insert:
+        """Return a statement that adds rows' values to those of the row with their key."""
+        statement = sqlite.insert(table)
+        key = {column.name for column in table.primary_key}
+        sums: Mapping[str, Any] = {c.name: c + statement.excluded[c.name] for c in table.columns if c.name not in key}
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
+
     def address(self, path: Path) -> URL:
         """Return the address of a file, for SQLAlchemy."""
         return URL.create("sqlite", database=str(path))

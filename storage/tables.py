@@ -31,6 +31,7 @@ class ClientRow(SQLModel, table=True):
     delivered: int = Field(sa_type=WHOLE)
     failed: int = Field(sa_type=WHOLE)
     sandbox: dict[str, Any] = Field(sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
+    team: str = Field(sa_column_kwargs={"server_default": ""})
 
 
 class TaskRow(SQLModel, table=True):
@@ -155,6 +156,8 @@ class AssignmentRow(SQLModel, table=True):
     update_bytes: int | None = Field(sa_type=WHOLE)
     metrics: dict[str, float] = Field(sa_type=JSON)
     error: str | None
+    team: str = Field(sa_column_kwargs={"server_default": ""})
+    flops_per_sample: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
 
 
 class CheckpointRow(SQLModel, table=True):
@@ -226,6 +229,23 @@ class LogRow(SQLModel, table=True):
     round: int = Field(sa_type=WHOLE)
     stream: str
     text: str
+
+
+class CreditRow(SQLModel, table=True):
+    """The sum of all ``CreditEntry`` of one key. No removal of a task or a client takes it away."""
+
+    __tablename__ = "credits"
+    __table_args__ = (Index("ix_credits_day", "day"), Index("ix_credits_task", "task_id"))
+
+    client_id: str = Field(primary_key=True)
+    team: str = Field(primary_key=True)
+    task_id: str = Field(primary_key=True)
+    day: int = Field(primary_key=True, sa_type=WHOLE, sa_column_kwargs={"autoincrement": False})
+    assignments: int = Field(sa_type=WHOLE)
+    samples: int = Field(sa_type=WHOLE)
+    measured_samples: int = Field(sa_type=WHOLE)
+    gigaflops: int = Field(sa_type=WHOLE)
+    flops: int = Field(sa_type=WHOLE)
 
 
 class IdentityRow(SQLModel, table=True):

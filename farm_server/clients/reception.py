@@ -186,6 +186,7 @@ class Reception:
                 result.metrics,
                 result.update,
                 result.compute_seconds,
+                result.flops_per_sample,
                 artefacts,
             )
         )

@@ -83,6 +83,38 @@ class TaskUsage:
     rows: int
 
 
+class CreditBy(StrEnum):
+    """Whose credit is added up."""
+
+    CLIENT = "client"
+    TEAM = "team"
+    TASK = "task"
+
+
+@dataclass(frozen=True, slots=True)
+class CreditQuery:
+    """Which credit is added up, by what: days count from 1970 (UTC), and None asks for all."""
+
+    by: CreditBy
+    since_day: int = 0
+    task_id: str | None = None
+    client_id: str | None = None
+    team: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreditSum:
+    """Credit of one client, team or task, whose id or name is the ``key``; the FLOPs are of ``measured_samples``."""
+
+    key: str
+    assignments: int
+    samples: int
+    measured_samples: int
+    flops: int
+    first_day: int
+    last_day: int
+
+
 class LedgerReader(Protocol):
     """The ledger's queries. An answer MUST show every save that was acknowledged before the question.
 
@@ -154,6 +186,12 @@ class LedgerReader(Protocol):
 
     async def metrics(self, task_id: str, after: int = 0, limit: int = FEED_LIMIT) -> list[Numbered[MetricRecord]]:
         """Return the task's metrics, as ``events`` does. A value that is no number MUST come back as such."""
+
+    async def credit(self, query: CreditQuery) -> list[CreditSum]:
+        """Return the sums of a query: they MUST be exact, and come with the most FLOPs first, then the most samples.
+
+        Entries of one key MUST be added up, and credit MUST stay when its task or its client is removed.
+        """
 
     async def referenced_digests(self, ended_since: float | None = None) -> set[str]:
         """Return the names of all blobs that something kept still needs.

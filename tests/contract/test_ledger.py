@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.lifecycle import ACTIVE, AssignmentState, TaskState
-from coordinator.records import RoundState
+from coordinator.records import RemovedClient, RoundState
 from protocol.errors import Conflict, Unavailable
 from protocol.tasks import BlobRef
 from storage.errors import BadRecord
@@ -20,7 +20,7 @@ from storage.ledger import SqlLedger
 from storage.mapping import blob_rows
 from storage.memory_facts import MemoryFacts
 from storage.memory_ledger import MemoryLedger
-from storage.ports.ledger import History, Ledger, TaskEnd, TaskKey
+from storage.ports.ledger import CreditBy, CreditQuery, CreditSum, History, Ledger, TaskEnd, TaskKey
 from tests.contract.holds import holds
 from tests.storage import records as a
 
@@ -277,6 +277,42 @@ async def test_a_metric_that_is_no_number_is_kept(ledger: Ledger) -> None:
     assert math.isnan(values[0])
     assert values[1] == -math.inf
     assert (await ledger.rounds("t1"))[0].loss is None
+
+
+@holds(
+    "they MUST be exact, and come with the most FLOPs first, then the most samples",
+    "Entries of one key MUST be added up",
+)
+async def test_credit_adds_up(ledger: Ledger) -> None:
+    last = 10**9 - 1
+    await ledger.save(
+        [],
+        [
+            a.credit("c1", "red", day=3, measured_samples=60, gigaflops=2**62, flops=last),
+            a.credit("c1", "red", day=3, measured_samples=60, gigaflops=1, flops=last),
+            a.credit("c1", "red", "t2", day=5, samples=1),
+        ],
+    )
+    await ledger.save([], [a.credit("c2", day=4, samples=200), a.credit("c3", day=4), a.credit("c2", day=4)])
+    await ledger.save([], [a.credit("c3", day=4, assignments=-1, samples=-60)])
+    c1 = CreditSum("c1", 3, 121, 120, (2**62 + 1) * 10**9 + 2 * last, 3, 5)
+    c2 = CreditSum("c2", 2, 260, 0, 0, 4, 4)
+    assert await ledger.credit(CreditQuery(CreditBy.CLIENT)) == [c1, c2]
+    assert await ledger.credit(CreditQuery(CreditBy.CLIENT, since_day=4, client_id="c2")) == [c2]
+    assert [one.samples for one in await ledger.credit(CreditQuery(CreditBy.CLIENT, since_day=4))] == [260, 1]
+    assert [one.key for one in await ledger.credit(CreditQuery(CreditBy.TEAM))] == ["red", ""]
+    assert [one.key for one in await ledger.credit(CreditQuery(CreditBy.TASK, team="red"))] == ["t1", "t2"]
+    assert await ledger.credit(CreditQuery(CreditBy.CLIENT, task_id="t2")) == [CreditSum("c1", 1, 1, 0, 0, 5, 5)]
+    loaded = {one.client_id: (one.samples, one.flops) for one in (await ledger.load()).credits}
+    assert loaded == {"c1": (121, c1.flops), "c2": (260, 0), "c3": (0, 0)}
+
+
+@holds("credit MUST stay when its task or its client is removed")
+async def test_credit_outlives_task_and_client(ledger: Ledger) -> None:
+    await ledger.save([a.task(), a.client()], [a.credit()])
+    await ledger.remove_task("t1")
+    await ledger.save([RemovedClient("c1")])
+    assert await ledger.credit(CreditQuery(CreditBy.CLIENT)) == [CreditSum("c1", 1, 60, 0, 0, 0, 0)]
 
 
 @holds("a later save MUST be refused with Unavailable")

@@ -160,6 +160,8 @@ class Volunteer:
     features: tuple[str, ...] = ()
     sandbox: Sandbox | None = None
     environments: Environments | None = None
+    team: str = ""
+    flops_per_sample: int = 0
     leaves: tuple[Artefact, ...] = ()
     """What its ``on_epoch_end`` leaves."""
     incarnation: int = 0
@@ -181,6 +183,7 @@ class Volunteer:
             features=self.features,
             sandbox=self.sandbox,
             environments=self.environments,
+            team=self.team,
             resources=Resources(cpu_cores=self.cpu_cores, ram_bytes=self.ram_bytes, bench_gflops=self.gflops),
             load=Load(ram_free_bytes=self.free_bytes),
             held=tuple(
@@ -377,6 +380,7 @@ class Simulation:
             metrics={"loss": loss},
             update=update if assign.kind is Kind.TRAIN else None,
             compute_seconds=seconds,
+            flops_per_sample=v.flops_per_sample,
             artefacts=v.leaves if assign.kind is Kind.EPOCH_END else (),
         )
 

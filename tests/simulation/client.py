@@ -20,6 +20,7 @@ from protocol.assignments import (
     RejectCode,
     Result,
 )
+from protocol.credit import CREDIT
 from protocol.messages import (
     Bye,
     Drain,
@@ -51,6 +52,9 @@ _RESOURCES = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE)
 _LEFT = Artefact(name="loss.txt", digest="f" * 64, size_bytes=3)
 """What an ``on_epoch_end`` leaves."""
 _LOAD = Load(ram_free_bytes=8 * GIGABYTE)
+_TEAMS = ("red", "", "blue")
+_FLOPS = (1000, 1001, 0, 10**15)
+"""What a client says of a sample: two count, one does not know, one lies."""
 
 
 @dataclass(slots=True)
@@ -210,7 +214,8 @@ class Client:
             client_id=self.client_id,
             client_secret="s" * 16,
             name=self.name,
-            features=(EPOCH_END,),
+            team=_TEAMS[sum(self.name.encode()) % len(_TEAMS)],
+            features=(EPOCH_END, CREDIT),
             sandbox=self.sandbox,
             resources=_RESOURCES,
             load=_LOAD,
@@ -308,6 +313,7 @@ class Client:
             metrics={"loss": 1.0},
             update=update,
             compute_seconds=job.seconds,
+            flops_per_sample=_FLOPS[sum(self.name.encode()) % len(_FLOPS)],
             artefacts=(_LEFT,) if assign.kind is Kind.EPOCH_END else (),
         )
 

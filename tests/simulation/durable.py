@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from coordinator.commands import Save
+from coordinator.credit import entry_of
 from coordinator.durability import MOST_ROUNDS
 from coordinator.lifecycle import ASSIGNMENT_EDGES, TASK_EDGES
-from coordinator.records import AssignmentRecord, CheckpointRecord, RoundRecord, RoundState, TaskRecord
+from coordinator.records import AssignmentRecord, CheckpointRecord, CreditEntry, RoundRecord, RoundState, TaskRecord
 from protocol.assignments import Kind
 from storage.memory_facts import MemoryFacts
+from tests.coordinator.credit_books import Key, worth
 from tests.simulation.exact_weights import aggregate_of, value_of
 from tests.simulation.violation import check
 
@@ -47,6 +49,8 @@ class AuditedLedger(MemoryFacts):
         self._votes: dict[str, dict[int | None, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
         """What each counted assignment brought, by task, the round that counted it, and name."""
         self._task_fences: dict[str, int] = defaultdict(int)
+        self._worth: Counter[Key] = Counter()
+        """What is counted, as credit."""
         self._fallbacks: dict[str, int] = {}
         """The version that a task may go back to, because all later checkpoints are damaged."""
 
@@ -72,9 +76,17 @@ class AuditedLedger(MemoryFacts):
                     check(record.weights.digest in self._blobs, f"checkpoint {record.round} is on disk before its row")
         before = {task_id: self.tasks.get(task_id) for task_id in versions}
         self.apply(command.records, command.entries)
+        self._audit_credit(command)
         for task_id, old in before.items():
             if old is None or old.version != self.tasks[task_id].version:
                 self._audit_model(self.tasks[task_id])
+
+    def _audit_credit(self, command: Save) -> None:
+        """Check that the credit of all that this transaction touched is what counted assignments are worth."""
+        touched = {r.assignment_id for r in command.records if isinstance(r, AssignmentRecord) and r.counted}
+        if touched or any(isinstance(entry, CreditEntry) for entry in command.entries):
+            counted = Counter({key: amount for key, amount in self._worth.items() if amount})
+            check(worth(self.credits.values()) == counted, "the credit is not that of the counted assignments")
 
     def _audit_task(self, record: TaskRecord) -> None:
         if old := self.tasks.get(record.task_id):
@@ -118,6 +130,7 @@ class AuditedLedger(MemoryFacts):
             check(not self._seen[key] & rows, f"{record.assignment_id} counts samples of {key} a second time")
             self._seen[key] |= rows
         self._votes[record.task_id][record.counted_in][record.assignment_id] = value_of(record.epoch, record.ranges)
+        self._worth.update(worth([entry_of(record)]))
 
     def _uncount(self, record: AssignmentRecord) -> None:
         """Take back what ``record``, as it was until now, brought."""
@@ -126,6 +139,7 @@ class AuditedLedger(MemoryFacts):
         check(undone, f"{record.assignment_id} was counted and no longer is")
         for part in record.ranges:
             self._seen[record.task_id, record.epoch, part.shard] &= ~(((1 << part.samples) - 1) << part.start)
+        self._worth.subtract(worth([entry_of(record)]))
         del self._votes[record.task_id][record.counted_in][record.assignment_id]
 
     def _audit_model(self, task: TaskRecord) -> None:

@@ -72,6 +72,10 @@ def _check_nothing_is_lost(server: Server) -> None:
 def check_restored(server: Server) -> None:
     """Check that a start finds in memory what has not ended, as the ledger has it. Raises: Violation."""
     ledger, farm = server.world.ledger, server.coordinator._farm
+    check(
+        farm.credits == {one.client_id: one for one in ledger.snapshot().credits},
+        "clients' credit is another one after a restart",
+    )
     unfinished = {task_id: task for task_id, task in ledger.tasks.items() if task.state not in ENDED}
     check(farm.tasks.keys() == unfinished.keys(), f"a start loads {sorted(farm.tasks)} of {sorted(unfinished)}")
     for task_id, task in unfinished.items():

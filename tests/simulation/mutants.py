@@ -34,6 +34,7 @@ from coordinator import (
     views,
 )
 from coordinator.commands import DropUpdate, Fold, Save, Send
+from coordinator.credit import entry_of
 from coordinator.farm import FarmState
 from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
@@ -41,7 +42,7 @@ from coordinator.lifecycle import ENDED
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
-from protocol.assignments import Ack, Assign, Cancel
+from protocol.assignments import Ack, Assign, Cancel, Kind
 from protocol.sandbox import Rung
 from protocol.tasks import TaskSpec
 from tests.simulation import server
@@ -211,6 +212,24 @@ def undo_too_little(patch: pytest.MonkeyPatch) -> None:
     """A task that falls back to an older checkpoint leaves the books as they are."""
     fall_back = recovery.fall_back
     _replace_rule(patch, fall_back, lambda turn, event: fall_back(turn, replace(event, undone=())))
+
+
+def credit_on_arrival(patch: pytest.MonkeyPatch) -> None:
+    """Work is credited when it comes, whether or not a round counts it."""
+    deliver = results._deliver
+
+    def early(turn: Turn, run: Any, lease: Any, event: Any) -> None:
+        deliver(turn, run, lease, event)
+        if lease.record.kind is Kind.TRAIN:
+            turn.credit(entry_of(lease.record))
+
+    patch.setattr(results, "_deliver", early)
+    patch.setattr(rounds, "entry_of", lambda record: replace(entry_of(record), assignments=0, samples=0))
+
+
+def keep_the_credit_of_what_is_undone(patch: pytest.MonkeyPatch) -> None:
+    """A task that falls back to an older checkpoint takes no credit back."""
+    patch.setattr(recovery, "entry_of", lambda record, _sign: entry_of(record, 0))
 
 
 def resume_what_is_over(patch: pytest.MonkeyPatch) -> None:
@@ -733,6 +752,8 @@ MUTANTS: tuple[Mutant, ...] = (
     cut_at_the_wrong_place,
     plan_the_same_samples_again,
     give_work_to_the_busy,
+    credit_on_arrival,
+    keep_the_credit_of_what_is_undone,
     open_a_round_for_nobody,
     answer_half,
     settle_nothing,

@@ -161,6 +161,7 @@ class Server:
                 result.metrics,
                 result.update,
                 result.compute_seconds,
+                result.flops_per_sample,
                 result.artefacts,
             )
         )

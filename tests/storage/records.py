@@ -12,6 +12,7 @@ from coordinator.records import (
     AssignmentRecord,
     CheckpointRecord,
     ClientRecord,
+    CreditEntry,
     EventRecord,
     FailedStepRecord,
     LogRecord,
@@ -99,6 +100,11 @@ def event(message: str = "it happened", task_id: str | None = "t1") -> EventReco
 
 def log(text: str = "hello", task_id: str = "t1") -> LogRecord:
     return LogRecord(7.0, task_id, "c1", "box", 0, "stdout", text)
+
+
+def credit(client_id: str = "c1", team: str = "", task_id: str = "t1", day: int = 0, **changes: Any) -> CreditEntry:
+    values: dict[str, Any] = {"assignments": 1, "samples": 60, "measured_samples": 0, "gigaflops": 0, "flops": 0}
+    return CreditEntry(task_id, client_id, team, day, **values | changes)
 
 
 def metric(value: float = 0.5, task_id: str = "t1") -> MetricRecord:

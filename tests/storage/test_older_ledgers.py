@@ -18,7 +18,13 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
-_BEFORE_0008 = ("ALTER TABLE clients DROP COLUMN sandbox",)
+_BEFORE_0009 = (
+    "DROP TABLE credits",
+    "ALTER TABLE clients DROP COLUMN team",
+    "ALTER TABLE assignments DROP COLUMN team",
+    "ALTER TABLE assignments DROP COLUMN flops_per_sample",
+)
+_BEFORE_0008 = ("ALTER TABLE clients DROP COLUMN sandbox", *_BEFORE_0009)
 _BEFORE_0007 = (
     "ALTER TABLE tasks DROP COLUMN epochs_ended",
     "ALTER TABLE tasks DROP COLUMN epoch_end_error",
@@ -45,6 +51,7 @@ _BEFORE_0004 = (
 )
 _BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
+    "0008": _BEFORE_0009,
     "0007": _BEFORE_0008,
     "0006": _BEFORE_0007,
     "0005": _BEFORE_0006,
@@ -66,7 +73,14 @@ HISTORY: tuple[Record, ...] = (
     records.checkpoint("t1", 1),
     records.checkpoint("t1", 2, optimizer=None, manifest=None),
 )
-ENTRIES: tuple[Entry, ...] = (records.event(), records.log(), records.metric(float("nan")), records.event("again"))
+ENTRIES: tuple[Entry, ...] = (
+    records.event(),
+    records.log(),
+    records.metric(float("nan")),
+    records.event("again"),
+    records.credit(),
+)
+"""The credit is that of the one assignment that is counted: an upgrade makes it of that."""
 
 
 async def told(ledger: SqlLedger) -> dict[str, object]:

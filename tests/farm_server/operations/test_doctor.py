@@ -110,7 +110,11 @@ def as_the_first_version_left_it(root: Path) -> None:
             ledger.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
         for column in ("inner_state_digest", "inner_state_bytes"):
             ledger.execute(f"ALTER TABLE checkpoints DROP COLUMN {column}")
-        ledger.execute("ALTER TABLE clients DROP COLUMN sandbox")
+        for column in ("sandbox", "team"):
+            ledger.execute(f"ALTER TABLE clients DROP COLUMN {column}")
+        for column in ("team", "flops_per_sample"):
+            ledger.execute(f"ALTER TABLE assignments DROP COLUMN {column}")
+        ledger.execute("DROP TABLE credits")
         for index in ("ix_tasks_state", "ix_tasks_created", "ix_assignments_fence"):
             ledger.execute(f"DROP INDEX {index}")
         ledger.execute("UPDATE alembic_version SET version_num = '0001'")
