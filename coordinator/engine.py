@@ -233,6 +233,11 @@ class Coordinator:
         """Count the known clients."""
         return len(self._farm.clients)
 
+    def client_name(self, client_id: str) -> str:
+        """Return what a client is called; empty for one that is not known."""
+        client = self._farm.clients.get(client_id)
+        return "" if client is None else client.record.name
+
     def why(self, task_id: str, now: float) -> str:
         """Return in one line what a task waits for. Raises: NotFound."""
         return views.why(self._moment(now), self._farm.task(task_id))

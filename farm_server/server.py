@@ -31,6 +31,7 @@ from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.dispatch import Dispatch
 from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.gateway import Gateway
+from farm_server.clients.leaderboard import Leaderboard
 from farm_server.clients.reception import Reception
 from farm_server.clients.registry import Registry
 from farm_server.control.in_process_bus import InProcessBus
@@ -235,6 +236,7 @@ class FarmServer:
         settings, runtime = self.settings, self.runtime
         tasks = TaskQueries(self.coordinator, self._ended, self.ledger, self.clock, runtime.settle)
         clients = ClientDirectory(self.coordinator, self.registry, self.clock, runtime.ask)
+        leaderboard = Leaderboard(self.ledger, clients, tasks.names, self.clock)
         upload = Bandwidth(settings.upload_rate, settings.client_upload_rate)
         download = Bandwidth(settings.download_rate, settings.client_download_rate)
         refuses = self.readiness.not_ready
@@ -247,6 +249,7 @@ class FarmServer:
             commands=TaskCommands(self._ended, self._submissions, self._removal),
             feeds=Feeds(self.ledger, self.bus, self._ended),
             clients=clients,
+            leaderboard=leaderboard,
             blobs=BlobAccess(
                 self.blobs,
                 self.memory,
@@ -268,6 +271,7 @@ class FarmServer:
                 alarms=self.alarms,
                 tasks=tasks,
                 clients=clients,
+                leaderboard=leaderboard,
                 gateway=self.gateway,
                 uploads=self.uploads,
             ),

@@ -8,6 +8,7 @@ from typing import Final
 
 _ID_CHARS: Final = 6
 _BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_FLOP_UNITS: Final = ("FLOP", *(f"{prefix}FLOP" for prefix in "kMGTPEZY"))
 _MOST_BYTES: Final = 2**63
 """An integer may be anything, and a float can't."""
 
@@ -25,6 +26,17 @@ def sized(size_bytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} {_BYTE_UNITS[-1]}"
+
+
+def flops_text(flops: int) -> str:
+    """Return a number of floating point operations such as ``1.2 PFLOP``; a dash where none are known."""
+    if flops <= 0:
+        return "-"
+    power = min((len(str(flops)) - 1) // 3, len(_FLOP_UNITS) - 1)
+    tenths = round(flops / 10 ** (3 * power) * 10)
+    if tenths >= 10_000 and power + 1 < len(_FLOP_UNITS):
+        tenths, power = 10, power + 1
+    return f"{tenths / 10:,.1f} {_FLOP_UNITS[power]}" if power else f"{flops} FLOP"
 
 
 class ClientNames:

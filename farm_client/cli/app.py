@@ -17,6 +17,7 @@ from farm_client.cli.continuing import continue_
 from farm_client.cli.demo import demo
 from farm_client.cli.exit_codes import ExitCode
 from farm_client.cli.invocation import Surroundings
+from farm_client.cli.leaderboard import leaderboard
 from farm_client.cli.login import login
 from farm_client.cli.logs import logs
 from farm_client.cli.metrics import metrics
@@ -36,7 +37,7 @@ from protocol.versions import SUPPORTED
 
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
-    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, artefacts, clients, explain),
+    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, artefacts, clients, leaderboard, explain),
     "Act": (pull, continue_, pause, resume, cancel, retry, priority, rm),
 }
 

@@ -63,6 +63,7 @@ class OutputKind(StrEnum):
     EXPLANATION = "explanation"
     CLIENTS = "clients"
     CLIENT_REMOVED = "client_removed"
+    LEADERBOARD = "leaderboard"
     EVENT = "event"
     LOG = "log"
     METRIC = "metric"

@@ -37,6 +37,7 @@ from protocol.rest import (
     TaskDetail,
     TaskView,
 )
+from protocol.rest_credit import LeaderboardView
 from protocol.tasks import TaskSpec
 
 Action = Literal["pause", "resume", "cancel", "retry"]
@@ -174,6 +175,14 @@ class FarmApi:
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""
         return self._list("/v1/clients", ClientView)
+
+    def leaderboard(
+        self, by: str = "client", *, since_days: int | None = None, task_id: str | None = None, limit: int = 100
+    ) -> LeaderboardView:
+        """Return whose work counts most: the first ``limit`` (1 to 1,000) clients, teams or tasks."""
+        query: dict[str, str | int | None] = {"by": by, "since_days": since_days, "task": task_id, "limit": limit}
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._read(TypeAdapter(LeaderboardView), "/v1/leaderboard", params=given)
 
     def links(self) -> LinksView | None:
         """Return what the clients measured of their links; None from a farm that is older than this route."""

@@ -21,6 +21,9 @@ class ClientViews(Protocol):
     def client_count(self) -> int:
         """Return how many are known."""
 
+    def client_name(self, client_id: str) -> str:
+        """Return what one is called; empty for one that is not known."""
+
 
 class ClientDirectory:
     """``ask`` hands the coordinator an event, and returns once all that it decided is durable."""
@@ -44,6 +47,10 @@ class ClientDirectory:
     def known_count(self) -> int:
         """Return how many clients are known."""
         return self._shown.client_count()
+
+    def client_name(self, client_id: str) -> str:
+        """Return what a client is called; empty for one that is not known (any more)."""
+        return self._shown.client_name(client_id)
 
     def online_count(self) -> int:
         """Return how many are connected now."""

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from farm_server.clients.directory import ClientDirectory
+from farm_server.clients.leaderboard import Leaderboard
 from farm_server.environment.tokens import TokenRole, Tokens
 from farm_server.housekeeping.disk_usage import DiskUsage
 from farm_server.http.bulk import Traffic
@@ -48,6 +49,10 @@ def _clients(request: Request) -> ClientDirectory:
     return _services(request).clients
 
 
+def _leaderboard(request: Request) -> Leaderboard:
+    return _services(request).leaderboard
+
+
 def _blobs(request: Request) -> BlobAccess:
     return _services(request).blobs
 
@@ -80,6 +85,7 @@ TasksDep = Annotated[TaskQueries, Depends(_tasks)]
 CommandsDep = Annotated[TaskCommands, Depends(_commands)]
 FeedsDep = Annotated[Feeds, Depends(_feeds)]
 ClientsDep = Annotated[ClientDirectory, Depends(_clients)]
+LeaderboardDep = Annotated[Leaderboard, Depends(_leaderboard)]
 BlobsDep = Annotated[BlobAccess, Depends(_blobs)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
 TrafficDep = Annotated[Traffic, Depends(_traffic)]

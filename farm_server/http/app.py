@@ -12,7 +12,7 @@ from farm_server.edge.file_limit import connection_book
 from farm_server.edge.guard import Guard
 from farm_server.edge.hosts import AllowedHosts
 from farm_server.edge.listener import names_of
-from farm_server.http import blobs, errors, feeds, overview, page, tasks, uploads
+from farm_server.http import blobs, credit, errors, feeds, overview, page, tasks, uploads
 from farm_server.http.gate import Gate, UpgradeGate
 from farm_server.http.page_view import PageView
 from farm_server.http.services import Services
@@ -51,7 +51,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.is_https = (settings.public_url or "").startswith("https:")
     hosts = AllowedHosts(names_of(settings))
     app.add_middleware(Gate, tokens=services.tokens, hosts=hosts, max_body_bytes=settings.max_body_bytes)
-    for module in (tasks, feeds, blobs, uploads, overview, page):
+    for module in (tasks, feeds, blobs, uploads, overview, credit, page):
         app.include_router(module.router)
     for router in (uploads.people_router, overview.watch_router):
         app.include_router(router)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.gateway import Gateway
+from farm_server.clients.leaderboard import Leaderboard
 from farm_server.control.readiness import Readiness
 from farm_server.environment.clock import Clock
 from farm_server.observability.alarms import Alarms
@@ -30,6 +31,7 @@ class FarmStatus:
     alarms: Alarms
     tasks: TaskQueries
     clients: ClientDirectory
+    leaderboard: Leaderboard
     gateway: Gateway
     uploads: Uploads
 

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from farm_server.clients.leaderboard import LeaderboardPage
 from farm_server.http.farm_status import FarmStatus
 from protocol.terminal_text import one_line
-from protocol.wording import sized
+from protocol.wording import flops_text, sized
 
 _MADE_ANEW_SECONDS: Final = 1.0
 _SHOWN: Final = 100
@@ -23,6 +24,7 @@ _SHOWN: Final = 100
 _TEXT_CHARS: Final = 300
 _TASKS_WITH_ROUNDS: Final = 3
 _ROUNDS_SHOWN: Final = 8
+_LEADERS: Final = LeaderboardPage(since_days=7, limit=5)
 _CSS: Final = files("farm_server").joinpath("pages/status.css").read_text(encoding="utf-8")
 _CSS_DIGEST: Final = base64.b64encode(hashlib.sha256(_CSS.encode()).digest()).decode()
 
@@ -53,7 +55,7 @@ def shown(text: str) -> str:
     return line if len(line) <= _TEXT_CHARS else line[: _TEXT_CHARS - 1] + "…"
 
 
-_pages.filters |= {"size": sized, "ago": ago, "shown": shown}
+_pages.filters |= {"size": sized, "flops": flops_text, "ago": ago, "shown": shown}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class PageView:
             "rounds": [(task, await status.tasks.newest_rounds(task.task_id, _ROUNDS_SHOWN)) for task in trained],
             "clients": status.clients.views(newest=_SHOWN),
             "client_count": status.clients.known_count(),
+            "leaders": (await status.leaderboard.page(_LEADERS)).leaders,
         }
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from starlette.websockets import WebSocket
 
 from farm_server.clients.directory import ClientDirectory
+from farm_server.clients.leaderboard import Leaderboard
 from farm_server.edge.entrance import Entrance
 from farm_server.environment.settings import ServerSettings
 from farm_server.environment.tokens import Tokens
@@ -41,6 +42,7 @@ class Services:
     commands: TaskCommands
     feeds: Feeds
     clients: ClientDirectory
+    leaderboard: Leaderboard
     blobs: BlobAccess
     uploads: Uploads
     traffic: Traffic

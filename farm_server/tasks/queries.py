@@ -116,6 +116,10 @@ class TaskQueries:
         records = await self._ended.records([task_id for task_id in task_ids if task_id not in views])
         return views | {task_id: self._shown.ended_view(record) for task_id, record in records.items()}
 
+    async def names(self, task_ids: Sequence[str]) -> dict[str, str]:
+        """Return the names of these tasks, by id; those that were removed are left out."""
+        return {task_id: view.name for task_id, view in (await self.views(list(task_ids))).items()}
+
     def active(self) -> list[TaskView]:
         """Return all tasks that may still train, newest first."""
         return [view for view in self._shown.task_views(self._clock.now()) if view.state in ACTIVE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.wording import ClientNames, counted, sized
+from protocol.wording import ClientNames, counted, flops_text, sized
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,20 @@ def test_a_name_that_two_have_is_shown_with_an_id_from_when_both_are_known() -> 
     assert names.shown("9f8e7d6c", "box") == "box (9f8e7d)"
     assert names.shown("1a2b3c4d", "box") == "box (1a2b3c)"
     assert names.shown("5a5a5a5a", "") == "5a5a5a5a"
+
+
+@pytest.mark.parametrize(
+    ("flops", "said"),
+    [
+        (0, "-"),
+        (999, "999 FLOP"),
+        (1000, "1.0 kFLOP"),
+        (999_949, "999.9 kFLOP"),
+        (999_999, "1.0 MFLOP"),
+        (1_234_567_890_123_456, "1.2 PFLOP"),
+        (10**26, "100.0 YFLOP"),
+        (10**30, "1,000,000.0 YFLOP"),
+    ],
+)
+def test_flops_have_units(flops: int, said: str) -> None:
+    assert flops_text(flops) == said
