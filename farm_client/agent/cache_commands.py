@@ -10,8 +10,8 @@ from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.cache_entry import Cleared
 from farm_client.agent.blobs.cache_view import find_task, in_lines, look_into
 from farm_client.agent.cli_parts import HomeOption, JsonOption, print_envelope
-from farm_client.agent.errors import HomeInUse
 from farm_client.agent.home.folder import HomeFolder
+from farm_client.agent.owner.control import ask
 from farm_client.agent.settings import AgentSettings, load_settings
 from protocol.terminal_text import plain_text
 from protocol.wording import counted, sized
@@ -55,10 +55,10 @@ def clear(
 
 
 def _clear(settings: AgentSettings, task: str | None) -> Cleared:
-    """Remove it as the agent of this home, of which there is one at most."""
+    """Have the running agent do it, which knows what it uses; without one, do it in its place."""
     where = HomeFolder(settings.home.absolute())
     if where.in_use():
-        raise HomeInUse("an agent runs in this home, and uses its cache; stop it first")
+        return Cleared(**ask(where.control_socket, {"do": "clear_cache", "task": task}))
     task_id = None if task is None else find_task(where.cache_dir, task)
     if not where.cache_dir.is_dir():
         return Cleared()

@@ -35,7 +35,7 @@ from farm_client.agent.home.known_farms import KnownFarms
 from farm_client.agent.home.outbox import Outbox
 from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
-from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.machine.probe import Probe
 from farm_client.agent.machine.selftest import Verdicts, self_test
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.display import Display
@@ -45,6 +45,7 @@ from farm_client.agent.reporting.screens import StatusView, shown
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
 from farm_client.agent.work.failed_steps import FailedSteps
+from farm_client.agent.work.granting import Grants, lent
 from farm_client.agent.work.job import Tools
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
@@ -126,7 +127,7 @@ class Agent:
         self._owner = OwnerFront(self._home, self._board, self._console)
         self._owner.joined_with(self._settings)
         async with self._owner.open(self._finishing.set):
-            await self._lend(Probe(self._home.root, Lending(self._settings.cpu_cores, self._settings.max_ram)))
+            await self._lend(Probe(self._home.root, lent(self._settings, self._owner.keeper.policy)))
 
     async def _lend(self, probe: Probe) -> None:
         self._board.measure = MachineMeter(probe)
@@ -134,7 +135,11 @@ class Agent:
         try:
             verdicts = await self._startup(probe)
             pool = self._open_pool(probe)
-            async with self._open_transfers() as transfers, self._open_fetcher(transfers) as fetcher:
+            async with (
+                self._open_transfers() as transfers,
+                self._open_fetcher(transfers) as fetcher,
+                Grants(self._settings, probe, pool, transfers, fetcher.cache, self._owner).in_force(),
+            ):
                 starts = StartMarks(self._home.started_dir)
                 sender = self._wrap(ResultSender(transfers, self._console.tell))
                 tools = Tools(

@@ -17,6 +17,18 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.owner.control import ask
 from farm_client.agent.owner.desk import as_data
 from farm_client.agent.owner.policy import OwnerPolicy, load_policy, save_policy
+from farm_client.agent.owner_limit_options import (
+    CacheOption,
+    CpuOption,
+    DownloadOption,
+    DutyOption,
+    MaxRamOption,
+    QuotaOption,
+    ScratchOption,
+    UploadOption,
+    limits_given,
+    share_of,
+)
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
 from protocol.terminal_text import one_line, plain_text
@@ -65,6 +77,14 @@ def set_policy(
         list[str] | None,
         typer.Option("--for", metavar="NAME", help="A submitter to work for; repeatable, `all` for everybody."),
     ] = None,
+    cpu: CpuOption = None,
+    duty: DutyOption = None,
+    max_ram: MaxRamOption = None,
+    cache_bytes: CacheOption = None,
+    scratch_bytes: ScratchOption = None,
+    upload_rate: UploadOption = None,
+    download_rate: DownloadOption = None,
+    daily_quota: QuotaOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +101,17 @@ def set_policy(
         "pause_while": _names(pause_while, "none"),
         "work_for": _names(work_for, _ALL),
     }
-    changes = {name: value for name, value in given.items() if value is not None}
+    limits = {
+        "cpu_share": cpu,
+        "duty": duty,
+        "max_ram_bytes": max_ram,
+        "max_cache_bytes": cache_bytes,
+        "max_scratch_bytes": scratch_bytes,
+        "upload_rate": upload_rate,
+        "download_rate": download_rate,
+        "daily_quota_bytes": daily_quota,
+    }
+    changes = {name: value for name, value in given.items() if value is not None} | limits_given(limits)
     where = HomeFolder(load_settings(home=home).home)
     policy, is_live = _change(where, changes)
     if as_json:
@@ -157,14 +187,6 @@ def seconds_of(text: str, option: str) -> float:
     return seconds
 
 
-def share_of(text: str, option: str) -> float:
-    """Read a share such as ``25%`` (0.25). Raises: BadSettings naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
-    if found is None:
-        raise BadSettings(f"{option}: write a share as 25%, not {text!r}")
-    return float(found[1]) / 100
-
-
 def describe(policy: OwnerPolicy) -> list[str]:
     """Return a policy in lines for a person."""
     idle = (
@@ -177,6 +199,7 @@ def describe(policy: OwnerPolicy) -> list[str]:
         "not while": ", ".join(policy.pause_while) or "(any program may run)",
         "works for": ", ".join(policy.work_for) or "everybody",
         "paused": _pause_in_words(policy),
+        **policy.limits_in_words(),
     }
     return [f"{name + ':':<15}{value}" for name, value in named.items()]
 
@@ -248,6 +271,7 @@ def _describe(home: Path, running: bool, known: Status) -> list[str]:
         doing,
         *(f"not working ({rest.reason}): {rest.in_words()}" for rest in known.rests),
         *([f"sandbox: {known.sandbox}"] if known.sandbox else []),
+        *([f"limits: {', '.join(f'{name} {words}' for name, words in known.limits.items())}"] if known.limits else []),
         known.cache.in_words(),
         known.moved.in_words(),
     ]

@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -28,6 +28,7 @@ from farm_client.executor.postmortem import ProcessDeath, explain_death, oom_kil
 from farm_client.sandbox.confinement import UNCONFINED, Confinement
 from farm_client.sandbox.ending import end_all
 from farm_client.sandbox.halting import go_on, halt, keep_to_cores
+from farm_client.sandbox.policy import Caps
 from farm_client.sandbox.room import Room
 from farm_client.sandbox.watch import Excess, excess, resident_bytes, scratch_excess
 from protocol.errors import MalformedFrame, ProtocolError
@@ -64,9 +65,10 @@ class ExecutorListener:
 class ExecutorProcess(asyncio.Protocol):
     """One living executor. Made by ``start_executor``; ended by ``kill`` or by itself, which the listener hears."""
 
-    def __init__(self, room: Room, confinement: Confinement, listener: ExecutorListener) -> None:
+    def __init__(self, room: Room, launch: Launch, listener: ExecutorListener) -> None:
         self.room = room
-        self._confinement = confinement
+        self._confinement = launch.confinement
+        self._caps = launch.caps
         self._listener = listener
         self._decoder = FrameDecoder()
         self._transport: asyncio.WriteTransport | None = None
@@ -196,9 +198,9 @@ class ExecutorProcess(asyncio.Protocol):
 
     async def _keep_within_bounds(self) -> None:
         """End it when all its processes together go over a bound."""
-        bounds = self._confinement.policy.bounds
         for turn in count(1):
             await asyncio.sleep(_MEASURE_SECONDS)
+            bounds = self._caps.within(self._confinement.policy.bounds)
             self._excess = excess(self.pid, bounds)
             if self._excess is None and turn % _SCRATCH_TURNS == 0:
                 self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds, self.pid)
@@ -232,6 +234,8 @@ class Launch:
     gpus: str = ""
     module: str = EXECUTOR_MODULE
     confinement: Confinement = UNCONFINED
+    caps: Caps = field(default_factory=Caps)
+    """What is measured beside the confinement's own bounds; it may change while executors live."""
 
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
@@ -245,7 +249,7 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
     Raises: OSError if no process can be started.
     """
     room = Room.make(launch.scratch_root)
-    executor = ExecutorProcess(room, launch.confinement, listener)
+    executor = ExecutorProcess(room, launch, listener)
     ours, theirs = socket.socketpair()
     pipes: dict[Stream, tuple[int, int]] = {"stdout": os.pipe(), "stderr": os.pipe()}
     for end in (ours, theirs):

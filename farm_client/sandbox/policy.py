@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,27 @@ class Bounds:
     """Of /dev/shm, which counts as memory; so does /tmp."""
     tmp_bytes: int = 256 * _MIB
     open_files: int = 4096
+
+
+@dataclass(slots=True)
+class Caps:
+    """Bounds that the owner may change while a sandbox lives; None is none. They only make the others narrower."""
+
+    memory_bytes: int | None = None
+    scratch_bytes: int | None = None
+
+    def within(self, bounds: Bounds) -> Bounds:
+        """Return the narrower of both."""
+        return replace(
+            bounds,
+            memory_bytes=_least(self.memory_bytes, bounds.memory_bytes),
+            scratch_bytes=_least(self.scratch_bytes, bounds.scratch_bytes),
+        )
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    known = [size for size in (one, other) if size is not None]
+    return min(known, default=None)
 
 
 @dataclass(frozen=True, slots=True)

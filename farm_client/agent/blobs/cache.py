@@ -53,7 +53,7 @@ class BlobCache:
 
     def __init__(self, root: Path, max_bytes: int, note: Callable[[str], None] = say_nothing) -> None:
         """``note`` gets a sentence on what was damaged."""
-        self._root = root
+        self.root = root
         self._max_bytes = max_bytes
         self._note = note
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
@@ -118,11 +118,11 @@ class BlobCache:
 
     def path(self, digest: str) -> Path:
         """Return where a blob's file is, or would be."""
-        return self._root / digest[:2] / digest
+        return self.root / digest[:2] / digest
 
     def partial_path(self, digest: str) -> Path:
         """Return where a blob is written while it is fetched; ``adopt`` moves it into place."""
-        return self._root / f"{digest}.part"
+        return self.root / f"{digest}.part"
 
     def reserve(self, digest: str, size_bytes: int, sparing_seconds: float = 0.0) -> Path:
         """Make room for a blob that is about to be fetched, and return ``partial_path``; pin it first.
@@ -224,6 +224,11 @@ class BlobCache:
         if not self.evict(size_bytes):
             raise self._disk.full(size_bytes) from error
 
+    def resize(self, max_bytes: int) -> None:
+        """Keep no more than this from now on; what is in use and too much goes when something else is to come."""
+        self._max_bytes = max_bytes
+        self._evict(self._idle(), self.used_bytes - max_bytes)
+
     def evict(self, size_bytes: int) -> int:
         """Evict so much, or as much as can be, for whatever is written on the same disk; return how much it was."""
         return self._evict(self._idle(), max(1, size_bytes))
@@ -317,7 +322,7 @@ class BlobCache:
         return path
 
     def _incoming_path(self, digest: str) -> Path:
-        return self._root / f"{digest}.new"
+        return self.root / f"{digest}.new"
 
     def _mark_used(self, digest: str, entry: CacheEntry) -> None:
         self._entries.move_to_end(digest)
@@ -354,7 +359,7 @@ class BlobCache:
     def _take_over(self) -> None:
         """Go on with what an earlier run left."""
         now, nothing = time.monotonic(), BlobNote()
-        for idle_seconds, digest, size_bytes, whole in scan(self._root):
+        for idle_seconds, digest, size_bytes, whole in scan(self.root):
             known = self.book.read.blobs.get(digest, nothing)
             standing = Esteem(size_bytes, now - idle_seconds, known.fetch_seconds, known.popularity, known.base)
             self._entries[digest] = CacheEntry(standing, whole, known.hits, known.tasks)

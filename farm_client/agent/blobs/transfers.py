@@ -67,6 +67,10 @@ class Transfers:
         """Go on with other limits, at once for what is under way too."""
         self._carrier.limit(upload_rate, download_rate)
 
+    def rates(self) -> tuple[float | None, float | None]:
+        """Return the limits of upload and download."""
+        return self._carrier.upload_rate.bytes_per_second, self._carrier.download_rate.bytes_per_second
+
     def link_in_words(self) -> str:
         """Say how fast the link is, by what moved, and which of it is the owner's limit."""
         down, up = self._carrier.download_speed, self._carrier.upload_speed

@@ -11,6 +11,7 @@ from typing import Final
 
 from farm_client.agent.executors.executor import Executor, OnLine, TaskFiles
 from farm_client.executor.process import ExecutorProcess, Launch
+from farm_client.sandbox.policy import Caps
 from protocol.tasks import TaskBrief
 
 SPARE_RAM_BYTES: Final = 300 * 1024**2
@@ -55,6 +56,11 @@ class ExecutorPool:
         if any(executor.is_warm for executor in self._living()):
             return False
         return any(executor.death is None for executor in self._living()) or self._is_starting()
+
+    @property
+    def caps(self) -> Caps:
+        """The bounds of all executors that may change while they live."""
+        return self._launch.caps
 
     def processes(self) -> tuple[ExecutorProcess, ...]:
         """List the processes of all executors that live."""

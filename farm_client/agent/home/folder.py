@@ -56,6 +56,11 @@ class HomeFolder:
         return self.root / "welcomed-by.json"
 
     @property
+    def transfers_file(self) -> Path:
+        """What moved today."""
+        return self.root / "transfers.json"
+
+    @property
     def cache_dir(self) -> Path:
         """Blobs by digest."""
         return self.root / "cache"

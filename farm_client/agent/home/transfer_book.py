@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
-from datetime import time as time_of_day
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -31,16 +30,6 @@ class DayCount(Frozen):
 def local_now() -> datetime:
     """Return the time by the machine's clock and calendar."""
     return datetime.now().astimezone()
-
-
-def next_midnight(now: datetime) -> datetime:
-    """Return when the day of ``now`` ends, in the machine's time zone, also where the clocks change that night."""
-    return datetime.combine(now.date() + timedelta(days=1), time_of_day()).astimezone()
-
-
-def is_used_up(moved_bytes: int, quota_bytes: int | None) -> bool:
-    """Return whether nothing more may be moved today; None is no quota."""
-    return quota_bytes is not None and moved_bytes >= quota_bytes
 
 
 class TransferBook:

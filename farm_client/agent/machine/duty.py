@@ -40,23 +40,23 @@ def cpu_plan(share: float, cores: int) -> CpuPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class DutyTurn:
     """What to do now, and for how many seconds."""
 
     works: bool
     seconds: float
 
 
-def turn_at(duty: float, now: float, period: float = PERIOD_SECONDS) -> Turn:
+def turn_at(duty: float, now: float, period: float = PERIOD_SECONDS) -> DutyTurn:
     """Return the turn of a duty cycle at a moment (seconds on any clock); each period begins with work."""
     if duty >= 1.0:
-        return Turn(works=True, seconds=period)
+        return DutyTurn(works=True, seconds=period)
     into = now % period
     works_until = max(0.0, duty) * period
     if works_until - into > _INSTANT_SECONDS:
-        return Turn(works=True, seconds=works_until - into)
+        return DutyTurn(works=True, seconds=works_until - into)
     if period - into > _INSTANT_SECONDS:
-        return Turn(works=False, seconds=period - into)
+        return DutyTurn(works=False, seconds=period - into)
     return turn_at(duty, 0.0, period)
 
 

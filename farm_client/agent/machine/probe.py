@@ -25,6 +25,10 @@ class Lending:
     cpu_cores: int | None = None
     max_ram_bytes: int | None = None
 
+    def narrowed(self, cpu_cores: int | None, max_ram_bytes: int | None) -> Lending:
+        """Return the lesser of both."""
+        return Lending(_lesser(self.cpu_cores, cpu_cores), _lesser(self.max_ram_bytes, max_ram_bytes))
+
 
 @dataclass(slots=True)
 class Probe:
@@ -87,6 +91,10 @@ class Probe:
     def lent_bytes(self, ram_bytes: int) -> int:
         """Return what of so much memory is lent."""
         return min(ram_bytes, self.lending.max_ram_bytes or ram_bytes)
+
+
+def _lesser(one: int | None, other: int | None) -> int | None:
+    return min((count for count in (one, other) if count is not None), default=None)
 
 
 def _disk_free_bytes(folder: Path) -> int:

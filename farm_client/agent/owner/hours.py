@@ -21,6 +21,7 @@ LocalTime = Callable[[float], datetime]
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_MINUTES: Final = 24 * 60
 _WEEK_MINUTES: Final = 7 * _DAY_MINUTES
+_MIDNIGHTS: Final = list(range(0, _WEEK_MINUTES, _DAY_MINUTES))
 _SPAN: Final = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 _LOOKED_AHEAD: Final = timedelta(days=8)
 _HELP: Final = "write hours as `22:00-07:00` or `mon-fri 22:00-07:00, sat-sun all`"
@@ -55,6 +56,14 @@ def parse_hours(text: str) -> Hours:
         return Hours()
     spans = [span for entry in text.lower().split(",") for span in _entry(entry.split())]
     return Hours(_united(spans))
+
+
+def next_midnight(now: float, local: LocalTime) -> float:
+    """Return the Unix seconds at which the day on the wall ends."""
+    today, moment = local(now).date(), now
+    while local(moment).date() == today:
+        moment = _next_moment(moment, _MIDNIGHTS, local)
+    return moment
 
 
 def _entry(words: list[str]) -> list[tuple[int, int]]:

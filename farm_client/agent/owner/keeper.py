@@ -31,6 +31,10 @@ class PolicyKeeper:
         self.rests: tuple[Rest, ...] = ()
         """Why nothing is done now, the reason to show first; empty while work is welcome."""
         self.on_change: Callable[[tuple[Rest, ...]], None] = lambda _rests: None
+        self.on_policy: Callable[[OwnerPolicy], None] = lambda _policy: None
+        """Gets the policy when it has changed, to put its limits in force."""
+        self.moved_today: Callable[[], int] = lambda: 0
+        """Counts the bytes that moved today, for the quota."""
         self.must_name_submitters = False
         """Whether tasks run without a sandbox: then it is said whose."""
         self.local_failures = 0
@@ -47,6 +51,7 @@ class PolicyKeeper:
             raise BadSettings("this agent runs tasks without a sandbox, so it must know whose: name them with --for")
         save_policy(self._path, policy)
         self.policy = policy
+        self.on_policy(policy)
         self.evaluate()
         return policy
 
@@ -73,7 +78,7 @@ class PolicyKeeper:
         """Look again, and tell of a change."""
         resting = tuple(rest.reason for rest in self.rests)
         seen = self._look(self.policy)
-        rests = reasons_to_rest(self.policy, self._with_failures(seen), self._clock(), resting=resting)
+        rests = reasons_to_rest(self.policy, self._with_counts(seen), self._clock(), resting=resting)
         if rests != self.rests:
             self.rests = rests
             self.on_change(rests)
@@ -84,5 +89,7 @@ class PolicyKeeper:
             self.evaluate()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _with_failures(self, seen: Observations) -> Observations:
-        return replace(seen, failures=self.local_failures, last_failure=self.last_failure)
+    def _with_counts(self, seen: Observations) -> Observations:
+        return replace(
+            seen, failures=self.local_failures, last_failure=self.last_failure, moved_bytes=self.moved_today()
+        )

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 
 from farm_client.agent.errors import BadSettings, DamagedPolicy
 from farm_client.agent.owner.hours import Hours, parse_hours
+from farm_client.agent.owner.limits import OwnerLimits
 from farm_client.durable_file import write_durably
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -18,13 +19,11 @@ _MOST_BYTES: Final = 1024 * 1024
 """Of the file; a real one has a few hundred."""
 
 
-class OwnerPolicy(BaseModel):
+class OwnerPolicy(OwnerLimits):
     """Everything an owner may set, live; the defaults allow everything but to drain a battery.
 
     A field that is not known is an error: it may be a limit that a newer version wrote.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hours: str = Field(default="", max_length=1000)
     """When to work, as ``hours.parse_hours`` reads it; empty: always."""

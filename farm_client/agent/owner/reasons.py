@@ -8,9 +8,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from farm_client.agent.owner.hours import LocalTime
+from farm_client.agent.owner.hours import LocalTime, next_midnight
 from farm_client.agent.owner.policy import OwnerPolicy
 from protocol.frozen import Frozen
+from protocol.wording import sized
 
 MOST_FAILURES: Final = 5
 """So many assignments in a row that failed for local reasons pause the client."""
@@ -24,6 +25,7 @@ class Reason(StrEnum):
     PAUSED = "paused"
     FAILURES = "failures"
     HOURS = "hours"
+    QUOTA = "quota"
     PROGRAM = "program"
     BATTERY = "battery"
     IN_USE = "in_use"
@@ -58,6 +60,8 @@ class Observations:
     failures: int = 0
     """Assignments in a row that failed for reasons of this machine."""
     last_failure: str = ""
+    moved_bytes: int = 0
+    """What was sent and received today."""
 
 
 def reasons_to_rest(
@@ -75,6 +79,7 @@ def reasons_to_rest(
         _pause(policy, now),
         _failures(seen),
         _hours(policy, now, local),
+        _quota(policy, seen, now, local),
         _program(seen),
         _battery(policy, seen),
         _input(policy, seen),
@@ -104,6 +109,14 @@ def _hours(policy: OwnerPolicy, now: float, local: LocalTime) -> Rest | None:
         return None
     detail = f"outside of this machine's hours ({policy.hours})"
     return Rest(reason=Reason.HOURS, detail=detail, until=hours.next_change(now, local))
+
+
+def _quota(policy: OwnerPolicy, seen: Observations, now: float, local: LocalTime) -> Rest | None:
+    quota_bytes = policy.daily_quota_bytes
+    if quota_bytes is None or seen.moved_bytes < quota_bytes:
+        return None
+    detail = f"{sized(seen.moved_bytes)} moved today, of {sized(quota_bytes)} that may:"
+    return Rest(reason=Reason.QUOTA, detail=detail, until=next_midnight(now, local))
 
 
 def _program(seen: Observations) -> Rest | None:

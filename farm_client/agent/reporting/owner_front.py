@@ -9,6 +9,7 @@ from typing import Any
 
 from farm_client.agent.errors import NoControlSocket
 from farm_client.agent.home.folder import HomeFolder
+from farm_client.agent.home.transfer_book import TransferBook
 from farm_client.agent.owner.control import ControlSocket, Verb
 from farm_client.agent.owner.desk import OwnerDesk
 from farm_client.agent.owner.keeper import Look, PolicyKeeper
@@ -26,6 +27,8 @@ class OwnerFront:
         """Raises: DamagedPolicy."""
         self.keeper = PolicyKeeper(home.policy_file, look or MachineWatch().look)
         self.keeper.on_change = self._changed
+        self.moved = TransferBook(home.transfers_file)
+        self.keeper.moved_today = self.moved.moved_today
         self.on_rest: Callable[[str | None], None] = lambda _reason: None
         self.verbs: dict[str, Verb] = {}
         """What the control socket serves while it is open; whoever has more to offer adds it."""
@@ -60,7 +63,12 @@ class OwnerFront:
             yield
         finally:
             watching.cancel()
+            self.moved.save()
             await control.close()
+
+    def show_limits(self, limits: Mapping[str, str]) -> None:
+        """Show what is limited, by name, in words."""
+        self._board.show(limits=dict(limits))
 
     def _status(self) -> Mapping[str, Any]:
         self._board.show()

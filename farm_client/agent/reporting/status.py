@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.owner.reasons import Rest
@@ -70,6 +70,8 @@ class Status(Frozen):
     work: tuple[WorkView, ...] = ()
     rests: tuple[Rest, ...] = ()
     """Why nothing is done now, the reason to show first."""
+    limits: dict[str, str] = Field(default_factory=dict)
+    """What the owner has limited, by name, in words."""
     delivered: int = 0
     credit: float | None = None
     """What the farm credits this machine with; None while it does not say."""
@@ -138,7 +140,7 @@ class StatusBoard:
             }
         )
 
-    def show(self, **changes: str | float | tuple[Rest, ...] | None) -> None:
+    def show(self, **changes: str | float | tuple[Rest, ...] | dict[str, str] | None) -> None:
         """Change some fields of the status and write it; it is for show only, so a full disk may keep an old one."""
         self.status = self.status.model_copy(update=changes)
         self.status = self.snapshot()

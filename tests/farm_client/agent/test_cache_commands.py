@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.cli import app
-from farm_client.agent.errors import HomeInUse
+from farm_client.agent.errors import ControlRefused
 from farm_client.agent.home.folder import HomeFolder
+from protocol.assignments import Accept, Result
 from protocol.digests import digest_bytes
+from tests.farm_client.agent.scripted_farm import joined
 
 
 def fill(home: Path) -> HomeFolder:
@@ -58,9 +62,20 @@ def test_without_a_home_nothing_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_beside_a_running_agent_nothing_is_removed(tmp_path: Path) -> None:
-    where = fill(tmp_path)
-    with where.held():
-        answer = CliRunner().invoke(app, ["cache", "clear", "--home", str(tmp_path)])
-    assert isinstance(answer.exception, HomeInUse)
-    assert len(list(where.cache_dir.glob("??/*"))) == 2
+async def test_beside_a_running_agent_what_it_uses_stays(farm, start_agent, home, tmp_path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    async with start_agent():
+        peer = await joined(farm)
+        for task in (farm.task("old"), farm.task("new", doing="wait", gate=str(tmp_path / "gate"))):
+            await peer.send(farm.assign(task, shard=task.task_id.encode()))
+            await peer.expect(Result if task.task_id == "old" else Accept)
+        gate = await asyncio.to_thread(os.open, tmp_path / "gate", os.O_WRONLY)  # until it computes
+        cleared = await asyncio.to_thread(call, "clear", "old", "--home", str(home))
+        left = await asyncio.to_thread(call, "clear", "--home", str(home), "--json")
+        assert cleared.startswith("removed 1 blob")  # the code is of both
+        assert json.loads(left)["data"]["in_use"] > 0
+        wrong = await asyncio.to_thread(CliRunner().invoke, app, ["cache", "clear", "nonsense", "--home", str(home)])
+        assert isinstance(wrong.exception, ControlRefused)
+        os.write(gate, b"go on")
+        os.close(gate)
+        assert (await peer.expect(Result)).samples == 6

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_client.agent.home.transfer_book import TransferBook, is_used_up, local_now, next_midnight
+from farm_client.agent.home.transfer_book import TransferBook
 
 
 class Calendar:
@@ -54,25 +52,3 @@ def test_each_byte_counts_once(totals: list[int]) -> None:
 def test_a_damaged_count_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "transfers.json").write_text(text)
     assert TransferBook(tmp_path / "transfers.json", Calendar()).moved_today() == 0
-
-
-@pytest.mark.parametrize(
-    ("moved", "quota", "up"), [(10**12, None, False), (9, 10, False), (10, 10, True), (0, 0, True)]
-)
-def test_the_quota_is_used_up_when_so_much_has_moved(moved: int, quota: int | None, up: bool) -> None:
-    assert is_used_up(moved, quota) is up
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-def test_the_day_in_which_the_clocks_go_back_has_25_hours(berlin: None) -> None:
-    begin = datetime(2026, 10, 25, 0, 0).astimezone()
-    assert next_midnight(begin).astimezone(UTC) - begin.astimezone(UTC) == timedelta(hours=25)
-    assert next_midnight(local_now()) > local_now()

@@ -10,7 +10,8 @@ from farm_client.agent.cli import app
 from farm_client.agent.errors import BadSettings, ControlRefused, DamagedPolicy, NoAgent, NoControlSocket
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.owner.policy import OwnerPolicy, load_policy, save_policy
-from farm_client.agent.owner_commands import describe, seconds_of, share_of
+from farm_client.agent.owner_commands import describe, seconds_of
+from farm_client.agent.owner_limit_options import share_of
 from protocol.assignments import Reject
 from protocol.messages import Drain, Pause, Ready, Resume
 from tests.farm_client.agent.scripted_farm import SUBMITTER, joined

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm_client.agent.owner.hours import parse_hours
+from farm_client.agent.owner.hours import next_midnight, parse_hours
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 BERLIN, NEW_YORK, LORD_HOWE = (ZoneInfo(name) for name in ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe"))
@@ -90,6 +90,13 @@ def test_the_next_change_is_the_first_minute_at_which_it_is_otherwise(text, zone
 )
 def test_changes_in_berlin(text, now, change):
     assert parse_hours(text).next_change(now, wall(BERLIN)) == change
+
+
+@pytest.mark.parametrize(
+    ("now", "hours"), [("2026-10-25T00:00", 25), ("2026-03-29T00:00", 23), ("2026-11-27T18:30", 5.5)]
+)
+def test_a_day_ends_at_midnight_by_the_wall(now, hours):
+    assert next_midnight(at(now), wall(BERLIN)) - at(now) == hours * 3600
 
 
 @pytest.mark.parametrize(

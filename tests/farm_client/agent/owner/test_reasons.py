@@ -1,6 +1,6 @@
 """The rule of reasons for not working, by its laws: each field forbids by itself, and nothing else forbids."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +24,7 @@ policies = st.builds(
     idle_seconds=st.sampled_from((60.0, 300.0)),
     idle_load=st.sampled_from((0.25, 0.5)),
     on_battery=st.booleans(),
+    daily_quota_bytes=st.none() | st.just(1000),
     paused=st.booleans(),
     paused_until=st.none() | nows,
 )
@@ -34,6 +35,7 @@ observations = st.builds(
     on_battery=st.none() | st.booleans(),
     programs=st.sampled_from(((), ("game",))),
     failures=st.integers(0, 8),
+    moved_bytes=st.sampled_from((0, 999, 1000, 5000)),
 )
 
 
@@ -43,6 +45,7 @@ def forbids(policy, seen, now):
         Reason.PAUSED: policy.paused and (policy.paused_until is None or now < policy.paused_until),
         Reason.FAILURES: seen.failures >= MOST_FAILURES,
         Reason.HOURS: not parse_hours(policy.hours).hold_at(local(now)),
+        Reason.QUOTA: policy.daily_quota_bytes is not None and seen.moved_bytes >= policy.daily_quota_bytes,
         Reason.PROGRAM: seen.programs != (),
         Reason.BATTERY: seen.on_battery is True and not policy.on_battery,
         Reason.IN_USE: policy.only_idle
@@ -61,7 +64,7 @@ def test_the_reasons_are_those_that_hold_each_by_itself_in_their_order(policy, s
 
 @given(policy=policies, seen=observations, now=nows)
 def test_what_a_system_does_not_tell_forbids_nothing(policy, seen, now):
-    blind = Observations(failures=seen.failures, programs=seen.programs)
+    blind = Observations(failures=seen.failures, programs=seen.programs, moved_bytes=seen.moved_bytes)
     assert {r.reason for r in reasons_to_rest(policy, blind, now, local)} <= {
         r.reason for r in reasons_to_rest(policy, seen, now, local)
     }
@@ -72,6 +75,9 @@ def test_at_the_clock_of_a_reason_it_is_over_and_not_before(policy, seen, now):
     for rest in reasons_to_rest(policy, seen, now, local):
         if rest.until is not None:
             assert rest.until > now
+            if rest.reason is Reason.QUOTA:  # what moves is counted anew then
+                assert local(rest.until).time() == time()
+                continue
             before = {r.reason for r in reasons_to_rest(policy, seen, rest.until - 0.5, local)}
             then = {r.reason for r in reasons_to_rest(policy, seen, rest.until, local)}
             assert rest.reason in before - then
@@ -97,3 +103,9 @@ def test_failures_name_the_last_one_and_what_to_do():
     assert "5 assignments in a row" in rest.detail
     assert "digits: no memory" in rest.detail
     assert "farm-client resume" in rest.detail
+
+
+def test_a_quota_that_is_used_up_ends_at_midnight():
+    seen = Observations(moved_bytes=5 * 2**30)
+    (rest,) = reasons_to_rest(OwnerPolicy(daily_quota_bytes=2**30), seen, 1_700_048_000.0, local)
+    assert rest.in_words(local) == "5.0 GiB moved today, of 1.0 GiB that may: until 00:00 on Thu"

@@ -1,0 +1,75 @@
+"""The limits among the options of `farm-client set`, and how their words are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from farm_client.agent.errors import BadSettings
+from farm_client.agent.owner.limits import OwnerLimits
+
+_NONE: Final = "none"
+"""What takes a limit back."""
+_SIZE: Final = TypeAdapter(ByteSize)
+_SHARES: Final = frozenset({"cpu_share", "duty"})
+_OPTIONS: Final = {
+    "cpu_share": "--cpu",
+    "duty": "--duty",
+    "max_ram_bytes": "--max-ram",
+    "max_cache_bytes": "--cache-bytes",
+    "max_scratch_bytes": "--scratch-bytes",
+    "upload_rate": "--upload-rate",
+    "download_rate": "--download-rate",
+    "daily_quota_bytes": "--daily-quota",
+}
+
+CpuOption = Annotated[
+    str | None, typer.Option(metavar="PERCENT", help="Most of the processor, all cores together, like 50%; or none.")
+]
+DutyOption = Annotated[
+    str | None, typer.Option(metavar="PERCENT", help="How much of the time to compute, on GPUs as well, like 60%.")
+]
+MaxRamOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory, like 8GB; or none.")]
+CacheOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Largest cache, like 5GiB; or none.")]
+ScratchOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most that a task's code may write, like 2GiB; or none.")
+]
+UploadOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Most to send in a second, like 2MB; or none.")]
+DownloadOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most to fetch in a second, like 10MB; or none.")
+]
+QuotaOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most to send and fetch in a day, like 5GB; or none.")
+]
+
+
+def limits_given(words: Mapping[str, str | None]) -> dict[str, Any]:
+    """Read the limits that were given, by the fields of ``OwnerLimits``; ``none`` takes one back.
+
+    Raises: BadSettings naming the option.
+    """
+    return {name: _read(name, text) for name, text in words.items() if text is not None}
+
+
+def share_of(text: str, option: str) -> float:
+    """Read a share such as ``25%`` (0.25). Raises: BadSettings naming the option."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if found is None:
+        raise BadSettings(f"{option}: write a share as 25%, not {text!r}")
+    return float(found[1]) / 100
+
+
+def _read(name: str, text: str) -> float | int | None:
+    if text.strip().lower() == _NONE:
+        default: float | int | None = OwnerLimits.model_fields[name].default
+        return default
+    if name in _SHARES:
+        return share_of(text, _OPTIONS[name])
+    try:
+        return int(_SIZE.validate_python(text))
+    except ValidationError:
+        raise BadSettings(f"{_OPTIONS[name]}: write a size as 8GB or 512MiB, not {text!r}") from None

@@ -1,0 +1,139 @@
+"""The owner's limits, in force on a running agent as soon as they are set."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.cli import app
+from farm_client.agent.errors import BadSettings
+from farm_client.agent.machine.probe import Lending, usable_cores
+from farm_client.agent.owner.limits import OwnerLimits
+from farm_client.agent.owner.policy import OwnerPolicy, save_policy
+from farm_client.agent.owner_limit_options import limits_given
+from farm_client.agent.settings import load_settings
+from farm_client.agent.work.granting import Grants, lent
+from farm_client.sandbox.policy import Bounds, Caps
+from protocol.assignments import Reject, Result
+from protocol.messages import Error, Heartbeat, Pause
+from tests.farm_client.agent.scripted_farm import joined
+from tests.farm_client.agent.waiting import until
+
+GIB = 2**30
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> list[Grants]:
+    """The grants of the agents that are started."""
+    made: list[Grants] = []
+    begin = Grants.__post_init__
+
+    def note(self: Grants) -> None:
+        made.append(self)
+        begin(self)
+
+    monkeypatch.setattr(Grants, "__post_init__", note)
+    return made
+
+
+async def set_limits(home: Path, *words: str) -> dict[str, Any]:
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["set", *words, "--home", str(home), "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["data"]["policy"]
+
+
+async def test_each_limit_is_in_force_when_set_returns_and_status_shows_it(farm, start_agent, home, caught) -> None:
+    async with start_agent(max_ram="8GiB", upload_rate="3MB", cache_bytes="4GiB"):
+        await joined(farm)
+        (grants,) = caught
+        words = "--cpu 50% --duty 60% --max-ram 2GiB --cache-bytes 1GiB --scratch-bytes 3GiB --upload-rate 1MB"
+        await set_limits(home, *words.split(), "--download-rate", "2MB", "--daily-quota", "5GB")
+        cores = usable_cores()
+        assert grants.throttle.duty == pytest.approx(0.6 if cores % 2 == 0 else 0.6 * cores / (cores + 1))
+        assert (grants.probe.lending.max_ram_bytes, grants.cache.stats().max_bytes) == (2 * GIB, GIB)
+        assert (grants.pool.caps.memory_bytes, grants.pool.caps.scratch_bytes) == (2 * GIB, 3 * GIB)
+        assert grants.transfers.rates() == (1e6, 2e6)
+        assert grants.probe.resources().ram_bytes <= 2 * GIB
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--home", str(home)])
+        assert "limits: processor at most 50%, works 60% of the time, memory at most 2.0 GiB" in done.stdout
+        assert "moved today 0 B of 4.7 GiB" in done.stdout
+        options = [word for word in words.split() if word.startswith("--")]
+        back = [word for option in (*options, "--download-rate", "--daily-quota") for word in (option, "none")]
+        policy = await set_limits(home, *back)
+        assert OwnerPolicy(**policy) == OwnerPolicy(work_for=policy["work_for"])
+        assert (grants.throttle.duty, grants.probe.lending) == (1.0, Lending(cores, 8 * GIB))
+        assert (grants.cache.stats().max_bytes, grants.transfers.rates()) == (4 * GIB, (3e6, None))
+
+
+async def test_an_executor_over_a_new_bound_is_ended_and_reported_as_that(farm, start_agent, home, tmp_path) -> None:
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
+        await until((tmp_path / "pid").exists)
+        await set_limits(home, "--max-ram", "1MiB")
+        assert "may use 1.0 MiB" in (await peer.expect(Error)).message
+
+
+async def test_a_quota_that_is_used_up_pauses_until_midnight_over_restarts(farm, start_agent, home) -> None:
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task()))
+        await peer.expect(Result)
+        await set_limits(home, "--daily-quota", "20B")
+        assert (await peer.expect(Pause)).reason.startswith("quota: ")
+    async with start_agent():
+        peer = await joined(farm)
+        reason = (await peer.expect(Pause)).reason
+        assert "moved today, of 20 B that may: until 00:00" in reason
+        await peer.send(farm.assign(farm.task()))
+        assert (await peer.expect(Reject)).code == "paused"
+
+
+async def test_what_was_set_before_holds_from_the_start(farm, start_agent, home, caught) -> None:
+    save_policy(home / "policy.json", OwnerPolicy(max_ram_bytes=GIB, upload_rate=1000))
+    async with start_agent():
+        peer = await joined(farm)
+        assert caught[0].transfers.rates() == (1000, None)
+        assert (await peer.expect(Heartbeat)).load.ram_free_bytes < GIB
+
+
+def test_the_lesser_is_lent() -> None:
+    joined_with = load_settings(cpu_cores=1, max_ram="2GiB")
+    assert lent(joined_with, OwnerLimits(max_ram_bytes=GIB)) == Lending(1, GIB)
+    assert lent(joined_with, OwnerLimits(max_ram_bytes=3 * GIB, cpu_share=1.0)) == Lending(1, 2 * GIB)
+    assert lent(load_settings(), OwnerLimits()) == Lending(usable_cores(), None)
+
+
+def test_caps_only_make_bounds_narrower() -> None:
+    assert Caps().within(Bounds(memory_bytes=5)) == Bounds(memory_bytes=5)
+    assert Caps(9, 9).within(Bounds(memory_bytes=5)) == Bounds(memory_bytes=5, scratch_bytes=9)
+    assert Caps(memory_bytes=3).within(Bounds(memory_bytes=5, scratch_bytes=1)) == Bounds(
+        memory_bytes=3, scratch_bytes=1
+    )
+
+
+def test_a_smaller_cache_evicts_at_once_what_nobody_uses(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 1000)
+    for number in range(5):
+        cache.reserve(f"{number}" * 64, 10).write_bytes(b"x" * 10)
+        cache.adopt(f"{number}" * 64, 10)
+    with cache.pinned(("0" * 64, "1" * 64)):
+        cache.resize(15)
+        assert set(cache.digests(9)) == {"0" * 64, "1" * 64}
+    cache.resize(15)
+    assert len(cache.digests(9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [("cpu_share", "half", "--cpu: write a share"), ("upload_rate", "fast", "--upload-rate: write a size")],
+)
+def test_what_cannot_be_read_names_its_option(name: str, text: str, words: str) -> None:
+    with pytest.raises(BadSettings, match=words):
+        limits_given({name: text, "duty": None})
