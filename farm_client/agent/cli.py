@@ -16,6 +16,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 import uvloop
 
+from farm_client.agent.attaching import asked_farm, show_running
 from farm_client.agent.blotting import blot_out
 from farm_client.agent.cache_commands import cache_app
 from farm_client.agent.cli_parts import FAILED, OK, USAGE, HomeOption, JsonOption, print_envelope
@@ -27,7 +28,7 @@ from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.owner_commands import add_owner_commands
-from farm_client.agent.reporting.screens import chosen_view
+from farm_client.agent.reporting.screens import StatusView, chosen_view
 from farm_client.agent.service_commands import service_app
 from farm_client.agent.settings import load_settings
 from farm_client.proxies import BadProxy, proxy_for
@@ -112,7 +113,10 @@ def join(
         bool, typer.Option("--json", help="JSON objects on stdout, one a line, as things change.")
     ] = False,
 ) -> None:
-    """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once. A terminal shows a live panel."""
+    """Join a farm and work for it until Ctrl-C; a second Ctrl-C stops at once. A terminal shows a live panel.
+
+    Where an agent of this home runs already, that one is shown.
+    """
     settings = load_settings(
         home=home,
         token_file=token_file,
@@ -128,10 +132,15 @@ def join(
         allow_unsandboxed=allow_unsandboxed or None,
         work_for=tuple(work_for or ()),
     )
-    address = choose_farm(url, settings.token_file, HomeFolder(settings.home).farm_file)
+    where = HomeFolder(settings.home.absolute())
+    view = chosen_view(as_json=as_json, log_format=settings.log_format, stream=sys.stderr)
+    if view is not StatusView.LINES and not new_identity and where.in_use():
+        farm = asked_farm(url)
+        blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
+        raise typer.Exit(OK if show_running(where, farm, view) else FAILED)
+    address = choose_farm(url, settings.token_file, where.farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
-    view = chosen_view(as_json=as_json, log_format=settings.log_format, stream=sys.stderr)
     uvloop.run(Agent(address, settings, new_identity=new_identity, view=view).run())
 
 

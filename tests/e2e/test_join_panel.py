@@ -38,14 +38,14 @@ def loss(model, batch):
 class JoinedOnTerminal:
     """`farm-client join` with a pseudo-terminal as its controlling one, and what it drew there."""
 
-    def __init__(self, farm: RealFarm, home: Path, columns: int) -> None:
+    def __init__(self, farm: RealFarm, home: Path, columns: int, url: str | None = None) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         self.before = termios.tcgetattr(theirs)
         self.theirs = theirs
         self._parts: list[bytes] = []
         environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-        environ |= {"FARM_JOIN_URL": farm.processes.join_url, "TERM": "xterm-256color"}
+        environ |= {"FARM_JOIN_URL": url or farm.processes.join_url, "TERM": "xterm-256color"}
         environ["FARM_CLIENT_SELF_TEST_FILE"] = str(farm.folder / "farm" / "self-test.json")
         command = [
             sys.executable,
@@ -99,8 +99,8 @@ class JoinedOnTerminal:
 
 
 @contextmanager
-def joined(farm: RealFarm, home: Path, columns: int) -> Iterator[JoinedOnTerminal]:
-    terminal = JoinedOnTerminal(farm, home, columns)
+def joined(farm: RealFarm, home: Path, columns: int, url: str | None = None) -> Iterator[JoinedOnTerminal]:
+    terminal = JoinedOnTerminal(farm, home, columns, url)
     try:
         yield terminal
     finally:
@@ -141,6 +141,24 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(shared_farm: RealFarm, tm
         assert terminal.process.wait(60) in (0, 1)
         drawn = terminal.drawn
     assert drawn.rindex(SHOW) > drawn.rindex(HIDE)
+
+
+def test_a_second_join_shows_the_running_agent_and_leaves_it_running(shared_farm: RealFarm, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with joined(shared_farm, home, 80) as first:
+        wait_until(lambda: " connected" in first.text, "the panel says that it is connected")
+        with joined(shared_farm, home, 100) as second:
+            wait_until(lambda: " connected" in second.text, "the second shows the first one's connection")
+            assert "Ctrl-C: leave this view; the agent goes on" in second.text
+            second.press(b"\x03")
+            assert second.process.wait(60) == 0
+            assert second.drawn.rindex(SHOW) > second.drawn.rindex(HIDE)
+        with joined(shared_farm, home, 100, url="ws://token@127.0.0.1:1") as other:
+            assert other.process.wait(60) == 1
+            wait_until(lambda: "to work for ws://127.0.0.1:1 too" in other.text.replace("\r\n", " "), "it says why")
+        assert first.process.poll() is None
+        first.press(b"\x03")
+        assert first.process.wait(60) == 0
 
 
 def test_a_program_gets_json_lines_alone(shared_farm: RealFarm, tmp_path: Path) -> None:

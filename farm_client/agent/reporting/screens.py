@@ -18,7 +18,6 @@ from typing import IO, Final, Protocol, TextIO
 
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import Status, StatusBoard
-from protocol.terminal_text import one_line
 
 SCHEMA: Final = 1
 _STEP_SECONDS: Final = 1.0
@@ -88,24 +87,6 @@ class PanelScreen:
         """Show the cursor again, under the last panel."""
         self._live.stop()
         self._stream.close()
-
-
-class EventLines:
-    """Plain lines of what happens, each once: for who looks on without a terminal."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._seen = 0
-
-    def show(self, status: Status) -> None:
-        """Write the events that are new."""
-        for event in status.events:
-            if event.number > self._seen:
-                self._seen = event.number
-                self._write(one_line(event.text))
-
-    def close(self) -> None:
-        """Nothing is to be undone."""
 
 
 class StatusEnvelopes:
@@ -184,13 +165,11 @@ def own_stream(stream: TextIO) -> IO[str]:
 
 
 def screen_for(view: StatusView, hint: str | None = None) -> Callable[[], Screen]:
-    """Return what makes a view's screen: the panel on stderr, JSON on stdout, lines on stderr."""
-    if view is StatusView.PANEL:
-        stream = own_stream(sys.stderr)
-        return lambda: PanelScreen(stream, hint)
+    """Return what makes a view's screen: JSON on stdout, or the panel on stderr. ``hint`` is the panel's last line."""
     if view is StatusView.JSON:
         return lambda: StatusEnvelopes(lambda line: print(line, flush=True))  # noqa: T201 - it is the command's output
-    return lambda: EventLines(lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    stream = own_stream(sys.stderr)
+    return lambda: PanelScreen(stream, hint)
 
 
 @asynccontextmanager

@@ -17,14 +17,12 @@ import pytest
 from farm_client.agent.reporting import screens
 from farm_client.agent.reporting.console import Console, Event
 from farm_client.agent.reporting.screens import (
-    EventLines,
     PanelScreen,
     ScreenThread,
     StatusEnvelopes,
     StatusView,
     chosen_view,
     own_stream,
-    screen_for,
     shown,
 )
 from farm_client.agent.reporting.status import Status, StatusBoard
@@ -106,16 +104,8 @@ class TestPanelScreen:
         assert bars[1].count("━") == bars[1].count("─")
 
 
-class TestLines:
-    """Each event once, for people and for programs."""
-
-    def test_each_event_is_one_line_and_is_written_once(self) -> None:
-        written: list[str] = []
-        lines = EventLines(written.append)
-        lines.show(Status(events=events("a", "b\x1b[2J\nc")))
-        lines.show(Status(events=events("b\x1b[2J\nc", "d", first=2)))
-        lines.close()
-        assert written == ["a", "b c", "d"]
+class TestStatusEnvelopes:
+    """Each event once."""
 
     def test_a_program_gets_events_and_the_status_when_it_changes(self) -> None:
         written: list[str] = []
@@ -252,9 +242,3 @@ class TestShown:
         kinds = [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()]
         assert set(kinds) == {"client_event", "client_status"}
         assert said.getvalue() == "a line\n"
-
-
-def test_lines_of_another_s_agent_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = screen_for(StatusView.LINES)()
-    screen.show(Status(events=events("seen")))
-    assert capsys.readouterr().err == "seen\n"
