@@ -1,4 +1,4 @@
-"""What a client is told of its own credit: as much of its work as committed rounds contain."""
+"""What the farm sends a client about its own credit: as much of its work as committed rounds contain."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final
 
 from protocol.bounds import Count, Finite
 from protocol.frozen import Frozen
+from protocol.wording import counted, flops_text
 
 CREDIT: Final = "credit"
 """A feature of clients: they take their credit with an acknowledgement."""
@@ -16,3 +17,8 @@ class Credit(Frozen):
 
     samples: Count = 0
     flops: Finite = 0.0
+
+    def in_words(self) -> str:
+        """Return it for people, such as ``12,345 samples, 1.2 PFLOP``."""
+        samples = counted(self.samples, "sample")
+        return f"{samples}, {flops_text(int(self.flops))}" if self.flops > 0 else samples

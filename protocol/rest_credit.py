@@ -1,4 +1,4 @@
-"""The leaderboard, as the REST API tells it."""
+"""The leaderboard, as the REST API returns it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ledger tells of credit: exact sums over its entries, by client, by team or by task."""
+"""The ledger's queries of credit: exact sums over its entries, by client, by team or by task."""
 
 from __future__ import annotations
 

@@ -87,6 +87,9 @@ def join(
     ] = None,
     name: Annotated[str | None, typer.Option(help="How people see this machine.", show_default="its host name")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A label that tasks may ask for; repeatable.")] = None,
+    team: Annotated[
+        str | None, typer.Option(help="A team that its work is credited to as well.", show_default=False)
+    ] = None,
     cpu_cores: CoresOption = None,
     max_ram: RamOption = None,
     cache_bytes: Annotated[str | None, typer.Option(help="Largest cache, like 5GiB.", show_default="20GiB")] = None,
@@ -122,6 +125,7 @@ def join(
         token_file=token_file,
         name=name,
         tags=tuple(tag or ()),
+        team=team,
         cpu_cores=cpu_cores,
         max_ram=max_ram,
         cache_bytes=cache_bytes,

@@ -53,6 +53,7 @@ from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.signals import heeded
 from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
+from protocol.credit import CREDIT
 from protocol.errors import FarmError
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.link_capacity import LinkCapacity
@@ -353,11 +354,13 @@ class Agent:
             load=probe.load(),
             sandbox=self._choice.sandbox,
             tags=self._settings.tags,
+            team=self._settings.team,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
             features=(
                 BASE_FOLDER,
                 CARRIED_STATE,
+                CREDIT,
                 EPOCH_END,
                 FROZEN_APART,
                 NAMED_SCHEDULE,

@@ -272,6 +272,7 @@ def _describe(home: Path, running: bool, known: Status) -> list[str]:
         *(f"not working ({rest.reason}): {rest.in_words()}" for rest in known.rests),
         *([f"sandbox: {known.sandbox}"] if known.sandbox else []),
         *([f"limits: {', '.join(f'{name} {words}' for name, words in known.limits.items())}"] if known.limits else []),
+        *([f"credit: {known.credit.in_words()}"] if known.credit else []),
         known.cache.in_words(),
         known.moved.in_words(),
     ]

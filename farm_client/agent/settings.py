@@ -36,6 +36,9 @@ class AgentSettings(BaseSettings):
     tags: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), max_length=32, description="Labels that a task may ask for; separated by commas in the variable."
     )
+    team: str = Field(
+        default="", max_length=100, description="A team that the work of this machine is credited to as well."
+    )
     cpu_cores: int | None = Field(default=None, ge=1, description="CPU cores to lend; unset lends all.")
     max_ram: ByteSize | None = Field(default=None, gt=0, description="Memory to lend, in bytes; unset lends all.")
     cache_bytes: ByteSize = Field(

@@ -8,6 +8,7 @@ from typing import Final
 from farm_client.agent.reporting.console import Console
 from farm_client.agent.reporting.status import StatusBoard, WorkView
 from protocol.assignments import Assign
+from protocol.credit import Credit
 from protocol.wording import counted
 
 _NO_WORK: Final = "the farm has no work for this machine now"
@@ -27,9 +28,10 @@ class Display:
         self._lack: str | None = None
         self._rest: str | None = None
 
-    def delivered(self) -> None:
-        """Count a result that the farm counted."""
+    def delivered(self, credit: Credit | None = None) -> None:
+        """Count a result that the farm counted; ``credit``: all that it credits this machine with, if it says so."""
         self._board.delivered += 1
+        self._board.credit = credit or self._board.credit
 
     def computed(self, work: WorkView) -> None:
         """Count the samples of an assignment whose executor is done with it."""

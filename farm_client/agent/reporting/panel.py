@@ -80,7 +80,7 @@ class StatusPanel:
         ):
             share = speed / most if most else 0.0
             yield _labelled(label, _bar(share, bar), Text(f" {sized(speed)}/s", ""), Text(f"  {sized(moved)}", "dim"))
-        credit = "" if status.credit is None else f", credit {status.credit:,.1f}"
+        credit = "" if status.credit is None else f", {status.credit.in_words()}"
         yield _labelled("done", Text(f"{counted(status.delivered, 'result')} counted{credit}"))
 
     def _title(self) -> Text:

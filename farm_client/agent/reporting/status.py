@@ -21,6 +21,7 @@ from farm_client.agent.reporting.console import Event
 from farm_client.agent.reporting.meters import MachineView, RateMeter
 from farm_client.transfer.tally import Tally
 from protocol.assignments import Kind, Phase
+from protocol.credit import Credit
 from protocol.frozen import Frozen
 
 Connection = Literal["starting", "connecting", "connected", "away", "stopped"]
@@ -73,7 +74,7 @@ class Status(Frozen):
     limits: dict[str, str] = Field(default_factory=dict)
     """What the owner has limited, by name, in words."""
     delivered: int = 0
-    credit: float | None = None
+    credit: Credit | None = None
     """What the farm credits this machine with; None while it does not say."""
     cache: CacheStats = CacheStats()
     moved: Tally = Tally()
@@ -96,6 +97,7 @@ class StatusBoard:
     path: Path
     status: Status = field(default_factory=Status)
     delivered: int = 0
+    credit: Credit | None = None
     look: Callable[[], tuple[CacheStats, Tally]] = _nothing_moved
     """How the cache and the transfers fare."""
     work: Callable[[], tuple[WorkView, ...]] = tuple
@@ -130,6 +132,7 @@ class StatusBoard:
         return self.status.model_copy(
             update={
                 "delivered": self.delivered,
+                "credit": self.credit,
                 "cache": cache,
                 "moved": moved,
                 "work": self._last_work if now < self._worked_at + _IDLE_AFTER_SECONDS else (),

@@ -158,7 +158,7 @@ class Worker:
             case Ack():
                 self._deliveries.settle(message.assignment_id)
                 if message.counted:
-                    self._around.display.delivered()
+                    self._around.display.delivered(message.credit)
             case Cancel():
                 self._drop(message.assignment_id)
                 self._report_ready()

@@ -17,6 +17,7 @@ from farm_client.agent.settings import load_settings
 from farm_client.agent.work import worker
 from protocol.assignments import Progress, Reject, Result
 from protocol.compression import CodecName
+from protocol.credit import CREDIT
 from protocol.errors import OversizedFrame, Unauthorized, VersionMismatch
 from protocol.messages import Bye, Drain, Error, Hello, Scope
 from tests.farm_client.agent.scripted_farm import joined
@@ -28,11 +29,13 @@ def interrupt():
 
 
 async def test_hello_tells_the_machine_and_its_lasting_identity(farm, start_agent):
-    async with start_agent(cpu_cores=1, tags=("lab",)):
+    async with start_agent(cpu_cores=1, tags=("lab",), team="red"):
         first = await (await farm.next_client()).expect(Hello)
     async with start_agent():
         second = await (await farm.next_client()).expect(Hello)
     assert (first.name, first.tags, first.resources.cpu_cores) == ("tester", ("lab",), 1)
+    assert (first.team, second.team) == ("red", "")
+    assert CREDIT in first.features
     assert first.resources.bench_gflops > 0
     assert {*first.codecs, "none"} == set(CodecName)
     assert (first.client_id, first.client_secret) == (second.client_id, second.client_secret)

@@ -16,6 +16,7 @@ from farm_client.agent.reporting.panel import StatusPanel
 from farm_client.agent.reporting.status import Speeds, Status, WorkView
 from farm_client.transfer.tally import Tally
 from protocol.assignments import Kind, Phase
+from protocol.credit import Credit
 
 GIB = 2**30
 WORK = WorkView(
@@ -31,7 +32,7 @@ BUSY = Status(
     sandbox="strict",
     work=(WORK,),
     delivered=17,
-    credit=12.34,
+    credit=Credit(samples=12_345, flops=1.234e15),
     moved=Tally(sent_bytes=5 * 2**20),
     speeds=Speeds(samples=1234.4, sent_bytes=2**20, received_bytes=2**19),
     machine=MachineView(
@@ -69,7 +70,7 @@ def test_all_of_it_is_there_at_each_width(width: int) -> None:
     assert row(lines, "  VRAM").endswith("20.0 GiB of 80.0 GiB")
     assert "512.0 KiB/s" in row(lines, "down")
     assert row(lines, "up").endswith("1.0 MiB/s  5.0 MiB")
-    assert row(lines, "done").endswith("17 results counted, credit 12.3")
+    assert row(lines, "done").endswith("17 results counted, 12,345 samples, 1.2 PFLOP")
     assert [line.split()[-1] for line in lines if "thing" in line] == ["4", "5", "6", "7", "8", "9"]
     assert lines[-1].startswith("Ctrl-C")
 

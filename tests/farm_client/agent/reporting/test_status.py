@@ -8,7 +8,8 @@ from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.reporting.status import StatusBoard, read_status
 from farm_client.transfer.tally import Tally
-from protocol.assignments import Result
+from protocol.assignments import Ack, Result
+from protocol.credit import Credit
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 
@@ -56,9 +57,11 @@ async def test_what_rides_inside_messages_is_counted_too(farm, start_agent, home
         await peer.close(1012)
         peer = await joined(farm, incarnation=2)
         assert await peer.expect(Result) == result
-        await peer.acknowledge(result)
+        credit = Credit(samples=result.samples, flops=2e9)
+        await peer.send(Ack(assignment_id=result.assignment_id, fence=result.fence, counted=True, credit=credit))
         update_bytes = len(result.update.inline)
         await until(lambda: read_status(home / "status.json").delivered == 1)
+    assert read_status(home / "status.json").credit == credit
     moved = read_status(home / "status.json").moved
     fetched = assign.task.code.size_bytes + assign.slices[0].shard.blob.size_bytes
     assert (moved.sent_bytes, moved.sent_again_bytes) == (2 * update_bytes, update_bytes)

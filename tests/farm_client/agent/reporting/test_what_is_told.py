@@ -14,6 +14,7 @@ import pytest
 
 from farm_client.agent.blobs.cache_stats import CacheStats
 from farm_client.agent.errors import HomeGone
+from farm_client.agent.owner_commands import _describe
 from farm_client.agent.reporting import console as console_module
 from farm_client.agent.reporting import display
 from farm_client.agent.reporting import status as status_module
@@ -24,6 +25,7 @@ from farm_client.agent.work.disk_shortage import DiskShortage
 from farm_client.agent.work.pauses import Pauses
 from farm_client.transfer.tally import Tally
 from protocol.assignments import Assign, Phase
+from protocol.credit import Credit
 from protocol.messages import Message, Pause, Resume
 from tests.protocol.samples import BY_TYPE
 
@@ -244,6 +246,16 @@ class TestDisplay:
         clock.now += 1
         view.show(None, leaving=False)
         assert read_status(board.path).delivered == 1
+
+    def test_what_the_farm_credits_is_kept_until_it_says_more(
+        self, view: Display, board: StatusBoard, clock: StillClock
+    ) -> None:
+        view.delivered(Credit(samples=64, flops=1e6))
+        view.delivered()
+        view.show(ASSIGN, leaving=False)
+        known = read_status(board.path)
+        assert (known.delivered, known.credit) == (2, Credit(samples=64, flops=1e6))
+        assert "credit: 64 samples, 1.0 MFLOP" in _describe(Path(), running=True, known=known)
 
     @pytest.mark.parametrize(
         ("lack", "leaving", "words"),
