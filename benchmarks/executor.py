@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.measurement import Measurement
 from benchmarks.plain_loop import TASKS, PlainLoop, plain_loop, task_config, task_module
-from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.messages import Advance, Piece, Run
 from farm_client.executor.process import Launch
 from farm_client.sdk.bundle import make_bundle

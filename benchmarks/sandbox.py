@@ -18,7 +18,8 @@ from benchmarks.executor import WARM_UP_STEPS, rate, speed_order, speed_pieces, 
 from benchmarks.farm import BenchmarkError
 from benchmarks.measurement import Measurement
 from benchmarks.plain_loop import task_config
-from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.environment import executor_environment
 from farm_client.executor.process import Launch
 from farm_client.sandbox.confinement import UNCONFINED, Confinement

@@ -14,8 +14,8 @@ from typing import Final
 import psutil
 
 from benchmarks.measurement import Measurement
-from farm_client.agent.executors.executor import TaskFiles
 from farm_client.agent.executors.executor_pool import ExecutorPool, Keeping
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.sdk.bundle import make_bundle
 from protocol.recipe import Mode

@@ -77,7 +77,7 @@ def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
 
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     client = give_up(turn, run, lease, AssignmentState.EXPIRED, why)
-    if not lease.is_late:  # nobody waited for it
+    if not lease.is_late and client.paused is None:  # else nobody waited for it, or its owner's pause held it up
         client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
         trip(turn, run, client)
 

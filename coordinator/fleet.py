@@ -214,9 +214,11 @@ def _end_waits(turn: Turn, client: ClientState) -> None:
 
 
 def paused(turn: Turn, event: ClientPaused) -> None:
-    """The owner paused the machine, or gave it back to the farm."""
+    """The owner paused the machine, or gave it back to the farm: whom it works for may have changed meanwhile."""
     if client := turn.farm.current(event.client_id, event.incarnation):
         client.paused = event.reason if event.paused else None
+        if not event.paused:
+            client.refuses.clear()
 
 
 def throttled(turn: Turn, event: ClientThrottled) -> None:

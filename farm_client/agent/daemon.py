@@ -227,7 +227,7 @@ class Agent:
         worker = Worker(tools, self._worker_parts(probe))
         self._board.work = worker.views
         self._owner.on_rest = worker.rest
-        worker.rest(self._owner.reason)
+        worker.rest(self._owner.reason, self._owner.until)
         worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)
         policy = ReconnectPolicy(self._address.shown, welcomed_by, self._settings.give_up_seconds)

@@ -130,7 +130,7 @@ def pause(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take no more work for a while, or until `farm-client resume`."""
+    """Do nothing for a while, or until `resume`, and free all memory, the GPU's too; what was begun is kept."""
     seconds = None if for_time is None else seconds_of(for_time, "--for")
     _order(home, {"do": "pause", "seconds": seconds}, "client_policy", as_json)
 

@@ -37,6 +37,8 @@ from farm_client.executor.messages import (
     Run,
     StepsDone,
     Stop,
+    Suspend,
+    Suspended,
     Warm,
 )
 from farm_client.executor.output import flush_streams, print_anything
@@ -46,6 +48,7 @@ from farm_client.executor.runner import TaskRunner, choose_device
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.speculation import Speculation, Superseded
+from farm_client.executor.suspension import Suspension
 from farm_client.executor.update_thread import UpdateThread
 from protocol.errors import FarmError, OutOfOrder
 
@@ -110,7 +113,7 @@ class _Executor:
     def __init__(self, channel: Channel, load: LoadRunner) -> None:
         self._channel = channel
         self._load_runner = load
-        self._progress = ProgressReporter(channel.send)
+        self._progress = ProgressReporter(channel.send, suspension=Suspension(channel))
         self._runner: Runner | None = None
         self._runs_ahead = False
         self._behind = UpdateThread()
@@ -128,6 +131,8 @@ class _Executor:
                     self._rebase(order)
                 case Abandon():
                     """Nothing was begun, or it is given up already."""
+                case Suspend():
+                    self._channel.send(Suspended())  # nothing was begun
                 case Stop():
                     return
 

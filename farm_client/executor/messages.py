@@ -145,6 +145,15 @@ class Abandon(Frozen):
     type: Literal["abandon"] = "abandon"
 
 
+class Suspend(Frozen):
+    """Order: between two steps, write what is done to the snapshot's path, say ``Suspended``, and do nothing more.
+
+    The agent ends the process then. It does not wait for ever: who is deep in a step may be ended before.
+    """
+
+    type: Literal["suspend"] = "suspend"
+
+
 class Stop(Frozen):
     """Order: exit now, politely; to stop it in mid-step the agent kills the process instead."""
 
@@ -184,6 +193,12 @@ class Saved(Frozen):
 
     type: Literal["saved"] = "saved"
     assignment_id: str
+
+
+class Suspended(Frozen):
+    """Report: nothing more is done until the end, and all that can be kept of what was done is in the snapshot."""
+
+    type: Literal["suspended"] = "suspended"
 
 
 class StepsDone(Frozen):
@@ -261,9 +276,9 @@ class Failed(Frozen):
     failed_step: FailedStepFile | None = None
 
 
-Order = Annotated[LoadTask | Run | Rebase | Abandon | Stop, Field(discriminator="type")]
+Order = Annotated[LoadTask | Run | Rebase | Abandon | Suspend | Stop, Field(discriminator="type")]
 Report = Annotated[
-    Warm | Building | Loaded | Advance | Saved | StepsDone | Done | Holds | Rebased | Failed,
+    Warm | Building | Loaded | Advance | Saved | Suspended | StepsDone | Done | Holds | Rebased | Failed,
     Field(discriminator="type"),
 ]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)

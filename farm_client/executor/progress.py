@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Advance, Saved
+from farm_client.executor.suspension import Suspension
 from protocol.assignments import MetricPoint
 
 INTERVAL_SECONDS: Final = 0.25
@@ -26,11 +27,21 @@ class StepsProgress(Protocol):
     def saved(self) -> None:
         """Report a snapshot, from whatever thread."""
 
+    @property
+    def suspension(self) -> Suspension | None:
+        """Return where an order to suspend is seen; None where nobody gives one."""
+
 
 class ProgressReporter:
     """Sends ``Advance`` reports for one assignment at a time."""
 
-    def __init__(self, send: Callable[[Advance | Saved], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        send: Callable[[Advance | Saved], None],
+        clock: Callable[[], float] = time.monotonic,
+        suspension: Suspension | None = None,
+    ) -> None:
+        self.suspension = suspension
         self._send = send
         self._clock = clock
         self._points: deque[MetricPoint] = deque(maxlen=MAX_POINTS)

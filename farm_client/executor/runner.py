@@ -213,7 +213,7 @@ class TaskRunner:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance, states)
             return StepsOutcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
-        snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress.saved)
+        snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress)
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:
             trained = self._train(order, data, progress.advance, pace, keeping)

@@ -25,8 +25,10 @@ from farm_client.executor.inner_state import SavedState, StateFiles
 from farm_client.executor.layout import TensorMap, apart, as_stored
 from farm_client.executor.means import remark
 from farm_client.executor.messages import Run
+from farm_client.executor.progress import StepsProgress
 from farm_client.executor.samples import Batches
 from farm_client.executor.step_state import StateUnusable, StepState
+from farm_client.executor.suspension import Suspension
 from protocol.codecs import tensor_file
 
 MOST_SHARE: Final = 0.02
@@ -45,21 +47,24 @@ class Snapshots:
         every_seconds: float,
         saved: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        suspension: Suspension | None = None,
     ) -> None:
-        """``saved`` is called, on another thread, when one is written."""
+        """``saved`` is called, on another thread, when one is written; ``suspension`` is looked at after each step."""
         self._path = path if every_seconds > 0 else None
         self._every_seconds = every_seconds
         self._saved = saved
         self._clock = clock
+        self._suspension = suspension
         self._due_at = clock() + every_seconds
         self._writing: threading.Thread | None = None
         self._placing = threading.Lock()
         self._is_over = False
 
     @classmethod
-    def of(cls, order: Run, every_seconds: float, saved: Callable[[], None]) -> Snapshots:
+    def of(cls, order: Run, every_seconds: float, progress: StepsProgress) -> Snapshots:
         """Return those of an order."""
-        return cls(None if order.snapshot_path is None else Path(order.snapshot_path), every_seconds, saved)
+        path = None if order.snapshot_path is None else Path(order.snapshot_path)
+        return cls(path, every_seconds, progress.saved, suspension=progress.suspension)
 
     def keep_at(self, path: str | None) -> None:
         """Take them from now on; a state that is there already is left behind: these steps are beyond its beginning."""
@@ -83,8 +88,12 @@ class Snapshots:
     def after_step(self, state: StepState) -> None:
         """Take one if it is time; a snapshot that can't be taken ends them, and the work goes on.
 
+        At the order to suspend the last one is taken, and this does not return.
         Raises: LossNotFinite, of a step whose loss is read for it.
         """
+        if self._suspension is not None and self._suspension.is_ordered():
+            self._take_last(state)
+            self._suspension.obey()
         if self._path is None or self._is_over or self._clock() < self._due_at or self._is_writing:
             return
         began = self._clock()
@@ -96,6 +105,22 @@ class Snapshots:
             self._give_up(error)
         held_up_seconds = self._clock() - began
         self._due_at = self._clock() + max(self._every_seconds, held_up_seconds / MOST_SHARE)
+
+    def _take_last(self, state: StepState) -> None:
+        """Take one and wait until it is on the disk, so that no step is lost; without room the one before stays.
+
+        Raises: LossNotFinite.
+        """
+        if self._path is None or self._is_over:
+            return
+        self.wait()
+        try:
+            self._take(state, self._path)
+        except LossNotFinite:
+            raise
+        except (CodeError, MemoryError, RuntimeError, OSError) as error:
+            self._give_up(error)
+        self.wait()
 
     def wait(self) -> None:
         """Wait until the one that is being written is on the disk."""

@@ -22,6 +22,7 @@ from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.layout import ModelTensors, TensorMap, apart
 from farm_client.executor.messages import LoadTask, Run
 from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.suspension import Suspension
 from protocol.compression import CodecName
 from protocol.recipe import InnerState, Mode
 
@@ -80,6 +81,11 @@ class Speculation:
     def saved(self) -> None:
         """Report a snapshot."""
         self._progress.saved()
+
+    @property
+    def suspension(self) -> Suspension | None:
+        """Return where an order to suspend is seen; before the guess is adopted it supersedes it, as any other."""
+        return self._progress.suspension
 
     def adopted(self) -> Run:
         """Wait for the order that says the same, and return it. Raises: Superseded, and the order stays there."""

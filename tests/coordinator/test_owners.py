@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coordinator.breaker import Breaker
 from coordinator.commands import ConfirmEnd
-from coordinator.events import Action, AssignmentRejected, TaskAction
+from coordinator.events import Action, AssignmentRejected, ClientPaused, TaskAction
 from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
 from protocol.assignments import RejectCode
@@ -112,3 +112,29 @@ def test_every_task_is_done_by_those_who_may_and_each_asks_once(allowed: list[se
     for number, submitter in enumerate(submitters):
         is_done = farm.ledger.tasks[f"t{number}"].state is TaskState.COMPLETED
         assert is_done is any(submitter in names for names in allowed)
+
+
+def test_the_end_of_a_pause_asks_again_what_an_owner_refused() -> None:
+    """Its owner may have set meanwhile whom it works for."""
+    farm = Simulation()
+    box = farm.join("box")
+    farm.submit(spec())
+    refuse(farm, box)
+    farm.handle(ClientPaused("id-box", box.incarnation, paused=False))
+    farm.tick()
+    assert box.held
+
+
+def test_a_lease_that_runs_out_in_a_pause_blames_nobody() -> None:
+    farm = Simulation()
+    box = farm.join("box")
+    farm.submit(spec())
+    farm.accept(box, box.held[0])
+    farm.handle(ClientPaused("id-box", box.incarnation, paused=True, reason="hours: until 22:00"))
+    farm.tick(61)
+    client = farm.coordinator._farm.clients["id-box"]
+    assert not box.held
+    assert (client.breaker, client.failures) == (Breaker(), {})
+    farm.handle(ClientPaused("id-box", box.incarnation, paused=False))
+    farm.tick()
+    assert box.held, "nothing keeps it from the task"

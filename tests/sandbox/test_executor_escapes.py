@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
-from farm_client.agent.executors.executor import TaskFiles
+from farm_client.agent.executors.orders import TaskFiles
 from protocol.sandbox import Rung
 from tests.farm_client.agent.executors.test_bundle import zipped
 from tests.farm_client.agent.executors.test_confined import executor_on

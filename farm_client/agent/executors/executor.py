@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.bundle import unpack_bundle
+from farm_client.agent.executors.orders import (
+    CODE_DIR,
+    OWN_DIR,
+    SNAPSHOTS_DIR,
+    TaskFiles,
+    given_difference,
+    given_order,
+    load_order,
+)
 from farm_client.executor.messages import (
     Abandon,
     Advance,
@@ -21,14 +29,14 @@ from farm_client.executor.messages import (
     Failed,
     Holds,
     Loaded,
-    LoadTask,
-    Piece,
     Rebase,
     Rebased,
     Report,
     Run,
     Saved,
     StepsDone,
+    Suspend,
+    Suspended,
     Warm,
 )
 from farm_client.executor.postmortem import ProcessDeath
@@ -45,12 +53,6 @@ LAST_LINES: Final = 20
 _DOING: Final = MappingProxyType(
     {Kind.TRAIN: "training", Kind.EVALUATE: "evaluating", Kind.EPOCH_END: "running on_epoch_end"}
 )
-_CODE_DIR: Final = "code"
-_OWN_DIR: Final = "own"
-_SNAPSHOTS_DIR: Final = "snapshots"
-"""Folders of an executor's scratch folder."""
-_BASE_DIR: Final = "base"
-"""A folder of what it is given."""
 
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
@@ -60,23 +62,6 @@ OnSaved = Callable[[], None]
 
 def _ignore_trained() -> None:
     """Nobody waits for an executor that is free early."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskFiles:
-    """What a task is loaded from, as files of the cache: its code, its base by path, its frozen tensors if need be."""
-
-    bundle: Path
-    base: Mapping[str, Path] = field(default_factory=dict)
-    frozen: Path | None = None
-
-    def given(self, room: Room) -> Self:
-        """Let a room's executor read them, and return them as it finds them. Raises: OSError.
-
-        The base becomes a folder, by paths that were checked when they came.
-        """
-        base = {path: room.give(file, f"{_BASE_DIR}/{path}") for path, file in self.base.items()}
-        return replace(self, base=base, frozen=None if self.frozen is None else room.give(self.frozen))
 
 
 class Executor:
@@ -96,6 +81,8 @@ class Executor:
         self.idle_since = 0.0
         self.death: ProcessDeath | None = None
         self._warmed = asyncio.Event()
+        self._suspended = asyncio.Event()
+        """Set once nothing more is done of what it was told to do last, whatever the reason."""
         self.on_line: OnLine = _ignore_line
         self.on_advance: OnAdvance = _ignore_advance
         self.on_saved: OnSaved = _ignore_saved
@@ -139,13 +126,13 @@ class Executor:
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
         """
         self.task_id = task.task_id
-        await asyncio.to_thread(unpack_bundle, files.bundle, self.room.scratch / _CODE_DIR)
-        (self.room.scratch / _OWN_DIR).mkdir()
+        await asyncio.to_thread(unpack_bundle, files.bundle, self.room.scratch / CODE_DIR)
+        (self.room.scratch / OWN_DIR).mkdir()
         given = files.given(self.room)
         await self._answered()
         self.doing = "importing the task's code"
         self._ask(Loaded)
-        self._process.send(_load_order(task, given, self.room))
+        self._process.send(load_order(task, given, self.room))
         await self._answered()
 
     async def run(self, order: Run, on_trained: OnTrained = _ignore_trained) -> Done:
@@ -155,7 +142,7 @@ class Executor:
         it is free, and a cancellation leaves it alone.
         Raises: ExecutorFailed with the researcher's traceback, ExecutorDied; OSError if the files can't be given to it.
         """
-        order = _given_order(order, self.room)
+        order = given_order(order, self.room)
         self._on_trained = on_trained
         self.running, self.held_weights = order.assignment_id, order.weights_digest
         self.speculates = False
@@ -185,7 +172,7 @@ class Executor:
             Rebase(
                 assignment_id=assignment_id,
                 base_path=str(self.room.give(base)),
-                differences=tuple(_given_difference(link, self.room) for link in differences),
+                differences=tuple(given_difference(link, self.room) for link in differences),
                 made_path=str(made),
             )
         )
@@ -196,7 +183,19 @@ class Executor:
 
     def take_snapshot(self, kept_at: Path) -> Path | None:
         """Take the last snapshot of the assignment whose order named this path; None if there is none."""
-        return self.room.take(str(self.room.scratch / _SNAPSHOTS_DIR / kept_at.name))
+        return self.room.take(str(self.room.scratch / SNAPSHOTS_DIR / kept_at.name))
+
+    async def suspend(self) -> None:
+        """Have it keep what it did, and return when it has: it does nothing more then, and is to be killed.
+
+        How long that may take is the caller's business: deep in a step it hears nothing.
+        """
+        if self.running is not None and self._expected is Done and self.death is None:
+            self._suspended.clear()
+            self._process.send(Suspend())
+            await self._suspended.wait()
+        if self._writing:
+            await asyncio.wait(self._writing.values())
 
     def abandon(self) -> None:
         """Have it give up what it began unasked: the machine is wanted for something else."""
@@ -262,6 +261,8 @@ class Executor:
                     self.held_weights = report.weights_digest
             case StepsDone():
                 self._free_early(report.assignment_id)
+            case Suspended():
+                self._suspended.set()
             case Done() | Failed() if report.assignment_id in self._writing:
                 self._settle(self._writing.pop(report.assignment_id), report)
             case _:
@@ -288,6 +289,7 @@ class Executor:
             self.speculates = report.holds is not None
         if isinstance(report, Failed):
             self.held_weights = None  # it may have failed before it took them
+        self._suspended.set()
         if not self._answer.done():
             self._answer.set_result(report)
 
@@ -296,6 +298,7 @@ class Executor:
             return
         self._writing[assignment_id] = self._answer
         self.running = None
+        self._suspended.set()
         self._on_trained()
 
     def _settle(self, waiting: asyncio.Future[Report | ProcessDeath], report: Report) -> None:
@@ -319,70 +322,11 @@ class Executor:
         self.death = self.death or death
         self.running = None
         self._warmed.set()
+        self._suspended.set()
         for waiting in (self._answer, *self._writing.values()):
             if not waiting.done():
                 waiting.set_result(self.death)
         self._writing.clear()
-
-
-def _given_order(order: Run, room: Room) -> Run:
-    """Let the executor read the files that an order names, and write its snapshot; return it with its own paths."""
-    named = [piece.path for piece in (*order.pieces, *order.upcoming)] + [order.weights_path, order.inner_state_path]
-    room.give_all(Path(path) for path in named if path is not None)
-    snapshot = None
-    if order.snapshot_path is not None:
-        snapshot = str(room.lend(Path(order.snapshot_path), _SNAPSHOTS_DIR))
-    return order.model_copy(
-        update={
-            "pieces": tuple(_given_piece(piece, room) for piece in order.pieces),
-            "upcoming": tuple(_given_piece(piece, room) for piece in order.upcoming),
-            "weights_path": _given_path(order.weights_path, room),
-            "inner_state_path": _given_path(order.inner_state_path, room),
-            "snapshot_path": snapshot,
-        }
-    )
-
-
-def _given_piece(piece: Piece, room: Room) -> Piece:
-    return piece.model_copy(update={"path": _given_path(piece.path, room)})
-
-
-def _given_difference(link: Difference, room: Room) -> Difference:
-    return link.model_copy(update={"path": _given_path(link.path, room)})
-
-
-def _given_path(path: str | None, room: Room) -> str | None:
-    return None if path is None else str(room.give(Path(path)))
-
-
-def _load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
-    return LoadTask(
-        task_id=task.task_id,
-        code_dir=str(room.scratch / _CODE_DIR),
-        frozen_path=None if files.frozen is None else str(files.frozen),
-        frozen_digest=task.frozen.digest if task.frozen and not files.frozen else None,
-        base_dir=str(room.given / _BASE_DIR) if files.base else None,
-        entry=task.entry,
-        config=task.config,
-        mode=task.mode,
-        seed=task.seed,
-        batch_samples=task.batch_samples,
-        dataset_kind=task.dataset_kind,
-        scratch_dir=str(room.scratch / _OWN_DIR),
-        inner_state=task.inner_state,
-        snapshot_seconds=task.snapshot_seconds,
-        ignore=task.ignore,
-        tuple_columns=task.tuple_columns,
-        clip_norm=task.clip_norm,
-        clip_value=task.clip_value,
-        schedule=task.schedule,
-        schedule_steps=task.schedule_steps,
-        length=task.length,
-        precision=task.precision,
-        compile=task.compile,
-        update_codec=task.update_codec,
-        pipeline=task.pipeline,
-    )
 
 
 def _ignore_line(_stream: Stream, _line: str) -> None:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from farm_client.agent.executors.executor import Executor, OnLine, TaskFiles
+from farm_client.agent.executors.executor import Executor, OnLine
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.process import ExecutorProcess, Launch
 from farm_client.sandbox.policy import Caps
 from protocol.tasks import TaskBrief
@@ -48,6 +49,7 @@ class ExecutorPool:
         self._spare: Executor | None = None
         self._starting: asyncio.Task[None] | None = None
         self._retiring = False
+        self._suspended = False
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -127,12 +129,32 @@ class ExecutorPool:
 
     def prestart(self) -> None:
         """Start the spare in the background, unless there is one or the agent is leaving."""
-        if not self._retiring and not self._has_spare() and not self._is_starting():
+        if not self._retiring and not self._suspended and not self._has_spare() and not self._is_starting():
             self._starting = asyncio.get_running_loop().create_task(self._start_spare())
 
     def retire(self) -> None:
         """Start no more spares: the agent is leaving."""
         self._retiring = True
+
+    async def suspend(self, longest_seconds: float) -> None:
+        """Free all memory and GPUs, and start nothing before ``resume``.
+
+        Executors have so long to keep what they did, then they are killed, whatever they do; who leases one must not
+        take its death for a failure.
+        """
+        self._suspended = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_seconds):
+                await asyncio.gather(*(executor.suspend() for executor in self._serving))
+        if self._starting is not None:
+            self._starting.cancel()
+        for executor in self._living():
+            self._end(executor)
+
+    def resume(self) -> None:
+        """Start executors again."""
+        self._suspended = False
+        self.prestart()
 
     def release(self, task_id: str | None) -> None:
         """End every executor of a task (None: of all tasks): its memory and its GPU are free for others."""

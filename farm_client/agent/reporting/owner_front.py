@@ -21,7 +21,10 @@ from farm_client.agent.settings import AgentSettings
 
 
 class OwnerFront:
-    """``keeper`` has the policy; ``on_rest`` gets the line why nothing is to be done, and None when work is welcome."""
+    """``keeper`` has the policy.
+
+    ``on_rest`` gets the line why nothing is to be done, and when that ends if it is known; None when it is over.
+    """
 
     def __init__(self, home: HomeFolder, board: StatusBoard, console: Console, look: Look | None = None) -> None:
         """Raises: DamagedPolicy."""
@@ -29,7 +32,7 @@ class OwnerFront:
         self.keeper.on_change = self._changed
         self.moved = TransferBook(home.transfers_file)
         self.keeper.moved_today = self.moved.moved_today
-        self.on_rest: Callable[[str | None], None] = lambda _reason: None
+        self.on_rest: Callable[[str | None, float | None], None] = lambda _reason, _until: None
         self.verbs: dict[str, Verb] = {}
         """What the control socket serves while it is open; whoever has more to offer adds it."""
         self._home = home
@@ -46,6 +49,12 @@ class OwnerFront:
     def reason(self) -> str | None:
         """Why nothing is to be done now, in a line."""
         return _line(self.keeper.rests)
+
+    @property
+    def until(self) -> float | None:
+        """When nothing forbids to work any more (Unix seconds); None if that is not known of each reason."""
+        ends = [rest.until for rest in self.keeper.rests]
+        return max((end for end in ends if end is not None), default=None) if None not in ends else None
 
     @asynccontextmanager
     async def open(self, finish: Callable[[], None]) -> AsyncIterator[None]:
@@ -78,7 +87,7 @@ class OwnerFront:
         reason = _line(rests)
         self._board.show(rests=rests)
         self._console.tell(f"not working: {reason}" if reason else "nothing forbids to work any more: going on")
-        self.on_rest(reason)
+        self.on_rest(reason, self.until)
 
 
 def _line(rests: tuple[Rest, ...]) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from farm_client.agent.home.outbox import Outbox
 from farm_client.agent.work.job import Job
+from protocol.messages import HeldAssignment
 
 
 class ActiveAssignments:
@@ -35,6 +37,19 @@ class ActiveAssignments:
         """Take up a job; it takes a slot."""
         self._in_slots[job.held.assign.assignment_id] = (job, task)
         self.idle.clear()
+
+    def hand_over(self, job: Job, to: Callable[[asyncio.Task[None]], asyncio.Task[None]]) -> None:
+        """Cancel the task that does an assignment; what ``to`` makes of it does the assignment from now on."""
+        assignment_id = job.held.assign.assignment_id
+        for book in (self._in_slots, self._beside):
+            if (found := book.get(assignment_id)) is not None:
+                found[1].cancel()
+                book[assignment_id] = (job, to(found[1]))
+
+    def held(self, outbox: Outbox) -> list[HeldAssignment]:
+        """Name what is not finished yet, for a hello."""
+        assigns = [job.held.assign for job in self if job.held.assign.assignment_id not in outbox]
+        return [HeldAssignment(assignment_id=one.assignment_id, fence=one.fence) for one in assigns]
 
     def free_slot(self, job: Job) -> None:
         """Let the job go on beside the slots, unless it was removed."""

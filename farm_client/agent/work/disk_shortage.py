@@ -6,7 +6,10 @@ from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.errors import HomeGone
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.reporting.display import Display
+from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.pauses import Pauses
+from protocol.assignments import Reject, RejectCode
+from protocol.messages import Error, Scope
 
 
 class DiskShortage:
@@ -27,6 +30,13 @@ class DiskShortage:
         self._pauses.say("disk", self.reason)
         self._display.lacks(self.reason)
         return self.reason is None
+
+    def excuse(self, held: Held, problem: Error | Reject) -> Error | Reject:
+        """Return what to say of a failed assignment: where the disk takes nothing, that says nothing against it."""
+        self.look()
+        if self.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
+            return problem
+        return held.reject(RejectCode.BLOB_UNAVAILABLE, self.reason)
 
     def _find(self) -> str | None:
         try:

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
-from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import ExecutorPool
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.snapshot_store import SnapshotStore

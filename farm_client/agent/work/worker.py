@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
@@ -30,10 +30,11 @@ from farm_client.agent.work.held_assignment import Held
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.pauses import Pauses
 from farm_client.agent.work.preflight import Standing, lacking, refusal
+from farm_client.agent.work.resting import Doing, Resting
 from farm_client.transfer.upload import UploadListener
 from protocol.assignments import Accept, Ack, Assign, Cancel, Kind, Phase, Prefetch, Reject, RejectCode
 from protocol.errors import FarmError
-from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready, Scope
+from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready
 from protocol.resources import LinkFigures
 
 _MAX_HELD: Final = 64
@@ -72,8 +73,7 @@ class Worker:
         self._warming: asyncio.Task[None] | None = None
         self._pauses = Pauses(self._outgoing)
         self._disk_shortage = DiskShortage(tools.home, tools.fetcher, self._pauses, display)
-        self._rest: str | None = None
-        """Why the owner wants nothing done now."""
+        self._resting = Resting(tools, self._active, Doing(self._do, self._spawn, self._hand_back, self._report_ready))
         self._latest: Assign | None = None
         """The newest assignment since the last heartbeat."""
         self._said_idle_at: float | None = None
@@ -81,12 +81,7 @@ class Worker:
 
     def held(self) -> tuple[HeldAssignment, ...]:
         """Name what outlived the last connection, for the next hello."""
-        assigns = [job.held.assign for job in self._active]
-        running = [
-            HeldAssignment(assignment_id=assign.assignment_id, fence=assign.fence)
-            for assign in assigns
-            if assign.assignment_id not in self._tools.outbox
-        ]
+        running = self._active.held(self._tools.outbox)
         return (*running, *self._outgoing.ended(), *self._tools.outbox.held())[:_MAX_HELD]
 
     @property
@@ -102,12 +97,11 @@ class Worker:
         """Go on with what a former process left unfinished; the farm hears of it in the hello, or cancels it."""
         for assign in self._tools.snapshots.left():
             held = Held(assign)
-            if refusal(assign, self._standing(assign)) is not None:
+            if refusal(assign, replace(self._standing(assign), resting=None)) is not None:
                 self._tools.snapshots.drop(assign)
                 continue
             self._around.display.note_on(assign, f"going on with {assign.task.name}, which this machine had begun")
-            job = Job(held, self._tools)
-            self._active.add(job, self._spawn(self._do(job)))
+            self._begin(held)
 
     def attach(self, link: Link) -> None:
         """Use this connection: report what ended meanwhile, send what waits, and request work."""
@@ -120,13 +114,14 @@ class Worker:
         self._pauses.say_again()
         self._report_ready()
 
-    def rest(self, reason: str | None) -> None:
-        """Take nothing more while the owner has a reason; None when there is none any more."""
-        self._rest = reason
+    def rest(self, reason: str | None, until: float | None = None) -> None:
+        """Do nothing, and free what this machine lends, while the owner has a reason; None: go on with what was begun.
+
+        ``until``: when the reason ends (Unix seconds), if that is known.
+        """
+        self._resting.change(reason, until)
         self._pauses.say("owner", reason)
         self._around.display.rests(reason)
-        if reason is None:
-            self._report_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
@@ -143,7 +138,7 @@ class Worker:
 
     async def close(self) -> None:
         """Stop everything at once, and wait until it has stopped."""
-        tasks = [*self._active.tasks(), *self._resending.values()]
+        tasks = [*self._resting.tasks(), *self._active.tasks(), *self._resending.values()]
         tasks += [self._warming] if self._warming is not None else []
         for task in tasks:
             task.cancel()
@@ -164,7 +159,7 @@ class Worker:
                 self._report_ready()
             case Pause():
                 self._free(message)
-            case Prefetch():
+            case Prefetch() if self._resting.reason is None:
                 self._tools.fetcher.prefetch(message.blobs)
             case Pace():
                 self._intervals = HeartbeatIntervals.told(message)
@@ -195,6 +190,8 @@ class Worker:
         self._tools.fetcher.stop_prefetching()
         self._outgoing.post(Drain(reason="the volunteer leaves after this"))
         self._around.display.note("finishing: leaving when what is held is done")
+        for job in list(self._active) if self._resting.reason is not None else ():
+            self._hand_back(job, RejectCode.PAUSED, "this client is leaving, and its owner wants nothing done now")
         await self._active.idle.wait()
 
     async def drain(self, reason: str, longest_seconds: float) -> None:
@@ -209,12 +206,12 @@ class Worker:
         self._outgoing.post(Drain(reason=reason))
         for job in list(self._active):
             if job.held.phase in (Phase.FETCHING, Phase.STARTING):
-                self._hand_back(job, "this client is leaving")
+                self._hand_back(job, RejectCode.DRAINING, "this client is leaving")
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, longest_seconds)):
                 await self._active.idle.wait()
         for job in list(self._active):
-            self._hand_back(job, "this client is leaving and could not finish in time")
+            self._hand_back(job, RejectCode.DRAINING, "this client is leaving and could not finish in time")
         await self._deliveries.last_acks()
 
     def _take_up(self, assign: Assign) -> None:
@@ -240,9 +237,12 @@ class Worker:
             self._report_ready()
             return
         self._outgoing.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
-        job = Job(held, self._tools)
         self._latest = assign
-        self._active.add(job, self._spawn(self._do(job)))
+        self._begin(held)
+
+    def _begin(self, held: Held) -> None:
+        job = Job(held, self._tools)
+        self._active.add(job, self._spawn(self._resting.do(job)))
 
     def _standing(self, assign: Assign) -> Standing:
         """Memory is read only where it matters: a task that has its executor has its memory already."""
@@ -252,7 +252,7 @@ class Worker:
             ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
             draining=self._draining,
             work_for=self._around.owner.policy.work_for,
-            resting=self._rest,
+            resting=self._resting.reason,
         )
 
     async def _do(self, job: Job) -> None:
@@ -264,7 +264,7 @@ class Worker:
             problem = job.held.failure(error)
         self._active.remove(assign.assignment_id)
         if problem is not None:
-            self._give_up(assign, self._unless_short(job.held, problem))
+            self._give_up(assign, self._disk_shortage.excuse(job.held, problem))
 
     async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
         assign = job.held.assign
@@ -276,13 +276,6 @@ class Worker:
                 self._report_output(job.held)
                 await way_out.gone()
             return await self._deliver(job, outcome)
-
-    def _unless_short(self, held: Held, problem: Error | Reject) -> Error | Reject:
-        """Where the disk takes nothing, what this machine failed at says nothing against the assignment."""
-        self._disk_shortage.look()
-        if self._disk_shortage.reason is None or isinstance(problem, Reject) or problem.scope is Scope.NOBODY:
-            return problem
-        return held.reject(RejectCode.BLOB_UNAVAILABLE, self._disk_shortage.reason)
 
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
         self._outgoing.tell(problem)
@@ -336,11 +329,11 @@ class Worker:
                 task.cancel()
         self._tools.outbox.remove(assignment_id)
 
-    def _hand_back(self, job: Job, why: str) -> None:
+    def _hand_back(self, job: Job, code: RejectCode, why: str) -> None:
         """A finished one stays in the outbox: it is sent at the next join."""
         assignment_id = job.held.assign.assignment_id
         if assignment_id not in self._tools.outbox:
-            self._outgoing.post(job.held.reject(RejectCode.DRAINING, why))
+            self._outgoing.post(job.held.reject(code, why))
         job.held.is_over = True
         if (doing := self._active.remove(assignment_id)) is not None:
             doing.cancel()

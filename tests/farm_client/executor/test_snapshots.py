@@ -14,7 +14,7 @@ import torch
 
 from farm_client.executor import snapshots as snapshots_module
 from farm_client.executor.failures import CodeError
-from farm_client.executor.messages import Done, Loaded, Saved, Warm
+from farm_client.executor.messages import Advance, Done, Loaded, Saved, Stop, Suspend, Suspended, Warm
 from farm_client.executor.snapshots import Snapshots
 from farm_client.executor.step_metrics import StepMetrics
 from farm_client.executor.step_state import StateUnusable, StepState, read_record
@@ -372,3 +372,77 @@ def test_a_killed_executor_is_gone_on_from_by_the_next(tmp_path: Path) -> None:
     assert 0 < steps < undisturbed.samples // 4
     resumed = done(path)
     assert (resumed.update, resumed.metrics) == (undisturbed.update, undisturbed.metrics)
+
+
+WAITS_IN_A_STEP = """
+    from pathlib import Path
+    from torch import nn
+
+    config = {}
+
+    def build_model(given):
+        config.update(given)
+        return nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2))
+
+    def loss(model, batch):
+        config["steps"] = config.get("steps", 0) + 1
+        if config["steps"] == config["waits_in"]:
+            Path(config["gate"]).read_bytes()
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+
+@pytest.mark.slow
+def test_a_suspended_executor_keeps_every_step_and_does_no_more(tmp_path: Path) -> None:
+    """The order comes within the third step, long before a snapshot is due."""
+    path, gate = tmp_path / "work.state", tmp_path / "gate"
+    os.mkfifo(gate)
+    shards, files = write_data(tmp_path)
+    weights = safetensors.torch.save({"1.weight": torch.ones(2, 3), "1.bias": torch.zeros(2)})
+    run = run_order(shards, files, weights=weights, weights_digest="0" * 64, snapshot_path=str(path))
+
+    def load(waits_in: int, snapshot_seconds: float = 1e6) -> Any:
+        config = {"gate": str(gate), "waits_in": waits_in}
+        return load_order(tmp_path, WAITS_IN_A_STEP, config=config, snapshot_seconds=snapshot_seconds, batch_samples=4)
+
+    def suspended(snapshot_seconds: float) -> list[Any]:
+        with started() as agent:
+            assert isinstance(agent.hear(), Warm)
+            agent.send(load(3, snapshot_seconds))
+            assert isinstance(agent.hear(), Loaded)
+            agent.send(run)
+            with gate.open("wb"):  # it is in the step now
+                agent.send(Suspend())
+            heard = [agent.hear()]
+            while not isinstance(heard[-1], Suspended):
+                heard.append(agent.hear())
+            agent.connection.close()
+            assert agent.process.wait(timeout=60) == 0
+        return [type(report) for report in heard if not isinstance(report, Advance)]
+
+    def done() -> Done:
+        with started() as agent:
+            assert isinstance(agent.hear(), Warm)
+            agent.send(load(0))
+            assert isinstance(agent.hear(), Loaded)
+            agent.send(run)
+            while not isinstance(report := agent.hear(), Done):
+                assert isinstance(report, Advance)
+            return report
+
+    undisturbed = done()
+    assert suspended(snapshot_seconds=0.0) == [Suspended]
+    assert not path.exists()
+    assert suspended(snapshot_seconds=1e6) == [Saved, Suspended]
+    assert read_record(path)["steps"] == 3
+    resumed = done()
+    assert (resumed.update, resumed.metrics) == (undisturbed.update, undisturbed.metrics)
+
+
+def test_an_executor_that_does_nothing_is_suspended_at_once() -> None:
+    with started() as agent:
+        assert isinstance(agent.hear(), Warm)
+        agent.send(Suspend())
+        assert isinstance(agent.hear(), Suspended)
+        agent.send(Stop())
+        assert agent.process.wait(timeout=60) == 0

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
-from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.process import Launch
 from farm_client.sandbox.policy import Bounds
 from protocol.sandbox import Rung

@@ -3,7 +3,8 @@
 import pytest
 
 from farm_client.agent.errors import ExecutorDied
-from farm_client.agent.executors.executor import Executor, TaskFiles
+from farm_client.agent.executors.executor import Executor
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.process import Launch
 from tests.farm_client.agent.executors.test_bundle import zipped
 from tests.farm_client.agent.scripted_farm import ScriptedFarm

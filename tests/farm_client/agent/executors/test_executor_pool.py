@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from farm_client.agent.executors import executor_pool
-from farm_client.agent.executors.executor import TaskFiles
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
+from farm_client.agent.executors.orders import TaskFiles
 from farm_client.executor.process import Launch
 from protocol.assignments import Result
 from protocol.messages import Ready
