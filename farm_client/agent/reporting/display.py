@@ -70,18 +70,21 @@ class Display:
 
     def show(self, newest: Assign | None, leaving: bool) -> None:
         """Say what this client does, with the reason where it is nothing."""
-        if newest is not None:
+        if self._rest is not None:
+            self._show_idle(leaving)
+        elif newest is not None:
             self._idle_since = time.monotonic()
             self._show_work(newest)
         elif time.monotonic() - self._idle_since >= _IDLE_AFTER_SECONDS:
-            doing = self._also("leaving" if leaving else self._idle())
-            self._console.tell(doing)
-            self._board.show(doing=doing, task="", round=None)
+            self._show_idle(leaving)
         elif self._board.delivered != self._board.status.delivered:
             self._board.show()
 
-    def _idle(self) -> str:
-        return f"not working: {self._rest}" if self._rest else f"waiting: {self._lack or _NO_WORK}"
+    def _show_idle(self, leaving: bool) -> None:
+        why = f"not working: {self._rest}" if self._rest else f"waiting: {self._lack or _NO_WORK}"
+        doing = self._also("leaving" if leaving else why)
+        self._console.tell(doing)
+        self._board.show(doing=doing, task="", round=None)
 
     def _show_work(self, assign: Assign) -> None:
         doing = self._also(f"working on {assign.task.name}")

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from farm_client.agent.owner.control import ask
+from farm_client.agent.reporting.status import read_status
 from protocol.assignments import Accept, Cancel, Reject, RejectCode, Result
 from protocol.messages import Heartbeat, Pause, Resume
 from tests.farm_client.agent.scripted_farm import joined
@@ -47,9 +48,11 @@ async def test_a_pause_ends_every_executor_and_what_it_did_is_counted_after_it(f
         for process in running:
             await gone(process.pid)
         await until(lambda: not executors())
-        await peer.expect(Heartbeat)
-        beats = [await peer.expect(Heartbeat) for _ in range(3)]
-        assert [a.assignment_id for a in beats[-1].assignments] == [assign.assignment_id]
+        seen = len(peer.log)
+        await until(lambda: sum(isinstance(m, Heartbeat) for m in peer.log[seen:]) >= 3)
+        beat = next(m for m in reversed(peer.log) if isinstance(m, Heartbeat))
+        assert [a.assignment_id for a in beat.assignments] == [assign.assignment_id]
+        assert read_status(home / "status.json").doing.startswith("not working: paused")
         assert executors() == []  # no spare took their place
         await told(home, do="resume")
         await peer.expect(Resume)
