@@ -109,6 +109,9 @@ def join(
         list[str] | None, typer.Option("--for", metavar="NAME", help="A submitter to work for; repeatable.")
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
+    no_share: Annotated[
+        bool, typer.Option("--no-share", help="Neither link blobs of this machine's other agents nor lend them any.")
+    ] = False,
     new_identity: Annotated[
         bool, typer.Option("--new-identity", help="Join as a new client: for a home folder that was copied.")
     ] = False,
@@ -132,6 +135,7 @@ def join(
         upload_rate=upload_rate,
         download_rate=download_rate,
         slots=slots,
+        share=False if no_share else None,
         sandbox=sandbox,
         allow_unsandboxed=allow_unsandboxed or None,
         work_for=tuple(work_for or ()),

@@ -44,6 +44,7 @@ from farm_client.agent.reporting.owner_front import OwnerFront
 from farm_client.agent.reporting.screens import StatusView, shown
 from farm_client.agent.reporting.status import StatusBoard
 from farm_client.agent.settings import AgentSettings
+from farm_client.agent.sharing.house import lending, shared_blobs
 from farm_client.agent.work.failed_steps import FailedSteps
 from farm_client.agent.work.granting import Grants, lent
 from farm_client.agent.work.job import Tools
@@ -140,6 +141,7 @@ class Agent:
                 self._open_transfers() as transfers,
                 self._open_fetcher(transfers) as fetcher,
                 Grants(self._settings, probe, pool, transfers, fetcher.cache, self._owner).in_force(),
+                lending(fetcher.cache, self._home, self._settings),
             ):
                 starts = StartMarks(self._home.started_dir)
                 sender = self._wrap(ResultSender(transfers, self._console.tell))
@@ -207,7 +209,7 @@ class Agent:
     def _open_fetcher(self, transfers: Transfers) -> Fetcher:
         cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes, self._console.tell)
         self._board.look = lambda: (cache.stats(), transfers.tally)
-        return Fetcher(cache, transfers)
+        return Fetcher(cache, transfers, shared_blobs(self._home, self._settings))
 
     def _open_outbox(self) -> Outbox:
         return Outbox(

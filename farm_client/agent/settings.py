@@ -44,6 +44,14 @@ class AgentSettings(BaseSettings):
     cache_bytes: ByteSize = Field(
         default=ByteSize(20 * 1024**3), gt=0, description="Largest size of the cache of shards and weights."
     )
+    share: bool = Field(
+        default=True,
+        description="Link blobs that the agent in host_home has, and lend to others; else copies of this agent's own.",
+    )
+    host_home: Path = Field(
+        default_factory=default_home,
+        description="Home of the agent whose blobs the others of this machine link: see ADR 86.",
+    )
     outbox_bytes: ByteSize = Field(
         default=ByteSize(10 * 1024**3), gt=0, description="Largest size of the finished updates that wait for the farm."
     )

@@ -23,6 +23,7 @@ from typing import Final
 from farm_client.agent.blobs.cache_book import BlobNote, CacheBook
 from farm_client.agent.blobs.cache_entry import CacheEntry, Cleared
 from farm_client.agent.blobs.cache_files import (
+    Look,
     copy_if_sound,
     look_if_sound,
     look_of,
@@ -176,6 +177,18 @@ class BlobCache:
         if look is None:
             raise mismatch(digest)
         return self._take_in(copied, digest, look.size_bytes)
+
+    async def adopt_brought(self, digest: str, size_bytes: int, bring: Callable[[Path], Look | None]) -> bool:
+        """Take in what ``bring`` puts at the path that it gets, in a thread, and finds sound; return whether it did.
+
+        Raises: CacheFull, DiskFull, HomeGone; what ``bring`` raises.
+        """
+        self.make_room(size_bytes)
+        incoming = self._incoming_path(digest)
+        look = await asyncio.to_thread(bring, incoming)
+        if look is not None:
+            self._take_in(incoming, digest, look.size_bytes)
+        return look is not None
 
     def put(self, digest: str, data: bytes) -> Path:
         """Keep a small blob that rode inside a message.

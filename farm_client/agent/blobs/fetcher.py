@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial as bound
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 from weakref import WeakValueDictionary
 
 from farm_client.agent.blobs.cache import BlobCache
+from farm_client.agent.blobs.cache_files import Look
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.transfer.partial_file import PartialFile
 from protocol.errors import FarmError
@@ -37,15 +39,31 @@ class _Running:
     task: asyncio.Task[Path] = field(init=False)
 
 
+class SharedBlobs(Protocol):
+    """Blobs that another agent of this machine has; calls block. See ``sharing.borrower.HostBlobs``."""
+
+    def bring(self, digest: str, path: Path) -> Look | None:
+        """Put a blob at a path, sound; None if it is not to be had. Raises: OSError."""
+
+    def end_all_but(self, is_kept: Callable[[str], bool]) -> None:
+        """Give back what is not kept any more."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
 class Fetcher:
     """Brings blobs into the cache. Requests for one digest at the same time share its download.
 
     At the end of its context nothing is fetched ahead any more; whoever still waits in ``fetch`` is cancelled first.
     """
 
-    def __init__(self, cache: BlobCache, transfers: Transfers) -> None:
+    def __init__(self, cache: BlobCache, transfers: Transfers, shared: SharedBlobs | None = None) -> None:
+        """``shared``: who is asked for a blob before the farm is."""
         self.cache = cache
         self._transfers = transfers
+        self._shared = shared
+        self._one_asks = asyncio.Lock()
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[Path]] = set()
         """With those that were stopped, and are closing their files."""
@@ -69,6 +87,8 @@ class Fetcher:
             await asyncio.wait(self._tasks)
         if self._ahead is not None:
             await self._ahead
+        if self._shared is not None:
+            self._shared.close()
         self.cache.save_book()
 
     async def fetch(self, ref: BlobRef) -> Path:
@@ -169,11 +189,21 @@ class Fetcher:
             with self.cache.pinned((digest,)):
                 while digest not in self.cache:
                     try:
+                        if await self._was_here(digest, size_bytes):
+                            break
                         seconds = await self._pour(digest, size_bytes, running.sparing_seconds)
                         self.cache.adopt(digest, size_bytes, seconds)
                     except OSError as error:  # other programs fill the disk too
                         self.cache.evict_after(error, size_bytes)
                 return self.cache.path(digest)
+
+    async def _was_here(self, digest: str, size_bytes: int) -> bool:
+        """Take a blob over from another agent of this machine; False if it has to be downloaded."""
+        if self._shared is None or self.cache.partial_path(digest).exists():
+            return False
+        async with self._one_asks:
+            await asyncio.to_thread(self._shared.end_all_but, self.cache.__contains__)
+            return await self.cache.adopt_brought(digest, size_bytes, bound(self._shared.bring, digest))
 
     async def _pour(self, digest: str, size_bytes: int, sparing_seconds: float) -> float | None:
         """Download into the blob's partial file; return how long all of it takes, None if too little was left to say.

@@ -51,6 +51,11 @@ class HomeFolder:
         return self.root / "control.sock"
 
     @property
+    def blobs_socket(self) -> Path:
+        """Where the running agent lends its blobs to others of this machine."""
+        return self.root / "blobs.sock"
+
+    @property
     def known_farms_file(self) -> Path:
         """The addresses that have welcomed this machine."""
         return self.root / "welcomed-by.json"
