@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,11 @@ async def told(home, **request):
 
 def executors():
     """The executors of this test's agent, which runs in this very process."""
-    return [p for p in psutil.Process().children(recursive=True) if "fake_executor" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended since it was listed
+            found += [process] if "fake_executor" in " ".join(process.cmdline()) else []
+    return found
 
 
 def snapshots(home, kind):
