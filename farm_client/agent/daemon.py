@@ -132,6 +132,7 @@ class Agent:
             await self._lend(Probe(self._home.root, lent(self._settings, self._owner.keeper.policy)))
 
     async def _lend(self, probe: Probe) -> None:
+        probe.accelerators.grant(self._owner.keeper.policy.gpus)
         self._board.measure = MachineMeter(probe)
         pool: ExecutorPool | None = None
         try:
@@ -140,7 +141,9 @@ class Agent:
             async with (
                 self._open_transfers() as transfers,
                 self._open_fetcher(transfers) as fetcher,
-                Grants(self._settings, probe, pool, transfers, fetcher.cache, self._owner).in_force(),
+                Grants(
+                    self._settings, probe, pool, transfers, fetcher.cache, self._owner, self._home.power_file
+                ).in_force(),
                 lending(fetcher.cache, self._home, self._settings),
             ):
                 starts = StartMarks(self._home.started_dir)
@@ -181,6 +184,7 @@ class Agent:
                 scratch_root=self._home.scratch_dir,
                 cpu_cores=max(1, probe.cpu_cores // slots),
                 gpus=probe.accelerators.visible,
+                vram_share=self._owner.keeper.policy.vram_share,
                 module=self._executor_module,
                 confinement=self._choice.confinement,
             )

@@ -14,11 +14,17 @@ from farm_client.agent.owner.limits import OwnerLimits
 
 _NONE: Final = "none"
 """What takes a limit back."""
+_ALL: Final = "all"
 _SIZE: Final = TypeAdapter(ByteSize)
-_SHARES: Final = frozenset({"cpu_share", "duty"})
+_SHARES: Final = frozenset({"cpu_share", "duty", "vram_share"})
+_NUMBERS: Final = {"power_watts": "W", "target_celsius": "C"}
 _OPTIONS: Final = {
     "cpu_share": "--cpu",
     "duty": "--duty",
+    "gpus": "--gpus",
+    "vram_share": "--vram",
+    "power_watts": "--gpu-power",
+    "target_celsius": "--gpu-temperature",
     "max_ram_bytes": "--max-ram",
     "max_cache_bytes": "--cache-bytes",
     "max_scratch_bytes": "--scratch-bytes",
@@ -32,6 +38,16 @@ CpuOption = Annotated[
 ]
 DutyOption = Annotated[
     str | None, typer.Option(metavar="PERCENT", help="How much of the time to compute, on GPUs as well, like 60%.")
+]
+GpusOption = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Which GPUs, like 0,2; all, or none.")]
+VramOption = Annotated[
+    str | None, typer.Option(metavar="PERCENT", help="Most of each GPU's memory for an executor, like 50%; or none.")
+]
+PowerOption = Annotated[
+    str | None, typer.Option(metavar="WATTS", help="Most power of each GPU, like 200W, where permitted; or none.")
+]
+CelsiusOption = Annotated[
+    str | None, typer.Option(metavar="DEGREES", help="GPU temperature to slow down above, like 70C; or none.")
 ]
 MaxRamOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory, like 8GB; or none.")]
 CacheOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Largest cache, like 5GiB; or none.")]
@@ -63,13 +79,32 @@ def share_of(text: str, option: str) -> float:
     return float(found[1]) / 100
 
 
-def _read(name: str, text: str) -> float | int | None:
+def _read(name: str, text: str) -> Any:
+    if name == "gpus":
+        return _gpus(text)
     if text.strip().lower() == _NONE:
-        default: float | int | None = OwnerLimits.model_fields[name].default
-        return default
+        return OwnerLimits.model_fields[name].default
     if name in _SHARES:
         return share_of(text, _OPTIONS[name])
+    if (unit := _NUMBERS.get(name)) is not None:
+        return _number(text, unit, _OPTIONS[name])
     try:
         return int(_SIZE.validate_python(text))
     except ValidationError:
         raise BadSettings(f"{_OPTIONS[name]}: write a size as 8GB or 512MiB, not {text!r}") from None
+
+
+def _gpus(text: str) -> tuple[int, ...] | None:
+    words = text.strip().lower()
+    if words in (_ALL, _NONE):
+        return None if words == _ALL else ()
+    if not all(part.strip().isdecimal() for part in words.split(",")):
+        raise BadSettings(f"--gpus: write the GPUs' numbers as 0,2, or all, or none, not {text!r}")
+    return tuple(sorted({int(part) for part in words.split(",")}))
+
+
+def _number(text: str, unit: str, option: str) -> float:
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{unit}?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise BadSettings(f"{option}: write it as 70{unit}, not {text!r}")
+    return float(found[1])

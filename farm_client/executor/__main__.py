@@ -50,6 +50,7 @@ from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.speculation import Speculation, Superseded
 from farm_client.executor.suspension import Suspension
 from farm_client.executor.update_thread import UpdateThread
+from farm_client.executor.vram import bound_vram
 from protocol.errors import FarmError, OutOfOrder
 
 
@@ -162,7 +163,9 @@ class _Executor:
     def _load(self, order: LoadTask) -> None:
         try:
             # not before: to choose a device is to open it
-            self._runner = self._load_runner(order, choose_device(), lambda: self._channel.send(Building()))
+            device = choose_device()
+            bound_vram(device)
+            self._runner = self._load_runner(order, device, lambda: self._channel.send(Building()))
         except BaseException as error:
             self._fail(error, None)
         else:

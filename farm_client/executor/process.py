@@ -37,6 +37,7 @@ from protocol.sandbox import Rung
 
 EXECUTOR_MODULE: Final = "farm_client.executor"
 FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
+VRAM_VARIABLE: Final = "AIFARM_VRAM_SHARE"
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """A frame of weights passes in few wake-ups."""
 _READ_BYTES: Final = 64 * 1024
@@ -227,11 +228,15 @@ class ExecutorProcess(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How executors are started. ``cpu_cores`` bounds the threads of each; ``gpus`` is its CUDA_VISIBLE_DEVICES."""
+    """How executors are started. ``cpu_cores`` bounds the threads of each; ``gpus`` is its CUDA_VISIBLE_DEVICES.
+
+    ``vram_share``: how much of each GPU's memory one may take, over 0 to 1; None for all.
+    """
 
     scratch_root: Path
     cpu_cores: int
     gpus: str = ""
+    vram_share: float | None = None
     module: str = EXECUTOR_MODULE
     confinement: Confinement = UNCONFINED
     caps: Caps = field(default_factory=Caps)
@@ -240,6 +245,8 @@ class Launch:
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
         own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus}
+        if self.vram_share is not None:
+            own[VRAM_VARIABLE] = str(self.vram_share)
         return executor_environment(scratch_dir, self.cpu_cores) | own
 
 

@@ -66,6 +66,9 @@ class Confinement(Protocol):
     def within(self, bounds: Bounds) -> Confinement:
         """Return the same with other bounds."""
 
+    def seeing(self, devices: tuple[Path, ...]) -> Confinement:
+        """Return the same with the nodes of other accelerators."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unconfined:
@@ -83,6 +86,10 @@ class Unconfined:
 
     def within(self, bounds: Bounds) -> Unconfined:
         """Return the same: there are no bounds."""
+        return self
+
+    def seeing(self, _devices: tuple[Path, ...]) -> Unconfined:
+        """Return the same: it sees all."""
         return self
 
     def command(self, _room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
@@ -126,6 +133,10 @@ class InNamespaces:
         """Return the same with other bounds."""
         return replace(self, policy=replace(self.policy, bounds=bounds))
 
+    def seeing(self, devices: tuple[Path, ...]) -> InNamespaces:
+        """Return the same with the nodes of other accelerators."""
+        return replace(self, policy=self.policy.seeing(devices))
+
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""
         inside = Inside(
@@ -164,6 +175,10 @@ class Landlocked:
     def within(self, bounds: Bounds) -> Landlocked:
         """Return the same with other bounds."""
         return replace(self, policy=replace(self.policy, bounds=bounds))
+
+    def seeing(self, devices: tuple[Path, ...]) -> Landlocked:
+        """Return the same with the nodes of other accelerators."""
+        return replace(self, policy=self.policy.seeing(devices))
 
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""

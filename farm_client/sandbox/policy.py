@@ -69,3 +69,7 @@ class SandboxPolicy:
     view: VisibleFiles
     bounds: Bounds = Bounds()
     secrets: tuple[Path, ...] = ()
+
+    def seeing(self, devices: tuple[Path, ...]) -> SandboxPolicy:
+        """Return the same with the nodes of other accelerators."""
+        return replace(self, view=replace(self.view, devices=devices))

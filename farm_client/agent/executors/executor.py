@@ -53,6 +53,7 @@ LAST_LINES: Final = 20
 _DOING: Final = MappingProxyType(
     {Kind.TRAIN: "training", Kind.EVALUATE: "evaluating", Kind.EPOCH_END: "running on_epoch_end"}
 )
+_STOPPED: Final = ProcessDeath("stopped", "the agent stopped the executor")
 
 OnLine = Callable[[Stream, str], None]
 OnAdvance = Callable[[Advance], None]
@@ -204,10 +205,10 @@ class Executor:
             self._early_lines.clear()
             self._process.send(Abandon())
 
-    def kill(self) -> None:
+    def kill(self, why: ProcessDeath = _STOPPED) -> None:
         """End it at once, in mid-step."""
         self._process.kill()
-        self._end(ProcessDeath("stopped", "the agent stopped the executor"))
+        self._end(why)
 
     @property
     def is_writing(self) -> bool:

@@ -6,17 +6,22 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from farm_client.agent.executors.executor import Executor, OnLine
 from farm_client.agent.executors.orders import TaskFiles
+from farm_client.executor.postmortem import ProcessDeath
 from farm_client.executor.process import ExecutorProcess, Launch
 from farm_client.sandbox.policy import Caps
 from protocol.tasks import TaskBrief
 
 SPARE_RAM_BYTES: Final = 300 * 1024**2
 """What an executor holds before it has a task: Python, torch and its optimizers."""
+RELENT: Final = "relent"
+"""The code of an executor's death by ``lend_gpus``."""
+_RELENT_DEATH: Final = ProcessDeath(RELENT, "the owner lends other GPUs now, or another share of their memory")
 _SWEEP_SECONDS: Final = 2.0
 
 
@@ -64,6 +69,24 @@ class ExecutorPool:
         """The bounds of all executors that may change while they live."""
         return self._launch.caps
 
+    def lend_gpus(self, gpus: str, devices: tuple[Path, ...], vram_share: float | None) -> None:
+        """Start executors with these GPUs from now on; those that live with others are ended, in mid-step.
+
+        Their assignments begin again: see ``RELENT``. ``devices``: the GPUs' nodes, for the sandbox.
+        """
+        former = self._launch
+        if (gpus, vram_share) == (former.gpus, former.vram_share):
+            return
+        confinement = former.confinement if gpus == former.gpus else former.confinement.seeing(devices)
+        self._launch = replace(former, gpus=gpus, vram_share=vram_share, confinement=confinement)
+        ended = self._living()
+        for executor in ended:
+            executor.kill(_RELENT_DEATH)
+            if not executor.leased:
+                self._end(executor)
+        if ended:
+            self.prestart()
+
     def processes(self) -> tuple[ExecutorProcess, ...]:
         """List the processes of all executors that live."""
         return tuple(executor.process for executor in self._living() if executor.death is None)
@@ -103,7 +126,7 @@ class ExecutorPool:
         """
         self._make_room(task)
         self.abandon()
-        executor = await self._take_spare() or await self._executor_type.start(self._launch)
+        executor = await self._take_spare() or await self._start()
         executor.leased, executor.on_line = True, on_line
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
@@ -229,9 +252,16 @@ class ExecutorPool:
         self._spare = None
         return spare
 
+    async def _start(self) -> Executor:
+        launch = self._launch
+        executor = await self._executor_type.start(launch)
+        if launch is not self._launch:  # other GPUs are lent by now
+            executor.kill(_RELENT_DEATH)
+        return executor
+
     async def _start_spare(self) -> None:
         with suppress(OSError):  # whoever needs one starts it, and hears why it can't be
-            self._spare = await self._executor_type.start(self._launch)
+            self._spare = await self._start()
 
     def _has_spare(self) -> bool:
         return self._spare is not None and self._spare.death is None

@@ -66,6 +66,11 @@ class HomeFolder:
         return self.root / "transfers.json"
 
     @property
+    def power_file(self) -> Path:
+        """What the GPUs' power limits were before the owner's."""
+        return self.root / "power.json"
+
+    @property
     def cache_dir(self) -> Path:
         """Blobs by digest."""
         return self.root / "cache"

@@ -15,6 +15,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import pynvml
 
+_MILLI = 1000
+
 
 class Accelerators:
     """The GPUs that this process may use, in the order in which torch will number them.
@@ -26,6 +28,7 @@ class Accelerators:
     def __init__(self) -> None:
         self.driver = ""
         self._handles: dict[int, object] = {}
+        self._granted: frozenset[int] | None = None
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError:  # no driver, or no device
@@ -35,23 +38,34 @@ class Accelerators:
             self._handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
 
     def keep_only(self, positions: Collection[int]) -> None:
-        """Leave out all GPUs but those at these positions: the others did not pass their self-test."""
-        self._handles = {index: handle for at, (index, handle) in enumerate(self._handles.items()) if at in positions}
+        """Leave out all GPUs but those at these positions, for good: the others passed no self-test."""
+        self._handles = {index: handle for at, (index, handle) in enumerate(self._lent.items()) if at in positions}
+
+    def grant(self, indices: Collection[int] | None) -> None:
+        """Use the GPUs of these indices from now on, of those that are not left out; None: all of them."""
+        self._granted = None if indices is None else frozenset(indices)
+
+    @property
+    def _lent(self) -> dict[int, object]:
+        """The GPUs in use."""
+        granted = self._granted
+        return {index: handle for index, handle in self._handles.items() if granted is None or index in granted}
 
     @property
     def visible(self) -> str:
         """The GPUs in use, as ``CUDA_VISIBLE_DEVICES`` has them."""
-        return ",".join(map(str, self._handles))
+        return ",".join(map(str, self._lent))
 
     @property
     def device_nodes(self) -> tuple[Path, ...]:
         """The device nodes that a sandbox must have for the GPUs in use; none without one."""
-        return device_nodes([_minor(handle) for handle in self._handles.values()]) if self._handles else ()
+        lent = self._lent
+        return device_nodes([_minor(handle) for handle in lent.values()]) if lent else ()
 
     def sample(self) -> tuple[Gpu, ...]:
         """Read every GPU's memory and load; one that fell off the bus is left out."""
         found = []
-        for index, handle in self._handles.items():
+        for index, handle in self._lent.items():
             with suppress(pynvml.NVMLError):
                 found.append(_sample(index, handle))
         return tuple(found)
@@ -59,10 +73,29 @@ class Accelerators:
     def temperatures(self) -> dict[int, float]:
         """Read the GPUs' temperatures in degrees Celsius, by index; one that does not tell is left out."""
         found = {}
-        for index, handle in self._handles.items():
+        for index, handle in self._lent.items():
             with suppress(pynvml.NVMLError):
                 found[index] = float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
         return found
+
+    def power_limits(self) -> dict[int, float]:
+        """Read the GPUs' power limits in watts, by index; one that has none is left out."""
+        found = {}
+        for index, handle in self._lent.items():
+            with suppress(pynvml.NVMLError):
+                found[index] = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / _MILLI
+        return found
+
+    def limit_power(self, index: int, watts: float) -> bool:
+        """Set a GPU's power limit, as near as it takes; return whether that was permitted (it takes root)."""
+        if (handle := self._handles.get(index)) is None:
+            return False
+        try:
+            least, most = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+            pynvml.nvmlDeviceSetPowerManagementLimit(handle, int(min(max(watts * _MILLI, least), most)))
+        except pynvml.NVMLError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let NVML go."""

@@ -22,6 +22,14 @@ class OwnerLimits(BaseModel):
     """Of all the processor's cores together."""
     duty: Annotated[Share, Field(ge=0.05)] = 1.0
     """Which part of the time executors work, on GPUs as on processors."""
+    gpus: tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None = None
+    """Of which GPUs, by their numbers as NVML has them; empty: of none."""
+    vram_share: Share | None = None
+    """Of each GPU's memory, for each executor."""
+    power_watts: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """For each GPU."""
+    target_celsius: Annotated[float, Field(ge=30, le=110)] | None = None
+    """Of the hottest GPU: above it executors work less of the time."""
     max_ram_bytes: Bytes | None = None
     max_cache_bytes: Bytes | None = None
     """Of the cache on the disk."""
@@ -37,6 +45,10 @@ class OwnerLimits(BaseModel):
         named: dict[str, str | None] = {
             "processor": _share(self.cpu_share),
             "works": None if self.duty == 1.0 else f"{self.duty:.0%} of the time",
+            "GPUs": None if self.gpus is None else ", ".join(map(str, self.gpus)) or "none",
+            "GPU memory": _share(self.vram_share),
+            "GPU power": None if self.power_watts is None else f"at most {self.power_watts:.0f} W each",
+            "GPU temperature": None if self.target_celsius is None else f"at most {self.target_celsius:.0f} °C",
             "memory": _size(self.max_ram_bytes),
             "cache": _size(self.max_cache_bytes),
             "scratch files": _size(self.max_scratch_bytes),

@@ -75,9 +75,9 @@ class OwnerFront:
             self.moved.save()
             await control.close()
 
-    def show_limits(self, limits: Mapping[str, str]) -> None:
+    def show_limits(self, limits: Callable[[], dict[str, str]]) -> None:
         """Show what is limited, by name, in words."""
-        self._board.show(limits=dict(limits))
+        self._board.limits = limits
 
     def _status(self) -> Mapping[str, Any]:
         self._board.show()

@@ -104,6 +104,7 @@ class StatusBoard:
     events: Callable[[], tuple[Event, ...]] = tuple
     measure: Callable[[], MachineView] = MachineView
     """How busy the machine is."""
+    limits: Callable[[], dict[str, str]] = dict
     _computed_samples: int = 0
     """Of assignments whose executors are done with them."""
     _last_work: tuple[WorkView, ...] = ()
@@ -138,12 +139,13 @@ class StatusBoard:
                 "work": self._last_work if now < self._worked_at + _IDLE_AFTER_SECONDS else (),
                 "speeds": speeds,
                 "machine": self.measure(),
+                "limits": self.limits(),
                 "events": self.events(),
                 "updated_at": time.time(),
             }
         )
 
-    def show(self, **changes: str | float | tuple[Rest, ...] | dict[str, str] | None) -> None:
+    def show(self, **changes: str | float | tuple[Rest, ...] | None) -> None:
         """Change some fields of the status and write it; it is for show only, so a full disk may keep an old one."""
         self.status = self.status.model_copy(update=changes)
         self.status = self.snapshot()

@@ -14,7 +14,7 @@ from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
-from farm_client.agent.executors.executor_pool import ExecutorPool
+from farm_client.agent.executors.executor_pool import RELENT, ExecutorPool
 from farm_client.agent.executors.orders import TaskFiles
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
@@ -34,7 +34,7 @@ from protocol.errors import FarmError
 from protocol.messages import Error
 from protocol.tasks import BlobRef
 
-_WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited"})
+_WORTH_ANOTHER_TRY: Final = frozenset({"killed", "exited", RELENT})
 """How an executor may die for once: of the machine, not of what it said."""
 _SCRATCH_BYTES: Final = 64 * 1024**2
 """What is evicted for an executor that found the disk full."""

@@ -6,6 +6,7 @@ import pytest
 
 from farm_client.agent.machine import accelerators
 from farm_client.agent.machine.accelerators import Accelerators
+from farm_client.agent.machine.power import PowerLimit
 
 GIB = 1024**3
 
@@ -35,6 +36,9 @@ class StandIn:
 
     def nvmlDeviceGetHandleByIndex(self, index):
         return index
+
+    def nvmlDeviceGetMinorNumber(self, handle):
+        return handle
 
     def nvmlDeviceGetName(self, handle):
         return f"GPU number {handle}"
@@ -127,3 +131,80 @@ def test_windows_subsystem_for_linux_has_one_node(tmp_path):
 def test_without_a_gpu_no_node_is_asked_for(monkeypatch):
     monkeypatch.setattr(accelerators, "pynvml", StandIn(count=0))
     assert Accelerators().device_nodes == ()
+
+
+def test_one_of_several_is_taken_back_and_lent_again(nvml):
+    nvml()
+    gpus = Accelerators()
+    gpus.grant((0, 2, 7))
+    assert (gpus.visible, [gpu.index for gpu in gpus.sample()]) == ("0,2", [0, 2])
+    gpus.grant(())
+    assert (gpus.visible, gpus.device_nodes, gpus.sample()) == ("", (), ())
+    gpus.grant(None)
+    assert gpus.visible == "0,1,2"
+
+
+def test_what_passed_no_self_test_is_not_lent_later(nvml):
+    nvml()
+    gpus = Accelerators()
+    gpus.grant((1, 2))
+    gpus.keep_only({1})  # torch's second one is the third here
+    gpus.grant(None)
+    assert gpus.visible == "2"
+
+
+class TestPower:
+    @pytest.fixture
+    def cards(self, nvml):
+        stand_in = nvml()
+        stand_in.watts = {0: 300_000, 1: 250_000, 2: 300_000}
+        stand_in.refuses = set()
+
+        def set_limit(handle, milliwatts):
+            if handle in stand_in.refuses:
+                raise LostDevice
+            stand_in.watts[handle] = milliwatts
+
+        stand_in.nvmlDeviceGetPowerManagementLimit = lambda handle: stand_in.watts[handle]
+        stand_in.nvmlDeviceGetPowerManagementLimitConstraints = lambda _: [100_000, 400_000]
+        stand_in.nvmlDeviceSetPowerManagementLimit = set_limit
+        return stand_in
+
+    def test_a_limit_holds_for_all_and_what_was_before_comes_back(self, cards, tmp_path):
+        power = PowerLimit(Accelerators(), tmp_path / "power.json")
+        power.limit(275.0)
+        assert list(cards.watts.values()) == [275_000, 250_000, 275_000]
+        power.limit(20.0)  # less than a card takes
+        assert list(cards.watts.values()) == [100_000] * 3
+        power.limit(None)
+        assert list(cards.watts.values()) == [300_000, 250_000, 300_000]
+        assert not (tmp_path / "power.json").exists()
+
+    def test_a_killed_agents_limit_is_taken_back_at_the_next_start(self, cards, tmp_path):
+        PowerLimit(Accelerators(), tmp_path / "power.json").limit(200.0)
+        again = PowerLimit(Accelerators(), tmp_path / "power.json")
+        again.limit(150.0)
+        again.restore()
+        assert list(cards.watts.values()) == [300_000, 250_000, 300_000]
+
+    def test_what_is_not_permitted_is_told_and_tried_again(self, cards, tmp_path):
+        power = PowerLimit(Accelerators(), tmp_path / "power.json")
+        cards.refuses = {1}
+        power.limit(200.0)
+        assert power.refused == (1,)
+        assert list(cards.watts.values()) == [200_000, 250_000, 200_000]
+        cards.refuses = {0}
+        power.restore()
+        assert cards.watts[2] == 300_000
+        assert (tmp_path / "power.json").exists()
+        cards.refuses = set()
+        PowerLimit(Accelerators(), tmp_path / "power.json").limit(None)
+        assert cards.watts[0] == 300_000
+
+    def test_a_card_that_is_gone_is_left_alone(self, cards, tmp_path):
+        gpus = Accelerators()
+        gpus.keep_only({0})
+        assert not gpus.limit_power(2, 200.0)
+        (tmp_path / "power.json").write_text("{")
+        PowerLimit(gpus, tmp_path / "power.json").restore()
+        assert cards.watts[0] == 300_000

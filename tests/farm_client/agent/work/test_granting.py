@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.cli import app
 from farm_client.agent.errors import BadSettings
+from farm_client.agent.machine.accelerators import Accelerators
 from farm_client.agent.machine.probe import Lending, usable_cores
 from farm_client.agent.owner.limits import OwnerLimits
 from farm_client.agent.owner.policy import OwnerPolicy, save_policy
@@ -20,7 +22,7 @@ from farm_client.agent.owner_limit_options import limits_given
 from farm_client.agent.settings import load_settings
 from farm_client.agent.work.granting import Grants, lent
 from farm_client.sandbox.policy import Bounds, Caps
-from protocol.assignments import Reject, Result
+from protocol.assignments import Progress, Reject, Result
 from protocol.messages import Error, Heartbeat, Pause
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
@@ -95,6 +97,59 @@ async def test_a_quota_that_is_used_up_pauses_until_midnight_over_restarts(farm,
         assert (await peer.expect(Reject)).code == "paused"
 
 
+async def test_a_gpu_is_taken_back_in_mid_step_and_the_assignment_begins_again(
+    farm, start_agent, home, caught, tmp_path, monkeypatch
+) -> None:
+    lent = ["0,1"]
+    monkeypatch.setattr(Accelerators, "visible", property(lambda _: lent[0]))
+    async with start_agent():
+        peer = await joined(farm)
+        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
+        await until(lambda: environment_of(tmp_path / "pid").get("CUDA_VISIBLE_DEVICES") == "0,1")
+        first = (tmp_path / "pid").read_text()
+        lent[0] = "1"
+        await set_limits(home, "--gpus", "1", "--vram", "50%")
+        await until(lambda: (tmp_path / "pid").read_text() not in ("", first))
+        environment = environment_of(tmp_path / "pid")
+        assert (environment["CUDA_VISIBLE_DEVICES"], environment["AIFARM_VRAM_SHARE"]) == ("1", "0.5")
+        assert not psutil.pid_exists(int(first))
+        lines = [line.text for m in peer.log if isinstance(m, Progress) for line in m.logs]
+        assert not any(isinstance(message, Error) for message in peer.log), lines
+
+
+def environment_of(pid_file: Path) -> dict[str, str]:
+    """Return the environment of the process that wrote its id there; nothing before."""
+    if not pid_file.exists() or not (pid := pid_file.read_text()):
+        return {}
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+async def test_a_hot_card_slows_all_down_until_it_has_cooled(farm, start_agent, home, caught, monkeypatch) -> None:
+    celsius = {0: 60.0, 1: 90.0}
+    monkeypatch.setattr(Accelerators, "temperatures", lambda _: celsius)
+    async with start_agent():
+        await joined(farm)
+        (grants,) = caught
+        grants.regulate()
+        assert grants.throttle.duty == 1.0  # nobody wants a temperature held
+        await set_limits(home, "--gpu-temperature", "75C", "--duty", "50%", "--gpu-power", "200W")
+        grants.regulate()
+        assert grants.throttle.duty == pytest.approx(0.4)
+        assert grants.in_words()["slowed down"] == "to 80% for the temperature"
+        assert grants.in_words()["GPU power"] == "at most 200 W each"
+        grants.power.refused = (0,)
+        assert grants.in_words()["GPU power"] == "not limited: only root may"
+        celsius[1] = 70.0
+        for _ in range(4):
+            grants.regulate()
+        assert grants.throttle.duty == pytest.approx(0.5)
+        celsius[1] = 90.0
+        grants.regulate()
+        await set_limits(home, "--gpu-temperature", "none")
+        assert grants.throttle.duty == 0.5
+
+
 async def test_what_was_set_before_holds_from_the_start(farm, start_agent, home, caught) -> None:
     save_policy(home / "policy.json", OwnerPolicy(max_ram_bytes=GIB, upload_rate=1000))
     async with start_agent():
@@ -132,8 +187,23 @@ def test_a_smaller_cache_evicts_at_once_what_nobody_uses(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
-    [("cpu_share", "half", "--cpu: write a share"), ("upload_rate", "fast", "--upload-rate: write a size")],
+    [
+        ("cpu_share", "half", "--cpu: write a share"),
+        ("upload_rate", "fast", "--upload-rate: write a size"),
+        ("gpus", "first", "--gpus: write the GPUs' numbers"),
+        ("power_watts", "much", "--gpu-power: write it as 70W"),
+    ],
 )
 def test_what_cannot_be_read_names_its_option(name: str, text: str, words: str) -> None:
     with pytest.raises(BadSettings, match=words):
         limits_given({name: text, "duty": None})
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [("2, 0,0", (0, 2)), ("all", None), ("none", ()), ("7", (7,))],
+)
+def test_gpus_are_named_by_their_numbers(words: str, value: tuple[int, ...] | None) -> None:
+    assert limits_given({"gpus": words}) == {"gpus": value}
+    assert OwnerLimits(gpus=value).gpus == value
+    assert limits_given({"power_watts": "200 w", "target_celsius": "70"}) == {"power_watts": 200, "target_celsius": 70}
