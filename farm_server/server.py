@@ -27,6 +27,7 @@ from coordinator.engine import Coordinator
 from coordinator.events import EndConfirmed, Restored, Tick
 from coordinator.records import Entry
 from coordinator.settings import CoordinatorSettings
+from farm_server.clients.certificates import Certificates
 from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.dispatch import Dispatch
 from farm_server.clients.entry_buffer import EntryBuffer
@@ -107,7 +108,7 @@ class FarmServer:
     def __init__(self, settings: ServerSettings, state: DurableState, wrap: Wrap = as_built) -> None:
         self.settings = settings
         self._wrap = wrap
-        self.tokens = state.tokens
+        self.tokens, self._signing_key = state.tokens, state.signing_key
         self.ledger = state.ledger
         self.blobs = state.blobs
         self.clock: Clock = SteadyClock(not_before=state.newest_time())
@@ -250,6 +251,9 @@ class FarmServer:
             feeds=Feeds(self.ledger, self.bus, self._ended),
             clients=clients,
             leaderboard=leaderboard,
+            certificates=Certificates(
+                settings.name, self.ledger, clients, tasks.names, key=self._signing_key, clock=self.clock
+            ),
             blobs=BlobAccess(
                 self.blobs,
                 self.memory,

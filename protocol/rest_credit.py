@@ -38,3 +38,9 @@ class LeaderboardView(View):
     samples: int
     flops: int
     leaders: tuple[LeaderView, ...]
+
+
+class CertificateKeyView(View):
+    """GET /v1/keys/certificate: the farm's public key (Ed25519), base64 of 32 bytes."""
+
+    public_key: str

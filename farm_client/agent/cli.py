@@ -19,6 +19,7 @@ import uvloop
 from farm_client.agent.attaching import asked_farm, show_running
 from farm_client.agent.blotting import blot_out
 from farm_client.agent.cache_commands import cache_app
+from farm_client.agent.certificate import certificate
 from farm_client.agent.cli_parts import FAILED, OK, USAGE, HomeOption, JsonOption, print_envelope
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
@@ -45,6 +46,7 @@ _NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity, Da
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cache_app, name="cache")
 add_owner_commands(app)
+app.command()(certificate)
 app.add_typer(service_app, name="service")
 
 CoresOption = Annotated[int | None, typer.Option(help="CPU cores to lend.", show_default="all")]

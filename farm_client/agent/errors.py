@@ -198,6 +198,12 @@ class NoEnvironment(FarmError):
     code = "no_environment"
 
 
+class NoCertificate(FarmError):
+    """The farm gave no certificate."""
+
+    code = "no_certificate"
+
+
 class EndsAgent(FarmError):
     """This machine's agent ended twice in the midst of this task's work, so it leaves the task alone for a while."""
 

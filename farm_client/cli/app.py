@@ -12,6 +12,7 @@ import typer
 
 from farm_client.cli.actions import cancel, pause, priority, resume, retry, rm
 from farm_client.cli.artefacts import artefacts
+from farm_client.cli.certificate import certificate
 from farm_client.cli.clients import clients, explain
 from farm_client.cli.continuing import continue_
 from farm_client.cli.demo import demo
@@ -37,7 +38,21 @@ from protocol.versions import SUPPORTED
 
 VERBS: Final = {
     "Begin": (demo, init, login, run, submit),
-    "Look": (ls, show, why, watch, wait, logs, metrics, checkpoints, artefacts, clients, leaderboard, explain),
+    "Look": (
+        ls,
+        show,
+        why,
+        watch,
+        wait,
+        logs,
+        metrics,
+        checkpoints,
+        artefacts,
+        clients,
+        leaderboard,
+        certificate,
+        explain,
+    ),
     "Act": (pull, continue_, pause, resume, cancel, retry, priority, rm),
 }
 

@@ -64,6 +64,8 @@ class OutputKind(StrEnum):
     CLIENTS = "clients"
     CLIENT_REMOVED = "client_removed"
     LEADERBOARD = "leaderboard"
+    CERTIFICATE = "certificate"
+    CERTIFICATE_CHECK = "certificate_check"
     EVENT = "event"
     LOG = "log"
     METRIC = "metric"

@@ -18,6 +18,7 @@ from farm_client.sdk.tidy import tidied
 from farm_client.transfer.answers import client_options, read_answer
 from farm_client.transfer.bulk_transport import BulkTransport
 from protocol.artefacts import ArtefactList
+from protocol.certificate import from_file, to_file
 from protocol.errors import NotFound
 from protocol.rest import (
     CheckpointView,
@@ -37,7 +38,7 @@ from protocol.rest import (
     TaskDetail,
     TaskView,
 )
-from protocol.rest_credit import LeaderboardView
+from protocol.rest_credit import CertificateKeyView, LeaderboardView
 from protocol.tasks import TaskSpec
 
 Action = Literal["pause", "resume", "cancel", "retry"]
@@ -183,6 +184,17 @@ class FarmApi:
         query: dict[str, str | int | None] = {"by": by, "since_days": since_days, "task": task_id, "limit": limit}
         given = {name: value for name, value in query.items() if value is not None}
         return self._read(TypeAdapter(LeaderboardView), "/v1/leaderboard", params=given)
+
+    def certificate(self, kind: str, subject: str) -> bytes:
+        """Return the file of a client's or a team's certificate (``kind``), as the farm made it. Raises: NotFound."""
+        name = quote(subject, safe="").replace(".", "%2E")
+        response = self.retry.call(lambda: self._request("GET", f"/v1/certificates/{kind}s/{name}"))
+        raise_for_error(response, self.address)
+        return to_file(from_file(response.content))
+
+    def certificate_key(self) -> str:
+        """Return the public key that the farm's certificates are signed with."""
+        return self._get("/v1/keys/certificate", CertificateKeyView).public_key
 
     def links(self) -> LinksView | None:
         """Return what the clients measured of their links; None from a farm that is older than this route."""

@@ -11,6 +11,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from farm_server.environment.settings import ServerSettings
+from farm_server.environment.signing_key import KEY_FILE, SigningKey
 from farm_server.environment.tokens import Tokens, load_or_create_token
 from protocol.errors import Conflict, FarmError, Unavailable
 
@@ -110,6 +111,15 @@ class DataFolder:
         except OSError as error:
             raise unusable(self.root, error) from error
         return Tokens(*(t if isinstance(t, str) else t.get_secret_value() for t in (join, farm)))
+
+    def signing_key(self) -> SigningKey:
+        """Return the key of the farm's certificates, made on the first call."""
+        key = SigningKey(self.root / KEY_FILE)
+        try:
+            key.make()
+        except OSError as error:
+            raise unusable(self.root, error) from error
+        return key
 
     def publish(self, info: ServerInfo) -> None:
         """Write ``server.json`` (mode 0600), whole or not at all."""

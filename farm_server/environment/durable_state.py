@@ -13,6 +13,7 @@ import structlog
 from coordinator.records import Snapshot
 from farm_server.environment.data_folder import DataFolder
 from farm_server.environment.settings import ServerSettings
+from farm_server.environment.signing_key import SigningKey
 from farm_server.environment.tokens import Tokens
 from storage.blobs import FolderBlobStore
 from storage.engine import ledger_path
@@ -32,6 +33,7 @@ class DurableState:
 
     folder: DataFolder
     tokens: Tokens
+    signing_key: SigningKey
     ledger: Ledger
     blobs: FolderBlobStore
     partials: UploadFolder
@@ -72,7 +74,7 @@ async def open_state(settings: ServerSettings, folder: DataFolder, *, new_ledger
     """
     if not new_ledger:
         check_owner(folder.blobs, ledger_path(settings.ledger_url))
-    tokens = folder.tokens(settings)
+    tokens, signing_key = folder.tokens(settings), folder.signing_key()
     blobs = FolderBlobStore(folder.blobs)
     partials = UploadFolder(folder.blobs / UPLOADS, blobs)
     ledger = await SqlLedger.open(settings.ledger_url)
@@ -82,7 +84,7 @@ async def open_state(settings: ServerSettings, folder: DataFolder, *, new_ledger
     except BaseException:
         await ledger.close()
         raise
-    return DurableState(folder, tokens, ledger, blobs, partials, snapshot, spared)
+    return DurableState(folder, tokens, signing_key, ledger, blobs, partials, snapshot, spared)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from farm_server.clients.certificates import Certificates
 from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.leaderboard import Leaderboard
 from farm_server.environment.tokens import TokenRole, Tokens
@@ -53,6 +54,10 @@ def _leaderboard(request: Request) -> Leaderboard:
     return _services(request).leaderboard
 
 
+def _certificates(request: Request) -> Certificates:
+    return _services(request).certificates
+
+
 def _blobs(request: Request) -> BlobAccess:
     return _services(request).blobs
 
@@ -85,6 +90,7 @@ TasksDep = Annotated[TaskQueries, Depends(_tasks)]
 CommandsDep = Annotated[TaskCommands, Depends(_commands)]
 FeedsDep = Annotated[Feeds, Depends(_feeds)]
 ClientsDep = Annotated[ClientDirectory, Depends(_clients)]
+CertificatesDep = Annotated[Certificates, Depends(_certificates)]
 LeaderboardDep = Annotated[Leaderboard, Depends(_leaderboard)]
 BlobsDep = Annotated[BlobAccess, Depends(_blobs)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]

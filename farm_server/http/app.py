@@ -53,6 +53,6 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(Gate, tokens=services.tokens, hosts=hosts, max_body_bytes=settings.max_body_bytes)
     for module in (tasks, feeds, blobs, uploads, overview, credit, page):
         app.include_router(module.router)
-    for router in (uploads.people_router, overview.watch_router):
+    for router in (uploads.people_router, overview.watch_router, credit.certificates_router):
         app.include_router(router)
     return app

@@ -1,4 +1,4 @@
-"""Credit: who did how much."""
+"""Credit: the leaderboard, and certificates of contribution."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from farm_server.clients.leaderboard import MOST_DAYS, LeaderboardPage
-from farm_server.http.access import FARM_TOKEN, LeaderboardDep
+from farm_server.http.access import ANY_TOKEN, FARM_TOKEN, CertificatesDep, LeaderboardDep
 from farm_server.http.listing import written
 from protocol.bounds import MAX_COUNT
-from protocol.rest_credit import LeaderboardView
+from protocol.certificate import SignedCertificate
+from protocol.rest_credit import CertificateKeyView, LeaderboardView
 from storage.ports.ledger import CreditBy
 
 router = APIRouter(prefix="/v1", tags=["farm"], dependencies=FARM_TOKEN)
@@ -42,3 +43,32 @@ async def leaderboard(
         )
         answer.headers["link"] = f'<{request.url.path}?{query}>; rel="next"'
     return answer
+
+
+certificates_router = APIRouter(prefix="/v1", tags=["farm"])
+
+
+@certificates_router.get(
+    "/certificates/clients/{client_id:path}",
+    summary="What of a client's work counts, signed by the farm",
+    dependencies=ANY_TOKEN,
+)
+async def client_certificate(client_id: str, certificates: CertificatesDep) -> SignedCertificate:
+    """Return it as the file that it is; 404 if none of the client's work counts."""
+    return await certificates.of_client(client_id)
+
+
+@certificates_router.get(
+    "/certificates/teams/{team:path}",
+    summary="What of a team's work counts, signed by the farm",
+    dependencies=ANY_TOKEN,
+)
+async def team_certificate(team: str, certificates: CertificatesDep) -> SignedCertificate:
+    """Return it as the file that it is; 404 if no work counts for the team."""
+    return await certificates.of_team(team)
+
+
+@certificates_router.get("/keys/certificate", summary="The public key that certificates are signed with")
+async def certificate_key(certificates: CertificatesDep) -> CertificateKeyView:
+    """Return it for everybody: without a token."""
+    return CertificateKeyView(public_key=await certificates.public_key())

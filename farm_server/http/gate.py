@@ -26,6 +26,9 @@ SMALL_BODY_BYTES: Final = 64 * 1024
 """More than any request needs that names no shards."""
 BLOBS: Final = "/v1/blobs/"
 SUBMIT: Final = "/v1/tasks"
+CERTIFICATES: Final = "/v1/certificates/"
+CERTIFICATE_KEY: Final = "/v1/keys/certificate"
+"""The public key: everybody may check a certificate."""
 _BULK: Final = frozenset({"PUT", "PATCH"})
 
 
@@ -43,7 +46,9 @@ def needs_of(method: str, path: str, max_body_bytes: int) -> Needs:
         return Needs(TokenRole.VOLUNTEER, None if method in _BULK else SMALL_BODY_BYTES)
     if path == SUBMIT and method == "POST":
         return Needs(TokenRole.RESEARCHER, max_body_bytes)
-    if path.startswith("/v1/"):
+    if path.startswith(CERTIFICATES):
+        return Needs(TokenRole.VOLUNTEER, SMALL_BODY_BYTES)
+    if path.startswith("/v1/") and path != CERTIFICATE_KEY:
         return Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)
     return Needs(None, SMALL_BODY_BYTES)
 

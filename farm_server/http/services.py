@@ -7,6 +7,7 @@ from typing import Protocol
 
 from starlette.websockets import WebSocket
 
+from farm_server.clients.certificates import Certificates
 from farm_server.clients.directory import ClientDirectory
 from farm_server.clients.leaderboard import Leaderboard
 from farm_server.edge.entrance import Entrance
@@ -43,6 +44,7 @@ class Services:
     feeds: Feeds
     clients: ClientDirectory
     leaderboard: Leaderboard
+    certificates: Certificates
     blobs: BlobAccess
     uploads: Uploads
     traffic: Traffic

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from farm_server.environment.data_folder import DataFolder
 from farm_server.environment.settings import ServerSettings
+from farm_server.environment.signing_key import KEY_FILE
 from protocol.errors import Conflict, DigestMismatch, NotFound, Unavailable
 from protocol.frozen import Frozen
 from storage.engine import ledger_path
@@ -30,7 +31,7 @@ from storage.ledger_file import copy_ledger
 
 _MANIFEST: Final = "backup.json"
 _LEDGER: Final = "farm.db"
-_TOKENS: Final = ("join.token", "farm.token")
+_SECRETS: Final = ("join.token", "farm.token", KEY_FILE)
 _BLOCK_BYTES: Final = 1024 * 1024
 _TRIES: Final = 5
 
@@ -38,7 +39,7 @@ _TRIES: Final = 5
 class Copied(Frozen):
     """One file of a backup, by its name below the folder."""
 
-    name: str = Field(pattern=r"^(farm\.db|join\.token|farm\.token|blobs/[0-9a-f]{2}/[0-9a-f]{64})$")
+    name: str = Field(pattern=r"^(farm\.db|join\.token|farm\.token|certificate\.key|blobs/[0-9a-f]{2}/[0-9a-f]{64})$")
     size_bytes: int
     digest: str
 
@@ -73,10 +74,10 @@ def back_up(settings: ServerSettings, target: Path) -> BackupManifest:
     _make_empty(target)
     with _whole_or_nothing(target):
         digests, missing = _copy_facts(ledger, settings.data_dir / "blobs", target)
-        tokens = [name for name in _TOKENS if (settings.data_dir / name).exists()]
-        for name in tokens:
+        secrets = [name for name in _SECRETS if (settings.data_dir / name).exists()]
+        for name in secrets:
             _copy_file(settings.data_dir / name, target / name)
-        held = [*tokens, _LEDGER, *(f"blobs/{d[:2]}/{d}" for d in sorted(digests - set(missing)))]
+        held = [*secrets, _LEDGER, *(f"blobs/{d[:2]}/{d}" for d in sorted(digests - set(missing)))]
         files = [_described(target, name) for name in held]
         missing += [Path(file.name).name for file in files if not file.is_intact]
         _drop_others(target / "blobs", digests - set(missing))

@@ -20,6 +20,7 @@ from coordinator import recovery
 from farm_server.edge.listener import bind
 from farm_server.environment.data_folder import DataFolder, is_locked, read_server_info
 from farm_server.environment.settings import ServerSettings
+from farm_server.environment.signing_key import KEY_FILE
 from protocol.errors import FarmError
 from protocol.wording import counted, sized
 from storage.blobs import FolderBlobStore
@@ -84,7 +85,7 @@ def _permissions(settings: ServerSettings) -> str:
     for path in (root / "farm.db", root / "blobs"):
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise OSError(f"{path} can't be written by this user; change its owner or permissions")
-    for path in (root / "join.token", root / "farm.token"):
+    for path in (root / "join.token", root / "farm.token", root / KEY_FILE):
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise OSError(f"others can read {path}; run chmod 600 on it")
     return "the ledger, the blobs and the tokens are as they should be"

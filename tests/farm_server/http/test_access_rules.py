@@ -24,6 +24,8 @@ TOKENS = Tokens(join="join-secret", farm="farm-secret")
 VOLUNTEER, RESEARCHER = "Bearer join-secret", "Bearer farm-secret"
 WATCHED = {"/", "/login", "/logout", "/healthz", "/readyz", "/metrics"}
 """Pages and probes, which need no token."""
+OPEN = WATCHED | {"/v1/keys/certificate"}
+"""And a public key, with which anybody may check a certificate."""
 MAX_BODY_BYTES = 1_000_000
 
 
@@ -48,9 +50,9 @@ async def test_each_route_takes_the_tokens_of_its_role_and_no_other(server):
 
 
 def roles_of(path: str) -> set[str]:
-    if path in WATCHED:
+    if path in OPEN:
         return {"none", "wrong", "volunteer", "researcher"}
-    return {"volunteer", "researcher"} if path.startswith("/v1/blobs/") else {"researcher"}
+    return {"volunteer", "researcher"} if path.startswith(("/v1/blobs/", "/v1/certificates/")) else {"researcher"}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,10 @@ def roles_of(path: str) -> set[str]:
         ("GET", "/v1/tasks", Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)),
         ("POST", "/v1/tasks/", Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)),
         ("POST", "/v1/tasks/abc/pause", Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)),
+        ("GET", "/v1/certificates/clients/c1", Needs(TokenRole.VOLUNTEER, SMALL_BODY_BYTES)),
+        ("GET", "/v1/certificates", Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)),
+        ("GET", "/v1/keys/certificate", Needs(None, SMALL_BODY_BYTES)),
+        ("GET", "/v1/keys/certificate/", Needs(TokenRole.RESEARCHER, SMALL_BODY_BYTES)),
         ("GET", "/healthz", Needs(None, SMALL_BODY_BYTES)),
         ("GET", "/v1", Needs(None, SMALL_BODY_BYTES)),
         ("PUT", "/login", Needs(None, SMALL_BODY_BYTES)),

@@ -53,7 +53,8 @@ async def test_backups_under_load_are_consistent_and_their_tasks_finish(tmp_path
             view = await ended(server.http, task_id)
         assert (view["state"], view["round"]) == ("completed", ROUNDS)
         np.testing.assert_array_equal(await final_weights(server.http, task_id), expected)
-        assert (tmp_path / "new1" / "join.token").read_text() == (tmp_path / "old" / "join.token").read_text()
+        for name in ("join.token", "certificate.key"):
+            assert (tmp_path / "new1" / name).read_text() == (tmp_path / "old" / name).read_text()
 
 
 async def test_a_damaged_backup_is_refused_before_anything_is_written(backup: Path, tmp_path: Path) -> None:
