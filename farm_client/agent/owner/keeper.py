@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from farm_client.agent.errors import BadSettings
 from farm_client.agent.owner.policy import OwnerPolicy, load_policy, save_policy
-from farm_client.agent.owner.reasons import Observations, Rest, reasons_to_rest
+from farm_client.agent.owner.reasons import MOST_FAILURES, RETRY_SECONDS, Observations, Rest, reasons_to_rest
 
 _LOOK_SECONDS: Final = 1.0
 
@@ -40,6 +40,13 @@ class PolicyKeeper:
         self.local_failures = 0
         """Assignments in a row that failed for reasons of this machine."""
         self.last_failure = ""
+        self.retry_at = 0.0
+        """When to try again after too many of them (Unix seconds)."""
+        self.on_submitters: Callable[[], None] = lambda: None
+        """Called when it has changed whom the owner works for."""
+        self.on_fault: Callable[[str, BaseException], None] = lambda _text, _error: None
+        """Gets a mistake of this program, which keeps the watch from nothing but one look; each kind once."""
+        self._fault = ""
 
     def change(self, changes: Mapping[str, Any]) -> OwnerPolicy:
         """Set some fields; it is on the disk, and in force, when this returns the new policy.
@@ -50,9 +57,11 @@ class PolicyKeeper:
         if self.must_name_submitters and not policy.work_for:
             raise BadSettings("this agent runs tasks without a sandbox, so it must know whose: name them with --for")
         save_policy(self._path, policy)
-        self.policy = policy
+        before, self.policy = self.policy, policy
         self.on_policy(policy)
         self.evaluate()
+        if policy.work_for != before.work_for:
+            self.on_submitters()
         return policy
 
     def pause(self, seconds: float | None = None) -> OwnerPolicy:
@@ -68,6 +77,8 @@ class PolicyKeeper:
         """Count an assignment that failed for a reason of this machine."""
         self.local_failures += 1
         self.last_failure = why
+        if self.local_failures >= MOST_FAILURES:
+            self.retry_at = self._clock() + RETRY_SECONDS
         self.evaluate()
 
     def worked(self) -> None:
@@ -86,10 +97,22 @@ class PolicyKeeper:
     async def watch(self) -> None:
         """Look each second, until cancelled."""
         while True:
-            self.evaluate()
+            try:
+                self.evaluate()
+            except Exception as error:  # an owner's word must not lose its force because one look failed
+                self._tell_once(error)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _tell_once(self, error: Exception) -> None:
+        if repr(error) != self._fault:
+            self._fault = repr(error)
+            self.on_fault("a mistake in farm-client: how this machine is used could not be looked at", error)
 
     def _with_counts(self, seen: Observations) -> Observations:
         return replace(
-            seen, failures=self.local_failures, last_failure=self.last_failure, moved_bytes=self.moved_today()
+            seen,
+            failures=self.local_failures,
+            last_failure=self.last_failure,
+            retry_at=self.retry_at,
+            moved_bytes=self.moved_today(),
         )

@@ -15,6 +15,8 @@ from protocol.wording import sized
 
 MOST_FAILURES: Final = 5
 """So many assignments in a row that failed for local reasons pause the client."""
+RETRY_SECONDS: Final = 3600.0
+"""For so long; one more failure pauses it again, so that a machine that nobody looks at comes back by itself."""
 _BUSY_UNTIL_SHARE: Final = 0.75
 """Who rests because of the load goes on when it is below this share of the limit: not at every ripple."""
 
@@ -60,6 +62,8 @@ class Observations:
     failures: int = 0
     """Assignments in a row that failed for reasons of this machine."""
     last_failure: str = ""
+    retry_at: float = 0.0
+    """When to try again after these (Unix seconds)."""
     moved_bytes: int = 0
     """What was sent and received today."""
 
@@ -77,7 +81,7 @@ def reasons_to_rest(
     """
     found = (
         _pause(policy, now),
-        _failures(seen),
+        _failures(seen, now),
         _hours(policy, now, local),
         _quota(policy, seen, now, local),
         _program(seen),
@@ -95,12 +99,14 @@ def _pause(policy: OwnerPolicy, now: float) -> Rest | None:
     return Rest(reason=Reason.PAUSED, detail=f"paused by this machine's owner{ends}", until=policy.paused_until)
 
 
-def _failures(seen: Observations) -> Rest | None:
-    if seen.failures < MOST_FAILURES:
+def _failures(seen: Observations, now: float) -> Rest | None:
+    if seen.failures < MOST_FAILURES or seen.retry_at <= now:
         return None
     last = f", the last one: {seen.last_failure}" if seen.last_failure else ""
-    detail = f"{seen.failures} assignments in a row failed on this machine{last}; `farm-client resume` tries again"
-    return Rest(reason=Reason.FAILURES, detail=detail)
+    detail = (
+        f"{seen.failures} assignments in a row failed on this machine{last}; `farm-client resume` tries again, else"
+    )
+    return Rest(reason=Reason.FAILURES, detail=f"{detail} paused", until=seen.retry_at)
 
 
 def _hours(policy: OwnerPolicy, now: float, local: LocalTime) -> Rest | None:

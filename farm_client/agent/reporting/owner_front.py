@@ -30,6 +30,7 @@ class OwnerFront:
         """Raises: DamagedPolicy."""
         self.keeper = PolicyKeeper(home.policy_file, look or MachineWatch().look)
         self.keeper.on_change = self._changed
+        self.keeper.on_fault = console.trace
         self.moved = TransferBook(home.transfers_file)
         self.keeper.moved_today = self.moved.moved_today
         self.on_rest: Callable[[str | None, float | None], None] = lambda _reason, _until: None

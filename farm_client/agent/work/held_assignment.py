@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import is_full
-from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
+from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone, LacksModule
 from farm_client.agent.reporting.status import WorkView
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
 from protocol.artefacts import Artefact
@@ -244,6 +244,11 @@ class Held:
 def filled_disk(error: BaseException) -> bool:
     """Return whether the disk was full, for the agent or for its executor."""
     return is_full(error) or (isinstance(error, ExecutorFailed) and error.report.code == DISK_FULL)
+
+
+def is_of_this_machine(problem: Error | Reject) -> bool:
+    """Return whether an assignment failed for a reason that others may not have, and that installing nothing mends."""
+    return isinstance(problem, Error) and problem.scope is not Scope.NOBODY and problem.code != LacksModule.code
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -29,6 +29,11 @@ class Pauses:
             self._told = told
             self._outgoing.post(Resume() if told is None else Pause(reason=told))
 
+    def ask_again(self) -> None:
+        """Have the farm offer anew what this client's owner did not allow before; a pause's end does the same."""
+        if self._told is None:
+            self._outgoing.post(Resume())
+
     def say_again(self) -> None:
         """Tell it over a new connection."""
         if self._told is not None:

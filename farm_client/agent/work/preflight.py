@@ -55,15 +55,15 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
         return Rejection(RejectCode.PAUSED, standing.resting)
     if standing.free_slots <= 0:
         return Rejection(RejectCode.BUSY, "this client holds as many assignments as it has slots")
-    if (unnamed := _unnamed(assign.task.submitter, standing.work_for)) is not None:
-        return unnamed
+    if (refused := unnamed(assign.task.submitter, standing.work_for)) is not None:
+        return refused
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
         return Rejection(RejectCode.DOES_NOT_FIT, f"needs {sized(needed)} of memory and {sized(free)} are free to lend")
     return None
 
 
-def _unnamed(submitter: str, names: tuple[str, ...]) -> Rejection | None:
+def unnamed(submitter: str, names: tuple[str, ...]) -> Rejection | None:
     """Return why the owner, who works for these (for all, if none are named), does not work for this submitter."""
     if not names or _is_named(submitter, names):
         return None

@@ -18,22 +18,20 @@ from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link
 from farm_client.agent.connection.outgoing import Outgoing
 from farm_client.agent.errors import LacksModule
-from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.owner.keeper import PolicyKeeper
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import WorkView
 from farm_client.agent.work.active_assignments import ActiveAssignments
-from farm_client.agent.work.deliveries import Deliveries, UploadPlaces, WayOut
+from farm_client.agent.work.deliveries import Deliveries, UploadPlaces
 from farm_client.agent.work.disk_shortage import DiskShortage
-from farm_client.agent.work.held_assignment import Held
+from farm_client.agent.work.held_assignment import Held, is_of_this_machine
 from farm_client.agent.work.job import Job, Tools
+from farm_client.agent.work.job_runner import JobRunner
 from farm_client.agent.work.pauses import Pauses
-from farm_client.agent.work.preflight import Standing, lacking, refusal
+from farm_client.agent.work.preflight import Standing, lacking, refusal, unnamed
 from farm_client.agent.work.resting import Doing, Resting
-from farm_client.transfer.upload import UploadListener
-from protocol.assignments import Accept, Ack, Assign, Cancel, Kind, Phase, Prefetch, Reject, RejectCode
-from protocol.errors import FarmError
+from protocol.assignments import Accept, Ack, Assign, Cancel, Phase, Prefetch, Reject, RejectCode
 from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready
 from protocol.resources import LinkFigures
 
@@ -61,6 +59,7 @@ class Worker:
         display = parts.display
         self._deliveries = Deliveries(tools.outbox, tools.sender, display.note, display.upload_waits)
         self._places = UploadPlaces(_UPLOADS_PER_SLOT * parts.slots, display.slot_waits)
+        self._runner = JobRunner(self._places, self._deliveries, display, self._report_output, self._free_slot)
         self._outgoing = Outgoing()
         self._intervals = HeartbeatIntervals()
         self._beat_due = 0.0
@@ -122,6 +121,15 @@ class Worker:
         self._resting.change(reason, until)
         self._pauses.say("owner", reason)
         self._around.display.rests(reason)
+
+    def regard_submitters(self) -> None:
+        """Hand back what the owner does not work for any more, and have the farm ask for the rest anew."""
+        self._pauses.ask_again()
+        for job in list(self._active):
+            refused = unnamed(job.held.assign.task.submitter, self._around.owner.policy.work_for)
+            if refused is not None:
+                self._hand_back(job, refused.code, refused.message)
+        self._report_ready()
 
     def detach(self) -> None:
         """The connection is over; work goes on."""
@@ -258,24 +266,22 @@ class Worker:
     async def _do(self, job: Job) -> None:
         assign = job.held.assign
         try:
-            problem = await self._do_and_deliver(job)
+            problem = await self._runner.run(job)
         except Exception as error:  # whatever an assignment brings about is its own failure, not the agent's
             self._around.display.fault_on(assign, error)
             problem = job.held.failure(error)
         self._active.remove(assign.assignment_id)
         if problem is not None:
-            self._give_up(assign, self._disk_shortage.excuse(job.held, problem))
+            problem = self._disk_shortage.excuse(job.held, problem)
+            self._give_up(assign, problem)
+        self._count(assign, problem)
 
-    async def _do_and_deliver(self, job: Job) -> Error | Reject | None:
-        assign = job.held.assign
-        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
-            return await self._deliver(job, await job.do())
-        async with WayOut(self._places, job.held, lambda: self._free_slot(job)) as way_out:
-            outcome = await job.do(way_out.begin)
-            if isinstance(outcome, Parcel):
-                self._report_output(job.held)
-                await way_out.gone()
-            return await self._deliver(job, outcome)
+    def _count(self, assign: Assign, problem: Error | Reject | None) -> None:
+        """Who fails again and again for reasons of this machine pauses by itself; a result is the end of that."""
+        if problem is None:
+            self._around.owner.worked()
+        elif is_of_this_machine(problem):
+            self._around.owner.failed(f"{assign.task.name}: {problem.message}")
 
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
         self._outgoing.tell(problem)
@@ -285,18 +291,6 @@ class Worker:
     def _free_slot(self, job: Job) -> None:
         self._active.free_slot(job)
         self._report_ready()  # before the result: the farm counts no slot for that
-
-    async def _deliver(self, job: Job, outcome: Parcel | Error | Reject) -> Error | Reject | None:
-        self._report_output(job.held)
-        if not isinstance(outcome, Parcel):
-            return outcome
-        job.held.phase = Phase.UPLOADING
-        self._around.display.computed(job.held.view())
-        try:
-            await self._deliveries.deliver(outcome, UploadListener(meter=job.held.sent, waits=job.held.waited))
-        except (FarmError, OSError) as error:
-            return job.held.failure(error)
-        return None
 
     def _resend(self, assignment_id: str) -> None:
         async def send_again() -> None:

@@ -8,7 +8,7 @@ from farm_client.agent.errors import BadSettings
 from farm_client.agent.owner import keeper as module
 from farm_client.agent.owner.keeper import PolicyKeeper
 from farm_client.agent.owner.policy import load_policy
-from farm_client.agent.owner.reasons import MOST_FAILURES, Observations, Reason
+from farm_client.agent.owner.reasons import MOST_FAILURES, RETRY_SECONDS, Observations, Reason
 
 
 class Machine:
@@ -89,6 +89,51 @@ def test_failures_in_a_row_pause_until_the_owner_resumes(machine):
     assert machine.told == [[Reason.FAILURES]]
     machine.keeper.resume()
     assert machine.told == [[Reason.FAILURES], []]
+    machine.keeper.failed("no memory")
+    assert machine.told[2:] == [], "they count anew"
+
+
+def test_after_an_hour_it_tries_again_and_one_more_failure_pauses_it_again(machine):
+    for _ in range(MOST_FAILURES):
+        machine.keeper.failed("no memory")
+    machine.now += RETRY_SECONDS
+    machine.keeper.evaluate()
+    assert machine.told == [[Reason.FAILURES], []]
+    machine.keeper.failed("no memory")
+    assert machine.told[2:] == [[Reason.FAILURES]]
+    machine.now += RETRY_SECONDS
+    machine.keeper.worked()
+    machine.keeper.failed("no memory")
+    assert machine.told[2:] == [[Reason.FAILURES], []]
+
+
+def test_whom_it_works_for_is_told_when_that_changes_and_only_then(machine):
+    changes = []
+    machine.keeper.on_submitters = lambda: changes.append(machine.keeper.policy.work_for)
+    machine.keeper.change({"work_for": ["alice"]})
+    machine.keeper.change({"only_idle": True})
+    machine.keeper.change({"work_for": []})
+    assert changes == [("alice",), ()]
+
+
+async def test_a_look_that_fails_is_told_once_and_the_next_one_counts(machine, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    looks, faults, changed = [], [], asyncio.Event()
+
+    def look(_policy):
+        looks.append(1)
+        if len(looks) < 4:
+            raise RuntimeError("no such sensor")
+        return Observations(on_battery=True)
+
+    keeper = PolicyKeeper(machine.keeper._path, look, lambda: machine.now)
+    keeper.on_fault = lambda _text, error: faults.append(repr(error))
+    keeper.on_change = lambda _rests: changed.set()
+    watching = asyncio.create_task(keeper.watch())
+    async with asyncio.timeout(10):
+        await changed.wait()
+    watching.cancel()
+    assert faults == ["RuntimeError('no such sensor')"]
 
 
 async def test_it_looks_again_by_itself(machine, monkeypatch):

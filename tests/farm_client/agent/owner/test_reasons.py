@@ -35,6 +35,7 @@ observations = st.builds(
     on_battery=st.none() | st.booleans(),
     programs=st.sampled_from(((), ("game",))),
     failures=st.integers(0, 8),
+    retry_at=nows,
     moved_bytes=st.sampled_from((0, 999, 1000, 5000)),
 )
 
@@ -43,7 +44,7 @@ def forbids(policy, seen, now):
     """What each reason means, written down a second time."""
     return {
         Reason.PAUSED: policy.paused and (policy.paused_until is None or now < policy.paused_until),
-        Reason.FAILURES: seen.failures >= MOST_FAILURES,
+        Reason.FAILURES: seen.failures >= MOST_FAILURES and now < seen.retry_at,
         Reason.HOURS: not parse_hours(policy.hours).hold_at(local(now)),
         Reason.QUOTA: policy.daily_quota_bytes is not None and seen.moved_bytes >= policy.daily_quota_bytes,
         Reason.PROGRAM: seen.programs != (),
@@ -64,7 +65,9 @@ def test_the_reasons_are_those_that_hold_each_by_itself_in_their_order(policy, s
 
 @given(policy=policies, seen=observations, now=nows)
 def test_what_a_system_does_not_tell_forbids_nothing(policy, seen, now):
-    blind = Observations(failures=seen.failures, programs=seen.programs, moved_bytes=seen.moved_bytes)
+    blind = Observations(
+        failures=seen.failures, retry_at=seen.retry_at, programs=seen.programs, moved_bytes=seen.moved_bytes
+    )
     assert {r.reason for r in reasons_to_rest(policy, blind, now, local)} <= {
         r.reason for r in reasons_to_rest(policy, seen, now, local)
     }
@@ -98,11 +101,11 @@ def test_a_reason_is_a_sentence_with_its_clock():
 
 
 def test_failures_name_the_last_one_and_what_to_do():
-    seen = Observations(failures=MOST_FAILURES, last_failure="digits: no memory")
+    seen = Observations(failures=MOST_FAILURES, last_failure="digits: no memory", retry_at=60.0)
     (rest,) = reasons_to_rest(OwnerPolicy(), seen, 0.0, local)
     assert "5 assignments in a row" in rest.detail
     assert "digits: no memory" in rest.detail
-    assert "farm-client resume" in rest.detail
+    assert rest.in_words(local).endswith("`farm-client resume` tries again, else paused until 00:01 on Thu")
 
 
 def test_a_quota_that_is_used_up_ends_at_midnight():

@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from farm_client.agent.owner.control import ask
+from farm_client.agent.owner.reasons import MOST_FAILURES
 from farm_client.agent.reporting.status import read_status
 from protocol.assignments import Accept, Cancel, Reject, RejectCode, Result
-from protocol.messages import Heartbeat, Pause, Resume
+from protocol.messages import Error, Heartbeat, Pause, Resume
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 
@@ -170,3 +171,40 @@ async def test_finish_while_paused_hands_back_and_ends(farm, start_agent, home, 
         assert (await peer.expect(Reject)).code is RejectCode.PAUSED
         async with asyncio.timeout(30):
             await life
+
+
+async def test_who_fails_again_and_again_pauses_itself_until_the_owner_resumes(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        for number in range(MOST_FAILURES):
+            await peer.send(farm.assign(farm.task(f"task{number}", doing="out_of_memory")))
+            assert (await peer.expect(Error)).code == "out_of_memory"
+        told_farm = (await peer.expect(Pause)).reason
+        assert told_farm.startswith(f"failures: {MOST_FAILURES} assignments in a row failed on this machine")
+        assert "no memory" in told_farm
+        assert "farm-client resume" in told_farm
+        await told(home, do="resume")
+        await peer.expect(Resume)
+        await peer.send(farm.assign(farm.task("good")))
+        await peer.expect(Result)
+
+
+async def test_the_researcher_s_own_mistakes_pause_nobody(farm, start_agent, home):
+    async with start_agent():
+        peer = await joined(farm)
+        for number in range(MOST_FAILURES + 1):
+            await peer.send(farm.assign(farm.task(f"task{number}", doing="fail")))
+            await peer.expect(Error)
+        assert read_status(home / "status.json").rests == ()
+
+
+async def test_work_for_somebody_whom_the_owner_has_just_left_out_is_handed_back(farm, start_agent, home, long_task):
+    async with start_agent():
+        peer = await joined(farm)
+        assign = farm.assign(long_task)
+        await peer.send(assign)
+        await until(lambda: snapshots(home, "assign"))
+        await told(home, do="set", changes={"work_for": ["somebody-else"]})
+        await peer.expect(Resume)  # the farm asks again for what was refused before
+        rejected = await peer.expect(Reject)
+        assert (rejected.assignment_id, rejected.code) == (assign.assignment_id, RejectCode.OWNER)
