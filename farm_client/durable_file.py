@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
+
+_CLOSED_IN_CHILDREN: Final = getattr(os, "O_CLOEXEC", 0)
+"""Windows passes no descriptor on unless it is told to."""
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -18,7 +22,7 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
     """
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSED_IN_CHILDREN, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
@@ -28,8 +32,10 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """A rename is on the disk when its folder is. Windows opens no folders, and keeps its own journal of renames."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _CLOSED_IN_CHILDREN)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,7 +21,7 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.owner.control import ask
 from farm_client.agent.reporting.screens import ScreenThread, StatusView, screen_for
 from farm_client.agent.reporting.status import Status, read_status
-from farm_client.signals import heeded
+from farm_client.signals import existing, heeded
 
 _STEP_SECONDS: Final = 1.0
 _MOST_MISSES: Final = 5
@@ -42,7 +42,7 @@ def show_running(home: HomeFolder, farm: str | None, view: StatusView) -> bool:
     Raises: HomeInUse if that agent works for another farm, or does not answer.
     """
     stop = threading.Event()
-    for number in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in heeded(*existing("SIGINT", "SIGTERM", "SIGHUP")):
         signal.signal(number, lambda _number, _frame: stop.set())
     status = _answered(home, stop)
     if status is None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
-import uvloop
 
 from farm_client.agent.attaching import asked_farm, show_running
 from farm_client.agent.blotting import blot_out
@@ -26,12 +25,14 @@ from farm_client.agent.daemon import Agent
 from farm_client.agent.doctor import examine, in_lines
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity, DamagedPolicy
 from farm_client.agent.escape_test import as_envelope, run_escape_test
+from farm_client.agent.executors.confining import require_runnable
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.owner_commands import add_owner_commands
 from farm_client.agent.reporting.screens import StatusView, chosen_view
 from farm_client.agent.service_commands import service_app
 from farm_client.agent.settings import load_settings
+from farm_client.event_loop import run
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.sandbox.escape_run import EscapeResult
 from farm_client.streams import prepare_streams
@@ -142,6 +143,7 @@ def join(
         allow_unsandboxed=allow_unsandboxed or None,
         work_for=tuple(work_for or ()),
     )
+    require_runnable()
     where = HomeFolder(settings.home.absolute())
     view = chosen_view(as_json=as_json, log_format=settings.log_format, stream=sys.stderr)
     if view is not StatusView.LINES and not new_identity and where.in_use():
@@ -151,7 +153,7 @@ def join(
     address = choose_farm(url, settings.token_file, where.farm_file)
     blot_out((url,) if url else (), SECRET_VARIABLES, os.environ)
     proxy_for(address.websocket_url)  # an unusable one is told now, and not after the devices' tests
-    uvloop.run(Agent(address, settings, new_identity=new_identity, view=view).run())
+    run(Agent(address, settings, new_identity=new_identity, view=view).run())
 
 
 @app.command()

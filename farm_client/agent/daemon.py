@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,7 +50,7 @@ from farm_client.agent.work.job import Tools
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
-from farm_client.signals import heeded
+from farm_client.signals import existing, heeded
 from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
 from protocol.credit import CREDIT
@@ -72,7 +71,7 @@ from protocol.versions import (
     TASK_LENGTH,
 )
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = existing("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Agent:

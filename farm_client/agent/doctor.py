@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def in_lines(found: dict[str, Any]) -> list[str]:
         f"{sized(resources['ram_bytes'])} of memory, {sized(load['disk_free_bytes'])} of disk free"
     ]
     lines += [f"GPU {gpu['index']}: {one_line(gpu['name'])}" for gpu in resources["gpus"]] or ["no NVIDIA GPU found"]
-    lines += [_rung_line(rung) for rung in found["rungs"]] or ["sandbox: none is known for this system"]
+    lines += [_rung_line(rung) for rung in found["rungs"]] or [
+        f"sandbox: none is known for {sys.platform}; Linux has them"
+    ]
     if found["uses"] == Rung.NONE.value:
         lines.append(f"tasks would not be taken: no sandbox holds that is {found['least']} or better")
     else:

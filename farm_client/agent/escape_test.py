@@ -49,7 +49,12 @@ class EscapeReport:
             of_rung = found.setdefault(one.rung.value, {"contained": 0, "escaped": 0, "not_run": 0})
             of_rung[{True: "contained", False: "escaped", None: "not_run"}[one.contained]] += 1
         not_run = [{"case": one.case, "rung": one.rung.value, "why": one.detail} for one in self._not_run()]
-        return {"rungs": found, "not_run": not_run, "refused_rungs": self.refused, "as_root": os.getuid() == 0}
+        return {
+            "rungs": found,
+            "not_run": not_run,
+            "refused_rungs": self.refused,
+            "as_root": hasattr(os, "getuid") and os.getuid() == 0,
+        }
 
     def _not_run(self) -> Iterator[EscapeResult]:
         return (one for one in self.results if one.contained is None)

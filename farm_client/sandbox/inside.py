@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -98,6 +97,8 @@ def _close_all_but(kept: Iterable[int]) -> None:
 
 
 def _limit(name: str, value: int) -> None:
+    import resource  # noqa: PLC0415 - Windows has none, and the agent reads this module there
+
     which: int = getattr(resource, f"RLIMIT_{name}")
     _soft, hard = resource.getrlimit(which)
     most = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -46,6 +45,8 @@ def die_with(agent_pid: int) -> None:
 
 def be_a_good_guest() -> None:
     """Yield to the volunteer's programs in processor time and memory, and leave no core file."""
+    import resource  # noqa: PLC0415 - Windows has none, and the agent reads NOT_CONFINED there
+
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # no such file on this system, or a container that forbids it: the default score stays

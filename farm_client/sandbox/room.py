@@ -22,7 +22,6 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Self
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_LINKABLE: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES})
 """Another file system, one without hard links, or a file of somebody else's."""
 
@@ -150,7 +149,7 @@ def _own_folder(name: str, within: int, opened: ExitStack) -> int:
 
 
 def _open_folder(path: Path, within: int | None, opened: ExitStack) -> int:
-    descriptor = os.open(path, _FOLDER, dir_fd=within)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     opened.callback(os.close, descriptor)
     return descriptor
 

@@ -8,7 +8,6 @@ The digest is taken along the contiguous prefix while parts come in, so that lit
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from pathlib import Path
@@ -65,6 +64,8 @@ class PartialFile:
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
+        import fcntl  # noqa: PLC0415 - Windows has none, and transfers nothing yet
+
         self.path = path
         self.size_bytes = size_bytes
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)

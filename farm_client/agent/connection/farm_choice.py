@@ -89,7 +89,8 @@ def _read_token(path: Path) -> str:
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
-            if about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) & 0o077:
+            # Windows has neither owners by number nor such modes: there a file is its user's by where it lies
+            if hasattr(os, "geteuid") and about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) & 0o077:
                 raise BadSettings(f"--token-file {path} can be read by others: run chmod 600 {path}")
             data = file.read(_LONGEST_TOKEN_BYTES + 1)
     except OSError as error:

@@ -33,6 +33,15 @@ _NONE: Final = "NO SANDBOX: tasks of the named submitters run with all rights of
 _INSTALL: Final = "on Debian and Ubuntu: sudo apt install bubblewrap"
 
 
+def require_runnable() -> None:
+    """Check that executors can run on this system at all. Raises: NoSandbox saying where they can."""
+    if sys.platform == "win32":
+        raise NoSandbox(
+            "tasks do not run on Windows itself: agent and executor speak over Unix sockets, and no sandbox is known "
+            "there. In WSL 2 farm-client runs as on Linux, with its sandboxes"
+        )
+
+
 async def choose_sandbox(
     home: HomeFolder, probe: Probe, settings: AgentSettings, package: str, tell: Callable[[str], None]
 ) -> SandboxChoice:
@@ -95,10 +104,8 @@ def environment_of(probe: Probe) -> Callable[[Path, Mapping[str, str]], Mapping[
 
 def _refusal(proofs: tuple[Proof, ...], least: Rung) -> str:
     if sys.platform != "linux":
-        tried = f"there is none for {sys.platform} yet"
+        why = f"there is no sandbox for strangers' code on {sys.platform} yet: a Linux machine, or a container, has one"
     else:
         tried = "; ".join(proof.in_words() for proof in proofs) or f"--sandbox {least} leaves none to try"
-    return (
-        f"no sandbox holds strangers' code on this machine ({tried}). What helps most is bubblewrap ({_INSTALL}). "
-        "To run the tasks of people whom you trust without one: --allow-unsandboxed --for NAME"
-    )
+        why = f"no sandbox holds strangers' code on this machine ({tried}). What helps most is bubblewrap ({_INSTALL})"
+    return f"{why}. To run the tasks of people whom you trust without one: --allow-unsandboxed --for NAME"
