@@ -70,6 +70,7 @@ NOT_RUN = {
     r"farm-client doctor.*": "is run by tests/farm_client/agent/test_cli.py",
     r"~/aifarm/bin/farm-client join .*": "is the README's join line at another place",
     r"farm-client join( wss.*)?": "needs a last join, or TLS; see tests/farm_client/agent/test_cli.py",
+    r"farm-client environments (list|clear \[DIGEST\])": "has tests of its own: agent/work/test_environments.py",
     r"farm-client cache (show|clear \[TASK\])": "has a test of its own: test_cache_commands.py",
     r"farm-client join --team reds": "is the README's join line, with a team; agent/test_lifecycle.py",
     r"farm leaderboard.*": "tests/farm_client/cli/test_leaderboard.py asks, tests/farm_server/clients answers",

@@ -23,6 +23,7 @@ from farm_client.agent.cli_parts import FAILED, OK, USAGE, HomeOption, JsonOptio
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
 from farm_client.agent.doctor import examine, in_lines
+from farm_client.agent.environment_commands import environments_app
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity, DamagedPolicy
 from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.executors.confining import require_runnable
@@ -46,6 +47,7 @@ _NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity, Da
 
 app = typer.Typer(name="farm-client", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cache_app, name="cache")
+app.add_typer(environments_app, name="environments")
 add_owner_commands(app)
 app.command()(certificate)
 app.add_typer(service_app, name="service")
@@ -111,6 +113,12 @@ def join(
     work_for: Annotated[
         list[str] | None, typer.Option("--for", metavar="NAME", help="A submitter to work for; repeatable.")
     ] = None,
+    allow_installs: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-installs/--no-installs", help="Install the packages that tasks name.", show_default="as it was set"
+        ),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Neither link blobs of this machine's other agents nor lend them any.")
@@ -142,6 +150,7 @@ def join(
         sandbox=sandbox,
         allow_unsandboxed=allow_unsandboxed or None,
         work_for=tuple(work_for or ()),
+        allow_installs=allow_installs,
     )
     require_runnable()
     where = HomeFolder(settings.home.absolute())

@@ -12,7 +12,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Final
@@ -22,8 +22,11 @@ from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
 from farm_client.agent.connection.address import JoinAddress
 from farm_client.agent.connection.farm_choice import remember_farm
+from farm_client.agent.connection.features import FEATURES
 from farm_client.agent.connection.link import Link, open_link
 from farm_client.agent.connection.reconnect_policy import ReconnectPolicy
+from farm_client.agent.environments.keeper import EnvironmentKeeper
+from farm_client.agent.environments.opening import open_environments
 from farm_client.agent.errors import Displaced, OutOfReach
 from farm_client.agent.executors.confining import choose_sandbox, keep_descriptors
 from farm_client.agent.executors.executor import Executor
@@ -53,23 +56,11 @@ from farm_client.executor.process import EXECUTOR_MODULE, Launch
 from farm_client.signals import existing, heeded
 from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
-from protocol.credit import CREDIT
 from protocol.errors import FarmError
 from protocol.limits import MAX_CACHED_DIGESTS
 from protocol.link_capacity import LinkCapacity
 from protocol.messages import Bye, Hello
-from protocol.versions import (
-    BASE_FOLDER,
-    CARRIED_STATE,
-    EPOCH_END,
-    FROZEN_APART,
-    NAMED_SCHEDULE,
-    QUANTIZED_BASE,
-    SEQUENTIAL_ORDER,
-    STEP_RULES,
-    SUPPORTED,
-    TASK_LENGTH,
-)
+from protocol.versions import SUPPORTED
 
 _SIGNALS: Final = existing("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -144,6 +135,7 @@ class Agent:
                     self._settings, probe, pool, transfers, fetcher.cache, self._owner, self._home.power_file
                 ).in_force(),
                 lending(fetcher.cache, self._home, self._settings),
+                self._open_environments(pool) as environments,
             ):
                 starts = StartMarks(self._home.started_dir)
                 sender = self._wrap(ResultSender(transfers, self._console.tell))
@@ -157,7 +149,9 @@ class Agent:
                     self._open_snapshots(),
                     FailedSteps(transfers),
                     self._home,
+                    environments,
                 )
+                self._board.environments = environments.stats
                 await self._serve(tools, probe, verdicts)
         finally:
             await self._shutdown(pool, probe)
@@ -213,6 +207,16 @@ class Agent:
         cache = BlobCache(self._home.cache_dir, self._settings.cache_bytes, self._console.tell)
         self._board.look = lambda: (cache.stats(), transfers.tally)
         return Fetcher(cache, transfers, shared_blobs(self._home, self._settings))
+
+    def _open_environments(self, pool: ExecutorPool) -> AbstractAsyncContextManager[EnvironmentKeeper]:
+        policy = self._owner.keeper
+        return open_environments(
+            self._home.environments_dir,
+            self._settings,
+            lambda: policy.policy.allow_installs,
+            self._console.tell,
+            pool.packages_in_use,
+        )
 
     def _open_outbox(self) -> Outbox:
         return Outbox(
@@ -358,22 +362,12 @@ class Agent:
             resources=probe.resources(verdicts.bench_gflops),
             load=probe.load(),
             sandbox=self._choice.sandbox,
+            environments=tools.environments.told(),
             tags=self._settings.tags,
             team=self._settings.team,
             cached=tools.fetcher.cache.digests(MAX_CACHED_DIGESTS),
             codecs=tuple(name.value for name in CodecName if name is not CodecName.NONE),
-            features=(
-                BASE_FOLDER,
-                CARRIED_STATE,
-                CREDIT,
-                EPOCH_END,
-                FROZEN_APART,
-                NAMED_SCHEDULE,
-                QUANTIZED_BASE,
-                SEQUENTIAL_ORDER,
-                STEP_RULES,
-                TASK_LENGTH,
-            ),
+            features=FEATURES,
             held=worker.held(),
         )
 

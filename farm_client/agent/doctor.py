@@ -8,9 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from farm_client.agent.environments.installer import INSTALL_UV, find_uv
+from farm_client.agent.environments.stats import EnvironmentStats
+from farm_client.agent.environments.store import EnvironmentStore
 from farm_client.agent.executors.confining import environment_of, task_policy
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
+from farm_client.agent.owner.policy import load_policy
 from farm_client.agent.settings import AgentSettings
 from farm_client.sandbox.errors import SandboxUnavailable
 from farm_client.sandbox.ladder import try_all
@@ -35,8 +39,23 @@ def examine(settings: AgentSettings) -> dict[str, Any]:
         "rungs": [_rung(proof) for proof in proofs],
         "uses": holding[0].rung.value if holding else Rung.NONE.value,
         "least": settings.sandbox.value,
+        "environments": _environments(settings),
         "resources": resources.model_dump(),
         "load": load.model_dump(),
+    }
+
+
+def _environments(settings: AgentSettings) -> dict[str, Any]:
+    """Say what is installed for tasks, whether more may be, and with what."""
+    home = HomeFolder(settings.home.absolute())
+    kept = EnvironmentStore(home.environments_dir, settings.environment_bytes).list()
+    uv = find_uv()
+    return {
+        "built": len(kept),
+        "size_bytes": sum(about.size_bytes for about in kept),
+        "max_bytes": settings.environment_bytes,
+        "installs": load_policy(home.policy_file).allow_installs,
+        "uv": None if uv is None else str(uv),
     }
 
 
@@ -78,7 +97,16 @@ def in_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"tasks would not be taken: no sandbox holds that is {found['least']} or better")
     else:
         lines.append(f"tasks would run in the {found['uses']} sandbox")
+    lines.append(environments_line(found["environments"]))
     return lines
+
+
+def environments_line(about: dict[str, Any]) -> str:
+    """Say in a line what is installed for tasks, and how more would be."""
+    stats = EnvironmentStats(environments=about["built"], size_bytes=about["size_bytes"], installs=about["installs"])
+    if not about["installs"]:
+        return f"{stats.in_words()} (farm-client set --allow-installs)"
+    return f"{stats.in_words()}, by {about['uv']}" if about["uv"] else f"{stats.in_words()}, but {INSTALL_UV}"
 
 
 def _rung_line(rung: dict[str, Any]) -> str:

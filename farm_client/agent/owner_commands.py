@@ -93,6 +93,10 @@ def set_policy(
     upload_rate: UploadOption = None,
     download_rate: DownloadOption = None,
     daily_quota: QuotaOption = None,
+    allow_installs: Annotated[
+        bool | None,
+        typer.Option("--allow-installs/--no-installs", help="Install the packages that tasks name, from wheels."),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +112,7 @@ def set_policy(
         "on_battery": on_battery,
         "pause_while": _names(pause_while, "none"),
         "work_for": _names(work_for, _ALL),
+        "allow_installs": allow_installs,
     }
     limits = {
         "cpu_share": cpu,
@@ -210,6 +215,7 @@ def describe(policy: OwnerPolicy) -> list[str]:
         "on battery": "yes" if policy.on_battery else "no",
         "not while": ", ".join(policy.pause_while) or "(any program may run)",
         "works for": ", ".join(policy.work_for) or "everybody",
+        "installs": "packages that tasks name" if policy.allow_installs else "nothing",
         "paused": _pause_in_words(policy),
         **policy.limits_in_words(),
     }
@@ -286,6 +292,7 @@ def _describe(home: Path, running: bool, known: Status) -> list[str]:
         *([f"limits: {', '.join(f'{name} {words}' for name, words in known.limits.items())}"] if known.limits else []),
         *([f"credit: {known.credit.in_words()}"] if known.credit else []),
         known.cache.in_words(),
+        known.environments.in_words(),
         known.moved.in_words(),
     ]
 

@@ -73,6 +73,21 @@ class AgentSettings(BaseSettings):
     work_for: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), max_length=64, description="Submitters to work for, by name; unset works for all. See sandbox.md."
     )
+    allow_installs: bool | None = Field(
+        default=None,
+        description="Install the packages that tasks name: wheels, by hash, in folders of their own. Sets the policy.",
+    )
+    environment_bytes: ByteSize = Field(
+        default=ByteSize(10 * 1024**3), gt=0, description="Largest size of the packages that were installed for tasks."
+    )
+    install_seconds: float = Field(
+        default=1800.0, gt=0, description="How long the installation of one task's packages may take."
+    )
+    package_index: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="The index to install packages from; unset: PIP_INDEX_URL, or what uv's own variables say.",
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."

@@ -49,6 +49,7 @@ from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.speculation import Speculation, Superseded
 from farm_client.executor.suspension import Suspension
+from farm_client.executor.task_packages import use_packages
 from farm_client.executor.update_thread import UpdateThread
 from farm_client.executor.vram import bound_vram
 from protocol.errors import FarmError, OutOfOrder
@@ -101,7 +102,12 @@ LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
 
 
 def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
-    """Load a task: a script with a loop of its own is run, another file is imported. Raises: CodeError."""
+    """Load a task: a script with a loop of its own is run, another file is imported.
+
+    Raises: CodeError; ShadowsOwn of packages that are the farm's own.
+    """
+    if order.packages_dir is not None:
+        use_packages(Path(order.packages_dir))
     work_beside(order.code_dir, order.entry)
     if is_script(Path(order.code_dir) / order.entry):
         return ScriptRunner(order, device, imported)

@@ -45,6 +45,8 @@ class LoadTask(Frozen):
     """Without that file: what the built model's frozen tensors must hash to, or it is ``FROZEN_DIFFERS``."""
     base_dir: str | None = None
     """The folder that the model is built from."""
+    packages_dir: str | None = None
+    """The packages of the task's environment."""
     entry: str
     config: dict[str, Any]
     mode: Mode

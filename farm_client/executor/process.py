@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -241,6 +241,10 @@ class Launch:
     confinement: Confinement = UNCONFINED
     caps: Caps = field(default_factory=Caps)
     """What is measured beside the confinement's own bounds; it may change while executors live."""
+
+    def reading(self, folder: Path) -> Launch:
+        """Return the same for executors that also see a folder."""
+        return replace(self, confinement=self.confinement.reading(folder))
 
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""

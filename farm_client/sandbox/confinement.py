@@ -69,6 +69,9 @@ class Confinement(Protocol):
     def seeing(self, devices: tuple[Path, ...]) -> Confinement:
         """Return the same with the nodes of other accelerators."""
 
+    def reading(self, folder: Path) -> Confinement:
+        """Return the same with one more folder that can be read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unconfined:
@@ -89,6 +92,10 @@ class Unconfined:
         return self
 
     def seeing(self, _devices: tuple[Path, ...]) -> Unconfined:
+        """Return the same: it sees all."""
+        return self
+
+    def reading(self, folder: Path) -> Unconfined:
         """Return the same: it sees all."""
         return self
 
@@ -137,6 +144,10 @@ class InNamespaces:
         """Return the same with the nodes of other accelerators."""
         return replace(self, policy=self.policy.seeing(devices))
 
+    def reading(self, folder: Path) -> InNamespaces:
+        """Return the same with one more folder that can be read."""
+        return replace(self, policy=self.policy.reading(folder))
+
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""
         inside = Inside(
@@ -179,6 +190,10 @@ class Landlocked:
     def seeing(self, devices: tuple[Path, ...]) -> Landlocked:
         """Return the same with the nodes of other accelerators."""
         return replace(self, policy=self.policy.seeing(devices))
+
+    def reading(self, folder: Path) -> Landlocked:
+        """Return the same with one more folder that can be read."""
+        return replace(self, policy=self.policy.reading(folder))
 
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""

@@ -73,3 +73,7 @@ class SandboxPolicy:
     def seeing(self, devices: tuple[Path, ...]) -> SandboxPolicy:
         """Return the same with the nodes of other accelerators."""
         return replace(self, view=replace(self.view, devices=devices))
+
+    def reading(self, folder: Path) -> SandboxPolicy:
+        """Return the same with one more folder that can be read."""
+        return replace(self, view=replace(self.view, read_only=(*self.view.read_only, folder)))

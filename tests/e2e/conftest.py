@@ -76,9 +76,9 @@ class RealFarm:
         assert answer.exit_code == 0, answer.stderr
         return str(answer.envelope("submitted")["task"]["task_id"])
 
-    def add_volunteer(self, name: str) -> Daemon:
-        """Start one more volunteer."""
-        self.added.append(start_volunteer(name, self.processes.join_url, self.folder))
+    def add_volunteer(self, name: str, **environ: str) -> Daemon:
+        """Start one more volunteer, with these variables beside its own."""
+        self.added.append(start_volunteer(name, self.processes.join_url, self.folder, environ=environ))
         return self.added[-1]
 
     def kill(self, pid: int, signal_number: int = signal.SIGKILL) -> None:

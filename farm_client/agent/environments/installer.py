@@ -40,7 +40,7 @@ _MEASURE_SECONDS: Final = 0.5
 _LAST_BYTES: Final = 4000
 _FRAMES: Final = " \t\u00d7\u2570\u2500\u25b6\u251c\u2502\u00b7"
 """What uv draws around its errors."""
-_NO_ERRORS: Final = ("Using Python", "Resolved", "Prepared", "warning:")
+_NO_ERRORS: Final = ("Using ", "Resolved", "Prepared", "warning:")
 _ADDRESS: Final = re.compile(r"\S*://\S+")
 _MOST_REASON_CHARS: Final = 400
 

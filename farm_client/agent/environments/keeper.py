@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from farm_client.agent.environments.installer import InstallBounds, find_uv, install
+from farm_client.agent.environments.stats import EnvironmentStats
 from farm_client.agent.environments.store import EnvironmentStore
 from farm_client.agent.errors import NoEnvironment
 from farm_client.executor.task_packages import shadowed
@@ -79,6 +80,8 @@ class EnvironmentKeeper:
         """Called when an environment was built, or an installation ended otherwise."""
         self._running: dict[str, tuple[Installation, asyncio.Task[None]]] = {}
         self._failures: dict[str, _Failure] = {}
+        self._kept: tuple[int, int] | None = None
+        """How many environments there are, and their bytes; None if that has changed since."""
         self._told_consent: bool | None = None
         """As the farm was told last; None if what is there has changed since."""
 
@@ -91,6 +94,17 @@ class EnvironmentKeeper:
     def news(self) -> Environments | None:
         """Return the same if it may be other than what the farm was told last; else None."""
         return self.told() if self._told_consent is not self._parts.allows() else None
+
+    def stats(self) -> EnvironmentStats:
+        """Return what the owner sees of it."""
+        if self._kept is None:
+            kept = self.store.list()
+            self._kept = len(kept), sum(about.size_bytes for about in kept)
+        count, size_bytes = self._kept
+        doing = tuple(installation.sentence for installation in self.installing)
+        return EnvironmentStats(
+            environments=count, size_bytes=size_bytes, installs=self._parts.allows(), installing=doing
+        )
 
     @property
     def installing(self) -> tuple[Installation, ...]:
@@ -112,6 +126,13 @@ class EnvironmentKeeper:
         doing = asyncio.get_running_loop().create_task(self._build(lock, fetch, installation))
         self._running[lock.digest] = (installation, doing)
         return installation.sentence
+
+    def packages(self, lock: BlobRef) -> Path:
+        """Return the folder of an environment that is there. Raises: NoEnvironment if it went meanwhile."""
+        path = self.store.packages(lock.digest)
+        if path is None:
+            raise NoEnvironment("its environment was removed meanwhile")
+        return path
 
     async def settled(self) -> None:
         """Wait until nothing is being installed."""
@@ -137,7 +158,7 @@ class EnvironmentKeeper:
             self._parts.note(f"environment {name} is installed: {sized(installation.size_bytes)} in {seconds:.0f} s")
         finally:
             self._running.pop(lock.digest, None)
-            self._told_consent = None
+            self._told_consent = self._kept = None
         self.on_change()
 
     async def _install(self, lock: BlobRef, fetch: Fetch, installation: Installation) -> None:

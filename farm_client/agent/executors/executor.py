@@ -70,6 +70,8 @@ class Executor:
 
     def __init__(self) -> None:
         self.task_id: str | None = None
+        self.packages: Path | None = None
+        """The folder of its task's environment."""
         self.leased = False
         self.running: str | None = None
         """The assignment that its process works on."""
@@ -126,7 +128,7 @@ class Executor:
 
         Raises: BadBundle, ExecutorFailed if the code cannot be loaded, ExecutorDied.
         """
-        self.task_id = task.task_id
+        self.task_id, self.packages = task.task_id, files.packages
         await asyncio.to_thread(unpack_bundle, files.bundle, self.room.scratch / CODE_DIR)
         (self.room.scratch / OWN_DIR).mkdir()
         given = files.given(self.room)

@@ -117,6 +117,10 @@ class ExecutorPool:
             if executor is not but:
                 executor.abandon()
 
+    def packages_in_use(self) -> frozenset[Path]:
+        """Return the folders of environments that executors have on their path."""
+        return frozenset(executor.packages for executor in self._serving if executor.packages is not None)
+
     async def take_new(self, task: TaskBrief, files: TaskFiles, on_line: OnLine) -> Executor:
         """Lease the spare, or a new executor, for a task; returns when the task's code is loaded.
 
@@ -126,7 +130,9 @@ class ExecutorPool:
         """
         self._make_room(task)
         self.abandon()
-        executor = await self._take_spare() or await self._start()
+        # a spare's sandbox does not see a task's packages
+        spare = await self._take_spare() if files.packages is None else None
+        executor = spare or await self._start(files.packages)
         executor.leased, executor.on_line = True, on_line
         executor.serves_since = time.monotonic()
         self._serving.append(executor)
@@ -252,9 +258,9 @@ class ExecutorPool:
         self._spare = None
         return spare
 
-    async def _start(self) -> Executor:
+    async def _start(self, packages: Path | None = None) -> Executor:
         launch = self._launch
-        executor = await self._executor_type.start(launch)
+        executor = await self._executor_type.start(launch if packages is None else launch.reading(packages))
         if launch is not self._launch:  # other GPUs are lent by now
             executor.kill(_RELENT_DEATH)
         return executor

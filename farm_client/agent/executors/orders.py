@@ -21,11 +21,15 @@ _BASE_DIR: Final = "base"
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """What a task is loaded from, as files of the cache: its code, its base by path, its frozen tensors if need be."""
+    """What a task is loaded from, as files of the cache: its code, its base by path, its frozen tensors if need be.
+
+    ``packages``: the folder of its environment, which the executor sees where it is.
+    """
 
     bundle: Path
     base: Mapping[str, Path] = field(default_factory=dict)
     frozen: Path | None = None
+    packages: Path | None = None
 
     def given(self, room: Room) -> Self:
         """Let a room's executor read them, and return them as it finds them. Raises: OSError.
@@ -75,6 +79,7 @@ def load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
         frozen_path=None if files.frozen is None else str(files.frozen),
         frozen_digest=task.frozen.digest if task.frozen and not files.frozen else None,
         base_dir=str(room.given / _BASE_DIR) if files.base else None,
+        packages_dir=None if files.packages is None else str(files.packages),
         entry=task.entry,
         config=task.config,
         mode=task.mode,

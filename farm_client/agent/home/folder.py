@@ -76,6 +76,11 @@ class HomeFolder:
         return self.root / "cache"
 
     @property
+    def environments_dir(self) -> Path:
+        """The packages that tasks' locks name, by the lock's digest."""
+        return self.root / "environments"
+
+    @property
     def outbox_dir(self) -> Path:
         """Finished results that the farm has not acknowledged."""
         return self.root / "outbox"

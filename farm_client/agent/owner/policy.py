@@ -39,6 +39,8 @@ class OwnerPolicy(OwnerLimits):
     """Programs, by the name of their process, while which nothing is done."""
     work_for: tuple[Name, ...] = Field(default=(), max_length=_MOST_NAMES)
     """Submitters to work for; empty: all."""
+    allow_installs: bool = False
+    """Whether the packages that tasks name may be installed."""
     paused: bool = False
     """Whether the owner paused the machine; it outlives a restart."""
     paused_until: float | None = None

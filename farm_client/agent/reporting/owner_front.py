@@ -45,6 +45,8 @@ class OwnerFront:
         self.keeper.must_name_submitters = settings.allow_unsandboxed
         if settings.work_for and settings.work_for != self.keeper.policy.work_for:
             self.keeper.change({"work_for": settings.work_for})
+        if settings.allow_installs is not None and settings.allow_installs is not self.keeper.policy.allow_installs:
+            self.keeper.change({"allow_installs": settings.allow_installs})
 
     @property
     def reason(self) -> str | None:

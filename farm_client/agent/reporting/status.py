@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from farm_client.agent.blobs.cache_stats import CacheStats
+from farm_client.agent.environments.stats import EnvironmentStats
 from farm_client.agent.owner.reasons import Rest
 from farm_client.agent.reporting.console import Event
 from farm_client.agent.reporting.meters import MachineView, RateMeter
@@ -77,6 +78,7 @@ class Status(Frozen):
     credit: Credit | None = None
     """What the farm credits this machine with; None while it does not say."""
     cache: CacheStats = CacheStats()
+    environments: EnvironmentStats = EnvironmentStats()
     moved: Tally = Tally()
     """Over the network, since the agent started."""
     speeds: Speeds = Speeds()
@@ -100,6 +102,8 @@ class StatusBoard:
     credit: Credit | None = None
     look: Callable[[], tuple[CacheStats, Tally]] = _nothing_moved
     """How the cache and the transfers fare."""
+    environments: Callable[[], EnvironmentStats] = EnvironmentStats
+    """What is installed for tasks."""
     work: Callable[[], tuple[WorkView, ...]] = tuple
     events: Callable[[], tuple[Event, ...]] = tuple
     measure: Callable[[], MachineView] = MachineView
@@ -136,6 +140,7 @@ class StatusBoard:
                 "credit": self.credit,
                 "cache": cache,
                 "moved": moved,
+                "environments": self.environments(),
                 "work": self._last_work if now < self._worked_at + _IDLE_AFTER_SECONDS else (),
                 "speeds": speeds,
                 "machine": self.measure(),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from farm_client.agent.blobs.fetcher import Fetcher
 from farm_client.agent.blobs.transfers import Transfers
+from farm_client.agent.environments.keeper import EnvironmentKeeper
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import RELENT, ExecutorPool
@@ -53,6 +54,7 @@ class Tools:
     snapshots: SnapshotStore
     failed_steps: FailedSteps
     home: HomeFolder
+    environments: EnvironmentKeeper
     making: Locks = field(default_factory=Locks)
 
 
@@ -186,6 +188,8 @@ class Job:
         files = TaskFiles(bundle, {file.path: self._tools.fetcher.cache.path(file.blob.digest) for file in task.base})
         if task.frozen is not None and self._takes_frozen:
             files = replace(files, frozen=self._tools.fetcher.cache.path(task.frozen.digest))
+        if task.environment is not None:
+            files = replace(files, packages=self._tools.environments.packages(task.environment))
         self.held.phase = Phase.STARTING
         return await self._tools.pool.take_new(task, files, self._on_line)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from protocol.assignments import Assign, RejectCode
 from protocol.wording import sized
@@ -32,13 +33,16 @@ class Rejection:
     message: str
 
 
-def lacking(modules: Iterable[str]) -> str | None:
+def lacking(modules: Iterable[str], packages: Path | None = None) -> str | None:
     """Return the first of these modules that executors could not import; None if all are installed.
+
+    ``packages``: a folder that executors have on their path, too.
 
     They are looked up, and not imported: executors run by the agent's own Python. What is no name of a module is
     looked up nowhere, since a lookup leads to files by that name.
     """
-    return next((name for name in modules if not _is_installed(name)), None)
+    beside = set() if packages is None else {entry.name.partition(".")[0] for entry in packages.iterdir()}
+    return next((name for name in modules if name not in beside and not _is_installed(name)), None)
 
 
 def _is_installed(name: str) -> bool:

@@ -11,17 +11,17 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from farm_client.agent.connection.heartbeat_interval import HeartbeatIntervals
 from farm_client.agent.connection.link import Link
 from farm_client.agent.connection.outgoing import Outgoing
-from farm_client.agent.errors import LacksModule
 from farm_client.agent.machine.probe import Probe
 from farm_client.agent.owner.keeper import PolicyKeeper
 from farm_client.agent.reporting.display import Display
 from farm_client.agent.reporting.status import WorkView
+from farm_client.agent.work.acceptance import Acceptance, Moment
 from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.deliveries import Deliveries, UploadPlaces
 from farm_client.agent.work.disk_shortage import DiskShortage
@@ -29,7 +29,7 @@ from farm_client.agent.work.held_assignment import Held, is_of_this_machine
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.job_runner import JobRunner
 from farm_client.agent.work.pauses import Pauses
-from farm_client.agent.work.preflight import Standing, lacking, refusal, unnamed
+from farm_client.agent.work.preflight import Rejection, unnamed
 from farm_client.agent.work.resting import Doing, Resting
 from protocol.assignments import Accept, Ack, Assign, Cancel, Phase, Prefetch, Reject, RejectCode
 from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready
@@ -56,6 +56,8 @@ class Worker:
     def __init__(self, tools: Tools, parts: WorkerParts) -> None:
         self._tools = tools
         self._around = parts
+        self._acceptance = Acceptance(tools, parts.probe, parts.owner)
+        tools.environments.on_change = self._report_ready
         display = parts.display
         self._deliveries = Deliveries(tools.outbox, tools.sender, display.note, display.upload_waits)
         self._places = UploadPlaces(_UPLOADS_PER_SLOT * parts.slots, display.slot_waits)
@@ -96,7 +98,7 @@ class Worker:
         """Go on with what a former process left unfinished; the farm hears of it in the hello, or cancels it."""
         for assign in self._tools.snapshots.left():
             held = Held(assign)
-            if refusal(assign, replace(self._standing(assign), resting=None)) is not None:
+            if self._refusal(assign, resting=None) is not None:
                 self._tools.snapshots.drop(assign)
                 continue
             self._around.display.note_on(assign, f"going on with {assign.task.name}, which this machine had begun")
@@ -233,11 +235,10 @@ class Worker:
 
     def _consider(self, held: Held) -> None:
         assign = held.assign
-        if (module := lacking(assign.task.modules)) is not None:
-            self._give_up(assign, held.failure(LacksModule(f"No module named '{module}'")))
+        if (lack := self._acceptance.lack(assign.task)) is not None:
+            self._give_up(assign, held.failure(lack))
             return
-        refused = refusal(assign, self._standing(assign))
-        if refused is not None:
+        if (refused := self._refusal(assign, self._resting.reason)) is not None:
             self._outgoing.post(held.reject(refused.code, refused.message))
             self._around.display.note_on(assign, f"handed back work on {assign.task.name}: {refused.message}")
             if refused.code is RejectCode.DOES_NOT_FIT:
@@ -252,16 +253,9 @@ class Worker:
         job = Job(held, self._tools)
         self._active.add(job, self._spawn(self._resting.do(job)))
 
-    def _standing(self, assign: Assign) -> Standing:
-        """Memory is read only where it matters: a task that has its executor has its memory already."""
-        must_start = assign.task.needed_ram_bytes > 0 and self._tools.pool.find(assign.task.task_id) is None
-        return Standing(
-            free_slots=self._around.slots - self._active.taken_slots,
-            ram_free_bytes=self._around.probe.ram_free_bytes() if must_start else None,
-            draining=self._draining,
-            work_for=self._around.owner.policy.work_for,
-            resting=self._resting.reason,
-        )
+    def _refusal(self, assign: Assign, resting: str | None) -> Rejection | None:
+        free_slots = self._around.slots - self._active.taken_slots
+        return self._acceptance.refusal(assign, Moment(free_slots, self._draining, resting))
 
     async def _do(self, job: Job) -> None:
         assign = job.held.assign
@@ -337,7 +331,8 @@ class Worker:
         if self._draining:
             return
         is_cold = self._tools.pool.is_cold
-        self._outgoing.post(Ready(slots=0 if is_cold else max(0, self._around.slots - self._active.taken_slots)))
+        slots = 0 if is_cold else max(0, self._around.slots - self._active.taken_slots)
+        self._outgoing.post(Ready(slots=slots, environments=self._tools.environments.news()))
         if is_cold and (self._warming is None or self._warming.done()):
             self._warming = self._spawn(self._report_when_warm())
 

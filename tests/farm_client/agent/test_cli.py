@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from farm_client.agent.doctor import in_lines
+from farm_client.agent.doctor import environments_line, in_lines
 
 
 def run(*arguments, **environment):
@@ -94,6 +94,7 @@ def test_doctor_s_lines_are_for_people():
             ],
             "uses": "none",
             "least": "landlock",
+            "environments": {"built": 0, "size_bytes": 0, "max_bytes": 2**30, "installs": False, "uv": None},
             "resources": {"hostname": "pc", "platform": "Linux", "cpu_cores": 4, "ram_bytes": 2**30, "gpus": []},
             "load": {"disk_free_bytes": 2**30},
         }
@@ -104,7 +105,23 @@ def test_doctor_s_lines_are_for_people():
         "sandbox strict (/usr/bin/bwrap): not available: no uid map",
         "sandbox landlock: REFUSED: files: could read /secret",
         "tasks would not be taken: no sandbox holds that is landlock or better",
+        "packages of tasks: 0 environments; installs are not allowed (farm-client set --allow-installs)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("uv", "line"),
+    [
+        ("/usr/bin/uv", "packages of tasks: 2 environments, 1.0 KiB; installs are allowed, by /usr/bin/uv"),
+        (
+            None,
+            "packages of tasks: 2 environments, 1.0 KiB; installs are allowed, but uv is not installed: pip install ",
+        ),
+    ],
+)
+def test_doctor_says_with_what_packages_are_installed(uv, line):
+    found = {"built": 2, "size_bytes": 1024, "max_bytes": 2**30, "installs": True, "uv": uv}
+    assert environments_line(found).startswith(line)
 
 
 def test_version():

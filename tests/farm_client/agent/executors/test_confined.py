@@ -139,3 +139,65 @@ async def test_an_executor_over_a_bound_is_ended_and_says_which(tmp_path, zipped
             await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", code))))
     assert died.value.death.code == "over_bound"
     assert "it made over 300 files" in died.value.message
+
+
+READS = """
+import os, tinyone
+from pathlib import Path
+folder = Path(tinyone.__file__).parent
+tries = {"change": lambda: (folder / "tinyone.py").open("a"), "add": lambda: (folder / "two.py").write_text("x")}
+tried = {}
+for name, do in tries.items():
+    try:
+        do()
+        tried[name] = "done"
+    except OSError:
+        tried[name] = "refused"
+try:
+    seen = sorted(os.listdir(folder.parent.parent))
+except OSError as error:
+    seen = type(error).__name__
+raise RuntimeError(f"TRIED {tinyone.VALUE} {tried} {seen}")
+"""
+
+
+@asynccontextmanager
+async def executor_with(rung: Rung, home: Path, packages: Path) -> AsyncIterator[Executor]:
+    scratch = home / "scratch"
+    scratch.mkdir(parents=True)
+    launch = Launch(scratch_root=scratch, cpu_cores=1, confinement=confinement(rung, policy((home,))))
+    executor = await Executor.start(launch.reading(packages))
+    try:
+        yield executor
+    finally:
+        executor.kill()
+        await executor.closed()
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_the_packages_of_its_task_are_read_and_not_changed(tmp_path, zipped, rung):
+    environments = tmp_path / "home" / "environments"
+    for name in ("a", "b"):
+        (environments / name / "packages").mkdir(parents=True)
+        (environments / name / "packages" / "tinyone.py").write_text(f"VALUE = {name!r}")
+    packages = environments / "a" / "packages"
+    async with executor_with(rung, tmp_path / "home", packages) as executor:
+        with pytest.raises(ExecutorFailed) as failed:
+            await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", READS)), packages=packages))
+    said = failed.value.report.message
+    if rung is Rung.STRICT:
+        assert "TRIED a {'change': 'refused', 'add': 'refused'} ['a']" in said, "and no other environment is seen"
+    else:
+        assert "TRIED a {'change': 'refused', 'add': 'refused'} PermissionError" in said, "nor listed"
+    assert (packages / "tinyone.py").read_text() == "VALUE = 'a'"
+    assert [entry.name for entry in packages.iterdir()] == ["tinyone.py"]
+
+
+async def test_packages_that_would_be_the_farms_own_are_refused_by_the_executor_too(tmp_path, zipped):
+    packages = tmp_path / "home" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "torch.py").write_text("")
+    async with executor_with(Rung.STRICT, tmp_path / "home", packages) as executor:
+        with pytest.raises(ExecutorFailed) as failed:
+            await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", "")), packages=packages))
+    assert "would take the place of this machine's own torch" in failed.value.report.message

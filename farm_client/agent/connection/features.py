@@ -1,0 +1,33 @@
+"""What this client can do that older ones can't, as its hello says it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol.credit import CREDIT
+from protocol.versions import (
+    BASE_FOLDER,
+    CARRIED_STATE,
+    EPOCH_END,
+    FROZEN_APART,
+    NAMED_SCHEDULE,
+    QUANTIZED_BASE,
+    SEQUENTIAL_ORDER,
+    STEP_RULES,
+    TASK_ENVIRONMENT,
+    TASK_LENGTH,
+)
+
+FEATURES: Final = (
+    BASE_FOLDER,
+    CARRIED_STATE,
+    CREDIT,
+    EPOCH_END,
+    FROZEN_APART,
+    NAMED_SCHEDULE,
+    QUANTIZED_BASE,
+    SEQUENTIAL_ORDER,
+    STEP_RULES,
+    TASK_ENVIRONMENT,
+    TASK_LENGTH,
+)
