@@ -99,6 +99,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
         ("recipe", _recipe_line(spec.recipe)),
         *([("needs", Text(needs))] if (needs := _needs_line(spec.requirements)) else []),
+        *([("packages", f"environment {spec.environment.digest[:12]}")] if spec.environment else []),
         (
             "data",
             f"{counted(spec.dataset.samples(Split.TRAIN), 'sample')} to train on, "

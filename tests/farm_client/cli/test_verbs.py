@@ -11,6 +11,7 @@ from farm_client.sdk.config import parse_address
 from protocol.recipe import Recipe, Requirements
 from protocol.rest import EventView, LogView, MetricView, ShardBook
 from protocol.sandbox import Rung, Sandbox
+from protocol.tasks import BlobRef
 from tests.farm_client.cli.fake_farm import ADDRESS, make_client, make_spec, make_task, problem
 
 
@@ -71,6 +72,13 @@ def test_show_says_what_a_client_must_have(farm, fake):
     assert (
         "needs 4 cores, 8.0 GiB of memory, a GPU, tagged lab, with gym, a sandbox that holds: strict or above" in text
     )
+
+
+def test_show_names_the_environment(farm, fake):
+    assert "packages" not in farm("show", "digits").stdout
+    lock = BlobRef.carrying(b"einops==1").bare()
+    fake.spec = make_spec().model_copy(update={"environment": lock})
+    assert f"packages environment {lock.digest[:12]}" in " ".join(farm("show", "digits").stdout.split())
 
 
 def test_clients_tell_their_sandbox_in_json(farm, fake):
