@@ -161,7 +161,7 @@ class Pause(Frozen):
 
 
 class Resume(Frozen):
-    """CS: the end of a pause."""
+    """CS: the end of a pause. C, paused or not: offer again what my owner refused before."""
 
     type: Literal["resume"] = "resume"
     task_id: Id | None = None
