@@ -24,7 +24,7 @@ class Rung(StrEnum):
     LANDLOCK = "landlock"
     """The same without namespaces: Landlock, a filter of system calls, and resource limits."""
     CONTAINER = "container"
-    """Rootless Podman or Docker, started with the client's own arguments."""
+    """Rootless Podman, started with the client's own arguments."""
     NONE = "none"
     """A process with the rights of the user who runs the client."""
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import psutil
 
-from farm_client.sandbox import bubblewrap
+from farm_client.sandbox import bubblewrap, podman
 from farm_client.sandbox.inside import ALONE, IN_NAMESPACES, Inside
 from farm_client.sandbox.policy import Bounds, SandboxPolicy, VisibleFiles
 from farm_client.sandbox.protection import ALL, Protection
@@ -20,6 +20,7 @@ from farm_client.sandbox.words import in_words
 from protocol.sandbox import Rung
 
 LIFELINE: Final = "farm_client.sandbox.lifeline"
+KEEPER: Final = "farm_client.sandbox.container"
 _ONLY_IN_NAMESPACES: Final = frozenset(
     {Protection.HOST_NAME, Protection.CGROUPS, Protection.SIZED_TMP, Protection.SIZED_SHM}
 )
@@ -211,6 +212,58 @@ class Landlocked:
             supervised=True,
         )
         return _python(os.getpid(), inside, module, arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class InContainer:
+    """The container rung: the strict rung's view in a rootless container."""
+
+    binary: Path
+    policy: SandboxPolicy
+    up: Collection[Protection] = ALL
+    rung: Rung = Rung.CONTAINER
+
+    @property
+    def by(self) -> str:
+        """Return the path of Podman."""
+        return str(self.binary)
+
+    @property
+    def not_claimed(self) -> frozenset[Protection]:
+        """Return that nothing is left out."""
+        return frozenset()
+
+    @property
+    def only_measured(self) -> frozenset[Protection]:
+        """Return the bounds that the kernel does not hold."""
+        return _only_measured(self.policy.bounds)
+
+    def own_exit_code(self, exit_code: int) -> int:
+        """Return that of the module, of whose signal the container's first process makes a number over 128."""
+        return _of_shell(exit_code)
+
+    def within(self, bounds: Bounds) -> InContainer:
+        """Return the same with other bounds."""
+        return replace(self, policy=replace(self.policy, bounds=bounds))
+
+    def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
+        """Return the command, of the container's keeper. Raises: ValueError for a path that can't be mounted."""
+        inside = Inside(
+            keep=keep,
+            limits=_limits(self.policy.bounds, self.up),
+            filter=IN_NAMESPACES if Protection.SYSTEM_CALLS in self.up else "",
+            memory_files=not _is_counted(self.policy.bounds, self.up),
+            lifeline=podman.lifeline_number(keep),
+        )
+        run = podman.ContainerRun(
+            binary=str(self.binary),
+            folder=str(podman.container_folder(room)),
+            options=tuple(podman.options(self.policy, room, self.up)),
+            links={str(path): target for path, target in self.policy.view.links.items()},
+            keep=keep,
+            command=tuple(_python(_NOBODY, inside, module, arguments)),
+        )
+        return [sys.executable, "-P", "-m", KEEPER, str(os.getpid()), in_words(run)]
 
 
 def _of_shell(exit_code: int) -> int:

@@ -34,6 +34,8 @@ _MIB: Final = 1024**2
 _MEASURE_SECONDS: Final = 0.1
 _GONE_SECONDS: Final = 3.0
 """How long what was killed may take to be gone."""
+_STARTS_SECONDS: Final = 20.0
+"""How long a sandbox may take until a case begins."""
 _KEPT_BYTES: Final = 64 * 1024
 _MOST_DETAIL_CHARS: Final = 200
 
@@ -156,10 +158,14 @@ class _Attempt:
 
     async def _watch(self, process: asyncio.subprocess.Process, room: Room) -> None:
         """Wait for its end, for a bound that it goes over, or for its time to be up."""
-        bounds, deadline = self._confinement.policy.bounds, time.monotonic() + self._case.seconds
+        bounds, began = self._confinement.policy.bounds, 0.0
+        deadline = time.monotonic() + _STARTS_SECONDS
         ends = asyncio.ensure_future(process.wait())
         try:
             while time.monotonic() < deadline:
+                if not began and BEGUN.encode() in self._printed[1]:
+                    began = time.monotonic()
+                    deadline = began + self._case.seconds
                 if (await asyncio.wait((ends,), timeout=_MEASURE_SECONDS))[0]:
                     return
                 self._excess = excess(process.pid, bounds) or await asyncio.to_thread(

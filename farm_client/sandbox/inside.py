@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from farm_client.sandbox import landlock, seccomp
+from farm_client.sandbox import first, landlock, seccomp
 from farm_client.sandbox.errors import SandboxUnavailable
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -51,14 +51,18 @@ class Inside:
     memory_files: bool = True
     """Whether files of memory may be made (``memfd_create``): the kernel counts them to no process."""
     supervised: bool = False
+    lifeline: int = 0
+    """In a container: the descriptor that its first process ends with, and tells the exit code through."""
 
 
 def enter(inside: Inside) -> None:
     """Do all of it, in this process. Raises: SandboxUnavailable; the process must end then."""
     try:
-        _close_all_but(inside.keep)
+        _close_all_but((*inside.keep, *((inside.lifeline,) if inside.lifeline else ())))
         if inside.supervised:
             _fork_under_supervision()
+        if inside.lifeline:
+            first.go_on_as_a_child(inside.lifeline)
         for name, value in inside.limits.items():
             _limit(name, value)
         if inside.drop_capabilities:

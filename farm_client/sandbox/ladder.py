@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from farm_client.sandbox import bubblewrap
-from farm_client.sandbox.confinement import UNCONFINED, Confinement, InNamespaces, Landlocked
+from farm_client.sandbox import bubblewrap, podman
+from farm_client.sandbox.confinement import UNCONFINED, Confinement, InContainer, InNamespaces, Landlocked
 from farm_client.sandbox.policy import SandboxPolicy
 from farm_client.sandbox.prove import Environment, Proof, prove
 from protocol.sandbox import Rung, Sandbox
@@ -60,3 +60,5 @@ def rungs(policy: SandboxPolicy) -> Iterator[Confinement]:
     for binary in bubblewrap.binaries():
         yield InNamespaces(binary, policy)
     yield Landlocked(policy)
+    for binary in podman.binaries():
+        yield InContainer(binary, policy)

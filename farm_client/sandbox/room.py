@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from itertools import count
@@ -24,6 +25,12 @@ from typing import Final, Self
 
 _NOT_LINKABLE: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES})
 """Another file system, one without hard links, or a file of somebody else's."""
+
+
+HOLD: Final = "held"
+"""A file in a room, locked by whoever outside of the executor still ends something there."""
+_HELD_SECONDS: Final = 5.0
+_HELD_TURN_SECONDS: Final = 0.01
 
 
 class Room:
@@ -122,7 +129,23 @@ class Room:
     def remove(self) -> None:
         """Delete it with all that is in it, however deep, and whatever rights the executor gave its files."""
         with suppress(OSError):  # it is gone
+            _wait_until_let_go(self.root / HOLD)
             _remove_all(self.root, Path(tempfile.mkdtemp(prefix="removing-", dir=self.root)))
+
+
+def _wait_until_let_go(hold: Path) -> None:
+    """Wait for what still ends in a room, outside of the executor; for a while, since it is our own and will end."""
+    if not hold.exists():
+        return
+    import fcntl  # noqa: PLC0415  not on Windows, where nothing holds a room
+
+    deadline = time.monotonic() + _HELD_SECONDS
+    with hold.open("rb") as file:
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_HELD_TURN_SECONDS)
 
 
 def _link(file: Path, path: Path, within: int | None = None) -> None:

@@ -12,13 +12,14 @@ import os
 import site
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from farm_client.executor.environment import executor_environment
-from farm_client.sandbox import bubblewrap
-from farm_client.sandbox.confinement import Confinement, InNamespaces, Landlocked
+from farm_client.sandbox import bubblewrap, podman
+from farm_client.sandbox.confinement import Confinement, InContainer, InNamespaces, Landlocked
 from farm_client.sandbox.policy import Bounds, SandboxPolicy
 from farm_client.sandbox.protection import ALL, Protection
 from farm_client.sandbox.prove import prove
@@ -48,13 +49,16 @@ def confinement(rung: Rung, what: SandboxPolicy, without: frozenset[Protection] 
     """Return a rung, less some of its protections."""
     if rung is Rung.STRICT:
         return InNamespaces(next(bubblewrap.binaries()), what, ALL - without)
+    if rung is Rung.CONTAINER:
+        return InContainer(next(podman.binaries()), what, ALL - without)
     return Landlocked(what, ALL - without)
 
 
-def as_nobody(module: str, tmp_path: Path) -> tuple[str, str]:
+def as_nobody(module: str, tmp_path: Path, *, before: Sequence[str] = ()) -> tuple[str, str]:
     """Run a module of the tests on a home as an ordinary user; return what it printed, and what went wrong.
 
     It prints nothing where that user can read no Python with this code: neither this one nor the system's.
+    ``before``: a program of root's that becomes that user itself, and goes on with the command that follows.
     """
     home = tmp_path / "home"
     home.mkdir()
@@ -62,14 +66,13 @@ def as_nobody(module: str, tmp_path: Path) -> tuple[str, str]:
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(folder.stat().st_mode | 0o011)
     packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
+    who: dict[str, Any] = {} if before else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     said, why = "", ""
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         try:
             ended = subprocess.run(
-                [python, "-m", module, str(home)],
-                user=NOBODY,
-                group=NOBODY,
-                extra_groups=[],
+                [*before, python, "-m", module, str(home)],
+                **who,
                 env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": packages},
                 cwd=home,
                 capture_output=True,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farm_client.sandbox import room as rooms
 from farm_client.sandbox.room import Room
 
 
@@ -201,3 +204,36 @@ def test_a_room_is_deleted_however_deep_its_folders_lie(room):
         os.chdir(here)
     room.remove()
     assert not room.root.exists()
+
+
+class TestHeld:
+    """What ends outside of an executor holds its room: a container's keeper."""
+
+    @pytest.fixture
+    def hold(self, room: Room) -> Iterator[BinaryIO]:
+        fcntl = pytest.importorskip("fcntl")
+        file = (room.root / rooms.HOLD).open("wb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+        file.close()
+
+    def test_it_is_removed_when_it_was_let_go(
+        self, room: Room, hold: BinaryIO, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[bool] = []
+
+        def let_go(_seconds: float) -> None:
+            waited.append(room.root.exists())
+            if len(waited) == 3:
+                hold.close()
+
+        monkeypatch.setattr(rooms.time, "sleep", let_go)
+        room.remove()
+        assert waited == [True] * 3
+        assert not room.root.exists()
+
+    @pytest.mark.usefixtures("hold")
+    def test_it_is_removed_all_the_same_after_a_while(self, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rooms, "_HELD_SECONDS", 0.0)
+        room.remove()
+        assert not room.root.exists()
