@@ -53,8 +53,9 @@ def main() -> NoReturn:
     if keeper == 0:
         os.setsid()
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        signal.signal(signal.SIGTERM, lambda *_: _leave(run))
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # a signal that wakes this process, too: the agent halts all of an executor at times, and may end meanwhile
+        signal.signal(signal.SIGCONT, lambda *_: _leave(run) if os.getppid() != waiting else None)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
         if os.getppid() != waiting:
             os._exit(_CUT)
         sys.exit(_keep(run))
@@ -79,7 +80,7 @@ def _keep(run: ContainerRun) -> int:
 
 def _leave(run: ContainerRun) -> NoReturn:
     """End at once, wherever this process is: its parent is gone."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGCONT, signal.SIG_IGN)
     _clear(run)
     os._exit(_CUT)
 

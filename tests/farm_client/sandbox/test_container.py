@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from farm_client.sandbox.container import end_descendants
+from farm_client.sandbox.halting import go_on, halt
 from farm_client.sandbox.lifeline import NOT_CONFINED
 from farm_client.sandbox.podman import ContainerRun
 from farm_client.sandbox.room import Room
@@ -203,6 +204,21 @@ def test_who_kills_the_session_ends_all_and_the_room_is_removed_after(kept: Kept
     kept.room.remove()
     assert not kept.room.root.exists()
     assert [one for one in kept.processes() if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_halted_one_goes_on_and_can_be_ended(kept: Kept) -> None:
+    process = kept.start("hold")
+    until("it is held", lambda: len(kept.processes()) >= 4)
+    halt(process.pid, supervised=True)
+    until("it is halted", lambda: sum(one.status() == psutil.STATUS_STOPPED for one in kept.processes()) >= 3)
+    go_on(process.pid, supervised=True)
+    until("it goes on", lambda: all(one.status() != psutil.STATUS_STOPPED for one in kept.processes()))
+    assert process.poll() is None
+    halt(process.pid, supervised=True)
+    process.kill()
+    process.communicate()
+    until("all is gone", lambda: all(one.status() == psutil.STATUS_ZOMBIE for one in kept.processes()))
+    assert not Path(kept.run.folder).exists()
 
 
 def test_all_ends_with_an_agent_that_is_killed(kept: Kept) -> None:
