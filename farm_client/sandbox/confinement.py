@@ -246,6 +246,14 @@ class InContainer:
         """Return the same with other bounds."""
         return replace(self, policy=replace(self.policy, bounds=bounds))
 
+    def seeing(self, devices: tuple[Path, ...]) -> InContainer:
+        """Return the same with the nodes of other accelerators."""
+        return replace(self, policy=self.policy.seeing(devices))
+
+    def reading(self, folder: Path) -> InContainer:
+        """Return the same with one more folder that can be read."""
+        return replace(self, policy=self.policy.reading(folder))
+
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command, of the container's keeper. Raises: ValueError for a path that can't be mounted."""
         inside = Inside(

@@ -106,3 +106,5 @@ def test_a_signal_of_the_module_is_its_own_again() -> None:
     assert (rung.by, rung.own_exit_code(137), rung.own_exit_code(3)) == ("podman", -9, 3)
     assert rung.not_claimed == frozenset()
     assert rung.within(Bounds(processes=7)).policy.bounds.processes == 7
+    assert rung.reading(Path("/packages")).policy.view.read_only == (Path("/usr"), Path("/packages"))
+    assert rung.seeing(()).policy.view.devices == ()
