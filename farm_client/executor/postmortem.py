@@ -12,6 +12,7 @@ from farm_client.sandbox.lifeline import NOT_CONFINED
 from farm_client.sandbox.watch import Excess
 
 OVER_BOUND: Final = "over_bound"
+HUNG: Final = "hung"
 _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
@@ -19,7 +20,8 @@ _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 class ProcessDeath:
     """How an executor ended.
 
-    ``code`` is ``out_of_memory``, ``killed``, ``exited``, ``bad_report``, ``over_bound`` or ``not_confined``.
+    ``code`` is ``out_of_memory``, ``killed``, ``exited``, ``bad_report``, ``over_bound``, ``hung`` or
+    ``not_confined``.
     """
 
     code: str

@@ -22,6 +22,7 @@ from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.snapshot_store import SnapshotStore
 from farm_client.agent.home.start_marks import StartMarks
 from farm_client.agent.work.failed_steps import FailedSteps
+from farm_client.agent.work.hang_limit import HangLimit
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.left_files import store_left_files
 from farm_client.agent.work.result_sender import ResultSender
@@ -69,6 +70,8 @@ class Job:
         self._takes_frozen = task.frozen is not None and not task.base
         """Whether the file of the frozen tensors is needed: the task's code may build the same from its base."""
         self._tools = tools
+        counts_samples = held.assign.kind is not Kind.EPOCH_END
+        self._hang = HangLimit(held.assign.lease_seconds if counts_samples else None)
         self._weights = WeightsSupply(held.assign, tools.fetcher, tools.making, held.output.add_note)
 
     async def do(self, on_trained: Callable[[], None] = lambda: None) -> Parcel | Error | Reject:
@@ -154,7 +157,8 @@ class Job:
                     executor = await self._load()
                     clock.ended(WorkStage.START)
                     self._tools.fetcher.cache.book.warmed(task.task_id, clock.seconds[WorkStage.START])
-                done = await self._compute(executor, route)
+                async with self._hang.over(lambda: executor.doing):
+                    done = await self._compute(executor, route)
             artefacts = await store_left_files(self.held, executor, done.left, self._tools.transfers)
             return self._keep(done, executor, artefacts)
         except ExecutorFailed as error:
@@ -191,13 +195,15 @@ class Job:
         if task.environment is not None:
             files = replace(files, packages=self._tools.environments.packages(task.environment))
         self.held.phase = Phase.STARTING
-        return await self._tools.pool.take_new(task, files, self._on_line)
+        async with self._hang.over(lambda: "loading the task"):
+            return await self._tools.pool.take_new(task, files, self._on_line)
 
     async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.on_line, executor.on_advance = self._on_line, self._on_advance
         executor.on_saved = lambda: self._on_saved(executor)
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
+        self._hang.got_on()
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
         order = self.held.run_order(self._tools.fetcher.cache, route.data, file, self._snapshot_path())
         return await executor.run(order, lambda: self._free_early(executor))
@@ -205,6 +211,7 @@ class Job:
     def _free_early(self, executor: Executor) -> None:
         """Let the executor go: all that is left of this assignment is to write its update."""
         self._is_trained = True
+        self._hang.lift()
         self._release(executor)
         self._on_trained()
 
@@ -224,6 +231,8 @@ class Job:
         self.held.output.add_line(stream, line)
 
     def _on_advance(self, advance: Advance) -> None:
+        if advance.samples_done > self.held.samples_done:
+            self._hang.got_on()
         self.held.samples_done = advance.samples_done
         self.held.output.add_metrics(advance.metrics)
 

@@ -80,6 +80,7 @@ class ScriptedFarm(ScriptedBlobs):
         self.refuse_status = None
         self.refuse_headers = {}
         self.refused = 0
+        self.lease_seconds = 60.0
         self.host = "127.0.0.1"
         self.port = 0
         self._peers = asyncio.Queue()
@@ -126,7 +127,7 @@ class ScriptedFarm(ScriptedBlobs):
             epoch=0,
             weights=ref,
             slices=(Slice(shard=Shard(index=0, samples=10, blob=self.store(shard)), start=2, stop=8),),
-            lease_seconds=10.0,
+            lease_seconds=self.lease_seconds,
         )
 
     async def _converse(self, websocket):
