@@ -215,7 +215,8 @@ class Agent:
             self._settings,
             lambda: policy.policy.allow_installs,
             self._console.tell,
-            pool.packages_in_use,
+            in_use=pool.packages_in_use,
+            rests=lambda: self._owner.reason,
         )
 
     def _open_outbox(self) -> Outbox:

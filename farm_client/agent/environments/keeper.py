@@ -8,9 +8,11 @@ failed the next try waits, longer each time.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -60,6 +62,10 @@ class _Failure:
     """On the monotonic clock."""
 
 
+class _Stopped(NoEnvironment):
+    """The owner wants it stopped; that is no failure."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeeperParts:
     """What installations need: the consent of the owner, the index, bounds, and where notes go."""
@@ -68,6 +74,8 @@ class KeeperParts:
     bounds: InstallBounds
     index: str | None = None
     note: Callable[[str], None] = lambda _: None
+    rests: Callable[[], str | None] = lambda: None
+    """Why nothing is to be done now, at the owner's word: an installation that runs is stopped."""
 
 
 class EnvironmentKeeper:
@@ -80,6 +88,8 @@ class EnvironmentKeeper:
         """Called when an environment was built, or an installation ended otherwise."""
         self._running: dict[str, tuple[Installation, asyncio.Task[None]]] = {}
         self._failures: dict[str, _Failure] = {}
+        self._turn = asyncio.Semaphore(1)
+        """One installation at a time: strangers name them."""
         self._kept: tuple[int, int] | None = None
         """How many environments there are, and their bytes; None if that has changed since."""
         self._told_consent: bool | None = None
@@ -149,6 +159,8 @@ class EnvironmentKeeper:
         name = lock.digest[:12]
         try:
             await self._install(lock, fetch, installation)
+        except _Stopped as error:
+            self._parts.note(f"the installation of environment {name} was stopped: {error.message}")
         except Exception as error:  # whatever it is, the next try may succeed, and the agent goes on
             self._fail(lock.digest, error.message if isinstance(error, FarmError) else repr(error))
             self._parts.note(f"environment {name} is not installed: {self._failures[lock.digest].reason}")
@@ -162,17 +174,24 @@ class EnvironmentKeeper:
         self.on_change()
 
     async def _install(self, lock: BlobRef, fetch: Fetch, installation: Installation) -> None:
+        async with self._turn:
+            await self._install_now(lock, fetch, installation)
+
+    async def _install_now(self, lock: BlobRef, fetch: Fetch, installation: Installation) -> None:
         # not above: they import what reads versions and markers, which an idle agent has no use for
         from farm_client.agent.environments.own_packages import own_packages, to_install  # noqa: PLC0415
         from protocol.locks import read_lock  # noqa: PLC0415
 
+        self._check_wanted()
         path = await fetch(lock)
         pins = to_install(read_lock(await asyncio.to_thread(path.read_bytes)), await asyncio.to_thread(own_packages))
         installation.packages = len(pins)
         self._parts.note(f"installing environment {lock.digest[:12]}: {counted(len(pins), 'package')}")
         folder = await asyncio.to_thread(self.store.begin)
         try:
-            await install(pins, folder, self._parts.bounds, self._parts.index, installation.grew_to)
+            free_bytes = shutil.disk_usage(folder).free
+            bounds = replace(self._parts.bounds, max_bytes=min(self._parts.bounds.max_bytes, free_bytes // 2))
+            await install(pins, folder, bounds, self._parts.index, partial(self._grew, installation))
             if (name := await asyncio.to_thread(shadowed, folder / "packages")) is not None:
                 raise NoEnvironment(f"its packages would take the place of the farm's own {name}")
             packages = [f"{pin.name}=={pin.version}" for pin in pins]
@@ -180,6 +199,15 @@ class EnvironmentKeeper:
         finally:
             await asyncio.shield(asyncio.to_thread(self.store.give_up, folder))
         installation.size_bytes = about.size_bytes
+
+    def _grew(self, installation: Installation, size_bytes: int) -> None:
+        installation.grew_to(size_bytes)
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        """Raise _Stopped if the owner took the consent back, or wants nothing done now."""
+        if (why := self._parts.rests() if self._parts.allows() else NO_CONSENT) is not None:
+            raise _Stopped(why)
 
     def _fail(self, digest: str, reason: str) -> None:
         before = self._failures.get(digest)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -37,13 +38,15 @@ class Machine:
         self.root = root
         self.index = index
         self.allows = True
+        self.rests: str | None = None
         self.notes: list[str] = []
         self.changes = 0
         self.keeper = self.start()
 
     def start(self) -> EnvironmentKeeper:
         store = EnvironmentStore(self.root / "environments", 10**9)
-        parts = KeeperParts(lambda: self.allows, InstallBounds(60.0, 10**9), self.index.url, self.notes.append)
+        bounds = InstallBounds(60.0, 10**9)
+        parts = KeeperParts(lambda: self.allows, bounds, self.index.url, self.notes.append, rests=lambda: self.rests)
         keeper = EnvironmentKeeper(store, parts)
         keeper.on_change = self.changed
         return keeper
@@ -110,14 +113,6 @@ async def test_all_who_ask_meanwhile_wait_for_one_installation(machine: Machine)
     assert names_in(machine.keeper.store.root) == [lock.digest]
 
 
-async def test_two_environments_are_installed_at_the_same_time(machine: Machine) -> None:
-    locks = [machine.lock(pin_of(make_wheel(machine.index.folder, name))) for name in ("tinyone", "tinytwo")]
-    for lock in locks:
-        machine.lack(lock)
-    await machine.keeper.settled()
-    assert set(machine.keeper.store.digests()) == {lock.digest for lock in locks}
-
-
 async def test_without_consent_nothing_is_installed_and_what_is_there_is_used(machine: Machine) -> None:
     lock = machine.lock(pin_of(make_wheel(machine.index.folder, "tinyone")))
     machine.allows = False
@@ -133,6 +128,52 @@ async def test_without_consent_nothing_is_installed_and_what_is_there_is_used(ma
     await machine.keeper.settled()
     machine.allows = False
     assert machine.lack(lock) is None
+
+
+@pytest.mark.parametrize("word", ["takes the consent back", "pauses"])
+async def test_what_runs_is_stopped_when_the_owner(machine: Machine, word: str) -> None:
+    lock = machine.lock(pin_of(make_wheel(machine.index.folder, "tinyone")))
+    machine.index.gate.clear()
+    machine.lack(lock)
+    await asyncio.to_thread(machine.index.asked.wait)
+    if word == "pauses":
+        machine.rests = "paused: by this machine's owner"
+    else:
+        machine.allows = False
+    await machine.keeper.settled()
+    assert names_in(machine.keeper.store.root) == []
+    why = machine.rests or NO_CONSENT
+    assert machine.notes[-1] == f"the installation of environment {lock.digest[:12]} was stopped: {why}"
+    machine.allows, machine.rests = True, None
+    machine.index.gate.set()
+    assert machine.lack(lock) == "it begins to install it", "at once: it did not fail"
+    await machine.keeper.settled()
+    assert machine.lack(lock) is None
+
+
+async def test_one_is_installed_at_a_time(machine: Machine) -> None:
+    locks = [machine.lock(pin_of(make_wheel(machine.index.folder, name))) for name in ("tinyone", "tinytwo")]
+    machine.index.gate.clear()
+    for lock in locks:
+        machine.lack(lock)
+    await asyncio.to_thread(machine.index.asked.wait)
+    assert len(names_in(machine.keeper.store.root)) == 1
+    assert machine.lack(locks[1]) == "it begins to install it"
+    machine.index.gate.set()
+    await machine.keeper.settled()
+    assert set(machine.keeper.store.digests()) == {lock.digest for lock in locks}
+
+
+class Disk(NamedTuple):
+    free: int
+
+
+async def test_a_disk_that_is_nearly_full_is_not_filled(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = machine.lock(pin_of(make_wheel(machine.index.folder, "tinyone")))
+    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: Disk(2))
+    machine.lack(lock)
+    await machine.keeper.settled()
+    assert machine.lack(lock) == "it takes over 1 B, the most that this machine keeps"
 
 
 async def test_a_failure_is_told_and_not_tried_again_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

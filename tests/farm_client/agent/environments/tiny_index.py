@@ -30,7 +30,7 @@ def make_wheel(folder: Path, name: str, version: str = "1.0", files: dict[str, s
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for inner, text in content.items():
-            archive.writestr(inner, text)
+            archive.writestr(zipfile.ZipInfo(inner), text)  # without a time: the same files have the same hash
     return path
 
 
