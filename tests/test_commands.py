@@ -76,6 +76,7 @@ NOT_RUN = {
     r"farm leaderboard.*": "tests/farm_client/cli/test_leaderboard.py asks, tests/farm_server/clients answers",
     r"(farm|farm-client) certificate .*": "tests/farm_client/cli/test_certificate.py, and the agent's beside it",
     r"farm-client escape-test": "runs for half a minute; tests/farm_client/agent/test_escape_test.py, tests/sandbox",
+    r"farm-client update --check": "asks a registry; tests/farm_client/agent/test_updating.py has an index of its own",
     r"farm-client service .*": "starts a service; tests/farm_client/agent/service has a stand-in for systemd",
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
     r"python examples/\w+/plain\.py .*": "trains for a minute; test_public_models.py does in small",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -33,6 +34,7 @@ from farm_client.agent.owner_commands import add_owner_commands
 from farm_client.agent.reporting.screens import StatusView, chosen_view
 from farm_client.agent.service_commands import service_app
 from farm_client.agent.settings import load_settings
+from farm_client.agent.updating import check_for_update
 from farm_client.event_loop import run
 from farm_client.proxies import BadProxy, proxy_for
 from farm_client.sandbox.escape_run import EscapeResult
@@ -217,6 +219,22 @@ def escape_test(
     else:
         typer.echo(plain_text("\n".join(report.in_lines())))
     raise typer.Exit(OK if report.is_contained else FAILED)
+
+
+@app.command()
+def update(
+    check: Annotated[bool, typer.Option("--check", help="Ask the package index for the newest version.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether there is a newer version; nothing is installed. Exit code 1 if that could not be found out."""
+    if not check:
+        raise BadSettings("farm-client installs nothing by itself: `farm-client update --check` says what is new")
+    found = check_for_update()
+    if as_json:
+        print_envelope("client_update", asdict(found))
+    else:
+        typer.echo(plain_text(found.in_words()))
+    raise typer.Exit(FAILED if found.newest is None else OK)
 
 
 def main() -> NoReturn:
