@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -23,10 +23,8 @@ from farm_client.agent.certificate import certificate
 from farm_client.agent.cli_parts import FAILED, OK, USAGE, HomeOption, JsonOption, print_envelope
 from farm_client.agent.connection.farm_choice import SECRET_VARIABLES, choose_farm
 from farm_client.agent.daemon import Agent
-from farm_client.agent.doctor import examine, in_lines
 from farm_client.agent.environment_commands import environments_app
 from farm_client.agent.errors import BadAddress, BadSettings, DamagedIdentity, DamagedPolicy
-from farm_client.agent.escape_test import as_envelope, run_escape_test
 from farm_client.agent.executors.confining import require_runnable
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
@@ -37,12 +35,14 @@ from farm_client.agent.settings import load_settings
 from farm_client.agent.updating import check_for_update
 from farm_client.event_loop import run
 from farm_client.proxies import BadProxy, proxy_for
-from farm_client.sandbox.escape_run import EscapeResult
 from farm_client.streams import prepare_streams
 from protocol.errors import FarmError
 from protocol.sandbox import Rung
 from protocol.terminal_text import one_line, plain_text
 from protocol.wording import sized
+
+if TYPE_CHECKING:
+    from farm_client.sandbox.escape_run import EscapeResult
 
 _NEEDS_A_PERSON: Final = (BadAddress, BadSettings, BadProxy, DamagedIdentity, DamagedPolicy)
 """What no restart mends: a supervisor should leave it."""
@@ -189,6 +189,8 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
 @app.command()
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Try to get out of each sandbox that this machine has, and say which one tasks would run in; 1 if in none."""
+    from farm_client.agent.doctor import examine, in_lines  # noqa: PLC0415 - an agent at rest holds none of it
+
     found = examine(load_settings(home=home))
     if as_json:
         print_envelope("client_doctor", found)
@@ -205,6 +207,7 @@ def escape_test(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case, and a last one.")] = False,
 ) -> None:
     """Run hostile code in each sandbox that this machine has, and show what it got; 1 if anything, or if none holds."""
+    from farm_client.agent.escape_test import as_envelope, run_escape_test  # noqa: PLC0415 - see doctor
 
     def tell(result: EscapeResult) -> None:
         if as_json:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from protocol.resources import Gpu
-
-with warnings.catch_warnings():
-    # The deprecated package of the same name warns at import; the module we depend on comes from nvidia-ml-py.
-    warnings.simplefilter("ignore")
-    import pynvml
 
 _MILLI = 1000
 
@@ -29,13 +27,16 @@ class Accelerators:
         self.driver = ""
         self._handles: dict[int, object] = {}
         self._granted: frozenset[int] | None = None
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:  # no driver, or no device
+        self._nvml = nvml_binding()
+        if self._nvml is None:
             return
-        self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        for index in _visible(pynvml.nvmlDeviceGetCount()):
-            self._handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
+        try:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError:  # no driver, or no device
+            return
+        self.driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+        for index in _visible(self._nvml.nvmlDeviceGetCount()):
+            self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
 
     def keep_only(self, positions: Collection[int]) -> None:
         """Leave out all GPUs but those at these positions, for good: the others passed no self-test."""
@@ -60,30 +61,30 @@ class Accelerators:
     def device_nodes(self) -> tuple[Path, ...]:
         """The device nodes that a sandbox must have for the GPUs in use; none without one."""
         lent = self._lent
-        return device_nodes([_minor(handle) for handle in lent.values()]) if lent else ()
+        return device_nodes([_minor(self._nvml, handle) for handle in lent.values()]) if lent else ()
 
     def sample(self) -> tuple[Gpu, ...]:
         """Read every GPU's memory and load; one that fell off the bus is left out."""
         found = []
         for index, handle in self._lent.items():
-            with suppress(pynvml.NVMLError):
-                found.append(_sample(index, handle))
+            with suppress(self._nvml.NVMLError):
+                found.append(_sample(self._nvml, index, handle))
         return tuple(found)
 
     def temperatures(self) -> dict[int, float]:
         """Read the GPUs' temperatures in degrees Celsius, by index; one that does not tell is left out."""
         found = {}
         for index, handle in self._lent.items():
-            with suppress(pynvml.NVMLError):
-                found[index] = float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+            with suppress(self._nvml.NVMLError):
+                found[index] = float(self._nvml.nvmlDeviceGetTemperature(handle, self._nvml.NVML_TEMPERATURE_GPU))
         return found
 
     def power_limits(self) -> dict[int, float]:
         """Read the GPUs' power limits in watts, by index; one that has none is left out."""
         found = {}
         for index, handle in self._lent.items():
-            with suppress(pynvml.NVMLError):
-                found[index] = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / _MILLI
+            with suppress(self._nvml.NVMLError):
+                found[index] = self._nvml.nvmlDeviceGetPowerManagementLimit(handle) / _MILLI
         return found
 
     def limit_power(self, index: int, watts: float) -> bool:
@@ -91,18 +92,33 @@ class Accelerators:
         if (handle := self._handles.get(index)) is None:
             return False
         try:
-            least, most = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
-            pynvml.nvmlDeviceSetPowerManagementLimit(handle, int(min(max(watts * _MILLI, least), most)))
-        except pynvml.NVMLError:
+            least, most = self._nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+            self._nvml.nvmlDeviceSetPowerManagementLimit(handle, int(min(max(watts * _MILLI, least), most)))
+        except self._nvml.NVMLError:
             return False
         return True
 
     def close(self) -> None:
         """Let NVML go."""
         if self.driver:
-            with suppress(pynvml.NVMLError):
-                pynvml.nvmlShutdown()
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
             self._handles, self.driver = {}, ""
+
+
+def nvml_binding() -> Any:
+    """Return NVML's module; None where its library can't be: 3 MB that an agent without a driver does not hold."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            return None
+    with warnings.catch_warnings():
+        # The deprecated package of the same name warns at import; the module we depend on comes from nvidia-ml-py.
+        warnings.simplefilter("ignore")
+        import pynvml  # noqa: PLC0415 - see above
+
+    return pynvml
 
 
 def device_nodes(minors: Iterable[int], dev: Path = Path("/dev")) -> tuple[Path, ...]:
@@ -116,8 +132,8 @@ def device_nodes(minors: Iterable[int], dev: Path = Path("/dev")) -> tuple[Path,
     return (*(dev / name for name in names if (dev / name).exists()), *caps)
 
 
-def _minor(handle: object) -> int:
-    return int(pynvml.nvmlDeviceGetMinorNumber(handle))
+def _minor(nvml: Any, handle: object) -> int:
+    return int(nvml.nvmlDeviceGetMinorNumber(handle))
 
 
 def _visible(count: int) -> list[int]:
@@ -128,15 +144,15 @@ def _visible(count: int) -> list[int]:
     return [int(part) for part in chosen.split(",") if part and int(part) < count]
 
 
-def _sample(index: int, handle: object) -> Gpu:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _sample(nvml: Any, index: int, handle: object) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     try:
-        utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-    except pynvml.NVMLError:  # a MIG slice has no rate of its own
+        utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    except nvml.NVMLError:  # a MIG slice has no rate of its own
         utilization = 0.0
     return Gpu(
         index=index,
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
         memory_bytes=int(memory.total),
         memory_free_bytes=int(memory.free),
         utilization=min(1.0, utilization),

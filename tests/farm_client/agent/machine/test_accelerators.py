@@ -58,7 +58,7 @@ class StandIn:
 def nvml(monkeypatch):
     def install(**options):
         stand_in = StandIn(**options)
-        monkeypatch.setattr(accelerators, "pynvml", stand_in)
+        monkeypatch.setattr(accelerators, "nvml_binding", lambda: stand_in)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         return stand_in
 
@@ -129,7 +129,7 @@ def test_windows_subsystem_for_linux_has_one_node(tmp_path):
 
 
 def test_without_a_gpu_no_node_is_asked_for(monkeypatch):
-    monkeypatch.setattr(accelerators, "pynvml", StandIn(count=0))
+    monkeypatch.setattr(accelerators, "nvml_binding", lambda: StandIn(count=0))
     assert Accelerators().device_nodes == ()
 
 
@@ -208,3 +208,19 @@ class TestPower:
         (tmp_path / "power.json").write_text("{")
         PowerLimit(gpus, tmp_path / "power.json").restore()
         assert cards.watts[0] == 300_000
+
+
+def test_the_binding_is_imported_where_the_library_is(monkeypatch):
+    monkeypatch.setattr(accelerators.ctypes, "CDLL", lambda name: name)
+    assert accelerators.nvml_binding().__name__ == "pynvml"
+
+
+@pytest.mark.parametrize(("platform", "imported"), [("linux", False), ("win32", True)])
+def test_without_the_library_linux_does_without_the_binding(monkeypatch, platform, imported):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(accelerators.ctypes, "CDLL", missing)
+    monkeypatch.setattr(accelerators.sys, "platform", platform)
+    assert (accelerators.nvml_binding() is not None) is imported
+    monkeypatch.undo()
