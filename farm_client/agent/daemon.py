@@ -53,6 +53,7 @@ from farm_client.agent.work.job import Tools
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
+from farm_client.sandbox.cgroups import find_delegation
 from farm_client.signals import existing, heeded
 from protocol.composition import Wrap, as_built
 from protocol.compression import CodecName
@@ -180,6 +181,7 @@ class Agent:
                 vram_share=self._owner.keeper.policy.vram_share,
                 module=self._executor_module,
                 confinement=self._choice.confinement,
+                cgroups=find_delegation(),
             )
         )
         keeping = Keeping(

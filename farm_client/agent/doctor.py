@@ -16,6 +16,7 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.machine.probe import Lending, Probe
 from farm_client.agent.owner.policy import load_policy
 from farm_client.agent.settings import AgentSettings
+from farm_client.sandbox.cgroups import find_delegation
 from farm_client.sandbox.errors import SandboxUnavailable
 from farm_client.sandbox.ladder import try_all
 from farm_client.sandbox.prove import Proof
@@ -40,6 +41,7 @@ def examine(settings: AgentSettings) -> dict[str, Any]:
         "uses": holding[0].rung.value if holding else Rung.NONE.value,
         "least": settings.sandbox.value,
         "environments": _environments(settings),
+        "control_groups": () if (groups := find_delegation()) is None else groups.controllers,
         "resources": resources.model_dump(),
         "load": load.model_dump(),
     }
@@ -93,6 +95,10 @@ def in_lines(found: dict[str, Any]) -> list[str]:
     lines += [_rung_line(rung) for rung in found["rungs"]] or [
         f"sandbox: none is known for {sys.platform}; Linux has them"
     ]
+    groups = found["control_groups"]
+    lines.append(
+        f"control groups: {', '.join(groups)}" if groups else "control groups: none are delegated to this user"
+    )
     if found["uses"] == Rung.NONE.value:
         lines.append(f"tasks would not be taken: no sandbox holds that is {found['least']} or better")
     else:

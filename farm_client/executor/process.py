@@ -25,6 +25,7 @@ from farm_client.executor.environment import executor_environment
 from farm_client.executor.messages import REPORT, Order, Report
 from farm_client.executor.output import LineSplitter
 from farm_client.executor.postmortem import ProcessDeath, explain_death, oom_kills
+from farm_client.sandbox.cgroups import Delegation, ExecutorGroup
 from farm_client.sandbox.confinement import UNCONFINED, Confinement
 from farm_client.sandbox.ending import end_all
 from farm_client.sandbox.halting import go_on, halt, keep_to_cores
@@ -70,6 +71,8 @@ class ExecutorProcess(asyncio.Protocol):
         self.room = room
         self._confinement = launch.confinement
         self._caps = launch.caps
+        self.group: ExecutorGroup | None = None
+        """Its control group, where the system gives it one."""
         self._listener = listener
         self._decoder = FrameDecoder()
         self._transport: asyncio.WriteTransport | None = None
@@ -202,6 +205,8 @@ class ExecutorProcess(asyncio.Protocol):
         for turn in count(1):
             await asyncio.sleep(_MEASURE_SECONDS)
             bounds = self._caps.within(self._confinement.policy.bounds)
+            if self.group is not None:
+                self.group.keep_within(bounds, self._caps.cpu_cores)
             self._excess = excess(self.pid, bounds)
             if self._excess is None and turn % _SCRATCH_TURNS == 0:
                 self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds, self.pid)
@@ -220,6 +225,9 @@ class ExecutorProcess(asyncio.Protocol):
             self._close_pipe(descriptor)
         if self._transport is not None:
             self._transport.close()
+        if self.group is not None:
+            self._excess = self._excess or self.group.excess()
+            await asyncio.to_thread(self.group.remove)
         await asyncio.to_thread(self.room.remove)
         if not self._killed:
             ran_out_of_memory = oom_kills() > self._oom_kills_before
@@ -239,6 +247,7 @@ class Launch:
     vram_share: float | None = None
     module: str = EXECUTOR_MODULE
     confinement: Confinement = UNCONFINED
+    cgroups: Delegation | None = None
     caps: Caps = field(default_factory=Caps)
     """What is measured beside the confinement's own bounds; it may change while executors live."""
 
@@ -261,13 +270,15 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
     """
     room = Room.make(launch.scratch_root)
     executor = ExecutorProcess(room, launch, listener)
+    executor.group = _group_of(launch)
     ours, theirs = socket.socketpair()
     pipes: dict[Stream, tuple[int, int]] = {"stdout": os.pipe(), "stderr": os.pipe()}
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+    command = launch.confinement.command(room, launch.module, keep=(theirs.fileno(),))
     try:
         process = await asyncio.create_subprocess_exec(
-            *launch.confinement.command(room, launch.module, keep=(theirs.fileno(),)),
+            *(command if executor.group is None else executor.group.command(command)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipes["stdout"][1],
             stderr=pipes["stderr"][1],
@@ -281,6 +292,8 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
         for reading, _ in pipes.values():
             os.close(reading)
         room.remove()
+        if executor.group is not None:
+            executor.group.remove()
         raise
     finally:
         theirs.close()
@@ -293,3 +306,12 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
         executor.kill()
         raise
     return executor
+
+
+def _group_of(launch: Launch) -> ExecutorGroup | None:
+    """Make an executor's control group; without one its bounds are limits and measurements."""
+    if launch.cgroups is None:
+        return None
+    with suppress(OSError):
+        return launch.cgroups.make(launch.caps.within(launch.confinement.policy.bounds), launch.caps.cpu_cores)
+    return None

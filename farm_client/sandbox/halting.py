@@ -13,14 +13,16 @@ from farm_client.sandbox.watch import tree
 def halt(pid: int, *, supervised: bool) -> None:
     """Stop what runs under ``pid``; where that one only supervises the sandbox, it goes on: it ends the rest at need.
 
-    Stopped processes can be killed.
+    Stopped processes can be killed. Where the system has no such signal (Windows) nothing happens.
     """
-    _signal_all(pid, signal.SIGSTOP, supervised=supervised)
+    if (stop := getattr(signal, "SIGSTOP", None)) is not None:
+        _signal_all(pid, stop, supervised=supervised)
 
 
 def go_on(pid: int, *, supervised: bool) -> None:
     """Let what runs under ``pid`` go on."""
-    _signal_all(pid, signal.SIGCONT, supervised=supervised)
+    if (cont := getattr(signal, "SIGCONT", None)) is not None:
+        _signal_all(pid, cont, supervised=supervised)
 
 
 def keep_to_cores(pid: int, cores: frozenset[int]) -> None:

@@ -47,6 +47,8 @@ class Caps:
 
     memory_bytes: int | None = None
     scratch_bytes: int | None = None
+    cpu_cores: float | None = None
+    """Processor time, as so many cores; held where there are control groups."""
 
     def within(self, bounds: Bounds) -> Bounds:
         """Return the narrower of both."""

@@ -69,6 +69,11 @@ class ExecutorPool:
         """The bounds of all executors that may change while they live."""
         return self._launch.caps
 
+    @property
+    def has_cgroups(self) -> bool:
+        """Whether each executor has a control group of its own."""
+        return self._launch.cgroups is not None
+
     def lend_gpus(self, gpus: str, devices: tuple[Path, ...], vram_share: float | None) -> None:
         """Start executors with these GPUs from now on; those that live with others are ended, in mid-step.
 

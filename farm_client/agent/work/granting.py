@@ -110,7 +110,12 @@ class Grants:
     def _hold_back(self) -> None:
         cores = usable_cores()
         plan = cpu_plan(self._limits.cpu_share or 1.0, cores)
-        duty = plan.duty * self._limits.duty * self.thermostat.duty
+        duty = self._limits.duty * self.thermostat.duty
+        if self.pool.has_cgroups:  # the kernel holds the share, to the microsecond
+            share = self._limits.cpu_share
+            self.pool.caps.cpu_cores = None if share is None else share * cores
+        else:
+            duty *= plan.duty
         self.throttle.limit(duty, plan.cores if plan.cores < cores else None)
 
     async def _keep_cool(self) -> None:

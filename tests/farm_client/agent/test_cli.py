@@ -101,6 +101,7 @@ def test_doctor_s_lines_are_for_people():
             "environments": {"built": 0, "size_bytes": 0, "max_bytes": 2**30, "installs": False, "uv": None},
             "resources": {"hostname": "pc", "platform": "Linux", "cpu_cores": 4, "ram_bytes": 2**30, "gpus": []},
             "load": {"disk_free_bytes": 2**30},
+            "control_groups": ("memory", "pids"),
         }
     )
     assert lines == [
@@ -108,6 +109,7 @@ def test_doctor_s_lines_are_for_people():
         "no NVIDIA GPU found",
         "sandbox strict (/usr/bin/bwrap): not available: no uid map",
         "sandbox landlock: REFUSED: files: could read /secret",
+        "control groups: memory, pids",
         "tasks would not be taken: no sandbox holds that is landlock or better",
         "packages of tasks: 0 environments; installs are not allowed (farm-client set --allow-installs)",
     ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from farm_client.agent import daemon
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.cli import app
 from farm_client.agent.errors import BadSettings
@@ -21,6 +25,7 @@ from farm_client.agent.owner.policy import OwnerPolicy, save_policy
 from farm_client.agent.owner_limit_options import limits_given
 from farm_client.agent.settings import load_settings
 from farm_client.agent.work.granting import Grants, lent
+from farm_client.sandbox.cgroups import ExecutorGroup
 from farm_client.sandbox.policy import Bounds, Caps
 from protocol.assignments import Progress, Reject, Result
 from protocol.messages import Error, Heartbeat, Pause
@@ -207,3 +212,43 @@ def test_gpus_are_named_by_their_numbers(words: str, value: tuple[int, ...] | No
     assert limits_given({"gpus": words}) == {"gpus": value}
     assert OwnerLimits(gpus=value).gpus == value
     assert limits_given({"power_watts": "200 w", "target_celsius": "70"}) == {"power_watts": 200, "target_celsius": 70}
+
+
+class GroupsOfAStandIn:
+    """Control groups without a kernel: plain folders, and a process that only says that it entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.made = folder, []
+
+    def make(self, bounds: Bounds, cpu_cores: float | None = None) -> ExecutorGroup:
+        folder = self.folder / str(len(self.made))
+        folder.mkdir(parents=True)
+        (folder / "memory.max").write_text("")
+        (folder / "cpu.max").write_text("")
+        group = ExecutorGroup(folder, shutil.rmtree)
+        group.keep_within(bounds, cpu_cores)
+        self.made.append(group)
+        return group
+
+
+async def test_with_control_groups_the_kernel_is_told_of_each_change(
+    farm, start_agent, home, caught, tmp_path, monkeypatch
+) -> None:
+    groups = GroupsOfAStandIn(tmp_path / "groups")
+    monkeypatch.setattr(daemon, "find_delegation", lambda: groups)
+    async with start_agent():
+        peer = await joined(farm)
+        await set_limits(home, "--cpu", "25%")
+        assert caught[0].throttle.duty == 1.0
+        await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
+        await until((tmp_path / "pid").exists)
+        quota = f"{round(25_000 * usable_cores())} 100000"
+        await until(lambda: any((g.folder / "cpu.max").read_text() == quota for g in groups.made))
+        (group,) = (g for g in groups.made if (g.folder / "cgroup.procs").exists())
+        await set_limits(home, "--max-ram", "2GiB", "--cpu", "none")
+        await until(lambda: (group.folder / "memory.max").read_text() == str(2 * GIB))
+        assert (group.folder / "cpu.max").read_text() == "max 100000"
+        (group.folder / "memory.events").write_text("oom 1\noom_kill 4\n")
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        assert "all its processes together ran out of memory, and may use 2.0 GiB" in (await peer.expect(Error)).message
+    assert not list((tmp_path / "groups").iterdir())
