@@ -42,8 +42,8 @@ BENCHMARK_TESTS := tests/benchmarks
 JOBS ?= 4
 # A worker that a hung test ends is replaced, twice.
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --max-worker-restart 2
-# Two farms at once: they wait for deadlines and for dead processes more than they compute.
-FAULTS_SIDE_BY_SIDE := -n 2 --dist loadfile --max-worker-restart 2
+# Two farms at once: they wait for deadlines, windows and dead processes more than they compute.
+TWO_FARMS := -n 2 --dist loadfile --max-worker-restart 2
 # MEASURED=1: what the tests and the processes that they start reach is added to .coverage/, for coverage-report.
 COVERAGE := $(BIN)/python -m coverage
 PYTEST := $(if $(MEASURED),$(COVERAGE) run,$(BIN)/python) -m pytest --durations=10
@@ -54,11 +54,11 @@ test: $(STAMP)
 
 faults: $(STAMP)
 	@echo "==> pytest, faults on real processes"
-	@$(PYTEST) $(FAULT_TESTS) $(if $(ARGS),$(ARGS),$(FAULTS_SIDE_BY_SIDE))
+	@$(PYTEST) $(FAULT_TESTS) $(if $(ARGS),$(ARGS),$(TWO_FARMS))
 
 benchmark-tests: $(STAMP)
 	@echo "==> pytest, the benchmarks themselves"
-	@$(PYTEST) $(BENCHMARK_TESTS) $(ARGS)
+	@$(PYTEST) $(BENCHMARK_TESTS) $(if $(ARGS),$(ARGS),$(TWO_FARMS))
 
 # What has just failed, once more, with nothing beside it. No limit is wider here: a defect fails twice.
 again: $(STAMP)
