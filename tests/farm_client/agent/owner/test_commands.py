@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,8 @@ from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.owner.policy import OwnerPolicy, load_policy, save_policy
 from farm_client.agent.owner_commands import describe, seconds_of
 from farm_client.agent.owner_limit_options import share_of
-from protocol.assignments import Reject
+from farm_client.agent.reporting.status import read_status
+from protocol.assignments import Reject, Result
 from protocol.messages import Drain, Pause, Ready, Resume
 from tests.farm_client.agent.scripted_farm import SUBMITTER, joined
 from tests.farm_client.agent.test_cli import run
@@ -194,3 +196,36 @@ class TestBesideAnAgent:
             assert "joined" in " ".join(envelope["data"]["text"] for envelope in envelopes)
             assert [e["data"]["number"] for e in envelopes] == sorted({e["data"]["number"] for e in envelopes})
             assert (await typed_beside(home, "logs", "-n", "0")).stdout == ""
+
+    async def test_logs_are_followed_until_the_agent_ends(self, farm, start_agent, home):
+        async with start_agent():
+            await joined(farm)
+            command = [sys.executable, "-m", "farm_client", "logs", "-f", "--home", str(home)]
+            following = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            async with asyncio.timeout(60):
+                while b"joined" not in await following.stdout.readline():
+                    continue
+                await typed_beside(home, "pause")
+                while b"not working: paused" not in await following.stdout.readline():
+                    continue
+        async with asyncio.timeout(60):
+            assert await following.wait() == 0
+
+    async def test_a_policy_written_while_an_agent_starts_reaches_it(self, farm, start_agent, home, monkeypatch):
+        """At the first look none runs, and it may have read the old policy before the new one was written."""
+        looks = iter([False])
+        in_use = HomeFolder.in_use
+        async with start_agent():
+            peer = await joined(farm)
+            monkeypatch.setattr(HomeFolder, "in_use", lambda self: next(looks, None) is None and in_use(self))
+            done = await typed_beside(home, "set", "--pause-while", "python", "--for", SUBMITTER)
+            assert "in force now" in done.stderr
+            assert (await peer.expect(Pause)).reason == "program: while python runs"
+
+    async def test_without_a_socket_an_agent_says_so_and_works(self, farm, start_agent, home):
+        (home / "control.sock").mkdir()
+        async with start_agent():
+            peer = await joined(farm)
+            await peer.send(farm.assign(farm.task()))
+            await peer.expect(Result)
+        assert any("cannot reach this agent" in event.text for event in read_status(home / "status.json").events)
