@@ -87,6 +87,13 @@ def test_nobody_is_credited_with_more_than_was_claimed_or_can_be(round_: list[tu
         assert (after.flops_per_sample == 0) >= (before.flops_per_sample == 0), "unknown stays unknown"
 
 
+@pytest.mark.parametrize(("held", "seconds"), [(20.0, 20), (0.0, 10), (5.0, 10)])
+def test_who_is_alone_is_credited_with_what_a_machine_can_compute_in_that_time(held: float, seconds: int) -> None:
+    claim = records.assignment("a", samples=1000, flops_per_sample=MAX_COUNT, offered_at=7.0, delivered_at=7.0 + held)
+    [after] = credited(FlopFigures(), [claim])
+    assert after.flops_per_sample * 1000 == seconds * FASTEST
+
+
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), FIGURES.map(lambda one: min(one, 10**12)))
 def test_who_all_say_the_same_are_credited_with_that(rounds: list[str], figure: int) -> None:
     figures = FlopFigures()
