@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from farm_client.agent.owner.desktop import DesktopIdle
 from farm_client.agent.owner.policy import OwnerPolicy
 from farm_client.agent.owner.reasons import Observations
 
@@ -42,6 +43,29 @@ def process_names() -> list[str]:
     return [name for name in names if name]
 
 
+def input_idle_seconds(dev: Path = _DEV, now: float | None = None) -> float | None:
+    """Return for how long nobody typed in any terminal of this machine; None if there is none to look at.
+
+    The access time of a terminal's device is that of its last input, to some seconds. For a desktop's keyboard and
+    mouse see ``DesktopIdle``.
+    """
+    used = [moment for terminal in _terminals(dev) if (moment := _accessed(terminal)) is not None]
+    if not used:
+        return None
+    return max(0.0, (time.time() if now is None else now) - max(used))
+
+
+def _terminals(dev: Path) -> list[Path]:
+    return [path for pattern in ("pts/[0-9]*", "tty[0-9]*") for path in dev.glob(pattern)]
+
+
+def _accessed(path: Path) -> float | None:
+    try:
+        return path.stat().st_atime
+    except OSError:
+        return None
+
+
 class MachineWatch:
     """Takes the looks. ``clock`` is monotonic seconds, ``cpu_times`` (all, others') processor seconds of all cores."""
 
@@ -50,7 +74,10 @@ class MachineWatch:
         clock: Callable[[], float] = time.monotonic,
         cpu_times: Callable[[], tuple[float, float] | None] = processor_seconds,
         names: Callable[[], Iterable[str]] = process_names,
+        inputs: Iterable[Callable[[], float | None]] | None = None,
     ) -> None:
+        """``inputs`` each return for how long there was none, in seconds; None if that is not known."""
+        self._inputs = tuple(inputs) if inputs is not None else (input_idle_seconds, DesktopIdle().seconds)
         self._clock = clock
         self._cpu_times = cpu_times
         self._names = names
@@ -63,11 +90,14 @@ class MachineWatch:
     def look(self, policy: OwnerPolicy) -> Observations:
         """Look at what the policy asks about."""
         return Observations(
-            input_idle_seconds=input_idle_seconds() if policy.only_idle else None,
+            input_idle_seconds=self._without_input() if policy.only_idle else None,
             others_load=self._others_load() if policy.only_idle else None,
             on_battery=None if policy.on_battery else on_battery(),
             programs=self._programs(policy.pause_while) if policy.pause_while else (),
         )
+
+    def _without_input(self) -> float | None:
+        return min((seconds for look in self._inputs if (seconds := look()) is not None), default=None)
 
     def _others_load(self) -> float | None:
         """Return an average that forgets in some seconds; None at the first look."""
@@ -95,29 +125,6 @@ def on_battery() -> bool | None:
     sensors = getattr(psutil, "sensors_battery", None)  # not on every system
     battery = sensors() if sensors is not None else None
     return None if battery is None or battery.power_plugged is None else not battery.power_plugged
-
-
-def input_idle_seconds(dev: Path = _DEV, now: float | None = None) -> float | None:
-    """Return for how long nobody typed in any terminal of this machine; None if there is none to look at.
-
-    The access time of a terminal's device is that of its last input, to some seconds. It knows nothing of a desktop's
-    keyboard and mouse (docs/owner.md).
-    """
-    used = [moment for terminal in _terminals(dev) if (moment := _accessed(terminal)) is not None]
-    if not used:
-        return None
-    return max(0.0, (time.time() if now is None else now) - max(used))
-
-
-def _terminals(dev: Path) -> list[Path]:
-    return [path for pattern in ("pts/[0-9]*", "tty[0-9]*") for path in dev.glob(pattern)]
-
-
-def _accessed(path: Path) -> float | None:
-    try:
-        return path.stat().st_atime
-    except OSError:
-        return None
 
 
 def _plain(name: str) -> str:
