@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from farm_client.sandbox.policy import Bounds
 from protocol.sandbox import Rung
 from tests.farm_client.agent.executors.test_bundle import zipped
 from tests.farm_client.agent.scripted_farm import ScriptedFarm
+from tests.farm_client.agent.waiting import until
 from tests.farm_client.sandbox.machine import GIB, confinement, policy
 
 __all__ = ["zipped"]
@@ -201,3 +203,25 @@ async def test_packages_that_would_be_the_farms_own_are_refused_by_the_executor_
         with pytest.raises(ExecutorFailed) as failed:
             await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", "")), packages=packages))
     assert "would take the place of this machine's own torch" in failed.value.report.message
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_what_computes_is_halted_from_outside_and_ended_while_it_is(rung, tmp_path, zipped):
+    """The process that only supervises goes on: it ends the rest when the agent dies."""
+    async with executor_on(rung, tmp_path) as executor:
+        bundle = zipped(("train.py", "while True:\n    pass\n"))
+        loading = asyncio.create_task(executor.load(ScriptedFarm().task(), TaskFiles(bundle)))
+        outer = psutil.Process(executor.pid)
+        await until(lambda: any(one.cpu_times().user > 0.1 for one in outer.children(recursive=True)))
+        inside = outer.children(recursive=True)
+        executor.process.halt()
+        await until(lambda: {one.status() for one in inside} == {psutil.STATUS_STOPPED})
+        assert outer.status() != psutil.STATUS_STOPPED
+        executor.process.go_on()
+        await until(lambda: psutil.STATUS_RUNNING in {one.status() for one in inside})
+        executor.process.halt()
+        executor.kill()
+        with pytest.raises(ExecutorDied):
+            await loading
+        await executor.closed()
+        await until(lambda: not any(one.is_running() for one in (outer, *inside)))
