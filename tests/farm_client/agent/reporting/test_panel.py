@@ -141,6 +141,13 @@ def test_strangers_names_do_nothing_on_the_terminal() -> None:
     assert "ab c by d" in text
 
 
+def test_what_does_not_fit_is_cut_where_it_can_be_seen() -> None:
+    lines = drawn(BUSY.model_copy(update={"doing": "waiting: " + "long " * 40, "name": "n" * 90}), 60)
+    assert lines[0].endswith("…")
+    assert row(lines, "does").endswith("…")
+    assert cell_len(row(lines, "does")) == 60
+
+
 @given(
     width=st.integers(20, 250),
     height=st.integers(1, 80),

@@ -26,6 +26,7 @@ SPACE = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
 def exec_start(unit: str) -> list[str]:
     """Read the command of a unit as systemd does: quotes and backslashes of a shell, then %% and $$."""
     (line,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert not set("%$") & set(line.replace("%%", "").replace("$$", ""))  # alone they stand for something else
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.removeprefix("ExecStart="))]
 
 
