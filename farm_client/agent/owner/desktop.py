@@ -1,4 +1,4 @@
-"""How long a desktop is idle, as Linux's logind knows it: desktops tell it when keyboard and mouse rest.
+"""How long a desktop is idle, as Linux's logind knows it from those desktops that report it.
 
 It is asked through `loginctl show-session` without a session, which shows the properties of logind itself: of all
 sessions together (systemd's org.freedesktop.login1, ``IdleHint`` and ``IdleSinceHint``, microseconds since 1970).
