@@ -19,7 +19,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 from farm_client.sandbox import podman
+from farm_client.sandbox.leftovers import end_leftovers
 from farm_client.sandbox.protection import Protection
 from farm_client.sandbox.prove import prove
 from farm_client.sandbox.room import Room
@@ -45,6 +48,7 @@ CASES = (
     "kill_supervisor",
 )
 GONE_SECONDS = 10
+HOG = "farm_client.sandbox.hog"
 
 
 def works(home: Path) -> str:
@@ -103,18 +107,46 @@ def killed_agent(home: Path) -> list[str]:
     return left
 
 
-async def until_gone(mark: str) -> None:
+def killed_keeper(home: Path) -> tuple[list[str], list[str]]:
+    """Kill a keeper and its parent at once; return what runs in the container then, and what is left later."""
+    room = Room.make(home)
+    process = started(room)
+    waiting = psutil.Process(process.pid)
+    both = (waiting, *waiting.children())
+    for one in both:
+        one.suspend()  # or the first one's end would be the other's word to end the rest
+    for one in both:
+        one.kill()
+    process.wait()
+    asyncio.run(until_gone(str(room.root), HOG))
+    inside = with_mark(str(room.root), HOG)
+    end_leftovers(home)
+    asyncio.run(until_gone(str(room.root)))
+    left = with_mark(str(room.root))
+    room.remove()
+    return inside, left
+
+
+async def until_gone(*marks: str) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(GONE_SECONDS):
-            while with_mark(mark):  # noqa: ASYNC110  no event tells of a process that is no child
+            while with_mark(*marks):  # noqa: ASYNC110  no event tells of a process that is no child
                 await asyncio.sleep(0.05)
 
 
 def agent(home: Path) -> None:
     """Be an agent whose container waits until it is ended."""
-    room, rung = Room.make(home), confinement(Rung.CONTAINER, policy((home,)))
+    room = Room.make(home)
+    started(room)
+    print(room.root, flush=True)
+    signal.pause()
+
+
+def started(room: Room) -> subprocess.Popen[bytes]:
+    """Start a container that waits until it is ended."""
+    rung = confinement(Rung.CONTAINER, policy((room.root.parent,)))
     process = subprocess.Popen(
-        rung.command(room, "farm_client.sandbox.hog", ("memory", "1")),
+        rung.command(room, HOG, ("memory", "1")),
         stdout=subprocess.PIPE,
         env=environment(room.scratch, os.environ),
         cwd=room.scratch,
@@ -122,18 +154,17 @@ def agent(home: Path) -> None:
     )
     assert process.stdout is not None
     process.stdout.readline()
-    print(room.root, flush=True)
-    signal.pause()
+    return process
 
 
-def with_mark(mark: str) -> list[str]:
-    """List the commands of processes that a folder shows in: in their words, variables, or as where they are."""
+def with_mark(*marks: str) -> list[str]:
+    """List the commands of processes that all marks show in: in their words, variables, or where they are."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes()
             about = words + (folder / "environ").read_bytes() + os.fsencode((folder / "cwd").readlink())
-            if mark.encode() in about and int(folder.name) != os.getpid():
+            if all(mark.encode() in about for mark in marks) and int(folder.name) != os.getpid():
                 found.append(words.replace(b"\0", b" ").decode()[:100])
     return found
 
@@ -151,6 +182,7 @@ def run(home: Path) -> None:
     for code in ("7", "-9"):
         tell(f"ends with {code}", *said_and_ended(home, code))
     tell("killed agent", killed_agent(home))
+    tell("killed keeper", *killed_keeper(home))
     tell("left", sorted(os.listdir(home)), with_mark(str(home)))  # noqa: PTH208
 
 

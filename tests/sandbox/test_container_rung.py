@@ -80,5 +80,9 @@ def test_it_ends_with_a_killed_agent(results: dict[str, list[Any]]) -> None:
     assert results["killed agent"] == [[]]
 
 
+def test_it_ends_with_its_keeper_and_the_next_agent_ends_what_podman_left(results: dict[str, list[Any]]) -> None:
+    assert results["killed keeper"] == [[], []]
+
+
 def test_nothing_is_left(results: dict[str, list[Any]]) -> None:
     assert results["left"] == [[], []]

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from farm_client.agent.errors import BadHome, HomeInUse
+from farm_client.sandbox.leftovers import end_leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class HomeFolder:
             return True
 
     def _make_folders(self) -> None:
+        end_leftovers(self.scratch_dir)
         shutil.rmtree(self.scratch_dir, ignore_errors=True)
         try:
             for folder in (self.scratch_dir, self.cache_dir, self.outbox_dir):

@@ -19,6 +19,7 @@ import pytest
 
 from farm_client.sandbox.container import end_descendants
 from farm_client.sandbox.halting import go_on, halt
+from farm_client.sandbox.leftovers import end_leftovers
 from farm_client.sandbox.lifeline import NOT_CONFINED
 from farm_client.sandbox.podman import ContainerRun
 from farm_client.sandbox.room import Room
@@ -244,6 +245,21 @@ def test_who_waits_ends_the_rest_when_the_keeper_is_killed(kept: Kept) -> None:
     process.communicate()
     assert process.returncode == 128 + signal.SIGKILL
     assert kept.processes() == []
+
+
+def test_the_next_agent_ends_what_two_killed_processes_left(kept: Kept) -> None:
+    process = kept.start("hold")
+    until("it is held", lambda: len(kept.processes()) >= 4)
+    waiting = psutil.Process(process.pid)
+    for one in (waiting, *waiting.children()):
+        one.suspend()
+    for one in (*waiting.children(), waiting):
+        one.kill()
+    process.wait()  # the pipes are open in what is left
+    assert kept.processes(), "nobody was there to end them"
+    end_leftovers(kept.room.root.parent / "other")
+    end_leftovers(kept.room.root.parent)
+    until("all is gone", lambda: all(one.status() == psutil.STATUS_ZOMBIE for one in kept.processes()))
 
 
 def test_a_process_without_children_ends_none() -> None:
