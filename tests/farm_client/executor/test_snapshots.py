@@ -446,3 +446,27 @@ def test_an_executor_that_does_nothing_is_suspended_at_once() -> None:
         assert isinstance(agent.hear(), Suspended)
         agent.send(Stop())
         assert agent.process.wait(timeout=60) == 0
+
+
+def test_without_room_for_the_last_one_a_suspended_executor_stops_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        """In the place of the end of the process."""
+
+    class Ordered:
+        def is_ordered(self) -> bool:
+            return True
+
+        def obey(self) -> None:
+            raise Stopped
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Snapshots, "_take", full)
+    stand_in: Any = Ordered()
+    for path in (tmp_path / "work.state", None):
+        with pytest.raises(Stopped):
+            Snapshots(path, 1e6, suspension=stand_in).after_step(stand_in)
+    assert list(tmp_path.iterdir()) == []
