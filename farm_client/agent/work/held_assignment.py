@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.blobs.disk_space import is_full
-from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone, LacksModule
+from farm_client.agent.errors import (
+    BadBundle,
+    CacheFull,
+    DiskFull,
+    ExecutorDied,
+    ExecutorFailed,
+    HomeGone,
+    LacksModule,
+    NoEnvironment,
+)
 from farm_client.agent.reporting.status import WorkView
 from farm_client.executor.messages import DISK_FULL, OUT_OF_MEMORY, Done, Piece, Run
 from protocol.artefacts import Artefact
@@ -82,6 +91,7 @@ _MAX_TRACEBACK_CHARS: Final = 20_000
 
 _HANDED_BACK: Final[Mapping[type[Exception], RejectCode]] = MappingProxyType(
     {
+        NoEnvironment: RejectCode.ENVIRONMENT,
         NotFound: RejectCode.BLOB_UNAVAILABLE,
         Unavailable: RejectCode.BLOB_UNAVAILABLE,
         DigestMismatch: RejectCode.BLOB_UNAVAILABLE,

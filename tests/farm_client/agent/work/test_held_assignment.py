@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from farm_client.agent.blobs.cache import BlobCache
-from farm_client.agent.errors import BadBundle, CacheFull, DiskFull, ExecutorDied, ExecutorFailed, HomeGone
+from farm_client.agent.errors import (
+    BadBundle,
+    CacheFull,
+    DiskFull,
+    ExecutorDied,
+    ExecutorFailed,
+    HomeGone,
+    NoEnvironment,
+)
 from farm_client.agent.work.held_assignment import (
     MAX_METRICS_PER_FLUSH,
     Held,
@@ -71,6 +79,7 @@ class TestFailure:
             (Unavailable("away"), RejectCode.BLOB_UNAVAILABLE),
             (DigestMismatch("damaged"), RejectCode.BLOB_UNAVAILABLE),
             (DiskFull("full"), RejectCode.BLOB_UNAVAILABLE),
+            (NoEnvironment("gone"), RejectCode.ENVIRONMENT),
             (HomeGone("gone"), RejectCode.BLOB_UNAVAILABLE),
             (CacheFull("small"), RejectCode.DOES_NOT_FIT),
             (OSError(errno.ENOSPC, "No space left on device"), RejectCode.BLOB_UNAVAILABLE),
