@@ -165,18 +165,19 @@ async def test_an_error_of_the_agent_itself_ends_the_connection_and_not_the_agen
 
 
 async def test_an_error_of_a_task_in_the_background_is_raised_once(farm, start_agent, monkeypatch):
-    do = worker.Worker._do
+    do, ended = worker.Worker._do, []
 
-    async def end_wrongly(*arguments):
+    async def end_wrongly_once(*arguments):
         await do(*arguments)
-        raise RuntimeError("a mistake")
+        ended.append(arguments)
+        if len(ended) == 1:
+            raise RuntimeError("a mistake")
 
+    monkeypatch.setattr(worker.Worker, "_do", end_wrongly_once)  # a worker takes it at its making
     async with start_agent() as life:
         peer = await joined(farm)
-        with monkeypatch.context() as broken:
-            broken.setattr(worker.Worker, "_do", end_wrongly)
-            await peer.send(farm.assign(farm.task()))
-            assert (await peer.expect(Bye)).crashed
+        await peer.send(farm.assign(farm.task()))
+        assert (await peer.expect(Bye)).crashed
         peer = await joined(farm, incarnation=2)
         await peer.send(farm.assign(farm.task("task2")))
         await peer.expect(Result)
@@ -195,7 +196,7 @@ async def work_wrongly(*_):
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
-        ("farm_client.agent.work.worker.refusal", refuse_wrongly),
+        ("farm_client.agent.work.acceptance.refusal", refuse_wrongly),
         ("farm_client.agent.work.job.Job.do", work_wrongly),
         ("farm_client.agent.blobs.fetcher.Fetcher.fetch", work_wrongly),
         ("farm_client.agent.executors.executor_pool.ExecutorPool.take_new", work_wrongly),
