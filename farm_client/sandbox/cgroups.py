@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -166,6 +167,8 @@ def find_delegation(
 
     It is tried before it is returned. This process may be moved to a leaf of its own group, with what it started.
     """
+    if sys.platform != "linux":
+        return None
     root, own = _mount(proc), _own_path(proc)
     if root is None or own is None:
         return None
