@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from farm_client.agent.home import folder as homes
+from farm_client.agent.home.folder import HomeFolder
 from farm_client.sandbox.container import end_descendants
 from farm_client.sandbox.halting import go_on, halt
 from farm_client.sandbox.leftovers import end_leftovers
@@ -266,3 +268,14 @@ def test_a_process_without_children_ends_none() -> None:
     code = "from farm_client.sandbox.container import end_descendants; end_descendants(); print('on')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "on\n"
     assert callable(end_descendants)
+
+
+def test_an_agent_s_start_ends_the_leftovers_of_its_home_before_their_folders_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, seen = HomeFolder(tmp_path / "agent"), []
+    (home.scratch_dir / "executor-1" / "container").mkdir(parents=True)
+    monkeypatch.setattr(homes, "end_leftovers", lambda rooms: seen.extend(rooms.iterdir()))
+    with home.held():
+        assert [path.name for path in seen] == ["executor-1"]
+        assert list(home.scratch_dir.iterdir()) == []
