@@ -74,9 +74,7 @@ class Transfers:
     def link_in_words(self) -> str:
         """Say how fast the link is, by what moved, and which of it is the owner's limit."""
         down, up = self._carrier.download_speed, self._carrier.upload_speed
-        return (
-            f"link: {_speed('down', down, self._carrier.download_rate)}, {_speed('up', up, self._carrier.upload_rate)}"
-        )
+        return f"{_speed('down', down, self._carrier.download_rate)}, {_speed('up', up, self._carrier.upload_rate)}"
 
     async def pace_message(self, update_bytes: int) -> None:
         """Wait until a message may leave that carries so much of an update inside."""
@@ -107,7 +105,7 @@ class Transfers:
 def _speed(way: str, speed: LinkSpeed, rate: RateLimit) -> str:
     link = f"{sized(speed.link_bytes_per_second)}/s" if speed.link_bytes_per_second else "not measured"
     limit = rate.bytes_per_second
-    return f"{way} {link}" + ("" if limit is None else f", limited by you to {sized(limit)}/s")
+    return f"{way} {link}" + ("" if limit is None else f" (limited by you to {sized(limit)}/s)")
 
 
 def _to_two_digits(value: float) -> float:

@@ -98,7 +98,8 @@ class Grants:
         slowed = {} if cooled == 1.0 else {"slowed down": f"to {cooled:.0%} for the temperature"}
         refused = {"GPU power": "not limited: only root may"} if limits.power_watts and self.power.refused else {}
         moved = {} if quota is None else {"moved today": f"{sized(self.moved_today())} of {sized(quota)}"}
-        return {**limits.limits_in_words(), **refused, **slowed, **moved}
+        link = {} if self.transfers.rates() == (None, None) else {"link": self.transfers.link_in_words()}
+        return {**limits.limits_in_words(), **refused, **slowed, **moved, **link}
 
     def regulate(self) -> None:
         """Take in the hottest GPU's temperature, where the owner wants one held."""

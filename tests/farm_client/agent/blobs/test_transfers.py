@@ -17,14 +17,14 @@ async def transfers(farm):
 
 
 async def test_it_says_which_figure_is_the_link_and_which_is_the_owners_limit(transfers):
-    assert transfers.link_in_words() == "link: down not measured, limited by you to 1.0 MiB/s, up not measured"
+    assert transfers.link_in_words() == "down not measured (limited by you to 1.0 MiB/s), up not measured"
     transfers.limit(2**21, None)
     with transfers._carrier.download_speed.moving():
         transfers._carrier.download_speed.moved(2**25)
     down, up = transfers.link_in_words().split(", up ")
-    assert down.startswith("link: down ")
+    assert down.startswith("down ")
     assert "limited" not in down
-    assert up == "not measured, limited by you to 2.0 MiB/s"
+    assert up == "not measured (limited by you to 2.0 MiB/s)"
 
 
 async def test_what_came_in_a_message_makes_downloads_wait_and_a_new_limit_ends_that(transfers):

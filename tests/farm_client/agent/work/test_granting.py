@@ -70,6 +70,7 @@ async def test_each_limit_is_in_force_when_set_returns_and_status_shows_it(farm,
         done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--home", str(home)])
         assert "limits: processor at most 50%, works 60% of the time, memory at most 2.0 GiB" in done.stdout
         assert "moved today 0 B of 4.7 GiB" in done.stdout
+        assert "link down not measured (limited by you to 1.9 MiB/s)" in done.stdout
         options = [word for word in words.split() if word.startswith("--")]
         back = [word for option in (*options, "--download-rate", "--daily-quota") for word in (option, "none")]
         policy = await set_limits(home, *back)
