@@ -31,6 +31,7 @@ from farm_client.agent.owner_limit_options import (
     UploadOption,
     VramOption,
     limits_given,
+    option_of,
     share_of,
 )
 from farm_client.agent.reporting.status import Status, read_status
@@ -240,6 +241,7 @@ def _change(where: HomeFolder, changes: Mapping[str, Any]) -> tuple[OwnerPolicy,
 
     Raises: BadSettings, DamagedPolicy, NoControlSocket, ControlRefused, OSError.
     """
+    _check(changes)
     if where.in_use():
         return _change_live(where, changes), True
     policy = load_policy(where.policy_file).changed(changes)
@@ -249,6 +251,15 @@ def _change(where: HomeFolder, changes: Mapping[str, Any]) -> tuple[OwnerPolicy,
         if where.in_use():  # one has started meanwhile, perhaps before the file was written
             return _change_live(where, changes), True
     return policy, False
+
+
+def _check(changes: Mapping[str, Any]) -> None:
+    """See that each is possible. Raises: BadSettings by the option's name, where an agent only knows the field's."""
+    try:
+        OwnerPolicy().changed(changes)
+    except BadSettings as error:
+        field, _, why = error.message.partition(": ")
+        raise BadSettings(f"{option_of(field.partition('.')[0])}: {why}") from None
 
 
 def _change_live(where: HomeFolder, changes: Mapping[str, Any]) -> OwnerPolicy:

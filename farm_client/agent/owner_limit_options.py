@@ -19,6 +19,8 @@ _SIZE: Final = TypeAdapter(ByteSize)
 _SHARES: Final = frozenset({"cpu_share", "duty", "vram_share"})
 _NUMBERS: Final = {"power_watts": "W", "target_celsius": "C"}
 _OPTIONS: Final = {
+    "idle_seconds": "--idle-after",
+    "work_for": "--for",
     "cpu_share": "--cpu",
     "duty": "--duty",
     "gpus": "--gpus",
@@ -71,12 +73,20 @@ def limits_given(words: Mapping[str, str | None]) -> dict[str, Any]:
     return {name: _read(name, text) for name, text in words.items() if text is not None}
 
 
+def option_of(field: str) -> str:
+    """Return the option that sets a field of the policy."""
+    return _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+
+
 def share_of(text: str, option: str) -> float:
     """Read a share such as ``25%`` (0.25). Raises: BadSettings naming the option."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
     if found is None:
         raise BadSettings(f"{option}: write a share as 25%, not {text!r}")
-    return float(found[1]) / 100
+    share = float(found[1]) / 100
+    if not 0 < share <= 1:
+        raise BadSettings(f"{option}: a share is more than 0% and at most 100%, not {text!r}")
+    return share
 
 
 def _read(name: str, text: str) -> Any:

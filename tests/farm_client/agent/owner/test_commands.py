@@ -56,6 +56,23 @@ class TestWithoutAnAgent:
         assert "works for:     everybody" in done.stdout
         assert not (tmp_path / "home").exists()
 
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("--hours", "25:00-26:00"),
+            ("--cpu", "150%"),
+            ("--duty", "1%"),
+            ("--idle-after", "0s"),
+            ("--gpu-power", "99999W"),
+            ("--gpus", "4000"),
+        ],
+    )
+    def test_what_cannot_be_set_is_refused_by_the_options_name(self, tmp_path, option, value):
+        done = typed(tmp_path / "home", "set", option, value)
+        assert isinstance(done.exception, BadSettings)
+        assert done.exception.message.startswith(f"{option}: ")
+        assert not (tmp_path / "home").exists()
+
     @pytest.mark.parametrize("command", ["pause", "resume", "finish", "logs"])
     def test_the_others_say_what_to_do(self, tmp_path, command):
         done = typed(tmp_path, command)
@@ -89,12 +106,12 @@ class TestWithoutAnAgent:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("set", "--hours", "soon"), "hours"),
+        (("set", "--hours", "soon"), "--hours"),
         (("set", "--idle-after", "5"), "--idle-after"),
         (("set", "--idle-after", "0m"), "--idle-after"),
         (("set", "--idle-load", "half"), "--idle-load"),
-        (("set", "--idle-load", "150%"), "idle_load"),
-        (("set", "--pause-while", " "), "pause_while"),
+        (("set", "--idle-load", "150%"), "--idle-load"),
+        (("set", "--pause-while", " "), "--pause-while"),
         (("pause", "--for", "tomorrow"), "--for"),
     ],
 )
