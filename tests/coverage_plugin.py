@@ -1,17 +1,25 @@
-"""A plugin of coverage's: no line is traced while another's package is imported.
+"""A plugin of coverage's, for what is measured of many processes and threads.
 
-Of those nothing is measured anyway, but each call and each return asks whether it is: 1.2 s of CPU for torch, in every
-server and executor that a test starts.
+No line is traced while another's package is imported: of those nothing is measured anyway, but each call and each
+return asks whether it is, 1.2 s of CPU for torch in every server and executor that a test starts.
+
+And a thread may take the lock of the figures again that it holds. Objects end while it is held; a weak reference's
+callback is traced then, on the same thread. Two runs of the suite hung in such a callback, and so did the handler of
+their time limit.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Final
+
+from coverage.collector import Collector
 
 OURS: Final = frozenset({"protocol", "coordinator", "storage", "farm_server", "farm_client", "tests", "benchmarks"})
 
@@ -57,5 +65,15 @@ class _Finder(MetaPathFinder):
 
 
 def coverage_init(_registry: object, _options: object) -> None:
-    """Be there before the first import; coverage calls this as it starts."""
+    """Be there before the first import; coverage calls this as it starts, before it makes its collector."""
     sys.meta_path.insert(0, _Finder())
+    Collector.reset = _with_a_lock_to_take_twice(Collector.reset)  # type: ignore[method-assign]
+
+
+def _with_a_lock_to_take_twice(reset: Callable[[Collector], None]) -> Callable[[Collector], None]:
+    def reset_and_replace(self: Collector) -> None:
+        reset(self)
+        if self.data_lock is not None:
+            self.data_lock = threading.RLock()
+
+    return reset_and_replace
