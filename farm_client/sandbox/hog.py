@@ -2,13 +2,14 @@
 
     python -P -m farm_client.sandbox.lifeline AGENT_PID INSIDE farm_client.sandbox.hog forks|memory AMOUNT
 
-Prints one line when it is there, and waits to be ended.
+Prints one line when it is there, and waits to be ended, or until nobody listens any more: an agent that was killed
+while it started a sandbox ends nothing.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import select
 import sys
 
 
@@ -19,14 +20,21 @@ def main() -> None:
     if what == "forks":
         for _ in range(amount):
             if os.fork() == 0:
-                signal.pause()
+                _while_heard()
                 os._exit(0)
     else:
         held = b"\1" * amount
     sys.stdout.write(f"holds {amount}\n")
     sys.stdout.flush()
-    signal.pause()
+    _while_heard()
     del held
+
+
+def _while_heard() -> None:
+    """Wait while somebody holds the other end of the output's pipe."""
+    heard = select.poll()
+    heard.register(sys.stdout.fileno(), 0)
+    heard.poll()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,14 @@ class TestLifeline:
     def test_a_system_that_forbids_the_score_keeps_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
         done: list[Any] = []
         monkeypatch.setattr(os, "nice", done.append)
-        monkeypatch.setattr(lifeline.resource, "setrlimit", lambda *arguments: done.append(arguments))
+        monkeypatch.setattr(resource, "setrlimit", lambda *arguments: done.append(arguments))
 
         def refuse(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "write_text", refuse)
         lifeline.be_a_good_guest()
-        assert done == [5, (lifeline.resource.RLIMIT_CORE, (0, 0))]
+        assert done == [5, (resource.RLIMIT_CORE, (0, 0))]
 
     def test_the_module_gets_the_lifeline_s_own_arguments_not_to_see(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ran: list[Any] = []
