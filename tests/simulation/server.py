@@ -42,7 +42,7 @@ from coordinator.records import Snapshot, TaskRecord
 from farm_server.clients.translate import event_of, failure_of
 from protocol.assignments import Ack, Assign, Kind, Reject, RejectCode, Result
 from protocol.errors import FarmError
-from protocol.messages import Bye, Error, Hello, Message, Ready, Scope, Welcome
+from protocol.messages import Bye, Error, Hello, Message, Ready, Resume, Scope, Welcome
 from tests.simulation.aggregator import Aggregator
 from tests.simulation.durable import Journal, Ticket
 from tests.simulation.invariants import check_command, check_evicted, check_farm, check_restored
@@ -111,12 +111,20 @@ class Server:
             connection.overtaken += connection.in_check
             self.post(ClientReady(connection.client_id, connection.incarnation, message.slots, message.environments))
         elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
-            if isinstance(message, Reject) and message.code is RejectCode.OWNER:
-                self._note_refusal(connection, message)
+            if isinstance(message, Reject | Resume):
+                self._note_owner(connection, message)
             self.post(event)
 
+    def _note_owner(self, connection: Connection, message: Reject | Resume) -> None:
+        """Remember what an owner does not allow, until the client says that they may think otherwise."""
+        if isinstance(message, Resume):
+            refused, here = self.world.audit.refused, (connection.client_id, connection.incarnation)
+            self.world.audit.refused = {one for one in refused if one[1:] != here}
+        elif message.code is RejectCode.OWNER:
+            self._note_refusal(connection, message)
+
     def _note_refusal(self, connection: Connection, refusal: Reject) -> None:
-        """Remember what an owner does not allow; a part of a round that is over tells nothing any more."""
+        """Remember what an owner refused; a part of a round that is over tells nothing any more."""
         lease = self.coordinator._farm.leases.get(refusal.assignment_id)
         if lease is not None and lease.record.fence == refusal.fence and not lease.is_late:
             here = (lease.record.task_id, connection.client_id, connection.incarnation)
