@@ -41,12 +41,18 @@ def long_task(farm):
     return task.model_copy(update={"snapshot_seconds": 1.0})
 
 
+async def begun(farm, home, task):
+    """Have an agent begin an assignment, until it has a snapshot; return the farm's side and the assignment."""
+    peer = await joined(farm)
+    assign = farm.assign(task)
+    await peer.send(assign)
+    await until(lambda: snapshots(home, "assign"))
+    return peer, assign
+
+
 async def test_a_pause_ends_every_executor_and_what_it_did_is_counted_after_it(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         running = executors()
         assert running
         await told(home, do="pause")
@@ -70,10 +76,7 @@ async def test_a_pause_ends_every_executor_and_what_it_did_is_counted_after_it(f
 
 async def test_what_the_farm_takes_back_meanwhile_is_forgotten(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         await told(home, do="pause")
         await until(lambda: not executors())
         await peer.send(Cancel(assignment_id=assign.assignment_id, fence=assign.fence, reason="its lease is over"))
@@ -87,10 +90,7 @@ async def test_what_the_farm_takes_back_meanwhile_is_forgotten(farm, start_agent
 
 async def test_a_pause_that_outlasts_the_lease_hands_the_work_back_at_once(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         await told(home, do="pause", seconds=assign.lease_seconds + 60)
         rejected = await peer.expect(Reject)
         assert (rejected.assignment_id, rejected.code) == (assign.assignment_id, RejectCode.PAUSED)
@@ -113,10 +113,7 @@ async def test_nothing_is_fetched_while_it_rests(farm, start_agent, home):
 
 async def test_a_pause_and_a_resume_right_after_it_lose_nothing(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         for _ in range(3):
             await told(home, do="pause")
             await told(home, do="resume")
@@ -126,10 +123,7 @@ async def test_a_pause_and_a_resume_right_after_it_lose_nothing(farm, start_agen
 
 async def test_a_paused_agent_that_is_started_again_goes_on_when_its_owner_resumes(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         await told(home, do="pause")
         await until(lambda: not executors())
     async with start_agent():
@@ -200,10 +194,7 @@ async def test_the_researcher_s_own_mistakes_pause_nobody(farm, start_agent, hom
 
 async def test_work_for_somebody_whom_the_owner_has_just_left_out_is_handed_back(farm, start_agent, home, long_task):
     async with start_agent():
-        peer = await joined(farm)
-        assign = farm.assign(long_task)
-        await peer.send(assign)
-        await until(lambda: snapshots(home, "assign"))
+        peer, assign = await begun(farm, home, long_task)
         await told(home, do="set", changes={"work_for": ["somebody-else"]})
         await peer.expect(Resume)  # the farm asks again for what was refused before
         rejected = await peer.expect(Reject)
