@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import psutil
 
@@ -108,8 +108,39 @@ class Unconfined:
 UNCONFINED: Final = Unconfined()
 
 
+class _ByTheKernel:
+    """What the rungs have alike that the kernel holds."""
+
+    __slots__ = ()
+    policy: SandboxPolicy
+
+    @property
+    def only_measured(self) -> frozenset[Protection]:
+        """Return the bounds that the kernel does not hold."""
+        return _only_measured(self.policy.bounds)
+
+    def own_exit_code(self, exit_code: int) -> int:
+        """Return that of the module, of whose signal the process around it makes a number over 128."""
+        return _of_shell(exit_code)
+
+    def within(self, bounds: Bounds) -> Self:
+        """Return the same with other bounds."""
+        return self._under(replace(self.policy, bounds=bounds))
+
+    def seeing(self, devices: tuple[Path, ...]) -> Self:
+        """Return the same with the nodes of other accelerators."""
+        return self._under(self.policy.seeing(devices))
+
+    def reading(self, folder: Path) -> Self:
+        """Return the same with one more folder that can be read."""
+        return self._under(self.policy.reading(folder))
+
+    def _under(self, policy: SandboxPolicy) -> Self:
+        return replace(self, policy=policy)  # type: ignore[type-var]  # each is a dataclass
+
+
 @dataclass(frozen=True, slots=True)
-class InNamespaces:
+class InNamespaces(_ByTheKernel):
     """The strict rung."""
 
     binary: Path
@@ -128,27 +159,6 @@ class InNamespaces:
         """Return that nothing is left out."""
         return frozenset()
 
-    @property
-    def only_measured(self) -> frozenset[Protection]:
-        """Return the bounds that the kernel does not hold."""
-        return _only_measured(self.policy.bounds)
-
-    def own_exit_code(self, exit_code: int) -> int:
-        """Return that of the module, of whose signal the process around it makes a number over 128."""
-        return _of_shell(exit_code)
-
-    def within(self, bounds: Bounds) -> InNamespaces:
-        """Return the same with other bounds."""
-        return replace(self, policy=replace(self.policy, bounds=bounds))
-
-    def seeing(self, devices: tuple[Path, ...]) -> InNamespaces:
-        """Return the same with the nodes of other accelerators."""
-        return replace(self, policy=self.policy.seeing(devices))
-
-    def reading(self, folder: Path) -> InNamespaces:
-        """Return the same with one more folder that can be read."""
-        return replace(self, policy=self.policy.reading(folder))
-
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""
         inside = Inside(
@@ -162,7 +172,7 @@ class InNamespaces:
 
 
 @dataclass(frozen=True, slots=True)
-class Landlocked:
+class Landlocked(_ByTheKernel):
     """The strict rung's protections without namespaces."""
 
     policy: SandboxPolicy
@@ -174,27 +184,6 @@ class Landlocked:
     def not_claimed(self) -> frozenset[Protection]:
         """Return what only a namespace hides."""
         return _ONLY_IN_NAMESPACES
-
-    @property
-    def only_measured(self) -> frozenset[Protection]:
-        """Return the bounds that the kernel does not hold."""
-        return _only_measured(self.policy.bounds)
-
-    def own_exit_code(self, exit_code: int) -> int:
-        """Return that of the module, of whose signal the process around it makes a number over 128."""
-        return _of_shell(exit_code)
-
-    def within(self, bounds: Bounds) -> Landlocked:
-        """Return the same with other bounds."""
-        return replace(self, policy=replace(self.policy, bounds=bounds))
-
-    def seeing(self, devices: tuple[Path, ...]) -> Landlocked:
-        """Return the same with the nodes of other accelerators."""
-        return replace(self, policy=self.policy.seeing(devices))
-
-    def reading(self, folder: Path) -> Landlocked:
-        """Return the same with one more folder that can be read."""
-        return replace(self, policy=self.policy.reading(folder))
 
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command."""
@@ -215,7 +204,7 @@ class Landlocked:
 
 
 @dataclass(frozen=True, slots=True)
-class InContainer:
+class InContainer(_ByTheKernel):
     """The container rung: the strict rung's view in a rootless container."""
 
     binary: Path
@@ -232,27 +221,6 @@ class InContainer:
     def not_claimed(self) -> frozenset[Protection]:
         """Return that nothing is left out."""
         return frozenset()
-
-    @property
-    def only_measured(self) -> frozenset[Protection]:
-        """Return the bounds that the kernel does not hold."""
-        return _only_measured(self.policy.bounds)
-
-    def own_exit_code(self, exit_code: int) -> int:
-        """Return that of the module, of whose signal the container's first process makes a number over 128."""
-        return _of_shell(exit_code)
-
-    def within(self, bounds: Bounds) -> InContainer:
-        """Return the same with other bounds."""
-        return replace(self, policy=replace(self.policy, bounds=bounds))
-
-    def seeing(self, devices: tuple[Path, ...]) -> InContainer:
-        """Return the same with the nodes of other accelerators."""
-        return replace(self, policy=self.policy.seeing(devices))
-
-    def reading(self, folder: Path) -> InContainer:
-        """Return the same with one more folder that can be read."""
-        return replace(self, policy=self.policy.reading(folder))
 
     def command(self, room: Room, module: str, arguments: Sequence[str] = (), keep: tuple[int, ...] = ()) -> list[str]:
         """Return the command, of the container's keeper. Raises: ValueError for a path that can't be mounted."""
