@@ -60,6 +60,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         tuple_columns=spec.recipe.tuple_columns,
         clip_norm=spec.recipe.clip_norm,
         clip_value=spec.recipe.clip_value,
+        proximal_mu=spec.recipe.proximal_mu,
         schedule=spec.recipe.schedule,
         schedule_steps=length.steps if followed_by_clients else 0,
         length=length,

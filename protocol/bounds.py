@@ -64,6 +64,8 @@ Interval = Annotated[float, _range("interval", 1e-3, MAX_SECONDS)]
 Epochs = Annotated[float, _range("epochs", 1e-9, 1e9)]
 Threshold = Annotated[float, _range("threshold", 1e-12, 1e12)]
 """What a gradient is clipped to."""
+Mu = Annotated[float, _range("mu", 0, 1e12)]
+"""How strongly a proximal term pulls; 0 is not at all."""
 Share = Annotated[float, _range("share", 0, 1)]
 StepsOrShare = Annotated[float, _range("steps or share", 0, 1e9)]
 """So many global steps; below 1 a share of the task's."""

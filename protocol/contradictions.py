@@ -5,6 +5,7 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
+from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import ROBUST_VOTES, AggregateName, DataOrder, Mode, PartSizes, Recipe
 from protocol.task_length import global_steps
@@ -15,6 +16,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     """Return what cannot be met, in a sentence, or None. ``dataset``: of the recipe that is submitted, complete."""
     return (
         _of_optimizer(recipe)
+        or refused_objective(recipe)
         or _of_clients(recipe)
         or _of_schedule(recipe, dataset)
         or _of_best(recipe, dataset)

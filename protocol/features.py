@@ -41,6 +41,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "needed_modules": lambda spec: bool(spec.requirements.modules),
         "needed_sandbox": lambda spec: spec.requirements.sandbox not in {None, Rung.NONE},
         "named_schedule": lambda spec: spec.recipe.schedule is not None,
+        "proximal_term": lambda spec: spec.recipe.proximal_mu > 0,
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
         "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,

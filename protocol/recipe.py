@@ -16,6 +16,7 @@ from protocol.bounds import (
     Count,
     Epochs,
     Interval,
+    Mu,
     Natural,
     Positive,
     Seconds,
@@ -175,6 +176,8 @@ class Recipe(Frozen):
     on the server, in gradients mode; before every local step in weights mode."""
     clip_value: Threshold | None = None
     """Likewise each element of the gradient, as ``clip_grad_value_`` does; before the norm, where both are given."""
+    proximal_mu: Mu = 0.0
+    """Weights mode: FedProx's mu. Each local gradient gets mu * (weights - those of the round's version)."""
     precision: Precision = Precision.FP32
     """The number format of forward and backward passes, evaluation included."""
     compile: bool = False

@@ -18,6 +18,7 @@ from protocol.bounds import (
     FilePath,
     Id,
     Label,
+    Mu,
     Natural,
     Positive,
     Seconds,
@@ -288,6 +289,8 @@ class TaskBrief(Frozen):
     clip_norm: Threshold | None = None
     """``Recipe.clip_norm``: in weights mode, before each local step."""
     clip_value: Threshold | None = None
+    proximal_mu: Mu = 0.0
+    """``Recipe.proximal_mu``."""
     schedule: NamedSchedule | None = None
     """``Recipe.schedule``: in weights mode, what local steps follow."""
     schedule_steps: Count = 0

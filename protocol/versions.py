@@ -25,6 +25,9 @@ STEP_RULES: Final = "step_rules"
 NAMED_SCHEDULE: Final = "named_schedule"
 """Likewise: they follow a schedule that the recipe names."""
 
+PROXIMAL_TERM: Final = "proximal_term"
+"""Likewise: they add the proximal term of FedProx to their local gradients."""
+
 QUANTIZED_BASE: Final = "quantized_base"
 """Likewise: they keep what quantized layers have beside their weights with the frozen tensors."""
 

@@ -13,6 +13,7 @@ from farm_client.executor.failures import CodeError, calling
 from farm_client.executor.gradient import BatchGradient
 from farm_client.executor.inner_state import Stateful
 from farm_client.executor.layout import ModelTensors
+from farm_client.executor.local_objective import LocalTerm
 from farm_client.executor.optimizers import Optimizers, needs_closure
 from farm_client.executor.step_metrics import Number
 from farm_client.executor.step_rules import StepRules
@@ -22,7 +23,8 @@ from farm_client.executor.step_rules import StepRules
 class InnerLoop:
     """Takes the local steps of one round: by the task's ``train_step``, if it has one, else in this order.
 
-    zero_grad, forward and backward, the task's ``on_before_step``, the recipe's rules, the optimizer's step.
+    zero_grad, forward and backward, the recipe's local term, the task's ``on_before_step``, the recipe's rules, the
+    optimizer's step.
     """
 
     contract: Contract
@@ -33,6 +35,8 @@ class InnerLoop:
     scaler: torch.amp.GradScaler | None = None
     untouched: set[str] = field(default_factory=set)
     """The parameters that no step had a gradient of."""
+    term: LocalTerm | None = None
+    """What the round's local objective has beside the loss."""
 
     def begin(self) -> None:
         """Begin a round. Raises: CodeError if the recipe asks for what only the farm's own steps do."""
@@ -42,7 +46,17 @@ class InnerLoop:
             raise CodeError("train_step takes its steps itself: use torch.autocast there, and leave out precision")
         if self.scaler is not None and any(needs_closure(one) for one in self.optimizers):
             raise CodeError("an optimizer that needs a closure cannot scale losses for fp16: use bf16, or fp32")
+        if self.term is not None and (why := self._refused_term()):
+            raise CodeError(f"{why}, and {self.term.field} would be left out: leave it out of the recipe")
         self.untouched = set(self.tensors.parameters)
+
+    def _refused_term(self) -> str | None:
+        """Return which steps are not the farm's own, so that no term can be added in them; None if there are none."""
+        if self.contract.has("train_step"):
+            return "train_step computes its gradients itself"
+        if any(needs_closure(one) for one in self.optimizers):
+            return "an optimizer that needs a closure reads the loss as well as its gradient"
+        return None
 
     def stateful(self) -> dict[str, Stateful]:
         """Return what has a state that a plain loop would keep from step to step, by name."""
@@ -102,7 +116,13 @@ class InnerLoop:
         if self.scaler is not None:
             with calling("unscaling the gradients", self.contract.code_dir):
                 self.scaler.unscale_(self.optimizers.only)
-        self.untouched = {name for name in self.untouched if self.tensors.parameters[name].grad is None}
+        self._note_gradients()
         self.contract.on_before_step(self.tensors.model, self.optimizers.given, number - 1)
         self.rules.before_step(self.tensors.parameters.values())
         return metrics
+
+    def _note_gradients(self) -> None:
+        """Note which parameters the batch's loss depends on, and add the local term to what they have of it."""
+        self.untouched = {name for name in self.untouched if self.tensors.parameters[name].grad is None}
+        if self.term is not None:
+            self.term.add_gradient(self.tensors.parameters, self.untouched)

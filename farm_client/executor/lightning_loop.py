@@ -41,6 +41,9 @@ class LightningLoop(InnerLoop):
         self.gradient.backward = self.backward
         self._tell_of_the_epoch(view)
 
+    def _refused_term(self) -> str | None:
+        return "manual optimization computes its gradients itself" if self._is_manual else super()._refused_term()
+
     def stateful(self) -> dict[str, Stateful]:
         """Return what has a state: with manual optimization the schedulers too."""
         schedulers = lightning_steps.manual_schedulers(self._first) if self._is_manual else []
@@ -132,6 +135,8 @@ class LightningLoop(InnerLoop):
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Show the gradients to the hooks, and clip them: the last before the optimizer takes them."""
+        if not self._is_manual:
+            self._note_gradients()
         self._hook("on_before_optimizer_step", optimizer)
         if self._is_manual:
             return

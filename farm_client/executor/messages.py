@@ -63,6 +63,7 @@ class LoadTask(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    proximal_mu: float = 0.0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
     """The global steps of the task, which the schedule goes over."""

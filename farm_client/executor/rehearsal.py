@@ -232,6 +232,7 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
         tuple_columns=request.tuple_columns,
         clip_norm=request.clip_norm,
         clip_value=request.clip_value,
+        proximal_mu=request.proximal_mu,
         schedule=request.schedule,
         precision=request.precision,
         compile=request.compile,

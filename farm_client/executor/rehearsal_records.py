@@ -38,6 +38,7 @@ class RehearsalRequest(Frozen):
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    proximal_mu: float = 0.0
     schedule: NamedSchedule | None = None
     precision: Precision = Precision.FP32
     compile: bool = False

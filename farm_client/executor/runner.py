@@ -24,6 +24,7 @@ from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, as_stored, same_values
 from farm_client.executor.lightning_loop import LightningLoop
+from farm_client.executor.local_objective import LocalTerm, ProximalTerm
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
@@ -349,6 +350,7 @@ class TaskRunner:
         loop = self._kept_loop or self._new_loop(rules)
         self._kept_loop = None  # a round that fails half-way leaves none
         loop.rules = rules
+        loop.term = self._local_term()
         self._begin_with_state(loop, order)
         trained = train_locally(loop, data, advance, keeping, base=self._weights.base, flops=self._flops)
         match self._order.inner_state:
@@ -362,6 +364,10 @@ class TaskRunner:
         optimizers, scaler = self.build_optimizers(), self._gradient.new_scaler()
         kind = LightningLoop if self.contract.takes_lightnings_steps(self.tensors.model) else InnerLoop
         return kind(self.contract, self.tensors, optimizers, rules, self._gradient, scaler)
+
+    def _local_term(self) -> LocalTerm | None:
+        mu = self._order.proximal_mu
+        return ProximalTerm(mu, self._weights.base) if mu else None
 
     def _begin_with_state(self, loop: InnerLoop, order: Run) -> None:
         """Give the inner loop the state that the version carries, if it carries one."""

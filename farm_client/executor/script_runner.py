@@ -47,6 +47,11 @@ class ScriptRunner:
                 "a script with farm.parts steps its optimizer itself, and the recipe's schedule would be left out: "
                 "have the script follow one"
             )
+        if order.proximal_mu:
+            raise CodeError(
+                "a script with farm.parts computes its gradients itself, and the recipe's proximal_mu would be left "
+                "out: have the script add the term, and leave it out of the recipe"
+            )
         self.items: int | None = None
         """The length of the script's data set, once a part was trained."""
         imported()

@@ -60,6 +60,7 @@ class Trial:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    proximal_mu: float = 0.0
     schedule: NamedSchedule | None = None
     rounds: int | None = None
     epochs: float | None = None
@@ -130,6 +131,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         tuple_columns=trial.tuple_columns,
         clip_norm=trial.clip_norm,
         clip_value=trial.clip_value,
+        proximal_mu=trial.proximal_mu,
         schedule=trial.schedule,
         file_rows=0 if trial.source is None else trial.source.rows,
         rounds=trial.rounds,

@@ -266,6 +266,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         tuple_columns=submission.recipe.tuple_columns,
         clip_norm=submission.recipe.clip_norm,
         clip_value=submission.recipe.clip_value,
+        proximal_mu=submission.recipe.proximal_mu,
         schedule=submission.recipe.schedule,
         precision=submission.recipe.precision,
         compile=submission.recipe.compile,

@@ -93,6 +93,7 @@ def load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
         tuple_columns=task.tuple_columns,
         clip_norm=task.clip_norm,
         clip_value=task.clip_value,
+        proximal_mu=task.proximal_mu,
         schedule=task.schedule,
         schedule_steps=task.schedule_steps,
         length=task.length,

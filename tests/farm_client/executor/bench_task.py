@@ -79,6 +79,7 @@ class Bench:
     tuple_columns: tuple[str, ...] = ()
     clip_norm: float | None = None
     clip_value: float | None = None
+    proximal_mu: float = 0.0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
     length: TaskLength | None = None
@@ -128,6 +129,7 @@ class Bench:
             tuple_columns=self.tuple_columns,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
+            proximal_mu=self.proximal_mu,
             schedule=self.schedule,
             schedule_steps=self.schedule_steps,
             length=self.length,

@@ -360,6 +360,35 @@ def test_manual_optimization_clips_itself(tmp_path: Path) -> None:
         Bench(tmp_path, GAN, clip_norm=1.0).train()
 
 
+PULLED = """
+        def on_train_start(self):
+            self.anchor = [p.detach().clone() for p in self.parameters()]
+
+        def training_step(self, batch, batch_idx):
+            far = sum((p - a).square().sum() for p, a in zip(self.parameters(), self.anchor))
+            return nn.functional.cross_entropy(self.net(batch["x"]), batch["y"]) + 0.5 / 2 * far
+"""
+SEEN = """
+        def on_before_optimizer_step(self, optimizer):
+            self.seen = [p.grad.clone() for p in self.parameters()]
+"""
+
+
+def test_the_proximal_term_is_in_the_gradients_that_hooks_see(tmp_path: Path) -> None:
+    by_hand = Bench(tmp_path / "hand", HEAD + PULLED + SEEN)
+    by_recipe = Bench(tmp_path / "recipe", HEAD + SEEN, proximal_mu=0.5)
+    expected, found = update_of(by_hand.train()), update_of(by_recipe.train())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(by_recipe.runner.tensors.model.seen, by_hand.runner.tensors.model.seen, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_manual_optimization_takes_no_proximal_term(tmp_path: Path) -> None:
+    with pytest.raises(CodeError, match=r"manual optimization computes its gradients itself.*proximal_mu"):
+        Bench(tmp_path, GAN, proximal_mu=1.0).train()
+
+
 def test_manual_optimization_is_evaluated_by_a_validation_step_alone(tmp_path: Path) -> None:
     step = """
         def validation_step(self, batch, batch_idx):
