@@ -35,6 +35,7 @@ from farm_server.clients.gateway import Gateway
 from farm_server.clients.leaderboard import Leaderboard
 from farm_server.clients.reception import Reception
 from farm_server.clients.registry import Registry
+from farm_server.clients.results import IncomingResults
 from farm_server.control.in_process_bus import InProcessBus
 from farm_server.control.journal import Journal
 from farm_server.control.readiness import Readiness
@@ -212,15 +213,19 @@ class FarmServer:
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
         self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
         self._dispatch = self._wrap(Dispatch(self.registry, self.memory, self.clock))
-        reception = Reception(
+        results = IncomingResults(
             post=self.runtime.post,
             intake=self._intake,
             spooled=self._spooled,
-            in_flight=self.coordinator.assignment,
-            entries=self.entries,
             telemetry=self.telemetry,
-            clock=self.clock,
             used=self.unreferenced.used,
+        )
+        reception = Reception(
+            post=self.runtime.post,
+            in_flight=self.coordinator.assignment,
+            results=results,
+            entries=self.entries,
+            clock=self.clock,
         )
         self.gateway = Gateway(
             settings=self.settings,

@@ -1,68 +1,45 @@
-"""A connected client's messages, turned into events; results are checked before they count."""
+"""A connected client's messages, turned into events: in the order in which one connection brings them."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 
-import structlog
-
-from coordinator.events import Event, ResultArrived
+from coordinator.events import Event
 from coordinator.records import AssignmentRecord
 from farm_server.clients.entry_buffer import EntryBuffer
 from farm_server.clients.registry import Peer
-from farm_server.clients.translate import event_of, failure_of, unusable
+from farm_server.clients.results import IncomingResults
+from farm_server.clients.translate import event_of
 from farm_server.environment.clock import Clock
-from farm_server.observability.telemetry import Telemetry
-from farm_server.tensors.intake import Intake
-from farm_server.tensors.spooled_updates import SpooledUpdates
-from protocol.artefacts import Artefact
-from protocol.assignments import Kind, Progress, Result, WorkStage
-from protocol.errors import FarmError, NotFound
+from protocol.assignments import Progress, Result
 from protocol.messages import Bye, Error, Message
-from protocol.tasks import BlobRef
-
-_CHECKS_AT_ONCE = 16
-_STAGES = frozenset(map(str, WorkStage))
-_log = structlog.get_logger(__name__)
 
 
 class Reception:
-    """Takes messages in the order in which one connection brings them. ``in_flight`` asks the coordinator."""
+    """Tells a client's messages apart. ``in_flight`` asks the coordinator for an assignment."""
 
     def __init__(
         self,
         *,
         post: Callable[[Event], None],
-        intake: Intake,
-        spooled: SpooledUpdates,
         in_flight: Callable[[str], AssignmentRecord | None],
+        results: IncomingResults,
         entries: EntryBuffer,
-        telemetry: Telemetry,
         clock: Clock,
-        used: Callable[[Iterable[str]], None],
     ) -> None:
         self._post = post
-        self._intake = intake
-        self._spooled = spooled
         self._in_flight = in_flight
+        self._results = results
         self._entries = entries
-        self._telemetry = telemetry
         self._clock = clock
-        self._used = used
-        self._checks: set[asyncio.Task[None]] = set()
-        self._free_checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
     async def take(self, peer: Peer, message: Message) -> None:
         """Act on one message. Waits only where too many large results are being checked already."""
         match message:
             case Result():
-                await self._result(peer, message)
+                await self._results.take(peer, self._find(peer, message.assignment_id), message)
             case Error():
-                self._error(peer, message)
+                self._results.fail(peer, message)
             case Bye():
                 peer.wire.end(f"it {'crashed' if message.crashed else 'left'}: {message.reason or 'goodbye'}")
             case _:
@@ -80,113 +57,3 @@ class Reception:
         """Return an assignment that is in flight, if it is this client's."""
         found = self._in_flight(assignment_id)
         return found if found is not None and found.client_id == peer.client_id else None
-
-    def _error(self, peer: Peer, message: Error) -> None:
-        failure = failure_of(peer, message)
-        if failure is None:
-            _log.warning("a client reports an error", client=peer.name, code=message.code, error=message.message)
-        else:
-            self._post(replace(failure, failed_step=self._stored(failure.failed_step)))
-
-    def _stored(self, step: BlobRef | None) -> BlobRef | None:
-        """Return what a client stored with the size that it has here; None if it is not here."""
-        if step is None or step.carried is not None:
-            return None
-        try:
-            source = self._spooled.source(step)
-            return BlobRef(digest=step.digest, size_bytes=source.stat().st_size) if isinstance(source, Path) else None
-        except (NotFound, OSError):
-            return None
-
-    async def _result(self, peer: Peer, result: Result) -> None:
-        assignment = self._find(peer, result.assignment_id)
-        if assignment is None:
-            # nobody holds it any more, or it is another client's: the coordinator will say that it came late
-            self._arrived(peer, result.model_copy(update={"update": None}))
-        elif assignment.kind is Kind.EPOCH_END:
-            self._epoch_end(peer, assignment, result)
-        elif self._intake.is_quick(result):
-            self._check_now(peer, assignment, result)
-        else:
-            await self._free_checks.acquire()
-            check = asyncio.create_task(self._check_apart(peer, assignment, result))
-            self._checks.add(check)
-            check.add_done_callback(self._checked)
-
-    def _epoch_end(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
-        """Take the end of an epoch, if all files that it left are here, with the sizes that they have here."""
-        here = [self._stored(BlobRef(digest=file.digest, size_bytes=file.size_bytes)) for file in result.artefacts]
-        sized = [
-            file.model_copy(update={"size_bytes": ref.size_bytes})
-            for file, ref in zip(result.artefacts, here, strict=True)
-            if ref is not None
-        ]
-        if len(sized) < len(here):
-            lacking = NotFound("a file that on_epoch_end left was never uploaded")
-            self._refuse(peer, assignment, result, lacking)
-            return
-        self._used(file.digest for file in sized)
-        self._arrived(peer, result.model_copy(update={"update": None}), tuple(sized))
-
-    def _check_now(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
-        try:
-            usable = self._intake.check(assignment.task_id, assignment.kind, result)
-        except FarmError as error:
-            self._refuse(peer, assignment, result, error)
-        else:
-            self._usable(peer, result, usable)
-
-    async def _check_apart(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
-        began = time.perf_counter()
-        try:
-            usable = await asyncio.to_thread(self._intake.check, assignment.task_id, assignment.kind, result)
-        except FarmError as error:
-            self._refuse(peer, assignment, result, error)
-        else:
-            self._telemetry.stage_seconds.labels("check").inc(time.perf_counter() - began)
-            self._usable(peer, result, usable)
-
-    def _usable(self, peer: Peer, told: Result, usable: Result) -> None:
-        """Take a result that was checked; ``told`` names the update as it came, wrapped perhaps."""
-        self._used(r.update.digest for r in (told, usable) if r.update is not None)
-        self._arrived(peer, usable)
-
-    def _checked(self, check: asyncio.Task[None]) -> None:
-        self._checks.discard(check)
-        self._free_checks.release()
-        if not check.cancelled() and (error := check.exception()) is not None:
-            _log.error("a result could not be checked", exc_info=error)
-
-    def _refuse(self, peer: Peer, assignment: AssignmentRecord, result: Result, error: FarmError) -> None:
-        self._telemetry.updates.labels("refused").inc()
-        _log.warning(
-            "a result is refused",
-            client=peer.name,
-            task=assignment.task_id,
-            round=assignment.round,
-            assignment=result.assignment_id,
-            code=error.code,
-            error=error.message,
-        )
-        self._post(unusable(peer, result, error))
-
-    def _arrived(self, peer: Peer, result: Result, artefacts: tuple[Artefact, ...] = ()) -> None:
-        self._spooled.hold(result.update)
-        self._telemetry.updates.labels("usable").inc()
-        self._telemetry.compute_seconds.inc(result.compute_seconds)
-        for stage in result.stage_seconds.keys() & _STAGES:  # a client may name others, without end
-            self._telemetry.stage_seconds.labels(stage).inc(result.stage_seconds[stage])
-        self._post(
-            ResultArrived(
-                peer.client_id,
-                peer.incarnation,
-                result.assignment_id,
-                result.fence,
-                result.samples,
-                result.metrics,
-                result.update,
-                result.compute_seconds,
-                result.flops_per_sample,
-                artefacts,
-            )
-        )

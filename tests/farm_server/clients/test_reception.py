@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.events import AssignmentFailed, Event, ResultArrived
 from farm_server.clients.reception import Reception
+from farm_server.clients.results import IncomingResults
 from protocol.artefacts import Artefact
 from protocol.assignments import AssignmentProgress, Kind, LogLine, Phase, Progress, Result
 from protocol.errors import FarmError, NotFound
@@ -32,15 +33,19 @@ class Ear:
         self.stages: dict[str, float] = {}
         anything = SimpleNamespace(labels=lambda _: SimpleNamespace(inc=lambda: None), inc=lambda _: None)
         timed = SimpleNamespace(labels=lambda stage: SimpleNamespace(inc=lambda s: self.stages.update({stage: s})))
-        self.reception = Reception(
+        results = IncomingResults(
             post=self.events.append,
             intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
             spooled=cast("Any", SimpleNamespace(hold=lambda _: None, source=self.stored)),
-            in_flight=lambda name: cast("Any", {"a1": MINE, "end": END}.get(name)),
-            entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
             telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything, stage_seconds=timed)),
-            clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
             used=lambda _: None,
+        )
+        self.reception = Reception(
+            post=self.events.append,
+            in_flight=lambda name: cast("Any", {"a1": MINE, "end": END}.get(name)),
+            results=results,
+            entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
+            clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
         )
 
     def stored(self, ref: BlobRef) -> Path:
