@@ -79,4 +79,6 @@ def _inner_state_differs(before: TaskSpec, after: TaskSpec) -> str:
         return 'their states were with the clients (inner_state = "kept")'
     if after.recipe.mode is not Mode.WEIGHTS or after.recipe.inner_state is not InnerState.CARRIED:
         return 'the new recipe is without inner_state = "carried"'
-    return "" if before.code == after.code else "the code is another one"
+    if before.code != after.code:
+        return "the code is another one"
+    return "" if before.config == after.config else "the config is another one, and a state keeps the rates that it had"

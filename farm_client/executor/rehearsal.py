@@ -37,6 +37,7 @@ from protocol.digests import digest_bytes
 from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer
 from protocol.task_length import TaskLength
 from protocol.tasks import Split
+from protocol.wording import counted
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
 
@@ -101,6 +102,8 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
         frozen_path.write_bytes(frozen)
         runner.take_frozen(frozen_path)
     rows = request.rows if request.sample_path or request.rows else runner.count_rows()
+    if request.rows_before is not None:
+        _refuse_other_rows(runner, request.rows_before)
     if rows == 0:
         raise EmptyData("the data set is empty: make_dataset(config) returned one of length 0")
     length = request.length(mode, rows or request.file_rows)
@@ -131,6 +134,15 @@ def _tried_out(runner: TaskRunner, request: RehearsalRequest, mode: Mode, device
     notes = refuse_unless_ignored(survey.all(), request.ignore)
     seen = {"reads_length": runner.contract.reads_length(runner.tensors.model), "peak_rss_bytes": _peak_rss_bytes()}
     return report.model_copy(update={"notes": notes, **seen})
+
+
+def _refuse_other_rows(runner: TaskRunner, before: int) -> None:
+    rows = runner.known_rows()
+    if rows is not None and rows != before:
+        raise CodeError(
+            f"with this config make_dataset gives {counted(rows, 'row')} instead of {before}: a task goes on with the "
+            "data that it had"
+        )
 
 
 def _script_tried_out(request: RehearsalRequest, device: torch.device) -> RehearsalReport:

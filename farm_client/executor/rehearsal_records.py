@@ -49,6 +49,8 @@ class RehearsalRequest(Frozen):
     sample_path: str | None = None
     sample_rows: int = 0
     rows: int | None = None
+    rows_before: int | None = None
+    """How many rows ``make_dataset`` must give, where the config of a task that goes on is another one."""
     tries_batch: bool = True
     file_rows: int = 0
     """The data files' rows, of which the sample has the first few."""

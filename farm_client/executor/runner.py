@@ -333,6 +333,10 @@ class TaskRunner:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
         return self._source.count_rows()
 
+    def known_rows(self) -> int | None:
+        """Return the same; None of a stream, and where the data are no ``make_dataset``'s."""
+        return self._source.known_rows() if self.contract.has("make_dataset") else None
+
     def _train(
         self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, keeping: StepKeeping
     ) -> Trained:

@@ -161,6 +161,11 @@ class SampleSource:
             )
         return len(dataset)
 
+    def known_rows(self) -> int | None:
+        """Return the length of the ``make_dataset`` data set; None of a stream."""
+        dataset = self._made_dataset()
+        return None if is_stream(dataset) else len(dataset)
+
     def _made_dataset(self) -> Any:
         """Return the researcher's data set, which is built at the first use."""
         if self._dataset is None:

@@ -112,6 +112,7 @@ class AsyncTask:
         round_number: int | None = None,
         best: bool = False,
         recipe: Recipe | Fields | None = None,
+        config: Mapping[str, Any] | None = None,
         name: str = "",
         submit_token: str | None = None,
     ) -> AsyncTask:
@@ -122,6 +123,7 @@ class AsyncTask:
             round_number=round_number,
             best=best,
             recipe=recipe,
+            config=config,
             name=name,
             submit_token=submit_token,
         )

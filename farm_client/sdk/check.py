@@ -52,6 +52,8 @@ class Trial:
     seed: int = 0
     source: RowSource | None = None
     rows: int | None = None
+    rows_before: int | None = None
+    """How many rows ``make_dataset`` must give, where a config changed that it depends on."""
     tries_batch: bool = True
     order: DataOrder = DataOrder.SHUFFLED
     inner_state: InnerState = InnerState.FRESH
@@ -123,6 +125,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         sample_path=None if sample_path is None else str(sample_path),
         sample_rows=sample_rows,
         rows=trial.rows,
+        rows_before=trial.rows_before,
         tries_batch=trial.tries_batch,
         order=trial.order,
         inner_state=trial.inner_state,

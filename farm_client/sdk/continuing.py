@@ -1,35 +1,32 @@
 """Going on from a checkpoint of another task, with its code and data as the farm has them: `farm continue TASK`.
 
 What is carried on says ``protocol.continuing``. Nothing is uploaded; the code is fetched and its model built here only
-where the recipe now needs an optimizer or a schedule of it that the task before had no use for.
+where the recipe now needs an optimizer or a schedule of it that the task before had no use for, or the config changes.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.api import FarmApi
-from farm_client.sdk.bundle import Bundle
-from farm_client.sdk.check import Trial, run_trial
 from farm_client.sdk.checkpoints import find_best, find_checkpoint
-from farm_client.sdk.download import download_weights
+from farm_client.sdk.continued_code import build_again
 from farm_client.sdk.errors import first_problem
-from farm_client.sdk.submission import OUTER_HAS_ITS_OWN
+from farm_client.sdk.submission import OUTER_HAS_ITS_OWN, check_config
 from farm_client.sdk.submitter import submitter_here
-from farm_client.sdk.task_file import laid_over
+from farm_client.sdk.task_file import changed_config, laid_over
 from protocol.continuing import taken_over
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.features import needed_by, unknown_to
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe, parse_target
 from protocol.rest import CheckpointView
-from protocol.tasks import MAX_NOTES, BlobRef, Origin, Split, TaskSpec
+from protocol.tasks import MAX_NOTES, BlobRef, Origin, TaskSpec
 
 _MOST_DIGITS: Final = 15
 
@@ -40,13 +37,16 @@ class Continuation:
 
     ``rounds`` is ``"+20"`` for so many more, or how many in all; None leaves the end as it was, for a task that did
     not get there. ``round_number``: from the checkpoint after so many rounds, ``best``: by ``keep_best``; else the
-    newest. ``recipe`` are fields of ``protocol.recipe`` that change.
+    newest. ``recipe`` are fields of ``protocol.recipe`` that change, ``config`` values that the code gets instead of
+    those that it had, and ``assignments`` single ones, as in ``model.width=64``.
     """
 
     rounds: str | int | None = None
     round_number: int | None = None
     best: bool = False
     recipe: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
     name: str = ""
     submit_token: str | None = None
 
@@ -60,6 +60,8 @@ def continued(api: FarmApi, task_id: str, how: Continuation) -> TaskSpec:
     checkpoint = find_checkpoint(api, task_id, number)
     before = api.spec(task_id)
     recipe, notes = _recipe(before.recipe, checkpoint, how)
+    config = changed_config(before.config, how.config, how.assignments)
+    check_config(config)
     after = _changed(
         before,
         {
@@ -68,12 +70,18 @@ def continued(api: FarmApi, task_id: str, how: Continuation) -> TaskSpec:
             "submit_token": how.submit_token,
             "initial_weights": BlobRef(digest=checkpoint.digest, size_bytes=checkpoint.size_bytes),
             "continues": Origin(task_id=task_id, round=checkpoint.round),
+            "config": config,
             "has_scheduler": before.has_scheduler or _has_schedules(before.recipe.outer),
         },
     )
     _refuse_two_schedules(after, before.recipe, recipe, how.recipe)
-    if _needs_code(before.recipe, recipe, how.recipe):
-        recipe = recipe.model_copy(update={"outer": _optimizer_of_code(api, after, recipe)})
+    has_new_config = after.config != before.config
+    if has_new_config or _needs_code(before.recipe, recipe, how.recipe):
+        report = build_again(api, after, recipe, has_new_config=has_new_config)
+        if recipe.mode is Mode.WEIGHTS:
+            after = after.model_copy(update={"has_scheduler": report.has_scheduler})
+        elif "outer" not in how.recipe:
+            recipe = recipe.model_copy(update={"outer": _optimizer_of(report)})
     if why := contradiction(recipe, before.dataset):
         raise InvalidTask(f"the recipe contradicts itself: {why}")
     after = after.model_copy(update={"recipe": recipe})
@@ -162,32 +170,7 @@ def _refuse_two_schedules(spec: TaskSpec, before: Recipe, recipe: Recipe, change
         raise InvalidTask("the task follows the scheduler of its code: leave out schedule, or add --ignore schedule")
 
 
-def _optimizer_of_code(api: FarmApi, spec: TaskSpec, recipe: Recipe) -> OuterOptimizer:
-    """Build the task's model and optimizer here, and return what the server is to do. Raises: CheckFailed, NotFound."""
-    if spec.base:
-        raise InvalidTask(
-            "gradients mode needs the optimizer that the code builds from its base folder: submit it again with --base "
-            "and --from"
-        )
-    with tempfile.TemporaryDirectory(prefix="aifarm-continue-") as name:
-        folder = Path(name)
-        download_weights(api, spec.code, folder / "code.zip")
-        trial = Trial(
-            bundle=Bundle((folder / "code.zip").read_bytes(), spec.entry),
-            config=spec.config,
-            mode=recipe.mode,
-            batch_samples=recipe.batch_samples,
-            seed=recipe.seed,
-            rows=spec.dataset.samples(Split.TRAIN),
-            tries_batch=False,
-            ignore=recipe.ignore,
-            tuple_columns=recipe.tuple_columns,
-            rounds=recipe.rounds,
-            epochs=recipe.epochs,
-            round_samples=recipe.round_samples,
-            schedule=recipe.schedule,
-        )
-        report = run_trial(trial, folder)
+def _optimizer_of(report: RehearsalReport) -> OuterOptimizer:
     if report.outer is None:
         raise InvalidTask("the code gives the server no optimizer: go on in weights mode")
     return report.outer

@@ -176,16 +176,30 @@ class Task:
         round_number: int | None = None,
         best: bool = False,
         recipe: Recipe | Fields | None = None,
+        config: Mapping[str, Any] | None = None,
         name: str = "",
         submit_token: str | None = None,
     ) -> Task:
         """Return a new task that goes on from a checkpoint of this one, on the farm's copy of its code and data.
 
         ``rounds="+20"``: so many more; ``60``: so many in all; without it the task goes on to the end that it had.
-        ``round_number`` and ``best`` as for ``pull``; ``recipe``: the fields that change. What can't be carried on is
-        in the new task's ``notes``. Raises: NotFound if that is not kept; InvalidTask, CheckFailed.
+        ``round_number`` and ``best`` as for ``pull``; ``recipe``: the fields that change; ``config``: the values that
+        the code gets instead of those that it had. What can't be carried on is in the new task's ``notes``. Raises:
+        NotFound if that is not kept; InvalidTask, also where the model would change; CheckFailed.
         """
-        how = Continuation(rounds, round_number, best, _fields(recipe), name, submit_token)
+        how = Continuation(
+            rounds,
+            round_number,
+            best,
+            recipe=_fields(recipe),
+            config=config or {},
+            name=name,
+            submit_token=submit_token,
+        )
+        return self.continued(how)
+
+    def continued(self, how: Continuation) -> Task:
+        """Return a new task that goes on from a checkpoint of this one, as ``how`` says: see ``continue_``."""
         spec = continued(self._api, self.id, how)
         refuse_older_farm(self._api, spec)
         return Task(self._api, self._api.submit(spec).task, spec.notes)

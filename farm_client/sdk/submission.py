@@ -120,7 +120,7 @@ def prepare(submission: Submission, folder: Path, on_progress: OnProgress | None
 
 
 def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared:
-    _check_config(submission.config)
+    check_config(submission.config)
     base = {} if submission.base is None else read_base(submission.base)
     environment, lock = lock_blob(submission.environment)
     source = open_data(submission.data, submission.row_bytes) if submission.data else None
@@ -344,7 +344,8 @@ def _check_best(rule: str | None, measured: Mapping[str, float]) -> None:
     raise InvalidTask(f"keep_best is {rule!r}, and the evaluation measures no {metric!r}: {hint}")
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise InvalidTask for a config that no message can carry."""
     try:
         size = len(json.dumps(config, allow_nan=False, ensure_ascii=False).encode())
     except RecursionError as error:

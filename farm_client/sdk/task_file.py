@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
@@ -142,9 +143,7 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     if given.recipe.get("rounds") or epochs or not recipe.keys() & {"rounds", "epochs"}:
         # When to stop is one decision: what is given replaces the file's whole.
         recipe = {**recipe, "rounds": None if epochs else DEFAULT_ROUNDS, "epochs": None}
-    config = {**tables.get("config", {}), **given.config}
-    for assignment in given.assignments:
-        _assign(config, assignment)
+    config = changed_config(tables.get("config", {}), given.config, given.assignments)
     requirements = {**tables.get("requirements", {}), **given.requirements}
     if "ram_bytes" in requirements:
         requirements["ram_bytes"] = _size_bytes(requirements["ram_bytes"])
@@ -162,6 +161,32 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     if why := contradiction(described.recipe):
         raise InvalidTask(f"the recipe contradicts itself: {why}")
     return described
+
+
+def read_changes(path: Path) -> Given:
+    """Return what a file changes of a task that goes on: fields of its recipe, values of its config.
+
+    Raises: InvalidTask, for any other table too.
+    """
+    tables = _read(path)
+    if others := sorted(tables.keys() - {"recipe", "config"}):
+        raise InvalidTask(
+            f"{path}: [{others[0]}] stays as it was submitted: a task goes on with another [recipe] or [config]"
+        )
+    return Given(recipe=tables.get("recipe", {}), config=tables.get("config", {}))
+
+
+def changed_config(
+    config: Mapping[str, object], given: Mapping[str, object], assignments: Sequence[str]
+) -> dict[str, Any]:
+    """Return a config with given values in the place of its own, and then single ones, as in ``model.width=64``.
+
+    Raises: InvalidTask.
+    """
+    changed = {**deepcopy(dict(config)), **deepcopy(dict(given))}
+    for assignment in assignments:
+        _assign(changed, assignment)
+    return changed
 
 
 def laid_over(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

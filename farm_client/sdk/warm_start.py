@@ -67,11 +67,10 @@ class WarmStart:
         The farm has them, unless other layers are frozen now: then the same tensors are parted as the model's are.
         Raises: InvalidTask naming the tensors that are not those of the model.
         """
-        model = [_layout_of(path) for path in built.files.values()]
-        kept = list(self.parts.values())
-        if differing := list(_differences(_whole(model), _whole(kept))):
+        model, kept = _layouts_of(built), list(self.parts.values())
+        if differing := _differences(_whole(model), _whole(kept)):
             raise InvalidTask(
-                f"the weights of {self.label} do not fit what build_model builds: {_first(differing)}. "
+                f"the weights of {self.label} do not fit what build_model builds: {differing}. "
                 "Build the same model, or submit without --from"
             )
         if model == kept:
@@ -84,6 +83,13 @@ class WarmStart:
         for layout, path in zip(model, fitted, strict=True):
             write_with_roles(fetched, path, layout)
         return Start.of(fitted[0], fitted[1] if len(fitted) > 1 else None)
+
+    def differs_from(self, built: Start) -> str | None:
+        """Return which tensors of a model are others than these, or frozen where these are not; None if none is."""
+        model, kept = _layouts_of(built), list(self.parts.values())
+        if differing := _differences(_whole(model), _whole(kept)):
+            return differing
+        return None if model == kept else "other tensors are frozen in it"
 
 
 def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None) -> WarmStart:
@@ -101,6 +107,11 @@ def find_warm_start(api: FarmApi, task_id: str, round_number: int | None = None)
 def _whole(parts: Sequence[Layout]) -> Layout:
     """Return the layout of a model in one or two files."""
     return parts[0] if len(parts) == 1 else joined_layout(*parts)
+
+
+def _layouts_of(built: Start) -> list[Layout]:
+    """Return the layouts of a model's one or two weights files."""
+    return [_layout_of(path) for path in built.files.values()]
 
 
 def _layout_of(weights: Path) -> Layout:
@@ -121,8 +132,14 @@ def _leading_bytes(chunks: Iterable[bytes]) -> bytes:
     return data
 
 
-def _differences(model: Layout, start: Layout) -> Iterator[str]:
-    """Return what of the checkpoint differs from the model, tensor by tensor."""
+def _differences(model: Layout, start: Layout) -> str:
+    """Return the first tensors that are not the same in model and checkpoint; empty if all are."""
+    differing = list(_each_difference(model, start))
+    more = len(differing) - _SHOWN_DIFFERENCES
+    return "; ".join(differing[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _each_difference(model: Layout, start: Layout) -> Iterator[str]:
     built, kept = ({spec.name: spec for spec in layout.tensors} for layout in (model, start))
     for name in sorted(built.keys() | kept.keys()):
         if name not in kept:
@@ -137,8 +154,3 @@ def _differences(model: Layout, start: Layout) -> Iterator[str]:
 
 def _shape(spec: TensorSpec) -> str:
     return f"{spec.dtype} {list(spec.shape)}"
-
-
-def _first(differing: Sequence[str]) -> str:
-    more = len(differing) - _SHOWN_DIFFERENCES
-    return "; ".join(differing[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")

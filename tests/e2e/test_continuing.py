@@ -23,7 +23,7 @@ def loss(model, batch):
 
 
 def build_optimizer(model, config):
-    return torch.optim.AdamW(model.parameters(), lr=0.05)
+    return torch.optim.AdamW(model.parameters(), lr=config.get("lr", 0.05))
 
 
 def build_scheduler(optimizer, config):
@@ -55,6 +55,11 @@ def test_n_rounds_and_m_more_are_n_plus_m_to_the_bit(shared_farm: RealFarm, tmp_
         assert _bits(whole) == _bits(rest)
         shown = shared_farm.run("show", rest.id)
         assert f"{first.id}@4" in shown.stdout
+        frozen = first.continue_("+1", config={"lr": 0.0})
+        assert frozen.wait(timeout_seconds=60).round == 5
+        assert {name: tensor.tolist() for name, tensor in frozen.model().items()} == {
+            name: tensor.tolist() for name, tensor in first.model().items()
+        }, "the code, or the server, got the rate that trains nothing"
         if mode == "weights":
             asked = ("continue", first.id, "--rounds", "+1", "--mode", "gradients", "--json")
             answer = shared_farm.run(*asked)

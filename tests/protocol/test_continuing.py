@@ -74,6 +74,13 @@ def test_the_state_of_other_code_is_no_state() -> None:
     assert (taken.optimizer, taken.inner_state) == (True, False)
 
 
+def test_a_state_keeps_the_rates_of_the_config_that_it_was_made_with() -> None:
+    before = spec(**CARRIED)
+    taken = taken_over(before, before.model_copy(update={"config": {"lr": 0.5}}))
+    assert (taken.optimizer, taken.inner_state) == (True, False)
+    assert "the config is another one" in taken.lost[0]
+
+
 def test_other_samples_or_another_order_of_them_are_refused() -> None:
     assert obstacle(spec(), spec(rounds=7)) is None
     assert "submit other data" in (obstacle(spec(), spec(shards=(10, 10))) or "")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import zipfile
 
 import pytest
+import torch
 
 from coordinator.numerics.schedule import value_at
 from farm_client import AsyncFarm, Farm
+from farm_client.executor.layout import ModelTensors
 from farm_client.executor.rehearsal import rehearse
 from farm_client.sdk import check
 from farm_client.sdk.api import FarmApi
 from farm_client.sdk.check import CheckFailed
 from farm_client.sdk.config import parse_address
-from farm_client.sdk.continuing import rounds_in_all
+from farm_client.sdk.continuing import Continuation, rounds_in_all
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask, NotFound
 from protocol.named_schedule import NamedSchedule, ScheduleName
@@ -27,7 +30,9 @@ import torch
 
 
 def build_model(config):
-    return torch.nn.Linear(2, 2)
+    model = torch.nn.Linear(2, config.get("classes", 2))
+    model.bias.requires_grad_(not config.get("frozen"))
+    return model
 
 
 def loss(model, batch):
@@ -153,10 +158,17 @@ def test_an_older_server_is_told_of_before_anything_happens(farm, fake):
     assert fake.submitted == []
 
 
-def _keep_code(fake: FakeFarm) -> BlobRef:
+MADE_ROWS = """
+
+def make_dataset(config):
+    return [{"x": torch.zeros(2)} for _ in range(config.get("rows", 109))]
+"""
+
+
+def _keep_code(fake: FakeFarm, code: str = CODE) -> BlobRef:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("train.py", CODE)
+        archive.writestr("train.py", code)
     data = file.getvalue()
     fake.blobs[digest_bytes(data)] = data
     return BlobRef(digest=digest_bytes(data), size_bytes=len(data))
@@ -215,11 +227,74 @@ def test_a_schedule_that_changes_in_gradients_mode_comes_from_the_code(farm, fak
     assert value_at(rates, 20) == pytest.approx(0.25 * (1 - 0.8 * 20 / 25))
 
 
+@pytest.fixture
+def built_here(fake, monkeypatch) -> TaskSpec:
+    """Return a submission whose code the farm has, and the weights that it built; it is built in this process."""
+    monkeypatch.setattr(check, "_run_process", lambda request, folder: (rehearse(request), ""))
+    weights = ModelTensors.of(torch.nn.Linear(2, 2)).weights_file()
+    fake.blobs[digest_bytes(weights)] = weights
+    fake.checkpoints = [make_checkpoint(20, digest=digest_bytes(weights), size_bytes=len(weights), newest=True)]
+    config = {"lr": 0.25, "loss": {"weight": 1.0}}
+    fake.spec = spec_of(rounds=20).model_copy(update={"code": _keep_code(fake), "config": config})
+    return fake.spec
+
+
+def test_the_code_gets_another_config(farm, fake, built_here):
+    farm.task("digits").continued(Continuation("+5", config={"lr": 0.5}, assignments=("loss.weight=2.0", "name=new")))
+    (spec,) = fake.submitted
+    assert spec.config == {"lr": 0.5, "loss": {"weight": 2.0}, "name": "new"}
+    assert built_here.config == {"lr": 0.25, "loss": {"weight": 1.0}}, "the task before has the one that it had"
+    assert spec.has_scheduler, "which the code has"
+    assert (spec.code, spec.dataset, spec.continues) == (
+        built_here.code,
+        built_here.dataset,
+        Origin(task_id="abcd2345", round=20),
+    )
+
+
+def test_another_rate_in_gradients_mode_is_the_servers(farm, fake, built_here):
+    fake.spec = built_here.model_copy(update={"recipe": spec_of(rounds=20, mode="gradients").recipe})
+    farm.task("digits").continue_("+5", config={"lr": 0.5})
+    farm.task("digits").continue_("+5", config={"lr": 0.5}, recipe={"outer": {"name": "sgd", "options": {"lr": 0.1}}})
+    of_code, given = (spec.recipe.outer for spec in fake.submitted)
+    assert (of_code.name, of_code.options["lr"]) == ("adam", 0.5)
+    assert (given.name, given.options["lr"]) == ("sgd", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"classes": 3},
+            r"bias is F32 \[3\] in the model and F32 \[2\] in the checkpoint.* Leave that value as it was",
+        ),
+        ({"frozen": True}, "other tensors are frozen in it"),
+        ({"since": dt.date(2026, 1, 1)}, "the config cannot be sent"),
+    ],
+)
+def test_a_config_with_which_the_task_could_not_go_on_is_refused_by_name(farm, fake, built_here, config, said):
+    with pytest.raises(InvalidTask, match=said):
+        farm.task("digits").continue_("+5", config=config)
+    assert fake.submitted == []
+
+
+def test_a_config_may_change_the_rows_but_not_how_many_there_are(farm, fake, built_here):
+    code = _keep_code(fake, CODE + MADE_ROWS)
+    dataset = built_here.dataset.model_copy(update={"kind": "code"})
+    fake.spec = built_here.model_copy(update={"code": code, "dataset": dataset})
+    with pytest.raises(CheckFailed, match="make_dataset gives 5 rows instead of 109"):
+        farm.task("digits").continue_("+5", config={"rows": 5})
+    farm.task("digits").continue_("+5", config={"lr": 0.5})
+    assert len(fake.submitted) == 1
+
+
 def test_what_would_need_a_base_folder_here_is_refused(farm, fake):
     file = BaseFile(path="config.json", blob=A_BLOB)
     fake.spec = spec_of(rounds=20).model_copy(update={"base": (file,)})
     with pytest.raises(InvalidTask, match="submit it again with --base and --from"):
         farm.task("digits").continue_("+5", recipe={"mode": "gradients"})
+    with pytest.raises(InvalidTask, match="another config needs what the code builds from its base folder"):
+        farm.task("digits").continue_("+5", config={"lr": 0.5})
     farm.task("digits").continue_("+5")
     assert fake.submitted[0].base == (file,)
 
