@@ -130,6 +130,8 @@ def _may_try(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     if run.task_id in client.refuses:
         told = client.refuses[run.task_id]
         return Decision(False, "refuses: its owner's settings do not allow this task" + (told and f" ({told})"))
+    if unwanted := client.wanted.why_not(run.next_kind, run.record.spec.topics):
+        return Decision(False, f"refuses: {unwanted}")
     cooldown = client.cooldowns.get(run.task_id)
     if cooldown and cooldown.until > now:
         return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")

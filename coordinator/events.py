@@ -13,6 +13,7 @@ from protocol.environments import Environments
 from protocol.messages import Hello, Scope
 from protocol.resources import Load
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
+from protocol.wanted_work import WantedWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,16 @@ class IdentityShared:
 
 @dataclass(frozen=True, slots=True)
 class ClientReady:
-    """The client can take ``slots`` more assignments; ``environments``: what it has of those, where that is news."""
+    """The client can take ``slots`` more assignments.
+
+    ``environments``: what it has of those, ``wanted``: which work its owner wants done, each where that is news.
+    """
 
     client_id: str
     incarnation: int
     slots: int
     environments: Environments | None = None
+    wanted: WantedWork | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ MISSING_MODULE: Final = "missing_module"
 def rejected(turn: Turn, event: AssignmentRejected) -> None:
     """A client hands an assignment back undone; it is not offered it again at once."""
     why = f"{event.code.replace('_', ' ')}: {event.message}"
+    lease = turn.farm.leases.get(event.assignment_id)
     given_up = _give_up(turn, event, why, AssignmentState.REJECTED)
     if given_up is None:
         return
@@ -38,7 +39,8 @@ def rejected(turn: Turn, event: AssignmentRejected) -> None:
         wait = turn.settings.does_not_fit_seconds
         client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"it does not fit: {event.message}")
     elif event.code is RejectCode.OWNER:
-        client.refuses[run.task_id] = event.message
+        if lease is None or client.wanted.why_not(lease.record.kind, run.record.spec.topics) is None:
+            client.refuses[run.task_id] = event.message  # what it told by itself needs no note, and ends by itself
         end_stint(client, run)
     elif event.code is RejectCode.ENVIRONMENT:
         client.back_off(run.task_id, event.message, turn.settings.client_retry, turn.now)

@@ -199,6 +199,8 @@ def ready(turn: Turn, event: ClientReady) -> None:
         if event.environments is not None and event.environments != client.environments:
             client.environments = event.environments
             _end_waits(turn, client)
+        if event.wanted is not None:
+            client.wanted = event.wanted
         turn.farm.leases.set_slots(client.client_id, event.slots)
         client.warms_up = event.slots == 0 and not client.held
 

@@ -42,6 +42,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         task_id=task_id,
         name=spec.name,
         submitter=spec.submitter,
+        topics=spec.topics,
         mode=spec.recipe.mode,
         code=spec.code,
         frozen=spec.frozen,

@@ -24,6 +24,7 @@ from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import back_to_waiting, complete
 from coordinator.turn import Turn
 from coordinator.verdict import MANY_CLIENTS, Outcome, Outlook, needed_clients, verdict
+from protocol.assignments import Kind
 
 
 def schedule(turn: Turn, everything: bool) -> None:
@@ -93,12 +94,13 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
 
 def _open(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
     """Open the task's next step: a look at its version, as far as one is due, before the round that trains on it."""
-    if run.evaluate_next:
-        open_evaluation(turn, run, clients)
-    elif run.looks_first:
-        open_epoch_end(turn, run, clients)
-    else:
-        open_round(turn, run, clients)
+    match run.next_kind:
+        case Kind.EVALUATE:
+            open_evaluation(turn, run, clients)
+        case Kind.EPOCH_END:
+            open_epoch_end(turn, run, clients)
+        case Kind.TRAIN:
+            open_round(turn, run, clients)
 
 
 def _look_again_later(turn: Turn, run: TaskRun) -> None:

@@ -28,6 +28,7 @@ from protocol.recipe import DataOrder
 from protocol.resources import LinkFigures, Load
 from protocol.retry import RetryPolicy
 from protocol.tasks import Shard, Split, TaskBrief, WeightsDelta
+from protocol.wanted_work import ANY_WORK, WantedWork
 
 
 @dataclass(slots=True)
@@ -38,7 +39,9 @@ class Cooldown:
     reason: str
 
 
-_NEWS: Final = frozenset({"online", "slots", "paused", "throttled", "draining", "freed_at", "warms_up", "environments"})
+_NEWS: Final = frozenset(
+    {"online", "slots", "paused", "throttled", "draining", "freed_at", "warms_up", "environments", "wanted"}
+)
 
 
 @dataclass(slots=True)
@@ -83,6 +86,8 @@ class ClientState:
     """What it can do that older clients can't, as its hello says."""
     environments: Environments = NO_ENVIRONMENTS
     """Which task environments it has, and whether it installs others."""
+    wanted: WantedWork = ANY_WORK
+    """Which work its owner wants done, as this connection says."""
     versions: dict[str, str] = field(default_factory=dict)
     """Digest of the newest weights that it is known to hold, by task id."""
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
@@ -257,6 +262,15 @@ class TaskRun:
     def looks_first(self) -> bool:
         """Whether its version is to be evaluated, or its code shown that an epoch ended, before it is trained on."""
         return self.evaluate_next or epoch_end_is_due(self.record)
+
+    @property
+    def next_kind(self) -> Kind:
+        """What clients are given of it now: parts of its open step, else of the one that opens next."""
+        if self.step is not None:
+            return self.step.kind
+        if self.evaluate_next:
+            return Kind.EVALUATE
+        return Kind.EPOCH_END if self.looks_first else Kind.TRAIN
 
     @property
     def is_at_rest(self) -> bool:

@@ -42,6 +42,7 @@ def _task_view(
         task_id=task.task_id,
         name=spec.name,
         submitter=spec.submitter,
+        topics=spec.topics,
         state=task.state,
         why=why,
         priority=task.priority,

@@ -47,7 +47,7 @@ Every verb takes, before its name or behind it:
 relative to it.
 
 ```toml
-[task]            # name, entry, data, batch, holdout, row_bytes, samples, priority, base, environment
+[task]            # name, entry, data, batch, holdout, row_bytes, samples, priority, topics, base, environment
 name = "digits"
 data = "digits.npz"
 holdout = 0.2

@@ -6,9 +6,9 @@ Direction is written as in ``protocol.messages``, whose union these belong to.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from protocol.artefacts import Artefacts
 from protocol.bounds import (
@@ -137,6 +137,15 @@ class RejectCode(StrEnum):
     ENVIRONMENT = "environment"
     """The task's environment is not there yet: it is being installed, or could not be. Older servers have no such
     task."""
+    OTHER = "other"
+    """A word that only newer clients know; its message says the rest."""
+
+
+def _known_code(word: Any) -> Any:
+    return RejectCode.OTHER if isinstance(word, str) and word not in _REJECT_CODES else word
+
+
+_REJECT_CODES: Final = frozenset(RejectCode)
 
 
 class Reject(Frozen):
@@ -145,7 +154,7 @@ class Reject(Frozen):
     type: Literal["reject"] = "reject"
     assignment_id: Id
     fence: Natural
-    code: RejectCode
+    code: Annotated[RejectCode, BeforeValidator(_known_code)]
     message: Text = ""
 
 

@@ -47,6 +47,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,
         "task_environment": lambda spec: spec.environment is not None,
         "task_length": lambda spec: spec.reads_length,
+        "topics": lambda spec: bool(spec.topics),
     }
 )
 """Each feature of a task by its name, and whether a task needs it. A new one comes with a new name."""

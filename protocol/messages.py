@@ -42,6 +42,7 @@ from protocol.limits import (
 from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef
+from protocol.wanted_work import WantedWork
 
 
 class HeldAssignment(Frozen):
@@ -123,6 +124,8 @@ class Ready(Frozen):
     slots: int = Field(ge=0, le=64)
     environments: Environments | None = None
     """What it has of task environments now; None: as it told before."""
+    wanted: WantedWork | None = None
+    """Which work its owner wants done; None: as it told before over this connection, at first anything."""
 
 
 class Scope(StrEnum):

@@ -80,6 +80,8 @@ class TaskView(View):
     task_id: str
     name: str
     submitter: str
+    topics: tuple[str, ...] = ()
+    """What it is about, in the submitter's words."""
     state: str
     why: LongText
     priority: int

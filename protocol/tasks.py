@@ -35,6 +35,7 @@ from protocol.limits import INLINE_BYTES
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 from protocol.task_length import TaskLength
+from protocol.topics import Topics
 
 MAX_NOTES: Final = 64
 MAX_BASE_FILES: Final = 256
@@ -204,6 +205,8 @@ class TaskSpec(Frozen):
     name: Title
     submitter: Word = Field(default="anonymous", min_length=1)
     code: BlobRef
+    topics: Topics = ()
+    """What it is about, in the submitter's words; owners choose by them."""
     entry: FilePath = "train.py"
     config: Config = Field(default_factory=dict)
     dataset: Dataset
@@ -260,6 +263,8 @@ class TaskBrief(Frozen):
     submitter: Label = ""
     """``TaskSpec.submitter``, which nobody has proven: whoever has the farm token may write any name. Empty from older
     servers."""
+    topics: Topics = ()
+    """``TaskSpec.topics``; older servers name none."""
     mode: Mode
     code: BlobRef
     frozen: BlobRef | None = None

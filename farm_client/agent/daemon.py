@@ -238,7 +238,7 @@ class Agent:
     async def _serve(self, tools: Tools, probe: Probe, verdicts: Verdicts) -> None:
         worker = Worker(tools, self._worker_parts(probe))
         self._board.work = worker.views
-        self._owner.on_rest, self._owner.keeper.on_submitters = worker.rest, worker.regard_submitters
+        self._owner.on_rest, self._owner.keeper.on_choice = worker.rest, worker.regard_choice
         worker.rest(self._owner.reason, self._owner.until)
         worker.take_up_left()
         welcomed_by = KnownFarms(self._home.known_farms_file)

@@ -34,6 +34,14 @@ from farm_client.agent.owner_limit_options import (
     option_of,
     share_of,
 )
+from farm_client.agent.owner_work_options import (
+    ForOption,
+    KindOption,
+    NotTopicOption,
+    TopicOption,
+    names_given,
+    work_given,
+)
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.agent.settings import load_settings
 from protocol.terminal_text import one_line, plain_text
@@ -78,10 +86,10 @@ def set_policy(
         list[str] | None,
         typer.Option(metavar="PROGRAM", help="Do nothing while it runs; repeatable, `none` for no program."),
     ] = None,
-    work_for: Annotated[
-        list[str] | None,
-        typer.Option("--for", metavar="NAME", help="A submitter to work for; repeatable, `all` for everybody."),
-    ] = None,
+    work_for: ForOption = None,
+    kind: KindOption = None,
+    topic: TopicOption = None,
+    not_topic: NotTopicOption = None,
     cpu: CpuOption = None,
     duty: DutyOption = None,
     gpus: GpusOption = None,
@@ -111,8 +119,7 @@ def set_policy(
         "idle_seconds": None if idle_after is None else seconds_of(idle_after, "--idle-after"),
         "idle_load": None if idle_load is None else share_of(idle_load, "--idle-load"),
         "on_battery": on_battery,
-        "pause_while": _names(pause_while, "none"),
-        "work_for": _names(work_for, _ALL),
+        "pause_while": names_given(pause_while, "none"),
         "allow_installs": allow_installs,
     }
     limits = {
@@ -130,6 +137,7 @@ def set_policy(
         "daily_quota_bytes": daily_quota,
     }
     changes = {name: value for name, value in given.items() if value is not None} | limits_given(limits)
+    changes |= work_given(work_for, kind, topic, not_topic)
     where = HomeFolder(load_settings(home=home).home)
     policy, is_live = _change(where, changes)
     if as_json:
@@ -216,6 +224,7 @@ def describe(policy: OwnerPolicy) -> list[str]:
         "on battery": "yes" if policy.on_battery else "no",
         "not while": ", ".join(policy.pause_while) or "(any program may run)",
         "works for": ", ".join(policy.work_for) or "everybody",
+        **policy.wanted.in_words(),
         "installs": "packages that tasks name" if policy.allow_installs else "nothing",
         "paused": _pause_in_words(policy),
         **policy.limits_in_words(),
@@ -227,13 +236,6 @@ def _pause_in_words(policy: OwnerPolicy) -> str:
     if not policy.paused:
         return "no"
     return "until `farm-client resume`" if policy.paused_until is None else f"until {time.ctime(policy.paused_until)}"
-
-
-def _names(given: list[str] | None, nothing: str) -> tuple[str, ...] | None:
-    """Return what an option that may be repeated sets; None where it was not given."""
-    if not given:
-        return None
-    return () if [name.lower() for name in given] == [nothing] else tuple(given)
 
 
 def _change(where: HomeFolder, changes: Mapping[str, Any]) -> tuple[OwnerPolicy, bool]:

@@ -21,6 +21,9 @@ _NUMBERS: Final = {"power_watts": "W", "target_celsius": "C"}
 _OPTIONS: Final = {
     "idle_seconds": "--idle-after",
     "work_for": "--for",
+    "kinds": "--kind",
+    "topics": "--topic",
+    "not_topics": "--not-topic",
     "cpu_share": "--cpu",
     "duty": "--duty",
     "gpus": "--gpus",

@@ -129,6 +129,10 @@ class SubmitOptions(RecipeOptions):
     priority: Annotated[
         int | None, typer.Option("--priority", min=0, max=9, help="9 is served first.", rich_help_panel=_TASK)
     ] = None
+    topics: Annotated[
+        list[str] | None,
+        typer.Option("--topic", help="What it is about, in a word; volunteers choose by it.", rich_help_panel=_TASK),
+    ] = None
     submit_token: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +209,7 @@ def task_of(options: SubmitOptions) -> dict[str, object]:
             "batch": options.batch,
             "samples": options.samples,
             "priority": options.priority,
+            "topics": tuple(options.topics) if options.topics else None,
             "base": options.base,
             "environment": options.requirements,
         }

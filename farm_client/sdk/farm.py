@@ -267,7 +267,7 @@ class Farm:
         ``settings`` is a TOML file; without it a ``task.toml`` beside the code counts, and what is given here wins over
         it: ``recipe`` and ``requirements`` (fields of ``protocol.recipe``, or those records), ``config`` for the code,
         and ``task``, the fields of its table [task]: name, entry, holdout, batch, row_bytes, samples, priority,
-        base (a folder that the model is built from), environment (the lock file of the packages to import).
+        topics, base (a folder that the model is built from), environment (the lock file of the packages to import).
         ``start``: begin with the weights of ``TASK`` or ``TASK@N``. ``submit_token``: who submits twice with one token
         gets the same task. Raises: InvalidTask, CheckFailed, DataError: each with one sentence that says what to do.
         """

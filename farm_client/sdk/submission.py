@@ -68,7 +68,7 @@ class Submission:
 
     ``row_bytes`` is a text file's row. ``samples`` is the size of a data set that only ``load_shard`` knows.
     ``base`` is a folder that ``build_model`` starts from, which it is given as ``config["base"]``. ``environment`` is
-    the lock file of the packages that the code imports (``sdk.lock_files``).
+    the lock file of the packages that the code imports (``sdk.lock_files``). ``topics`` say what the task is about.
     ``warm_start`` takes the place of the weights that ``build_model`` starts with. Where ``chosen_for`` is given, a
     recipe that leaves the mode open gets the one that suits this link.
     """
@@ -85,6 +85,7 @@ class Submission:
     samples: int | None = None
     check: bool = True
     priority: int = 5
+    topics: tuple[str, ...] = ()
     submitter: str = ANONYMOUS
     submit_token: str | None = None
     requirements: Requirements = field(default_factory=Requirements)
@@ -152,6 +153,7 @@ def _prepare(submission: Submission, folder: Path, tell: OnProgress) -> Prepared
     spec = TaskSpec(
         name=submission.name or _default_name(submission.code),
         submitter=submission.submitter,
+        topics=submission.topics,
         code=bundle.blob,
         entry=bundle.entry,
         config=dict(submission.config),

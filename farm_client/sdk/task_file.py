@@ -23,6 +23,7 @@ from protocol.bounds import FilePath
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe, Requirements
+from protocol.topics import Topics
 
 DEFAULT_ROUNDS: Final = 20
 """Of a task of which nobody says how long to train."""
@@ -69,7 +70,8 @@ class TaskTable(BaseModel):
 
     ``batch`` is "dict", "tuple" or a list of columns. ``holdout`` is a share of the rows; ``row_bytes`` a text
     file's row; ``samples`` the size of a data set that only ``load_shard`` knows; ``base`` a
-    folder that the model is built from; ``environment`` the lock file of the packages that the code imports.
+    folder that the model is built from; ``environment`` the lock file of the packages that the code imports;
+    ``topics`` are words for what the task is about.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,7 @@ class TaskTable(BaseModel):
     row_bytes: int = Field(default=DEFAULT_ROW_BYTES, ge=1)
     samples: int | None = Field(default=None, ge=1)
     priority: int = Field(default=5, ge=0, le=9)
+    topics: Topics = ()
     base: Path | None = None
     environment: Path | None = None
 
@@ -111,6 +114,7 @@ class TaskFile(BaseModel):
             batch=table.batch,
             samples=table.samples,
             priority=table.priority,
+            topics=table.topics,
             base=table.base,
             environment=table.environment,
             submitter=submitter_here(),

@@ -23,7 +23,7 @@ def _progress(peer: Peer, message: assignments.Progress) -> events.Event:
 
 
 def _ready(peer: Peer, message: messages.Ready) -> events.Event:
-    return events.ClientReady(peer.client_id, peer.incarnation, message.slots, message.environments)
+    return events.ClientReady(peer.client_id, peer.incarnation, message.slots, message.environments, message.wanted)
 
 
 def _accept(peer: Peer, message: assignments.Accept) -> events.Event:

@@ -42,8 +42,8 @@ class PolicyKeeper:
         self.last_failure = ""
         self.retry_at = 0.0
         """When to try again after too many of them (Unix seconds)."""
-        self.on_submitters: Callable[[], None] = lambda: None
-        """Called when it has changed whom the owner works for."""
+        self.on_choice: Callable[[], None] = lambda: None
+        """Called when it has changed which work the owner wants done, or for whom."""
         self.on_fault: Callable[[str, BaseException], None] = lambda _text, _error: None
         """Gets a mistake of this program, which keeps the watch from nothing but one look; each kind once."""
         self._fault = ""
@@ -60,8 +60,8 @@ class PolicyKeeper:
         before, self.policy = self.policy, policy
         self.on_policy(policy)
         self.evaluate()
-        if policy.work_for != before.work_for:
-            self.on_submitters()
+        if (policy.work_for, policy.wanted) != (before.work_for, before.wanted):
+            self.on_choice()
         return policy
 
     def pause(self, seconds: float | None = None) -> OwnerPolicy:

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 from farm_client.agent.errors import BadSettings, DamagedPolicy
 from farm_client.agent.owner.hours import Hours, parse_hours
 from farm_client.agent.owner.limits import OwnerLimits
 from farm_client.durable_file import write_durably
+from protocol.assignments import Kind
+from protocol.topics import Topics
+from protocol.wanted_work import WantedWork
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 _MOST_NAMES: Final = 64
@@ -39,6 +42,12 @@ class OwnerPolicy(OwnerLimits):
     """Programs, by the name of their process, while which nothing is done."""
     work_for: tuple[Name, ...] = Field(default=(), max_length=_MOST_NAMES)
     """Submitters to work for; empty: all."""
+    kinds: tuple[Kind, ...] = Field(default=(), max_length=_MOST_NAMES)
+    """Kinds of work to do; empty: all."""
+    topics: Topics = ()
+    """Only tasks about one of these; empty: all."""
+    not_topics: Topics = ()
+    """No task about one of these."""
     allow_installs: bool = False
     """Whether the packages that tasks name may be installed."""
     paused: bool = False
@@ -51,6 +60,18 @@ class OwnerPolicy(OwnerLimits):
     def _can_be_read(cls, text: str) -> str:
         parse_hours(text)
         return " ".join(text.split())
+
+    @field_validator("not_topics")
+    @classmethod
+    def _not_both(cls, unwanted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if both := sorted(set(unwanted) & set(info.data.get("topics", ()))):
+            raise ValueError(f"{both[0]} is among the topics to work for as well")
+        return unwanted
+
+    @property
+    def wanted(self) -> WantedWork:
+        """Which work to do, as the farm is told."""
+        return WantedWork(kinds=self.kinds, topics=self.topics, not_topics=self.not_topics)
 
     @property
     def working_hours(self) -> Hours:

@@ -79,8 +79,8 @@ class OwnerFront:
             await control.close()
 
     def show_limits(self, limits: Callable[[], dict[str, str]]) -> None:
-        """Show what is limited, by name, in words."""
-        self._board.limits = limits
+        """Show what is limited, and which work is done, by name, in words."""
+        self._board.limits = lambda: {**limits(), **self.keeper.policy.wanted.in_words()}
 
     def _status(self) -> Mapping[str, Any]:
         self._board.show()

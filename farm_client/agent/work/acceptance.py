@@ -52,6 +52,7 @@ class Acceptance:
             ram_free_bytes=self._probe.ram_free_bytes() if must_start else None,
             draining=now.draining,
             work_for=self._owner.policy.work_for,
+            wanted=self._owner.policy.wanted,
             resting=now.resting,
         )
         if (refused := refusal(assign, standing)) is not None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from protocol.assignments import Assign, RejectCode
+from protocol.wanted_work import ANY_WORK, WantedWork
 from protocol.wording import sized
 
 
@@ -21,6 +22,8 @@ class Standing:
     draining: bool = False
     work_for: tuple[str, ...] = ()
     """The submitters that the owner works for; empty: all."""
+    wanted: WantedWork = ANY_WORK
+    """Which work the owner wants done."""
     resting: str | None = None
     """Why the owner wants nothing done now."""
 
@@ -59,7 +62,7 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
         return Rejection(RejectCode.PAUSED, standing.resting)
     if standing.free_slots <= 0:
         return Rejection(RejectCode.BUSY, "this client holds as many assignments as it has slots")
-    if (refused := unnamed(assign.task.submitter, standing.work_for)) is not None:
+    if (refused := not_for_the_owner(assign, standing.work_for, standing.wanted)) is not None:
         return refused
     needed, free = assign.task.needed_ram_bytes, standing.ram_free_bytes
     if free is not None and needed > free:
@@ -67,14 +70,28 @@ def refusal(assign: Assign, standing: Standing) -> Rejection | None:
     return None
 
 
+def not_for_the_owner(assign: Assign, work_for: tuple[str, ...], wanted: WantedWork) -> Rejection | None:
+    """Return why the owner does not want an assignment done: whose it is, its kind, or what it is about."""
+    if (refused := unnamed(assign.task.submitter, work_for)) is not None:
+        return refused
+    if (why := wanted.why_not(assign.kind, assign.task.topics)) is None:
+        return None
+    return Rejection(_owners_code(assign.task.submitter), f"this client: {why}")
+
+
 def unnamed(submitter: str, names: tuple[str, ...]) -> Rejection | None:
     """Return why the owner, who works for these (for all, if none are named), does not work for this submitter."""
     if not names or _is_named(submitter, names):
         return None
-    if submitter:
-        return Rejection(RejectCode.OWNER, f"this client's owner does not work for {submitter}")
-    # A server that names no submitter does not know the word either.
-    return Rejection(RejectCode.DOES_NOT_FIT, "this client's owner works for named people, and this server names none")
+    why = f"this client's owner does not work for {submitter}"
+    if not submitter:
+        why = "this client's owner works for named people, and this server names none"
+    return Rejection(_owners_code(submitter), why)
+
+
+def _owners_code(submitter: str) -> RejectCode:
+    """Return the word for an owner's no; a server that names no submitter does not know the right one."""
+    return RejectCode.OWNER if submitter else RejectCode.DOES_NOT_FIT
 
 
 def _is_named(submitter: str, names: Iterable[str]) -> bool:

@@ -29,11 +29,12 @@ from farm_client.agent.work.held_assignment import Held, is_of_this_machine
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.job_runner import JobRunner
 from farm_client.agent.work.pauses import Pauses
-from farm_client.agent.work.preflight import Rejection, unnamed
+from farm_client.agent.work.preflight import Rejection, not_for_the_owner
 from farm_client.agent.work.resting import Doing, Resting
 from protocol.assignments import Accept, Ack, Assign, Cancel, Phase, Prefetch, Reject, RejectCode
 from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready
 from protocol.resources import LinkFigures
+from protocol.wanted_work import ANY_WORK
 
 _MAX_HELD: Final = 64
 """As many assignments as a hello or a heartbeat may name."""
@@ -67,6 +68,8 @@ class Worker:
         self._beat_due = 0.0
         self._told_figures = LinkFigures()
         """What this connection heard of the link."""
+        self._told_wanted = ANY_WORK
+        """What it heard of the owner's choice of work."""
         self._active = ActiveAssignments()
         self._resending: dict[str, asyncio.Task[None]] = {}
         self._draining = False
@@ -108,7 +111,7 @@ class Worker:
         """Use this connection: report what ended meanwhile, send what waits, and request work."""
         self._intervals = HeartbeatIntervals.told(link.welcome)
         self._said_idle_at = None
-        self._told_figures = LinkFigures()
+        self._told_figures, self._told_wanted = LinkFigures(), ANY_WORK
         self._outgoing.attach(link)
         for assignment_id in self._deliveries.attach(link):
             self._resend(assignment_id)
@@ -124,11 +127,13 @@ class Worker:
         self._pauses.say("owner", reason)
         self._around.display.rests(reason)
 
-    def regard_submitters(self) -> None:
-        """Hand back what the owner does not work for any more, and have the farm ask for the rest anew."""
+    def regard_choice(self) -> None:
+        """Hand back what the owner does not want done any more, and have the farm ask for the rest anew."""
         self._pauses.ask_again()
+        self._report_ready()  # first: what is handed back after it is not offered again
+        policy = self._around.owner.policy
         for job in list(self._active):
-            refused = unnamed(job.held.assign.task.submitter, self._around.owner.policy.work_for)
+            refused = not_for_the_owner(job.held.assign, policy.work_for, policy.wanted)
             if refused is not None:
                 self._hand_back(job, refused.code, refused.message)
         self._report_ready()
@@ -332,7 +337,10 @@ class Worker:
             return
         is_cold = self._tools.pool.is_cold
         slots = 0 if is_cold else max(0, self._around.slots - self._active.taken_slots)
-        self._outgoing.post(Ready(slots=slots, environments=self._tools.environments.news()))
+        wanted = self._around.owner.policy.wanted
+        news = None if wanted == self._told_wanted else wanted
+        self._told_wanted = wanted
+        self._outgoing.post(Ready(slots=slots, environments=self._tools.environments.news(), wanted=news))
         if is_cold and (self._warming is None or self._warming.done()):
             self._warming = self._spawn(self._report_when_warm())
 

@@ -52,12 +52,14 @@ def tasks_table(tasks: Sequence[TaskView], now: float) -> RenderableType:
     """Draw `farm ls`."""
     if not tasks:
         return Text("No tasks yet: `farm init` makes one to begin with, `farm submit` sends it.")
-    headers = ("id", "name", "state", "round", "loss", "held out", "clients", "age", "why")
-    table = FittingTable(*headers, spare=("clients", "age", "loss", "held out"))
+    topics = ("topics",) if any(task.topics for task in tasks) else ()
+    headers = ("id", "name", *topics, "state", "round", "loss", "held out", "clients", "age", "why")
+    table = FittingTable(*headers, spare=(*topics, "clients", "age", "loss", "held out"))
     for task in sorted(tasks, key=lambda task: -task.submitted_at):
         table.add_row(
             task.task_id,
             task.name,
+            *([", ".join(task.topics) or NOTHING] if topics else []),
             state_text(task.state),
             f"{task.round}/{task.rounds_total}",
             format_value(task.loss),
@@ -97,6 +99,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
     facts: list[tuple[str, RenderableType]] = [
         ("why", Text(task.why)),
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
+        *([("topics", Text(", ".join(task.topics)))] if task.topics else []),
         ("recipe", _recipe_line(spec.recipe)),
         *([("needs", Text(needs))] if (needs := _needs_line(spec.requirements)) else []),
         *([("packages", f"environment {spec.environment.digest[:12]}")] if spec.environment else []),

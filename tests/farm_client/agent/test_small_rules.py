@@ -21,6 +21,7 @@ from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.durable_file import write_durably
 from protocol.assignments import Assign, AssignmentProgress, LogLine, MetricPoint, Phase, Progress, Reject, RejectCode
 from protocol.messages import Error, Message, Scope
+from protocol.wanted_work import WantedWork
 from tests.protocol.samples import BY_TYPE, SAMPLES
 
 ASSIGN = BY_TYPE["assign"]
@@ -78,6 +79,22 @@ class TestPreflight:
         """A server that names nobody is older than the code for it."""
         assign = ASSIGN.model_copy(update={"task": ASSIGN.task.model_copy(update={"submitter": submitter})})
         refused = refusal(assign, Standing(1, None, work_for=names))
+        assert (refused and refused.code) == code
+
+    @pytest.mark.parametrize(
+        ("wanted", "submitter", "code"),
+        [
+            (WantedWork(), "alice", None),
+            (WantedWork(kinds=("train",), topics=("science",), not_topics=("ads",)), "alice", None),
+            (WantedWork(kinds=("evaluate",)), "alice", RejectCode.OWNER),
+            (WantedWork(topics=("physics",)), "alice", RejectCode.OWNER),
+            (WantedWork(not_topics=("science",)), "alice", RejectCode.OWNER),
+            (WantedWork(not_topics=("science",)), "", RejectCode.DOES_NOT_FIT),
+        ],
+    )
+    def test_the_owner_wants_what_they_chose(self, wanted: WantedWork, submitter: str, code: RejectCode | None) -> None:
+        task = ASSIGN.task.model_copy(update={"submitter": submitter, "topics": ("science",)})
+        refused = refusal(ASSIGN.model_copy(update={"task": task}), Standing(1, None, wanted=wanted))
         assert (refused and refused.code) == code
 
     def test_a_task_that_has_its_executor_has_its_memory(self) -> None:

@@ -51,6 +51,23 @@ class TestWithoutAnAgent:
         assert (data["policy"]["idle_seconds"], data["policy"]["idle_load"]) == (600.0, 0.5)
         assert data["policy"]["on_battery"] is True
 
+    def test_set_chooses_kinds_and_topics_and_takes_the_choice_back(self, tmp_path):
+        data = told(
+            typed(
+                *(tmp_path, "set", "--kind", "train,evaluate", "--topic", "Science", "--topic", "physics"),
+                *("--not-topic", "ads", "--json"),
+            )
+        )
+        assert data["policy"]["kinds"] == ["train", "evaluate"]
+        assert (data["policy"]["topics"], data["policy"]["not_topics"]) == (["physics", "science"], ["ads"])
+        shown = typed(tmp_path, "set").stdout.splitlines()
+        assert "kinds of work: train, evaluate" in shown
+        assert "only topics:   physics, science" in shown
+        assert "never topics:  ads" in shown
+        done = typed(tmp_path, "set", "--kind", "all", "--topic", "all", "--not-topic", "none")
+        assert "topics" not in done.stdout
+        assert load_policy(tmp_path / "policy.json") == OwnerPolicy()
+
     def test_set_without_options_shows_and_writes_nothing(self, tmp_path):
         done = typed(tmp_path / "home", "set")
         assert "works for:     everybody" in done.stdout
@@ -112,6 +129,9 @@ class TestWithoutAnAgent:
         (("set", "--idle-load", "half"), "--idle-load"),
         (("set", "--idle-load", "150%"), "--idle-load"),
         (("set", "--pause-while", " "), "--pause-while"),
+        (("set", "--kind", "sweep"), "--kind: Input should be 'train', 'evaluate'"),
+        (("set", "--topic", "two words"), "--topic: a topic is one word"),
+        (("set", "--topic", "ads", "--not-topic", "ads"), "--not-topic: ads is among the topics"),
         (("pause", "--for", "tomorrow"), "--for"),
     ],
 )

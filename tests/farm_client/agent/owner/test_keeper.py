@@ -109,11 +109,20 @@ def test_after_an_hour_it_tries_again_and_one_more_failure_pauses_it_again(machi
 
 def test_whom_it_works_for_is_told_when_that_changes_and_only_then(machine):
     changes = []
-    machine.keeper.on_submitters = lambda: changes.append(machine.keeper.policy.work_for)
+    machine.keeper.on_choice = lambda: changes.append(machine.keeper.policy.work_for)
     machine.keeper.change({"work_for": ["alice"]})
     machine.keeper.change({"only_idle": True})
     machine.keeper.change({"work_for": []})
     assert changes == [("alice",), ()]
+
+
+@pytest.mark.parametrize("choice", [{"kinds": ["train"]}, {"topics": ["science"]}, {"not_topics": ["ads"]}])
+def test_a_choice_of_work_is_told_when_it_changes(machine, choice):
+    changes = []
+    machine.keeper.on_choice = lambda: changes.append(machine.keeper.policy.wanted)
+    machine.keeper.change(choice)
+    machine.keeper.change(choice)
+    assert changes == [machine.keeper.policy.wanted]
 
 
 async def test_a_look_that_fails_is_told_once_and_the_next_one_counts(machine, monkeypatch):

@@ -12,7 +12,8 @@ from farm_client.agent.owner.control import ask
 from farm_client.agent.owner.reasons import MOST_FAILURES
 from farm_client.agent.reporting.status import read_status
 from protocol.assignments import Accept, Cancel, Reject, RejectCode, Result
-from protocol.messages import Error, Heartbeat, Pause, Resume
+from protocol.messages import Error, Heartbeat, Pause, Ready, Resume
+from protocol.wanted_work import WantedWork
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import gone, until
 
@@ -199,3 +200,19 @@ async def test_work_for_somebody_whom_the_owner_has_just_left_out_is_handed_back
         await peer.expect(Resume)  # the farm asks again for what was refused before
         rejected = await peer.expect(Reject)
         assert (rejected.assignment_id, rejected.code) == (assign.assignment_id, RejectCode.OWNER)
+
+
+async def test_a_choice_of_work_is_told_before_what_it_leaves_out_is_handed_back(farm, start_agent, home, long_task):
+    async with start_agent():
+        peer, assign = await begun(farm, home, long_task)
+        await told(home, do="set", changes={"kinds": ["evaluate"]})
+        rejected = await peer.expect(Reject)
+        assert (rejected.assignment_id, rejected.code) == (assign.assignment_id, RejectCode.OWNER)
+        assert "its owner wants evaluate done, not train" in rejected.message
+        before = peer.log[: peer.log.index(rejected)]
+        assert WantedWork(kinds=("evaluate",)) in [m.wanted for m in before if isinstance(m, Ready)]
+        await peer.close()
+        peer = await joined(farm)
+        heard = [message.wanted for message in peer.log if isinstance(message, Ready)]
+        assert heard[0] == WantedWork(kinds=("evaluate",)), "another connection hears it at once"
+        assert set(heard[1:]) <= {None}, "and once"
