@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Final
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from farm_client.agent.connection.farm_choice import JOIN_URL_VARIABLE
 from farm_client.agent.errors import HomeInUse, NoControlSocket
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.owner.control import ask
-from farm_client.agent.reporting.screens import ScreenThread, StatusView, screen_for
+from farm_client.agent.reporting.screens import ScreenThread, StatusView, given_back_while_stopped, screen_for
 from farm_client.agent.reporting.status import Status, read_status
 from farm_client.signals import existing, heeded
 
@@ -54,10 +55,11 @@ def show_running(home: HomeFolder, farm: str | None, view: StatusView) -> bool:
         )
     thread = ScreenThread(screen_for(view, _HINT))
     try:
-        while status is not None and not stop.is_set():
-            thread.offer(status)
-            stop.wait(_STEP_SECONDS)
-            status = _answered(home, stop)
+        with given_back_while_stopped(thread) if view is StatusView.PANEL else nullcontext():
+            while status is not None and not stop.is_set():
+                thread.offer(status)
+                stop.wait(_STEP_SECONDS)
+                status = _answered(home, stop)
     finally:
         thread.close()
     return stop.is_set() or _ended_politely(home)

@@ -51,12 +51,13 @@ def _environments(settings: AgentSettings) -> dict[str, Any]:
     """Say what is installed for tasks, whether more may be, and with what."""
     home = HomeFolder(settings.home.absolute())
     kept = EnvironmentStore(home.environments_dir, settings.environment_bytes).list()
-    uv = find_uv()
+    uv, policy = find_uv(), load_policy(home.policy_file)
     return {
         "built": len(kept),
         "size_bytes": sum(about.size_bytes for about in kept),
         "max_bytes": settings.environment_bytes,
-        "installs": load_policy(home.policy_file).allow_installs,
+        "installs": policy.allow_installs,
+        "download_rate": policy.download_rate or settings.download_rate,
         "uv": None if uv is None else str(uv),
     }
 
@@ -112,7 +113,10 @@ def environments_line(about: dict[str, Any]) -> str:
     stats = EnvironmentStats(environments=about["built"], size_bytes=about["size_bytes"], installs=about["installs"])
     if not about["installs"]:
         return f"{stats.in_words()} (farm-client set --allow-installs)"
-    return f"{stats.in_words()}, by {about['uv']}" if about["uv"] else f"{stats.in_words()}, but {INSTALL_UV}"
+    if not about["uv"]:
+        return f"{stats.in_words()}, but {INSTALL_UV}"
+    beyond = "" if about["download_rate"] is None else ", which knows no rate: --download-rate does not hold for it"
+    return f"{stats.in_words()}, by {about['uv']}{beyond}"
 
 
 def _rung_line(rung: dict[str, Any]) -> str:

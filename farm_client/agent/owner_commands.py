@@ -32,6 +32,7 @@ from farm_client.agent.owner_limit_options import (
     VramOption,
     limits_given,
     option_of,
+    refuse_unknown_gpus,
     share_of,
 )
 from farm_client.agent.owner_work_options import (
@@ -262,6 +263,8 @@ def _check(changes: Mapping[str, Any]) -> None:
     except BadSettings as error:
         field, _, why = error.message.partition(": ")
         raise BadSettings(f"{option_of(field.partition('.')[0])}: {why}") from None
+    if changes.get("gpus"):
+        refuse_unknown_gpus(changes["gpus"])
 
 
 def _change_live(where: HomeFolder, changes: Mapping[str, Any]) -> OwnerPolicy:

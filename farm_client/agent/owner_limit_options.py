@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from farm_client.agent.errors import BadSettings
+from farm_client.agent.machine.accelerators import Accelerators
 from farm_client.agent.owner.limits import OwnerLimits
 
 _NONE: Final = "none"
@@ -79,6 +80,19 @@ def limits_given(words: Mapping[str, str | None]) -> dict[str, Any]:
 def option_of(field: str) -> str:
     """Return the option that sets a field of the policy."""
     return _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+
+
+def refuse_unknown_gpus(numbers: Collection[int]) -> None:
+    """See that this machine has GPUs of these numbers. Raises: BadSettings that lists those that it has."""
+    accelerators = Accelerators()
+    try:
+        present = {gpu.index: gpu.name for gpu in accelerators.sample()}
+    finally:
+        accelerators.close()
+    if unknown := sorted(set(numbers) - present.keys()):
+        listed = ", ".join(f"{index} ({name})" for index, name in present.items())
+        has = f"it has {listed}" if listed else "NVIDIA's driver shows none at all"
+        raise BadSettings(f"--gpus: this machine has no GPU {unknown[0]}: {has}")
 
 
 def share_of(text: str, option: str) -> float:

@@ -50,7 +50,7 @@ _CLOSING_SECONDS: Final = 5.0
 
 _MEASURE_SECONDS: Final = 0.5
 _SCRATCH_TURNS: Final = 6
-"""A folder takes longer to measure than processes."""
+"""A folder takes longer to measure than processes: but for a new bound, it is measured less often."""
 
 Stream = Literal["stdout", "stderr"]
 
@@ -80,6 +80,7 @@ class ExecutorProcess(asyncio.Protocol):
         self._watch: asyncio.Task[None] | None = None
         self._outputs: dict[int, tuple[Stream, LineSplitter]] = {}
         self._killed = False
+        self._is_ending = False
         self._broke_protocol: str | None = None
         self._excess: Excess | None = None
         self._oom_kills_before = oom_kills()
@@ -105,14 +106,19 @@ class ExecutorProcess(asyncio.Protocol):
             self._read_pipe(descriptor)
 
     def halt(self) -> None:
-        """Stop its processes for a moment."""
-        if self._lives:
+        """Stop its processes for a moment, unless it is at its last work."""
+        if self._lives and not self._is_ending:
             halt(self.pid, supervised=self._confinement.rung is not Rung.NONE)
 
     def go_on(self) -> None:
         """Let its processes go on."""
         if self._lives:
             go_on(self.pid, supervised=self._confinement.rung is not Rung.NONE)
+
+    def let_end(self) -> None:
+        """Let its processes go on, and halt them no more: it keeps what it did, and is to be killed soon."""
+        self._is_ending = True
+        self.go_on()
 
     def keep_to_cores(self, cores: frozenset[int]) -> None:
         """Let all its threads run on these cores alone."""
@@ -202,13 +208,15 @@ class ExecutorProcess(asyncio.Protocol):
 
     async def _keep_within_bounds(self) -> None:
         """End it when all its processes together go over a bound."""
+        held_to = self._caps.within(self._confinement.policy.bounds).scratch_bytes
         for turn in count(1):
             await asyncio.sleep(_MEASURE_SECONDS)
             bounds = self._caps.within(self._confinement.policy.bounds)
             if self.group is not None:
                 self.group.keep_within(bounds, self._caps.cpu_cores)
             self._excess = excess(self.pid, bounds)
-            if self._excess is None and turn % _SCRATCH_TURNS == 0:
+            if self._excess is None and (turn % _SCRATCH_TURNS == 0 or bounds.scratch_bytes != held_to):
+                held_to = bounds.scratch_bytes
                 self._excess = await asyncio.to_thread(scratch_excess, self.room.scratch, bounds, self.pid)
             if self._excess is not None:
                 end_all(self.pid)

@@ -191,8 +191,9 @@ class Executor:
     async def suspend(self) -> None:
         """Have it keep what it did, and return when it has: it does nothing more then, and is to be killed.
 
-        How long that may take is the caller's business: deep in a step it hears nothing.
+        How long that may take is the caller's business: deep in a step it hears nothing. A throttle halts it no more.
         """
+        self._process.let_end()
         if self.running is not None and self._expected is Done and self.death is None:
             self._suspended.clear()
             self._process.send(Suspend())

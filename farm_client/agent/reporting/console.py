@@ -19,6 +19,9 @@ Format = Literal["lines", "json"]
 _REPEAT_SECONDS: Final = 15.0
 _SHOWN_EVENTS: Final = 20
 _KEPT_EVENTS: Final = 500
+_KEPT_TRACES: Final = 20
+_TRACE_CHARS: Final = 20_000
+"""Of each, the end: where it broke."""
 
 
 class Event(Frozen):
@@ -40,7 +43,7 @@ class Console:
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._count = 0
         self._is_muted = False
-        self._unsaid: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=_KEPT_EVENTS)
+        self._unsaid: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=_KEPT_TRACES)
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -92,7 +95,7 @@ class Console:
         """A terminal that is gone or a log on a full disk costs the lines, not the agent."""
         if self._is_muted:
             if "traceback" in fields:
-                self._unsaid.append((text, fields))
+                self._unsaid.append((text, {**fields, "traceback": str(fields["traceback"])[-_TRACE_CHARS:]}))
             return
         with suppress(OSError, ValueError):
             print(self._render(text, fields), file=self._stream, flush=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from enum import StrEnum
 from typing import IO, Final, Protocol, TextIO
 
@@ -124,7 +125,10 @@ class ScreenThread:
         self._make = make
         self._news = threading.Condition()
         self._next: Status | None = None
-        self._closing = False
+        self._last: Status | None = None
+        self._closing = self._is_away = False
+        self._put_away = threading.Event()
+        """Set while nothing is drawn."""
         # a daemon, because one that a terminal holds must not hold the process
         self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
         self._thread.start()
@@ -133,6 +137,20 @@ class ScreenThread:
         """Have it shown; never waits."""
         with self._news:
             self._next = status
+            self._news.notify()
+
+    def put_away(self) -> None:
+        """Restore the terminal, until ``come_back``; waits a moment for that, and no longer."""
+        with self._news:
+            self._is_away = True
+            self._news.notify()
+        self._put_away.wait(_CLOSING_SECONDS)
+
+    def come_back(self) -> None:
+        """Draw anew what was shown last."""
+        with self._news:
+            self._is_away = False
+            self._next = self._next or self._last
             self._news.notify()
 
     def close(self) -> None:
@@ -144,18 +162,31 @@ class ScreenThread:
 
     def _run(self) -> None:
         with suppress(OSError, ValueError):  # a terminal that is gone costs the view, not the agent
-            screen = self._make()
-            try:
-                while (status := self._awaited()) is not None:
-                    screen.show(status)
-            finally:
-                screen.close()
+            while self._is_here():
+                screen = self._make()
+                self._put_away.clear()
+                try:
+                    while (status := self._awaited()) is not None:
+                        screen.show(status)
+                finally:
+                    screen.close()
+                    self._put_away.set()
+
+    def _is_here(self) -> bool:
+        """Wait while it is put away; return whether anything is to be shown."""
+        with self._news:
+            while self._is_away and not self._closing:
+                self._news.wait()
+            return not self._is_away and not (self._closing and self._next is None)
 
     def _awaited(self) -> Status | None:
         with self._news:
-            while self._next is None and not self._closing:
+            while self._next is None and not self._closing and not self._is_away:
                 self._news.wait()
+            if self._is_away:
+                return None
             status, self._next = self._next, None
+            self._last = status or self._last
             return status
 
 
@@ -168,8 +199,32 @@ def screen_for(view: StatusView, hint: str | None = None) -> Callable[[], Screen
     """Return what makes a view's screen: JSON on stdout, or the panel on stderr. ``hint`` is the panel's last line."""
     if view is StatusView.JSON:
         return lambda: StatusEnvelopes(lambda line: print(line, flush=True))  # noqa: T201 - it is the command's output
-    stream = own_stream(sys.stderr)
-    return lambda: PanelScreen(stream, hint)
+    return lambda: PanelScreen(own_stream(sys.stderr), hint)
+
+
+@contextmanager
+def given_back_while_stopped(thread: ScreenThread) -> Iterator[None]:
+    """Have Ctrl-Z restore the terminal before this process stops, and draw again when it goes on, for a block."""
+    number = getattr(signal, "SIGTSTP", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_arguments: object) -> None:
+        thread.put_away()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # stops here; what follows is done when the shell lets it go on
+        signal.signal(number, stop)
+        thread.come_back()
+
+    before = signal.getsignal(number)
+    if before is signal.SIG_DFL:  # who ignores it, such as a process without job control, goes on doing so
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        if before is signal.SIG_DFL:
+            signal.signal(number, before)
 
 
 @asynccontextmanager
@@ -183,7 +238,11 @@ async def shown(view: StatusView, board: StatusBoard, console: Console) -> Async
         return
     thread = ScreenThread(screen_for(view))
     following = asyncio.get_running_loop().create_task(_follow(thread, board))
-    with console.muted() if view is StatusView.PANEL else nullcontext():
+    is_panel = view is StatusView.PANEL
+    with (
+        given_back_while_stopped(thread) if is_panel else nullcontext(),
+        console.muted() if is_panel else nullcontext(),
+    ):
         try:
             yield
         finally:

@@ -126,8 +126,10 @@ def test_doctor_s_lines_are_for_people():
     ],
 )
 def test_doctor_says_with_what_packages_are_installed(uv, line):
-    found = {"built": 2, "size_bytes": 1024, "max_bytes": 2**30, "installs": True, "uv": uv}
+    found = {"built": 2, "size_bytes": 1024, "max_bytes": 2**30, "installs": True, "uv": uv, "download_rate": None}
     assert environments_line(found).startswith(line)
+    assert "--download-rate" not in environments_line(found)
+    assert ("does not hold" in environments_line({**found, "download_rate": 1000})) is (uv is not None)
 
 
 def test_version():

@@ -15,7 +15,9 @@ import pytest
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.orders import TaskFiles
+from farm_client.executor import process
 from farm_client.executor.process import Launch
+from farm_client.sandbox.halting import halt
 from farm_client.sandbox.policy import Bounds
 from protocol.sandbox import Rung
 from tests.farm_client.agent.executors.test_bundle import zipped
@@ -143,6 +145,20 @@ async def test_an_executor_over_a_bound_is_ended_and_says_which(tmp_path, zipped
     assert "it made over 300 files" in died.value.message
 
 
+async def test_a_new_bound_on_scratch_files_is_measured_at_once(tmp_path, zipped, monkeypatch):
+    monkeypatch.setattr(process, "_SCRATCH_TURNS", 2**40)  # it would not be its turn for years
+    async with executor_on(RUNGS[0], tmp_path, Bounds(memory_bytes=8 * GIB, scratch_bytes=GIB)) as executor:
+        code = "import time\nopen('large', 'wb').write(bytes(2**22))\nprint('written', flush=True)\ntime.sleep(600)\n"
+        written = asyncio.Event()
+        executor.on_line = lambda _stream, line: written.set() if line == "written" else None
+        loading = asyncio.create_task(executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", code)))))
+        await written.wait()
+        executor.process._caps.scratch_bytes = 2**20
+        with pytest.raises(ExecutorDied) as died:
+            await loading
+    assert "it wrote over 1.0 MiB of files" in died.value.message
+
+
 READS = """
 import os, tinyone
 from pathlib import Path
@@ -217,9 +233,11 @@ async def test_what_computes_is_halted_from_outside_and_ended_while_it_is(rung, 
         executor.process.halt()
         await until(lambda: {one.status() for one in inside} == {psutil.STATUS_STOPPED})
         assert outer.status() != psutil.STATUS_STOPPED
-        executor.process.go_on()
+        executor.process.let_end()
+        executor.process.halt()  # not any more: it may keep what it did, however small its share of the time is
         await until(lambda: psutil.STATUS_RUNNING in {one.status() for one in inside})
-        executor.process.halt()
+        assert psutil.STATUS_STOPPED not in {one.status() for one in inside}
+        halt(executor.pid, supervised=True)
         executor.kill()
         with pytest.raises(ExecutorDied):
             await loading

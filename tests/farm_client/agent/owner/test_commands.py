@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from farm_client.agent import owner_limit_options
 from farm_client.agent.cli import app
 from farm_client.agent.errors import BadSettings, ControlRefused, DamagedPolicy, NoAgent, NoControlSocket
 from farm_client.agent.home.folder import HomeFolder
@@ -16,6 +17,7 @@ from farm_client.agent.owner_limit_options import share_of
 from farm_client.agent.reporting.status import read_status
 from protocol.assignments import Reject, Result
 from protocol.messages import Drain, Pause, Ready, Resume
+from protocol.resources import Gpu
 from tests.farm_client.agent.scripted_farm import SUBMITTER, joined
 from tests.farm_client.agent.test_cli import run
 
@@ -139,6 +141,31 @@ def test_wrong_words_name_the_option(tmp_path, words, said):
     done = typed(tmp_path, *words)
     assert isinstance(done.exception, BadSettings)
     assert said in done.exception.message
+
+
+class TwoGpus:
+    def sample(self):
+        return (
+            Gpu(index=0, name="A", memory_bytes=1, memory_free_bytes=1),
+            Gpu(index=2, name="B", memory_bytes=1, memory_free_bytes=1),
+        )
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner_limit_options, "Accelerators", TwoGpus)
+    done = typed(tmp_path, "set", "--gpus", "0,9")
+    assert isinstance(done.exception, BadSettings)
+    assert done.exception.message == "--gpus: this machine has no GPU 9: it has 0 (A), 2 (B)"
+    assert not (tmp_path / "policy.json").exists()
+    for words, kept in (("0,2", (0, 2)), ("none", ()), ("all", None)):
+        assert typed(tmp_path, "set", "--gpus", words).exit_code == 0
+        assert load_policy(tmp_path / "policy.json").gpus == kept
+    monkeypatch.setattr(TwoGpus, "sample", lambda _: ())
+    assert "shows none at all" in typed(tmp_path, "set", "--gpus", "0").exception.message
+    assert typed(tmp_path, "set", "--on-battery").exit_code == 0, "what was set before is not looked at again"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import io
 import json
 import os
 import pty
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,25 @@ from farm_client.agent.reporting.screens import (
 from farm_client.agent.reporting.status import Status, StatusBoard
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+_SHOWS = """
+import sys
+from farm_client.agent.reporting.screens import ScreenThread, StatusView, given_back_while_stopped, screen_for
+from farm_client.agent.reporting.status import Status
+thread = ScreenThread(screen_for(StatusView.PANEL))
+with given_back_while_stopped(thread):
+    thread.offer(Status(doing="waiting"))
+    sys.stdin.read()
+"""
+
+
+def read_until(descriptor: int, text: str) -> str:
+    """Return what a terminal shows, up to a text; of what ended an error."""
+    drawn = ""
+    while text not in drawn:
+        drawn += os.read(descriptor, 65536).decode()
+    return drawn
 
 
 class Terminal:
@@ -162,6 +184,34 @@ class TestScreenThread:
         assert not screen.closed
         screen.go.set()
 
+    def test_what_is_put_away_is_closed_and_comes_back_with_what_was_shown_last(self) -> None:
+        made: list[Slow] = []
+
+        def make() -> Slow:
+            made.append(Slow())
+            made[-1].go.set()
+            return made[-1]
+
+        thread = ScreenThread(make)
+        thread.offer(Status(doing="first"))
+        assert self._made(made, 1).held.wait(60)
+        thread.put_away()
+        assert made[0].closed
+        thread.come_back()
+        second = self._made(made, 2)
+        assert second.held.wait(60)
+        thread.put_away()
+        thread.offer(Status(doing="never"))
+        thread.close()
+        assert [screen.shown for screen in made] == [["first"], ["first"]], "nothing is drawn while it is away"
+        assert all(screen.closed for screen in made)
+
+    @staticmethod
+    def _made(made: list[Slow], count: int) -> Slow:
+        while len(made) < count:
+            threading.Event().wait(0.001)
+        return made[count - 1]
+
     @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("closed")])
     def test_a_terminal_that_is_gone_costs_the_view_alone(self, error: Exception) -> None:
         class Gone(Slow):
@@ -223,6 +273,23 @@ class TestShown:
                 while len(looks) < 5:  # noqa: ASYNC110  it is told by nothing else
                     await asyncio.sleep(0.001)
         assert on_terminal.drawn().count("starting") >= 2
+
+    def test_a_stop_from_the_keyboard_gives_the_terminal_back_and_its_end_takes_it_again(self) -> None:
+        ours, theirs = pty.openpty()
+        with subprocess.Popen([sys.executable, "-c", _SHOWS], stdin=subprocess.PIPE, stderr=theirs) as process:
+            os.close(theirs)
+            try:
+                drawn = read_until(ours, "waiting")
+                assert drawn.rindex(HIDE) > drawn.find(SHOW)
+                process.send_signal(signal.SIGTSTP)
+                os.waitpid(process.pid, os.WUNTRACED)
+                assert SHOW in read_until(ours, SHOW)
+                process.send_signal(signal.SIGCONT)
+                drawn = read_until(ours, "waiting")
+                assert HIDE in drawn
+            finally:
+                process.kill()
+        os.close(ours)
 
     async def test_lines_stay_the_console_s_own(self, board: StatusBoard) -> None:
         said = io.StringIO()

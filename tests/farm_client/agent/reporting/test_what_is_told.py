@@ -365,3 +365,12 @@ class TestShortage:
         disk_shortage.look()
         around.pauses.say_again()
         assert around.posted == [Pause(reason="the folder is gone")] * 2
+
+
+def test_behind_a_panel_the_last_tracebacks_are_kept_and_of_each_the_end(console: Console, shown: io.StringIO) -> None:
+    with console.muted():
+        for number in range(30):
+            console.trace(f"mistake {number}", ValueError("x" * 100_000 + f"end {number}"))
+    told = shown.getvalue()
+    assert len(told) < 20 * 21_000
+    assert [number for number in range(30) if f"end {number}\n" in told] == list(range(10, 30))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from farm_client.agent import daemon
+from farm_client.agent import daemon, owner_commands
 from farm_client.agent.blobs.cache import BlobCache
 from farm_client.agent.cli import app
 from farm_client.agent.errors import BadSettings
@@ -108,6 +108,7 @@ async def test_a_gpu_is_taken_back_in_mid_step_and_the_assignment_begins_again(
 ) -> None:
     lent = ["0,1"]
     monkeypatch.setattr(Accelerators, "visible", property(lambda _: lent[0]))
+    monkeypatch.setattr(owner_commands, "refuse_unknown_gpus", lambda _numbers: None)  # there are none here
     async with start_agent():
         peer = await joined(farm)
         await peer.send(farm.assign(farm.task(doing="hang", pid_file=str(tmp_path / "pid"))))
