@@ -1,8 +1,8 @@
 """The volunteer's agent, cache and executor; the researcher's SDK and the `farm` CLI.
 
-For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``); for code that trains: ``log``,
-``parts`` for scripts with a loop of their own, ``rows`` with the callbacks of ``hf`` and ``lightning`` for
-Trainers; ``load_failed`` for a step that failed.
+For programs and notebooks: ``from farm_client import Farm`` (or ``AsyncFarm``), and ``read_recipe``; for code that
+trains: ``log``, ``parts`` for scripts with a loop of their own, ``rows`` with the callbacks of ``hf`` and ``lightning``
+for Trainers; ``load_failed`` for a step that failed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from farm_client.sdk.async_farm import AsyncFarm
     from farm_client.sdk.failed_folder import load_failed
     from farm_client.sdk.farm import Farm
+    from farm_client.sdk.recipe_files import read_recipe
     from farm_client.task import log
     from farm_client.trainer_parts import rows
 
@@ -30,6 +31,7 @@ __all__ = [
     "load_failed",
     "log",
     "parts",
+    "read_recipe",
     "rows",
 ]
 
@@ -42,6 +44,7 @@ _HOMES: Final = {
     "load_failed": "sdk.failed_folder",
     "log": "task",
     "parts": "own_loop",
+    "read_recipe": "sdk.recipe_files",
     "rows": "trainer_parts",
 }
 _MODULES: Final = frozenset({"hf", "lightning"})

@@ -24,6 +24,7 @@ from farm_client.cli.logs import logs
 from farm_client.cli.metrics import metrics
 from farm_client.cli.output import Output
 from farm_client.cli.pull import pull
+from farm_client.cli.recipes import recipes
 from farm_client.cli.run import run
 from farm_client.cli.scaffold import init
 from farm_client.cli.submit import submit
@@ -37,7 +38,7 @@ from farm_client.streams import flush_streams, prepare_streams
 from protocol.versions import SUPPORTED
 
 VERBS: Final = {
-    "Begin": (demo, init, login, run, submit),
+    "Begin": (demo, init, login, recipes, run, submit),
     "Look": (
         ls,
         show,

@@ -54,6 +54,8 @@ class OutputKind(StrEnum):
     ERROR = "error"
     LOGIN = "login"
     INIT = "init"
+    RECIPES = "recipes"
+    RECIPE = "recipe"
     SUBMITTED = "submitted"
     TASK = "task"
     TASKS = "tasks"

@@ -94,7 +94,21 @@ class SubmitOptions(RecipeOptions):
     ] = None
     set_values: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value of config.", rich_help_panel=_TASK),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a value of config, or of the recipe (recipe.seed=1).",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="How to train: a recipe that `farm recipes` lists, or a file with one; options win over its lines.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = None
     entry: Annotated[
         str | None,
@@ -174,7 +188,9 @@ def settings_file(options: SubmitOptions) -> Path | None:
 
 def describe_task(options: SubmitOptions) -> TaskFile:
     """Merge the settings file with the command line, which wins. Raises: InvalidTask naming the first wrong value."""
-    given = Given(task_of(options), recipe_of(options), requirements_of(options), {}, options.set_values or ())
+    given = Given(
+        task_of(options), recipe_of(options), requirements_of(options), {}, options.set_values or (), options.recipe
+    )
     return merge_settings(settings_file(options), given)
 
 

@@ -160,7 +160,7 @@ class AsyncFarm:
         *,
         data: Paths = (),
         settings: str | Path | None = None,
-        recipe: Recipe | Fields | None = None,
+        recipe: Recipe | Fields | str | Path | None = None,
         config: Mapping[str, Any] | None = None,
         requirements: Requirements | Fields | None = None,
         start: str | None = None,

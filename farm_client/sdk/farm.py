@@ -253,7 +253,7 @@ class Farm:
         *,
         data: Paths = (),
         settings: str | Path | None = None,
-        recipe: Recipe | Fields | None = None,
+        recipe: Recipe | Fields | str | Path | None = None,
         config: Mapping[str, Any] | None = None,
         requirements: Requirements | Fields | None = None,
         start: str | None = None,
@@ -265,17 +265,19 @@ class Farm:
         """Check the code and one batch here, send code and data to the farm, and queue the task.
 
         ``settings`` is a TOML file; without it a ``task.toml`` beside the code counts, and what is given here wins over
-        it: ``recipe`` and ``requirements`` (fields of ``protocol.recipe``, or those records), ``config`` for the code,
-        and ``task``, the fields of its table [task]: name, entry, holdout, batch, row_bytes, samples, priority,
-        topics, base (a folder that the model is built from), environment (the lock file of the packages to import).
+        it: ``recipe`` (a name that `farm recipes` lists, a file, a Recipe, or fields, as of ``read_recipe``),
+        ``requirements`` (fields, or that record), ``config`` for the code, and ``task``, the fields of its table
+        [task]: name, entry, holdout, batch, row_bytes, samples, priority, topics, base (a folder that the model is
+        built from), environment (the lock file of the packages to import).
         ``start``: begin with the weights of ``TASK`` or ``TASK@N``. ``submit_token``: who submits twice with one token
         gets the same task. Raises: InvalidTask, CheckFailed, DataError: each with one sentence that says what to do.
         """
         given = Given(
             task={**task, "data": _paths(data)} if _paths(data) else task,
-            recipe=_fields(recipe),
+            recipe={} if isinstance(recipe, str | Path) else _fields(recipe),
             requirements=_fields(requirements),
             config=config or {},
+            recipe_source=recipe if isinstance(recipe, str | Path) else None,
         )
         path = Path(code)
         described = merge_settings(Path(settings) if settings is not None else usual_settings(path), given)

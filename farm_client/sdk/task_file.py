@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ty
 
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.errors import first_problem
+from farm_client.sdk.recipe_files import read_recipe
 from farm_client.sdk.submission import MAX_NAME_CHARS, Submission
 from farm_client.sdk.submitter import submitter_here
 from protocol.bounds import FilePath
@@ -32,6 +33,15 @@ USUAL_FILE: Final = "task.toml"
 _NAMED: Final = ("schedule", "update_codec", "weights_codec")
 """Tables of a recipe that may be only named."""
 _SIZE: Final = TypeAdapter(ByteSize)
+_OF_RECIPE: Final = "recipe."
+_ENDS: Final = ("rounds", "epochs")
+LASTING: Final = frozenset(
+    {"rounds", "epochs", "batch_samples", "seed", "order", "evaluate_every", "min_clients", "init_min_clients"}
+    | {"max_clients", "keep_checkpoints", "keep_every", "keep_best", "patience", "target", "max_seconds", "max_retries"}
+    | {"schedule", "clip_norm", "clip_value", "precision", "compile", "snapshot_seconds", "tuple_columns", "ignore"}
+)
+"""A recipe's fields that are of the task and its code, however clients' work is put together: they stay where another
+recipe is named."""
 _GONE: Final = dict.fromkeys(
     ("durable_every", "durable_seconds"),
     "no round waits for the disk now",
@@ -126,7 +136,9 @@ class TaskFile(BaseModel):
 class Given:
     """What is said beside the file, and wins over it: fields of its tables, by their names.
 
-    ``assignments`` set single values of the config, as in ``model.width=64``.
+    ``assignments`` set single values of the config, as in ``model.width=64``, or of the recipe, as in
+    ``recipe.outer.options.lr=0.5``. ``recipe_source`` is a recipe's name or file: of the settings file's recipe only
+    the fields in ``LASTING`` stay then.
     """
 
     task: Mapping[str, object] = field(default_factory=dict)
@@ -134,6 +146,7 @@ class Given:
     requirements: Mapping[str, object] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     assignments: Sequence[str] = ()
+    recipe_source: str | Path | None = None
 
 
 def merge_settings(path: Path | None, given: Given) -> TaskFile:
@@ -142,19 +155,17 @@ def merge_settings(path: Path | None, given: Given) -> TaskFile:
     Paths in the file are relative to it. Raises: InvalidTask naming the first wrong value.
     """
     tables = _read(path) if path else {}
-    recipe = {**tables.get("recipe", {})}
-    epochs = given.recipe.get("epochs")
-    if given.recipe.get("rounds") or epochs or not recipe.keys() & {"rounds", "epochs"}:
-        # When to stop is one decision: what is given replaces the file's whole.
-        recipe = {**recipe, "rounds": None if epochs else DEFAULT_ROUNDS, "epochs": None}
-    config = changed_config(tables.get("config", {}), given.config, given.assignments)
+    recipe = _recipe_of(tables.get("recipe", {}), given)
+    config = changed_config(
+        tables.get("config", {}), given.config, [one for one in given.assignments if not one.startswith(_OF_RECIPE)]
+    )
     requirements = {**tables.get("requirements", {}), **given.requirements}
     if "ram_bytes" in requirements:
         requirements["ram_bytes"] = _size_bytes(requirements["ram_bytes"])
     merged = {
         **tables,
         "task": {**tables.get("task", {}), **given.task},
-        "recipe": laid_over(recipe, given.recipe),
+        "recipe": recipe,
         "requirements": requirements,
         "config": config,
     }
@@ -191,6 +202,29 @@ def changed_config(
     for assignment in assignments:
         _assign(changed, assignment)
     return changed
+
+
+def _recipe_of(settings: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """Let a named recipe take the place of the settings file's way of training; what is given field by field wins."""
+    named, recipe = {}, dict(settings)
+    if given.recipe_source is not None:
+        named = read_recipe(given.recipe_source)
+        recipe = {name: value for name, value in settings.items() if name in LASTING}
+    ends = [assignment.partition("=")[0] for assignment in given.assignments]
+    for layer in (named, given.recipe):
+        if any(layer.get(field) is not None for field in _ENDS):
+            # When to stop is one decision: who says it replaces what was said before whole.
+            recipe = {**recipe, **dict.fromkeys(_ENDS)}
+        recipe = laid_over(recipe, layer)
+    if any(f"{_OF_RECIPE}{field}" in ends for field in _ENDS):
+        recipe.update(dict.fromkeys(_ENDS))
+    elif all(recipe.get(field) is None for field in _ENDS):
+        recipe["rounds"] = DEFAULT_ROUNDS
+    recipe = deepcopy(recipe)
+    for assignment in given.assignments:
+        if assignment.startswith(_OF_RECIPE):
+            _assign(recipe, assignment.removeprefix(_OF_RECIPE))
+    return recipe
 
 
 def laid_over(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
