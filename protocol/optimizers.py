@@ -1,6 +1,7 @@
 """The optimizers that a server can step: torch.optim's by name, with their options, defaults and bounds.
 
 They are those that need nothing but a gradient: LBFGS asks for the loss again, SparseAdam for sparse gradients.
+Besides those three that were made for servers: FedAdagrad, FedAdam and FedYogi (Reddi et al., arXiv:2003.00295).
 ``coordinator.numerics.update_rules`` steps them.
 """
 
@@ -28,6 +29,9 @@ OptimizerName = Literal[
     "radam",
     "rmsprop",
     "rprop",
+    "fedadagrad",
+    "fedadam",
+    "fedyogi",
 ]
 OptionValue = Finite | Int64 | bool | Word | tuple[Finite | None, Finite] | tuple[Finite, Finite, Finite] | None
 """What an optimizer's keyword argument may be."""
@@ -118,9 +122,12 @@ Option = Number | Flag | Choice | Several
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """One optimizer: the class that it is in ``torch.optim``, and its options by their names there."""
+    """One optimizer: the class that it is in ``torch.optim``, and its options by their names there.
 
-    torch_name: str
+    Those of servers alone are no class of torch, and their options are named as in their paper.
+    """
+
+    torch_name: str | None
     options: Mapping[str, Option]
     matrices_only: bool = False
     """Whether it steps parameters of two dimensions and no others."""
@@ -150,9 +157,18 @@ _BETAS: Final = Several((Number(0.9, high=1.0, below=True), Number(0.999, high=1
 _ADAM: Final[Mapping[str, Option]] = {**_COMMON, "betas": _BETAS, "eps": Number(1e-8)}
 
 
-def _optimizer(name: str, *options: Mapping[str, Option], matrices_only: bool = False) -> Optimizer:
+def _optimizer(name: str | None, *options: Mapping[str, Option], matrices_only: bool = False) -> Optimizer:
     merged = {key: option for each in options for key, option in each.items()}
     return Optimizer(name, MappingProxyType(merged), matrices_only)
+
+
+def _of_servers(**options: Number) -> Optimizer:
+    """Return one of Reddi et al., with their values: ``tau`` is both its adaptivity and the root of its first v."""
+    return _optimizer(None, {"lr": Number(0.1), "tau": Number(1e-3, above=True), **options})
+
+
+def _decay(default: float) -> Number:
+    return Number(default, high=1.0, below=True)
 
 
 OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
@@ -234,6 +250,9 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
                 "maximize": Flag(),
             },
         ),
+        "fedadagrad": _of_servers(beta1=_decay(0.0)),
+        "fedadam": _of_servers(beta1=_decay(0.9), beta2=_decay(0.99)),
+        "fedyogi": _of_servers(beta1=_decay(0.9), beta2=_decay(0.99)),
     }
 )
 """Every optimizer by the name that a recipe calls it."""

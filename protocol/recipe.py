@@ -118,8 +118,9 @@ ROBUST_VOTES: Final = 3
 """Of fewer updates median and trimmed mean are the plain mean."""
 
 
-def _plain_averaging() -> dict[str, OptionValue]:
-    return {"lr": 1.0}
+def _rate_of(outer: dict[str, Any]) -> dict[str, OptionValue]:
+    """Return the options of an outer optimizer without any: plain averaging, or the optimizer's own defaults."""
+    return {"lr": 1.0} if outer.get("name", "sgd") == "sgd" else {}
 
 
 class ParameterGroup(Frozen):
@@ -133,13 +134,14 @@ class ParameterGroup(Frozen):
 class OuterOptimizer(Frozen):
     """The optimizer that the server applies to the aggregated update.
 
-    ``name`` is one of torch.optim's; ``options`` are its keyword arguments (``lr``, ``momentum``, ``betas``, ...).
+    ``name`` is one of torch.optim's, or of ``fedadagrad``, ``fedadam`` and ``fedyogi``; ``options`` are its keyword
+    arguments (``lr``, ``momentum``, ``betas``, ...), by default its own.
     ``schedules`` are of options that change with the version: by an option's name, or ``beta1`` and ``beta2``.
     Plain FedAvg is SGD with ``lr`` 1 on the mean pseudo-gradient. Empty ``groups`` means one group of all parameters.
     """
 
     name: OptimizerName = "sgd"
-    options: dict[Word, OptionValue] = Field(default_factory=_plain_averaging, max_length=100)
+    options: dict[Word, OptionValue] = Field(default_factory=_rate_of, max_length=100)
     schedules: dict[Word, Schedule] = Field(default_factory=dict, max_length=8)
     groups: tuple[ParameterGroup, ...] = Field(default=(), max_length=10_000)
 

@@ -1,4 +1,4 @@
-"""The outer optimizer: torch's optimizers on flat named tensors, without the researcher's model.
+"""The outer optimizer: torch's optimizers, and those of servers, on flat named tensors, without the researcher's model.
 
 With the mean gradient of a global batch it does what the same optimizer does in one process on that batch, to the
 bit: the default implementation of torch.optim on CPU (neither foreach nor fused) is used on both sides.
@@ -228,7 +228,7 @@ def _group(spec: OuterOptimizer, group: ParameterGroup, shapes: Mapping[str, tup
 def _problem_of(schedules: Mapping[str, Schedule], options: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the schedules."""
     for name, schedule in schedules.items():
-        option = options.get("betas" if name in _BETAS else name)
+        option = options.get(name) or (options.get("betas") if name in _BETAS else None)
         if isinstance(option, Several) and name in _BETAS:
             option = option.parts[_BETAS.index(name)]
         if not isinstance(option, Number):

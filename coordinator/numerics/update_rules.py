@@ -1,7 +1,7 @@
-"""What one step of an optimizer does to a parameter: torch's own functions, without its optimizer classes.
+"""What one step of an optimizer does to a parameter: torch's own functions, or ``fedopt``'s, without optimizer classes.
 
-The classes do the same, to the bit; but the first one to be built imports torch's compiler: that costs a server 75 MB
-and the second half of its start.
+Torch's classes do the same, to the bit; but the first one to be built imports torch's compiler: that costs a server
+75 MB and the second half of its start.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.rprop import rprop
 from torch.optim.sgd import sgd
 
+from coordinator.numerics.fedopt import fedadagrad, fedadam, fedyogi
 from protocol.optimizers import OPTIMIZERS
 
 State = dict[str, Tensor]
@@ -89,15 +90,19 @@ _STEP: Final = _Kept("step", shape=_scalar)
 _MOMENTS: Final = (_Kept("exp_avg"), _Kept("exp_avg_sq"))
 
 
+_ONE_BY_ONE: Final = MappingProxyType({"foreach": False})
+"""What every function of torch is called with: the implementation that equals one process to the bit."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateRule:
-    """One of torch's optimizers. ``kept`` is in the order in which ``function`` takes its lists of state."""
+    """One optimizer. ``kept`` is in the order in which ``function`` takes its lists of state."""
 
     function: Callable[..., None]
     kept: tuple[_Kept, ...]
     renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Options that the function takes by other names, a tuple's elements one by one; by none: only ``kept`` use it."""
-    always: Mapping[str, Any] = field(default_factory=dict)
+    always: Mapping[str, Any] = field(default_factory=lambda: dict(_ONE_BY_ONE))
     """What the function is called with besides."""
 
     def step(self, parameter: Tensor, gradient: Tensor, state: State, options: Options) -> None:
@@ -106,7 +111,7 @@ class UpdateRule:
             made = {kept.name: kept.made(parameter, options) for kept in sorted(self.kept, key=_step_first)}
             state |= {name: tensor for name, tensor in made.items() if tensor is not None}
         lists = [[state.get(kept.name)] for kept in self.kept]
-        self.function([parameter], [gradient], *lists, foreach=False, **self._arguments(options))
+        self.function([parameter], [gradient], *lists, **self._arguments(options))
         for kept, (tensor,) in zip(self.kept, lists, strict=True):
             if tensor is not None:
                 state[kept.name] = tensor
@@ -148,11 +153,16 @@ def _initial_sum(options: Options, _shape: Shape) -> float:
     return float(options["initial_accumulator_value"])
 
 
+def _tau_squared(options: Options, _shape: Shape) -> float:
+    return float(options["tau"]) ** 2
+
+
+_FED: Final = (_Kept("exp_avg"), _Kept("exp_avg_sq", _tau_squared))
 RULES: Final[Mapping[str, UpdateRule]] = MappingProxyType(
     {
-        "sgd": UpdateRule(sgd, (_Kept("momentum_buffer", _no_buffer_yet),), always={"fused": False}),
-        "adam": UpdateRule(adam, _ADAM, _BETAS, {"fused": False}),
-        "adamw": UpdateRule(adam, _ADAM, _BETAS, {"fused": False, "decoupled_weight_decay": True}),
+        "sgd": UpdateRule(sgd, (_Kept("momentum_buffer", _no_buffer_yet),), always={**_ONE_BY_ONE, "fused": False}),
+        "adam": UpdateRule(adam, _ADAM, _BETAS, {**_ONE_BY_ONE, "fused": False}),
+        "adamw": UpdateRule(adam, _ADAM, _BETAS, {**_ONE_BY_ONE, "fused": False, "decoupled_weight_decay": True}),
         "adadelta": UpdateRule(adadelta, (_SQUARE, _Kept("acc_delta"), _STEP)),
         "adafactor": UpdateRule(
             adafactor,
@@ -167,7 +177,7 @@ RULES: Final[Mapping[str, UpdateRule]] = MappingProxyType(
         "adagrad": UpdateRule(adagrad, (_Kept("sum", _initial_sum), _STEP), {"initial_accumulator_value": ()}),
         "adamax": UpdateRule(adamax, (_Kept("exp_avg"), _Kept("exp_inf"), _STEP), _BETAS),
         "asgd": UpdateRule(asgd, (_Kept("ax"), _Kept("mu", _one, _scalar), _Kept("eta", _rate, _scalar), _STEP)),
-        "muon": UpdateRule(muon, (_Kept("momentum_buffer"),), always={"has_complex": False}),
+        "muon": UpdateRule(muon, (_Kept("momentum_buffer"),), always={**_ONE_BY_ONE, "has_complex": False}),
         "nadam": UpdateRule(nadam, (*_MOMENTS, _Kept("mu_product", _one, _scalar), _STEP), _BETAS),
         "radam": UpdateRule(radam, (*_MOMENTS, _STEP), _BETAS),
         "rmsprop": UpdateRule(
@@ -179,6 +189,9 @@ RULES: Final[Mapping[str, UpdateRule]] = MappingProxyType(
             (_Kept("prev"), _Kept("step_size", _rate), _STEP),
             {"etas": ("etaminus", "etaplus"), "step_sizes": ("step_size_min", "step_size_max"), "lr": ()},
         ),
+        "fedadagrad": UpdateRule(fedadagrad, _FED, always={}),
+        "fedadam": UpdateRule(fedadam, _FED, always={}),
+        "fedyogi": UpdateRule(fedyogi, _FED, always={}),
     }
 )
 """What steps each optimizer of ``protocol.optimizers``."""

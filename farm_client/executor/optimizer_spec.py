@@ -17,7 +17,7 @@ from protocol.schedule import Schedule
 _NAMES: Final[Mapping[type[torch.optim.Optimizer], OptimizerName]] = {
     getattr(torch.optim, optimizer.torch_name): cast("OptimizerName", name)
     for name, optimizer in OPTIMIZERS.items()
-    if hasattr(torch.optim, optimizer.torch_name)  # Muon came with torch 2.9
+    if optimizer.torch_name is not None and hasattr(torch.optim, optimizer.torch_name)  # Muon came with torch 2.9
 }
 
 
@@ -60,7 +60,7 @@ def unknown_to_the_server(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def _known() -> str:
-    *others, last = (optimizer.torch_name for optimizer in OPTIMIZERS.values())
+    *others, last = (optimizer.torch_name for optimizer in OPTIMIZERS.values() if optimizer.torch_name is not None)
     return f"{', '.join(others)} and {last}"
 
 

@@ -178,6 +178,31 @@ def muon(x: Array, g: Array, s: Kept, o: Options) -> Array:
     return x * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * scale * (u.T if is_high else u)
 
 
+def _fed(x: Array, s: Kept, g: Array, o: Options) -> Array:
+    """Reddi et al., arXiv:2003.00295, algorithm 2; its direction is the negative gradient, which changes no square."""
+    s["m"] = o["beta1"] * s.get("m", 0.0) - (1 - o["beta1"]) * g
+    return x + o["lr"] * s["m"] / (np.sqrt(s["v"]) + o["tau"])
+
+
+def fedadagrad(x: Array, g: Array, s: Kept, o: Options) -> Array:
+    """FedAdagrad."""
+    s["v"] = s.get("v", o["tau"] ** 2) + g**2
+    return _fed(x, s, g, o)
+
+
+def fedadam(x: Array, g: Array, s: Kept, o: Options) -> Array:
+    """FedAdam."""
+    s["v"] = o["beta2"] * s.get("v", o["tau"] ** 2) + (1 - o["beta2"]) * g**2
+    return _fed(x, s, g, o)
+
+
+def fedyogi(x: Array, g: Array, s: Kept, o: Options) -> Array:
+    """FedYogi."""
+    v = s.get("v", o["tau"] ** 2)
+    s["v"] = v - (1 - o["beta2"]) * g**2 * np.sign(v - g**2)
+    return _fed(x, s, g, o)
+
+
 REFERENCES: dict[str, Reference] = {
     "sgd": sgd,
     "adam": adam,
@@ -192,4 +217,7 @@ REFERENCES: dict[str, Reference] = {
     "radam": radam,
     "rmsprop": rmsprop,
     "rprop": rprop,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
 }

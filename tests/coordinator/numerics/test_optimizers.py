@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from protocol.schedule import Schedule, Segment
 from protocol.tensors import Layout, TensorSpec
 from tests.coordinator.numerics.optimizer_references import REFERENCES
 
+OF_TORCH = sorted(name for name, optimizer in OPTIMIZERS.items() if optimizer.torch_name is not None)
 SHAPES = {"a.weight": (3, 2), "b.weight": (2, 4), "c.bias": (5,)}
 STEPS, CUT = 6, 3
 _small = st.floats(0.0, 0.5)
@@ -33,6 +35,9 @@ TRIED: dict[str, st.SearchStrategy[Any]] = {
     "momentum": st.floats(0, 0.95),
     "dampening": st.floats(-0.5, 0.9),
     "betas": _pairs,
+    "beta1": st.floats(0, 0.99),
+    "beta2": st.floats(0, 0.999),
+    "tau": st.floats(1e-4, 0.5),
     "rho": st.floats(0, 1),
     "alpha": st.floats(0.5, 0.99),
     "beta2_decay": st.floats(-1, -0.1),
@@ -110,7 +115,7 @@ def test_steps_equal_the_reference_with_groups_and_a_restart_in_between(
         np.testing.assert_allclose(weights[key].numpy(), value, rtol=tolerance, atol=tolerance, err_msg=key)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", OF_TORCH)
 @settings(max_examples=6)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_steps_are_torchs_own_to_the_bit(name: str, data: st.DataObject, seed: int) -> None:
@@ -121,7 +126,7 @@ def test_steps_are_torchs_own_to_the_bit(name: str, data: st.DataObject, seed: i
     weights = random_tensors(seed, shapes, torch.float32)
     parameters = {key: torch.nn.Parameter(value.clone()) for key, value in weights.items()}
     written = [{"params": [parameters[key] for key in names], **own} for names, own in groups.items()]
-    torch_class = getattr(torch.optim, OPTIMIZERS[name].torch_name)
+    torch_class = getattr(torch.optim, str(OPTIMIZERS[name].torch_name))
     optimizer = torch_class(written, lr=OPTIMIZERS[name].options["lr"].default)
     outer = OuterStep(spec_of(name, groups), weights, layout_of(shapes, "F32"))
     for step in range(STEPS):
@@ -136,8 +141,8 @@ def test_steps_are_torchs_own_to_the_bit(name: str, data: st.DataObject, seed: i
 
 def test_every_optimizer_has_a_rule_and_torchs_own_options_and_defaults() -> None:
     assert OPTIMIZERS.keys() == RULES.keys() == REFERENCES.keys()
-    for optimizer in OPTIMIZERS.values():
-        signature = inspect.signature(getattr(torch.optim, optimizer.torch_name).__init__).parameters
+    for optimizer in map(OPTIMIZERS.__getitem__, OF_TORCH):
+        signature = inspect.signature(getattr(torch.optim, str(optimizer.torch_name)).__init__).parameters
         theirs = {key: signature[key].default for key in signature.keys() - {"self", "params"} - IGNORED_OPTIONS}
         if optimizer.torch_name == "Adam":
             del theirs["decoupled_weight_decay"]  # with it, it is adamw
@@ -147,7 +152,7 @@ def test_every_optimizer_has_a_rule_and_torchs_own_options_and_defaults() -> Non
 def test_what_torch_has_besides_needs_more_than_a_gradient() -> None:
     classes = {kind for kind in vars(torch.optim).values() if isinstance(kind, type)}
     names = {kind.__name__ for kind in classes if issubclass(kind, torch.optim.Optimizer)}
-    known = {optimizer.torch_name for optimizer in OPTIMIZERS.values()}
+    known = {OPTIMIZERS[name].torch_name for name in OF_TORCH}
     assert names - known == {"Optimizer", "LBFGS", "SparseAdam"}
 
 
@@ -170,7 +175,7 @@ def test_what_torch_has_besides_needs_more_than_a_gradient() -> None:
     ids=str,
 )
 def test_an_option_that_torch_refuses_is_named_by_both_sides(name: str, chosen: dict[str, Any]) -> None:
-    torch_class = getattr(torch.optim, OPTIMIZERS[name].torch_name)
+    torch_class = getattr(torch.optim, str(OPTIMIZERS[name].torch_name))
     with pytest.raises((ValueError, AssertionError)):
         torch_class([torch.nn.Parameter(torch.zeros(2, 2))], **chosen)
     spec = OuterOptimizer.model_validate({"name": name, "options": chosen})
@@ -188,10 +193,43 @@ def test_an_option_of_another_type_is_named(chosen: dict[str, Any]) -> None:
     assert said.startswith(f"refuses its options: {next(iter(chosen))} is ")
 
 
+@pytest.mark.parametrize("chosen", [{"tau": 0.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"betas": (0.9, 0.9)}], ids=str)
+def test_what_a_servers_optimizer_cannot_use_is_refused_at_submission(chosen: dict[str, Any]) -> None:
+    outer = OuterOptimizer.model_validate({"name": "fedadam", "options": chosen})
+    assert next(iter(chosen)) in (contradiction(Recipe(rounds=1, outer=outer)) or "")
+
+
 def test_a_bad_option_of_a_group_is_named() -> None:
     group = ParameterGroup(names=("w",), options={"lr": -0.5})
     said = contradiction(Recipe(rounds=1, outer=OuterOptimizer(groups=(group,))))
     assert said == "the outer optimizer sgd refuses its options: lr is -0.5, it must not be negative"
+
+
+@pytest.mark.parametrize(("name", "lr"), [("sgd", 1.0), ("adam", 1e-3), ("fedadagrad", 0.1), ("fedyogi", 0.1)])
+def test_an_optimizer_without_options_has_its_own_rate_and_sgd_is_plain_averaging(name: str, lr: float) -> None:
+    assert options_of(name, OuterOptimizer.model_validate({"name": name}).options)["lr"] == lr
+
+
+@settings(max_examples=20)
+@given(scale=st.floats(1e-3, 1e3), name=st.sampled_from(["fedadagrad", "fedadam", "fedyogi"]), seed=st.integers(0, 99))
+def test_a_servers_optimizer_takes_equal_steps_in_any_unit_of_the_updates(name: str, scale: float, seed: int) -> None:
+    """With tau in the updates' unit: what is adaptive about them."""
+    shapes, found = {"w": (4,)}, []
+    for unit in (1.0, scale):
+        weights = random_tensors(seed, shapes, torch.float64)
+        outer = OuterStep(spec_of(name, {("w",): {"tau": 1e-3 * unit}}), weights, layout_of(shapes, "F64"))
+        for step in range(STEPS):
+            outer.step({"w": unit * random_tensors(seed + 1 + step, shapes, torch.float64)["w"]})
+        found.append(weights["w"])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_steps_of_a_servers_adam_are_short_for_its_bias_is_kept() -> None:
+    weights = {"w": torch.zeros(1, dtype=torch.float64)}
+    OuterStep(OuterOptimizer(name="fedadam"), weights, layout_of({"w": (1,)}, "F64")).step(
+        {"w": torch.ones(1).double()}
+    )
+    assert weights["w"].item() == pytest.approx(-0.1 * 0.1 / (math.sqrt(0.99e-6 + 0.01) + 1e-3))
 
 
 def test_muon_steps_matrices_and_nothing_else() -> None:
@@ -235,6 +273,8 @@ def test_one_momentum_of_a_pair_can_be_scheduled() -> None:
     [
         ("sgd", "beta1", 0.5, "has no number 'beta1'"),
         ("sgd", "nesterov", 0.5, "has no number 'nesterov'"),
+        ("fedadagrad", "beta2", 0.5, "has no number 'beta2'"),
+        ("fedadam", "beta2", 1.0, "beta2 gets to 1.0, it must be at least 0 and below 1"),
         ("adam", "beta2", 1.0, "beta2 gets to 1.0, it must be at least 0 and below 1"),
         ("adam", "lr", -1.0, "lr gets to -1.0, it must not be negative"),
     ],

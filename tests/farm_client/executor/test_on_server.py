@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.on_server import obstacles
+from farm_client.executor.optimizer_spec import unknown_to_the_server
 
 
 class Clipping(torch.optim.SGD):
@@ -20,6 +21,15 @@ class Clipping(torch.optim.SGD):
         """Clip, then step."""
         nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
         return super().step(closure)
+
+
+class FedAdam(torch.optim.SGD):
+    """Has the name of one that only servers step."""
+
+
+def test_what_only_servers_step_is_not_offered_to_the_code() -> None:
+    said = unknown_to_the_server(FedAdam([torch.nn.Parameter(torch.ones(1))], lr=0.1)) or ""
+    assert "RMSprop and Rprop, not FedAdam: return one of those" in said
 
 
 def _with_hook(model: nn.Module) -> Optimizer:
@@ -42,6 +52,7 @@ def _with_state(model: nn.Module) -> Optimizer:
         (lambda model: torch.optim.SparseAdam(list(model.parameters())), ["optimizer"]),
         (lambda model: Clipping(model.parameters(), lr=0.1), ["optimizer"]),
         (lambda model: torch.optim.LBFGS(model.parameters()), ["optimizer"]),
+        (lambda model: FedAdam(model.parameters(), lr=0.1), ["optimizer"]),
         (_with_hook, ["optimizer_hooks"]),
         (_with_state, ["optimizer_state"]),
     ],
