@@ -170,7 +170,7 @@ class _Rounds:
         self._aggregator.open_round(OpenRound("lag", number, 1, self._spec, self._checkpoint))
         for _ in range(updates):
             self._spooled.hold(self._update)
-            self._aggregator.fold(Fold("lag", number, 1, "a", self._update, 1))
+            self._aggregator.fold(Fold("lag", number, 1, "a", "c", self._update, 1))
         self._aggregator.commit_round(CommitRound("lag", number, 1, 0, 0))
         self._checkpoint = await self._outcomes.checkpoint()
         return self._outcomes.commit_seconds

@@ -46,13 +46,14 @@ class OpenRound:
 class Fold:
     """Fold the update, with a weight of ``samples * scale``. In the order of position, never twice.
 
-    ``scale`` is below 1 for an update of an earlier round.
+    ``scale`` is below 1 for an update of an earlier round. Where votes are counted, each client has one.
     """
 
     task_id: str
     round: int
     attempt: int
     assignment_id: str
+    client_id: str
     update: BlobRef
     samples: int
     scale: float = 1.0

@@ -134,8 +134,9 @@ def fold_in_turn(turn: Turn, run: TaskRun, step: Step, skip_gaps: bool = False) 
 
 def _fold(turn: Turn, run: TaskRun, step: Step, position: int) -> None:
     lease, update = turn.farm.leases.fold(step.parts, position)
-    name, samples = lease.assignment_id, lease.record.samples
-    turn.do(Fold(run.task_id, step.number, step.attempt, name, update, samples, lease.scale))
+    record, samples = lease.record, lease.record.samples
+    names = (record.assignment_id, record.client_id)
+    turn.do(Fold(run.task_id, step.number, step.attempt, *names, update, samples, lease.scale))
     step.folded_to = position + samples
 
 

@@ -107,9 +107,9 @@ class AggregateName(StrEnum):
     MEAN = "mean"
     """Weighted by samples: what one machine would have computed. One wrong update can move it anywhere."""
     MEDIAN = "median"
-    """One vote for each update: it holds as long as fewer than half are wrong."""
+    """One vote for each client: it holds as long as fewer than half are wrong."""
     TRIMMED_MEAN = "trimmed_mean"
-    """One vote for each update, without the ``trim_share`` smallest and largest values."""
+    """One vote for each client, without the ``trim_share`` smallest and largest values."""
 
 
 SNAPSHOT_SECONDS: Final = 300.0

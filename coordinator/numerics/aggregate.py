@@ -1,6 +1,7 @@
 """The interface of an aggregate, which makes one update of a round's many: the recipe chooses which.
 
-``weighted_mean`` and ``robust`` implement it; tests/contract/test_aggregates.py holds every implementation to it.
+``weighted_mean`` implements it, and all that build on ``votes``; tests/contract/test_aggregates.py holds every
+implementation to it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Aggregate(ABC):
     """Whether ``result`` reads what was folded: then the caller MUST keep every reader usable until it has returned."""
 
     @abstractmethod
-    def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
+    def fold(self, update: Reader, samples: int, scale: float = 1.0, *, client: str | None = None) -> None:
         """Take in an update, whose header has passed ``protocol.encoded.check_encoded`` and whose numbers are finite.
 
         ``samples`` is how many training samples it is of, ``scale`` (over 0, at most 1) what is left of their weight
-        because it is stale.
+        because it is stale. ``client`` is who sent it; None: somebody who sent nothing else.
         Raises: EmptyRound if ``samples * scale`` is not positive, for such an update would weigh nothing; RuntimeError
         between ``result`` and ``reset``; ValueError for a scale that the aggregate has no use for.
         """

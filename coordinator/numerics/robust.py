@@ -1,9 +1,9 @@
 """Aggregates that a few wrong or hostile updates cannot move far: median and trimmed mean of each coordinate.
 
-Every update has one vote, whatever its samples: they are not the sender's alone to choose, but whoever seems fast gets
+Every client has one vote, whatever its samples: they are not the sender's alone to choose, but whoever seems fast gets
 more of them, and a weight of its own would let one sender outvote all others.
 
-All updates are read side by side, block by block, and each block's rows are sorted by a network of minima and maxima:
+All votes are read side by side, block by block, and each block's rows are sorted by a network of minima and maxima:
 every step is one vector operation on whole rows, and steps that the wanted ranks do not depend on are left out.
 Sources: Yin et al., arXiv:1803.01498 (both aggregates and their rates); Batcher 1968 as in Knuth, TAOCP vol. 3,
 5.2.2, algorithm M (merge exchange), for any number of rows.
@@ -12,7 +12,6 @@ Sources: Yin et al., arXiv:1803.01498 (both aggregates and their rates); Batcher
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -20,12 +19,11 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from coordinator.numerics.aggregate import Aggregate, EmptyRound, checked_weight
-from protocol.codecs import TORCH_DTYPES, Decoder, Reader, Scratch, decoder
+from coordinator.numerics.votes import Row, Vote, VotingAggregate
+from protocol.codecs import Scratch
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecSpec
-from protocol.encoded import untouched_in
-from protocol.tensors import Layout, Role, TensorSpec
+from protocol.tensors import Layout
 
 _BLOCK_BYTES: Final = 2**21
 """Of all rows of a block together: they stay in the cache from the first step to the last."""
@@ -44,73 +42,30 @@ class CompareExchange(NamedTuple):
     wants_high: bool
 
 
-class TrimmedMean(Aggregate):
+class TrimmedMean(VotingAggregate):
     """The mean of each coordinate's values without the smallest and the largest ones.
 
-    ``trim_share`` (over 0) of the updates is left out at either end, rounded up, so that one at least is, and at most
-    as many as leave one or two in the middle. It holds against wrong updates as long as they are no more than that. Of
-    one or two updates there is nothing to leave out: then it is their plain mean.
-    Integers and bools are the lower median of the updates' values. A parameter counts as untouched if no more updates
-    touch it than are left out at one end.
-    Memory: the result; of n updates n + 1 rows of a block (together some 2 MiB, or with hundreds of updates 16 KiB
-    each), and for each update scratch of about its row's size.
+    ``trim_share`` (over 0) of the votes is left out at either end, rounded up, so that one at least is, and at most
+    as many as leave one or two in the middle. It holds against wrong votes as long as they are no more than that. Of
+    one or two votes there is nothing to leave out: then it is their plain mean.
+    Integers and bools are the lower median of the votes' values.
+    Memory: the result; of n votes n + 1 rows of a block (together some 2 MiB, or with hundreds of votes 16 KiB each),
+    and for each update scratch of about its row's size.
     Source: Yin et al., arXiv:1803.01498, definition 2, with beta = ``trim_share``.
     """
 
-    reads_in_result = True
-
     def __init__(self, layout: Layout, codec: CodecSpec | None, trim_share: float) -> None:
-        self._layout = layout
-        self._codec = codec or CodecSpec()
+        super().__init__(layout, codec)
         self._trim_share = trim_share
-        self._results = {spec: torch.empty(spec.elements, dtype=_result_dtype(spec)) for spec in layout.returned}
-        self._scratch = Scratch()
-        self._readers: list[Reader] = []
-        self._untouched: Counter[str] = Counter()
-        self._settled = False
 
-    def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
-        """Keep the reader. Every update has one vote: there is no scale but 1."""
-        checked_weight(samples, scale)
-        if scale != 1:
-            raise ValueError(f"every update has one vote, and a stale one's cannot be scaled by {scale}")
-        if self._settled:
-            raise RuntimeError("the result is made: reset() begins the next round")
-        self._untouched.update(untouched_in(self._layout, update.header))
-        self._readers.append(update)
+    def _settle(self, votes: Sequence[Vote]) -> None:
+        for spec, out in self._results.items():
+            trim = self._borne(len(votes)) if spec.is_float else _most_trimmed(len(votes))
+            trimmed_mean(self._rows(votes, spec), out, trim, self._scratch)
 
-    def result(self) -> dict[str, Tensor]:
-        """Read all updates side by side."""
-        if not self._readers:
-            raise EmptyRound
-        if not self._settled:
-            scratches = [Scratch() for _ in self._readers]
-            for spec, out in self._results.items():
-                rows = [
-                    decoder(reader, spec, self._codec, scratch)
-                    for reader, scratch in zip(self._readers, scratches, strict=True)
-                ]
-                trimmed_mean(rows, out, self._trim if spec.is_float else _most_trimmed(len(rows)), self._scratch)
-            self._settled = True
-        return {spec.name: out.view(spec.shape) for spec, out in self._results.items()}
-
-    def reset(self) -> None:
-        """Drop the readers, and keep the result's memory."""
-        self._readers.clear()
-        self._untouched.clear()
-        self._settled = False
-
-    @property
-    def untouched(self) -> frozenset[str]:
-        """Return the parameters that hardly any update has a gradient of: those few may be wrong, or lie."""
-        least = len(self._readers) - self._trim
-        return frozenset(name for name, updates in self._untouched.items() if updates >= least)
-
-    @property
-    def _trim(self) -> int:
-        rows = len(self._readers)
-        wanted = math.ceil(self._trim_share * rows - _ROUNDING)
-        return min(wanted, _most_trimmed(rows))
+    def _borne(self, votes: int) -> int:
+        wanted = math.ceil(self._trim_share * votes - _ROUNDING)
+        return min(wanted, _most_trimmed(votes))
 
 
 class Median(TrimmedMean):
@@ -124,12 +79,12 @@ class Median(TrimmedMean):
         super().__init__(layout, codec, trim_share=0.5)
 
 
-def trimmed_mean(rows: Sequence[Decoder | Tensor], out: Tensor, trim: int, scratch: Scratch | None = None) -> None:
+def trimmed_mean(rows: Sequence[Row | Tensor], out: Tensor, trim: int, scratch: Scratch | None = None) -> None:
     """Write the mean of each coordinate's values without the ``trim`` smallest and the ``trim`` largest to ``out``.
 
-    ``rows`` are decoders, or 1-D tensors (of a memory-map, say), of ``out``'s length and of one dtype, ``out``'s or a
-    narrower float; integers and bools get the lowest value that is left. The result is never outside of the values that
-    are left, and does not depend on the order of the rows, to the bit.
+    ``rows`` are read block by block, or are 1-D tensors (of a memory-map, say), of ``out``'s length and of one dtype,
+    ``out``'s or a narrower float; integers and bools get the lowest value that is left. The result is never outside of
+    the values that are left, and does not depend on the order of the rows, to the bit.
     Raises: ValueError if nothing would be left.
     """
     if trim < 0 or 2 * trim >= len(rows):
@@ -144,7 +99,7 @@ def trimmed_mean(rows: Sequence[Decoder | Tensor], out: Tensor, trim: int, scrat
         _average(kept, out[start:stop])
 
 
-def median(rows: Sequence[Decoder | Tensor], out: Tensor, scratch: Scratch | None = None) -> None:
+def median(rows: Sequence[Row | Tensor], out: Tensor, scratch: Scratch | None = None) -> None:
     """Write each coordinate's median to ``out``: of an even number of rows the mean of the two in the middle."""
     trimmed_mean(rows, out, _most_trimmed(len(rows)), scratch)
 
@@ -201,7 +156,7 @@ def _average(ascending: list[Tensor], out: Tensor) -> None:
     out.add_(0.0)  # which of two zeros is the smaller one depends on their order: -0.0 becomes 0.0
 
 
-def _read(row: Decoder | Tensor, start: int, target: Tensor) -> None:
+def _read(row: Row | Tensor, start: int, target: Tensor) -> None:
     if isinstance(row, Tensor):
         target.copy_(row[start : start + target.numel()])
     else:
@@ -215,9 +170,3 @@ def _most_trimmed(rows: int) -> int:
 
 def _block_elements(rows: int, dtype: torch.dtype) -> int:
     return max(_LEAST_ELEMENTS, _BLOCK_BYTES // (rows * dtype.itemsize) // _LEAST_ELEMENTS * _LEAST_ELEMENTS)
-
-
-def _result_dtype(spec: TensorSpec) -> torch.dtype:
-    if not spec.is_float:
-        return TORCH_DTYPES[spec.dtype]
-    return torch.float64 if spec.dtype == "F64" or spec.role is Role.BUFFER else torch.float32

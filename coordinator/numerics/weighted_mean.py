@@ -35,8 +35,8 @@ class WeightedMean(Aggregate):
         self._weight = 0.0
         self._settled: dict[str, Tensor] | None = None
 
-    def fold(self, update: Reader, samples: int, scale: float = 1.0) -> None:
-        """Add ``samples * scale`` times the update."""
+    def fold(self, update: Reader, samples: int, scale: float = 1.0, *, client: str | None = None) -> None:
+        """Add ``samples * scale`` times the update, whoever sent it."""
         weight = checked_weight(samples, scale)
         if self._settled is not None:
             raise RuntimeError("the sum has become the mean: reset() begins the next round")

@@ -253,7 +253,7 @@ class Aggregator:
 
     def _fold(self, task: _Task, tensors: TaskTensors, command: Fold) -> None:
         update, started = command.update, time.perf_counter()
-        tensors.fold(self._spooled.source(update), command.samples, command.scale)
+        tensors.fold(self._spooled.source(update), command.samples, command.scale, client=command.client_id)
         task.folded.append(update)
         task.fold_seconds += time.perf_counter() - started
 

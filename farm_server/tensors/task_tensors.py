@@ -79,6 +79,7 @@ class _Update:
     source: bytes | Path
     samples: int
     scale: float
+    client: str | None
 
 
 class TaskTensors:
@@ -122,17 +123,17 @@ class TaskTensors:
         if self._inner is not None:
             self._inner.reset()
 
-    def fold(self, update: bytes | Path, samples: int, scale: float = 1.0) -> None:
-        """Add ``samples * scale`` times an update, given as a file's bytes or its path. It was checked before.
+    def fold(self, update: bytes | Path, samples: int, scale: float = 1.0, *, client: str | None = None) -> None:
+        """Add ``samples * scale`` times a client's update, given as a file's bytes or its path. It was checked before.
 
         Where the aggregate reads all updates at the end, this one is only noted, and must be there until ``step`` has
         returned.
         """
         if self._aggregate.reads_in_result:
-            self._waiting.append(_Update(update, samples, scale))
+            self._waiting.append(_Update(update, samples, scale, client))
             return
         with _opened(update, MappedFileReader, forget=True) as reader:
-            self._aggregate.fold(reader, samples, scale)
+            self._aggregate.fold(reader, samples, scale, client=client)
             if self._inner is not None:
                 self._inner.fold(reader, samples, scale)
 
@@ -160,7 +161,7 @@ class TaskTensors:
         with ExitStack() as opened:
             for one in self._waiting:
                 reader = opened.enter_context(_opened(one.source, FileReader, forget=True))
-                self._aggregate.fold(reader, one.samples, one.scale)
+                self._aggregate.fold(reader, one.samples, one.scale, client=one.client)
             return self._aggregate.result()
 
     def _publish(self, mean: Mapping[str, torch.Tensor]) -> list[Chunk]:

@@ -149,7 +149,8 @@ class Aggregator:
 
     def _commit(self, task: _Task, job: CommitRound) -> None:
         recipe = self._world.ledger.tasks[job.task_id].spec.recipe
-        weights = task.weights + aggregate_of(recipe, (self._world.updates[f.update.digest].value for f in task.folded))
+        votes = ((fold.client_id, self._world.updates[fold.update.digest].value) for fold in task.folded)
+        weights = task.weights + aggregate_of(recipe, votes)
         name = f"{job.task_id}/{job.round + 1}/{weights}"
         digest = digest_bytes(name.encode())
         checkpoint = CheckpointRecord(

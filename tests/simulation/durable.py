@@ -46,7 +46,7 @@ class AuditedLedger(MemoryFacts):
         self._seen: dict[tuple[str, int, int], int] = defaultdict(int)
         """Rows that committed rounds contain, as bits, by task, epoch and shard."""
         self._fences: set[int] = set()
-        self._votes: dict[str, dict[int | None, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+        self._votes: dict[str, dict[int | None, dict[str, tuple[str, int]]]] = defaultdict(lambda: defaultdict(dict))
         """What each counted assignment brought, by task, the round that counted it, and name."""
         self._task_fences: dict[str, int] = defaultdict(int)
         self._worth: Counter[Key] = Counter()
@@ -129,7 +129,8 @@ class AuditedLedger(MemoryFacts):
             key = (record.task_id, record.epoch, part.shard)
             check(not self._seen[key] & rows, f"{record.assignment_id} counts samples of {key} a second time")
             self._seen[key] |= rows
-        self._votes[record.task_id][record.counted_in][record.assignment_id] = value_of(record.epoch, record.ranges)
+        vote = (record.client_id, value_of(record.epoch, record.ranges))
+        self._votes[record.task_id][record.counted_in][record.assignment_id] = vote
         self._worth.update(worth([entry_of(record)]))
 
     def _uncount(self, record: AssignmentRecord) -> None:

@@ -6,6 +6,7 @@ A sample that was lost, or folded twice, is visible in the model itself, whateve
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,12 +34,16 @@ def value_of(epoch: int, ranges: Iterable[SampleRange]) -> int:
     )
 
 
-def aggregate_of(recipe: Recipe, values: Iterable[int]) -> int:
-    """Return what a round with these updates adds to a model: an exact stand-in for the recipe's aggregate.
+def aggregate_of(recipe: Recipe, updates: Iterable[tuple[str, int]]) -> int:
+    """Return what a round with these updates, each with its client, adds to a model: a stand-in for the aggregate.
 
-    A robust one is no sum: which updates one round counted together is visible in the model, and not their order.
+    A robust one is no sum: which updates one round counted together, and which of them are one client's, is visible in
+    the model, and not their order.
     """
-    votes = sorted(values)
+    by_client: Counter[str] = Counter()
+    for client_id, value in updates:
+        by_client[client_id] += value
+    votes = sorted(by_client.values())
     match recipe.aggregate:
         case AggregateName.MEDIAN if votes:
             return votes[len(votes) // 2]

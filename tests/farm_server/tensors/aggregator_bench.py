@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ class Bench:
         self.versions: list[BlobRef] = []
         self.written: list[CheckpointRecord] = []
         self.small: list[dict[str, bytes]] = []
+        self._clients = itertools.count()
         self.full: str | None = None
         self.writer = CheckpointWriter(self.checkpoints, StillClock(), self.claim, retry=RetryPolicy(0.01, 0.01))
         self.aggregator = Aggregator(
@@ -92,17 +94,27 @@ class Bench:
         attempt: int = 1,
         spool: bool = False,
         scale: float = 1.0,
+        client: str | None = None,
     ) -> BlobRef:
         bare = self.blobs.put_bytes(data) if spool else model.ref(data)
         update = bare if spool else BlobRef(digest=bare.digest, size_bytes=bare.size_bytes, inline=data)
-        self.fold_stored(update, samples, number=number, attempt=attempt, scale=scale)
+        self.fold_stored(update, samples, number=number, attempt=attempt, scale=scale, client=client)
         return update
 
     def fold_stored(
-        self, update: BlobRef, samples: int = 1, *, number: int = 0, attempt: int = 1, scale: float = 1.0
+        self,
+        update: BlobRef,
+        samples: int = 1,
+        *,
+        number: int = 0,
+        attempt: int = 1,
+        scale: float = 1.0,
+        client: str | None = None,
     ) -> None:
+        """Fold what is stored; unless it is named, the client is one that sent nothing else."""
+        sender = client or f"c{next(self._clients)}"
         self.spooled.hold(update)
-        self.aggregator.fold(Fold("t", number, attempt, "a", update, samples, scale))
+        self.aggregator.fold(Fold("t", number, attempt, "a", sender, update, samples, scale))
 
     def commit(self, number: int = 0, attempt: int = 1) -> Event:
         """Commit, and wait until the version is durable."""
