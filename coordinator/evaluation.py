@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from coordinator.early_stopping import evaluated
+from coordinator.handing_out import works_on
 from coordinator.in_flight import Home
 from coordinator.planning import count_samples
 from coordinator.records import SampleRange
-from coordinator.rounds import close_look, mean_metrics, part_out
+from coordinator.rounds import close_look, mean_metrics, part_out, part_out_equally
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
 from protocol.assignments import Kind
@@ -37,7 +38,11 @@ def open_evaluation(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) ->
         collect_since=turn.now,
     )
     run.update(served_at=turn.now)
-    part_out(turn, run, clients, ranges)
+    if run.policy(Kind.TRAIN).hands_out:  # most clients are at work: each has a part, those of the busy wait for them
+        busy = works_on(run).difference(client.client_id for client in clients)
+        part_out_equally(turn, run, clients, ranges, len(clients) + len(busy))
+    else:
+        part_out(turn, run, clients, ranges)
 
 
 def finish_evaluation(turn: Turn, run: TaskRun, step: Step) -> None:

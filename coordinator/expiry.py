@@ -9,6 +9,7 @@ from dataclasses import replace
 from math import inf
 
 from coordinator.containment import contained
+from coordinator.handing_out import wants_more
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import give_up, overdue, suspend, trip
@@ -64,7 +65,7 @@ def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
     """Let free clients begin parts whose leases are past their end, one each."""
     longest = run.record.spec.recipe.longest_round_seconds
     usual = usual_seconds(step)
-    slow = [x for x in step.parts.held.values() if turn.now > end_of(x, usual, turn.now, longest, turn.settings)]
+    slow = [x for x in _waited_for(run, step) if turn.now > end_of(x, usual, turn.now, longest, turn.settings)]
     if not slow or step.parts.waiting:
         return
     free = free_for(turn, run)
@@ -75,27 +76,36 @@ def _double_stragglers(turn: Turn, run: TaskRun, step: Step) -> None:
             suspend(turn, run, lease, f"took over {took:.0f} s: somebody else begins its part as well")
 
 
+def _waited_for(run: TaskRun, step: Step) -> list[Lease]:
+    """Return what the step can't end without. A round that hands out waits for nobody before the epoch's end."""
+    if not step.policy.hands_out:
+        return list(step.parts.held.values())
+    return [] if wants_more(run) else [*step.parts.held.values(), *run.late.held.values()]
+
+
 def _expire_lease(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     client = give_up(turn, run, lease, AssignmentState.EXPIRED, why)
-    if not lease.is_late and client.paused is None:  # else nobody waited for it, or its owner's pause held it up
+    is_missed = not lease.is_late or run.policy(lease.record.kind).hands_out
+    if is_missed and client.paused is None:  # else nobody waited for it, or its owner's pause held it up
         client.back_off(run.task_id, why, turn.settings.client_retry, turn.now)
         trip(turn, run, client)
 
 
 def _gets_on(turn: Turn, run: TaskRun, step: Step, waited: float) -> bool:
     """Whether somebody gets on steadily with a part, or only just began with one that somebody else held up."""
-    if any(gets_on(lease, turn.now, turn.settings) for lease in step.parts.held.values()):
+    late = run.late.held.values() if step.policy.hands_out else ()
+    if any(gets_on(lease, turn.now, turn.settings) for lease in (*step.parts.held.values(), *late)):
         return True
     longest = run.record.spec.recipe.longest_round_seconds
-    late = [x.began_at for x in step.parts.held.values() if x.began_at >= step.collect_since + longest / 2]
+    newer = [x.began_at for x in step.parts.held.values() if x.began_at >= step.collect_since + longest / 2]
     dormant = [lease.record for lease in step.parts.dormant.values()]
     doubled = any(turn.farm.clients[r.client_id].incarnation == r.incarnation for r in dormant)
-    return waited <= 2 * longest and (doubled or turn.now - max(late, default=-inf) <= turn.settings.stall_seconds)
+    return waited <= 2 * longest and (doubled or turn.now - max(newer, default=-inf) <= turn.settings.stall_seconds)
 
 
 def _expire_step(turn: Turn, run: TaskRun, step: Step, waited: float) -> None:
     longest = run.record.spec.recipe.longest_round_seconds
     follows = step.policy.at_longest_time(step.parts)
     if follows is Follows.COMMIT or not _gets_on(turn, run, step, waited):
-        title, share = step.policy.title(step.number), step.parts.own_samples / step.samples
+        title, share = step.policy.title(step.number), step.parts.own_samples / max(step.samples, 1)
         go_on(turn, run, step, follows, f"{title} had {share:.0%} of its samples after {longest:.0f} s")

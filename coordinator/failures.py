@@ -65,7 +65,8 @@ def _give_up(
         return None
     run = turn.farm.tasks[lease.record.task_id]
     client = give_up(turn, run, lease, to, why)
-    return None if lease.is_late else (run, client)
+    is_unnoticed = lease.is_late and not run.policy(lease.record.kind).hands_out
+    return None if is_unnoticed else (run, client)
 
 
 def failed(turn: Turn, event: AssignmentFailed) -> None:

@@ -7,12 +7,15 @@ same, so that a restart loses none of them.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from coordinator.in_flight import StepParts
 from coordinator.offers import cancel, discard
 from coordinator.records import SampleRange
 from coordinator.state import Step, TaskRun
 from coordinator.turn import Turn
+
+_TOO_STALE: Final = "it is staler than the recipe allows"
 
 
 def outstanding(run: TaskRun) -> tuple[SampleRange, ...]:
@@ -28,9 +31,12 @@ def available_leftover(run: TaskRun) -> tuple[SampleRange, ...]:
 
 
 def join_round(turn: Turn, run: TaskRun, step: Step) -> None:
-    """Put the late results at the end of a round, after all of its own parts."""
+    """Put the late results at the end of a round, after all of its own parts; or, while it grows, at the next place."""
     for late in list(run.late.delivered.values()):
-        place = step.samples + sum(r.samples for r in step.parts.delivered_records if r.position >= step.samples)
+        if step.policy.hands_out:
+            place = turn.farm.leases.extend(step.parts, late.record.samples)
+        else:
+            place = step.samples + sum(r.samples for r in step.parts.delivered_records if r.position >= step.samples)
         record = replace(late.record, position=place)
         turn.farm.leases.join(late, step.parts, record, step.policy.scale(step.number - record.round))
 
@@ -40,7 +46,10 @@ def drop_stale(turn: Turn, run: TaskRun) -> None:
     oldest = run.record.version - run.record.spec.recipe.max_staleness
     for lease in list(run.late.held.values()):
         if lease.record.round < oldest:
-            cancel(turn, run, lease, "it is staler than the recipe allows")
+            cancel(turn, run, lease, _TOO_STALE)
+    for lease in list(run.late.delivered.values()):  # it came while the last round that could count it was committed
+        if lease.record.round < oldest:
+            discard(turn, run, lease, _TOO_STALE)
 
 
 def drop_all_late(turn: Turn, run: TaskRun, why: str) -> None:

@@ -108,6 +108,11 @@ class LeaseBook:
 
     # rounds
 
+    def extend(self, parts: StepParts, samples: int) -> int:
+        """Let a round that hands parts out have so many samples more; returns the place of the first one."""
+        place, parts.samples = parts.samples, parts.samples + samples
+        return place
+
     def wait(self, parts: StepParts, part: Part) -> None:
         """Let a part that nobody holds wait for a client."""
         insort(parts.waiting, part, key=position_of)

@@ -14,6 +14,7 @@ from coordinator.failed_steps import wanted_step_bytes
 from coordinator.in_flight import Home, Lease, Part, Stage
 from coordinator.leases import Named
 from coordinator.lifecycle import AssignmentState, TaskState
+from coordinator.policies import policy_of
 from coordinator.prefetch import likely_next, likely_round
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
@@ -70,7 +71,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         snapshot_seconds=spec.recipe.snapshot_seconds,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
-        pipeline=spec.recipe.pipeline,
+        pipeline=policy_of(spec.recipe, Kind.TRAIN).works_ahead,
     )
 
 
@@ -120,8 +121,8 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
     """Return the message of an offer. Before a part of the round to come (``home``) lies the open round, too."""
     step = _step(run)
     before, in_round = run.record.samples_done, step.samples
-    if home is not None:
-        before, in_round = before + step.samples, run.record.spec.recipe.round_samples
+    if home is not None or step.policy.hands_out:
+        before, in_round = before + (home is not None) * step.samples, run.record.spec.recipe.round_samples
     upcoming = likely_round(run, record, turn.settings.stripe_shards) if home is None else ()
     return Assign(
         assignment_id=record.assignment_id,
@@ -135,7 +136,8 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
         slices=_slices(run, record.ranges),
         lease_seconds=turn.settings.stall_seconds,
-        prefetch=likely_next(run, client, record, turn.settings.stripe_shards),
+        # where parts are handed out, the next one begins wherever the others will have got to by then
+        prefetch=() if step.policy.hands_out else likely_next(run, client, record, turn.settings.stripe_shards),
         upcoming=_slices(run, upcoming) if upcoming else (),
         samples_before=before,
         round_samples=in_round,
@@ -260,10 +262,18 @@ def discard(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
 
 
 def _owe(run: TaskRun, lease: Lease) -> None:
-    """The open round hands on what was begun ahead of the next one; after its commit the ledger has that as owed."""
-    step = run.step
-    if step is not None and step.phase is StepPhase.COLLECT and lease.home == run.next_round:
-        step.carried = (*step.carried, *lease.record.ranges)
+    """The open round hands on what was begun ahead of the next one; after its commit the ledger has that as owed.
+
+    Where parts are handed out for as long as it is open, what was late is handed out again.
+    """
+    step, ranges = run.step, lease.record.ranges
+    if step is None or step.phase is not StepPhase.COLLECT:
+        return
+    if lease.is_late and step.policy.hands_out:
+        step.late_at_open = tuple(r for r in step.late_at_open if r not in ranges)
+        step.carried = (*step.carried, *ranges)
+    elif lease.home == run.next_round:
+        step.carried = (*step.carried, *ranges)
 
 
 def _when(run: TaskRun, lease: Lease) -> str:

@@ -49,6 +49,8 @@ class Policy(Protocol):
     works_ahead: ClassVar[bool]
     """Whether clients may go on to the round after it: they say that they are free when they begin to deliver."""
 
+    hands_out: ClassVar[bool]
+    """Whether its parts are made as clients come free, for as long as it is open; else all are made when it opens."""
     counts_samples: ClassVar[bool]
     """Whether a part is of samples, by which one sees that its client gets on; else its client's word is taken."""
     is_optional: ClassVar[bool]
@@ -88,6 +90,7 @@ class Synchronous:
     lets_finish: ClassVar[bool] = False
     counts_late: ClassVar[bool] = False
     works_ahead: ClassVar[bool] = False
+    hands_out: ClassVar[bool] = False
     counts_samples: ClassVar[bool] = True
     is_optional: ClassVar[bool] = False
 
@@ -153,6 +156,32 @@ class Pipelining(LateUpdates):
 
 
 @dataclass(frozen=True, slots=True)
+class Buffered(LateUpdates):
+    """S: the first ``buffer`` results, of whatever versions; nobody waits for anybody (FedBuff).
+
+    Who is free is given a part at once, from the newest version, and again when it is done: of which client a result
+    is, and how many are of one, does not matter. Who works when a version is made goes on, and is late. An update that
+    is t versions stale weighs s(t) = (1 + t) ** -0.5 as much, and one that would be staler than ``max_staleness`` is
+    given up. The paper divides by ``buffer``; here, as everywhere, the divisor is the sum of the weights s_k n_k, so
+    that a buffer of stale updates makes as long a step as one of fresh ones.
+
+    Source: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", arXiv:2106.06639, algorithm 1
+    (the buffer) and section 5 (the factor, which is that of ``LateUpdates``).
+    """
+
+    works_ahead: ClassVar[bool] = True
+    hands_out: ClassVar[bool] = True
+
+    def when_arrived(self, parts: StepParts) -> Follows | None:
+        """Commit with enough results."""
+        return Follows.COMMIT if len(parts.delivered) >= (self.recipe.buffer or 1) else None
+
+    def at_longest_time(self, parts: StepParts) -> Follows:
+        """Commit what is here, or fail."""
+        return Follows.COMMIT if parts.delivered else Follows.FAIL
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The held-out samples, parted among clients: metric m of the version is sum n_k m_k / sum n_k over all parts.
 
@@ -165,6 +194,7 @@ class Evaluation:
     lets_finish: ClassVar[bool] = False
     counts_late: ClassVar[bool] = False
     works_ahead: ClassVar[bool] = False
+    hands_out: ClassVar[bool] = False
     counts_samples: ClassVar[bool] = True
     is_optional: ClassVar[bool] = False
 
@@ -211,6 +241,8 @@ def policy_of(recipe: Recipe, kind: Kind) -> Policy:
         return Evaluation(recipe)
     if kind is Kind.EPOCH_END:
         return EpochEnd(recipe)
+    if recipe.buffer is not None:
+        return Buffered(recipe)
     if recipe.pipeline:
         return Pipelining(recipe)
     return LateUpdates(recipe) if recipe.max_staleness else Synchronous(recipe)

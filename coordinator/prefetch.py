@@ -92,6 +92,7 @@ def _is_foreseeable(recipe: Recipe) -> bool:
         and recipe.inner_state is not InnerState.CARRIED
         and not recipe.over_provision
         and not recipe.pipeline
+        and recipe.buffer is None
     )
 
 

@@ -18,6 +18,7 @@ from coordinator.events import (
     ServerShort,
 )
 from coordinator.failures import failed
+from coordinator.handing_out import follows_now
 from coordinator.in_flight import Lease, Stage
 from coordinator.late_updates import join_round
 from coordinator.leases import Claim
@@ -121,6 +122,8 @@ def _deliver(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> No
     elif lease.is_late:
         if step is not None and step.policy.counts_late and step.phase is StepPhase.COLLECT:
             join_round(turn, run, step)
+            if step.policy.hands_out:
+                _continue(turn, run, step, record)
         turn.note("late_update", f"an update of round {record.round} counts in a later one", run)
 
 
@@ -131,7 +134,7 @@ def _continue(turn: Turn, run: TaskRun, step: Step, record: AssignmentRecord) ->
     else:
         ack = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True)
         turn.send(turn.farm.clients[record.client_id], ack)
-    if (follows := step.policy.when_arrived(step.parts)) is not None:
+    if (follows := follows_now(run, step)) is not None:
         go_on(turn, run, step, follows)
 
 

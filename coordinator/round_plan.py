@@ -8,6 +8,7 @@ from coordinator.late_updates import available_leftover
 from coordinator.planning import count_samples, cut, without_stray
 from coordinator.records import SampleRange
 from coordinator.state import TaskRun
+from protocol.assignments import Kind
 from protocol.recipe import Recipe
 from protocol.task_length import smallest_part
 
@@ -39,6 +40,8 @@ def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     """
     task, order = run.record, run.order()
     owed = available_leftover(run)
+    if run.policy(Kind.TRAIN).hands_out:  # to whoever is free, for as long as it is open: ``coordinator.handing_out``
+        return RoundPlan((), owed, task.cursor)
     count = count_samples(owed)
     left = count + sum(shard.samples for shard in order) - task.cursor
     missing = max(handed_out_samples(task.spec.recipe) - run.ahead.given_out_samples, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import isfinite
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
@@ -16,6 +17,7 @@ from coordinator.deltas import keep_delta
 from coordinator.durability import become_volatile
 from coordinator.early_stopping import out_of_time
 from coordinator.events import RoundAggregated
+from coordinator.handing_out import follows_now, hand_out
 from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
 from coordinator.offers import bury, cancel, clear_up, discard, offer
@@ -39,7 +41,8 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     task = run.record
     drop_stale(turn, run)
     plan = plan_round(run, turn.settings.stripe_shards)
-    if not plan.samples and not run.ahead.is_given_out:  # all that is left of the epoch is late: somebody else does it
+    hands_out = run.policy(Kind.TRAIN).hands_out
+    if not (hands_out or plan.samples or run.ahead.is_given_out):  # what is left is late: somebody else does it
         drop_all_late(turn, run, "the epoch ends")
         plan = plan_round(run, turn.settings.stripe_shards)
     samples = plan.samples
@@ -71,7 +74,9 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     take_up(turn, run, run.step)
     run.step.late_at_open = outstanding(run)
     turn.do(OpenRound(run.task_id, task.version, run.attempt, task.spec, run.checkpoint))
-    if clients and samples:
+    if hands_out:
+        hand_out(turn, run, run.step, clients)
+    elif clients and samples:
         part_out(turn, run, clients, plan.ranges, first)
     elif samples:
         turn.farm.leases.wait(run.step.parts, Part(first, plan.ranges, samples))
@@ -81,7 +86,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     run.update(served_at=turn.now)
     turn.save(run.record)
     fold_in_turn(turn, run, run.step)
-    if first and run.step.policy.when_arrived(run.step.parts) is not None:  # all of it was done ahead
+    if (first or hands_out) and follows_now(run, run.step) is not None:  # all of it was done ahead, or is late
         commit(turn, run, run.step)
 
 
@@ -108,15 +113,30 @@ def part_out(
 def _part_out_fixed(
     turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange], position: int
 ) -> None:
-    """Offer equal parts, one to each client, that has its shards if possible; the other parts wait for their turn."""
+    """Offer the recipe's parts, one to each client; the others wait for their turn."""
     kind = Kind.TRAIN if run.step is None else run.step.kind
-    sizes = fixed_parts(ranges, run.record.spec.recipe, kind)
+    _offer_or_wait(turn, run, clients, _in_parts(ranges, fixed_parts(ranges, run.record.spec.recipe, kind), position))
+
+
+def part_out_equally(
+    turn: Turn, run: TaskRun, clients: Sequence[ClientState], ranges: Sequence[SampleRange], parts: int
+) -> None:
+    """Offer so many equal parts, one to each of these clients; the others wait for those that come free."""
+    sizes = shares(count_samples(ranges), {str(number): 1.0 for number in range(parts)})
+    _offer_or_wait(turn, run, clients, _in_parts(ranges, list(sizes.values()), 0))
+
+
+def _in_parts(ranges: Sequence[SampleRange], sizes: Sequence[int], position: int) -> list[Part]:
+    places = accumulate(sizes, initial=position)
+    return [Part(place, piece, size) for place, piece, size in zip(places, cut(ranges, sizes), sizes, strict=False)]
+
+
+def _offer_or_wait(turn: Turn, run: TaskRun, clients: Sequence[ClientState], parts: Sequence[Part]) -> None:
+    """Offer parts, one to each client, that has its shards if possible; the other parts wait for their turn."""
     left = sorted(clients, key=lambda c: c.client_id)
-    for size, piece in zip(sizes, cut(ranges, sizes), strict=True):
-        part = Part(position, piece, size)
-        position += size
+    for part in parts:
         if left:
-            client = max(left, key=lambda c: samples_at_hand(piece, held_shards(run, c)))
+            client = max(left, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
             left.remove(client)
             offer(turn, run, client, part)
         elif run.step is not None:
@@ -195,6 +215,7 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
             state=RoundState.COMMITTED,
             committed_at=turn.now,
             samples=samples,
+            clients=max(step.round.clients, len({record.client_id for record in delivered})),
             loss=metrics.get("loss"),
             metrics=metrics,
         )

@@ -12,6 +12,7 @@ from coordinator.containment import contained
 from coordinator.eligibility import available
 from coordinator.epoch_ends import open_epoch_end
 from coordinator.evaluation import open_evaluation
+from coordinator.handing_out import hand_out, wants_more
 from coordinator.lifecycle import LIVE
 from coordinator.offers import offer
 from coordinator.pipelining import offer_ahead, wants_ahead
@@ -57,7 +58,7 @@ def _concerned(turn: Turn, pools: Iterable[Pool]) -> list[TaskRun]:
 
 def _serve_all(turn: Turn, runs: Sequence[TaskRun], thorough: bool) -> None:
     outlook = Outlook(turn, thorough)
-    by_id = {run.task_id: run for run in runs if run.step is None or run.step.parts.waiting}
+    by_id = {run.task_id: run for run in runs if run.step is None or run.step.parts.waiting or wants_more(run)}
     spent = {task_id: run.spent.read(turn.now) for task_id, run in by_id.items()}
     waiting = [run.record for run in by_id.values()]
     for task in queue_order(waiting, turn.farm.usage, turn.now, turn.settings.ageing_seconds, spent):
@@ -85,7 +86,9 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
                 deserted = not turn.farm.pool(run, turn.now).qualified
                 back_to_waiting(turn, run, lambda: f"no client is left: {found.reason()}", deserted=deserted)
         case Outcome.OFFER if run.step is not None:
-            _offer_again(turn, run, run.step, found.clients)
+            left = _offer_again(turn, run, run.step, found.clients)
+            if wants_more(run):
+                hand_out(turn, run, run.step, [client for client in left if not outlook.yields(client, run)])
         case Outcome.OPEN:
             _open(turn, run, found.clients)
         case _:
@@ -110,7 +113,8 @@ def _look_again_later(turn: Turn, run: TaskRun) -> None:
     run.look_again = turn.now + many / 1000 if in_vain else 0.0
 
 
-def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> None:
+def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientState]) -> list[ClientState]:
+    """Offer the parts that wait, each to one of these clients; return who got none."""
     free = list(idle)
     for part in list(step.parts.waiting) if free else []:
         if part.reserved_until > turn.now:
@@ -122,7 +126,8 @@ def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientStat
             free.remove(client)
             offer(turn, run, client, part)
         if not free:
-            return
+            break
+    return free
 
 
 def free_for(turn: Turn, run: TaskRun) -> set[str]:

@@ -6,7 +6,7 @@ Reasons are made when somebody asks for them; to decide costs no more than to lo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -14,6 +14,7 @@ from math import inf
 
 from coordinator.durability import waits_for_disk
 from coordinator.eligibility import available, eligible
+from coordinator.handing_out import wants_more, works_on
 from coordinator.lifecycle import TaskState
 from coordinator.pools import Pool
 from coordinator.queue import band, fair_share
@@ -22,6 +23,7 @@ from coordinator.state import ClientState, TaskRun
 from coordinator.stints import expected_by, is_in_stint
 from coordinator.stopping import is_finished
 from coordinator.turn import Turn
+from protocol.assignments import Kind
 from protocol.wording import ClientNames, counted
 
 MANY_CLIENTS = 100
@@ -85,6 +87,18 @@ class Outlook:
             for other in self._waiting_to_open()
         )
 
+    def yields(self, client: ClientState, run: TaskRun) -> bool:
+        """Whether a task that always has work must leave a client to another one, whose turn has come and can open."""
+        turn = self.turn
+        if is_in_stint(client, run, turn.settings, turn.now):
+            return False
+        for other in self._waiting_to_open():
+            pool = turn.farm.pool(other, turn.now)
+            can_open = client.client_id in pool.idle and len(pool.present) >= needed_clients(other)
+            if other is not run and can_open and self.band(other) >= self.band(run):
+                return True
+        return False
+
     def _waiting_to_open(self) -> Iterable[TaskRun]:
         now, farm = self.turn.now, self.turn.farm
         for other in farm.live.values():
@@ -138,15 +152,17 @@ def verdict(turn: Turn, run: TaskRun, outlook: Outlook) -> Verdict:
     if run.step is None and is_finished(run.record) and not run.looks_first:
         return Verdict(Outcome.DONE)
     pool = turn.farm.pool(run, turn.now)
-    # a round may open with what was done ahead of it
+    # a round may open with what was done ahead of it, and one that hands out waits for what is late
     works = bool(run.step.parts.held) if run.step else run.ahead.is_given_out
+    works |= run.policy(Kind.TRAIN).hands_out and bool(run.late.held)
     if not works and not _anybody(turn, run, pool):
         return Verdict(Outcome.NOBODY, lambda: nobody(turn, run))
     if run.record.state is TaskState.PENDING and run.record.not_before > turn.now:
         wait_seconds = run.record.not_before - turn.now
         return Verdict(Outcome.WAIT, lambda: f"begins again in {wait_seconds:.0f} s ({run.record.reason})")
     if run.step is not None:
-        return Verdict(Outcome.OFFER, clients=outlook.idle(run, pool) if run.step.parts.waiting else ())
+        offers = run.step.parts.waiting or wants_more(run)
+        return Verdict(Outcome.OFFER, clients=outlook.idle(run, pool) if offers else ())
     return _choose(turn, run, pool, outlook)
 
 
@@ -154,20 +170,23 @@ def _anybody(turn: Turn, run: TaskRun, pool: Pool) -> bool:
     return any(available(c, run, turn.now).value for book in (pool.idle, pool.present) for c in book.values())
 
 
-def needed_clients(run: TaskRun) -> int:
-    """Return how many free clients the task's next step needs to open."""
+def needed_clients(run: TaskRun, idle: Collection[str] = ()) -> int:
+    """Return how many free clients the task's next step needs to open; those who are ``idle`` work on nothing."""
     recipe = run.record.spec.recipe
     if run.looks_first:
         return 1
     if run.record.version == 0 and recipe.init_min_clients is not None:
         return recipe.init_min_clients
+    if run.policy(Kind.TRAIN).hands_out:
+        return max(recipe.min_clients - len(works_on(run).difference(idle)), 0)
     return recipe.min_clients - len({record.client_id for record in run.ahead.records})
 
 
 def _choose(turn: Turn, run: TaskRun, pool: Pool, outlook: Outlook) -> Verdict:
     """Choose the clients for the task's next step: nobody, with the reason, or at least as many as it needs."""
-    needed = needed_clients(run)
-    if len(pool.idle) >= needed and (coming := _coming(turn, run, pool, 1)):
+    needed = needed_clients(run, pool.idle)
+    gathers = run.looks_first or not run.policy(Kind.TRAIN).hands_out
+    if gathers and len(pool.idle) >= needed and (coming := _coming(turn, run, pool, 1)):
         return Verdict(Outcome.WAIT, lambda: f"waits a moment for {', '.join(_names(turn, coming))} to be ready")
     if MANY_CLIENTS < len(pool.idle) < needed and not outlook.thorough:
         return Verdict(Outcome.WAIT, lambda: _lacking(run, pool, outlook, needed), reserved=None)

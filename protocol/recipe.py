@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
+from protocol.asynchronous import MOST_STALENESS, asynchronous_problem, with_stale_updates
 from protocol.bounds import (
     MAX_TAGS,
     Bytes,
@@ -218,8 +219,11 @@ class Recipe(Frozen):
     quorum: float = Field(default=1.0, gt=0, le=1)
     over_provision: float = Field(default=0.0, ge=0, le=4)
     """Weights mode: hand out this fraction more samples than the round needs, and commit as soon as it has enough."""
-    max_staleness: int = Field(default=0, ge=0, le=16)
+    max_staleness: int = Field(default=0, ge=0, le=MOST_STALENESS)
     """Weights mode: an update that misses its round still counts up to so many rounds later, at a lower weight."""
+    buffer: Clients | None = None
+    """Weights mode, asynchronous (FedBuff): nobody waits for anybody. A version is made of so many results, whoever
+    brings them; who is free begins with the newest version at once, and ``max_staleness`` is 16 unless it is said."""
     max_retries: Count = 3
     keep_checkpoints: Positive = 3
     """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
@@ -231,7 +235,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _reads_older_recipes(cls, recipe: Any) -> Any:
-        return with_equal_parts(with_inner_state(recipe))
+        return with_stale_updates(with_equal_parts(with_inner_state(recipe)))
 
     patience: Positive | None = None
     """Stop after so many evaluations in which the metric of ``keep_best`` was no better than its best."""
@@ -253,6 +257,12 @@ class Recipe(Frozen):
         if rule is not None and not re.match(BEST_RULE, rule):
             raise ValueError(f"{rule!r} does not say which way is better: write max:accuracy, or min:loss")
         return rule
+
+    @model_validator(mode="after")
+    def _waits_for_nobody(self) -> Recipe:
+        if (why := asynchronous_problem(self, averages_weights=self.mode is Mode.WEIGHTS)) is not None:
+            raise ValueError(why)
+        return self
 
     @model_validator(mode="after")
     def _stops(self) -> Recipe:
@@ -295,7 +305,8 @@ class Recipe(Frozen):
             )
         if self.max_staleness:
             raise ValueError(
-                f'aggregate = "{name}" has no weights, and a late update needs one: leave out max_staleness'
+                f'aggregate = "{name}" has no weights, and a late update needs one: leave out '
+                f"{'max_staleness' if self.buffer is None else 'buffer'}"
             )
         if self.update_codec.name in SPARSE_CODECS:
             raise ValueError(
@@ -306,6 +317,8 @@ class Recipe(Frozen):
 
     def _unrepeatable(self) -> str | None:
         """Return what besides the parts would depend on which clients come, and when."""
+        if self.buffer is not None:
+            return "with buffer a version is of whatever came first: leave one of them out"
         if self.quorum < 1 or self.over_provision or self.max_staleness:
             return "quorum, over_provision and max_staleness count whoever is first: leave them out"
         if self.inner_state is InnerState.KEPT:

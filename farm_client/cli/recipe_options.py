@@ -66,6 +66,15 @@ class RecipeOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    buffer: Annotated[
+        int | None,
+        typer.Option(
+            "--buffer",
+            min=1,
+            help="Asynchronous: a version is of so many results, and nobody waits for anybody.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     aggregate: Annotated[
         AggregateName | None,
         typer.Option(
@@ -228,6 +237,7 @@ def changed_recipe(options: RecipeOptions) -> dict[str, object]:
             "max_clients": options.max_clients,
             "over_provision": options.over_provision,
             "max_staleness": options.max_staleness,
+            "buffer": options.buffer,
             "aggregate": options.aggregate,
             "trim_share": options.trim_share,
             "update_codec": options.update_codec,

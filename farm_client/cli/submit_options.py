@@ -51,6 +51,7 @@ class SubmitOptions(RecipeOptions):
             "update_codec": "none",
             "weights_codec": "none",
             "pipeline": "no-pipeline",
+            "buffer": "rounds",
             "trim_share": "none",
             "keep_best": "none",
             "patience": "none",

@@ -30,6 +30,7 @@ ROUND_FIELDS: Final = (
     "quorum",
     "over_provision",
     "max_staleness",
+    "buffer",
     "pipeline",
     "aggregate",
     "trim_share",

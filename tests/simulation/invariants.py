@@ -133,6 +133,9 @@ def _check_fold(server: Server, command: Fold) -> None:
     check(attempt == command.attempt, f"{command.assignment_id} is folded into a round that is not open")
     if run.step is None:  # a later part of this turn gave the round up
         return
-    position = next(r.position for r in run.step.parts.delivered_records if r.assignment_id == command.assignment_id)
+    folded = next(r for r in run.step.parts.delivered_records if r.assignment_id == command.assignment_id)
+    position, staleness = folded.position, command.round - folded.round
+    recipe = run.record.spec.recipe
+    check(staleness <= recipe.max_staleness, f"{command.assignment_id} is folded {staleness} versions late")
     check(position > last, f"{command.assignment_id} is folded at {position}, after {last}")
     audit.folds[key] = (attempt, position)

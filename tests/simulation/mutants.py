@@ -15,6 +15,7 @@ from coordinator import (
     engine,
     failures,
     fleet,
+    handing_out,
     in_flight,
     leases,
     offers,
@@ -737,6 +738,57 @@ def leave_the_first_epoch_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(state, "epoch_end_is_due", lambda task: due(task) and task.epoch > 1)
 
 
+def hand_the_same_samples_out_again(patch: pytest.MonkeyPatch) -> None:
+    """Every fifth part that is handed out leaves the cursor where it was."""
+    take, taken = handing_out._take, [0]
+
+    def forgetful(turn: Turn, run: TaskRun, step: Step, wanted: int) -> Any:
+        cursor = step.next_cursor
+        ranges = take(turn, run, step, wanted)
+        taken[0] += 1
+        if taken[0] % 5 == 0:
+            step.next_cursor = cursor
+        return ranges
+
+    patch.setattr(handing_out, "_take", forgetful)
+
+
+def owe_what_is_handed_out_again(patch: pytest.MonkeyPatch) -> None:
+    """What a late client gave up is handed out, and the next round owes it, too."""
+    owe = offers._owe
+
+    def twice(run: TaskRun, lease: Lease) -> None:
+        late = () if run.step is None else run.step.late_at_open
+        owe(run, lease)
+        if run.step is not None:
+            run.step.late_at_open = late
+
+    patch.setattr(offers, "_owe", twice)
+
+
+def give_all_the_same_place(patch: pytest.MonkeyPatch) -> None:
+    """A round does not grow by what it hands out."""
+    patch.setattr(LeaseBook, "extend", lambda _book, parts, _samples: parts.samples)
+
+
+def count_the_stalest(patch: pytest.MonkeyPatch) -> None:
+    """No update is too stale."""
+    patch.setattr(rounds, "drop_stale", lambda *_args: None)
+
+
+def wait_for_nobody_at_all(patch: pytest.MonkeyPatch) -> None:
+    """At the epoch's end what is late is not waited for, and not owed."""
+    patch.setattr(rounds, "outstanding", lambda _run: ())
+
+
+ASYNCHRONOUS_MUTANTS: tuple[Mutant, ...] = (
+    hand_the_same_samples_out_again,
+    owe_what_is_handed_out_again,
+    give_all_the_same_place,
+    count_the_stalest,
+    wait_for_nobody_at_all,
+)
+"""What tasks show whose clients wait for nobody."""
 EPOCH_END_MUTANTS: tuple[Mutant, ...] = (show_each_epoch_twice, leave_the_first_epoch_out)
 """What tasks with an ``on_epoch_end`` show."""
 EARLY_MUTANTS: tuple[Mutant, ...] = (stop_before_the_time_is_up, be_patient_for_ever, never_reach_a_target)

@@ -53,6 +53,8 @@ EPOCH_ENDS_FROM = 3_000_000
 """Seeds from here on have tasks whose code has an ``on_epoch_end``."""
 OWNERS_FROM = 4_000_000
 """Seeds from here on have tasks that ask for a sandbox, clients with less, and owners who allow some people only."""
+ASYNCHRONOUS_FROM = 7_000_000
+"""Seeds from here on have tasks whose clients wait for nobody."""
 _RUNGS: tuple[Rung | None, ...] = (None, None, *Rung)
 _SANDBOXES = (None, *(Sandbox(rung=rung, probes=probes) for rung in Rung for probes in (0, 1)))
 _BEST = Sandbox(rung=Rung.STRICT, probes=1)
@@ -136,7 +138,7 @@ def _machine(rng: Random, number: int, seed: int) -> Machine:
         keeps_jobs=rng.random() < 0.6,
         joins_at=rng.choice((0.0, rng.uniform(0, 10))),
     )
-    return _of_an_owner(rng, machine, number) if seed >= OWNERS_FROM else machine
+    return _of_an_owner(rng, machine, number) if OWNERS_FROM <= seed < ASYNCHRONOUS_FROM else machine
 
 
 def _of_an_owner(rng: Random, machine: Machine, number: int) -> Machine:
@@ -150,6 +152,8 @@ def _of_an_owner(rng: Random, machine: Machine, number: int) -> Machine:
 def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
+    if seed >= ASYNCHRONOUS_FROM:
+        return _waiting_for_nobody(rng, task)
     if seed >= OWNERS_FROM:
         recipe = task.recipe.model_copy(update={"min_clients": 1})
         return task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
@@ -170,6 +174,19 @@ def _stopping_early(rng: Random, task: TaskSpec) -> TaskSpec:
     rule = rng.choice(rules if task.dataset.samples(Split.HOLDOUT) else rules[:1])
     recipe = task.recipe.model_dump() | rule | {"evaluate_every": rng.choice((1, 2, 3))}
     return task.model_copy(update={"recipe": Recipe.model_validate(recipe)})
+
+
+def _waiting_for_nobody(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let a version be of some results, whoever brings them."""
+    asynchronous = {
+        "buffer": rng.choice((1, 2, 3, 5)),
+        "max_staleness": rng.choice((1, 3, 16)),
+        "pipeline": False,
+        "quorum": 1.0,
+        "over_provision": 0.0,
+    }
+    recipe = Recipe.model_validate(task.recipe.model_dump() | asynchronous)
+    return task.model_copy(update={"recipe": recipe})
 
 
 def _voting(rng: Random, task: TaskSpec) -> TaskSpec:

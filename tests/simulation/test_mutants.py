@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.__main__ import find_violation
-from tests.simulation.mutants import EARLY_MUTANTS, EPOCH_END_MUTANTS, MUTANTS, OWNER_MUTANTS, ROBUST_MUTANTS, Mutant
-from tests.simulation.scenario import EARLY_FROM, EPOCH_ENDS_FROM, OWNERS_FROM, ROBUST_FROM
+from tests.simulation.mutants import (
+    ASYNCHRONOUS_MUTANTS,
+    EARLY_MUTANTS,
+    EPOCH_END_MUTANTS,
+    MUTANTS,
+    OWNER_MUTANTS,
+    ROBUST_MUTANTS,
+    Mutant,
+)
+from tests.simulation.scenario import ASYNCHRONOUS_FROM, EARLY_FROM, EPOCH_ENDS_FROM, OWNERS_FROM, ROBUST_FROM
 
 WITHIN_SEEDS = 200
 
@@ -39,3 +47,9 @@ def test_a_defect_is_found_where_machines_have_owners(mutant: Mutant, monkeypatc
 def test_a_defect_is_found_where_epochs_are_shown_to_the_code(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     assert any(find_violation(EPOCH_ENDS_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__
+
+
+@pytest.mark.parametrize("mutant", ASYNCHRONOUS_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_is_found_where_clients_wait_for_nobody(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    assert any(find_violation(ASYNCHRONOUS_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__
