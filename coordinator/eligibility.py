@@ -29,6 +29,7 @@ from protocol.versions import (
     TASK_ENVIRONMENT,
     TASK_LENGTH,
 )
+from protocol.wanted_work import ANY_WORK
 from protocol.wording import sized
 
 EXECUTOR_RAM_BYTES = 400 * 1024**2
@@ -127,15 +128,20 @@ def _may_try(client: ClientState, run: TaskRun, now: float) -> Decision[bool]:
     """Whether nothing that the client met on this task keeps it off."""
     if run.task_id in client.lacks:
         return Decision(False, f"lacks what the task imports: {client.lacks[run.task_id]}")
-    if run.task_id in client.refuses:
-        told = client.refuses[run.task_id]
-        return Decision(False, "refuses: its owner's settings do not allow this task" + (told and f" ({told})"))
-    if unwanted := client.wanted.why_not(run.next_kind, run.record.spec.topics):
-        return Decision(False, f"refuses: {unwanted}")
+    if (run.task_id in client.refuses or client.wanted is not ANY_WORK) and (refusal := _refusal(client, run)):
+        return Decision(False, f"refuses: {refusal}")
     cooldown = client.cooldowns.get(run.task_id)
     if cooldown and cooldown.until > now:
         return Decision(False, f"{cooldown.reason} (again in {cooldown.until - now:.0f} s)")
     return fits_now(client, run)
+
+
+def _refusal(client: ClientState, run: TaskRun) -> str | None:
+    """Return why its owner wants nothing of the task done, or not what it gives out now."""
+    if run.task_id in client.refuses:
+        told = client.refuses[run.task_id]
+        return "its owner's settings do not allow this task" + (told and f" ({told})")
+    return client.wanted.why_not(run.next_kind, run.record.spec.topics)
 
 
 def fits_now(client: ClientState, run: TaskRun) -> Decision[bool]:

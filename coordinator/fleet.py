@@ -31,6 +31,7 @@ from protocol.assignments import Cancel
 from protocol.environments import NO_ENVIRONMENTS
 from protocol.errors import Conflict, NotFound
 from protocol.messages import HeldAssignment, Hello
+from protocol.wanted_work import ANY_WORK
 
 T = TypeVar("T")
 
@@ -200,7 +201,7 @@ def ready(turn: Turn, event: ClientReady) -> None:
             client.environments = event.environments
             _end_waits(turn, client)
         if event.wanted is not None:
-            client.wanted = event.wanted
+            client.wanted = ANY_WORK if event.wanted == ANY_WORK else event.wanted
         turn.farm.leases.set_slots(client.client_id, event.slots)
         client.warms_up = event.slots == 0 and not client.held
 
