@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from hypothesis import settings
+
+# Before torch is imported, and for all processes that tests start: beside four files' tests a second thread of OpenMP
+# waits for a core with the first one spinning, and a step of a tiny model takes ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no defect
 settings.load_profile("any machine")

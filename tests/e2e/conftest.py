@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from farm_client.cli.localfarm import Daemon, LocalFarm, end, local_farm, start_volunteer
 from farm_client.sdk.api import FarmApi
@@ -131,15 +130,6 @@ def real_farm(folder: Path, volunteers: int) -> Iterator[RealFarm]:
             yield farm
         finally:
             end(farm.added)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    """Keep torch's threads from spinning against each other: the models that train in this process are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One torch thread in these tests, and no script that goes on after its test."""
+"""No script goes on after its test."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from farm_client.executor.script import Script
 from farm_client.own_loop import host_parts
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()  # their models are tiny, and threads that spin slow each other down
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
