@@ -19,6 +19,7 @@ from protocol.tasks import TaskSpec
 from protocol.versions import (
     BASE_FOLDER,
     CARRIED_STATE,
+    CONTROL_VARIATES,
     EPOCH_END,
     FROZEN_APART,
     NAMED_SCHEDULE,
@@ -213,6 +214,7 @@ _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
     (STEP_RULES, _has_step_rules, "clip gradients, or follow a scheduler"),
     (NAMED_SCHEDULE, _names_a_schedule, "follow a schedule that the recipe names"),
     (PROXIMAL_TERM, lambda spec: spec.recipe.proximal_mu > 0, "add a proximal term to local gradients"),
+    (CONTROL_VARIATES, lambda spec: spec.recipe.scaffold_clients > 0, "keep control variates"),
     (SEQUENTIAL_ORDER, lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL, "read rows in order"),
     (TASK_LENGTH, lambda spec: spec.reads_length, "tell the code how long the task is"),
     (TASK_ENVIRONMENT, lambda spec: spec.environment is not None, "run with the packages of a task's lock"),

@@ -63,6 +63,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         clip_norm=spec.recipe.clip_norm,
         clip_value=spec.recipe.clip_value,
         proximal_mu=spec.recipe.proximal_mu,
+        scaffold_clients=spec.recipe.scaffold_clients,
         schedule=spec.recipe.schedule,
         schedule_steps=length.steps if followed_by_clients else 0,
         length=length,

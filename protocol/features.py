@@ -34,6 +34,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "base_folder": lambda spec: bool(spec.base),
         "carried_state": lambda spec: spec.recipe.inner_state is InnerState.CARRIED,
         "clipping": _clips,
+        "control_variates": lambda spec: spec.recipe.scaffold_clients > 0,
         "continued_tasks": lambda spec: spec.continues is not None,
         "early_stopping": _stops_early,
         "epoch_end": lambda spec: spec.epoch_end,

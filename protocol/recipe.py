@@ -26,6 +26,7 @@ from protocol.bounds import (
     Word,
 )
 from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
+from protocol.control_variates import with_control_variates
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
@@ -181,6 +182,9 @@ class Recipe(Frozen):
     """Likewise each element of the gradient, as ``clip_grad_value_`` does; before the norm, where both are given."""
     proximal_mu: Mu = 0.0
     """Weights mode: FedProx's mu. Each local gradient gets mu * (weights - those of the round's version)."""
+    scaffold_clients: Count = 0
+    """Weights mode: SCAFFOLD's control variates, for so many clients in all (its N); 0 is without. ``inner_state`` is
+    ``carried`` with it."""
     precision: Precision = Precision.FP32
     """The number format of forward and backward passes, evaluation included."""
     compile: bool = False
@@ -235,7 +239,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _reads_older_recipes(cls, recipe: Any) -> Any:
-        return with_stale_updates(with_equal_parts(with_inner_state(recipe)))
+        return with_stale_updates(with_control_variates(with_equal_parts(with_inner_state(recipe))))
 
     patience: Positive | None = None
     """Stop after so many evaluations in which the metric of ``keep_best`` was no better than its best."""

@@ -296,6 +296,8 @@ class TaskBrief(Frozen):
     clip_value: Threshold | None = None
     proximal_mu: Mu = 0.0
     """``Recipe.proximal_mu``."""
+    scaffold_clients: Count = 0
+    """``Recipe.scaffold_clients``."""
     schedule: NamedSchedule | None = None
     """``Recipe.schedule``: in weights mode, what local steps follow."""
     schedule_steps: Count = 0

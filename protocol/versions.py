@@ -25,6 +25,9 @@ STEP_RULES: Final = "step_rules"
 NAMED_SCHEDULE: Final = "named_schedule"
 """Likewise: they follow a schedule that the recipe names."""
 
+CONTROL_VARIATES: Final = "control_variates"
+"""Likewise: they correct local gradients by SCAFFOLD's control variates, and keep their own."""
+
 PROXIMAL_TERM: Final = "proximal_term"
 """Likewise: they add the proximal term of FedProx to their local gradients."""
 

@@ -31,6 +31,7 @@ from farm_client.agent.errors import Displaced, OutOfReach
 from farm_client.agent.executors.confining import choose_sandbox, keep_descriptors
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import SPARE_RAM_BYTES, ExecutorPool, Keeping
+from farm_client.agent.home.control_store import ControlStore
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.identity import Identity, load_identity
 from farm_client.agent.home.known_farms import KnownFarms
@@ -151,6 +152,9 @@ class Agent:
                     FailedSteps(transfers),
                     self._home,
                     environments,
+                    ControlStore(
+                        self._home.controls_dir, self._address.shown, self._identity.client_id, self._console.tell
+                    ),
                 )
                 self._board.environments = environments.stats
                 await self._serve(tools, probe, verdicts)

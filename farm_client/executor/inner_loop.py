@@ -56,7 +56,7 @@ class InnerLoop:
             return "train_step computes its gradients itself"
         if any(needs_closure(one) for one in self.optimizers):
             return "an optimizer that needs a closure reads the loss as well as its gradient"
-        return None
+        return None if self.term is None else self.term.refused(self.optimizers)
 
     def stateful(self) -> dict[str, Stateful]:
         """Return what has a state that a plain loop would keep from step to step, by name."""
@@ -65,6 +65,7 @@ class InnerLoop:
             **self.optimizers.by_name,
             **({} if self.scaler is None else {"scaler": self.scaler}),
             **({} if batches is None else {BATCH_STATES: batches}),
+            **({} if self.term is None else self.term.stateful()),
         }
 
     def step(self, batch: Any, samples: int, number: int) -> dict[str, Number]:

@@ -9,6 +9,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
+from farm_client.executor.inner_state import Stateful
+from farm_client.executor.layout import TensorMap
+from farm_client.executor.optimizers import Optimizers
+
 
 class LocalTerm(Protocol):
     """A term of the local objective."""
@@ -16,8 +20,17 @@ class LocalTerm(Protocol):
     field: ClassVar[str]
     """The recipe's field that asks for it."""
 
+    def refused(self, optimizers: Optimizers) -> str | None:
+        """Return why it can't be had with these optimizers, in a clause; None if it can."""
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        """Return what of it belongs to the inner loop's state."""
+
     def add_gradient(self, parameters: Mapping[str, nn.Parameter], without: Collection[str]) -> None:
         """Add its gradient to that of each parameter but ``without``: those that the loss never depended on."""
+
+    def end(self) -> TensorMap | None:
+        """End the round, before its state is saved; return what the client keeps for its next one, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,16 @@ class ProximalTerm:
     mu: float
     anchor: Mapping[str, torch.Tensor]
     """w_t by name, on the model's device."""
+
+    def refused(self, optimizers: Optimizers) -> str | None:
+        """Return why it can't be had with these optimizers; None: it is a part of the loss."""
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        """Return nothing: it is of the version alone."""
+        return {}
+
+    def end(self) -> None:
+        """Keep nothing."""
 
     def add_gradient(self, parameters: Mapping[str, nn.Parameter], without: Collection[str]) -> None:
         """Add mu * (w - w_t). A parameter without a gradient in this batch is pulled too, if it had one before."""

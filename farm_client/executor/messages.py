@@ -64,6 +64,7 @@ class LoadTask(Frozen):
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
     """The global steps of the task, which the schedule goes over."""
@@ -116,6 +117,8 @@ class Run(Frozen):
     """How large a file to write of the step in which the task's code fails; 0: none is wanted."""
     snapshot_path: str | None = None
     """Where the assignment's snapshots go, and where one may be to go on from; None for no snapshots."""
+    control_path: str | None = None
+    """This client's control variate of the task, if it has one."""
     pieces: tuple[Piece, ...]
     upcoming: tuple[Piece, ...] = ()
     """What the next order is likely to be, if this one's update alone makes its version: it may be begun unasked."""
@@ -232,6 +235,8 @@ class Done(Frozen):
     update_path: str | None = None
     update_digest: str | None = None
     update_bytes: int = 0
+    control_path: str | None = None
+    """In the scratch folder: what the client's control variate of the task has become, if it has one."""
     left: tuple[LeftFile, ...] = Field(default=(), max_length=MAX_FILES)
     compute_seconds: float = 0.0
     stage_seconds: dict[str, float] = {}

@@ -245,6 +245,7 @@ def _load_order(request: RehearsalRequest, mode: Mode) -> LoadTask:
         clip_norm=request.clip_norm,
         clip_value=request.clip_value,
         proximal_mu=request.proximal_mu,
+        scaffold_clients=request.scaffold_clients,
         schedule=request.schedule,
         precision=request.precision,
         compile=request.compile,

@@ -39,6 +39,7 @@ class RehearsalRequest(Frozen):
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     precision: Precision = Precision.FP32
     compile: bool = False

@@ -24,7 +24,7 @@ from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors, as_stored, same_values
 from farm_client.executor.lightning_loop import LightningLoop
-from farm_client.executor.local_objective import LocalTerm, ProximalTerm
+from farm_client.executor.local_terms import term_of
 from farm_client.executor.means import reportable
 from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
@@ -354,7 +354,7 @@ class TaskRunner:
         loop = self._kept_loop or self._new_loop(rules)
         self._kept_loop = None  # a round that fails half-way leaves none
         loop.rules = rules
-        loop.term = self._local_term()
+        loop.term = term_of(self._order, order, self.tensors, self._weights.base)
         self._begin_with_state(loop, order)
         trained = train_locally(loop, data, advance, keeping, base=self._weights.base, flops=self._flops)
         match self._order.inner_state:
@@ -368,10 +368,6 @@ class TaskRunner:
         optimizers, scaler = self.build_optimizers(), self._gradient.new_scaler()
         kind = LightningLoop if self.contract.takes_lightnings_steps(self.tensors.model) else InnerLoop
         return kind(self.contract, self.tensors, optimizers, rules, self._gradient, scaler)
-
-    def _local_term(self) -> LocalTerm | None:
-        mu = self._order.proximal_mu
-        return ProximalTerm(mu, self._weights.base) if mu else None
 
     def _begin_with_state(self, loop: InnerLoop, order: Run) -> None:
         """Give the inner loop the state that the version carries, if it carries one."""
@@ -387,6 +383,7 @@ class TaskRunner:
             update = as_stored(trained.update)
             outcome.clock.ended(WorkStage.COPY)
             fields = self._updates.write(done.assignment_id, update, trained.untouched, trained.state)
+            fields |= self._updates.write_kept(done.assignment_id, trained.kept)
             outcome.clock.ended(WorkStage.WRITE)
             done = done.model_copy(update={**fields, "flops_per_sample": self._flops.per_sample})
         stages = outcome.clock.seconds

@@ -15,6 +15,7 @@ from farm_client.executor.failures import CodeError, blaming, calling
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_state import StateFiles
 from farm_client.executor.layout import ModelTensors
+from farm_client.executor.local_terms import asked_for
 from farm_client.executor.means import as_number, reportable
 from farm_client.executor.messages import Done, LoadTask, Piece, Run
 from farm_client.executor.modes import set_mode
@@ -47,10 +48,10 @@ class ScriptRunner:
                 "a script with farm.parts steps its optimizer itself, and the recipe's schedule would be left out: "
                 "have the script follow one"
             )
-        if order.proximal_mu:
+        if field := asked_for(order):
             raise CodeError(
-                "a script with farm.parts computes its gradients itself, and the recipe's proximal_mu would be left "
-                "out: have the script add the term, and leave it out of the recipe"
+                f"a script with farm.parts computes its gradients itself, and the recipe's {field} would be left out: "
+                "have the script add the term, and leave it out of the recipe"
             )
         self.items: int | None = None
         """The length of the script's data set, once a part was trained."""

@@ -8,7 +8,7 @@ buffers by their value after training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,8 @@ class Trained:
     untouched: frozenset[str]
     state: SavedState | None = None
     """What the inner loop ended with, where the version carries that."""
+    kept: TensorMap | None = None
+    """What the client keeps for its next round of the task, if anything."""
 
 
 def train_locally(
@@ -75,7 +77,8 @@ def train_locally(
     tensors.clear_gradients()
     tensors.check_structure()
     metrics = {**means.result(), **contract.finish(tensors.model)}
-    return _trained(_subtracted(base, tensors), tensors, metrics, loop.untouched)
+    kept = None if loop.term is None else loop.term.end()
+    return replace(_trained(_subtracted(base, tensors), tensors, metrics, loop.untouched), kept=kept)
 
 
 def sum_gradients(

@@ -80,6 +80,14 @@ class UpdateWriter:
         self._unconfirmed = residual
         return fields
 
+    def write_kept(self, assignment_id: str, kept: TensorMap | None) -> dict[str, object]:
+        """Return what the client keeps for its next round as fields of ``Done``: a file in the scratch folder."""
+        if kept is None:
+            return {}
+        path = self._scratch_dir / f"{assignment_id}.control"
+        _write(path, tensor_file(as_stored(kept), {}))
+        return {"control_path": str(path)}
+
     @property
     def residual(self) -> TensorMap:
         """What reported updates lost, by parameter: where an executor takes another's place, it goes on with that."""

@@ -63,6 +63,7 @@ class Trial:
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     rounds: int | None = None
     epochs: float | None = None
@@ -135,6 +136,7 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         clip_norm=trial.clip_norm,
         clip_value=trial.clip_value,
         proximal_mu=trial.proximal_mu,
+        scaffold_clients=trial.scaffold_clients,
         schedule=trial.schedule,
         file_rows=0 if trial.source is None else trial.source.rows,
         rounds=trial.rounds,

@@ -269,6 +269,7 @@ def _trial(submission: Submission, bundle: Bundle, source: RowSource | None) -> 
         clip_norm=submission.recipe.clip_norm,
         clip_value=submission.recipe.clip_value,
         proximal_mu=submission.recipe.proximal_mu,
+        scaffold_clients=submission.recipe.scaffold_clients,
         schedule=submission.recipe.schedule,
         precision=submission.recipe.precision,
         compile=submission.recipe.compile,

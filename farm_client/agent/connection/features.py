@@ -8,6 +8,7 @@ from protocol.credit import CREDIT
 from protocol.versions import (
     BASE_FOLDER,
     CARRIED_STATE,
+    CONTROL_VARIATES,
     EPOCH_END,
     FROZEN_APART,
     NAMED_SCHEDULE,
@@ -22,6 +23,7 @@ from protocol.versions import (
 FEATURES: Final = (
     BASE_FOLDER,
     CARRIED_STATE,
+    CONTROL_VARIATES,
     CREDIT,
     EPOCH_END,
     FROZEN_APART,

@@ -14,6 +14,7 @@ from protocol.tasks import TaskBrief
 CODE_DIR: Final = "code"
 OWN_DIR: Final = "own"
 SNAPSHOTS_DIR: Final = "snapshots"
+CONTROLS_DIR: Final = "controls"
 """Folders of an executor's scratch folder."""
 _BASE_DIR: Final = "base"
 """A folder of what it is given."""
@@ -47,6 +48,9 @@ def given_order(order: Run, room: Room) -> Run:
     snapshot = None
     if order.snapshot_path is not None:
         snapshot = str(room.lend(Path(order.snapshot_path), SNAPSHOTS_DIR))
+    control = None
+    if order.control_path is not None:
+        control = str(room.lend(Path(order.control_path), CONTROLS_DIR))
     return order.model_copy(
         update={
             "pieces": tuple(_given_piece(piece, room) for piece in order.pieces),
@@ -54,6 +58,7 @@ def given_order(order: Run, room: Room) -> Run:
             "weights_path": _given_path(order.weights_path, room),
             "inner_state_path": _given_path(order.inner_state_path, room),
             "snapshot_path": snapshot,
+            "control_path": control,
         }
     )
 
@@ -94,6 +99,7 @@ def load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
         clip_norm=task.clip_norm,
         clip_value=task.clip_value,
         proximal_mu=task.proximal_mu,
+        scaffold_clients=task.scaffold_clients,
         schedule=task.schedule,
         schedule_steps=task.schedule_steps,
         length=task.length,

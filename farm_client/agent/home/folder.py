@@ -92,6 +92,11 @@ class HomeFolder:
         return self.root / "snapshots"
 
     @property
+    def controls_dir(self) -> Path:
+        """This client's control variates of the tasks that have such."""
+        return self.root / "controls"
+
+    @property
     def started_dir(self) -> Path:
         """The tasks that are being worked on."""
         return self.root / "started"

@@ -17,6 +17,7 @@ from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.executor_pool import RELENT, ExecutorPool
 from farm_client.agent.executors.orders import TaskFiles
+from farm_client.agent.home.control_store import ControlStore
 from farm_client.agent.home.folder import HomeFolder
 from farm_client.agent.home.outbox import Outbox, Parcel
 from farm_client.agent.home.snapshot_store import SnapshotStore
@@ -56,6 +57,7 @@ class Tools:
     failed_steps: FailedSteps
     home: HomeFolder
     environments: EnvironmentKeeper
+    controls: ControlStore
     making: Locks = field(default_factory=Locks)
 
 
@@ -206,6 +208,8 @@ class Job:
         self._hang.got_on()
         self._tools.fetcher.prefetch(self.held.assign.prefetch)
         order = self.held.run_order(self._tools.fetcher.cache, route.data, file, self._snapshot_path())
+        if self.held.assign.task.scaffold_clients:
+            order = order.model_copy(update={"control_path": str(self._control_path)})
         return await executor.run(order, lambda: self._free_early(executor))
 
     def _free_early(self, executor: Executor) -> None:
@@ -217,15 +221,34 @@ class Job:
 
     def _keep(self, done: Done, executor: Executor, artefacts: tuple[Artefact, ...]) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
+        parcel = self._tools.outbox.put(self._parcel(done, executor, artefacts))
+        self._keep_control(done, executor)
+        return parcel
+
+    def _parcel(self, done: Done, executor: Executor, artefacts: tuple[Artefact, ...]) -> Parcel:
         assign = self.held.assign
         if done.update_path is None:
             update = None if done.update is None else BlobRef.carrying(done.update, done.update_digest)
-            return self._tools.outbox.put(Parcel(self.held.result(done, update, artefacts), assign.round))
+            return Parcel(self.held.result(done, update, artefacts), assign.round)
         path = executor.room.take(done.update_path)
         if path is None or done.update_digest is None:
             raise FarmError("the executor named an update that is not in its scratch folder")
         ref = BlobRef(digest=done.update_digest, size_bytes=done.update_bytes)
-        return self._tools.outbox.put(Parcel(self.held.result(done, ref), assign.round, path))
+        return Parcel(self.held.result(done, ref), assign.round, path)
+
+    @property
+    def _control_path(self) -> Path:
+        return self._tools.controls.path(self.held.assign.task.task_id)
+
+    def _keep_control(self, done: Done, executor: Executor) -> None:
+        """Keep the client's own control variate as it has become, once the update that goes with it is kept.
+
+        If the agent dies in between, the change that the update brings is counted, and made once more next time.
+        """
+        if done.control_path is None or (file := executor.room.take(done.control_path)) is None:
+            return
+        assign = self.held.assign
+        self._tools.controls.keep(assign.task.task_id, file, assign.weights.size_bytes)
 
     def _on_line(self, stream: Stream, line: str) -> None:
         self.held.output.add_line(stream, line)

@@ -145,6 +145,20 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
             print("going on from", Path(order.snapshot_path).read_text())
         case "print_snapshot_path":
             print("snapshots go to", order.snapshot_path)
+        case "control":
+            own = Path(order.control_path)
+            print("control was", own.read_text() if own.exists() else "zero")
+            path = Path(load.scratch_dir, "left.control")
+            path.write_text((own.read_text() if own.exists() else "") + f"+{order.round}")
+            return Done(
+                assignment_id=order.assignment_id,
+                samples=1,
+                metrics={},
+                update=b"x",
+                update_digest=digest_bytes(b"x"),
+                update_bytes=1,
+                control_path=str(path) if load.config.get("leaves", True) else "/etc/hostname",
+            )
         case "die_once":
             marker = Path(load.config["marker"])
             if not marker.exists():

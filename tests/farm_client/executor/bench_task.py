@@ -80,6 +80,7 @@ class Bench:
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
     length: TaskLength | None = None
@@ -130,6 +131,7 @@ class Bench:
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
             proximal_mu=self.proximal_mu,
+            scaffold_clients=self.scaffold_clients,
             schedule=self.schedule,
             schedule_steps=self.schedule_steps,
             length=self.length,
