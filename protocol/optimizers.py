@@ -1,7 +1,8 @@
 """The optimizers that a server can step: torch.optim's by name, with their options, defaults and bounds.
 
 They are those that need nothing but a gradient: LBFGS asks for the loss again, SparseAdam for sparse gradients.
-Besides those three that were made for servers: FedAdagrad, FedAdam and FedYogi (Reddi et al., arXiv:2003.00295).
+Besides those that were made for servers: FedAdagrad, FedAdam and FedYogi (Reddi et al., arXiv:2003.00295), and
+delayed Nesterov for asynchronous ones (Liu et al., arXiv:2401.09135).
 ``coordinator.numerics.update_rules`` steps them.
 """
 
@@ -32,6 +33,7 @@ OptimizerName = Literal[
     "fedadagrad",
     "fedadam",
     "fedyogi",
+    "delayed_nesterov",
 ]
 OptionValue = Finite | Int64 | bool | Word | tuple[Finite | None, Finite] | tuple[Finite, Finite, Finite] | None
 """What an optimizer's keyword argument may be."""
@@ -147,7 +149,14 @@ class Optimizer:
             and (not options.get("momentum") or options.get("dampening"))
         ):
             return "refuses its options: nesterov needs a momentum, and no dampening"
-        return None
+        return self._problem_of_delay(options) if "delay" in self.options else None
+
+    def _problem_of_delay(self, options: Mapping[str, object]) -> str | None:
+        """Return what is wrong with numbers of delayed Nesterov that are each fine."""
+        delay, activation = (options.get(name, self.options[name].default) for name in ("delay", "activation"))
+        if not isinstance(delay, int) or not isinstance(activation, int | float) or activation * delay <= 1:
+            return None
+        return f"refuses its options: activation is {activation}, it must be at most 1 / delay, {1 / delay:g}"
 
 
 _LR: Final = Number(1e-3)
@@ -253,6 +262,15 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
         "fedadagrad": _of_servers(beta1=_decay(0.0)),
         "fedadam": _of_servers(beta1=_decay(0.9), beta2=_decay(0.99)),
         "fedyogi": _of_servers(beta1=_decay(0.9), beta2=_decay(0.99)),
+        "delayed_nesterov": _optimizer(
+            None,
+            {
+                "lr": Number(0.7),
+                "momentum": _decay(0.9),
+                "delay": Number(4, low=1, high=10**6, is_whole=True),
+                "activation": Number(0.0, high=1.0),
+            },
+        ),
     }
 )
 """Every optimizer by the name that a recipe calls it."""

@@ -136,7 +136,7 @@ class ParameterGroup(Frozen):
 class OuterOptimizer(Frozen):
     """The optimizer that the server applies to the aggregated update.
 
-    ``name`` is one of torch.optim's, or of ``fedadagrad``, ``fedadam`` and ``fedyogi``; ``options`` are its keyword
+    ``name`` is one of torch.optim's, or one for servers (``docs/combining.md``); ``options`` are its keyword
     arguments (``lr``, ``momentum``, ``betas``, ...), by default its own.
     ``schedules`` are of options that change with the version: by an option's name, or ``beta1`` and ``beta2``.
     Plain FedAvg is SGD with ``lr`` 1 on the mean pseudo-gradient. Empty ``groups`` means one group of all parameters.

@@ -1,4 +1,4 @@
-"""What one step of an optimizer does to a parameter: torch's own functions, or ``fedopt``'s, without optimizer classes.
+"""What one step of an optimizer does to a parameter: torch's own functions, or a server's, without optimizer classes.
 
 Torch's classes do the same, to the bit; but the first one to be built imports torch's compiler: that costs a server
 75 MB and the second half of its start.
@@ -26,6 +26,7 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.rprop import rprop
 from torch.optim.sgd import sgd
 
+from coordinator.numerics.delayed_nesterov import delayed_nesterov
 from coordinator.numerics.fedopt import fedadagrad, fedadam, fedyogi
 from protocol.optimizers import OPTIMIZERS
 
@@ -192,6 +193,9 @@ RULES: Final[Mapping[str, UpdateRule]] = MappingProxyType(
         "fedadagrad": UpdateRule(fedadagrad, _FED, always={}),
         "fedadam": UpdateRule(fedadam, _FED, always={}),
         "fedyogi": UpdateRule(fedyogi, _FED, always={}),
+        "delayed_nesterov": UpdateRule(
+            delayed_nesterov, (_Kept("momentum_buffer"), _Kept("gradient_sum"), _STEP), always={}
+        ),
     }
 )
 """What steps each optimizer of ``protocol.optimizers``."""

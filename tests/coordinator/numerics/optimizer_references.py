@@ -203,6 +203,18 @@ def fedyogi(x: Array, g: Array, s: Kept, o: Options) -> Array:
     return _fed(x, s, g, o)
 
 
+def delayed_nesterov(x: Array, g: Array, s: Kept, o: Options) -> Array:
+    """Liu et al., arXiv:2401.09135, algorithm 3, with the momentum of a window as the sum over that window."""
+    n, c, beta = o["delay"], o["activation"], o["momentum"]
+    window = s.setdefault("window", [])
+    window.append(g)
+    if len(window) < n:
+        return x - o["lr"] * (c * beta * s.get("m", 0.0) + g / n)
+    s["m"] = beta * s.get("m", 0.0) + sum(window) / n
+    window.clear()
+    return x - o["lr"] * ((1 - (n - 1) * c) * beta * s["m"] + g / n)
+
+
 REFERENCES: dict[str, Reference] = {
     "sgd": sgd,
     "adam": adam,
@@ -220,4 +232,5 @@ REFERENCES: dict[str, Reference] = {
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
     "fedyogi": fedyogi,
+    "delayed_nesterov": delayed_nesterov,
 }

@@ -48,6 +48,8 @@ TRIED: dict[str, st.SearchStrategy[Any]] = {
     "t0": st.floats(0, 9),
     "momentum_decay": st.floats(0, 0.1),
     "ns_steps": st.integers(1, 6),
+    "delay": st.integers(1, 4),
+    "activation": st.floats(0.0, 0.25),
     "adjust_lr_fn": st.sampled_from([None, "original", "match_rms_adamw"]),
     "etas": st.tuples(st.floats(0.1, 0.9), st.floats(1.1, 2.0)),
     "step_sizes": st.tuples(st.floats(0, 1e-3), st.floats(0.1, 0.5)),
@@ -222,6 +224,55 @@ def test_a_servers_optimizer_takes_equal_steps_in_any_unit_of_the_updates(name: 
             outer.step({"w": unit * random_tensors(seed + 1 + step, shapes, torch.float64)["w"]})
         found.append(weights["w"])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=20)
+@given(momentum=st.floats(0.01, 0.95), activation=st.floats(0.0, 1.0), seed=st.integers(0, 99))
+def test_nesterov_that_is_not_delayed_is_nesterov(momentum: float, activation: float, seed: int) -> None:
+    delayed = {"momentum": momentum, "delay": 1, "activation": activation}
+    torch.testing.assert_close(
+        stepped("delayed_nesterov", delayed, seed, STEPS),
+        stepped("sgd", {"momentum": momentum, "nesterov": True}, seed),
+    )
+
+
+@settings(max_examples=20)
+@given(delay=st.integers(1, 5), windows=st.integers(1, 4), seed=st.integers(0, 99), data=st.data())
+def test_delayed_nesterov_goes_as_far_as_nesterov_on_the_means_of_its_windows(
+    delay: int, windows: int, seed: int, data: st.DataObject
+) -> None:
+    """In between only the gradients' own steps are taken; without activation nothing else differs."""
+    momentum = data.draw(st.floats(0.01, 0.95))
+    gradients = [random_tensors(seed + n, {"w": (4,)}, torch.float64)["w"] for n in range(delay * windows)]
+    means = [sum(gradients[n : n + delay], torch.zeros(())) / delay for n in range(0, len(gradients), delay)]
+    found = []
+    for name, chosen, steps in (
+        ("delayed_nesterov", {"momentum": momentum, "delay": delay, "activation": 0.0}, gradients),
+        ("sgd", {"momentum": momentum, "nesterov": True}, means),
+    ):
+        weights = {"w": torch.zeros(4, dtype=torch.float64)}
+        outer = OuterStep(spec_of(name, {("w",): {"lr": 0.5, **chosen}}), weights, layout_of({"w": (4,)}, "F64"))
+        for gradient in steps:
+            outer.step({"w": gradient.clone()})
+        found.append(weights["w"])
+    torch.testing.assert_close(*found)
+
+
+def stepped(name: str, chosen: dict[str, Any], seed: int, steps: int = STEPS) -> torch.Tensor:
+    """Return what an optimizer makes of a tensor in some steps."""
+    weights = random_tensors(seed, {"w": (4,)}, torch.float64)
+    outer = OuterStep(spec_of(name, {("w",): {"lr": 0.5, **chosen}}), weights, layout_of({"w": (4,)}, "F64"))
+    for step in range(steps):
+        outer.step({"w": random_tensors(seed + 1 + step, {"w": (4,)}, torch.float64)["w"]})
+    return weights["w"]
+
+
+def test_more_momentum_than_all_of_it_is_refused() -> None:
+    outer = OuterOptimizer(name="delayed_nesterov", options={"delay": 5, "activation": 0.25})
+    said = contradiction(Recipe(rounds=1, outer=outer))
+    assert said is not None
+    assert said.endswith("activation is 0.25, it must be at most 1 / delay, 0.2")
+    assert contradiction(Recipe(rounds=1, outer=OuterOptimizer(name="delayed_nesterov"))) is None
 
 
 def test_the_first_steps_of_a_servers_adam_are_short_for_its_bias_is_kept() -> None:
