@@ -23,10 +23,19 @@ class CodecName(StrEnum):
     SPARSELOCO = "sparseloco"
     DEMO = "demo"
     POWERSGD = "powersgd"
+    PULSE = "pulse"
 
 
 SPARSE_CODECS: Final = frozenset({CodecName.TOPK, CodecName.SPARSELOCO, CodecName.DEMO})
 """Those that send few elements, or few coefficients of a transform: which ones differs from client to client."""
+
+
+LOSSLESS: Final = frozenset({CodecName.NONE, CodecName.PULSE})
+"""Those that leave every bit as it is: versions in them need no exact copy beside the published one."""
+OF_VERSIONS: Final = frozenset({CodecName.PULSE})
+"""Those that say how one version follows from another, and can't say an update."""
+OF_UPDATES: Final = tuple(name for name in CodecName if name not in OF_VERSIONS)
+"""All others: those that an update may be in."""
 
 
 class CodecSpec(Frozen):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.compression import CodecName
+from protocol.compression import LOSSLESS
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 from protocol.tasks import TaskSpec
 
@@ -53,7 +53,7 @@ def _optimizer_differs(before: Recipe, after: Recipe) -> str:
         return f"it was {before.outer.name} and is {after.outer.name}"
     if list(_kept(before.outer)) != list(_kept(after.outer)):
         return "what it keeps for each parameter is not what it kept"
-    if (before.weights_codec.name is CodecName.NONE) != (after.weights_codec.name is CodecName.NONE):
+    if (before.weights_codec.name in LOSSLESS) != (after.weights_codec.name in LOSSLESS):
         return "weights_codec decides what it works on"
     return ""
 

@@ -5,6 +5,7 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
+from protocol.compression import OF_VERSIONS
 from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import ROBUST_VOTES, AggregateName, DataOrder, Mode, PartSizes, Recipe
@@ -17,6 +18,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     return (
         _of_optimizer(recipe)
         or refused_objective(recipe)
+        or _of_codecs(recipe)
         or _of_clients(recipe)
         or _of_schedule(recipe, dataset)
         or _of_best(recipe, dataset)
@@ -33,6 +35,12 @@ def _of_optimizer(recipe: Recipe) -> str | None:
         options = outer.options if group is None else {**outer.options, **group.options}
         if (problem := OPTIMIZERS[outer.name].problem(options)) is not None:
             return f"the outer optimizer {outer.name} {problem}"
+    return None
+
+
+def _of_codecs(recipe: Recipe) -> str | None:
+    if (name := recipe.update_codec.name) in OF_VERSIONS:
+        return f"codec {name} says how versions of the weights differ: it is for weights_codec, not for update_codec"
     return None
 
 

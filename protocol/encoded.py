@@ -18,7 +18,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import OF_VERSIONS, CodecName, CodecSpec
 from protocol.errors import LayoutMismatch
 from protocol.tensors import DTYPE_BYTES, UPDATE_METADATA, Header, Layout, Role, TensorSpec, check_update
 
@@ -27,6 +27,8 @@ CHUNK: Final = 4096
 """sparseloco, demo: elements of a chunk."""
 SEGMENT: Final = 65536
 """topk: elements of a segment, which sixteen bits can count."""
+XOR: Final = "xor"
+"""pulse: the one part."""
 _DECODED_BY: Final = ("name", "block", "density", "rank")
 """The settings that a reader needs; the others only concern the writer."""
 _UNTOUCHED: Final = "untouched"
@@ -88,6 +90,8 @@ def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, StoredPart] | N
     if spec.role is not Role.PARAMETER or codec.name not in _PARTS or not spec.elements:
         return None
     parts = _PARTS[codec.name](spec, codec)
+    if codec.name in OF_VERSIONS:
+        return parts  # no smaller until zstd has seen how much of it is zeros
     return parts if parts and sum(part.size_bytes for part in parts.values()) < spec.size_bytes else None
 
 
@@ -212,6 +216,10 @@ def _powersgd(spec: TensorSpec, codec: CodecSpec) -> dict[str, StoredPart]:
     return {"p": StoredPart("F32", (rows, rank)), "q": StoredPart("F32", (columns, rank))}
 
 
+def _pulse(spec: TensorSpec, _codec: CodecSpec) -> dict[str, StoredPart]:
+    return {XOR: StoredPart("U8", (DTYPE_BYTES[spec.dtype], spec.elements))}
+
+
 def packed(fields: int, bits: int) -> StoredPart:
     """Return the part that so many fields of 1, 2 or 4 bits are packed into."""
     return StoredPart("U8", (count_chunks(fields * bits, 8),))
@@ -237,5 +245,6 @@ _PARTS: Final[Mapping[CodecName, Callable[[TensorSpec, CodecSpec], dict[str, Sto
         CodecName.SPARSELOCO: _sparseloco,
         CodecName.DEMO: _demo,
         CodecName.POWERSGD: _powersgd,
+        CodecName.PULSE: _pulse,
     }
 )

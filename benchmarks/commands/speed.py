@@ -28,7 +28,7 @@ from benchmarks.scheduling import measure as measure_scheduling
 from benchmarks.spare import measure as measure_spare
 from benchmarks.starts import measure as measure_starts
 from benchmarks.transitions import measure as measure_transitions
-from protocol.compression import CodecName
+from protocol.compression import OF_UPDATES, CodecName
 from protocol.recipe import Mode
 
 app = typer.Typer()
@@ -69,7 +69,7 @@ def memory(
 
 @app.command()
 def fold(
-    codec: Annotated[list[CodecName] | None, typer.Option(help="A codec; each one when not given.")] = None,
+    codec: Annotated[list[CodecName] | None, typer.Option(help="A codec of updates; each when not given.")] = None,
     params: Annotated[str, typer.Option(help="Numbers of model parameters, such as 1e8.")] = "1e8",
     rows: Annotated[str, typer.Option(help="Numbers of updates for median and trimmed mean.")] = "16",
     row_params: Annotated[str, typer.Option(help="Numbers of parameters of such an update.")] = "1e7",
@@ -77,7 +77,7 @@ def fold(
     mapped: Annotated[bool, typer.Option(help="Read updates from memory-maps instead of as the server does.")] = False,
 ) -> None:
     """Parameters per second of decoding and adding an update, for each codec, beside a plain addition in memory."""
-    chosen = codec or list(CodecName)
+    chosen = codec or list(OF_UPDATES)
     codecs = product(whole_numbers(params), chosen)
     robust = product(whole_numbers(row_params), whole_numbers(rows))
     report(

@@ -27,10 +27,11 @@ from protocol.codecs import (
     apply_delta,
     bad_numbers,
     encode,
+    encode_bits,
     tensor_file,
 )
 from protocol.codecs.checking import BadNumbers
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import LOSSLESS, OF_VERSIONS, CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.inner_state import METADATA_KEY, Tree, as_json
 from protocol.recipe import AggregateName, InnerState, Recipe
@@ -104,7 +105,7 @@ class TaskTensors:
             self._lead = reader.lead
             self._weights = _read_all(reader)
         self._weights_codec = recipe.weights_codec
-        whole = recipe.weights_codec.name is CodecName.NONE
+        whole = recipe.weights_codec.name in LOSSLESS
         self._outer = OuterStep(
             recipe.outer, self._weights, self._layout, publishes=whole, clipping=Clipping.of(recipe)
         )
@@ -143,8 +144,9 @@ class TaskTensors:
         Raises: EmptyRound; Diverged.
         """
         mean = self._aggregated()
+        before = self._parameters_apart() if self._weights_codec.name in OF_VERSIONS else None
         self._outer.step(mean, self._aggregate.untouched, version=version)
-        delta = None if self._weights_codec.name is CodecName.NONE else self._publish(mean)
+        delta = self._difference(before, mean)
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
             raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))
         weights: list[Chunk] = [self._lead, *(_raw(tensor) for tensor in self._weights.values())]
@@ -164,8 +166,25 @@ class TaskTensors:
                 self._aggregate.fold(reader, one.samples, one.scale, client=one.client)
             return self._aggregate.result()
 
-    def _publish(self, mean: Mapping[str, torch.Tensor]) -> list[Chunk]:
-        """Let the weights follow the masters as far as the codec carries it; return the delta's file.
+    def _parameters_apart(self) -> dict[str, torch.Tensor]:
+        return {spec.name: self._weights[spec.name].clone() for spec in self._layout.parameters}
+
+    def _difference(
+        self, before: Mapping[str, torch.Tensor] | None, mean: Mapping[str, torch.Tensor]
+    ) -> list[Chunk] | None:
+        """Return the file of what the version adds to the one ``before``, and publish it where that is lossy."""
+        if self._weights_codec.name is CodecName.NONE:
+            return None
+        stored, metadata = (
+            self._publish(mean)
+            if before is None
+            else encode_bits(before, self._weights, self._layout, self._weights_codec)
+        )
+        delta: list[Chunk] = list(tensor_file(stored, metadata))
+        return wrapped(delta) if self._weights_codec.zstd else delta
+
+    def _publish(self, mean: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Let the weights follow the masters as far as the codec carries it; return what is stored, with its metadata.
 
         The difference is made in the mean's memory, which nobody needs any more.
         """
@@ -177,8 +196,7 @@ class TaskTensors:
         except NotFinite as error:
             raise Diverged(_diverged(error.message)) from error
         apply_delta(self._weights, TensorReader(stored, metadata), self._layout, self._weights_codec)
-        delta: list[Chunk] = list(tensor_file(stored, metadata))
-        return wrapped(delta) if self._weights_codec.zstd else delta
+        return stored, metadata
 
 
 def state_file(tensors: Mapping[str, torch.Tensor], tree: Tree) -> list[Chunk]:

@@ -8,6 +8,7 @@ from protocol.codecs.checking import bad_numbers
 from protocol.codecs.decoder import CHUNK_ELEMENTS, Decoder
 from protocol.codecs.delta import apply_delta
 from protocol.codecs.encoding import LARGEST, encode
+from protocol.codecs.pulse import encode_bits
 from protocol.codecs.reading import TORCH_DTYPES, BytesReader, MappedReader, Reader, Scratch, TensorReader
 from protocol.codecs.registry import decoder
 from protocol.codecs.sums import Sum, sum_of
@@ -28,6 +29,7 @@ __all__ = [
     "bad_numbers",
     "decoder",
     "encode",
+    "encode_bits",
     "sum_of",
     "tensor_file",
 ]

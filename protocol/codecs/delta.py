@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from protocol.codecs.decoder import chunks_of
+from protocol.codecs.pulse import apply_bits
 from protocol.codecs.reading import Reader, Scratch
 from protocol.codecs.registry import decoder
-from protocol.compression import CodecSpec
+from protocol.compression import OF_VERSIONS, CodecSpec
+from protocol.encoded import parts_of
 from protocol.tensors import Layout, Role
 
 
 def apply_delta(weights: dict[str, Tensor], reader: Reader, layout: Layout, codec: CodecSpec) -> None:
-    """Add a decoded delta to the parameters in place, and replace the buffers by those that it holds.
+    """Add a decoded delta to the parameters in place, or change their bits by it, and replace the buffers.
 
     ``weights`` are writable, contiguous, in the layout's shapes and dtypes; the file has been checked against the
     layout. A sum is rounded once to float32 (float64 for float64 parameters), and 16-bit parameters once more, so
@@ -21,6 +23,9 @@ def apply_delta(weights: dict[str, Tensor], reader: Reader, layout: Layout, code
     """
     scratch = Scratch()
     for spec in layout.returned:
+        if codec.name in OF_VERSIONS and parts_of(spec, codec) is not None:
+            apply_bits(weights[spec.name], reader, spec, scratch)
+            continue
         each = decoder(reader, spec, codec, scratch)
         flat = weights[spec.name].view(-1)
         for start, stop in chunks_of(spec.elements):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protocol.codecs.reading import TORCH_DTYPES, TensorReader
-from protocol.codecs.registry import CODECS, decoder
+from protocol.codecs.registry import codec_of, decoder
 from protocol.compression import CodecSpec
 from protocol.encoded import encoded_metadata, parts_of, stored_tensors
 from protocol.errors import LayoutMismatch, NotFinite
@@ -64,7 +64,7 @@ def _encoded(
     values = tensor.reshape(-1).to(torch.float32, copy=True)
     if residual is not None and spec.name in residual:
         values += residual[spec.name].reshape(-1)
-    parts = CODECS[codec.name].encode(values.view(spec.shape), codec)
+    parts = codec_of(codec).encode(values.view(spec.shape), codec)
     stored = {f"{spec.name}/{short}": part for short, part in parts.items()}
     if residual is not None:
         decoder(TensorReader(stored), spec, codec).add_to(values, -1.0)

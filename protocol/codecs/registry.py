@@ -20,6 +20,7 @@ from protocol.codecs.sparseloco import SparseLocoDecoder, encode_sparseloco
 from protocol.codecs.topk import TopkDecoder, encode_topk
 from protocol.compression import CodecName, CodecSpec
 from protocol.encoded import parts_of
+from protocol.errors import LayoutMismatch
 from protocol.tensors import TensorSpec
 
 
@@ -44,7 +45,14 @@ CODECS: Final[Mapping[CodecName, Codec]] = MappingProxyType(
         CodecName.POWERSGD: Codec(encode_powersgd, PowerSgdDecoder),
     }
 )
-"""Every codec but ``none``."""
+"""Every codec of updates but ``none``."""
+
+
+def codec_of(spec: CodecSpec) -> Codec:
+    """Return a codec of updates. Raises: LayoutMismatch for one that only versions have."""
+    if (codec := CODECS.get(spec.name)) is None:
+        raise LayoutMismatch(f"codec {spec.name} says how versions of the weights differ, and no update is in it")
+    return codec
 
 
 def decoder(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch | None = None) -> Decoder:
@@ -55,4 +63,4 @@ def decoder(reader: Reader, spec: TensorSpec, codec: CodecSpec, scratch: Scratch
     shared = scratch or Scratch()
     if parts_of(spec, codec) is None:
         return PlainDecoder(reader, spec, codec, shared)
-    return CODECS[codec.name].decoder(reader, spec, codec, shared)
+    return codec_of(codec).decoder(reader, spec, codec, shared)

@@ -18,7 +18,7 @@ from coordinator.numerics.aggregate import Aggregate, EmptyRound
 from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.codecs import TORCH_DTYPES, Reader, TensorReader, decoder, encode
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.encoded import untouched_metadata
 from protocol.tensors import Layout, Role, TensorSpec
 
@@ -118,7 +118,7 @@ def test_it_is_what_numpy_computes_of_the_whole_stack(name: str, samples: list[i
         )
 
 
-@pytest.mark.parametrize("codec", [c for c in CodecName if c is not CodecName.NONE])
+@pytest.mark.parametrize("codec", [c for c in OF_UPDATES if c is not CodecName.NONE])
 def test_encoded_updates_count_as_their_decoded_values(name: str, make: Callable[..., Aggregate], codec) -> None:
     spec, by_name = CodecSpec(name=codec, block=64), {t.name: t for t in LAYOUT.tensors}
     aggregate, samples = make(codec=spec), [3, 5, 4, 1, 2]

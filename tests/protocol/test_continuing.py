@@ -45,6 +45,11 @@ def test_all_goes_on_where_only_numbers_change(before: dict[str, object], after:
             "what it keeps for each parameter",
         ),
         ({}, {"weights_codec": CodecSpec(name=CodecName.INT8)}, "weights_codec decides"),
+        (
+            {"weights_codec": CodecSpec(name=CodecName.PULSE)},
+            {"weights_codec": CodecSpec(name=CodecName.SIGN)},
+            "decides",
+        ),
     ],
 )
 def test_the_servers_optimizer_begins_anew(before: dict[str, object], after: dict[str, object], why: str) -> None:

@@ -14,7 +14,7 @@ from coordinator.numerics.aggregate import EmptyRound
 from coordinator.numerics.outer_optimizer import OuterStep
 from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.codecs import CHUNK_ELEMENTS, TORCH_DTYPES, TensorReader, decoder, encode
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.encoded import untouched_metadata
 from protocol.recipe import OuterOptimizer
 from protocol.tensors import DTYPE_BYTES, Layout, Role, TensorSpec
@@ -182,7 +182,7 @@ def test_the_mean_is_the_accumulators_own_memory_until_the_reset() -> None:
     assert accumulator.result()["w"].data_ptr() == first["w"].data_ptr()
 
 
-@pytest.mark.parametrize("name", [n for n in CodecName if n is not CodecName.NONE])
+@pytest.mark.parametrize("name", [n for n in OF_UPDATES if n is not CodecName.NONE])
 @pytest.mark.parametrize("dtype", ["F32", "F64", "BF16"])
 def test_encoded_updates_are_folded_as_their_decoded_values(name: CodecName, dtype: str) -> None:
     layout = layout_of(TensorSpec("w", dtype, (700, 3)), TensorSpec("n", "I32", (2,), Role.BUFFER))

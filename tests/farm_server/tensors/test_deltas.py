@@ -120,6 +120,30 @@ def test_a_task_that_leaves_memory_goes_on_to_the_same_files(tmp_path, codec, ou
         assert one == other
 
 
+PULSE = CodecSpec(name=CodecName.PULSE)
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_versions_in_pulse_are_those_without_a_codec_to_the_bit(tmp_path, outer):
+    """And so is all that a resume needs: there is no exact copy beside the published one."""
+    plain, pulse = (DeltaBench(tmp_path / codec.name, codec, outer) for codec in (CodecSpec(), PULSE))
+    held = load(INITIAL)
+    for number in range(ROUNDS):
+        without, event = plain.next(number), pulse.next(number)
+        assert event.checkpoint.weights.digest == without.checkpoint.weights.digest
+        assert event.checkpoint.optimizer == without.checkpoint.optimizer
+        assert event.delta is not None
+        assert event.delta.blob.size_bytes < event.checkpoint.weights.size_bytes
+        data = unwrap_bytes(pulse.blobs.read(event.delta.blob.digest), largest_bytes(LAYOUT, PULSE))
+        check_encoded(LAYOUT, PULSE, BytesReader(data).header)
+        apply_delta(held, BytesReader(data), LAYOUT, PULSE)
+    served = load(pulse.blobs.read(event.checkpoint.weights.digest))
+    for name, tensor in served.items():
+        assert torch.equal(held[name], tensor), name
+    plain.aggregator.close()
+    pulse.aggregator.close()
+
+
 @pytest.mark.parametrize("bench", [(CodecSpec(name=CodecName.SIGN), "averaging")], indirect=True)
 def test_what_the_codec_loses_comes_with_a_later_version(bench):
     """While updates are zero, the published weights close in on the exact ones, which the masters keep."""

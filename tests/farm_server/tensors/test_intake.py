@@ -20,7 +20,7 @@ from farm_server.tensors.torch_side import TorchSide
 from farm_server.tensors.unwrapping import Unwrapper
 from protocol.assignments import Ack, Kind, Result
 from protocol.codecs import encode
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.digests import digest_bytes
 from protocol.encoded import largest_bytes
 from protocol.errors import DigestMismatch, FarmError, LayoutMismatch, MalformedTensors, Unavailable
@@ -35,7 +35,7 @@ from tests.farm_server import model
 from tests.farm_server.test_training import ended, final_weights
 
 SMALL, LARGE = 5000, 2 * INLINE_BYTES
-CODECS = [CodecSpec(name=name) for name in CodecName]
+CODECS = [CodecSpec(name=name) for name in OF_UPDATES]
 TOPK = CodecSpec(name=CodecName.TOPK)
 INT8 = CodecSpec(name=CodecName.INT8)
 

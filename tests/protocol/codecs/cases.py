@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from protocol.codecs import TORCH_DTYPES, BytesReader, encode
-from protocol.compression import CodecName, CodecSpec
+from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.tensors import Layout, Role, TensorSpec
 
-LOSSY = [name for name in CodecName if name is not CodecName.NONE]
+LOSSY = [name for name in OF_UPDATES if name is not CodecName.NONE]
 SETTINGS = {"block": 48, "density": 1 / 50, "rank": 3}
 """Nothing is a power of two, so that borders lie in all sorts of places."""
 
