@@ -27,7 +27,9 @@ from protocol.rest import TaskView
 from protocol.tensors import parse_layout
 
 MODEL: Final = Path(__file__).parents[1] / "examples" / "charlm" / "train.py"
+MULOCO: Final = MODEL.with_name("muloco.py")
 CORPUS: Final = Path(__file__).parent / "bytes_task" / "corpus.py"
+CORPUS_MULOCO: Final = CORPUS.with_name("corpus_muloco.py")
 TOLERANCE: Final = 0.02
 HOLDOUT: Final = 0.04
 POLL_SECONDS: Final = 0.1
@@ -73,6 +75,8 @@ class Bytes(Measurement):
     ``factor`` is how many times fewer bytes it took than the reference until *its* first version at that loss; None
     if it never got there. The first version, which each client fetches once however long the training is, is not in the
     bytes: it is ``start_bytes``, and in ``factor_with_start``. ``samples`` are all that were trained on by then.
+    ``up_dense_factor`` and ``down_dense_factor`` are how many times fewer bytes a round takes in that direction than it
+    would in float32 as they are, as in DiLoCo without a codec: the weights, for each client.
     """
 
     method: str
@@ -86,6 +90,10 @@ class Bytes(Measurement):
     up_bytes: int
     down_bytes: int
     start_bytes: int
+    bytes_per_round_up: float
+    bytes_per_round_down: float
+    up_dense_factor: float
+    down_dense_factor: float
     factor: float | None
     factor_with_start: float | None
     curve: list[Point]
@@ -131,6 +139,7 @@ class Training:
         last = found or self.curve[-1]
         reached = found is not None
         total = last.total_bytes
+        up_per_round, down_per_round = last.up_bytes / last.round, last.down_bytes / last.round
         other = total if reference is None else reference.up_bytes + reference.down_bytes
         return Bytes(
             benchmark="bytes",
@@ -145,6 +154,10 @@ class Training:
             up_bytes=last.up_bytes,
             down_bytes=last.down_bytes,
             start_bytes=self.start_bytes,
+            bytes_per_round_up=up_per_round,
+            bytes_per_round_down=down_per_round,
+            up_dense_factor=self.start_bytes / up_per_round,
+            down_dense_factor=self.start_bytes / down_per_round,
             factor=other / total if reached else None,
             factor_with_start=(other + self.start_bytes) / (total + self.start_bytes) if reached else None,
             curve=self.curve,
@@ -160,13 +173,13 @@ class Trainer:
         self._scale = scale
         self._code = folder / "code"
         self._code.mkdir()
-        for file in (MODEL, CORPUS):
+        for file in (MODEL, MULOCO, CORPUS, CORPUS_MULOCO):
             shutil.copy(file, self._code)
 
     def train(self, name: str, method: Method, target_loss: float) -> Training:
         """Train until a version's held-out loss is at most ``target_loss``, or to the last round."""
         recipe = method.recipe(self._scale.clients, self._scale.batch_samples, self._scale.most_rounds)
-        prepared = self._prepare(name, recipe)
+        prepared = self._prepare(name, recipe, method.entry)
         upload(self._farm.api, prepared.blobs)
         before = server_count(self._farm.api.address)
         task_id = self._farm.api.submit(prepared.spec).task.task_id
@@ -184,7 +197,7 @@ class Trainer:
             self._farm.api.act(task_id, "cancel")
         return training
 
-    def _prepare(self, name: str, recipe: Recipe) -> Prepared:
+    def _prepare(self, name: str, recipe: Recipe, entry: str) -> Prepared:
         scale = self._scale
         config = {
             "width": scale.width,
@@ -194,7 +207,7 @@ class Trainer:
             "lr": scale.lr,
         }
         submission = Submission(
-            code=self._code, entry=CORPUS.name, recipe=recipe, config=config, name=name, holdout=HOLDOUT, check=False
+            code=self._code, entry=entry, recipe=recipe, config=config, name=name, holdout=HOLDOUT, check=False
         )
         folder = self._folder / "task"
         folder.mkdir()

@@ -27,6 +27,8 @@ class Method:
     outer: OuterOptimizer = _NESTEROV
     update_codec: CodecSpec = _WHOLE
     weights_codec: CodecSpec = _WHOLE
+    entry: str = "corpus.py"
+    """The file of ``bytes_task`` that is the task's code."""
 
     def recipe(self, clients: int, batch_samples: int, most_rounds: int | None = None) -> Recipe:
         """Return the recipe for so many clients, each of which takes ``batch_samples`` in a step."""
@@ -61,7 +63,10 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         REFERENCE: Method(local_steps=0, most_rounds=400, evaluate_every=10),
         "local": Method(local_steps=20, most_rounds=40, outer=_AVERAGE),
         "diloco": Method(local_steps=20, most_rounds=40),
+        "muloco": Method(local_steps=20, most_rounds=40, entry="corpus_muloco.py"),
         "int8": _diloco(20, 40, _INT8),
+        # Updates as ``int8``; versions without loss, and so larger: these weights are of 32 bits.
+        "pulse": _diloco(20, 40, _INT8, weights=CodecSpec(name=CodecName.PULSE)),
         "int4": _diloco(20, 40, CodecSpec(name=CodecName.INT4)),
         "sign": _diloco(30, 40, CodecSpec(name=CodecName.SIGN, block=1024)),
         "topk": _diloco(20, 80, CodecSpec(name=CodecName.TOPK, density=1 / 32)),
@@ -72,4 +77,4 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     }
 )
 """By name; all but the first two are DiLoCo, with and without a codec. All train with AdamW: ``sync`` on the server, on
-the mean gradient, as data-parallel training does; the others on the clients."""
+the mean gradient, as data-parallel training does; the others on the clients, ``muloco`` with Muon for the matrices."""

@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks import bytes as bytes_benchmark
@@ -35,6 +36,8 @@ def test_bytes_are_those_of_the_first_version_that_is_good_enough():
     found = training(2.5, 2.04, 1.9).result(2.04, reference)
     assert (found.rounds, found.samples, found.up_bytes, found.down_bytes) == (2, 64, 200, 200)
     assert (found.reached, found.factor) == (True, 10.0)
+    assert (found.bytes_per_round_up, found.bytes_per_round_down) == (100.0, 100.0)
+    assert (found.up_dense_factor, found.down_dense_factor) == (0.8, 0.8)
     assert found.factor_with_start == pytest.approx(4080 / 480)
     assert len(found.curve) == 3
 
@@ -62,15 +65,20 @@ def test_every_method_trains_on_the_same_batches():
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """The task's code as the benchmark bundles it."""
-    for file in (bytes_benchmark.MODEL, bytes_benchmark.CORPUS):
+    for file in (
+        bytes_benchmark.MODEL,
+        bytes_benchmark.MULOCO,
+        bytes_benchmark.CORPUS,
+        bytes_benchmark.CORPUS_MULOCO,
+    ):
         shutil.copy(file, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("train", "corpus"):
+    for name in ("train", "muloco", "corpus", "corpus_muloco"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import corpus
 
     yield corpus
-    for name in ("train", "corpus"):
+    for name in ("train", "muloco", "corpus", "corpus_muloco"):
         sys.modules.pop(name, None)
 
 
@@ -81,6 +89,21 @@ def test_the_corpus_is_text_in_whole_rows_and_the_model_reads_it(corpus):
     model = corpus.build_model({"width": 16, "layers": 1, "heads": 4, "context": 64})
     batch = {"text": rows.rows[:4]}
     assert 4 < corpus.loss(model, batch)["loss"].item() < 7
+
+
+def test_muloco_trains_the_same_model_with_muon_on_its_matrices(corpus):
+    import corpus_muloco
+
+    config = {"width": 16, "layers": 1, "heads": 4, "context": 64, "lr": 0.01}
+    torch.manual_seed(0)
+    model = corpus_muloco.build_model(config)
+    optimizers = corpus_muloco.build_optimizer(model, config)
+    stepped = {name: sum(p.numel() for p in one.param_groups[0]["params"]) for name, one in optimizers.items()}
+    assert stepped["muon"] == (3 + 1 + 4 + 4) * 16 * 16
+    assert sum(stepped.values()) == sum(p.numel() for p in model.parameters())
+    batch = {"text": corpus_muloco.make_dataset(config).rows[:8]}
+    losses = [float(corpus_muloco.train_step(model, batch, optimizers, step)["loss"].detach()) for step in range(20)]
+    assert losses[-1] < losses[0] - 1
 
 
 class FakeApi:
