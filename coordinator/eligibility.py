@@ -22,6 +22,7 @@ from protocol.versions import (
     CONTROL_VARIATES,
     EPOCH_END,
     FROZEN_APART,
+    MAP_ITEMS,
     NAMED_SCHEDULE,
     PROXIMAL_TERM,
     QUANTIZED_BASE,
@@ -217,6 +218,7 @@ _FEATURES: Final[tuple[tuple[str, Callable[[TaskSpec], bool], str], ...]] = (
     (CONTROL_VARIATES, lambda spec: spec.recipe.scaffold_clients > 0, "keep control variates"),
     (SEQUENTIAL_ORDER, lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL, "read rows in order"),
     (TASK_LENGTH, lambda spec: spec.reads_length, "tell the code how long the task is"),
+    (MAP_ITEMS, lambda spec: spec.map is not None, "run a function over items"),
     (TASK_ENVIRONMENT, lambda spec: spec.environment is not None, "run with the packages of a task's lock"),
 )
 """What a task may need of a client beside codecs: a client's feature, whether it is needed, and what lacks without."""

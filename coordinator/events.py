@@ -191,6 +191,8 @@ class ResultArrived:
     """What the client counted for a sample; 0: not known."""
     artefacts: tuple[Artefact, ...] = ()
     """What it left of an epoch's end; that the server has these blobs, and their sizes, was checked."""
+    output: BlobRef | None = None
+    """The outputs of a part of a map: stored, and read once to see that there are as many as items."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ class Evidence:
     """Client id to message: where the researcher's code failed."""
     deaths: dict[str, dict[str, int]] = field(default_factory=dict)
     """By kind and client id: how often executors ended in it."""
+    parts: set[int] = field(default_factory=set)
+    """The positions of the parts that failed; of a map, whose other parts say nothing of these."""
     failures: int = 0
     """Failed assignments that count, over all openings of the round."""
 

@@ -97,6 +97,7 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         return
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
+    run.evidence.parts.add(lease.record.position)
     _weigh(turn, run, client, event)
 
 

@@ -227,9 +227,10 @@ class LeaseBook:
         parts.delivered.clear()
 
     def finish(self, parts: StepParts) -> None:
-        """An evaluation is over: nothing of it is in flight any more."""
+        """What is delivered of a step that makes no version is settled: it is not in flight any more."""
         for lease in parts.delivered.values():
             self._forget(lease)
+            parts.take_out(lease)
         parts.delivered.clear()
 
     def fold(self, parts: StepParts, position: int) -> tuple[Lease, BlobRef]:

@@ -72,7 +72,8 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         snapshot_seconds=spec.recipe.snapshot_seconds,
         update_codec=spec.recipe.update_codec,
         weights_codec=spec.recipe.weights_codec,
-        pipeline=policy_of(spec.recipe, Kind.TRAIN).works_ahead,
+        pipeline=policy_of(spec.recipe, Kind.TRAIN if spec.map is None else Kind.MAP).works_ahead,
+        map=spec.map,
     )
 
 
@@ -136,6 +137,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         deltas=cheapest_chain(run, client),
         inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
         slices=_slices(run, record.ranges),
+        position=record.position if record.kind is Kind.MAP else 0,
         lease_seconds=turn.settings.stall_seconds,
         # where parts are handed out, the next one begins wherever the others will have got to by then
         prefetch=() if step.policy.hands_out else likely_next(run, client, record, turn.settings.stripe_shards),

@@ -14,27 +14,13 @@ they differ in S, and in the factor s_k of an update that is based on an older v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import ClassVar, Protocol
 
+from coordinator.follows import Follows
 from coordinator.in_flight import StepParts
+from coordinator.map_policy import ItemsOnce
 from protocol.assignments import Kind
 from protocol.recipe import Recipe
-
-
-class Follows(Enum):
-    """What follows when a step is complete, or has lasted for its longest time."""
-
-    COMMIT = auto()
-    """Its updates make a new version."""
-    REPORT = auto()
-    """Its metrics are those of the version."""
-    GO_ON = auto()
-    """The next round opens."""
-    FAIL = auto()
-    """The attempt failed, and is tried again."""
-    SKIP = auto()
-    """The task goes on without it."""
 
 
 class Policy(Protocol):
@@ -55,6 +41,10 @@ class Policy(Protocol):
     """Whether a part is of samples, by which one sees that its client gets on; else its client's word is taken."""
     is_optional: ClassVar[bool]
     """Whether the task goes on without it where its code fails; else the task fails."""
+    is_the_work: ClassVar[bool]
+    """Whether its samples are what the task is there for: progress, and clients' speeds, go by them."""
+    brings_outputs: ClassVar[bool]
+    """Whether a part brings outputs that are kept as they are, and is cut to its client's measure when that is free."""
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -93,6 +83,8 @@ class Synchronous:
     hands_out: ClassVar[bool] = False
     counts_samples: ClassVar[bool] = True
     is_optional: ClassVar[bool] = False
+    is_the_work: ClassVar[bool] = True
+    brings_outputs: ClassVar[bool] = False
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -197,6 +189,8 @@ class Evaluation:
     hands_out: ClassVar[bool] = False
     counts_samples: ClassVar[bool] = True
     is_optional: ClassVar[bool] = False
+    is_the_work: ClassVar[bool] = False
+    brings_outputs: ClassVar[bool] = False
 
     def title(self, number: int) -> str:
         """Return what a step is called."""
@@ -237,6 +231,8 @@ class EpochEnd(Evaluation):
 
 def policy_of(recipe: Recipe, kind: Kind) -> Policy:
     """Choose how a step of this kind collects."""
+    if kind is Kind.MAP:
+        return ItemsOnce(recipe)
     if kind is Kind.EVALUATE:
         return Evaluation(recipe)
     if kind is Kind.EPOCH_END:

@@ -253,6 +253,17 @@ class ArtefactRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """The outputs of a map's items ``position`` to ``position`` + ``samples``, in one blob. Kept with the task."""
+
+    task_id: str
+    position: int
+    samples: int
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RemovedClient:
     """Saved instead of a ``ClientRecord``: what is recorded of the client goes, but for what it did for tasks."""
 
@@ -305,6 +316,7 @@ Record = (
     | CheckpointRecord
     | FailedStepRecord
     | ArtefactRecord
+    | OutputRecord
     | RemovedClient
 )
 """A record with a key: saving it again replaces it."""

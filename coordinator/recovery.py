@@ -19,6 +19,7 @@ from coordinator.farm import FarmState
 from coordinator.in_flight import Home, Lease, Part
 from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
+from coordinator.maps import reopen_map
 from coordinator.pipelining import drop_all_ahead
 from coordinator.planning import count_samples, cut, fixed_parts
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
@@ -57,6 +58,10 @@ def mend(turn: Turn) -> None:
     for interrupted in rounds:
         if (run := turn.farm.tasks.get(interrupted.task_id)) is not None:
             contained(turn, run, _mend_round, run, interrupted, held, reopened)
+    for run in list(turn.farm.live.values()):
+        mine = [a for a in held if a.task_id == run.task_id and a.client_id in turn.farm.clients]
+        if run.record.spec.map is not None and mine:
+            contained(turn, run, reopen_map, run, mine)
     for interrupted in rounds:
         if (interrupted.task_id, interrupted.attempt) not in reopened:
             turn.save(replace(interrupted, state=RoundState.ABANDONED))

@@ -108,6 +108,8 @@ def _unusable(run: TaskRun, lease: Lease, event: ResultArrived) -> str | None:
         return f"the result is of {event.samples} samples, the assignment of {lease.record.samples}"
     if event.update is None and policy.brings_updates:
         return "the result has no update"
+    if event.output is None and policy.brings_outputs:
+        return "the result has no outputs"
     return bounds_fault((file.name, file.size_bytes) for file in event.artefacts)
 
 
@@ -145,7 +147,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
         lease,
         AssignmentState.DELIVERED,
         delivered_at=turn.now,
-        update=event.update and event.update.bare(),
+        update=(ref := event.update or event.output) and ref.bare(),
         metrics=dict(event.metrics),
         team=turn.farm.clients[lease.record.client_id].record.team,
         flops_per_sample=event.flops_per_sample,
@@ -162,7 +164,7 @@ def _done(turn: Turn, run: TaskRun, lease: Lease, event: ResultArrived) -> Assig
     if run.brief.weights_codec.name is not CodecName.NONE:
         client.versions[run.task_id] = version_digest(run, record)
     client.cached.update(s.blob.digest for r in record.ranges if (s := run.record.spec.dataset.shards[r.shard]).blob)
-    if policy.brings_updates and event.compute_seconds > 0:
+    if policy.is_the_work and event.compute_seconds > 0:
         seconds = max(event.compute_seconds, _SHORTEST_SECONDS)
         client.speeds.setdefault(run.task_id, MovingAverage()).add(record.samples / seconds)
     # nobody computes for longer than the lease was held, whatever a client says

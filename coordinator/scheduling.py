@@ -14,6 +14,7 @@ from coordinator.epoch_ends import open_epoch_end
 from coordinator.evaluation import open_evaluation
 from coordinator.handing_out import hand_out, wants_more
 from coordinator.lifecycle import LIVE
+from coordinator.maps import offer_items, open_map
 from coordinator.offers import offer
 from coordinator.pipelining import offer_ahead, wants_ahead
 from coordinator.planning import samples_at_hand
@@ -86,6 +87,9 @@ def _serve(turn: Turn, run: TaskRun, outlook: Outlook) -> None:
                 deserted = not turn.farm.pool(run, turn.now).qualified
                 back_to_waiting(turn, run, lambda: f"no client is left: {found.reason()}", deserted=deserted)
         case Outcome.OFFER if run.step is not None:
+            if run.step.policy.brings_outputs:
+                offer_items(turn, run, run.step, found.clients)
+                return
             left = _offer_again(turn, run, run.step, found.clients)
             if wants_more(run):
                 hand_out(turn, run, run.step, [client for client in left if not outlook.yields(client, run)])
@@ -102,6 +106,8 @@ def _open(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None:
             open_evaluation(turn, run, clients)
         case Kind.EPOCH_END:
             open_epoch_end(turn, run, clients)
+        case Kind.MAP:
+            open_map(turn, run, clients)
         case Kind.TRAIN:
             open_round(turn, run, clients)
 

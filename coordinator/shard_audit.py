@@ -15,7 +15,7 @@ from protocol.tasks import Shard, Split
 
 
 def shard_books(shards: Iterable[Shard], assignments: Iterable[AssignmentRecord]) -> list[ShardBook]:
-    """Return one book for each training shard in each epoch that any counted training assignment touched.
+    """Return one book for each training shard in each epoch that any counted assignment touched, of a map too.
 
     ``counted_samples`` are distinct samples, ``repeated_samples`` those counted more than once (each repeat counts).
     Sorted by epoch, then shard. An assignment that is not counted, or only evaluates, leaves no trace.
@@ -23,7 +23,7 @@ def shard_books(shards: Iterable[Shard], assignments: Iterable[AssignmentRecord]
     spans: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     epochs: set[int] = set()
     for assignment in assignments:
-        if not assignment.counted or assignment.kind is not Kind.TRAIN:
+        if not assignment.counted or assignment.kind not in {Kind.TRAIN, Kind.MAP}:
             continue
         epochs.add(assignment.epoch)
         for part in assignment.ranges:

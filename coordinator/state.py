@@ -231,6 +231,8 @@ class TaskRun:
     """Its assignments in flight."""
     flops: FlopFigures = field(default_factory=FlopFigures)
     """What clients count for a sample."""
+    output_bytes: MovingAverage = field(default_factory=MovingAverage)
+    """What an item's output takes, of a map."""
     failed_lines: set[str] = field(default_factory=set)
     """Where its code failed in the steps that are kept."""
     answered: Answered = field(init=False)
@@ -268,6 +270,8 @@ class TaskRun:
         """What clients are given of it now: parts of its open step, else of the one that opens next."""
         if self.step is not None:
             return self.step.kind
+        if self.record.spec.map is not None:
+            return Kind.MAP
         if self.evaluate_next:
             return Kind.EVALUATE
         return Kind.EPOCH_END if self.looks_first else Kind.TRAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coordinator.epoch_ends import finish_epoch_end, give_up_epoch_end
 from coordinator.evaluation import finish_evaluation, give_up_evaluation
+from coordinator.maps import keep_outputs
 from coordinator.policies import Follows
 from coordinator.rounds import abandon, commit
 from coordinator.state import Step, TaskRun
@@ -21,6 +22,8 @@ def go_on(turn: Turn, run: TaskRun, step: Step, follows: Follows, why: str = "")
             finish_evaluation(turn, run, step)
         case Follows.GO_ON:
             finish_epoch_end(turn, run, step)
+        case Follows.KEEP:
+            keep_outputs(turn, run, step)
         case Follows.FAIL:
             fail(turn, run, why, retryable=True)
         case Follows.SKIP:

@@ -230,7 +230,10 @@ def complete(turn: Turn, run: TaskRun) -> None:
     if run.record.state is TaskState.ASSIGNED:
         turn.move(run, TaskState.RUNNING, "its last evaluation was given up")
     early = f", and stopped: {run.record.stopped}" if run.record.stopped else ""
-    reason = f"trained {counted(run.record.version, 'round')}{early}"
+    did = f"trained {counted(run.record.version, 'round')}"
+    if run.record.spec.map is not None:
+        did = f"mapped {counted(run.record.samples_done, 'item')}"
+    reason = f"{did}{early}"
     turn.move(run, TaskState.COMPLETED, reason, finished_at=turn.now)
     stop_work(turn, run, "the task is complete")
 

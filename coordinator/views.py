@@ -12,17 +12,18 @@ from coordinator.stopping import rounds_total
 from coordinator.turn import Turn
 from coordinator.verdict import Outlook, verdict
 from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView
+from protocol.wording import counted
 
 
 def task_view(turn: Turn, run: TaskRun) -> TaskView:
     """Return one task as people see it."""
     step = run.step
-    training = step is not None and step.policy.brings_updates
+    working = step is not None and step.policy.is_the_work
     return _task_view(
         durable_record(run),
         _state_line(turn, run),
         clients=len({lease.record.client_id for lease in step.parts.held.values()}) if step else 0,
-        samples_in_progress=_samples_in_progress(step) if step and training else 0,
+        samples_in_progress=_samples_in_progress(step) if step and working else 0,
         samples_per_second=run.speed.value or 0.0,
     )
 
@@ -91,11 +92,12 @@ def _state_line(turn: Turn, run: TaskRun) -> str:
         case TaskState.PENDING if reason := verdict(turn, run, Outlook(turn)).reason():
             return reason
         case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING if run.step:
-            return _step_line(run.step, now)
+            return _step_line(run.step, now, task)
         case TaskState.PENDING | TaskState.ASSIGNED | TaskState.RUNNING:
             return verdict(turn, run, Outlook(turn)).reason() or task.reason
         case TaskState.PAUSED:
-            return f"{task.reason}; `farm resume {task.task_id}` continues it from round {task.version}"
+            place = f"round {task.version}" if task.spec.map is None else f"item {task.samples_done}"
+            return f"{task.reason}; `farm resume {task.task_id}` continues it from {place}"
         case _:
             return ended_line(task)
 
@@ -107,8 +109,13 @@ def ended_line(task: TaskRecord) -> str:
     return f"{task.error}; `farm logs {task.task_id}` shows more, `farm retry {task.task_id}` tries again"
 
 
-def _step_line(step: Step, now: float) -> str:
+def _step_line(step: Step, now: float, task: TaskRecord) -> str:
     name = step.policy.title(step.number)
+    if step.policy.brings_outputs:
+        clients = len({lease.record.client_id for lease in step.parts.held.values()})
+        return (
+            f"{name}: {task.samples_done} of {counted(step.samples, 'item')} done, {counted(clients, 'client')} at work"
+        )
     if step.phase is StepPhase.COMMIT:
         return f"{name}: writing the checkpoint"
     parts = len(step.parts.held) + len(step.parts.waiting) + len(step.parts.delivered)

@@ -60,6 +60,7 @@ class Kind(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
     EPOCH_END = "epoch_end"
+    MAP = "map"
 
 
 class Slice(Frozen):
@@ -96,6 +97,8 @@ class Assign(Frozen):
     round_samples: Count = 0
     failed_step_bytes: Bytes = 0
     """How large a file the farm takes of the step in which the task's code fails; 0: it keeps none (any more)."""
+    position: Count = 0
+    """Of a map: the place of the part's first item in the data."""
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""
@@ -204,7 +207,8 @@ class WorkStage(StrEnum):
 class Result(Frozen):
     """C: an assignment is done.
 
-    ``update``: of training. Bytes over the inline limit, and ``artefacts``, were first PUT to ``/v1/blobs/{digest}``.
+    ``update``: of training, or a map's outputs. Bytes over the inline limit, and ``artefacts``, were first PUT to
+    ``/v1/blobs/{digest}``.
     ``metrics`` are means over the assignment's samples (``loss`` among them).
     """
 

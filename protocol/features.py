@@ -39,6 +39,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "early_stopping": _stops_early,
         "epoch_end": lambda spec: spec.epoch_end,
         "frozen_apart": lambda spec: spec.frozen is not None,
+        "maps": lambda spec: spec.map is not None,
         "needed_modules": lambda spec: bool(spec.requirements.modules),
         "needed_sandbox": lambda spec: spec.requirements.sandbox not in {None, Rung.NONE},
         "named_schedule": lambda spec: spec.recipe.schedule is not None,

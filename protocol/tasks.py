@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -32,6 +33,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
+from protocol.maps import MapPlan
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import SNAPSHOT_SECONDS, InnerState, Mode, Precision, Recipe, Requirements, with_inner_state
 from protocol.task_length import TaskLength
@@ -168,6 +170,11 @@ class Dataset(Frozen):
             counts[shard.split] += shard.samples
         return counts
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Return how many samples are in the shards before each one, whichever split they are of."""
+        return (0, *accumulate(shard.samples for shard in self.shards))[:-1]
+
     @model_validator(mode="after")
     def _numbered(self) -> Dataset:
         if [s.index for s in self.shards] != list(range(len(self.shards))):
@@ -237,6 +244,8 @@ class TaskSpec(Frozen):
     """The code asks how long the task is, which older clients can't tell."""
     epoch_end: bool = False
     """After each epoch one client runs the code's ``on_epoch_end``, and the farm keeps the files that it leaves."""
+    map: MapPlan | None = None
+    """The task is a map: its code's function is run on each training sample once, and ``initial_weights`` are empty."""
     continues: Origin | None = None
     """The task's rounds, epochs and samples are counted on from there, and ``initial_weights`` are that checkpoint's.
     What else it goes on with is ``coordinator.continuing``'s to say."""
@@ -313,6 +322,8 @@ class TaskBrief(Frozen):
     """Unless it is ``none``, versions of the weights are kept as files in the cache: differences build on them."""
     pipeline: bool = False
     """The slot is free again when the update is computed, not when it is delivered."""
+    map: MapPlan | None = None
+    """``TaskSpec.map``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -46,6 +46,9 @@ TASK_LENGTH: Final = "task_length"
 TASK_ENVIRONMENT: Final = "task_environment"
 """Likewise: they run a task's code with the packages of its lock, if they have them or may install them."""
 
+MAP_ITEMS: Final = "map_items"
+"""Likewise: they run a map's function over items, and send back its outputs."""
+
 
 def negotiate(offered: Iterable[int], supported: Iterable[int] = SUPPORTED) -> int:
     """Return the highest version that both sides support.

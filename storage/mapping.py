@@ -28,6 +28,7 @@ from coordinator.records import (
     FailedStepRecord,
     LogRecord,
     MetricRecord,
+    OutputRecord,
     Record,
     RoundRecord,
     RoundState,
@@ -159,6 +160,14 @@ ARTEFACTS: Final = Mapper(
     elsewhere=("epoch", "name"),
     derived={"role": lambda file: f"{ARTEFACT}{file.epoch}:{file.name}"},
 )
+OUTPUT: Final = "output:"
+"""Likewise of the outputs of a part of a map; its position, in 16 digits, a colon and its items follow."""
+OUTPUTS: Final = Mapper(
+    OutputRecord,
+    tables.BlobRow,
+    elsewhere=("position", "samples"),
+    derived={"role": lambda part: f"{output_role(part.position)}:{part.samples}"},
+)
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
 LOGS: Final = Mapper(LogRecord, tables.LogRow)
@@ -167,7 +176,7 @@ CREDITS: Final = Mapper(CreditEntry, tables.CreditRow)
 MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
     mapper.record_type: mapper
     for mapper in (
-        *(CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS),
+        *(CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS, OUTPUTS),
         *(EVENTS, METRICS, LOGS, CREDITS),
     )
 }
@@ -178,7 +187,7 @@ BASE_FILE: Final = "base"
 ENVIRONMENT: Final = "environment"
 KEPT_ROLES: Final = (INITIAL_WEIGHTS, FROZEN_WEIGHTS, BASE_FILE)
 """The blobs of a submission that outlive a finished task: its models are made of them."""
-LEFT_BY_TASKS: Final = (FAILED_STEP, ARTEFACT)
+LEFT_BY_TASKS: Final = (FAILED_STEP, ARTEFACT, OUTPUT)
 """What the roles of blobs begin with that clients stored, and that stay for as long as the task."""
 
 _WITHOUT_BYTES: Final[dict[str, Any]] = {
@@ -233,6 +242,17 @@ def artefact_record(task_id: str, role: str, digest: str, size_bytes: int) -> Ar
     """Return the artefact of a row of ``blobs``."""
     epoch, _, name = role.removeprefix(ARTEFACT).partition(":")
     return ArtefactRecord(task_id, int(epoch), name, digest, size_bytes)
+
+
+def output_role(position: int) -> str:
+    """Return what the role of the outputs from an item on begins with: roles are in the order of positions."""
+    return f"{OUTPUT}{position:016d}"
+
+
+def output_record(task_id: str, role: str, digest: str, size_bytes: int) -> OutputRecord:
+    """Return the outputs of a row of ``blobs``."""
+    position, _, samples = role.removeprefix(OUTPUT).partition(":")
+    return OutputRecord(task_id, int(position), int(samples), digest, size_bytes)
 
 
 def task_record(row: RowMapping) -> TaskRecord:

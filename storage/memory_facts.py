@@ -26,6 +26,7 @@ from coordinator.records import (
     FailedStepRecord,
     LogRecord,
     MetricRecord,
+    OutputRecord,
     Record,
     RemovedClient,
     RoundRecord,
@@ -39,12 +40,14 @@ from storage import credit_sums
 from storage.errors import BadRecord
 from storage.mapping import (
     ARTEFACT,
-    ARTEFACTS,
     FAILED_STEP,
     KEPT_ROLES,
     LEFT_BY_TASKS,
+    MAPPERS,
+    OUTPUT,
     artefact_record,
     blob_rows,
+    output_record,
     without_bytes,
 )
 from storage.ports.ledger import CreditBy, CreditQuery, History, Numbered, TaskUsage
@@ -112,12 +115,9 @@ class MemoryFacts:
                 self.assignments[record.assignment_id] = record
             case CheckpointRecord():
                 self.checkpoints[record.task_id, record.round] = record
-            case FailedStepRecord():
-                named = self._named.setdefault(record.task_id, {})
-                named.setdefault((FAILED_STEP + record.line, record.digest), record.size_bytes)
-            case ArtefactRecord():
-                named = self._named.setdefault(record.task_id, {})
-                named.setdefault((ARTEFACTS.derived["role"](record), record.digest), record.size_bytes)
+            case FailedStepRecord() | ArtefactRecord() | OutputRecord():
+                role = MAPPERS[type(record)].derived["role"](record)
+                self._named.setdefault(record.task_id, {}).setdefault((role, record.digest), record.size_bytes)
 
     def _credit(self, entry: CreditEntry) -> None:
         key = (entry.client_id, entry.team, entry.task_id, entry.day)
@@ -169,6 +169,15 @@ class MemoryFacts:
             if role.startswith(ARTEFACT)
         ]
         return sorted(found, key=lambda file: (file.epoch, file.name))
+
+    def outputs_of(self, task_id: str, start: int = 0) -> list[OutputRecord]:
+        """Return what there is of a map's outputs from a position on, in order."""
+        found = [
+            output_record(task_id, role, digest, size_bytes)
+            for (role, digest), size_bytes in self._named.get(task_id, {}).items()
+            if role.startswith(OUTPUT)
+        ]
+        return sorted((part for part in found if part.position >= start), key=lambda part: part.position)
 
     def _is_seen(self, checkpoint: CheckpointRecord) -> bool:
         task = self.tasks.get(checkpoint.task_id)

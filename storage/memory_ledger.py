@@ -17,6 +17,7 @@ from coordinator.records import (
     FailedStepRecord,
     LogRecord,
     MetricRecord,
+    OutputRecord,
     Record,
     RoundRecord,
     Snapshot,
@@ -177,6 +178,10 @@ class MemoryLedger:
     async def artefacts(self, task_id: str) -> list[ArtefactRecord]:
         """Return the task's artefacts, by epoch and name."""
         return self.facts.artefacts_of(task_id)
+
+    async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
+        """Return outputs of a map from the position ``start`` on, in order."""
+        return self.facts.outputs_of(task_id, start)[:limit]
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

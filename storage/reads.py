@@ -24,6 +24,7 @@ from coordinator.records import (
     FailedStepRecord,
     LogRecord,
     MetricRecord,
+    OutputRecord,
     RoundRecord,
     Snapshot,
     TaskRecord,
@@ -41,11 +42,15 @@ from storage.mapping import (
     FAILED_STEPS,
     LOGS,
     METRICS,
+    OUTPUT,
+    OUTPUTS,
     ROUNDS,
     TASKS,
     Mapper,
     artefact_record,
     failed_step_record,
+    output_record,
+    output_role,
     task_record,
 )
 from storage.ports.ledger import (
@@ -213,6 +218,13 @@ class Reads:
         query = select(table).where(table.c.task_id == task_id, mine)
         found = await self._list(query, lambda row: artefact_record(**row))
         return sorted(found, key=lambda file: (file.epoch, file.name))
+
+    async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
+        """Return outputs of a map from the position ``start`` on, in order."""
+        role = OUTPUTS.table.c.role
+        query = select(OUTPUTS.table).where(OUTPUTS.table.c.task_id == task_id)
+        query = query.where(role >= output_role(start), role.startswith(OUTPUT, autoescape=True))
+        return await self._list(query.order_by(role).limit(limit), lambda row: output_record(**row))
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

@@ -85,7 +85,8 @@ class BlobRow(SQLModel, table=True):
     """A blob that a task needs. ``role``: of its submission, code, initial_weights, frozen, base or shard.
 
     Or it is a ``FailedStepRecord``, and the role ``failed_step:`` and its line; or an ``ArtefactRecord``, and the role
-    ``artefact:``, its epoch, a colon and its name.
+    ``artefact:``, its epoch, a colon and its name; or an ``OutputRecord``, and the role ``output:``, its position in 16
+    digits, a colon and its items.
     """
 
     __tablename__ = "blobs"

@@ -7,6 +7,7 @@ from coordinator.lifecycle import ACTIVE
 from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.housekeeping.retention import Retention
 from farm_server.tasks.ended_tasks import EndedTasks
+from protocol.bounds import MAX_COUNT
 from storage.ports.ledger import Ledger
 
 
@@ -31,6 +32,7 @@ class Removal:
             digests = _digests(record, await self._ledger.checkpoints(task_id))
             digests |= {step.digest for step in await self._ledger.failed_steps(task_id)}
             digests |= {file.digest for file in await self._ledger.artefacts(task_id)}
+            digests |= {part.digest for part in await self._ledger.outputs(task_id, limit=MAX_COUNT)}
             await self._ledger.remove_task(task_id)
             self._retention.discard(digests)
 

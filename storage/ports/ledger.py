@@ -21,6 +21,7 @@ from coordinator.records import (
     FailedStepRecord,
     LogRecord,
     MetricRecord,
+    OutputRecord,
     Record,
     RoundRecord,
     Snapshot,
@@ -172,6 +173,12 @@ class LedgerReader(Protocol):
 
     async def artefacts(self, task_id: str) -> list[ArtefactRecord]:
         """Return the task's artefacts, which MUST come by epoch and name, and MUST stay as failed steps do."""
+
+    async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
+        """Return what there is of a map's outputs from the item ``start`` on, no more than ``limit`` parts.
+
+        They MUST come in the order of their positions, and MUST stay as failed steps do.
+        """
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

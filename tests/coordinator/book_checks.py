@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from coordinator.in_flight import Lease, Stage, StepParts, TaskLeases
 from coordinator.leases import Holder, LeaseBook
+from coordinator.state import TaskRun
 
 
 def faults_of_book(book: LeaseBook, tasks: Mapping[str, TaskLeases], clients: Mapping[str, Holder]) -> list[str]:
@@ -47,9 +48,24 @@ def _faults_of_shelves(parts: StepParts) -> list[str]:
 
 def faults_of_round(parts: StepParts) -> list[str]:
     """Return which samples of an open round are not exactly once waiting, held or delivered."""
+    return _faults_of_pieces(parts, [(r.position, r.samples) for r in parts.own_records()])
+
+
+def faults_of_map(run: TaskRun, parts: StepParts) -> list[str]:
+    """Return which items of a map have not exactly one of these: an output, a client, a place in the queue."""
+    record, starts = run.record, run.record.spec.dataset.starts
+    missing = {starts[one.shard] + row for one in record.leftover for row in range(one.start, one.stop)}
+    missing |= set(range(record.cursor, parts.samples))
     pieces = [(r.position, r.samples) for r in parts.own_records()]
+    faults = _faults_of_pieces(parts, pieces + [(item, 1) for item in range(parts.samples) if item not in missing])
+    done = parts.samples - len(missing)
+    return faults if done == record.samples_done else [*faults, f"{done} items are done of {record.samples_done}"]
+
+
+def _faults_of_pieces(parts: StepParts, pieces: list[tuple[int, int]]) -> list[str]:
     pieces += [(part.position, part.samples) for part in parts.waiting]
-    faults, end = [], 0
+    faults: list[str] = []
+    end = 0
     for position, samples in sorted(pieces):
         if position != end:
             faults.append(f"samples at {min(position, end)}: held twice or by nobody")

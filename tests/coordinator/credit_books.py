@@ -26,4 +26,4 @@ def worth(entries: Iterable[CreditEntry]) -> Counter[Key]:
 
 def worth_of_counted(assignments: Iterable[AssignmentRecord]) -> Counter[Key]:
     """Return the same of what is counted."""
-    return worth(entry_of(a) for a in assignments if a.counted and a.kind is Kind.TRAIN)
+    return worth(entry_of(a) for a in assignments if a.counted and a.kind in {Kind.TRAIN, Kind.MAP})

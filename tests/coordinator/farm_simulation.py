@@ -284,7 +284,7 @@ class Simulation:
         committed = [r.number for r in command.records if isinstance(r, RoundRecord) and r.committed_at]
         for record in command.records:
             if isinstance(record, AssignmentRecord) and record.counted:
-                self.counted_in[record.assignment_id] = committed[0]
+                self.counted_in[record.assignment_id] = committed[0] if committed else record.round
 
     def finish_commits(self) -> None:
         while self.pending_commits:
@@ -379,6 +379,7 @@ class Simulation:
             samples=assign.samples,
             metrics={"loss": loss},
             update=update if assign.kind is Kind.TRAIN else None,
+            output=update.bare() if assign.kind is Kind.MAP else None,
             compute_seconds=seconds,
             flops_per_sample=v.flops_per_sample,
             artefacts=v.leaves if assign.kind is Kind.EPOCH_END else (),

@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox, proven_rung
-from protocol.versions import EPOCH_END
+from protocol.versions import EPOCH_END, MAP_ITEMS
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
 from tests.simulation.violation import check
@@ -215,7 +215,7 @@ class Client:
             client_secret="s" * 16,
             name=self.name,
             team=_TEAMS[sum(self.name.encode()) % len(_TEAMS)],
-            features=(EPOCH_END, CREDIT),
+            features=(EPOCH_END, CREDIT, MAP_ITEMS),
             sandbox=self.sandbox,
             resources=_RESOURCES,
             load=_LOAD,
@@ -282,7 +282,7 @@ class Client:
             self._tell_ready()
         else:
             self.outbox[assign.assignment_id] = self._result(job, mishap.counts_wrong)
-            if assign.task.pipeline and assign.kind is Kind.TRAIN:
+            if assign.task.pipeline and assign.kind in {Kind.TRAIN, Kind.MAP}:
                 self.uploading.add(assign.assignment_id)
                 self._tell_ready()
                 seconds = self.world.rng.choice((0.0, 0.3, 2.0)) * self.slowness
@@ -301,7 +301,7 @@ class Client:
     def _result(self, job: Job, counts_wrong: bool) -> Result:
         assign = job.assign
         update = None
-        if assign.kind is Kind.TRAIN:
+        if assign.kind in {Kind.TRAIN, Kind.MAP}:
             ranges = [SampleRange(s.shard.index, s.start, s.stop) for s in assign.slices]
             content = Update(assign.assignment_id, value_of(assign.epoch, ranges), assign.samples)
             update = content.ref()

@@ -120,7 +120,7 @@ class AuditedLedger(MemoryFacts):
             if old.counted and not record.counted:
                 self._uncount(old)
             check((record.fence, record.ranges) == (old.fence, old.ranges), f"{name} is another assignment now")
-        if record.counted and record.kind is Kind.TRAIN and not (old and old.counted):
+        if record.counted and record.kind in {Kind.TRAIN, Kind.MAP} and not (old and old.counted):
             self._count(record)
 
     def _count(self, record: AssignmentRecord) -> None:

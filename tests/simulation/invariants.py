@@ -10,7 +10,7 @@ from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
 from protocol.assignments import Assign
-from tests.coordinator.book_checks import faults_of_book, faults_of_round
+from tests.coordinator.book_checks import faults_of_book, faults_of_map, faults_of_round
 from tests.simulation.violation import Violation, check
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _check_step(run: TaskRun, step: Step) -> None:
     if step.phase is StepPhase.COMMIT:
         check(not book.held and not book.waiting, f"round {step.number} is being committed and parts are out")
     else:
-        faults = faults_of_round(book)
+        faults = faults_of_map(run, book) if step.policy.brings_outputs else faults_of_round(book)
         check(not faults, f"round {step.number} of {run.task_id}: {'; '.join(faults)}")
 
 

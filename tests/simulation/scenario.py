@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
+from protocol.maps import MapPlan
 from protocol.recipe import ROBUST_VOTES, AggregateName, Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
-from protocol.tasks import Split, TaskSpec
+from protocol.tasks import Dataset, Split, TaskSpec
 from tests.coordinator.farm_simulation import spec
 
 FAULTS = (
@@ -53,6 +54,8 @@ EPOCH_ENDS_FROM = 3_000_000
 """Seeds from here on have tasks whose code has an ``on_epoch_end``."""
 OWNERS_FROM = 4_000_000
 """Seeds from here on have tasks that ask for a sandbox, clients with less, and owners who allow some people only."""
+MAPS_FROM = 5_000_000
+"""Seeds from here on have tasks that map a function over their data."""
 ASYNCHRONOUS_FROM = 7_000_000
 """Seeds from here on have tasks whose clients wait for nobody."""
 _RUNGS: tuple[Rung | None, ...] = (None, None, *Rung)
@@ -156,12 +159,26 @@ def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
         return _waiting_for_nobody(rng, task)
     if seed >= OWNERS_FROM:
         recipe = task.recipe.model_copy(update={"min_clients": 1})
-        return task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
+        task = task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
+        return _mapping(rng, task) if seed >= MAPS_FROM else task
     if seed >= EPOCH_ENDS_FROM:
         return task.model_copy(update={"epoch_end": True})
     if seed >= EARLY_FROM:
         return _stopping_early(rng, task)
     return _voting(rng, task) if seed >= ROBUST_FROM else task
+
+
+def _mapping(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let a task map a function over its training data."""
+    shards = task.dataset.of(Split.TRAIN)
+    plan = MapPlan(
+        part_items=rng.choice((None, None, 1, 7)),
+        part_seconds=rng.choice((0.2, 1.0, 5.0)),
+        batch_items=rng.choice((1, 4)),
+    )
+    recipe = Recipe(epochs=1, max_retries=task.recipe.max_retries, longest_round_seconds=60.0, gather_seconds=0.0)
+    dataset = Dataset(kind="files", shards=shards)
+    return task.model_copy(update={"map": plan, "recipe": recipe, "dataset": dataset})
 
 
 def _stopping_early(rng: Random, task: TaskSpec) -> TaskSpec:

@@ -157,8 +157,11 @@ class Server:
             here = (connection.client_id, connection.incarnation, result.assignment_id, result.fence)
             self.post(AssignmentFailed(*here, "bad_update", "it has another layout", Scope.ELSEWHERE))
             return
-        if result.update is not None:
-            self._aggregator.hold(result.update)
+        lease = self.coordinator._farm.leases.get(result.assignment_id)
+        output = result.update if lease is not None and lease.record.kind is Kind.MAP else None
+        update = None if output is not None else result.update
+        if update is not None:
+            self._aggregator.hold(update)
         self.post(
             ResultArrived(
                 connection.client_id,
@@ -167,10 +170,11 @@ class Server:
                 result.fence,
                 result.samples,
                 result.metrics,
-                result.update,
+                update,
                 result.compute_seconds,
                 result.flops_per_sample,
                 result.artefacts,
+                output,
             )
         )
 
@@ -266,7 +270,8 @@ class Server:
             check(message.round <= version + MOST_ROUNDS, f"{message.assignment_id} is too far ahead of the disk")
         if isinstance(message, Ack) and message.counted:
             record = ledger.assignments[message.assignment_id]
-            check(record.counted or record.kind is not Kind.TRAIN, f"{message.assignment_id}: ack before it is durable")
+            counts = record.kind in {Kind.TRAIN, Kind.MAP}
+            check(record.counted or not counts, f"{message.assignment_id}: ack before it is durable")
         connection = self.peers.get(command.client_id)
         if connection is not None and connection.incarnation == command.incarnation:
             self.world.tell("to %s: %s", command.client_id, message)

@@ -8,13 +8,14 @@ from random import Random
 
 from coordinator.events import Action, Event, TaskAction, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
+from coordinator.maps import ranges_between
 from coordinator.records import EventRecord, RoundState, Snapshot, TaskRecord
 from coordinator.shard_audit import shard_books
 from protocol.tasks import Split, TaskSpec
 from tests.simulation.agenda import Agenda
 from tests.simulation.client import Client
 from tests.simulation.durable import AuditedLedger
-from tests.simulation.exact_weights import Update
+from tests.simulation.exact_weights import Update, value_of
 from tests.simulation.network import Connection
 from tests.simulation.scenario import Scenario, draw_scenario
 from tests.simulation.server import Server
@@ -185,6 +186,19 @@ class World:
         check(whole, f"{task.task_id} is complete after {task.version} rounds")
         self._check_stop(task)
         self._check_epoch_ends(task)
+        self._check_outputs(task)
+
+    def _check_outputs(self, task: TaskRecord) -> None:
+        """Each item of a map has one output, that of this very item."""
+        if task.spec.map is None:
+            return
+        dataset, end = task.spec.dataset, 0
+        for part in self.ledger.outputs_of(task.task_id):
+            check(part.position == end, f"the outputs of {task.task_id} go from item {end} to {part.position}")
+            end += part.samples
+            expected = value_of(0, ranges_between(dataset, part.position, end))
+            check(self.updates[part.digest].value == expected, f"{task.task_id} has others' outputs at {part.position}")
+        check(end == dataset.samples(Split.TRAIN), f"the outputs of {task.task_id} end with item {end}")
 
     def _check_epoch_ends(self, task: TaskRecord) -> None:
         """The end of each epoch was shown to the code, and what it left is kept once, unless it was given up."""

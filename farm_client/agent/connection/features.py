@@ -11,6 +11,7 @@ from protocol.versions import (
     CONTROL_VARIATES,
     EPOCH_END,
     FROZEN_APART,
+    MAP_ITEMS,
     NAMED_SCHEDULE,
     PROXIMAL_TERM,
     QUANTIZED_BASE,
@@ -32,6 +33,7 @@ FEATURES: Final = (
     QUANTIZED_BASE,
     SEQUENTIAL_ORDER,
     STEP_RULES,
+    MAP_ITEMS,
     TASK_ENVIRONMENT,
     TASK_LENGTH,
 )

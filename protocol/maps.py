@@ -1,0 +1,44 @@
+"""A map: a function of the task's code over each item of its data; its outputs are the results, and nothing is trained.
+
+Items are counted from 0 in the order of the data: an item's place is its *position*. A part of a map is a run of
+consecutive items, and its outputs are one blob (``protocol.outputs``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import Field
+
+from protocol.bounds import Positive
+from protocol.frozen import Frozen
+
+MAX_PART_ITEMS: Final = 2**20
+"""Items of one part."""
+MAX_PART_BYTES: Final = 256 * 1024**2
+"""What the outputs of one part may take together."""
+MAX_OUTPUT_BYTES: Final = 16 * 1024**2
+"""What the output of one item may take."""
+PART_SECONDS: Final = 2.0
+"""How long a client works on a part, by default."""
+
+
+class OnError(StrEnum):
+    """What becomes of a map with an item for which its function raises."""
+
+    STOP = "stop"
+    """The task fails, and its error names the item."""
+    SKIP = "skip"
+    """The item's output is an error with its traceback, and the map goes on."""
+
+
+class MapPlan(Frozen):
+    """How a map is cut into parts, and what an item that fails does to it."""
+
+    part_items: int | None = Field(default=None, ge=1, le=MAX_PART_ITEMS)
+    """Items of a part; where absent, as many as a client does in ``part_seconds``, by its measured speed."""
+    part_seconds: float = Field(default=PART_SECONDS, gt=0, le=3600, allow_inf_nan=False)
+    on_error: OnError = OnError.STOP
+    batch_items: Positive = 1
+    """Items that ``map_batch`` is given at once. A client that nobody has measured begins with so many."""
