@@ -9,11 +9,11 @@ from dataclasses import replace
 from math import inf
 
 from coordinator.containment import contained
+from coordinator.follows import Follows
 from coordinator.handing_out import wants_more
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import give_up, overdue, suspend, trip
-from coordinator.policies import Follows
 from coordinator.scheduling import free_for
 from coordinator.state import Step, StepPhase, TaskRun
 from coordinator.step_ends import go_on

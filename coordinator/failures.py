@@ -9,10 +9,10 @@ from coordinator.epoch_ends import was_told
 from coordinator.events import AssignmentFailed, AssignmentRejected
 from coordinator.evidence import Death, Evidence, death_of
 from coordinator.failed_steps import keep_failed_step
+from coordinator.follows import Follows
 from coordinator.in_flight import Stage
 from coordinator.lifecycle import AssignmentState
 from coordinator.offers import give_up, settle_uncounted, trip
-from coordinator.policies import Follows
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.step_ends import go_on
 from coordinator.stints import end_stint

@@ -137,7 +137,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         deltas=cheapest_chain(run, client),
         inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
         slices=_slices(run, record.ranges),
-        position=record.position if record.kind is Kind.MAP else 0,
+        position=record.position,
         lease_seconds=turn.settings.stall_seconds,
         # where parts are handed out, the next one begins wherever the others will have got to by then
         prefetch=() if step.policy.hands_out else likely_next(run, client, record, turn.settings.stripe_shards),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from coordinator.epoch_ends import finish_epoch_end, give_up_epoch_end
 from coordinator.evaluation import finish_evaluation, give_up_evaluation
+from coordinator.follows import Follows
 from coordinator.maps import keep_outputs
-from coordinator.policies import Follows
 from coordinator.rounds import abandon, commit
 from coordinator.state import Step, TaskRun
 from coordinator.tasks import fail

@@ -12,6 +12,7 @@ from coordinator.stopping import rounds_total
 from coordinator.turn import Turn
 from coordinator.verdict import Outlook, verdict
 from protocol.rest import ClientScore, ClientView, Explanation, RoundView, TaskView
+from protocol.tasks import Split
 from protocol.wording import counted
 
 
@@ -47,13 +48,14 @@ def _task_view(
         state=task.state,
         why=why,
         priority=task.priority,
-        mode=spec.recipe.mode,
+        mode=spec.recipe.mode if spec.map is None else "map",
         round=task.version,
-        rounds_total=max(rounds_total(spec), task.version),
+        rounds_total=max(rounds_total(spec), task.version) if spec.map is None else 0,
         epoch=task.epoch,
         clients=clients,
         samples_done=task.samples_done + samples_in_progress,
         samples_per_second=samples_per_second,
+        items_total=None if spec.map is None else spec.dataset.samples(Split.TRAIN),
         loss=task.loss,
         metrics=dict(task.metrics),
         retries=task.retries,

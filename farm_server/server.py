@@ -60,6 +60,7 @@ from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.commands import TaskCommands
 from farm_server.tasks.ended_tasks import EndedTasks
 from farm_server.tasks.feeds import Feeds
+from farm_server.tasks.map_outputs import MapOutputs
 from farm_server.tasks.outcomes import AggregatorOutcomes
 from farm_server.tasks.queries import TaskQueries
 from farm_server.tasks.removal import Removal
@@ -216,6 +217,7 @@ class FarmServer:
         results = IncomingResults(
             post=self.runtime.post,
             intake=self._intake,
+            outputs=MapOutputs(self.blobs),
             spooled=self._spooled,
             telemetry=self.telemetry,
             used=self.unreferenced.used,

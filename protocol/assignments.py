@@ -98,7 +98,7 @@ class Assign(Frozen):
     failed_step_bytes: Bytes = 0
     """How large a file the farm takes of the step in which the task's code fails; 0: it keeps none (any more)."""
     position: Count = 0
-    """Of a map: the place of the part's first item in the data."""
+    """The place of its first sample in the round; of a map in the data."""
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""

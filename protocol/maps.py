@@ -11,7 +11,8 @@ from typing import Final
 
 from pydantic import Field
 
-from protocol.bounds import Positive
+from protocol.bounds import Bytes, Count, Id, Positive
+from protocol.digests import Digest
 from protocol.frozen import Frozen
 
 MAX_PART_ITEMS: Final = 2**20
@@ -20,6 +21,8 @@ MAX_PART_BYTES: Final = 256 * 1024**2
 """What the outputs of one part may take together."""
 MAX_OUTPUT_BYTES: Final = 16 * 1024**2
 """What the output of one item may take."""
+MAX_LISTED: Final = 1000
+"""Parts of one list."""
 PART_SECONDS: Final = 2.0
 """How long a client works on a part, by default."""
 
@@ -42,3 +45,24 @@ class MapPlan(Frozen):
     on_error: OnError = OnError.STOP
     batch_items: Positive = 1
     """Items that ``map_batch`` is given at once. A client that nobody has measured begins with so many."""
+
+
+class OutputView(Frozen):
+    """The outputs of the items ``position`` to ``position`` + ``items``: fetch them from /v1/blobs."""
+
+    position: Count
+    items: Positive
+    digest: Digest
+    size_bytes: Bytes
+
+
+class OutputList(Frozen):
+    """GET /v1/tasks/{id}/outputs: what follows ``start`` without a gap, in order, up to a number of parts.
+
+    ``items``: how many the map has. ``is_over``: the task has ended, so that no more outputs come.
+    """
+
+    task_id: Id
+    outputs: tuple[OutputView, ...] = Field(default=(), max_length=MAX_LISTED)
+    items: Count
+    is_over: bool

@@ -93,6 +93,8 @@ class TaskView(View):
     """Clients that hold an assignment of it now."""
     samples_done: int
     samples_per_second: float
+    items_total: int | None = None
+    """Of a map, whose ``mode`` is ``map``: how many items it has; ``samples_done`` of them have an output."""
     loss: float | None = None
     metrics: dict[str, Measured] = Field(default_factory=dict)
     """The newest evaluation's metrics."""

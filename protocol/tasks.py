@@ -263,6 +263,15 @@ class TaskSpec(Frozen):
             raise ValueError("config has a value base, and a task with a base gets its folder by that name")
         return self
 
+    @model_validator(mode="after")
+    def _maps_once(self) -> TaskSpec:
+        recipe = self.recipe
+        stops = (recipe.rounds, recipe.patience, recipe.target, recipe.max_seconds, self.continues)
+        more = self.epoch_end or self.dataset.samples(Split.HOLDOUT) or any(rule is not None for rule in stops)
+        if self.map is not None and (more or recipe.epochs != 1):
+            raise ValueError("a map goes over its data once: epochs is 1, nothing is held out, and nothing stops it")
+        return self
+
 
 class TaskBrief(Frozen):
     """What a client must know of a task, the same in each of its assignments."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -15,6 +16,7 @@ from coordinator.records import AssignmentRecord
 from farm_server.clients.registry import Peer
 from farm_server.clients.translate import failure_of, unusable
 from farm_server.observability.telemetry import Telemetry
+from farm_server.tasks.map_outputs import MapOutputs
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
 from protocol.artefacts import Artefact
@@ -36,12 +38,14 @@ class IncomingResults:
         *,
         post: Callable[[Event], None],
         intake: Intake,
+        outputs: MapOutputs,
         spooled: SpooledUpdates,
         telemetry: Telemetry,
         used: Callable[[Iterable[str]], None],
     ) -> None:
         self._post = post
         self._intake = intake
+        self._outputs = outputs
         self._spooled = spooled
         self._telemetry = telemetry
         self._used = used
@@ -58,13 +62,29 @@ class IncomingResults:
             self._arrived(peer, result.model_copy(update={"update": None}))
         elif assignment.kind is Kind.EPOCH_END:
             self._epoch_end(peer, assignment, result)
+        elif assignment.kind is Kind.MAP:
+            await self._begin(self._keep_outputs(peer, assignment, result))
         elif self._intake.is_quick(result):
             self._check_now(peer, assignment, result)
         else:
-            await self._free_checks.acquire()
-            check = asyncio.create_task(self._check_apart(peer, assignment, result))
-            self._checks.add(check)
-            check.add_done_callback(self._checked)
+            await self._begin(self._check_apart(peer, assignment, result))
+
+    async def _begin(self, check: Coroutine[Any, Any, None]) -> None:
+        """Let a check run apart, once fewer than the most do."""
+        await self._free_checks.acquire()
+        task = asyncio.create_task(check)
+        self._checks.add(task)
+        task.add_done_callback(self._checked)
+
+    async def _keep_outputs(self, peer: Peer, assignment: AssignmentRecord, result: Result) -> None:
+        """Take the outputs of a part of a map, once they are stored."""
+        try:
+            output = await asyncio.to_thread(self._outputs.keep, result, assignment.samples)
+        except FarmError as error:
+            self._refuse(peer, assignment, result, error)
+            return
+        self._used([output.digest])
+        self._arrived(peer, result.model_copy(update={"update": None, "metrics": {}}), output=output)
 
     def fail(self, peer: Peer, message: Error) -> None:
         """Take an error: an assignment's failure, with what the client stored of the step, or for the log alone."""
@@ -141,7 +161,9 @@ class IncomingResults:
         )
         self._post(unusable(peer, result, error))
 
-    def _arrived(self, peer: Peer, result: Result, artefacts: tuple[Artefact, ...] = ()) -> None:
+    def _arrived(
+        self, peer: Peer, result: Result, artefacts: tuple[Artefact, ...] = (), output: BlobRef | None = None
+    ) -> None:
         self._spooled.hold(result.update)
         self._telemetry.updates.labels("usable").inc()
         self._telemetry.compute_seconds.inc(result.compute_seconds)
@@ -159,5 +181,6 @@ class IncomingResults:
                 result.compute_seconds,
                 result.flops_per_sample,
                 artefacts,
+                output,
             )
         )

@@ -16,8 +16,9 @@ from farm_server.http.access import FARM_TOKEN, CommandsDep, TasksDep
 from farm_server.http.listing import listing, written
 from farm_server.http.spec_json import parse_spec
 from protocol.artefacts import ArtefactList
-from protocol.bounds import Natural
+from protocol.bounds import Count, Natural
 from protocol.errors import Unavailable
+from protocol.maps import OutputList
 from protocol.rest import (
     CheckpointView,
     Explanation,
@@ -165,6 +166,16 @@ async def checkpoints(task_id: str, tasks: TasksDep) -> list[CheckpointView]:
 async def artefacts(task_id: str, tasks: TasksDep) -> ArtefactList:
     """Return them by epoch and name; their bytes are at `/v1/blobs/{digest}`. 404 for an unknown task."""
     return await tasks.artefacts(task_id)
+
+
+@router.get("/{task_id}/outputs", summary="Outputs of a map, in order")
+async def outputs(
+    task_id: str,
+    tasks: TasksDep,
+    start: Annotated[Count, Query(description="The first item to have the output of.")] = 0,
+) -> OutputList:
+    """Return those that follow it without a gap; ask again from the item after them. 404 where there is no such map."""
+    return await tasks.outputs(task_id, start)
 
 
 @router.get("/{task_id}/model", summary="The checkpoint to pull")

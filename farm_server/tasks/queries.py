@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.lifecycle import ACTIVE, TaskState
+from coordinator.lifecycle import ACTIVE, ENDED, TaskState
 from coordinator.records import RoundRecord, TaskRecord
 from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
@@ -14,6 +14,7 @@ from farm_server.tasks.ended_tasks import EndedTasks
 from protocol.artefacts import ArtefactList, ArtefactView
 from protocol.errors import NotFound
 from protocol.failed_steps import FailedStepView
+from protocol.maps import MAX_LISTED, OutputList, OutputView
 from protocol.rest import (
     CheckpointView,
     Explanation,
@@ -201,6 +202,22 @@ class TaskQueries:
             ),
             error=None if task is None else task.epoch_end_error,
         )
+
+    async def outputs(self, task_id: str, start: int) -> OutputList:
+        """Return what there is of a map's outputs from an item on, without a gap. Raises: NotFound."""
+        view, _ = await self._seen(task_id)  # first: what comes after it may be in the list all the same
+        if view.items_total is None:
+            raise NotFound(f"task {task_id} is no map: it has a model (`farm pull {task_id}`), and no outputs")
+        found: list[OutputView] = []
+        for part in await self._ledger.outputs(task_id, start, MAX_LISTED):
+            if part.position != start:
+                break
+            start += part.samples
+            found.append(
+                OutputView(position=part.position, items=part.samples, digest=part.digest, size_bytes=part.size_bytes)
+            )
+        is_over = TaskState(view.state) in ENDED
+        return OutputList(task_id=task_id, outputs=tuple(found), items=view.items_total, is_over=is_over)
 
     async def model(self, task_id: str, number: int | None) -> ModelView:
         """Return the checkpoint of a round, or the newest one. Raises: NotFound."""

@@ -133,6 +133,8 @@ class Submissions:
         check_bundle(self._blobs.path(spec.code.digest), spec.entry)
         if spec.environment is not None:
             check_lock(self._blobs.path(spec.environment.digest))
+        if spec.map is not None:
+            return  # there are no weights to look at
         try:
             layout = layout_of_file(self._blobs.path(spec.initial_weights.digest))
             for codec in (spec.recipe.update_codec, spec.recipe.weights_codec):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.follows import Follows
 from coordinator.in_flight import Home, Lease, Part, Stage, StepParts
 from coordinator.lifecycle import AssignmentState
-from coordinator.policies import Evaluation, Follows, LateUpdates, Pipelining, Policy, Synchronous, policy_of
+from coordinator.policies import Evaluation, LateUpdates, Pipelining, Policy, Synchronous, policy_of
 from coordinator.records import AssignmentRecord, SampleRange
 from protocol.assignments import Kind
 from protocol.recipe import Recipe

@@ -96,7 +96,7 @@ def read_one_item_on(patch: pytest.MonkeyPatch) -> None:
 
     def shifted(dataset: Dataset, start: int, stop: int) -> object:
         last = dataset.starts[-1] + dataset.shards[-1].samples
-        return ranges(dataset, start + 1, stop + 1) if 0 < start and stop < last else ranges(dataset, start, stop)
+        return ranges(dataset, start + 1, stop + 1) if start > 0 and stop < last else ranges(dataset, start, stop)
 
     patch.setattr(maps, "ranges_between", shifted)
 
