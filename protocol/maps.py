@@ -9,9 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from protocol.bounds import Bytes, Count, Id, Positive
+from protocol.bounds import Bytes, Count, Id, Interval, Positive
 from protocol.digests import Digest
 from protocol.frozen import Frozen
 
@@ -41,10 +41,19 @@ class MapPlan(Frozen):
 
     part_items: int | None = Field(default=None, ge=1, le=MAX_PART_ITEMS)
     """Items of a part; where absent, as many as a client does in ``part_seconds``, by its measured speed."""
-    part_seconds: float = Field(default=PART_SECONDS, gt=0, le=3600, allow_inf_nan=False)
+    part_seconds: Interval = PART_SECONDS
     on_error: OnError = OnError.STOP
-    batch_items: Positive = 1
+    batch_items: int = Field(default=1, ge=1, le=MAX_PART_ITEMS)
     """Items that ``map_batch`` is given at once. A client that nobody has measured begins with so many."""
+
+    @model_validator(mode="after")
+    def _has_whole_batches(self) -> MapPlan:
+        if self.part_items is not None and self.part_items % self.batch_items:
+            raise ValueError(
+                f"part_items, which is {self.part_items}, must be a multiple of batch_items, {self.batch_items}: an "
+                "item is in the same batch then, whoever has it"
+            )
+        return self
 
 
 class OutputView(Frozen):

@@ -24,6 +24,7 @@ from farm_client.executor.channel import Channel
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.heap import give_back
+from farm_client.executor.map_runner import MapRunner
 from farm_client.executor.messages import (
     Abandon,
     Building,
@@ -102,13 +103,15 @@ LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
 
 
 def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
-    """Load a task: a script with a loop of its own is run, another file is imported.
+    """Load a task: a script with a loop of its own is run, another file is imported, for its model or its function.
 
     Raises: CodeError; ShadowsOwn of packages that are the farm's own.
     """
     if order.packages_dir is not None:
         use_packages(Path(order.packages_dir))
     work_beside(order.code_dir, order.entry)
+    if order.map is not None:
+        return MapRunner(order, device, imported)
     if is_script(Path(order.code_dir) / order.entry):
         return ScriptRunner(order, device, imported)
     return TaskRunner(order, device, imported)

@@ -17,6 +17,7 @@ from protocol.compression import CodecSpec
 from protocol.digests import Digest
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
+from protocol.maps import MapPlan
 from protocol.messages import Scope
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
@@ -75,6 +76,8 @@ class LoadTask(Frozen):
     update_codec: CodecSpec = CodecSpec()
     pipeline: bool = False
     """Whether to say ``StepsDone`` and take the next order while an update is written."""
+    map: MapPlan | None = None
+    """The code has a function to run on items, and no model."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,6 +123,8 @@ class Run(Frozen):
     control_path: str | None = None
     """This client's control variate of the task, if it has one."""
     pieces: tuple[Piece, ...]
+    position: int = 0
+    """Of a map: the place of the first item in the data."""
     upcoming: tuple[Piece, ...] = ()
     """What the next order is likely to be, if this one's update alone makes its version: it may be begun unasked."""
 

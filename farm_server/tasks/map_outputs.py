@@ -1,4 +1,4 @@
-"""Takes in the outputs of a part of a map: one for each item, stored before anybody hears that they count."""
+"""The outputs of a part of a map, as they arrive: one for each item, stored before they are said to count."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.lifecycle import ACTIVE, AssignmentState, TaskState
-from coordinator.records import RemovedClient, RoundState
+from coordinator.records import OutputRecord, RemovedClient, RoundState
 from protocol.errors import Conflict, Unavailable
 from protocol.tasks import BlobRef
 from storage.errors import BadRecord
@@ -462,6 +462,24 @@ class TestReferencedDigests:
             ]
         )
         assert await ledger.referenced_digests() == {a.ref("waits").digest}
+
+
+@holds("They MUST come in the order of their positions, and MUST stay as failed steps do")
+async def test_outputs_are_listed_from_a_position_on(opener: Opener, tmp_path: Path) -> None:
+    ledger = await opener(tmp_path)
+    parts = [OutputRecord("t1", position, 10, f"{position:064d}", 5) for position in (0, 10, 90, 100, 10**15)]
+    other = OutputRecord("t10", 0, 10, "e" * 64, 5)
+    await ledger.save([a.task(), *reversed(parts), other])
+    assert await ledger.outputs("t1") == parts
+    assert await ledger.outputs("t1", 11) == parts[2:]
+    assert await ledger.outputs("t1", 10, limit=2) == parts[1:3]
+    assert {part.digest for part in parts} <= await ledger.referenced_digests()
+    await ledger.save([a.task(state=TaskState.COMPLETED, finished_at=3.0)])
+    assert await ledger.outputs("t1") == parts
+    assert {part.digest for part in parts} <= await ledger.referenced_digests()
+    await ledger.remove_task("t1")
+    assert await ledger.outputs("t1") == []
+    await ledger.close()
 
 
 @holds("Return the task's artefacts, which MUST come by epoch and name, and MUST stay as failed steps do")

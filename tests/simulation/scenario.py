@@ -172,7 +172,7 @@ def _mapping(rng: Random, task: TaskSpec) -> TaskSpec:
     """Let a task map a function over its training data."""
     shards = task.dataset.of(Split.TRAIN)
     plan = MapPlan(
-        part_items=rng.choice((None, None, 1, 7)),
+        part_items=rng.choice((None, None, 4, 8)),
         part_seconds=rng.choice((0.2, 1.0, 5.0)),
         batch_items=rng.choice((1, 4)),
     )

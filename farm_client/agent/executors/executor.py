@@ -51,7 +51,12 @@ LAST_LINES: Final = 20
 """How much of its output a dead executor's error carries."""
 
 _DOING: Final = MappingProxyType(
-    {Kind.TRAIN: "training", Kind.EVALUATE: "evaluating", Kind.EPOCH_END: "running on_epoch_end"}
+    {
+        Kind.TRAIN: "training",
+        Kind.EVALUATE: "evaluating",
+        Kind.EPOCH_END: "running on_epoch_end",
+        Kind.MAP: "mapping",
+    }
 )
 _STOPPED: Final = ProcessDeath("stopped", "the agent stopped the executor")
 

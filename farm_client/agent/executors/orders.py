@@ -107,4 +107,5 @@ def load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
         compile=task.compile,
         update_codec=task.update_codec,
         pipeline=task.pipeline,
+        map=task.map,
     )

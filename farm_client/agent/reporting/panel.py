@@ -34,7 +34,12 @@ _COLOURS: Final[dict[Connection, str]] = {
     "away": "red",
     "stopped": "dim",
 }
-_DOING: Final = {Kind.TRAIN: "training", Kind.EVALUATE: "evaluating", Kind.EPOCH_END: "running on_epoch_end"}
+_DOING: Final = {
+    Kind.TRAIN: "training",
+    Kind.EVALUATE: "evaluating",
+    Kind.EPOCH_END: "running on_epoch_end",
+    Kind.MAP: "mapping",
+}
 _BEFORE_AND_AFTER: Final = {
     Phase.FETCHING: "fetching files",
     Phase.STARTING: "loading the code",

@@ -195,6 +195,7 @@ class Held:
             failed_step_bytes=assign.failed_step_bytes,
             snapshot_path=None if snapshot is None else str(snapshot),
             pieces=_pieces(assign.slices, cache),
+            position=assign.position,
             upcoming=_pieces(assign.upcoming, cache),
         )
 

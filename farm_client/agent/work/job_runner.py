@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from farm_client.agent.home.outbox import Parcel
 from farm_client.agent.reporting.display import Display
@@ -14,6 +15,9 @@ from farm_client.transfer.upload import UploadListener
 from protocol.assignments import Kind, Phase, Reject
 from protocol.errors import FarmError
 from protocol.messages import Error
+
+_PIPELINED: Final = frozenset({Kind.TRAIN, Kind.MAP})
+"""What is computed before it is written and sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class JobRunner:
     async def run(self, job: Job) -> Error | Reject | None:
         """Do it; the farm has its result when this returns None."""
         assign = job.held.assign
-        if not assign.task.pipeline or assign.kind is not Kind.TRAIN:
+        if not assign.task.pipeline or assign.kind not in _PIPELINED:
             return await self._deliver(job, await job.do())
         async with WayOut(self.places, job.held, lambda: self.free_slot(job)) as way_out:
             outcome = await job.do(way_out.begin)

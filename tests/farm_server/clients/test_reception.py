@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from protocol.messages import Error, Scope
 from protocol.tasks import BlobRef
 
 MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)
+PART = SimpleNamespace(client_id="c1", task_id="t1", round=0, kind=Kind.MAP, samples=4)
 END = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.EPOCH_END)
 
 
@@ -28,6 +30,7 @@ class Ear:
         self.events: list[Event] = []
         self.logged: list[int] = []
         self.checked: list[str] = []
+        self.kept: list[int] = []
         self.refusal: FarmError | None = None
         self.file: Path | None = None
         self.stages: dict[str, float] = {}
@@ -37,12 +40,13 @@ class Ear:
             post=self.events.append,
             intake=cast("Any", SimpleNamespace(is_quick=lambda _: True, check=self.check)),
             spooled=cast("Any", SimpleNamespace(hold=lambda _: None, source=self.stored)),
+            outputs=cast("Any", SimpleNamespace(keep=self.keep)),
             telemetry=cast("Any", SimpleNamespace(updates=anything, compute_seconds=anything, stage_seconds=timed)),
             used=lambda _: None,
         )
         self.reception = Reception(
             post=self.events.append,
-            in_flight=lambda name: cast("Any", {"a1": MINE, "end": END}.get(name)),
+            in_flight=lambda name: cast("Any", {"a1": MINE, "end": END, "map": PART}.get(name)),
             results=results,
             entries=cast("Any", SimpleNamespace(add=lambda _peer, where, *_: self.logged.append(where.round))),
             clock=cast("Any", SimpleNamespace(now=lambda: 0.0)),
@@ -52,6 +56,13 @@ class Ear:
         if self.file is None:
             raise NotFound("no blob")
         return self.file
+
+    def keep(self, result: Result, items: int) -> BlobRef:
+        self.kept.append(items)
+        if self.refusal is not None:
+            raise self.refusal
+        assert result.update is not None
+        return result.update.bare()
 
     def check(self, task_id: str, _kind: Kind, result: Result) -> Result:
         self.checked.append(task_id)
@@ -163,3 +174,27 @@ async def test_a_failed_step_comes_in_no_message(tmp_path: Path) -> None:
     ear = Ear()
     ear.file = tmp_path
     assert await failed_step_of(ear, BlobRef(digest="a" * 64, size_bytes=3, inline=b"abc")) is None
+
+
+async def settled(ear: Ear) -> Event:
+    """Let what is checked apart come to its end."""
+    await asyncio.gather(*ear.reception._results._checks)
+    return ear.events[-1]
+
+
+async def test_outputs_of_a_map_are_passed_on_once_they_are_kept() -> None:
+    ear = Ear()
+    await ear.hear("c1", "map")
+    event = await settled(ear)
+    assert isinstance(event, ResultArrived)
+    assert (event.update, event.output) == (None, BlobRef(digest="f" * 64, size_bytes=3))
+    assert (ear.kept, ear.checked) == ([4], []), "nobody looks at them as at an update"
+
+
+async def test_outputs_that_can_not_be_kept_are_refused() -> None:
+    ear = Ear()
+    ear.refusal = NotFound("they were never uploaded")
+    await ear.hear("c1", "map")
+    event = await settled(ear)
+    assert isinstance(event, AssignmentFailed)
+    assert (event.scope, event.message) == (Scope.ELSEWHERE, "they were never uploaded")
