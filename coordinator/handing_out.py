@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from coordinator.follows import Follows
 from coordinator.in_flight import Part
 from coordinator.offers import offer
 from coordinator.planning import count_samples, cut, share_quantum, without_stray
-from coordinator.policies import Follows
 from coordinator.records import SampleRange
 from coordinator.scoring import expected_speeds
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
