@@ -60,7 +60,6 @@ from farm_server.observability.telemetry import Telemetry
 from farm_server.tasks.commands import TaskCommands
 from farm_server.tasks.ended_tasks import EndedTasks
 from farm_server.tasks.feeds import Feeds
-from farm_server.tasks.map_outputs import MapOutputs
 from farm_server.tasks.outcomes import AggregatorOutcomes
 from farm_server.tasks.queries import TaskQueries
 from farm_server.tasks.removal import Removal
@@ -75,6 +74,7 @@ from farm_server.tensors.torch_side import TorchSide, WarmUp
 from farm_server.tensors.unwrapping import Unwrapper
 from farm_server.transfers.bandwidth import Bandwidth
 from farm_server.transfers.blob_access import BlobAccess
+from farm_server.transfers.map_outputs import MapOutputs
 from farm_server.transfers.memory_blobs import MemoryBlobs
 from farm_server.transfers.unreferenced_blobs import UnreferencedBlobs
 from farm_server.transfers.uploads import Uploads, UploadTarget

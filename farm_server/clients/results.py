@@ -16,9 +16,9 @@ from coordinator.records import AssignmentRecord
 from farm_server.clients.registry import Peer
 from farm_server.clients.translate import failure_of, unusable
 from farm_server.observability.telemetry import Telemetry
-from farm_server.tasks.map_outputs import MapOutputs
 from farm_server.tensors.intake import Intake
 from farm_server.tensors.spooled_updates import SpooledUpdates
+from farm_server.transfers.map_outputs import MapOutputs
 from protocol.artefacts import Artefact
 from protocol.assignments import Kind, Result, WorkStage
 from protocol.errors import FarmError, NotFound

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farm_server.tasks.map_outputs import MapOutputs
+from farm_server.transfers.map_outputs import MapOutputs
 from protocol.assignments import Result
 from protocol.errors import DigestMismatch, NotFound
 from protocol.maps import MAX_PART_BYTES
