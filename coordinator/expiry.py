@@ -10,7 +10,7 @@ from math import inf
 
 from coordinator.containment import contained
 from coordinator.follows import Follows
-from coordinator.handing_out import wants_more
+from coordinator.handing_out import follows_now, wants_more
 from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import give_up, overdue, suspend, trip
@@ -54,6 +54,9 @@ def _expire_in(turn: Turn, run: TaskRun) -> None:
             _expire_lease(turn, run, lease, why)
     step = run.step
     if step is None or step.phase is not StepPhase.COLLECT:
+        return
+    if step.policy.hands_out and (follows := follows_now(turn, run, step)) is not None:
+        go_on(turn, run, step, follows)
         return
     _double_stragglers(turn, run, step)
     waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0

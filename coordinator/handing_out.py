@@ -6,9 +6,9 @@ must not contain samples of two epochs, and the last results of an epoch are wai
 
 How large a part is follows from its client's speed: all take about as long, and so are about equally stale (the dynamic
 local updates of Liu et al., "Asynchronous Local-SGD Training for Language Modeling", arXiv:2401.09135). The mean part
-is what ``buffer`` of them need to be ``round_samples`` together. Near the epoch's end parts become smaller, so that all
-are done at about the same time (guided self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on Computers C-36,
-1987).
+is what ``buffer`` of them, or one of each client, need to be ``round_samples`` together. Near the epoch's end parts
+become smaller, so that all are done at about the same time (guided self-scheduling: Polychronopoulos and Kuck, IEEE
+Transactions on Computers C-36, 1987).
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ def wants_more(run: TaskRun) -> bool:
     return bool(step.carried) or _fresh_samples(run, step) > 0
 
 
-def follows_now(run: TaskRun, step: Step) -> Follows | None:
+def follows_now(turn: Turn, run: TaskRun, step: Step) -> Follows | None:
     """Return what follows of what has arrived; None: wait for more. At the epoch's end all that is left is enough."""
     follows = step.policy.when_arrived(step.parts)
-    if follows is not None or not step.policy.hands_out:
+    if follows is not None or not step.policy.hands_out or not step.parts.delivered:
         return follows
+    if (enough_at := step.policy.enough_at(step.parts)) is not None:
+        has_delivered = {record.client_id for record in step.parts.delivered_records}
+        if turn.now >= enough_at or works_on(run) <= has_delivered:
+            return Follows.COMMIT
     waits = run.late.held or not step.parts.are_all_here or wants_more(run)
-    return Follows.COMMIT if step.parts.delivered and not waits else None
+    return None if waits else Follows.COMMIT
 
 
 def works_on(run: TaskRun) -> set[str]:
@@ -83,7 +87,7 @@ def part_of_speed(recipe: Recipe, share: float, clients: int, left: int) -> int:
 
     ``share``: the client's share of the speed of all ``clients`` together; ``left``: samples that nobody has yet.
     """
-    mean = recipe.round_samples / (recipe.buffer or 1)
+    mean = recipe.round_samples / (recipe.buffer or clients)
     wanted = min(mean * share * clients, left * share, recipe.round_samples)
     quantum = share_quantum(recipe)
     return min(max(round(wanted / quantum), 1) * quantum, recipe.round_samples)

@@ -49,6 +49,10 @@ class ItemsOnce:
         """Keep each part's outputs as they arrive."""
         return Follows.KEEP
 
+    def enough_at(self, parts: StepParts) -> float | None:
+        """Return None: only what arrives decides."""
+        return None
+
     def at_longest_time(self, parts: StepParts) -> Follows:
         """Fail: for so long no part came."""
         return Follows.FAIL

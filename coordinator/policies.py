@@ -14,6 +14,8 @@ they differ in S, and in the factor s_k of an update that is based on an older v
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from statistics import median
 from typing import ClassVar, Protocol
 
 from coordinator.follows import Follows
@@ -54,6 +56,9 @@ class Policy(Protocol):
 
     def when_arrived(self, parts: StepParts) -> Follows | None:
         """Return what follows after a part arrived; None: wait for more."""
+
+    def enough_at(self, parts: StepParts) -> float | None:
+        """Return when what is here is enough, although others work on: a moment in seconds; None: not by itself."""
 
     def at_longest_time(self, parts: StepParts) -> Follows:
         """Return what follows when the step has lasted for ``longest_round_seconds``."""
@@ -98,6 +103,10 @@ class Synchronous:
         """Commit when all parts are here, or as many samples as the round needs."""
         has_enough = self.recipe.over_provision > 0 and parts.own_samples >= self.recipe.round_samples
         return Follows.COMMIT if has_enough or parts.are_all_here else None
+
+    def enough_at(self, parts: StepParts) -> float | None:
+        """Return None: only what arrives decides."""
+        return None
 
     def at_longest_time(self, parts: StepParts) -> Follows:
         """Commit at quorum, or fail."""
@@ -174,6 +183,38 @@ class Buffered(LateUpdates):
 
 
 @dataclass(frozen=True, slots=True)
+class Decoupled(Buffered):
+    """S: what is here when ``quorum_clients`` different clients have delivered and a grace window is over.
+
+    The window is ``grace`` times the median time of the parts that are here, so it follows the clients' real speed, and
+    it ends at once when all who work on the task have delivered. What comes after it merges into a later version, with
+    the factor of its staleness. Nobody waits: who has delivered goes on with the newest version.
+
+    After: Douillard et al., "Decoupled DiLoCo for Resilient Distributed Pre-training", arXiv:2604.21428, of which the
+    abstract was at hand and no equation: the minimum quorum, the adaptive grace window and the merge weighted by
+    samples are its ideas. How long the window is, and that late updates weigh less, are the farm's own; fragments of
+    the model are not merged apart.
+    """
+
+    def when_arrived(self, parts: StepParts) -> Follows | None:
+        """Wait: who has come is asked of the clock."""
+        return None
+
+    def enough_at(self, parts: StepParts) -> float | None:
+        """Return the end of the window: its length after the quorum's last client delivered first."""
+        first: dict[str, float] = {}
+        seconds = []
+        for record in parts.delivered_records:
+            if record.delivered_at is not None:
+                first[record.client_id] = min(first.get(record.client_id, inf), record.delivered_at)
+                seconds.append(record.delivered_at - record.offered_at)
+        quorum = self.recipe.quorum_clients or 1
+        if len(first) < quorum:
+            return None
+        return sorted(first.values())[quorum - 1] + self.recipe.grace * median(seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The held-out samples, parted among clients: metric m of the version is sum n_k m_k / sum n_k over all parts.
 
@@ -203,6 +244,10 @@ class Evaluation:
     def when_arrived(self, parts: StepParts) -> Follows | None:
         """Report when all parts are here."""
         return Follows.REPORT if parts.are_all_here else None
+
+    def enough_at(self, parts: StepParts) -> float | None:
+        """Return None: only what arrives decides."""
+        return None
 
     def at_longest_time(self, parts: StepParts) -> Follows:
         """Go on without the metrics of this version."""
@@ -237,8 +282,14 @@ def policy_of(recipe: Recipe, kind: Kind) -> Policy:
         return Evaluation(recipe)
     if kind is Kind.EPOCH_END:
         return EpochEnd(recipe)
+    return _policy_of_rounds(recipe)
+
+
+def _policy_of_rounds(recipe: Recipe) -> Policy:
     if recipe.buffer is not None:
         return Buffered(recipe)
+    if recipe.quorum_clients is not None:
+        return Decoupled(recipe)
     if recipe.pipeline:
         return Pipelining(recipe)
     return LateUpdates(recipe) if recipe.max_staleness else Synchronous(recipe)

@@ -93,6 +93,7 @@ def _is_foreseeable(recipe: Recipe) -> bool:
         and not recipe.over_provision
         and not recipe.pipeline
         and recipe.buffer is None
+        and recipe.quorum_clients is None
     )
 
 

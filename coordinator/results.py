@@ -136,7 +136,7 @@ def _continue(turn: Turn, run: TaskRun, step: Step, record: AssignmentRecord) ->
     else:
         ack = Ack(assignment_id=record.assignment_id, fence=record.fence, counted=True)
         turn.send(turn.farm.clients[record.client_id], ack)
-    if (follows := follows_now(run, step)) is not None:
+    if (follows := follows_now(turn, run, step)) is not None:
         go_on(turn, run, step, follows)
 
 

@@ -86,7 +86,7 @@ def open_round(turn: Turn, run: TaskRun, clients: Sequence[ClientState]) -> None
     run.update(served_at=turn.now)
     turn.save(run.record)
     fold_in_turn(turn, run, run.step)
-    if (first or hands_out) and follows_now(run, run.step) is not None:  # all of it was done ahead, or is late
+    if (first or hands_out) and follows_now(turn, run, run.step) is not None:  # all of it was done ahead, or is late
         commit(turn, run, run.step)
 
 

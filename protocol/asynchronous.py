@@ -17,6 +17,14 @@ class AsynchronousFields(Protocol):
         """Results of a commit; None: rounds."""
 
     @property
+    def quorum_clients(self) -> int | None:
+        """Different clients of a commit; None: rounds, or ``buffer``."""
+
+    @property
+    def max_clients(self) -> int | None:
+        """The most clients of the task."""
+
+    @property
     def max_staleness(self) -> int:
         """How many versions late an update may be."""
 
@@ -34,22 +42,34 @@ class AsynchronousFields(Protocol):
 
 
 def with_stale_updates(record: Any) -> Any:
-    """Return a recipe's record with the longest ``max_staleness``, unless it says one, where it has a ``buffer``."""
-    if isinstance(record, Mapping) and record.get("buffer") is not None and "max_staleness" not in record:
-        return {**record, "max_staleness": MOST_STALENESS}
-    return record
+    """Return a recipe's record with the longest ``max_staleness``, unless it says one, where it is asynchronous."""
+    if not isinstance(record, Mapping) or "max_staleness" in record:
+        return record
+    is_asynchronous = any(record.get(name) is not None for name in ("buffer", "quorum_clients"))
+    return {**record, "max_staleness": MOST_STALENESS} if is_asynchronous else record
 
 
 def asynchronous_problem(recipe: AsynchronousFields, *, averages_weights: bool) -> str | None:
-    """Return what contradicts ``buffer``, in a sentence, or None. ``averages_weights``: the mode is weights."""
-    if recipe.buffer is None:
+    """Return what contradicts an asynchronous recipe, in a sentence. ``averages_weights``: the mode is weights."""
+    if recipe.buffer is None and recipe.quorum_clients is None:
         return None
-    if not averages_weights:
-        return "buffer is for weights mode: in gradients mode a version is the gradient of exactly one global batch"
-    if not recipe.max_staleness:
-        return "buffer needs a max_staleness of 1 or more: its updates are of different versions"
-    if recipe.pipeline:
-        return "buffer gives a client its next part as soon as it is free: leave pipeline out"
-    if recipe.quorum < 1 or recipe.over_provision:
-        return "buffer commits after so many results, whoever brings them: leave quorum and over_provision out"
-    return None
+    name, most = "quorum_clients" if recipe.buffer is None else "buffer", recipe.max_clients
+    quorum = recipe.quorum_clients or 0
+    checks = (
+        (
+            recipe.buffer is None or recipe.quorum_clients is None,
+            "buffer counts results and quorum_clients counts clients: leave one of them out",
+        ),
+        (averages_weights, f"{name} is for weights mode: in gradients mode a version is exactly one global batch"),
+        (recipe.max_staleness > 0, f"{name} needs a max_staleness of 1 or more: its updates are of different versions"),
+        (not recipe.pipeline, f"{name} gives a client its next part as soon as it is free: leave pipeline out"),
+        (
+            recipe.quorum == 1 and not recipe.over_provision,
+            f"{name} says what a version is of, and not a share of samples: leave quorum and over_provision out",
+        ),
+        (
+            most is None or quorum <= most,
+            f"quorum_clients is {quorum} and max_clients is {most}: no version could be made; lower one",
+        ),
+    )
+    return next((why for is_met, why in checks if not is_met), None)

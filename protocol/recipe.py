@@ -228,6 +228,11 @@ class Recipe(Frozen):
     buffer: Clients | None = None
     """Weights mode, asynchronous (FedBuff): nobody waits for anybody. A version is made of so many results, whoever
     brings them; who is free begins with the newest version at once, and ``max_staleness`` is 16 unless it is said."""
+    quorum_clients: Clients | None = None
+    """Likewise, after Decoupled DiLoCo: a version is of what is here once so many clients have delivered, and
+    ``grace`` is over."""
+    grace: float = Field(default=0.5, ge=0, le=10)
+    """With ``quorum_clients``: how long the others are waited for, as a share of the median time of a part."""
     max_retries: Count = 3
     keep_checkpoints: Positive = 3
     """The newest so many checkpoints stay; so do the last one of a task, and those of the next two rules."""
@@ -310,7 +315,7 @@ class Recipe(Frozen):
         if self.max_staleness:
             raise ValueError(
                 f'aggregate = "{name}" has no weights, and a late update needs one: leave out '
-                f"{'max_staleness' if self.buffer is None else 'buffer'}"
+                f"{'quorum_clients' if self.quorum_clients else 'buffer' if self.buffer else 'max_staleness'}"
             )
         if self.update_codec.name in SPARSE_CODECS:
             raise ValueError(
@@ -321,8 +326,8 @@ class Recipe(Frozen):
 
     def _unrepeatable(self) -> str | None:
         """Return what besides the parts would depend on which clients come, and when."""
-        if self.buffer is not None:
-            return "with buffer a version is of whatever came first: leave one of them out"
+        if self.buffer is not None or self.quorum_clients is not None:
+            return "in an asynchronous recipe a version is of whatever came first: leave buffer or quorum_clients out"
         if self.quorum < 1 or self.over_provision or self.max_staleness:
             return "quorum, over_provision and max_staleness count whoever is first: leave them out"
         if self.inner_state is InnerState.KEPT:

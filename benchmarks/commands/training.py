@@ -20,6 +20,9 @@ from benchmarks.links import Lines, Variant
 from benchmarks.links import measure as measure_links
 from benchmarks.report import known_names, report, report_each
 from benchmarks.sandbox import measure as measure_sandbox
+from benchmarks.uneven import MODES as WAYS_OF_WAITING
+from benchmarks.uneven import Pace
+from benchmarks.uneven import measure as measure_uneven
 from benchmarks.whole import MODES, SHAPES, Length
 from benchmarks.whole import measure as measure_whole
 
@@ -108,3 +111,15 @@ def whole(
     """A whole run with one client, from the first assignment to the last commit, beside the plain loop."""
     [shape] = known_names(params, SHAPES)[:1]
     report_each(measure_whole(Length(shape, device.value, steps, rounds), known_names(modes, ("plain", *MODES))))
+
+
+@app.command()
+def uneven(
+    modes: Annotated[str, typer.Option(help="Which ones, separated by commas.")] = ",".join(WAYS_OF_WAITING),
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each training.")] = 60.0,
+    unit: Annotated[float, typer.Option(min=1, help="Samples per second of the slowest machine.")] = 40.0,
+    round_seconds: Annotated[float, typer.Option(min=0.1, help="Length of a round.")] = 4.0,
+) -> None:
+    """Machines of speeds 1, 2, 4 and 8: what they do together of what they do alone, and the loss at equal time."""
+    pace = Pace(unit_samples_per_s=unit, round_seconds=round_seconds, seconds=seconds)
+    report_each(measure_uneven(known_names(modes, WAYS_OF_WAITING), pace))

@@ -31,6 +31,7 @@ ROUND_FIELDS: Final = (
     "over_provision",
     "max_staleness",
     "buffer",
+    "quorum_clients",
     "pipeline",
     "aggregate",
     "trim_share",

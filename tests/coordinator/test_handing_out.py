@@ -140,6 +140,64 @@ def test_parts_are_whole_batches_no_larger_than_a_round(
         assert samples % batch == 0 or samples == round_samples
 
 
+def decoupled(names: Sequence[str] = ("ada", "bob", "eve"), **fields: object) -> Simulation:
+    farm = Simulation()
+    for name in names:
+        farm.join(name)
+    fields = {"shards": (6000,), "rounds": 40, "round_samples": 30, "quorum_clients": 2, "grace": 0.5, **fields}
+    farm.submit(spec(**fields))  # type: ignore[arg-type]
+    return farm
+
+
+def test_a_version_is_of_a_quorum_of_clients_and_of_who_comes_within_the_grace_window() -> None:
+    farm = decoupled()
+    ada, bob, eve = farm.volunteers.values()
+    for volunteer in farm.volunteers.values():
+        farm.accept(volunteer, volunteer.held[0])
+    farm.now += 10.0
+    finish(farm, ada)
+    finish(farm, ada)
+    farm.tick(8.0)
+    assert farm.task().version == 0, "one client is no quorum, whatever it brings"
+    finish(farm, bob)
+    assert (farm.task().version, len(farm.ledger.rounds)) == (0, 1)
+    farm.tick(4.0)
+    assert farm.task().version == 0, "half of the median of 0, 10 and 18 seconds is 5"
+    late = eve.held[0]
+    farm.tick(2.0)
+    assert farm.task().version == 1
+    assert eve.held[0] is late, "it merges later"
+
+
+def test_the_window_ends_when_all_who_work_have_delivered() -> None:
+    farm = decoupled(grace=10.0)
+    farm.now += 10.0
+    for volunteer in farm.volunteers.values():
+        assert farm.task().version == 0
+        finish(farm, volunteer)
+    assert farm.task().version == 1
+
+
+def test_the_next_quorum_counts_from_its_rounds_own_deliveries() -> None:
+    farm = decoupled(("ada", "bob"), grace=0.0)
+    ada, bob = farm.volunteers.values()
+    farm.now += 10.0
+    for version in range(1, 6):
+        finish(farm, ada)
+        assert farm.task().version == version - 1
+        finish(farm, bob)
+        assert farm.task().version == version
+
+
+def test_parts_of_all_clients_together_are_a_round() -> None:
+    farm = decoupled(("ada", "bob"), grace=0.0, round_samples=90)
+    ada, bob = farm.volunteers.values()
+    for _ in range(6):
+        finish(farm, ada, seconds=ada.held[0].samples / 8.0)
+        finish(farm, bob, seconds=bob.held[0].samples / 1.0)
+    assert (ada.held[0].samples, bob.held[0].samples) == (80, 10)
+
+
 def test_no_more_clients_than_the_recipe_allows() -> None:
     farm = buffered(("ada", "bob", "eve"), max_clients=2, shards=(2000,), rounds=100)
     assert sum(bool(v.held) for v in farm.volunteers.values()) == 2
@@ -207,7 +265,8 @@ def test_books_balance_under_faults(seed: int) -> None:
     shards = tuple(rng.randint(1, 30) for _ in range(rng.randint(1, 8)))
     epochs = rng.choice((1, 2))
     fields = {"rounds": None, "epochs": epochs, "round_samples": rng.randint(1, 60), "max_retries": 10_000}
-    asynchronous = {"buffer": rng.randint(1, 4), "max_staleness": rng.choice((1, 4, 16))}
+    asynchronous = rng.choice(({"buffer": rng.randint(1, 4)}, {"quorum_clients": rng.randint(1, 3), "grace": 0.3}))
+    asynchronous |= {"max_staleness": rng.choice((1, 4, 16))}
     farm.submit(spec(shards=shards, holdout=(5,), longest_round_seconds=200.0, **fields, **asynchronous))
     for name in NAMES:
         farm.join(name)

@@ -195,8 +195,9 @@ def _stopping_early(rng: Random, task: TaskSpec) -> TaskSpec:
 
 def _waiting_for_nobody(rng: Random, task: TaskSpec) -> TaskSpec:
     """Let a version be of some results, whoever brings them."""
+    of_clients = {"quorum_clients": rng.choice((1, 2)), "grace": rng.choice((0.0, 0.5, 3.0)), "max_clients": None}
     asynchronous = {
-        "buffer": rng.choice((1, 2, 3, 5)),
+        **rng.choice(({"buffer": rng.choice((1, 2, 3, 5))}, of_clients)),
         "max_staleness": rng.choice((1, 3, 16)),
         "pipeline": False,
         "quorum": 1.0,
