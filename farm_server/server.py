@@ -143,7 +143,8 @@ class FarmServer:
     def _build_control(self, state: DurableState) -> None:
         """The loop around the coordinator."""
         self.bus: Bus = InProcessBus()
-        self.journal = Journal(self.ledger, self._announce)
+        self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
+        self.journal = Journal(self.ledger, self._announce, self.entries.flush_before)
         self.coordinator = Coordinator(
             state.snapshot,
             CoordinatorSettings(stall_seconds=self.settings.stall_seconds),
@@ -212,7 +213,6 @@ class FarmServer:
         self.registry = Registry(state.snapshot.clients, self.settings.max_clients)
         self._admission = Admission()
         self.entrance = Entrance(self.tokens, self.readiness.not_ready, self._admission, self.clock)
-        self.entries = EntryBuffer(self.ledger, self._announce, self.disk_space.lacks)
         self._dispatch = self._wrap(Dispatch(self.registry, self.memory, self.clock))
         results = IncomingResults(
             post=self.runtime.post,

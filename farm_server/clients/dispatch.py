@@ -26,6 +26,7 @@ class Dispatch:
             return
         message = command.message
         if isinstance(message, Assign):
+            peer.given.add(message)
             self._registry.set_to_work(peer, self._clock.now())
             fill = self._memory.with_state if command.holds_weights else self._memory.filled
             filled = fill(message, peer.wire.room_bytes)

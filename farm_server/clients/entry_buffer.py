@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from coordinator.allowance import OutputBudgets
-from coordinator.records import AssignmentRecord, Entry, LogRecord, MetricRecord
+from coordinator.lifecycle import ENDED
+from coordinator.records import Entry, LogRecord, MetricRecord, Record, TaskRecord
+from farm_server.clients.given_work import WorkOf
 from farm_server.clients.registry import Peer
 from farm_server.control.journal import Saver
 from protocol.assignments import Progress
@@ -40,7 +42,7 @@ class EntryBuffer:
         self._is_full = False
         self._in_flight: asyncio.Future[None] | None = None
 
-    def add(self, peer: Peer, assignment: AssignmentRecord, progress: Progress, now: float) -> None:
+    def add(self, peer: Peer, work: WorkOf, progress: Progress, now: float) -> None:
         """Take the metrics and log lines of a progress message, as far as the budgets allow."""
         if len(self._waiting) > _MAX_WAITING:
             if not self._is_full:
@@ -49,7 +51,7 @@ class EntryBuffer:
             self._is_full = True
             return
         self._is_full = False
-        client, task, number = peer.client_id, assignment.task_id, assignment.round
+        client, task, number = peer.client_id, work.task_id, work.round
         self._waiting += [
             MetricRecord(now, task, number, m.step, m.name, m.value, "client", client)
             for m in progress.metrics
@@ -61,6 +63,11 @@ class EntryBuffer:
             if self._budgets.takes_line(client, task, len(line.text.encode(errors="replace")), now)
         ]
 
+    def flush_before(self, records: Sequence[Record]) -> None:
+        """Write what waits before a task's end is written: who sees the end finds all that was printed by then."""
+        if self._waiting and any(isinstance(record, TaskRecord) and record.state in ENDED for record in records):
+            self._write()
+
     def flush(self, now: float) -> None:
         """Write what waits, unless the last write is still under way."""
         self._waiting += [
@@ -68,7 +75,11 @@ class EntryBuffer:
             for client_id, task_id, line in self._budgets.notes(now)
         ]
         is_writing = self._in_flight is not None and not self._in_flight.done()
-        if not self._waiting or is_writing or self._lacks() is not None:
+        if self._waiting and not is_writing:
+            self._write()
+
+    def _write(self) -> None:
+        if self._lacks() is not None:
             return
         entries, self._waiting = self._waiting, []
         self._in_flight = self._ledger.submit((), entries)

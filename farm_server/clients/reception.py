@@ -7,6 +7,7 @@ from collections.abc import Callable
 from coordinator.events import Event
 from coordinator.records import AssignmentRecord
 from farm_server.clients.entry_buffer import EntryBuffer
+from farm_server.clients.given_work import WorkOf
 from farm_server.clients.registry import Peer
 from farm_server.clients.results import IncomingResults
 from farm_server.clients.translate import event_of
@@ -49,9 +50,12 @@ class Reception:
                     self._post(event)
 
     def _progress(self, peer: Peer, message: Progress) -> None:
-        assignment = self._find(peer, message.progress.assignment_id)
-        if assignment is not None and (message.metrics or message.logs):
-            self._entries.add(peer, assignment, message, self._clock.now())
+        """Keep what an assignment's code printed, up to its end: of one that was cancelled that comes after it."""
+        if not message.metrics and not message.logs:
+            return
+        assignment_id = message.progress.assignment_id
+        if (work := self._find(peer, assignment_id) or peer.given.find(assignment_id)) is not None:
+            self._entries.add(peer, WorkOf(work.task_id, work.round), message, self._clock.now())
 
     def _find(self, peer: Peer, assignment_id: str) -> AssignmentRecord | None:
         """Return an assignment that is in flight, if it is this client's."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 
 from coordinator.allowance import Penalties
 from coordinator.records import ClientRecord
 from farm_server.clients.copied_homes import CopiedHomes
+from farm_server.clients.given_work import GivenWork
 from farm_server.clients.report_interval import ReportIntervals, SilenceLimit
 from farm_server.clients.wire import Wire
 from protocol.digests import digest_bytes
@@ -36,6 +37,7 @@ class Peer:
     idle_silence_limit: SilenceLimit
     told: ReportIntervals
     """How often it was last asked to beat and report."""
+    given: GivenWork = field(default_factory=GivenWork)
     is_idle: bool = False
     looked_at_next: float = math.inf
     """When it is due to be looked at: see ``SilenceWatch``."""

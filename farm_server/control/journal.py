@@ -33,11 +33,20 @@ class Saver(Protocol):
 
 
 class Journal:
-    """On the event loop. ``on_saved`` hears of the entries that became readable, before whoever saved them does."""
+    """On the event loop. ``on_saved`` hears of the entries that became readable, before whoever saved them does.
 
-    def __init__(self, ledger: Saver, on_saved: Callable[[Sequence[Entry]], None]) -> None:
+    ``before`` is called with records that are about to be queued: what it queues itself is durable before they are.
+    """
+
+    def __init__(
+        self,
+        ledger: Saver,
+        on_saved: Callable[[Sequence[Entry]], None],
+        before: Callable[[Sequence[Record]], None] = lambda _: None,
+    ) -> None:
         self._ledger = ledger
         self._on_saved = on_saved
+        self._before = before
 
     @property
     def failure(self) -> str | None:
@@ -50,6 +59,7 @@ class Journal:
         It is done too if the ledger can't hold it: retrying could never help, and the farm must not stand still for
         one record. It is cancelled if the server stops while the disk refuses.
         """
+        self._before(records)
         saved = asyncio.get_running_loop().create_future()
         written = self._ledger.submit(records, entries, insist=True)
         written.add_done_callback(partial(self._settle, saved, records, entries))

@@ -240,6 +240,10 @@ class Executor:
         """Wait until its process is gone and its scratch folder with it."""
         await self._process.closed()
 
+    def read_output(self) -> None:
+        """Take now all that it printed so far: it is about to be killed."""
+        self._process.read_output()
+
     def clear_callbacks(self) -> None:
         """Drop its callbacks until the next assignment."""
         self.on_line, self.on_advance, self.on_saved = _ignore_line, _ignore_advance, _ignore_saved

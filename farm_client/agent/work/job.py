@@ -67,6 +67,8 @@ class Job:
     def __init__(self, held: Held, tools: Tools) -> None:
         self.held = held
         self._on_trained: Callable[[], None] = lambda: None
+        self.read_output: Callable[[], None] = lambda: None
+        """Takes now what its executor printed so far, while it computes."""
         self._is_trained = False
         task = held.assign.task
         self._takes_frozen = task.frozen is not None and not task.base
@@ -203,6 +205,7 @@ class Job:
     async def _compute(self, executor: Executor, route: Route) -> Done:
         executor.on_line, executor.on_advance = self._on_line, self._on_advance
         executor.on_saved = lambda: self._on_saved(executor)
+        self.read_output = executor.read_output
         file = await self._weights.file(route, executor) if route.by_file else None
         self.held.phase = Phase.COMPUTING
         self._hang.got_on()

@@ -315,6 +315,9 @@ class Worker:
 
     def _drop(self, assignment_id: str) -> None:
         """Stop doing an assignment, in mid-step or mid-upload if need be, and forget its result."""
+        for job in self._active:
+            if job.held.assign.assignment_id == assignment_id:
+                self._report_last_output(job)
         self._active.mark_over(assignment_id)
         self._tools.pool.abandon()
         for task in (self._active.remove(assignment_id), self._resending.get(assignment_id)):
@@ -325,6 +328,7 @@ class Worker:
     def _hand_back(self, job: Job, code: RejectCode, why: str) -> None:
         """A finished one stays in the outbox: it is sent at the next join."""
         assignment_id = job.held.assign.assignment_id
+        self._report_last_output(job)
         if assignment_id not in self._tools.outbox:
             self._outgoing.post(job.held.reject(code, why))
         job.held.is_over = True
@@ -347,6 +351,11 @@ class Worker:
     async def _report_when_warm(self) -> None:
         await self._tools.pool.warmed_up()
         self._report_ready()
+
+    def _report_last_output(self, job: Job) -> None:
+        """Report what a job's code printed before the job is stopped."""
+        job.read_output()
+        self._report_output(job.held)
 
     def _report_output(self, held: Held) -> None:
         if (message := held.output.take(held.progress)) is not None:

@@ -6,7 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
-from coordinator.records import Entry, LogRecord, MetricRecord
+import pytest
+
+from coordinator.lifecycle import TaskState
+from coordinator.records import Entry, LogRecord, MetricRecord, TaskRecord
 from farm_server.clients.entry_buffer import EntryBuffer
 from protocol.assignments import AssignmentProgress, LogLine, MetricPoint, Phase, Progress
 from storage.errors import BadRecord
@@ -84,3 +87,25 @@ async def test_entries_wait_while_the_disk_is_short() -> None:
     short.clear()
     buffer.flush(0.25)
     assert len(ledger.saved) == 10
+
+
+@pytest.mark.parametrize(("state", "is_written"), [(TaskState.COMPLETED, True), (TaskState.RUNNING, False)])
+async def test_what_was_printed_is_written_before_the_end_of_its_task(state: TaskState, is_written: bool) -> None:
+    ledger = RefusingLedger()
+    buffer = EntryBuffer(ledger, lambda _: None, lambda: None)
+    record = TaskRecord("t1", cast("Any", None), state, 0.0)
+    buffer.add(PEER, PLACE, progress(lines=1), 0.0)
+    buffer.flush(0.0)  # still under way when the end comes
+    buffer.add(PEER, PLACE, progress(lines=1), 0.0)
+    buffer.flush_before([cast("Any", SimpleNamespace()), record])
+    assert len(ledger.saved) == 1 + is_written
+    buffer.flush_before([record])
+    assert len(ledger.saved) == 1 + is_written, "once"
+
+
+async def test_a_short_disk_lets_lines_wait_at_a_tasks_end_too() -> None:
+    ledger = RefusingLedger()
+    buffer = EntryBuffer(ledger, lambda _: None, lambda: "the disk is short")
+    buffer.add(PEER, PLACE, progress(lines=1), 0.0)
+    buffer.flush_before([TaskRecord("t1", cast("Any", None), TaskState.FAILED, 0.0)])
+    assert ledger.saved == []

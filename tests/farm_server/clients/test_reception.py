@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from coordinator.events import AssignmentFailed, Event, ResultArrived
+from farm_server.clients.given_work import GivenWork
 from farm_server.clients.reception import Reception
 from farm_server.clients.results import IncomingResults
 from protocol.artefacts import Artefact
@@ -17,6 +18,7 @@ from protocol.assignments import AssignmentProgress, Kind, LogLine, Phase, Progr
 from protocol.errors import FarmError, NotFound
 from protocol.messages import Error, Scope
 from protocol.tasks import BlobRef
+from tests.farm_server.clients.offers import assign
 
 MINE = SimpleNamespace(client_id="c1", task_id="t1", round=3, kind=Kind.TRAIN)
 PART = SimpleNamespace(client_id="c1", task_id="t1", round=0, kind=Kind.MAP, samples=4)
@@ -72,7 +74,7 @@ class Ear:
 
     async def hear(self, client_id: str, assignment_id: str) -> Event:
         """Let a client say something of an assignment, and deliver it; return what the coordinator hears of that."""
-        peer = cast("Any", SimpleNamespace(client_id=client_id, incarnation=1, name=client_id))
+        peer = cast("Any", SimpleNamespace(client_id=client_id, incarnation=1, name=client_id, given=GivenWork()))
         held = AssignmentProgress(assignment_id=assignment_id, fence=1, phase=Phase.COMPUTING)
         update = BlobRef(digest="f" * 64, size_bytes=3, inline=b"abc")
         await self.reception.take(peer, Progress(progress=held, logs=(LogLine(text="hello"),)))
@@ -104,6 +106,25 @@ async def test_what_is_not_the_clients_own_is_passed_on_without_its_update(clien
     assert isinstance(arrived, ResultArrived)
     assert arrived.update is None, "so that the coordinator settles it, and deletes nothing that another one brought"
     assert (ear.checked, ear.logged) == ([], [])
+
+
+async def test_what_was_printed_before_a_cancel_comes_after_it_and_is_kept() -> None:
+    ear, given = Ear(), GivenWork()
+    given.add(assign(7))
+    peer = cast("Any", SimpleNamespace(client_id="c1", incarnation=1, name="c1", given=given))
+    for name in ("a7", "a8"):
+        held = AssignmentProgress(assignment_id=name, fence=1, phase=Phase.COMPUTING)
+        await ear.reception.take(peer, Progress(progress=held, logs=(LogLine(text="hello"),)))
+    assert ear.logged == [0], "of the one that this connection was given, and of no other"
+
+
+def test_as_many_assignments_are_remembered_as_a_client_may_hold() -> None:
+    given = GivenWork()
+    for number in range(66):
+        given.add(assign(number))
+    known = [number for number in range(66) if given.find(f"a{number}") is not None]
+    assert known == list(range(2, 66))
+    assert given.find("a65") == ("t1", 0)
 
 
 async def test_a_result_that_is_refused_is_a_failure_of_its_assignment() -> None:

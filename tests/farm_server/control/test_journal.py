@@ -52,6 +52,15 @@ async def test_who_reads_can_read_it_before_who_saved_it_goes_on():
     assert (disk.written, heard) == (["a"], ["first", "saved"])
 
 
+async def test_what_is_to_be_written_first_is_asked_for_before_anything_is_queued():
+    disk = Disk()
+    asked: list[tuple[str, int]] = []
+    journal = Journal(disk, lambda _: None, lambda records: asked.append((records[0].client_id, len(disk.written))))
+    for name in ("a", "b"):
+        await journal.submit([record(name)])
+    assert asked == [("a", 0), ("b", 1)]
+
+
 async def test_a_record_that_can_never_be_saved_holds_nothing_up():
     heard: list[Entry] = []
     disk = Disk(BadRecord("no"))

@@ -13,7 +13,7 @@ from protocol.assignments import Accept, Cancel, Kind, Progress, Reject, Result
 from protocol.messages import Error, Heartbeat, Pause, Ready, Scope
 from protocol.tasks import BlobRef
 from tests.farm_client.agent.scripted_farm import joined
-from tests.farm_client.agent.waiting import gone
+from tests.farm_client.agent.waiting import gone, until
 
 
 async def test_a_result_carries_the_update_and_the_samples(farm, start_agent):
@@ -127,6 +127,21 @@ async def test_a_cancel_kills_the_step_within_two_seconds_and_frees_the_slot(far
         await gone(pid)
         await peer.send(farm.assign(farm.task("task2")))
         await peer.expect(Result)
+
+
+@pytest.mark.parametrize("end", ["cancel", "pause"])
+async def test_what_was_printed_before_an_assignment_was_stopped_is_reported(farm, start_agent, tmp_path, end):
+    pid_file = tmp_path / "pid"
+    async with start_agent():
+        peer = await joined(farm, heartbeat_seconds=60.0, progress_seconds=60.0)
+        assign = farm.assign(farm.task(doing="hang", pid_file=str(pid_file)))
+        await peer.send(assign)
+        await until(pid_file.exists)
+        cancel = Cancel(assignment_id=assign.assignment_id, fence=assign.fence)
+        await peer.send(cancel if end == "cancel" else Pause(task_id="task1"))
+        last = await peer.expect(Progress)
+    assert "round 0: hang" in [line.text for line in last.logs]
+    assert last.progress.assignment_id == assign.assignment_id
 
 
 async def test_a_pause_ends_the_tasks_executor(farm, start_agent):
