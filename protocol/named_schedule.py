@@ -29,18 +29,28 @@ class ScheduleName(StrEnum):
     POLYNOMIAL = "polynomial"
     """Down to ``end`` by the ``power`` of what is left."""
     ONE_CYCLE = "one_cycle"
-    """Half a wave up from ``start``, over ``warmup``, and half a wave down to ``end``."""
+    """Half a wave up from ``start``, over ``warmup``, and half a wave down to ``end``; the momentum the other way."""
 
 
 _FALLING: Final = frozenset({ScheduleName.LINEAR, ScheduleName.COSINE, ScheduleName.POLYNOMIAL, ScheduleName.ONE_CYCLE})
 _STEPPED: Final = frozenset({ScheduleName.STEP})
+_CYCLED: Final = frozenset({ScheduleName.ONE_CYCLE})
 _SHAPES_WITH: Final = {
     "end": _FALLING,
     "gamma": _STEPPED,
     "every": _STEPPED,
     "power": frozenset({ScheduleName.POLYNOMIAL}),
+    "cycle_momentum": _CYCLED,
+    "base_momentum": _CYCLED,
+    "max_momentum": _CYCLED,
 }
-_ONE_CYCLE: Final = {"warmup": 0.3, "start": 1 / 25, "end": 1 / 25 / 1e4}
+_ONE_CYCLE: Final = {
+    "warmup": 0.3,
+    "start": 1 / 25,
+    "end": 1 / 25 / 1e4,
+    "base_momentum": 0.85,
+    "max_momentum": 0.95,
+}
 """What ``OneCycleLR`` does where nothing is said."""
 
 
@@ -64,6 +74,12 @@ class NamedSchedule(Frozen):
     """0.1."""
     power: Power | None = None
     """1, which is linear."""
+    cycle_momentum: bool | None = None
+    """Whether one_cycle moves the momentum too, or what stands for it, Adam's first beta: it does."""
+    base_momentum: Share | None = None
+    """What it is at the highest rate: 0.85."""
+    max_momentum: Share | None = None
+    """What it begins and ends with: 0.95."""
 
     @model_validator(mode="after")
     def _has_what_its_shape_has(self) -> NamedSchedule:
@@ -75,6 +91,12 @@ class NamedSchedule(Frozen):
         for option, value in (("warmup", self.warmup), ("every", self.every)):
             if value is not None and value > 1 and value != int(value):
                 raise ValueError(f"{option} is {value:g}: write whole steps, or a share of the task below 1")
+        if self.cycle_momentum is False and (self.base_momentum is not None or self.max_momentum is not None):
+            raise ValueError("cycle_momentum is false, so the momentum stays: leave out base_momentum and max_momentum")
+        if self.moves_momentum and self.momentum_range[0] == self.momentum_range[1]:
+            raise ValueError(
+                "base_momentum is max_momentum: write cycle_momentum = false, and give it to the optimizer"
+            )
         if self.every == 0:
             raise ValueError("every is 0: write after how many steps the rate falls")
         return self
@@ -88,16 +110,40 @@ class NamedSchedule(Frozen):
 
         Source: torch.optim.lr_scheduler, whose LinearLR from ``start`` is the warm-up, by SequentialLR.
         """
-        step, rise = min(step, steps - 1), self.warmup_steps(steps)
         start, end = self._said("start", self.start, 0.0), self._said("end", self.end, 0.0)
         if self.name is ScheduleName.ONE_CYCLE:
-            top = rise - 1  # its highest step is the last one of the rise, not the first one after it
-            if step <= top:
-                return _half_wave(start, 1.0, step / top if top else 1.0)
-            return _half_wave(1.0, end, (step - top) / (steps - 1 - top))
+            return self._cycle(step, steps, (start, 1.0, end))
+        step, rise = min(step, steps - 1), self.warmup_steps(steps)
         if step < rise:
             return start + (1.0 - start) * step / rise
         return self._after_warmup(step - rise, rise, steps, end)
+
+    @property
+    def moves_momentum(self) -> bool:
+        """Whether it sets the optimizer's momentum as well."""
+        return self.name is ScheduleName.ONE_CYCLE and self.cycle_momentum is not False
+
+    @property
+    def momentum_range(self) -> tuple[float, float]:
+        """Return the momentum at the highest rate, and the one at either end."""
+        base = self._said("base_momentum", self.base_momentum, 0.0)
+        return base, self._said("max_momentum", self.max_momentum, 0.0)
+
+    def momentum(self, step: int, steps: int) -> float:
+        """Return the momentum at a step, or Adam's first beta, where it ``moves_momentum``: low where the rate is high.
+
+        Source: torch.optim.lr_scheduler.OneCycleLR, after L. N. Smith and N. Topin, "Super-Convergence" (2017).
+        """
+        base, most = self.momentum_range
+        return self._cycle(step, steps, (most, base, most))
+
+    def _cycle(self, step: int, steps: int, places: tuple[float, float, float]) -> float:
+        """Return a step's value on one_cycle's two half waves; ``places``: at its first step, its turn, its last."""
+        first, turn, last = places
+        step, top = min(step, steps - 1), self.warmup_steps(steps) - 1  # it turns at the last step of the rise
+        if step <= top:
+            return _half_wave(first, turn, step / top if top else 1.0)
+        return _half_wave(turn, last, (step - top) / (steps - 1 - top))
 
     def _after_warmup(self, passed: int, rise: int, steps: int, end: float) -> float:
         if self.name is ScheduleName.CONSTANT:

@@ -80,11 +80,39 @@ def as_scheduled(given: Any) -> tuple[Scheduled, ...]:
 def scheduled_by_name(optimizers: Optimizers, schedule: NamedSchedule, steps: int) -> tuple[Scheduled, ...]:
     """Return schedulers of these optimizers that follow the recipe's schedule over the ``steps`` of the task.
 
-    Raises: CodeError for an optimizer that has no learning rate.
+    Raises: CodeError for an optimizer that has no learning rate, or no momentum where the schedule moves it.
     """
     if rateless := [type(o).__name__ for o in optimizers if any("lr" not in group for group in o.param_groups)]:
         raise CodeError(f"the recipe's schedule scales the learning rate, and {rateless[0]} has none: leave it out")
-    return tuple(Scheduled(LambdaLR(one, lambda step: schedule.factor(step, steps))) for one in optimizers)
+    rates = [Scheduled(LambdaLR(one, lambda step: schedule.factor(step, steps))) for one in optimizers]
+    if not schedule.moves_momentum:
+        return tuple(rates)
+    if without := [type(o).__name__ for o in optimizers if not {"momentum", "betas"} & o.defaults.keys()]:
+        raise CodeError(
+            f"the schedule {schedule.name} moves the momentum, and {without[0]} has none: write cycle_momentum = false "
+            "into [recipe.schedule]"
+        )
+    momenta = (MomentumSchedule(one, lambda step: schedule.momentum(step, steps)) for one in optimizers)
+    return (*rates, *map(Scheduled, momenta))
+
+
+class MomentumSchedule:
+    """Sets the momentum of an optimizer's groups, or the first of its betas, as a function of the step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, momentum: Callable[[int], float]) -> None:
+        self._optimizer, self._momentum = optimizer, momentum
+        self._steps = -1
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next step."""
+        self._steps += 1
+        momentum = self._momentum(self._steps)
+        for group in self._optimizer.param_groups:
+            if "betas" in self._optimizer.defaults:
+                group["betas"] = (momentum, *group["betas"][1:])
+            else:
+                group["momentum"] = momentum
 
 
 class Timeline:

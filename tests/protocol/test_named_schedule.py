@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.optim import lr_scheduler as torchs
@@ -102,6 +102,31 @@ def test_one_cycle_is_torchs_where_nothing_is_said() -> None:
     assert RATE * schedule.factor(99, 100) == pytest.approx(RATE / 25 / 1e4)
 
 
+@given(rise=st.integers(2, 50), fall=st.integers(1, 50), base=st.floats(0, 1), most=st.floats(0, 1))
+@settings(max_examples=25)
+def test_the_momentum_of_one_cycle_is_torchs(rise: int, fall: int, base: float, most: float) -> None:
+    assume(base != most)
+    steps = rise + fall + 1
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
+    cycle = {"base_momentum": base, "max_momentum": most}
+    scheduler, theirs = torchs.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=rise / steps, **cycle), []
+    for _ in range(steps - 1):
+        theirs.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        scheduler.step()
+    schedule = NamedSchedule(name=ScheduleName.ONE_CYCLE, warmup=rise, **cycle)
+    assert [schedule.momentum(step, steps) for step in range(steps - 1)] == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    assert schedule.momentum(steps + 9, steps) == pytest.approx(most)
+
+
+def test_only_one_cycle_moves_the_momentum_and_it_need_not() -> None:
+    cycle = NamedSchedule(name=ScheduleName.ONE_CYCLE)
+    assert (cycle.momentum(0, 100), cycle.momentum(29, 100)) == (0.95, 0.85), "as torch's, where nothing is said"
+    assert cycle.moves_momentum
+    assert not NamedSchedule(name=ScheduleName.ONE_CYCLE, cycle_momentum=False).moves_momentum
+    assert not NamedSchedule(name=ScheduleName.COSINE).moves_momentum
+
+
 @given(
     name=st.sampled_from(ScheduleName),
     warmup=st.none() | _share | st.integers(1, 300),
@@ -137,6 +162,9 @@ def test_shares_are_of_the_task_and_options_may_be_left_out() -> None:
         ({"warmup": 2.5}, "warmup is 2.5: write whole steps, or a share"),
         ({"warmup": -1}, "greater than or equal to 0"),
         ({"name": "step", "every": 0}, "every is 0"),
+        ({"name": "one_cycle", "max_momentum": 0.85}, "base_momentum is max_momentum: write cycle_momentum = false"),
+        ({"name": "cosine", "max_momentum": 0.9}, "max_momentum is for one_cycle, and the schedule is cosine"),
+        ({"name": "one_cycle", "cycle_momentum": False, "base_momentum": 0.9}, "so the momentum stays: leave out"),
         ({"name": "cosine", "end": 1.5}, "less than or equal to 1"),
     ],
 )
