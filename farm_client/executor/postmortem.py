@@ -42,7 +42,9 @@ def explain_death(
     if broke_protocol is not None:
         return ProcessDeath("bad_report", f"the executor was stopped: {broke_protocol}")
     if exit_code == NOT_CONFINED:
-        return ProcessDeath("not_confined", "the executor did not start, because its sandbox could not be made")
+        return ProcessDeath(
+            "not_confined", "the executor did not start, because its sandbox could not be made, or did not hold"
+        )
     if exit_code >= 0:
         return ProcessDeath("exited", f"the executor exited by itself with code {exit_code}")
     name = _signal_name(-exit_code)

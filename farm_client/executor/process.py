@@ -30,6 +30,7 @@ from farm_client.sandbox.confinement import UNCONFINED, Confinement
 from farm_client.sandbox.ending import end_all
 from farm_client.sandbox.halting import go_on, halt, keep_to_cores
 from farm_client.sandbox.policy import Caps
+from farm_client.sandbox.quick_probes import tried_first
 from farm_client.sandbox.room import Room
 from farm_client.sandbox.watch import Excess, excess, resident_bytes, scratch_excess
 from protocol.errors import MalformedFrame, ProtocolError
@@ -283,7 +284,8 @@ async def start_executor(launch: Launch, listener: ExecutorListener) -> Executor
     pipes: dict[Stream, tuple[int, int]] = {"stdout": os.pipe(), "stderr": os.pipe()}
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-    command = launch.confinement.command(room, launch.module, keep=(theirs.fileno(),))
+    module, arguments = tried_first(launch.confinement, room, launch.module)
+    command = launch.confinement.command(room, module, arguments, keep=(theirs.fileno(),))
     try:
         process = await asyncio.create_subprocess_exec(
             *(command if executor.group is None else executor.group.command(command)),
