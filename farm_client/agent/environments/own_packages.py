@@ -8,6 +8,8 @@ version. Else the environment is refused, by name.
 from __future__ import annotations
 
 import importlib.metadata
+import platform
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Final
@@ -22,9 +24,11 @@ from protocol.locks import Pin
 
 _OURS: Final = "aifarm"
 _ALSO: Final = ("torch", "numpy")
-_OF_TORCH: Final = ("nvidia-", "pytorch-triton")
+_OF_TORCH: Final = ("nvidia-", "pytorch-triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit")
 """What wheels of torch for other accelerators bring: gigabytes that this machine's torch has, or has no use for."""
 _TRITON: Final = "triton"
+_BUILT_FOR_CUDA: Final = frozenset({"torchvision", "torchaudio"})
+"""What PyPI has for Linux on x86_64 is built for CUDA, and fails at its import beside a torch without."""
 _NEAR: Final = {"torch": 2, "numpy": 1}
 """So many numbers of the version must be equal."""
 
@@ -41,6 +45,7 @@ def to_install(pins: Iterable[Pin], own: Mapping[str, str]) -> list[Pin]:
         if _is_own(pin.name, own):
             _check_near(pin, own)
         else:
+            _check_build(pin, own)
             wanted.append(pin)
     return wanted
 
@@ -56,6 +61,16 @@ def _check_near(pin: Pin, own: Mapping[str, str]) -> None:
     if Version(pin.version).release[:numbers] != Version(own[pin.name]).release[:numbers]:
         raise NoEnvironment(
             f"the task's lock pins {pin.name} {pin.version}, and this machine runs {pin.name} {own[pin.name]}"
+        )
+
+
+def _check_build(pin: Pin, own: Mapping[str, str]) -> None:
+    torch = own.get("torch", "")
+    is_for_cuda = pin.name in _BUILT_FOR_CUDA and Version(pin.version).local is None
+    if is_for_cuda and torch.endswith("+cpu") and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        raise NoEnvironment(
+            f"the task's lock pins {pin.name} {pin.version} as PyPI has it, built for CUDA, and this machine runs "
+            f"torch {torch}: for such machines pin {pin.name} {pin.version}+cpu, from PyTorch's index"
         )
 
 

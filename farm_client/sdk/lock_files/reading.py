@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from protocol.wording import sized
 
 MAX_FILE_BYTES: Final = 16 * 1024**2
 """Far more than the lock of the largest project: it also names what is left out."""
+_PINNED: Final = re.compile(rb"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[^\]\n]*\])?==", re.MULTILINE)
+"""A line of requirements, which TOML has none of."""
 
 
 def lock_blob(path: Path | None) -> tuple[BlobRef | None, dict[str, bytes]]:
@@ -31,7 +34,8 @@ def lock_blob(path: Path | None) -> tuple[BlobRef | None, dict[str, bytes]]:
 def lock_of_file(path: Path) -> bytes:
     """Return the lock of a ``uv.lock``, a ``pylock.toml`` or pinned requirements with hashes.
 
-    Which of them it is says its name: ``*.lock`` and ``*.toml`` are the first two, anything else is requirements.
+    Which of them it is says its name: ``*.lock`` and ``*.toml`` are the first two, anything else is requirements. So is
+    a ``*.lock`` with a line that pins a package with ``==``, as other tools call their requirements.
     Raises: InvalidTask naming the file, and the line that can't be taken.
     """
     try:
@@ -42,7 +46,7 @@ def lock_of_file(path: Path) -> bytes:
 
 def _pins(path: Path) -> list[Pin]:
     data = _read(path)
-    if path.suffix not in {".lock", ".toml"}:
+    if path.suffix not in {".lock", ".toml"} or (path.suffix == ".lock" and _PINNED.search(data)):
         return list(read_lock(data))
     try:
         text = data.decode("utf-8-sig")

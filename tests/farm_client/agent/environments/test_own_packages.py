@@ -25,7 +25,11 @@ def names(pins: Iterable[Pin]) -> list[str]:
     return [one.name for one in pins]
 
 
-@given(st.lists(st.sampled_from([*OWN, "einops", "tqdm", "aifarm", "triton", "nvidia-nccl-cu12"]), unique=True))
+@given(
+    st.lists(
+        st.sampled_from([*OWN, "einops", "tqdm", "aifarm", "triton", "nvidia-nccl-cu12", "cuda-bindings"]), unique=True
+    )
+)
 def test_what_is_the_clients_own_is_left_out_and_nothing_else(asked: list[str]) -> None:
     pins = [pin(name, OWN.get(name, "1.0")) for name in asked]
     assert names(to_install(pins, OWN)) == [name for name in asked if name in {"einops", "tqdm"}]
@@ -41,6 +45,30 @@ def test_another_one_is_refused_by_name(name: str, version: str) -> None:
     with pytest.raises(NoEnvironment) as told:
         to_install([pin("einops"), pin(name, version)], OWN)
     assert told.value.message == f"the task's lock pins {name} {version}, and this machine runs {name} {OWN[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "torch", "machine", "is_refused"),
+    [
+        ("torchvision", "0.28.0", "2.8.0+cpu", "x86_64", True),
+        ("torchaudio", "2.8.0", "2.8.0+cpu", "x86_64", True),
+        ("torchvision", "0.28.0+cpu", "2.8.0+cpu", "x86_64", False),
+        ("torchvision", "0.28.0", "2.8.0", "x86_64", False),
+        ("torchvision", "0.28.0", "2.8.0+cpu", "aarch64", False),
+        ("torchmetrics", "1.0", "2.8.0+cpu", "x86_64", False),
+    ],
+)
+def test_what_is_built_for_cuda_is_refused_beside_a_torch_without(
+    monkeypatch: pytest.MonkeyPatch, name: str, version: str, torch: str, machine: str, is_refused: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    if not is_refused:
+        assert names(to_install([pin(name, version)], {"torch": torch})) == [name]
+        return
+    with pytest.raises(NoEnvironment) as told:
+        to_install([pin(name, version)], {"torch": torch})
+    assert f"pins {name} {version} as PyPI has it, built for CUDA" in told.value.message
+    assert f"pin {name} {version}+cpu" in told.value.message
 
 
 def test_other_versions_of_the_rest_are_the_clients() -> None:

@@ -99,7 +99,9 @@ def test_the_same_pins_make_the_same_environment_whatever_tool_wrote_them(tmp_pa
     names = (("requirements.txt", f"two==1.0 ; sys_platform=='linux' --hash={B}\none==1.0 --hash={A}\n"),)
     for name, text in (*names, ("pylock.toml", PYLOCK), ("uv.lock", ROOT + entry("one", A) + entry("two", B))):
         (tmp_path / name).write_text(text)
-    locks = {lock_of_file(tmp_path / name) for name in ("requirements.txt", "pylock.toml", "uv.lock")}
+    (tmp_path / "requirements.lock").write_bytes((tmp_path / "requirements.txt").read_bytes())
+    whichever = ("requirements.txt", "requirements.lock", "pylock.toml", "uv.lock")
+    locks = {lock_of_file(tmp_path / name) for name in whichever}
     assert len(locks) == 1
     ref, files = lock_blob(tmp_path / "uv.lock")
     assert ref is not None
