@@ -21,6 +21,7 @@ import torch
 
 from farm_client import task
 from farm_client.executor.channel import Channel
+from farm_client.executor.data_loaders import has_semaphores, load_without_workers
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.heap import give_back
@@ -110,6 +111,8 @@ def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], No
     if order.packages_dir is not None:
         use_packages(Path(order.packages_dir))
     work_beside(order.code_dir, order.entry)
+    if not has_semaphores():
+        load_without_workers(lambda line: print(line, flush=True))  # noqa: T201 - a line of the task's log
     if order.map is not None:
         return MapRunner(order, device, imported)
     if is_script(Path(order.code_dir) / order.entry):

@@ -15,7 +15,7 @@ import pytest
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
 from farm_client.agent.executors.orders import TaskFiles
-from farm_client.executor import process
+from farm_client.executor import data_loaders, process
 from farm_client.executor.process import Launch
 from farm_client.sandbox.halting import halt
 from farm_client.sandbox.policy import Bounds
@@ -157,6 +157,24 @@ async def test_a_new_bound_on_scratch_files_is_measured_at_once(tmp_path, zipped
         with pytest.raises(ExecutorDied) as died:
             await loading
     assert "it wrote over 1.0 MiB of files" in died.value.message
+
+
+LOADS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+rows = torch.cat([batch for batch, in DataLoader(TensorDataset(torch.arange(8)), batch_size=4, num_workers=2)])
+raise RuntimeError(f"LOADED {rows.tolist()}")
+"""
+
+
+async def test_a_data_loader_with_workers_works_where_there_are_no_semaphores(tmp_path, zipped):
+    async with executor_on(Rung.LANDLOCK, tmp_path) as executor:
+        lines = []
+        executor.on_line = lambda _stream, line: lines.append(line)
+        with pytest.raises(ExecutorFailed) as failed:
+            await executor.load(ScriptedFarm().task(), TaskFiles(zipped(("train.py", LOADS))))
+    assert "LOADED [0, 1, 2, 3, 4, 5, 6, 7]" in failed.value.report.message
+    assert data_loaders.NOTE in lines
 
 
 READS = """
