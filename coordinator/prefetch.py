@@ -10,9 +10,10 @@ from coordinator.planning import Line, without_stray
 from coordinator.records import AssignmentRecord, SampleRange
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.stopping import evaluation_is_due, is_finished
+from protocol.aggregates import AggregateName
 from protocol.assignments import Kind
 from protocol.compression import CodecName
-from protocol.recipe import AggregateName, InnerState, Mode, OuterOptimizer, Recipe
+from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 from protocol.task_length import smallest_part
 from protocol.tasks import BlobRef
 

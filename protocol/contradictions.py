@@ -5,10 +5,11 @@ Apart from ``Recipe``'s own validators, because a ledger may hold a task of befo
 
 from __future__ import annotations
 
+from protocol.aggregates import votes_needed
 from protocol.compression import OF_VERSIONS
 from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
-from protocol.recipe import ROBUST_VOTES, AggregateName, DataOrder, Mode, PartSizes, Recipe
+from protocol.recipe import DataOrder, Mode, PartSizes, Recipe
 from protocol.task_length import global_steps
 from protocol.tasks import Dataset, Split
 
@@ -122,15 +123,16 @@ def _is_laid_out(recipe: Recipe, dataset: Dataset) -> bool:
 
 
 def _of_votes(recipe: Recipe, dataset: Dataset | None) -> str | None:
-    """Of one or two updates a robust aggregate is the mean: it would not be robust at all."""
-    if recipe.aggregate is AggregateName.MEAN:
-        return None
-    named = f'aggregate = "{recipe.aggregate}" bears a wrong update among {ROBUST_VOTES} or more'
+    """With fewer clients a robust aggregate would not bear what it promises."""
+    need = votes_needed(recipe.aggregate, recipe.byzantine)
+    liars = f" with byzantine = {recipe.byzantine}" if recipe.byzantine else ""
+    named = f'aggregate = "{recipe.aggregate}"{liars} needs {need} clients or more in each round'
     for name, least in (("min_clients", recipe.min_clients), ("init_min_clients", recipe.init_min_clients)):
-        if least is not None and least < ROBUST_VOTES:
-            return f"{named}, and {name} is {least}: make it {ROBUST_VOTES} or more"
-    if dataset is not None and (parts := _most_parts(recipe)) < ROBUST_VOTES:
-        return f"{named}, and a round has {parts} at most: raise round_samples, or lower batch_samples or part_samples"
+        if least is not None and least < need:
+            return f"{named}, and {name} is {least}: make it {need} or more"
+    if dataset is not None and (parts := _most_parts(recipe)) < need:
+        more = "raise round_samples, or lower batch_samples or part_samples"
+        return f"{named}, and a round has {parts} at most: {more}"
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
+from protocol.aggregates import AggregateName, unfit_for_aggregate
 from protocol.asynchronous import MOST_STALENESS, asynchronous_problem, with_stale_updates
 from protocol.bounds import (
     MAX_TAGS,
@@ -25,7 +26,7 @@ from protocol.bounds import (
     Threshold,
     Word,
 )
-from protocol.compression import SPARSE_CODECS, CodecName, CodecSpec
+from protocol.compression import CodecName, CodecSpec
 from protocol.control_variates import with_control_variates
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
@@ -103,21 +104,8 @@ class Precision(StrEnum):
     """float16 by autocast, with the loss scaled."""
 
 
-class AggregateName(StrEnum):
-    """What becomes of a round's updates, coordinate by coordinate."""
-
-    MEAN = "mean"
-    """Weighted by samples: what one machine would have computed. One wrong update can move it anywhere."""
-    MEDIAN = "median"
-    """One vote for each client: it holds as long as fewer than half are wrong."""
-    TRIMMED_MEAN = "trimmed_mean"
-    """One vote for each client, without the ``trim_share`` smallest and largest values."""
-
-
 SNAPSHOT_SECONDS: Final = 300.0
 """What an assignment may lose with its process. Shorter ones are never snapshot."""
-ROBUST_VOTES: Final = 3
-"""Of fewer updates median and trimmed mean are the plain mean."""
 
 
 def _rate_of(outer: dict[str, Any]) -> dict[str, OptionValue]:
@@ -168,10 +156,16 @@ class Recipe(Frozen):
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
     aggregate: AggregateName = AggregateName.MEAN
-    """How the updates of a round become one. Median and trimmed mean bear a few wrong or hostile updates."""
+    """How the updates of a round become one. All but the mean bear a few wrong or hostile clients."""
     trim_share: float = Field(default=0.0, ge=0, lt=0.5)
     """With trimmed_mean: this share of the updates, rounded up, is left out at either end of each coordinate's values.
-    It should be at least the share of updates that may be wrong."""
+    It should be at least the share of clients that may be wrong."""
+    byzantine: Count = 0
+    """With krum, multi_krum and bulyan: the most clients of a round that may be wrong, f. The first two need 2 f + 3
+    clients in each round, bulyan 4 f + 3."""
+    norm_bound: Threshold | None = None
+    """With norm_bounding and centered_clipping: the Euclidean norm that a client's update, or its difference to the
+    last aggregate, is cut down to; where absent, the round's (lower) median norm."""
     outer: OuterOptimizer = OuterOptimizer()
     schedule: NamedSchedule | None = None
     """The learning rate of the code's optimizer over the task; None is the code's own business."""
@@ -302,26 +296,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _aggregates(self) -> Recipe:
-        name = self.aggregate
-        if (name is AggregateName.TRIMMED_MEAN) != (self.trim_share > 0):
-            raise ValueError('aggregate = "trimmed_mean" and a trim_share, such as 0.2, need each other')
-        if name is AggregateName.MEAN:
-            return self
-        if self.inner_state is InnerState.CARRIED:
-            raise ValueError(
-                f'inner_state = "carried" is averaged, and aggregate = "{name}" is there because a mean can be spoilt '
-                'by one client: use inner_state = "kept" or "fresh"'
-            )
-        if self.max_staleness:
-            raise ValueError(
-                f'aggregate = "{name}" has no weights, and a late update needs one: leave out '
-                f"{'quorum_clients' if self.quorum_clients else 'buffer' if self.buffer else 'max_staleness'}"
-            )
-        if self.update_codec.name in SPARSE_CODECS:
-            raise ValueError(
-                f'aggregate = "{name}" needs each number from most clients, and update_codec {self.update_codec.name} '
-                "sends few: nearly all of the aggregate would be zero; use int8, or none"
-            )
+        if (why := unfit_for_aggregate(self)) is not None:
+            raise ValueError(why)
         return self
 
     def _unrepeatable(self) -> str | None:

@@ -22,12 +22,14 @@ from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
 from benchmarks.memory import measure as measure_memory
 from benchmarks.report import report, report_each, say, whole_numbers
 from benchmarks.resting import measure as measure_resting
+from benchmarks.robust import measure as measure_robust_memory
 from benchmarks.rounds import Case
 from benchmarks.rounds import measure as measure_rounds
 from benchmarks.scheduling import measure as measure_scheduling
 from benchmarks.spare import measure as measure_spare
 from benchmarks.starts import measure as measure_starts
 from benchmarks.transitions import measure as measure_transitions
+from protocol.aggregates import AggregateName
 from protocol.compression import OF_UPDATES, CodecName
 from protocol.recipe import Mode
 
@@ -89,6 +91,19 @@ def fold(
             for trim in sorted({(count - 1) // 2, count // 8})
         ]
     )
+
+
+@app.command()
+def robust(
+    aggregate: Annotated[
+        list[AggregateName] | None, typer.Option(help="An aggregate; each one when not given.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=3, help="Updates of a round.")] = 64,
+    params: Annotated[float, typer.Option(min=10, help="Parameters of each, in float32.")] = 1e7,
+    folder: Annotated[Path | None, typer.Option(help="A folder on the disk to use.")] = None,
+) -> None:
+    """Seconds and peak memory of each robust aggregate, read from files as the server does."""
+    report_each(measure_robust_memory(aggregate or (), rows, int(params), folder))
 
 
 @app.command()

@@ -7,12 +7,16 @@ implementation to it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from torch import Tensor
 
 from protocol.codecs import Reader
 from protocol.errors import FarmError
+
+CENTRE: Final = "centre."
+"""What the names of an aggregate's state begin with; an outer optimizer keeps nothing of that name."""
 
 
 class EmptyRound(FarmError):
@@ -28,8 +32,9 @@ class Aggregate(ABC):
 
     - The result MUST be the same to the bit for the same updates, folded in the same order.
     - Of an update ``fold`` MUST keep no more than its reader, and that only where ``reads_in_result`` is true.
-    - Memory MUST be that of one result, which is kept from round to round, and blocks of a size that does not depend on
-      how many elements the tensors have.
+    - Memory MUST be that of one result, which is kept from round to round, its ``state``, and blocks of a size that
+    does
+      not depend on how many elements the tensors have.
     - After an error of a reader the caller MUST ``reset``; any other error MUST leave the aggregate as it was.
     """
 
@@ -62,6 +67,19 @@ class Aggregate(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Drop all updates, and keep the memory. A new aggregate MUST behave as one that was reset."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resume needs besides, by ``centre.<parameter>``: nothing, unless it goes by rounds before.
+
+        The tensors are the live ones, and change with the next ``result``: write them before.
+        """
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  # most keep nothing
+        """Take up what ``state`` returned earlier; the tensors are taken over, not copied.
+
+        What another aggregate kept is no use to one that keeps nothing. Raises: LayoutMismatch for an unfit one.
+        """
 
     @property
     @abstractmethod

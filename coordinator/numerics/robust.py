@@ -12,7 +12,7 @@ Sources: Yin et al., arXiv:1803.01498 (both aggregates and their rates); Batcher
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -23,7 +23,7 @@ from coordinator.numerics.votes import Row, Vote, VotingAggregate
 from protocol.codecs import Scratch
 from protocol.codecs.decoder import chunks_of
 from protocol.compression import CodecSpec
-from protocol.tensors import Layout
+from protocol.tensors import Layout, TensorSpec
 
 _BLOCK_BYTES: Final = 2**21
 """Of all rows of a block together: they stay in the cache from the first step to the last."""
@@ -60,12 +60,18 @@ class TrimmedMean(VotingAggregate):
 
     def _settle(self, votes: Sequence[Vote]) -> None:
         for spec, out in self._results.items():
-            trim = self._borne(len(votes)) if spec.is_float else _most_trimmed(len(votes))
-            trimmed_mean(self._rows(votes, spec), out, trim, self._scratch)
+            self._settle_one(votes, spec, out)
 
-    def _borne(self, votes: int) -> int:
+    def _settle_one(self, votes: Sequence[Vote], spec: TensorSpec, out: Tensor) -> None:
+        trim = self._trim(len(votes)) if spec.is_float else _most_trimmed(len(votes))
+        trimmed_mean(self._rows(votes, spec), out, trim, self._scratch)
+
+    def _trim(self, votes: int) -> int:
         wanted = math.ceil(self._trim_share * votes - _ROUNDING)
         return min(wanted, _most_trimmed(votes))
+
+    def _borne(self, votes: int) -> int:
+        return self._trim(votes)
 
 
 class Median(TrimmedMean):
@@ -89,6 +95,21 @@ def trimmed_mean(rows: Sequence[Row | Tensor], out: Tensor, trim: int, scratch: 
     """
     if trim < 0 or 2 * trim >= len(rows):
         raise ValueError(f"{trim} values from either end of {len(rows)} leave nothing")
+    combined(rows, out, _average, trim=trim, scratch=scratch)
+
+
+def combined(
+    rows: Sequence[Row | Tensor],
+    out: Tensor,
+    combine: Callable[[list[Tensor], Tensor], None],
+    *,
+    trim: int = 0,
+    scratch: Scratch | None = None,
+) -> None:
+    """Have ``combine`` write what the ascending values of each coordinate become, block by block.
+
+    It is given a block's rows in order of rank, without the ``trim`` smallest and largest, and the block of ``out``.
+    """
     shared, dtype = scratch or Scratch(), rows[0].dtype
     for start, stop in chunks_of(out.numel(), _block_elements(len(rows), dtype)):
         block = shared.take("rows", (len(rows) + 1) * (stop - start), dtype).view(len(rows) + 1, -1)
@@ -96,7 +117,7 @@ def trimmed_mean(rows: Sequence[Row | Tensor], out: Tensor, trim: int, scratch: 
         for row, target in zip(rows, values, strict=True):
             _read(row, start, target)
         kept = _sorted(values, spare, trim)[trim : len(rows) - trim]
-        _average(kept, out[start:stop])
+        combine(kept, out[start:stop])
 
 
 def median(rows: Sequence[Row | Tensor], out: Tensor, scratch: Scratch | None = None) -> None:

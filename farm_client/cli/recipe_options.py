@@ -7,9 +7,10 @@ from typing import Annotated, Final
 
 import typer
 
+from protocol.aggregates import AggregateName
 from protocol.compression import CodecName
 from protocol.named_schedule import ScheduleName
-from protocol.recipe import AggregateName, DataOrder, Mode, PartSizes, Precision
+from protocol.recipe import DataOrder, Mode, PartSizes, Precision
 
 _RECIPE: Final = "Recipe"
 
@@ -79,7 +80,7 @@ class RecipeOptions:
         AggregateName | None,
         typer.Option(
             "--aggregate",
-            help="What updates become; a few wrong ones can't move median and trimmed_mean far.",
+            help="What updates become; a few wrong ones can move the mean alone far.",
             rich_help_panel=_RECIPE,
         ),
     ] = None
@@ -90,6 +91,23 @@ class RecipeOptions:
             min=0,
             max=0.49,
             help="With trimmed_mean: leave out this share of the updates at either end.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    byzantine: Annotated[
+        int | None,
+        typer.Option(
+            "--byzantine",
+            min=0,
+            help="With krum, multi_krum and bulyan: so many clients of a round may be wrong.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    norm_bound: Annotated[
+        float | None,
+        typer.Option(
+            "--norm-bound",
+            help="With norm_bounding and centered_clipping: cut updates down to this norm.",
             rich_help_panel=_RECIPE,
         ),
     ] = None
@@ -240,6 +258,8 @@ def changed_recipe(options: RecipeOptions) -> dict[str, object]:
             "buffer": options.buffer,
             "aggregate": options.aggregate,
             "trim_share": options.trim_share,
+            "byzantine": options.byzantine,
+            "norm_bound": options.norm_bound,
             "update_codec": options.update_codec,
             "weights_codec": options.weights_codec,
             "pipeline": options.pipeline,

@@ -53,6 +53,8 @@ class SubmitOptions(RecipeOptions):
             "pipeline": "no-pipeline",
             "buffer": "rounds",
             "trim_share": "none",
+            "byzantine": "0",
+            "norm_bound": "the round's median norm",
             "keep_best": "none",
             "patience": "none",
             "target": "none",

@@ -35,6 +35,8 @@ ROUND_FIELDS: Final = (
     "pipeline",
     "aggregate",
     "trim_share",
+    "byzantine",
+    "norm_bound",
     "update_codec",
     "weights_codec",
 )

@@ -11,12 +11,11 @@ from typing import ClassVar
 
 import torch
 
-from coordinator.numerics.aggregate import Aggregate
+from coordinator.numerics.aggregate import CENTRE, Aggregate
+from coordinator.numerics.aggregates import aggregate_of
 from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.inner_state import InnerStateMean, first_bad
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
-from coordinator.numerics.robust import Median, TrimmedMean
-from coordinator.numerics.weighted_mean import WeightedMean
 from farm_server.tensors.mapped_reader import MappedFileReader
 from farm_server.tensors.tensor_reader import FileReader
 from protocol.codecs import (
@@ -34,7 +33,7 @@ from protocol.codecs.checking import BadNumbers
 from protocol.compression import LOSSLESS, OF_VERSIONS, CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.inner_state import METADATA_KEY, Tree, as_json
-from protocol.recipe import AggregateName, InnerState, Recipe
+from protocol.recipe import InnerState, Recipe
 from protocol.tensors import Layout, parse_layout
 from protocol.zstd import wrap
 from storage.blob_batch import Chunk, size_of
@@ -62,17 +61,6 @@ class NewVersion:
     inner_state: list[Chunk] | None = None
 
 
-def aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
-    """Return a new aggregate, as the recipe has it, of updates of that layout."""
-    match recipe.aggregate:
-        case AggregateName.MEAN:
-            return WeightedMean(layout, recipe.update_codec)
-        case AggregateName.MEDIAN:
-            return Median(layout, recipe.update_codec)
-        case AggregateName.TRIMMED_MEAN:
-            return TrimmedMean(layout, recipe.update_codec, recipe.trim_share)
-
-
 @dataclass(frozen=True, slots=True)
 class _Update:
     """What ``TaskTensors.fold`` was given, where the aggregate reads it later."""
@@ -88,10 +76,10 @@ class TaskTensors:
 
     Later weights files get the first one's header, byte for byte, so that equal weights are equal files (the
     safetensors package writes metadata in random order).
-    Memory: weights, aggregate and optimizer state (a master copy of the weights where versions are sent as deltas),
-    and no second copy of any of them, neither to read nor to write. Where clients' states are carried, one of those,
-    and that of the version before while it is being written. An aggregate that reads all updates side by side
-    has them read piece by piece: maps of all of them would be memory that grows with the clients.
+    Memory: weights, aggregate (with what it keeps) and optimizer state (a master copy of the weights where versions
+    are sent as deltas), and no second copy of any of them, neither to read nor to write. Where clients' states are
+    carried, one of those, and that of the version before while it is being written. An aggregate that reads all
+    updates side by side has them read piece by piece: maps of all of them would be memory that grows with the clients.
     """
 
     def __init__(
@@ -109,10 +97,13 @@ class TaskTensors:
         self._outer = OuterStep(
             recipe.outer, self._weights, self._layout, publishes=whole, clipping=Clipping.of(recipe)
         )
+        self._aggregate = make_aggregate(recipe, self._layout)
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
-                self._outer.load(_read_all(reader))
-        self._aggregate = make_aggregate(recipe, self._layout)
+                state = _read_all(reader)
+            centre = {key: state.pop(key) for key in list(state) if key.startswith(CENTRE)}
+            self._aggregate.load(centre)
+            self._outer.load(state)
         carried = recipe.inner_state is InnerState.CARRIED
         self._inner = InnerStateMean() if carried else None
         self._waiting: list[_Update] = []
@@ -150,7 +141,7 @@ class TaskTensors:
         if (name := all_finite({spec.name: self._weights[spec.name] for spec in self._layout.returned})) is not None:
             raise Diverged(_diverged(f"{name!r} holds NaN or infinity"))
         weights: list[Chunk] = [self._lead, *(_raw(tensor) for tensor in self._weights.values())]
-        state = self._outer.state()
+        state = self._outer.state() | self._aggregate.state()
         return NewVersion(
             weights,
             list(tensor_file(state, {})) if state else None,

@@ -1,4 +1,4 @@
-"""What every aggregate must do. A new implementation joins by a line in ``MAKERS``, and one in ``BY_NUMPY``."""
+"""What every aggregate must do. A new implementation joins by a line in ``MAKERS``, and one in ``REFERENCES``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.numerics.aggregate import Aggregate, EmptyRound
-from coordinator.numerics.robust import Median, TrimmedMean
-from coordinator.numerics.weighted_mean import WeightedMean
+from coordinator.numerics.aggregates import aggregate_of
 from protocol.codecs import TORCH_DTYPES, Reader, TensorReader, decoder, encode
 from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.encoded import untouched_metadata
+from protocol.errors import LayoutMismatch
+from protocol.recipe import Recipe
 from protocol.tensors import Layout, Role, TensorSpec
+from tests.coordinator.numerics.aggregate_references import REFERENCES, Roles
 
-TRIM_SHARE: Final = 0.2
-MAKERS: Final[dict[str, Callable[[Layout, CodecSpec], Aggregate]]] = {
-    "mean": WeightedMean,
-    "median": Median,
-    "trimmed mean": lambda layout, codec: TrimmedMean(layout, codec, TRIM_SHARE),
+CHOSEN: Final[dict[str, dict[str, object]]] = {
+    "mean": {"aggregate": "mean"},
+    "median": {"aggregate": "median"},
+    "trimmed mean": {"aggregate": "trimmed_mean", "trim_share": 0.2},
+    "krum": {"aggregate": "krum", "byzantine": 1},
+    "multi-krum": {"aggregate": "multi_krum", "byzantine": 1},
+    "bulyan": {"aggregate": "bulyan", "byzantine": 1},
+    "geometric median": {"aggregate": "geometric_median"},
+    "centered clipping": {"aggregate": "centered_clipping"},
+    "norm bounding": {"aggregate": "norm_bounding"},
 }
+ENOUGH: Final = 7
+"""Votes of which none of them is only a median."""
+
+
+def _maker(chosen: dict[str, object]) -> Callable[[Layout, CodecSpec], Aggregate]:
+    recipe = Recipe.model_validate({"rounds": 1, **chosen})
+    return lambda layout, codec: aggregate_of(recipe.model_copy(update={"update_codec": codec}), layout)
+
+
+MAKERS: Final = {name: _maker(chosen) for name, chosen in CHOSEN.items()}
 BLOCK_BYTES: Final = 8 * 2**19
 """A chunk of float64: no tensor is read in larger pieces."""
 
@@ -52,6 +69,7 @@ RESULT_DTYPES: Final = {
     "w": torch.float32,
     "wide": torch.float64,
 }
+ROLES: Final = Roles(buffers=frozenset({"mean"}), counters=frozenset({"flag", "steps"}))
 PLAIN: Final = CodecSpec()
 Update = dict[str, torch.Tensor]
 
@@ -73,23 +91,8 @@ def bits(update: Update) -> dict[str, bytes]:
     return {name: tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, tensor in update.items()}
 
 
-def mean_by_numpy(stack: np.ndarray, samples: list[int], dtype: torch.dtype) -> np.ndarray:
-    return np.average(stack, axis=0, weights=samples) if dtype.is_floating_point else stack.max(axis=0)
-
-
-def median_by_numpy(stack: np.ndarray, _samples: list[int], dtype: torch.dtype) -> np.ndarray:
-    lower = np.sort(stack, axis=0)[(len(stack) - 1) // 2]
-    return np.median(stack, axis=0) if dtype.is_floating_point else lower
-
-
-def trimmed_by_numpy(stack: np.ndarray, samples: list[int], dtype: torch.dtype) -> np.ndarray:
-    if not dtype.is_floating_point:
-        return median_by_numpy(stack, samples, dtype)
-    trim = min(-(-len(stack) // 5), (len(stack) - 1) // 2)  # a fifth, rounded up
-    return np.sort(stack, axis=0)[trim : len(stack) - trim].mean(axis=0)
-
-
-BY_NUMPY: Final = {"mean": mean_by_numpy, "median": median_by_numpy, "trimmed mean": trimmed_by_numpy}
+def by_numpy(name: str, table: dict[str, np.ndarray], samples: list[int]) -> dict[str, np.ndarray]:
+    return REFERENCES[name](table, samples, ROLES)
 
 
 @pytest.fixture(params=MAKERS)
@@ -109,26 +112,30 @@ def test_it_is_what_numpy_computes_of_the_whole_stack(name: str, samples: list[i
     updates = [update_of(100 * seed + number) for number in range(len(samples))]
     found = aggregated(MAKERS[name](LAYOUT, PLAIN), updates, samples)
     assert {tensor: values.dtype for tensor, values in found.items()} == RESULT_DTYPES
+    table = {
+        spec.name: np.stack([(u[spec.name].double() if spec.is_float else u[spec.name]).numpy() for u in updates])
+        for spec in LAYOUT.returned
+    }
+    expected = by_numpy(name, table, samples)
     for spec in LAYOUT.returned:
         own = found[spec.name]
         assert own.shape == spec.shape
-        stack = np.stack([(u[spec.name].double() if spec.is_float else u[spec.name]).numpy() for u in updates])
-        np.testing.assert_allclose(
-            own.numpy(), BY_NUMPY[name](stack, samples, own.dtype), rtol=1e-5, atol=1e-5, err_msg=spec.name
-        )
+        np.testing.assert_allclose(own.numpy(), expected[spec.name], rtol=1e-5, atol=1e-5, err_msg=spec.name)
 
 
 @pytest.mark.parametrize("codec", [c for c in OF_UPDATES if c is not CodecName.NONE])
 def test_encoded_updates_count_as_their_decoded_values(name: str, make: Callable[..., Aggregate], codec) -> None:
     spec, by_name = CodecSpec(name=codec, block=64), {t.name: t for t in LAYOUT.tensors}
-    aggregate, samples = make(codec=spec), [3, 5, 4, 1, 2]
-    readers = [TensorReader(*encode(update_of(seed), LAYOUT, spec, None)) for seed in range(5)]
+    aggregate, samples = make(codec=spec), [3, 5, 4, 1, 2, 9, 6]
+    readers = [TensorReader(*encode(update_of(seed), LAYOUT, spec, None)) for seed in range(ENOUGH)]
     for reader, count in zip(readers, samples, strict=True):
         aggregate.fold(reader, count)
     found = aggregate.result()
-    for tensor in ("w", "b16", "wide", "mean"):
-        stack = np.stack([decoder(reader, by_name[tensor], spec).decode().double().numpy() for reader in readers])
-        expected = BY_NUMPY[name](stack, samples, torch.float64)
+    table = {
+        tensor: np.stack([decoder(reader, by_name[tensor], spec).decode().double().numpy() for reader in readers])
+        for tensor in ("w", "b16", "wide", "mean")
+    }
+    for tensor, expected in by_numpy(name, table, samples).items():
         np.testing.assert_allclose(found[tensor].numpy(), expected, rtol=1e-5, atol=1e-5, err_msg=tensor)
     assert {tensor: values.dtype for tensor, values in found.items()} == RESULT_DTYPES
 
@@ -138,9 +145,11 @@ def test_encoded_updates_count_as_their_decoded_values(name: str, make: Callable
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_same_updates_give_the_same_bits(name: str, count: int, seed: int) -> None:
     updates, samples = [update_of(seed + number) for number in range(count)], list(range(1, count + 1))
-    used = MAKERS[name](LAYOUT, PLAIN)
+    used, resumed = MAKERS[name](LAYOUT, PLAIN), MAKERS[name](LAYOUT, PLAIN)
     aggregated(used, [update_of(1000)], [7])
-    assert bits(aggregated(used, updates, samples)) == bits(aggregated(MAKERS[name](LAYOUT, PLAIN), updates, samples))
+    resumed.load({key: tensor.clone() for key, tensor in used.state().items()})
+    assert bits(aggregated(used, updates, samples)) == bits(aggregated(resumed, updates, samples))
+    assert bits(used.state()) == bits(resumed.state())
 
 
 def test_what_all_updates_agree_on_in_a_buffer_stays_as_it_is(make: Callable[..., Aggregate]) -> None:
@@ -219,15 +228,27 @@ class Metered:
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_updates_are_read_in_blocks_whose_size_has_a_bound(make: Callable[..., Aggregate], dtype: str) -> None:
-    layout = Layout((TensorSpec("w", dtype, (700_000,)),))
-    aggregate, pieces = make(layout), []
-    updates = [update_of(seed, layout) for seed in range(3)]
+    elements = 90_000 if make().reads_in_result else 700_000
+    layout = Layout((TensorSpec("w", dtype, (elements,)),))
+    aggregate, updates = make(layout), [update_of(seed, layout) for seed in range(ENOUGH)]
+    pieces: list[list[int]] = [[] for _ in updates]
+    for update, own in zip(updates, pieces, strict=True):
+        aggregate.fold(Metered(update, own), 2)
+    found = bits(aggregate.result())
+    for update, own in zip(updates, pieces, strict=True):
+        assert sum(own) % update["w"].nbytes == 0  # each byte, once or as often as it takes
+        assert max(own) <= BLOCK_BYTES
+    assert found == bits(aggregated(make(layout), updates, [2] * ENOUGH))
+
+
+def test_coordinate_by_coordinate_one_pass_will_do(name: str, make: Callable[..., Aggregate]) -> None:
+    layout, pieces = Layout((TensorSpec("w", "F32", (1000,)),)), list[int]()
+    aggregate, updates = make(layout), [update_of(seed, layout) for seed in range(ENOUGH)]
     for update in updates:
         aggregate.fold(Metered(update, pieces), 2)
-    found = bits(aggregate.result())
-    assert sum(pieces) == sum(update["w"].nbytes for update in updates)  # each byte once
-    assert max(pieces) <= BLOCK_BYTES
-    assert found == bits(aggregated(make(layout), updates, [2, 2, 2]))
+    aggregate.result()
+    most = {"mean": 1, "median": 1, "trimmed mean": 1, "geometric median": 18}.get(name, 2)
+    assert sum(pieces) <= most * sum(update["w"].nbytes for update in updates)
 
 
 def untouched_after(aggregate: Aggregate, reports: list[list[str]]) -> frozenset[str]:
@@ -249,10 +270,22 @@ def test_untouched_is_what_no_update_touches(make: Callable[..., Aggregate]) -> 
     assert untouched_after(aggregate, [["w"], ["w", "wide"]]) == {"w"}
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed mean"])
+def test_a_state_of_another_layout_is_refused_and_one_of_another_aggregate_is_no_use(
+    name: str, make: Callable[..., Aggregate]
+) -> None:
+    aggregate, kept = make(), {"centre.w": torch.ones(3)}
+    if name == "centered clipping":
+        with pytest.raises(LayoutMismatch, match=r"'centre\.w'"):
+            aggregate.load(kept)
+    else:
+        aggregate.load(kept)
+        assert aggregate.state() == {}
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "mean"])
 def test_too_few_to_count_do_not_make_a_parameter_touched(name: str) -> None:
     aggregate = MAKERS[name](LAYOUT, PLAIN)
-    most_liars = {"median": 2, "trimmed mean": 1}[name]
+    most_liars = {"trimmed mean": 1, "krum": 1, "multi-krum": 1}.get(name, 2)  # of five bulyan is the median
     for liars in range(6):
         untouched = untouched_after(aggregate, [["w"]] * (5 - liars) + [[]] * liars)
         assert untouched == ({"w"} if liars <= most_liars else frozenset())

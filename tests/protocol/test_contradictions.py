@@ -65,6 +65,37 @@ def test_a_robust_aggregate_needs_three_votes(fields: dict[str, Any], said: str 
     assert contradiction(Recipe(rounds=1, **fields), HELD_OUT) is None
 
 
+@pytest.mark.parametrize(
+    ("aggregate", "byzantine", "need"), [("krum", 1, 5), ("multi_krum", 2, 7), ("bulyan", 1, 7), ("bulyan", 2, 11)]
+)
+def test_who_counts_liars_needs_so_many_clients(aggregate: str, byzantine: int, need: int) -> None:
+    fields = {"rounds": 1, "aggregate": aggregate, "byzantine": byzantine, "round_samples": 1024}
+    why = contradiction(Recipe.model_validate(fields | {"min_clients": need - 1}), HELD_OUT) or ""
+    assert f"with byzantine = {byzantine} needs {need} clients or more in each round" in why
+    assert contradiction(Recipe.model_validate(fields | {"min_clients": need}), HELD_OUT) is None
+    few = Recipe.model_validate(fields | {"min_clients": need, "round_samples": 32 * (need - 1)})
+    assert f"a round has {need - 1} at most" in (contradiction(few, HELD_OUT) or "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"aggregate": "krum"}, "byzantine"),
+        ({"aggregate": "bulyan", "byzantine": 0}, "byzantine"),
+        ({"aggregate": "median", "byzantine": 1}, "need each other"),
+        ({"byzantine": 1}, "need each other"),
+        ({"aggregate": "krum", "byzantine": 1, "norm_bound": 1.0}, "norm_bound is for"),
+        ({"norm_bound": 1.0}, "norm_bound is for"),
+        ({"aggregate": "norm_bounding", "norm_bound": 0.0}, "norm_bound"),
+        ({"aggregate": "geometric_median", "max_staleness": 1}, "leave out max_staleness"),
+        ({"aggregate": "centered_clipping", "inner_state": "carried"}, "a mean can be spoilt"),
+    ],
+)
+def test_what_an_aggregate_lacks_or_cannot_use_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate({"rounds": 1, "min_clients": 7, **fields})
+
+
 @pytest.mark.parametrize("robust", [{"aggregate": "median"}, {"aggregate": "trimmed_mean", "trim_share": 0.1}])
 @pytest.mark.parametrize(
     ("fields", "said"),

@@ -13,8 +13,9 @@ from functools import lru_cache
 from itertools import accumulate
 
 from coordinator.records import SampleRange
+from protocol.aggregates import AggregateName
 from protocol.digests import digest_bytes
-from protocol.recipe import AggregateName, Recipe
+from protocol.recipe import Recipe
 from protocol.tasks import BlobRef
 
 _SPREAD = 0x9E3779B97F4A7C15

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
+from protocol.aggregates import ROBUST_VOTES, AggregateName
 from protocol.maps import MapPlan
-from protocol.recipe import ROBUST_VOTES, AggregateName, Recipe, Requirements
+from protocol.recipe import Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import Dataset, Split, TaskSpec

@@ -22,7 +22,8 @@ from farm_client.sdk.watching.formatting import (
     format_value,
 )
 from farm_client.sdk.watching.tables import FittingTable
-from protocol.recipe import AggregateName, Recipe, Requirements
+from protocol.aggregates import described
+from protocol.recipe import Recipe, Requirements
 from protocol.resources import LinkFigures, Resources
 from protocol.rest import CheckpointView, ClientView, RoundView, ShardBook, TaskDetail, TaskView
 from protocol.tasks import Split
@@ -135,13 +136,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
 
 def _recipe_line(recipe: Recipe) -> str:
     said = f"{recipe.mode}, {counted(recipe.round_samples, 'sample')} a round, {recipe.batch_samples} a batch"
-    match recipe.aggregate:
-        case AggregateName.MEAN:
-            return said
-        case AggregateName.MEDIAN:
-            return f"{said}, median of the updates"
-        case AggregateName.TRIMMED_MEAN:
-            return f"{said}, mean of the updates without {recipe.trim_share:.0%} at either end"
+    return f"{said}, {one}" if (one := described(recipe)) else said
 
 
 def _needs_line(needs: Requirements) -> str:

@@ -11,10 +11,11 @@ import pytest
 from farm_client.cli.submit_options import SubmitOptions, describe_task
 from farm_client.sdk.recipe_files import WHEN, Preset, find_preset, presets, read_recipe
 from farm_client.sdk.task_file import LASTING, Given, merge_settings
+from protocol.aggregates import AggregateName
 from protocol.compression import CodecName
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask, NotFound
-from protocol.recipe import AggregateName, DataOrder, InnerState, Mode, Recipe
+from protocol.recipe import DataOrder, InnerState, Mode, Recipe
 
 PRESETS = presets()
 

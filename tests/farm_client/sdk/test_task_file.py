@@ -8,10 +8,11 @@ import pytest
 
 from farm_client.cli.submit import describe_submission
 from farm_client.cli.submit_options import SubmitOptions, describe_task
+from protocol.aggregates import AggregateName
 from protocol.compression import CodecName, CodecSpec
 from protocol.errors import InvalidTask
 from protocol.named_schedule import NamedSchedule, ScheduleName
-from protocol.recipe import AggregateName, InnerState, Mode
+from protocol.recipe import InnerState, Mode
 from protocol.sandbox import Rung
 
 FILE = """
@@ -210,7 +211,10 @@ def test_the_submission_says_who(folder):
         ("recipe = 5", "put 'recipe' into a table"),
         ("a = " + "[" * 10_000, "is not TOML"),
         ("[recipe]\nrounds = 1\nmode = 'gradients'\nmax_staleness = 1", "are for weights mode"),
-        ("[recipe]\nrounds = 1\naggregate = 'mode'", "aggregate: Input should be 'mean', 'median' or 'trimmed_mean'"),
+        (
+            "[recipe]\nrounds = 1\naggregate = 'mode'",
+            "aggregate: Input should be 'mean', 'median', 'trimmed_mean', 'krum'",
+        ),
         ("[recipe]\nrounds = 1\naggregate = 'trimmed_mean'", "and a trim_share, such as 0.2, need each other"),
         ("[recipe]\nrounds = 1\naggregate = 'median'", "min_clients is 1: make it 3 or more"),
         ("[recipe]\nrounds = 1\nschedule = 'cosin'", "schedule.name: Input should be 'constant', 'linear'"),

@@ -64,6 +64,29 @@ def test_a_robust_aggregate_reads_updates_at_the_commit_and_leaves_the_liar_out(
     np.testing.assert_allclose(model.values(bench.weights[-1]), -2 * step)
 
 
+def test_the_parts_of_one_client_are_one_vote(bench):
+    bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, aggregate="median"))
+    bench.open()
+    for value, samples, client in ((1.0, 1, "a"), (2.0, 3, "b"), (-1e20, 50, "liar"), (-1e20, 50, "liar")):
+        bench.fold(model.update(value), samples, client=client)
+    bench.commit()
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -1.0)
+
+
+def test_the_centre_of_clipping_is_a_part_of_the_checkpoint(bench):
+    recipe = Recipe(rounds=3, min_clients=3, aggregate="centered_clipping", outer={"options": {"lr": 1.0}})
+    bench.start_from(model.weights(), recipe)
+    for number, restarts in enumerate((False, True)):
+        if restarts:
+            bench.aggregator.release_task(ReleaseTask("t"))
+        bench.open(number)
+        for value in (1.0, 2.0, 9.0):
+            bench.fold(model.update(value), number=number)
+        bench.commit(number)
+    # from 0: (1 + 2 + 2) / 3, cut to the norm of 2; from there, to the distance of 2 / 3: (1 + 2 + 7 / 3) / 3
+    np.testing.assert_allclose(model.values(bench.weights[-1]), -(5 / 3 + 16 / 9), rtol=1e-6)
+
+
 @pytest.mark.parametrize("chosen", ROBUST)
 def test_a_dropped_round_leaves_no_vote(bench, chosen):
     bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, **chosen))
