@@ -53,6 +53,20 @@ def test_a_submission_that_cannot_work(farm, tmp_path, code, rows, said):
     assert len(farm.api.tasks()) == before
 
 
+def test_a_module_that_no_volunteer_has_is_named_to_all_and_nobody_is_blamed(farm, tmp_path):
+    task_id = farm.submit(*write_task(tmp_path, GOOD), "--module", "aifarm_nowhere")
+    lack = "No module named 'aifarm_nowhere'"
+    names = [volunteer.name for volunteer in farm.volunteers]
+    farm.wait_until(lambda: farm.api.task(task_id).task.why.count(lack) == len(names), "all volunteers said so")
+    researchers, operators = farm.run("why", task_id).stdout, [event.message for event in farm.api.events(task_id)]
+    for volunteer in farm.volunteers:
+        assert f"{volunteer.name} lacks what the task imports: {lack}" in researchers
+        assert f"{volunteer.name}: missing_module: {lack}" in operators
+        assert f"train: {lack}; install it here and join again" in volunteer.log.read_text()
+    assert farm.run("cancel", task_id).exit_code == 0
+    assert [(client.name, client.failed) for client in farm.api.clients() if client.failed] == []
+
+
 @pytest.mark.parametrize(("code", "said"), [(WRONG_SHAPE, "line 7"), (NAN, "loss is nan")])
 def test_code_that_fails_on_the_volunteers_fails_its_task_with_the_reason(farm, tmp_path, code, said):
     task_id = farm.submit(*write_task(tmp_path, code), "--no-check")

@@ -262,6 +262,14 @@ def is_of_this_machine(problem: Error | Reject) -> bool:
     return isinstance(problem, Error) and problem.scope is not Scope.NOBODY and problem.code != LacksModule.code
 
 
+def shown(assign: Assign, problem: Error | Reject) -> str:
+    """Return what this machine's owner is told of an assignment that came to nothing."""
+    told = f"{assign.task.name}: {problem.message}"
+    if isinstance(problem, Error) and problem.code == LacksModule.code:
+        return f"{told}; install it here and join again to take part, others are asked meanwhile"
+    return told
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, the machine's or the accelerator's."""
     code = error.report.code if isinstance(error, ExecutorFailed) else None

@@ -25,7 +25,7 @@ from farm_client.agent.work.acceptance import Acceptance, Moment
 from farm_client.agent.work.active_assignments import ActiveAssignments
 from farm_client.agent.work.deliveries import Deliveries, UploadPlaces
 from farm_client.agent.work.disk_shortage import DiskShortage
-from farm_client.agent.work.held_assignment import Held, is_of_this_machine
+from farm_client.agent.work.held_assignment import Held, is_of_this_machine, shown
 from farm_client.agent.work.job import Job, Tools
 from farm_client.agent.work.job_runner import JobRunner
 from farm_client.agent.work.pauses import Pauses
@@ -284,7 +284,7 @@ class Worker:
 
     def _give_up(self, assign: Assign, problem: Error | Reject) -> None:
         self._outgoing.tell(problem)
-        self._around.display.note_on(assign, f"{assign.task.name}: {problem.message}")
+        self._around.display.note_on(assign, shown(assign, problem))
         self._report_ready()
 
     def _free_slot(self, job: Job) -> None:
