@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 from coordinator.commands import OpenRound
 from coordinator.containment import contained
 from coordinator.credit import entry_of
+from coordinator.data_parts import sizes_of_parts
 from coordinator.deltas import forget_deltas
 from coordinator.durability import roll_back
 from coordinator.events import CheckpointDamaged
@@ -21,7 +22,7 @@ from coordinator.late_updates import drop_all_late
 from coordinator.lifecycle import AssignmentState, TaskState, move_assignment
 from coordinator.maps import reopen_map
 from coordinator.pipelining import drop_all_ahead
-from coordinator.planning import count_samples, cut, fixed_parts
+from coordinator.planning import count_samples, cut
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange, Snapshot
 from coordinator.round_plan import plan_round
 from coordinator.rounds import abandon
@@ -143,7 +144,7 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     mine = [a for a in held if (a.task_id, a.attempt, a.kind) == opening and a.position < interrupted.samples]
     mine = [a for a in mine if a.client_id in turn.farm.clients]  # who was removed brings nothing any more
     recipe = run.record.spec.recipe
-    fixed = fixed_parts(plan.ranges, recipe, Kind.TRAIN) if recipe.parts is PartSizes.FIXED else []
+    fixed = sizes_of_parts(plan.ranges, run.record.spec, Kind.TRAIN) if recipe.parts is PartSizes.FIXED else []
     parts = _parts(plan.ranges, mine, turn.now + turn.settings.return_seconds, fixed)
     pieces = {part.position: part.ranges for part in parts}
     if any(pieces[a.position] != a.ranges for a in mine):  # late updates changed what the round consists of

@@ -13,6 +13,7 @@ from math import isfinite
 
 from coordinator.commands import CommitRound, DropRound, Fold, OpenRound
 from coordinator.credit import credited, entry_of
+from coordinator.data_parts import sizes_of_parts
 from coordinator.deltas import keep_delta
 from coordinator.durability import become_volatile
 from coordinator.early_stopping import out_of_time
@@ -22,7 +23,7 @@ from coordinator.in_flight import Part
 from coordinator.late_updates import drop_all_late, drop_stale, join_round, outstanding
 from coordinator.offers import bury, cancel, clear_up, discard, offer
 from coordinator.pipelining import announce, drop_all_ahead, take_up
-from coordinator.planning import by_affinity, count_samples, cut, fixed_parts, samples_at_hand, share_quantum, shares
+from coordinator.planning import by_affinity, count_samples, cut, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
@@ -115,7 +116,7 @@ def _part_out_fixed(
 ) -> None:
     """Offer the recipe's parts, one to each client; the others wait for their turn."""
     kind = Kind.TRAIN if run.step is None else run.step.kind
-    _offer_or_wait(turn, run, clients, _in_parts(ranges, fixed_parts(ranges, run.record.spec.recipe, kind), position))
+    _offer_or_wait(turn, run, clients, _in_parts(ranges, sizes_of_parts(ranges, run.record.spec, kind), position))
 
 
 def part_out_equally(

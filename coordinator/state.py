@@ -12,6 +12,7 @@ from typing import Final
 
 from coordinator.breaker import Breaker
 from coordinator.credit import FlopFigures
+from coordinator.data_parts import take_of_parts
 from coordinator.durability import Volatile
 from coordinator.epoch import epoch_order, in_stretches, take
 from coordinator.evidence import Evidence
@@ -318,9 +319,11 @@ class TaskRun:
     def take(self, cursor: int, count: int, stripe_shards: int) -> tuple[SampleRange, ...]:
         """Return samples ``cursor`` to ``cursor + count`` of the present epoch, fewer at its end.
 
-        Those that are read in order come stretch by stretch.
+        Those that are read in order come stretch by stretch, those of a split part by part.
         """
-        recipe = self.record.spec.recipe
+        recipe, dataset = self.record.spec.recipe, self.record.spec.dataset
+        if dataset.parts:
+            return take_of_parts(dataset, self.order(), cursor, count, stripe_shards)
         if recipe.order is not DataOrder.SEQUENTIAL:
             return take(self.order(), cursor, count, stripe_shards)
         ranges = take(self.order(), cursor, count, recipe.min_clients)

@@ -27,6 +27,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
         or _of_samples(recipe, dataset)
         or (_of_order(recipe, dataset) if dataset is not None else None)
         or _of_votes(recipe, dataset)
+        or (_of_split(recipe, dataset) if dataset is not None else None)
     )
 
 
@@ -107,6 +108,14 @@ def _of_order(recipe: Recipe, dataset: Dataset) -> str | None:
     if _is_laid_out(recipe, dataset):
         return None
     return "the data was laid out for other batch_samples or min_clients, or in no order: submit it with these"
+
+
+def _of_split(recipe: Recipe, dataset: Dataset) -> str | None:
+    if (recipe.split is None) == (not dataset.parts):
+        return None
+    if recipe.split is None:
+        return "the data was dealt to virtual clients: add the split that it was dealt by, or submit it anew"
+    return "the data was not dealt to virtual clients: submit it with its split"
 
 
 def _is_laid_out(recipe: Recipe, dataset: Dataset) -> bool:

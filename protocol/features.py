@@ -36,6 +36,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "clipping": _clips,
         "control_variates": lambda spec: spec.recipe.scaffold_clients > 0,
         "continued_tasks": lambda spec: spec.continues is not None,
+        "data_split": lambda spec: bool(spec.dataset.parts),
         "early_stopping": _stops_early,
         "epoch_end": lambda spec: spec.epoch_end,
         "frozen_apart": lambda spec: spec.frozen is not None,

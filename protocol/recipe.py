@@ -28,6 +28,7 @@ from protocol.bounds import (
 )
 from protocol.compression import CodecName, CodecSpec
 from protocol.control_variates import with_control_variates
+from protocol.data_split import MOST_PARTS, SplitName, split_problem, with_split_parts
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
@@ -155,6 +156,11 @@ class Recipe(Frozen):
     """How a round is parted among clients; in fixed parts where the order is sequential."""
     part_samples: Positive | None = None
     """With fixed parts: samples of each; where absent, as many parts as ``min_clients``."""
+    split: SplitName | None = None
+    """How rows are dealt to virtual clients, for research (``protocol.data_split``); each round has a part of each."""
+    split_parts: int | None = Field(default=None, ge=1, le=MOST_PARTS)
+    split_alpha: Threshold | None = None
+    split_by: TensorName | None = None
     aggregate: AggregateName = AggregateName.MEAN
     """How the updates of a round become one. All but the mean bear a few wrong or hostile clients."""
     trim_share: float = Field(default=0.0, ge=0, lt=0.5)
@@ -238,7 +244,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _reads_older_recipes(cls, recipe: Any) -> Any:
-        return with_stale_updates(with_control_variates(with_equal_parts(with_inner_state(recipe))))
+        return with_stale_updates(with_control_variates(with_split_parts(with_equal_parts(with_inner_state(recipe)))))
 
     patience: Positive | None = None
     """Stop after so many evaluations in which the metric of ``keep_best`` was no better than its best."""
@@ -264,6 +270,8 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _waits_for_nobody(self) -> Recipe:
         if (why := asynchronous_problem(self, averages_weights=self.mode is Mode.WEIGHTS)) is not None:
+            raise ValueError(why)
+        if (why := split_problem(self)) is not None:
             raise ValueError(why)
         return self
 

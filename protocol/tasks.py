@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
@@ -30,6 +30,7 @@ from protocol.bounds import (
     Word,
 )
 from protocol.compression import CodecSpec
+from protocol.data_split import MOST_PARTS, DataPart
 from protocol.digests import Digest, digest_bytes
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
@@ -153,6 +154,8 @@ class Dataset(Frozen):
 
     kind: Literal["files", "code"]
     shards: tuple[Shard, ...] = Field(max_length=MAX_SHARDS)
+    parts: tuple[DataPart, ...] = Field(default=(), max_length=MOST_PARTS)
+    """The virtual clients of a split, which have the training shards in turn."""
 
     def of(self, split: Split) -> tuple[Shard, ...]:
         """Return the shards of one split, in order of index."""
@@ -183,9 +186,27 @@ class Dataset(Frozen):
             raise ValueError("the data set is empty: there is no training sample")
         if sum(s.samples for s in self.shards) > MAX_COUNT:
             raise ValueError(f"the data set has over {MAX_COUNT} samples")
+        if self.parts and not self._is_split():
+            raise ValueError("the parts of a split have the first shards, all of them for training, with their samples")
         if self.kind == "files" and any(s.blob is None for s in self.shards):
             raise ValueError("each shard of a file data set needs its blob")
         return self
+
+    def _is_split(self) -> bool:
+        train, ends = self.of(Split.TRAIN), list(accumulate((part.shards for part in self.parts), initial=0))
+        return (
+            train == self.shards[: len(train)]
+            and ends[-1] == len(train)
+            and all(
+                part.samples == sum(shard.samples for shard in train[start:stop])
+                for part, start, stop in zip(self.parts, ends, ends[1:], strict=False)
+            )
+        )
+
+    @cached_property
+    def part_of_shard(self) -> Sequence[int]:
+        """Return which part of the split each training shard is in, by index."""
+        return [number for number, part in enumerate(self.parts) for _ in range(part.shards)]
 
 
 class Footprint(Frozen):

@@ -14,6 +14,7 @@ from farm_client.cli.recipe_options import RecipeOptions, changed_recipe, said
 from farm_client.data.text import DEFAULT_ROW_BYTES
 from farm_client.sdk.submission import GRADIENT_BATCHES, MAX_ROUND_SAMPLES
 from farm_client.sdk.task_file import DEFAULT_ROUNDS, Given, TaskFile, merge_settings, usual_settings
+from protocol.data_split import SplitName
 from protocol.recipe import Recipe
 from protocol.sandbox import Rung
 
@@ -64,6 +65,11 @@ class SubmitOptions(RecipeOptions):
             "schedule": "none, or that of the code",
             "warmup": "none",
             "order": "shuffled",
+            "recipe": "none",
+            "split": "none",
+            "split_parts": "none",
+            "split_alpha": "none",
+            "split_by": "none, or the data files",
             "compile": "no-compile",
         }
     )
@@ -166,6 +172,34 @@ class SubmitOptions(RecipeOptions):
         float | None,
         typer.Option("--epochs", min=0, help="Stop after so many passes over the data.", rich_help_panel=_RECIPE),
     ] = None
+    split: Annotated[
+        SplitName | None,
+        typer.Option(
+            "--split",
+            help="For research: deal rows to virtual clients; a round has a part of each.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    split_parts: Annotated[
+        int | None,
+        typer.Option("--split-parts", min=1, metavar="N", help="To so many, as many to each.", rich_help_panel=_RECIPE),
+    ] = None
+    split_alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--split-alpha",
+            min=0,
+            metavar="A",
+            help="With dirichlet: 100 is nearly IID, 0.1 a label or two for each.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by", metavar="COLUMN", help="The labels of dirichlet, or the sources.", rich_help_panel=_RECIPE
+        ),
+    ] = None
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Only clients with this tag.", rich_help_panel=_NEEDS)
     ] = None
@@ -199,7 +233,15 @@ def describe_task(options: SubmitOptions) -> TaskFile:
 
 def recipe_of(options: SubmitOptions) -> dict[str, object]:
     """Return the recipe's fields that the command line gives."""
-    return said({"rounds": options.rounds, "epochs": options.epochs}) | changed_recipe(options)
+    own: dict[str, object] = {
+        "rounds": options.rounds,
+        "epochs": options.epochs,
+        "split": options.split,
+        "split_parts": options.split_parts,
+        "split_alpha": options.split_alpha,
+        "split_by": options.split_by,
+    }
+    return said(own) | changed_recipe(options)
 
 
 def requirements_of(options: SubmitOptions) -> dict[str, object]:

@@ -46,7 +46,8 @@ class Chain:
 
     def __init__(self, files: Sequence[Path], sources: Sequence[RowSource]) -> None:
         """Raises: DataError naming the first file whose columns differ from the first file's."""
-        self._sources = sources
+        self.files = files
+        self.sources = sources
         self.columns = sources[0].columns
         for file, source in zip(files, sources, strict=True):
             if set(source.columns) != set(self.columns):
@@ -57,7 +58,7 @@ class Chain:
 
     def blocks(self, rows: int) -> Iterator[Block]:
         """Read all rows in order, in blocks of at most ``rows``."""
-        for source in self._sources:
+        for source in self.sources:
             yield from source.blocks(rows)
 
 

@@ -64,8 +64,8 @@ def plan_shards(rows: int, size_bytes: int, holdout: float) -> list[PlannedShard
     """
     train, held = split_rows(rows, holdout)
     row_bytes = size_bytes / rows
-    sizes = _sizes(train, row_bytes, MIN_TRAIN_SHARDS)
-    kept = _sizes(held, row_bytes, MIN_HOLDOUT_SHARDS)
+    sizes = sizes_of_shards(train, row_bytes, MIN_TRAIN_SHARDS)
+    kept = sizes_of_shards(held, row_bytes, MIN_HOLDOUT_SHARDS)
     return [PlannedShard(Split.TRAIN, n) for n in sizes] + [PlannedShard(Split.HOLDOUT, n) for n in kept]
 
 
@@ -126,7 +126,8 @@ def blob_of(path: Path) -> BlobRef:
     return BlobRef(digest=new_hasher().update_mmap(path).hexdigest(), size_bytes=path.stat().st_size)
 
 
-def _sizes(rows: int, row_bytes: float, at_least: int) -> list[int]:
+def sizes_of_shards(rows: int, row_bytes: float, at_least: int) -> list[int]:
+    """Return the sizes of as many shards as so many rows of so many bytes make: they differ by one at most."""
     if rows == 0:
         return []
     wanted = max(at_least, math.ceil(rows * row_bytes / SHARD_BYTES))

@@ -25,6 +25,7 @@ SERVER_ROUND_SECONDS: Final = 0.02
 """What a tiny round takes where there is no distance: 46 rounds/s of 1e5 parameters, by ``benchmarks rounds``."""
 ROUND_FIELDS: Final = (
     "round_samples",
+    "split",
     "outer",
     "inner_state",
     "quorum",

@@ -20,6 +20,7 @@ from farm_client.executor.rehearsal_records import RehearsalReport
 from farm_client.sdk.base_folder import base_blobs, read_base
 from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.check import Trial, folder_of, run_trial
+from farm_client.sdk.data_split import split_of
 from farm_client.sdk.default_mode import (
     LinkEstimate,
     ModeChoice,
@@ -302,7 +303,9 @@ def _sharded(
     rows = (report.rows or 0) if source is None else source.rows
     size_bytes = rows * CODE_ROW_BYTES if source is None else source.size_bytes
     stretches = stretches_of(submission.recipe, rows, size_bytes, submission.holdout)
-    plan = plan_shards(rows, size_bytes, submission.holdout) if stretches is None else stretches.shards()
+    split = split_of(submission.recipe, source, submission.holdout)
+    laid_out = split or stretches
+    plan = plan_shards(rows, size_bytes, submission.holdout) if laid_out is None else laid_out.shards()
     if source is None:
         return Dataset(kind="code", shards=tuple(_ranges(plan))), {}
     shards_dir = folder / "shards"
@@ -313,9 +316,9 @@ def _sharded(
         shards_dir,
         submission.recipe.seed,
         lambda done, rows: tell("sharding", done, rows),
-        shard_of=None if stretches is None else stretches.shard_of,
+        shard_of=None if laid_out is None else laid_out.shard_of,
     )
-    return Dataset(kind="files", shards=tuple(shards)), dict(files)
+    return Dataset(kind="files", shards=tuple(shards), parts=() if split is None else split.parts), dict(files)
 
 
 def _ranges(plan: list[PlannedShard]) -> list[Shard]:

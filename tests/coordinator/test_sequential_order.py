@@ -116,7 +116,11 @@ def held_by(volunteers: list[Volunteer]) -> list[list[tuple[int, int, int]]]:
     )
 
 
-@pytest.mark.parametrize("recipe", [{"order": "sequential"}, {"parts": PartSizes.FIXED}], ids=["in order", "fixed"])
+@pytest.mark.parametrize(
+    "recipe",
+    [{"order": "sequential"}, {"parts": PartSizes.FIXED}, {"split": "iid", "split_parts": 4}],
+    ids=["in order", "fixed", "split"],
+)
 def test_fixed_parts_stay_apart_when_the_server_comes_back(recipe: dict[str, object]) -> None:
     """One client held on to its part; those of the others are free, and are still three."""
     farm = Simulation()

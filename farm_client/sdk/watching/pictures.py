@@ -21,6 +21,7 @@ from farm_client.sdk.watching.formatting import (
     format_short_age,
     format_value,
 )
+from farm_client.sdk.watching.split_lines import split_lines
 from farm_client.sdk.watching.tables import FittingTable
 from protocol.aggregates import described
 from protocol.recipe import Recipe, Requirements
@@ -109,6 +110,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
             f"{counted(spec.dataset.samples(Split.TRAIN), 'sample')} to train on, "
             f"{spec.dataset.samples(Split.HOLDOUT):,} held out, {counted(len(spec.dataset.shards), 'shard')}",
         ),
+        *([("split", Text("\n".join(split_lines(spec))))] if spec.dataset.parts else []),
         (
             "progress",
             f"round {task.round} of {task.rounds_total}, epoch {task.epoch}, {counted(task.samples_done, 'sample')}",
