@@ -37,7 +37,8 @@ from protocol.messages import (
 )
 from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox, proven_rung
-from protocol.versions import EPOCH_END, MAP_ITEMS
+from protocol.versions import EPOCH_END, MAP_ITEMS, TASK_ENVIRONMENT
+from tests.simulation.choices import INSTALL_SECONDS, Choices
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
 from tests.simulation.violation import check
@@ -101,6 +102,7 @@ class Client:
     """Each start finds one of these."""
     allows: frozenset[str] | None
     """Whose tasks its owner lets it work on; None: anybody's."""
+    choices: Choices = field(default_factory=Choices)
     sandbox: Sandbox | None = None
     connection: Connection | None = None
     running: bool = False
@@ -215,7 +217,8 @@ class Client:
             client_secret="s" * 16,
             name=self.name,
             team=_TEAMS[sum(self.name.encode()) % len(_TEAMS)],
-            features=(EPOCH_END, CREDIT, MAP_ITEMS),
+            features=(EPOCH_END, CREDIT, MAP_ITEMS, TASK_ENVIRONMENT),
+            environments=self.choices.told(),
             sandbox=self.sandbox,
             resources=_RESOURCES,
             load=_LOAD,
@@ -254,6 +257,7 @@ class Client:
         least = self.world.ledger.tasks[assign.task.task_id].spec.requirements.sandbox
         holds = least is None or proven_rung(self.sandbox).holds(least)
         check(holds, f"{assign.assignment_id} asks for {least} and comes to {self.sandbox}")
+        self.choices.check_offer(assign, self.world.ledger.tasks[assign.task.task_id].spec.topics)
         mishap, self.next = self.next, Mishap()
         code = mishap.rejects
         if self.draining:
@@ -262,6 +266,9 @@ class Client:
             code = RejectCode.BUSY
         elif self.allows is not None and assign.task.submitter not in self.allows:
             code = RejectCode.OWNER
+        elif (missing := self.choices.lacks(assign)) is not None:
+            code = RejectCode.ENVIRONMENT
+            self._in_this_life(INSTALL_SECONDS, lambda: self._installed(missing))
         if code is not None:
             self._say(Reject(assignment_id=assign.assignment_id, fence=assign.fence, code=code, message="no"))
             self._tell_ready()
@@ -271,6 +278,10 @@ class Client:
         job = self.jobs[assign.assignment_id] = Job(assign, self.world.agenda.now, seconds, mishap.stuck)
         if not job.stuck:
             self._in_this_life(seconds, lambda: self._finish(job, mishap))
+
+    def _installed(self, digest: str) -> None:
+        self.choices.built.add(digest)
+        self._tell_ready()
 
     def _finish(self, job: Job, mishap: Mishap) -> None:
         assign = job.assign
@@ -350,7 +361,8 @@ class Client:
 
     def _tell_ready(self) -> None:
         if not self.draining:
-            self._say(Ready(slots=max(self.slots - len(self.jobs), 0)))
+            slots = max(self.slots - len(self.jobs), 0)
+            self._say(Ready(slots=slots, environments=self.choices.told(), wanted=self.choices.wanted))
 
     def _say(self, message: Message) -> None:
         if self.connection is not None and self.welcomed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
@@ -13,6 +13,7 @@ from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
 from protocol.tasks import Dataset, Split, TaskSpec
 from tests.coordinator.farm_simulation import spec
+from tests.simulation.choices import Choices, draw_choices, with_choices
 
 FAULTS = (
     "cut",
@@ -55,6 +56,8 @@ EPOCH_ENDS_FROM = 3_000_000
 """Seeds from here on have tasks whose code has an ``on_epoch_end``."""
 OWNERS_FROM = 4_000_000
 """Seeds from here on have tasks that ask for a sandbox, clients with less, and owners who allow some people only."""
+CHOICES_FROM = 6_000_000
+"""Seeds from here on have owners who choose kinds of work and topics, and tasks with packages of their own."""
 MAPS_FROM = 5_000_000
 """Seeds from here on have tasks that map a function over their data."""
 ASYNCHRONOUS_FROM = 7_000_000
@@ -79,6 +82,7 @@ class Machine:
     """Each of its starts finds one of these."""
     allows: frozenset[str] | None = None
     """Whose tasks its owner lets it work on; None: anybody's."""
+    choices: Choices = field(default_factory=Choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ def _machine(rng: Random, number: int, seed: int) -> Machine:
         keeps_jobs=rng.random() < 0.6,
         joins_at=rng.choice((0.0, rng.uniform(0, 10))),
     )
+    if CHOICES_FROM <= seed < ASYNCHRONOUS_FROM:
+        return replace(machine, sandboxes=(_BEST,), choices=draw_choices(rng, number))
     return _of_an_owner(rng, machine, number) if OWNERS_FROM <= seed < ASYNCHRONOUS_FROM else machine
 
 
@@ -161,6 +167,8 @@ def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     if seed >= OWNERS_FROM:
         recipe = task.recipe.model_copy(update={"min_clients": 1})
         task = task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
+        if seed >= CHOICES_FROM:
+            return with_choices(rng, task)
         return _mapping(rng, task) if seed >= MAPS_FROM else task
     if seed >= EPOCH_ENDS_FROM:
         return task.model_copy(update={"epoch_end": True})

@@ -109,7 +109,8 @@ class Server:
             self.post(failure)  # type: ignore[arg-type]
         elif isinstance(message, Ready):
             connection.overtaken += connection.in_check
-            self.post(ClientReady(connection.client_id, connection.incarnation, message.slots, message.environments))
+            here = (connection.client_id, connection.incarnation)
+            self.post(ClientReady(*here, message.slots, message.environments, message.wanted))
         elif (event := event_of(connection, message)) is not None:  # type: ignore[arg-type]
             if isinstance(message, Reject | Resume):
                 self._note_owner(connection, message)

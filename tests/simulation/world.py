@@ -52,7 +52,7 @@ class World:
         self.audit = Audit()
         self.weather = Weather(self)
         self.clients: list[Client] = [
-            Client(self, m.name, m.slots, m.samples_per_second, m.keeps_jobs, m.sandboxes, m.allows)
+            Client(self, m.name, m.slots, m.samples_per_second, m.keeps_jobs, m.sandboxes, m.allows, m.choices)
             for m in scenario.machines
         ]
         self.by_id = {c.client_id: c for c in self.clients}

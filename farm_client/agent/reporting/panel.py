@@ -85,6 +85,11 @@ class StatusPanel:
         ):
             share = speed / most if most else 0.0
             yield _labelled(label, _bar(share, bar), Text(f" {sized(speed)}/s", ""), Text(f"  {sized(moved)}", "dim"))
+        packages = status.environments
+        if packages.installs or packages.environments:
+            there = counted(packages.environments, "environment")
+            doing = "".join(f"; {one_line(one)}" for one in packages.installing)
+            yield _labelled("packages", Text(f"{there}, {sized(packages.size_bytes)}{doing}"))
         credit = "" if status.credit is None else f", {status.credit.in_words()}"
         yield _labelled("done", Text(f"{counted(status.delivered, 'result')} counted{credit}"))
 

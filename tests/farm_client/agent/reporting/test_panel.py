@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from farm_client.agent.environments.stats import EnvironmentStats
 from farm_client.agent.reporting.console import Event
 from farm_client.agent.reporting.meters import GpuView, MachineView
 from farm_client.agent.reporting.panel import StatusPanel
@@ -120,6 +121,17 @@ def test_without_work_the_reason_stands_there() -> None:
 def test_two_assignments_are_shown_with_one_speed_of_all() -> None:
     lines = drawn(BUSY.model_copy(update={"work": (WORK, WORK)}))
     assert [("samples/s" in line) for line in lines if line.startswith("progress")] == [True, False]
+
+
+def test_packages_of_tasks_are_shown_where_there_are_some_or_may_be() -> None:
+    assert not any(line.startswith("packages") for line in drawn(BUSY))
+    kept = EnvironmentStats(environments=2, size_bytes=GIB, installing=("installs 3 packages for digits",))
+    shown = BUSY.model_copy(update={"environments": kept})
+    assert row(drawn(shown), "packages").split(maxsplit=1)[1] == (
+        "2 environments, 1.0 GiB; installs 3 packages for digits"
+    )
+    allowed = BUSY.model_copy(update={"environments": EnvironmentStats(installs=True)})
+    assert row(drawn(allowed), "packages").endswith("0 environments, 0 B")
 
 
 def test_of_many_gpus_the_first_are_shown_and_the_rest_counted() -> None:
