@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
-from protocol.bounds import Bytes, Cores, Count, Label, Rate, Seconds, Share
+from protocol.bounds import Bytes, Cores, Count, Label, Rate, Seconds, Share, Word
 from protocol.frozen import Frozen
 
 
+class DeviceClass(StrEnum):
+    """What a machine computes on."""
+
+    CUDA = "cuda"
+    """NVIDIA's cards."""
+    ROCM = "rocm"
+    """AMD's cards, which torch has as CUDA devices."""
+    XPU = "xpu"
+    """Intel's cards."""
+    MPS = "mps"
+    """Apple's processors."""
+    CPU = "cpu"
+
+
 class Gpu(Frozen):
-    """One accelerator, as NVML names it."""
+    """One accelerator, as NVML or torch names it."""
 
     index: Count
     name: Label
@@ -39,6 +54,8 @@ class Resources(Frozen):
     disk_free_bytes: Bytes = 0
     gpus: Gpus = ()
     bench_gflops: Rate = 0.0
+    device_class: Word = ""
+    """What tasks compute on, one of ``DeviceClass``; empty from a client that does not say."""
 
 
 class LinkFigures(Frozen):

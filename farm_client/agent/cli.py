@@ -183,7 +183,7 @@ def probe(cpu_cores: CoresOption = None, max_ram: RamOption = None, as_json: Jso
         free = f"{sized(gpu.memory_free_bytes)} of {sized(gpu.memory_bytes)} free"
         typer.echo(f"GPU {gpu.index}: {one_line(gpu.name)}, {free}")
     if not resources.gpus:
-        typer.echo("no NVIDIA GPU found")
+        typer.echo("no NVIDIA GPU found; others are found when the client joins")
 
 
 @app.command()

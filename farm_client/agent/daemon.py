@@ -173,6 +173,7 @@ class Agent:
         for refused in verdicts.refused:
             self._console.tell(f"not lending {refused.name}: {refused.reason}")
         probe.accelerators.keep_only(verdicts.gpu_indices)
+        probe.accelerators.adopt(*verdicts.others)
         return verdicts
 
     def _open_pool(self, probe: Probe) -> ExecutorPool:

@@ -92,7 +92,9 @@ def in_lines(found: dict[str, Any]) -> list[str]:
         f"{resources['hostname']}: {resources['platform']}, {resources['cpu_cores']} cores, "
         f"{sized(resources['ram_bytes'])} of memory, {sized(load['disk_free_bytes'])} of disk free"
     ]
-    lines += [f"GPU {gpu['index']}: {one_line(gpu['name'])}" for gpu in resources["gpus"]] or ["no NVIDIA GPU found"]
+    lines += [f"GPU {gpu['index']}: {one_line(gpu['name'])}" for gpu in resources["gpus"]] or [
+        "no NVIDIA GPU found; others are found when the client joins"
+    ]
     lines += [_rung_line(rung) for rung in found["rungs"]] or [
         f"sandbox: none is known for {sys.platform}; Linux has them"
     ]

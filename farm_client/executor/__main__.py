@@ -22,6 +22,7 @@ import torch
 from farm_client import task
 from farm_client.executor.channel import Channel
 from farm_client.executor.data_loaders import has_semaphores, load_without_workers
+from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.heap import give_back
@@ -46,7 +47,7 @@ from farm_client.executor.messages import (
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rebase import rebase
-from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.runner import TaskRunner
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner
 from farm_client.executor.speculation import Speculation, Superseded

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from farm_client.executor.batch_states import BatchStates
 from farm_client.executor.contract import Contract
+from farm_client.executor.devices import free_cached_memory
 from farm_client.executor.failures import CodeError, LossNotFinite, calling, is_out_of_memory
 from farm_client.executor.layout import ModelTensors
 from farm_client.executor.means import remark
@@ -101,8 +102,7 @@ class BatchGradient:
                     raise
             # Not before the error is gone: it holds on to the memory of what failed.
             self._tensors.clear_gradients()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_cached_memory(self._autocast.device)
 
     def _sizes(self, samples: int) -> list[int]:
         return [samples] if self._largest_part is None else even_sizes(samples, self._largest_part)

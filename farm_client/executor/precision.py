@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from farm_client.executor.devices import has_bfloat16, scales_losses
 from farm_client.executor.means import remark
 from protocol.recipe import Precision
 
@@ -27,12 +28,15 @@ class Autocast:
     def of(cls, precision: Precision, device: torch.device) -> Autocast:
         """Return what comes nearest to a precision on this device.
 
-        A card without bfloat16 computes in float32 instead, with a note: never in float16, whose range is another.
+        A card without bfloat16 computes in float32 instead, with a note: never in float16, whose range is another. So
+        does one on which torch can't scale losses, where float16 is asked for.
         """
         dtype = _DTYPES.get(precision)
-        lacks_it = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-        if dtype is torch.bfloat16 and lacks_it:
+        if dtype is torch.bfloat16 and not has_bfloat16(device):
             remark("this machine's card has no bfloat16: it computes in float32")
+            dtype = None
+        if dtype is torch.float16 and not scales_losses(device):
+            remark("torch scales no losses on this machine's card, as float16 needs: it computes in float32")
             dtype = None
         return cls(device, dtype)
 

@@ -247,6 +247,8 @@ class ExecutorProcess(asyncio.Protocol):
 class Launch:
     """How executors are started. ``cpu_cores`` bounds the threads of each; ``gpus`` is its CUDA_VISIBLE_DEVICES.
 
+    That is AMD's variable, too; Intel's is ZE_AFFINITY_MASK.
+
     ``vram_share``: how much of each GPU's memory one may take, over 0 to 1; None for all.
     """
 
@@ -266,7 +268,7 @@ class Launch:
 
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
-        own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus}
+        own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus, "ZE_AFFINITY_MASK": self.gpus}
         if self.vram_share is not None:
             own[VRAM_VARIABLE] = str(self.vram_share)
         return executor_environment(scratch_dir, self.cpu_cores) | own

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from farm_client.executor.devices import generator_states, seed_device, set_generator_states
+
 
 def seed_everything(seed: int, device: torch.device) -> None:
     """Seed torch, numpy's legacy generator and ``random``, so that a repeated assignment gives the same update.
@@ -17,8 +19,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
     Not by ``torch.manual_seed``: where CUDA is not in use it formats a traceback for later, a third of a tiny round.
     """
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)
+    seed_device(seed, device)
     np.random.seed(seed % 2**32)  # the legacy generator: the researcher's code may use it
     random.seed(seed)
 
@@ -30,7 +31,7 @@ def apart(seed: int, device: torch.device) -> Iterator[None]:
     What is read once and kept must not change the numbers of the assignment in which it happens to be read.
     """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if device.type == "cuda" else None
+    of_device = generator_states(device)
     seed_everything(seed, device)
     try:
         yield
@@ -38,8 +39,7 @@ def apart(seed: int, device: torch.device) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        set_generator_states(of_device, device)
 
 
 def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -50,9 +50,8 @@ def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[s
         "python": torch.tensor(words, dtype=torch.int64),
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "torch": torch.get_rng_state(),
+        **generator_states(device),
     }
-    if device.type == "cuda":
-        tensors |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
     numpy_values = [str(kind), int(position), int(has_gauss), float(cached)]
     return tensors, {"python": [version, gauss], "numpy": numpy_values}
 
@@ -64,5 +63,4 @@ def set_random_states(tensors: Mapping[str, torch.Tensor], values: Mapping[str, 
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state_all([tensors[f"cuda.{number}"] for number in range(torch.cuda.device_count())])
+    set_generator_states(dict(tensors), device)

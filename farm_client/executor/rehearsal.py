@@ -16,6 +16,7 @@ from typing import Final
 import torch
 
 from farm_client.executor.batch_states import refuse_without_order
+from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import CodeError, EmptyData, as_failed, blaming, calling
 from farm_client.executor.messages import Advance, Done, LoadTask, Piece, Run, Saved
@@ -27,7 +28,7 @@ from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.rehearsal_records import RehearsalReport, RehearsalRequest
-from farm_client.executor.runner import TaskRunner, choose_device
+from farm_client.executor.runner import TaskRunner
 from farm_client.executor.schedule_fit import TooLong, schedules_of
 from farm_client.executor.script import is_script
 from farm_client.executor.script_runner import ScriptRunner

@@ -49,11 +49,6 @@ from protocol.recipe import InnerState, Mode
 from protocol.task_length import TaskLength
 
 
-def choose_device() -> torch.device:
-    """Return the first GPU if torch can use one, else the CPU; the agent hides the GPUs that it does not lend."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class TaskRunner:
     """A loaded task. Holds the weights that it was last given, so that the next order need not repeat them."""
 

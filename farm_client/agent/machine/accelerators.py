@@ -1,8 +1,9 @@
-"""NVIDIA accelerators through NVML; a machine without a driver simply has none."""
+"""NVIDIA accelerators through NVML, and others as torch's self-test finds them; a machine may simply have none."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from protocol.resources import Gpu
+from protocol.resources import DeviceClass, Gpu
 
 _MILLI = 1000
 
@@ -26,6 +27,8 @@ class Accelerators:
     def __init__(self) -> None:
         self.driver = ""
         self._handles: dict[int, object] = {}
+        self._others: dict[int, Gpu] = {}
+        self._class_of_others = DeviceClass.CPU
         self._granted: frozenset[int] | None = None
         self._nvml = nvml_binding()
         if self._nvml is None:
@@ -42,6 +45,11 @@ class Accelerators:
         """Leave out all GPUs but those at these positions, for good: the others passed no self-test."""
         self._handles = {index: handle for at, (index, handle) in enumerate(self._lent.items()) if at in positions}
 
+    def adopt(self, others: Collection[Gpu], device_class: DeviceClass) -> None:
+        """Lend GPUs of another class, which passed the self-test: NVML knows nothing of them, and nobody how busy."""
+        self._others = {gpu.index: gpu for gpu in others}
+        self._class_of_others = device_class
+
     def grant(self, indices: Collection[int] | None) -> None:
         """Use the GPUs of these indices from now on, of those that are not left out; None: all of them."""
         self._granted = None if indices is None else frozenset(indices)
@@ -53,15 +61,31 @@ class Accelerators:
         return {index: handle for index, handle in self._handles.items() if granted is None or index in granted}
 
     @property
+    def _lent_others(self) -> tuple[Gpu, ...]:
+        """Those of another class in use; where NVIDIA's are, torch can't use others."""
+        granted = self._granted
+        found = () if self._handles else tuple(self._others.values())
+        return tuple(gpu for gpu in found if granted is None or gpu.index in granted)
+
+    @property
+    def device_class(self) -> DeviceClass:
+        """What tasks compute on here."""
+        if self._lent:
+            return DeviceClass.CUDA
+        return self._class_of_others if self._lent_others else DeviceClass.CPU
+
+    @property
     def visible(self) -> str:
         """The GPUs in use, as ``CUDA_VISIBLE_DEVICES`` has them."""
-        return ",".join(map(str, self._lent))
+        return ",".join(map(str, (*self._lent, *(gpu.index for gpu in self._lent_others))))
 
     @property
     def device_nodes(self) -> tuple[Path, ...]:
         """The device nodes that a sandbox must have for the GPUs in use; none without one."""
         lent = self._lent
-        return device_nodes([_minor(self._nvml, handle) for handle in lent.values()]) if lent else ()
+        if lent:
+            return device_nodes([_minor(self._nvml, handle) for handle in lent.values()])
+        return () if self._handles or self._granted == frozenset() else render_nodes(torch_build())
 
     def sample(self) -> tuple[Gpu, ...]:
         """Read every GPU's memory and load; one that fell off the bus is left out."""
@@ -69,7 +93,7 @@ class Accelerators:
         for index, handle in self._lent.items():
             with suppress(self._nvml.NVMLError):
                 found.append(_sample(self._nvml, index, handle))
-        return tuple(found)
+        return (*found, *self._lent_others)
 
     def temperatures(self) -> dict[int, float]:
         """Read the GPUs' temperatures in degrees Celsius, by index; one that does not tell is left out."""
@@ -104,6 +128,23 @@ class Accelerators:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
             self._handles, self.driver = {}, ""
+
+
+def torch_build() -> str:
+    """Return what the installed torch was built for, as its version says after a plus; empty where it says nothing."""
+    try:
+        return importlib.metadata.version("torch").partition("+")[2]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def render_nodes(build: str, dev: Path = Path("/dev")) -> tuple[Path, ...]:
+    """List the nodes of AMD's cards, or of Intel's, where torch is built for them; none where it is not."""
+    if not build.startswith(("rocm", "xpu")):
+        return ()
+    nodes = sorted((dev / "dri").glob("renderD*")) if (dev / "dri").is_dir() else []
+    kernel_driver = dev / "kfd"
+    return (kernel_driver, *nodes) if build.startswith("rocm") and kernel_driver.exists() else tuple(nodes)
 
 
 def nvml_binding() -> Any:

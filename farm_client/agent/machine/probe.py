@@ -53,6 +53,7 @@ class Probe:
             disk_free_bytes=_disk_free_bytes(self.disk),
             gpus=self.accelerators.sample(),
             bench_gflops=bench_gflops,
+            device_class=self.accelerators.device_class,
         )
 
     def load(self) -> Load:

@@ -22,6 +22,7 @@ from farm_client.sandbox.confinement import UNCONFINED, Confinement
 from farm_client.sandbox.room import Room
 from protocol.digests import digest_bytes
 from protocol.frozen import Frozen
+from protocol.resources import DeviceClass, Gpu
 
 _LONGEST_SECONDS: Final = 180.0
 _TURN_SECONDS: Final = 0.05
@@ -34,6 +35,8 @@ class DeviceVerdict(Frozen):
 
     device: str
     name: str
+    device_class: DeviceClass
+    memory_bytes: int = 0
     reason: str = ""
     gflops: float = 0.0
 
@@ -57,13 +60,37 @@ class Verdicts(Frozen):
 
     @property
     def gpu_indices(self) -> frozenset[int]:
-        """The accelerators that passed, in torch's numbering."""
-        return frozenset(int(verdict.device[5:]) for verdict in self.passed if verdict.device.startswith("cuda:"))
+        """NVIDIA's accelerators that passed, in torch's numbering."""
+        return frozenset(
+            int(verdict.device.partition(":")[2]) for verdict in self.passed if verdict.device_class is DeviceClass.CUDA
+        )
+
+    @property
+    def others(self) -> tuple[tuple[Gpu, ...], DeviceClass]:
+        """The accelerators that passed and are not NVIDIA's, all of one class, and that class."""
+        found = [one for one in self.passed if one.device_class not in (DeviceClass.CPU, DeviceClass.CUDA)]
+        device_class = found[0].device_class if found else DeviceClass.CPU
+        gpus = [
+            Gpu(
+                index=_index(one),
+                name=one.name,
+                memory_bytes=one.memory_bytes,
+                memory_free_bytes=one.memory_bytes,
+            )
+            for one in found
+            if one.device_class is device_class
+        ]
+        return tuple(gpus), device_class
 
     @property
     def bench_gflops(self) -> float:
         """The rate of the best device that passed."""
         return max((verdict.gflops for verdict in self.passed), default=0.0)
+
+
+def _index(verdict: DeviceVerdict) -> int:
+    """Return a device's number among those of its kind; there is one ``mps``."""
+    return int(verdict.device.partition(":")[2] or 0)
 
 
 async def self_test(

@@ -267,7 +267,8 @@ def _note(client: ClientView, now: float) -> Text:
 
 
 def hardware(resources: Resources) -> str:
-    """Return what a machine has: ``4 cores, 15.5 GiB, NVIDIA H100``."""
+    """Return what a machine has, and the class of what computes: ``4 cores, 15.5 GiB, NVIDIA H100, cuda``."""
     gpus = ", ".join(gpu.name for gpu in resources.gpus)
     cores = counted(resources.cpu_cores, "core")
-    return ", ".join(part for part in (cores, sized(resources.ram_bytes), gpus) if part)
+    told = (cores, sized(resources.ram_bytes), gpus, resources.device_class)
+    return ", ".join(part for part in told if part)

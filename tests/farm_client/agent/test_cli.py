@@ -106,7 +106,7 @@ def test_doctor_s_lines_are_for_people():
     )
     assert lines == [
         "pc: Linux, 4 cores, 1.0 GiB of memory, 1.0 GiB of disk free",
-        "no NVIDIA GPU found",
+        "no NVIDIA GPU found; others are found when the client joins",
         "sandbox strict (/usr/bin/bwrap): not available: no uid map",
         "sandbox landlock: REFUSED: files: could read /secret",
         "control groups: memory, pids",

@@ -191,7 +191,9 @@ def test_a_probe_without_its_disk_tells_of_none(tmp_path):
 
 
 async def test_a_self_test_needs_no_room_in_the_home(tmp_path):
-    good = json.dumps({"torch_version": "2", "devices": [{"device": "cpu", "name": "CPU", "gflops": 5.0}]})
+    good = json.dumps(
+        {"torch_version": "2", "devices": [{"device": "cpu", "name": "CPU", "device_class": "cpu", "gflops": 5.0}]}
+    )
     verdicts = await self_test(Probe(tmp_path), nowhere(tmp_path) / "self-test.json", ("echo", good))
     assert verdicts.bench_gflops == 5.0
 

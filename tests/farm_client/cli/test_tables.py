@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from farm_client.sdk.watching.pictures import clients_table, tasks_table
+from farm_client.sdk.watching.pictures import clients_table, hardware, tasks_table
 from farm_client.sdk.watching.tables import FittingTable
-from protocol.resources import LinkFigures
+from protocol.resources import Gpu, LinkFigures, Resources
 from protocol.sandbox import Rung, Sandbox
 from tests.farm_client.cli.fake_farm import make_client, make_task
 
@@ -122,3 +122,15 @@ def test_the_newest_tasks_are_listed_with_a_word_on_the_others(farm, fake, argum
     assert [row.split()[0] for row in rows] == [f"t{59 - number:07}" for number in range(shown)]
     assert ("`farm ls --all` lists all" in result.stderr) == cut
     assert len(farm("ls", *arguments, "--json").envelope("tasks")) == (60 if not arguments else shown)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device_class", "shown"),
+    [
+        ((), "cpu", "4 cores, 1.0 GiB, cpu"),
+        ((Gpu(index=0, name="Radeon", memory_bytes=9, memory_free_bytes=9),), "rocm", "4 cores, 1.0 GiB, Radeon, rocm"),
+        ((), "", "4 cores, 1.0 GiB"),
+    ],
+)
+def test_hardware_says_the_class_of_what_computes(gpus: tuple[Gpu, ...], device_class: str, shown: str) -> None:
+    assert hardware(Resources(cpu_cores=4, ram_bytes=2**30, gpus=gpus, device_class=device_class)) == shown

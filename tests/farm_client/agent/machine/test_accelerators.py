@@ -1,12 +1,14 @@
 """The NVML reading, against a stand-in with the real module's names (no driver is needed)."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from farm_client.agent.machine import accelerators
-from farm_client.agent.machine.accelerators import Accelerators
+from farm_client.agent.machine.accelerators import Accelerators, render_nodes, torch_build
 from farm_client.agent.machine.power import PowerLimit
+from protocol.resources import DeviceClass, Gpu
 
 GIB = 1024**3
 
@@ -224,3 +226,46 @@ def test_without_the_library_linux_does_without_the_binding(monkeypatch, platfor
     monkeypatch.setattr(accelerators.sys, "platform", platform)
     assert (accelerators.nvml_binding() is not None) is imported
     monkeypatch.undo()
+
+
+def test_other_cards_are_nothing_to_torch_beside_nvidias(nvml):
+    nvml(count=1)
+    found = Accelerators()
+    found.adopt([Gpu(index=5, name="Arc", memory_bytes=9, memory_free_bytes=9)], DeviceClass.XPU)
+    assert (found.visible, found.device_class, len(found.sample())) == ("0", "cuda", 1)
+    found.grant(())
+    assert (found.visible, found.device_class, found.device_nodes) == ("", "cpu", ())
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [("rocm6.4", ["kfd", "renderD128", "renderD129"]), ("xpu", ["renderD128", "renderD129"]), ("cpu", []), ("", [])],
+)
+def test_a_sandbox_has_the_nodes_of_the_cards_that_torch_was_built_for(tmp_path, build, names):
+    (tmp_path / "dri").mkdir()
+    for name in ("kfd", "dri/renderD129", "dri/renderD128", "dri/card0"):
+        (tmp_path / name).touch()
+    assert [node.name for node in render_nodes(build, tmp_path)] == names
+    assert render_nodes(build, tmp_path / "nowhere") == ()
+
+
+def test_without_nvidias_the_build_of_torch_says_which_nodes(nvml, monkeypatch):
+    nvml(count=0)
+    monkeypatch.setattr(accelerators, "torch_build", lambda: "rocm6.4")
+    monkeypatch.setattr(accelerators, "render_nodes", lambda build: (Path(build),))
+    found = Accelerators()
+    assert found.device_nodes == (Path("rocm6.4"),), "the self-test is to see them"
+    found.grant(())
+    assert found.device_nodes == (), "the owner lends none"
+
+
+def test_the_build_of_torch_is_in_its_version(monkeypatch):
+    for version, build in (("2.13.0+rocm6.4", "rocm6.4"), ("2.13.0", "")):
+        monkeypatch.setattr(accelerators.importlib.metadata, "version", lambda _name, version=version: version)
+        assert torch_build() == build
+
+    def missing(name):
+        raise accelerators.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(accelerators.importlib.metadata, "version", missing)
+    assert torch_build() == ""

@@ -11,14 +11,14 @@ from farm_client.agent.errors import DeviceRefused
 from farm_client.agent.machine import probe as probe_module
 from farm_client.agent.machine.accelerators import Accelerators
 from farm_client.agent.machine.probe import Lending, Probe
-from farm_client.agent.machine.selftest import self_test
+from farm_client.agent.machine.selftest import Verdicts, self_test
 from farm_client.agent.work.preflight import Standing, refusal
 from farm_client.executor.environment import executor_environment
 from farm_client.executor.postmortem import explain_death
 from protocol.resources import Gpu
 
-GOOD = {"device": "cpu", "name": "CPU", "gflops": 5.0}
-BAD = {"device": "cuda:0", "name": "Old GPU", "reason": "a matrix product came out wrong"}
+GOOD = {"device": "cpu", "name": "CPU", "device_class": "cpu", "gflops": 5.0}
+BAD = {"device": "cuda:0", "name": "Old GPU", "device_class": "cuda", "reason": "a matrix product came out wrong"}
 
 
 def test_only_what_is_lent_is_told(tmp_path):
@@ -146,3 +146,34 @@ def farm_assign():
 
     farm = ScriptedFarm()
     return lambda needed: farm.assign(farm.task(needed_ram_bytes=needed))
+
+
+def test_accelerators_that_are_not_nvidias_are_lent_as_the_self_test_found_them(tmp_path):
+    cards = [
+        {"device": f"cuda:{n}", "name": f"Radeon {n}", "device_class": "rocm", "memory_bytes": 9000} for n in range(3)
+    ]
+    cards[1]["reason"] = "a matrix product came out wrong"
+    verdicts = Verdicts.model_validate({"torch_version": "2", "devices": [GOOD, *cards]})
+    assert verdicts.gpu_indices == frozenset()
+    probe = Probe(tmp_path)
+    if probe.accelerators.driver:
+        pytest.skip("this machine has a driver")
+    assert (probe.resources().device_class, probe.accelerators.visible) == ("cpu", "")
+    probe.accelerators.adopt(*verdicts.others)
+    assert [(gpu.index, gpu.name, gpu.memory_bytes) for gpu in probe.resources().gpus] == [
+        (0, "Radeon 0", 9000),
+        (2, "Radeon 2", 9000),
+    ]
+    assert (probe.resources().device_class, probe.accelerators.visible) == ("rocm", "0,2")
+    probe.accelerators.grant({2})
+    assert probe.accelerators.visible == "2"
+    probe.accelerators.grant(())
+    assert (probe.resources().device_class, probe.resources().gpus) == ("cpu", ())
+
+
+def test_apples_accelerator_has_no_number(tmp_path):
+    apple = {"device": "mps", "name": "Apple GPU", "device_class": "mps", "memory_bytes": 5000}
+    gpus, device_class = Verdicts.model_validate({"torch_version": "2", "devices": [GOOD, apple]}).others
+    assert [(gpu.index, gpu.memory_free_bytes) for gpu in gpus] == [(0, 5000)]
+    assert device_class == "mps"
+    assert Verdicts.model_validate({"torch_version": "2", "devices": [GOOD]}).others == ((), "cpu")
