@@ -27,6 +27,8 @@ class Method:
     outer: OuterOptimizer = _NESTEROV
     update_codec: CodecSpec = _WHOLE
     weights_codec: CodecSpec = _WHOLE
+    fragments: int = 1
+    """Of the model, one of which travels in each round."""
     entry: str = "corpus.py"
     """The file of ``bytes_task`` that is the task's code."""
 
@@ -48,6 +50,7 @@ class Method:
             inner_state=InnerState.KEPT,
             update_codec=self.update_codec,
             weights_codec=self.weights_codec,
+            fragments=self.fragments,
             **common,
         )
 
@@ -58,15 +61,18 @@ def _diloco(local_steps: int, most_rounds: int, update: CodecSpec, weights: Code
 
 
 _INT8: Final = CodecSpec(name=CodecName.INT8)
+_PULSE: Final = CodecSpec(name=CodecName.PULSE)
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
         REFERENCE: Method(local_steps=0, most_rounds=400, evaluate_every=10),
         "local": Method(local_steps=20, most_rounds=40, outer=_AVERAGE),
         "diloco": Method(local_steps=20, most_rounds=40),
         "muloco": Method(local_steps=20, most_rounds=40, entry="corpus_muloco.py"),
+        # A quarter of the model after each quarter of the steps: each fragment travels as often as ``diloco``'s whole.
+        "streaming": Method(5, 160, 4, weights_codec=_PULSE, fragments=4),
         "int8": _diloco(20, 40, _INT8),
         # Updates as ``int8``; versions without loss, and so larger: these weights are of 32 bits.
-        "pulse": _diloco(20, 40, _INT8, weights=CodecSpec(name=CodecName.PULSE)),
+        "pulse": _diloco(20, 40, _INT8, weights=_PULSE),
         "int4": _diloco(20, 40, CodecSpec(name=CodecName.INT4)),
         "sign": _diloco(30, 40, CodecSpec(name=CodecName.SIGN, block=1024)),
         "topk": _diloco(20, 80, CodecSpec(name=CodecName.TOPK, density=1 / 32)),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -85,6 +85,30 @@ def untouched_in(layout: Layout, header: Header) -> frozenset[str]:
     return names
 
 
+def lacking_in(layout: Layout, codec: CodecSpec, header: Header) -> frozenset[str]:
+    """Return the parameters that an update calls untouched and has nothing of.
+
+    Raises: as ``untouched_in``.
+    """
+    untouched = untouched_in(layout, header)
+    if not untouched:
+        return untouched
+    specs = (spec for spec in layout.parameters if spec.name in untouched)
+    return frozenset(spec.name for spec in specs if not any(name in header.tensors for name in _names_of(spec, codec)))
+
+
+def without(layout: Layout, names: Collection[str]) -> Layout:
+    """Return a layout without these tensors."""
+    return (
+        replace(layout, tensors=tuple(spec for spec in layout.tensors if spec.name not in names)) if names else layout
+    )
+
+
+def _names_of(spec: TensorSpec, codec: CodecSpec) -> Iterable[str]:
+    parts = parts_of(spec, codec)
+    return (spec.name,) if parts is None else (f"{spec.name}/{short}" for short in parts)
+
+
 def parts_of(spec: TensorSpec, codec: CodecSpec) -> Mapping[str, StoredPart] | None:
     """Return the parts that the tensor is stored as, by their short names, or None if it is stored as it is."""
     if spec.role is not Role.PARAMETER or codec.name not in _PARTS or not spec.elements:
@@ -114,13 +138,14 @@ def stored_tensors(layout: Layout, codec: CodecSpec) -> dict[str, StoredPart]:
     return stored
 
 
-def check_encoded(layout: Layout, codec: CodecSpec, header: Header) -> None:
-    """Check that an update in that codec has exactly the stored tensors that the layout needs.
+def check_encoded(layout: Layout, codec: CodecSpec, header: Header, lacking: Collection[str] = frozenset()) -> None:
+    """Check that an update in that codec has exactly the stored tensors that the layout needs, without the ``lacking``.
 
     Raises: LayoutMismatch naming the codecs, the tensor and both shapes or dtypes, or the missing or extra names; and
         as ``untouched_in`` does.
     """
     untouched_in(layout, header)
+    layout = without(layout, lacking)
     if codec.name is CodecName.NONE:
         check_update(layout, header)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from protocol.aggregates import AggregateName
+from protocol.fragments import FragmentPattern
 from protocol.recipe import InnerState, Mode, PartSizes, Precision, Recipe
 
 
@@ -9,8 +11,29 @@ def refused_objective(recipe: Recipe) -> str | None:
     """Return why the recipe can't have the local objective that it asks for, in a sentence; None if it can."""
     if recipe.proximal_mu and recipe.mode is Mode.GRADIENTS:
         return "proximal_mu is for weights mode: in gradients mode there are no local steps that could stray"
-    why = _refused_beside_scaffold(recipe) if recipe.scaffold_clients else None
-    return None if why is None else f"scaffold_clients asks for control variates, {why}"
+    if recipe.scaffold_clients and (why := _refused_beside_scaffold(recipe)):
+        return f"scaffold_clients asks for control variates, {why}"
+    if recipe.fragments > 1 and (why := _refused_beside_fragments(recipe)):
+        return f"fragments lets a client go on from its own weights, and {why}"
+    if recipe.fragments == 1 and (recipe.fragment_mix or recipe.fragment_pattern is not FragmentPattern.STRIDED):
+        return "fragment_mix and fragment_pattern are of fragments: say how many there are, or leave them out"
+    return None
+
+
+def _refused_beside_fragments(recipe: Recipe) -> str | None:
+    """Return what does not go with rounds in which one fragment travels, in a clause."""
+    refused = (
+        (recipe.mode is Mode.GRADIENTS, "gradients mode has no local steps: use weights mode"),
+        (
+            recipe.inner_state is InnerState.CARRIED,
+            'a carried state belongs to the version\'s weights: use inner_state = "kept"',
+        ),
+        (recipe.proximal_mu > 0 or recipe.scaffold_clients > 0, "proximal_mu and scaffold_clients to the version's"),
+        (recipe.aggregate is not AggregateName.MEAN, f'aggregate = "{recipe.aggregate}" needs whole updates'),
+        (recipe.max_staleness > 0, "a late update has another fragment than the round that would count it"),
+        (recipe.parts is PartSizes.FIXED, 'parts = "fixed" promises weights that depend on no client\'s past'),
+    )
+    return next((why for is_refused, why in refused if is_refused), None)
 
 
 def _refused_beside_scaffold(recipe: Recipe) -> str | None:

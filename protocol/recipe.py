@@ -22,6 +22,7 @@ from protocol.bounds import (
     Natural,
     Positive,
     Seconds,
+    Share,
     TensorName,
     Threshold,
     Word,
@@ -29,6 +30,7 @@ from protocol.bounds import (
 from protocol.compression import CodecName, CodecSpec
 from protocol.control_variates import with_control_variates
 from protocol.data_split import MOST_PARTS, SplitName, split_problem, with_split_parts
+from protocol.fragments import FragmentPattern
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
@@ -185,6 +187,12 @@ class Recipe(Frozen):
     scaffold_clients: Count = 0
     """Weights mode: SCAFFOLD's control variates, for so many clients in all (its N); 0 is without. ``inner_state`` is
     ``carried`` with it."""
+    fragments: Positive = 1
+    """Weights mode: Streaming DiLoCo. One of so many fragments of the model travels in each round, in turn."""
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    """Which layers make up a fragment."""
+    fragment_mix: Share = 0.0
+    """How much of a client's own values stays (the paper's alpha) where it takes a fragment from the version."""
     precision: Precision = Precision.FP32
     """The number format of forward and backward passes, evaluation included."""
     compile: bool = False

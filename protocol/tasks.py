@@ -23,6 +23,7 @@ from protocol.bounds import (
     Natural,
     Positive,
     Seconds,
+    Share,
     TensorName,
     Text,
     Threshold,
@@ -32,6 +33,7 @@ from protocol.bounds import (
 from protocol.compression import CodecSpec
 from protocol.data_split import MOST_PARTS, DataPart
 from protocol.digests import Digest, digest_bytes
+from protocol.fragments import FragmentPattern
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.maps import MapPlan
@@ -335,6 +337,10 @@ class TaskBrief(Frozen):
     clip_value: Threshold | None = None
     proximal_mu: Mu = 0.0
     """``Recipe.proximal_mu``."""
+    fragments: Positive = 1
+    """``Recipe.fragments``, with how they are cut and mixed."""
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    fragment_mix: Share = 0.0
     scaffold_clients: Count = 0
     """``Recipe.scaffold_clients``."""
     schedule: NamedSchedule | None = None

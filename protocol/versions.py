@@ -28,6 +28,9 @@ NAMED_SCHEDULE: Final = "named_schedule"
 CONTROL_VARIATES: Final = "control_variates"
 """Likewise: they correct local gradients by SCAFFOLD's control variates, and keep their own."""
 
+FRAGMENTS: Final = "fragments"
+"""Likewise: they tell one fragment of their model in each round."""
+
 PROXIMAL_TERM: Final = "proximal_term"
 """Likewise: they add the proximal term of FedProx to their local gradients."""
 

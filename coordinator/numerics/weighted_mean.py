@@ -11,7 +11,7 @@ from torch import Tensor
 from coordinator.numerics.aggregate import Aggregate, EmptyRound, checked_weight
 from protocol.codecs import Reader, Scratch, sum_of
 from protocol.compression import CodecSpec
-from protocol.encoded import untouched_in
+from protocol.encoded import lacking_in, untouched_in
 from protocol.tensors import Layout
 
 
@@ -30,6 +30,7 @@ class WeightedMean(Aggregate):
     def __init__(self, layout: Layout, codec: CodecSpec | None = None) -> None:
         scratch = Scratch()
         self._layout = layout
+        self._codec = codec or CodecSpec()
         self._untouched: frozenset[str] = frozenset()
         self._sums = {spec: sum_of(spec, codec or CodecSpec(), scratch) for spec in layout.returned}
         self._weight = 0.0
@@ -42,8 +43,12 @@ class WeightedMean(Aggregate):
             raise RuntimeError("the sum has become the mean: reset() begins the next round")
         untouched = untouched_in(self._layout, update.header)
         self._untouched = self._untouched & untouched if self._weight else untouched
-        for total in self._sums.values():
-            total.add(update, weight, first=not self._weight)
+        lacking = lacking_in(self._layout, self._codec, update.header)
+        for spec, total in self._sums.items():
+            if spec.name not in lacking:
+                total.add(update, weight, first=not self._weight)
+            elif not self._weight:
+                total.clear()
         self._weight += weight
 
     def result(self) -> dict[str, Tensor]:

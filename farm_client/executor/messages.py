@@ -15,6 +15,7 @@ from protocol.assignments import Kind, MetricPoint
 from protocol.bounds import Count
 from protocol.compression import CodecSpec
 from protocol.digests import Digest
+from protocol.fragments import FragmentPattern
 from protocol.frozen import Frozen
 from protocol.limits import INLINE_BYTES
 from protocol.maps import MapPlan
@@ -65,6 +66,9 @@ class LoadTask(Frozen):
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    fragments: int = 1
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    fragment_mix: float = 0.0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0

@@ -9,6 +9,7 @@ from pydantic import Field
 from farm_client.data.sharding import held_rows
 from farm_client.executor.messages import Failed, LoadTask, Piece
 from protocol.compression import CodecSpec
+from protocol.fragments import FragmentPattern
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import DataOrder, InnerState, Mode, OuterOptimizer, Precision
@@ -39,6 +40,9 @@ class RehearsalRequest(Frozen):
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    fragments: int = 1
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    fragment_mix: float = 0.0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     precision: Precision = Precision.FP32

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from farm_client.executor.snapshots import Snapshots, StepKeeping
 from farm_client.executor.speculation import Speculation, allows_guesses
 from farm_client.executor.step_rules import StepRules
 from farm_client.executor.step_state import StateUnusable
+from farm_client.executor.streaming import LocalModel
 from farm_client.executor.timeline import Scheduled, TaskPace, Timeline, scheduled_by_name
 from farm_client.executor.training import Advance, Trained, evaluate, sum_gradients, train_locally
 from farm_client.executor.updates import UpdateWriter
@@ -79,6 +81,7 @@ class TaskRunner:
         self._autocast = Autocast.of(order.precision, device)
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
+        self._local = LocalModel.of(order, self.tensors)
         self._weights = HeldWeights(self.tensors, order)
         self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
@@ -116,7 +119,7 @@ class TaskRunner:
         outcome, self._whole_round = self._whole_round, None
         if outcome is None or outcome.trained is None or self._order.mode is not Mode.WEIGHTS:
             return None
-        if self._order.update_codec.name is not CodecName.NONE:
+        if self._order.update_codec.name is not CodecName.NONE or self._order.fragments > 1:
             return None
         with suppress(RuntimeError, MemoryError, OSError):  # for want of memory: then the version is fetched
             return self._weights.foresee(outcome.trained.update, outcome.samples)
@@ -351,7 +354,11 @@ class TaskRunner:
         loop.rules = rules
         loop.term = term_of(self._order, order, self.tensors, self._weights.base)
         self._begin_with_state(loop, order)
-        trained = train_locally(loop, data, advance, keeping, base=self._weights.base, flops=self._flops)
+        self._local.begin(order.round)
+        ended = partial(self._local.end, order.round)
+        base, flops = self._weights.base, self._flops
+        trained = train_locally(loop, data, advance, keeping, base=base, flops=flops, ended=ended)
+        trained = self._local.told(order.round, trained)
         match self._order.inner_state:
             case InnerState.KEPT:
                 self._kept_loop = loop

@@ -48,6 +48,8 @@ class ScriptRunner:
                 "a script with farm.parts steps its optimizer itself, and the recipe's schedule would be left out: "
                 "have the script follow one"
             )
+        if order.fragments > 1:
+            raise CodeError("a script with farm.parts sends its whole model: leave fragments out of the recipe")
         if field := asked_for(order):
             raise CodeError(
                 f"a script with farm.parts computes its gradients itself, and the recipe's {field} would be left out: "

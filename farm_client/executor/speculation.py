@@ -38,7 +38,7 @@ class Superseded(Exception):
 
 def allows_guesses(order: LoadTask) -> bool:
     """Whether one client's update may make a task's next version by itself, with nothing beside the weights."""
-    is_plain = order.mode is Mode.WEIGHTS and order.update_codec.name is CodecName.NONE
+    is_plain = order.mode is Mode.WEIGHTS and order.update_codec.name is CodecName.NONE and order.fragments == 1
     return is_plain and order.inner_state is not InnerState.CARRIED
 
 

@@ -54,11 +54,13 @@ def train_locally(
     *,
     base: Mapping[str, torch.Tensor],
     flops: FlopMeter,
+    ended: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Take one step of the inner loop a batch from ``base``, which the model holds; return base minus local.
 
     The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
-    afterwards is of no use. Raises: CodeError, LossNotFinite; StateUnusable, after which all begins anew.
+    afterwards is of no use, and ``ended`` is called before.
+    Raises: CodeError, LossNotFinite; StateUnusable, after which all begins anew.
     """
     contract, tensors = loop.contract, loop.tensors
     set_mode(tensors.model, contract.code_dir, training=True)
@@ -78,6 +80,7 @@ def train_locally(
     tensors.check_structure()
     metrics = {**means.result(), **contract.finish(tensors.model)}
     kept = None if loop.term is None else loop.term.end()
+    ended()
     return replace(_trained(_subtracted(base, tensors), tensors, metrics, loop.untouched), kept=kept)
 
 

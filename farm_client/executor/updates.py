@@ -14,7 +14,7 @@ from farm_client.executor.messages import LoadTask
 from protocol.codecs import encode, tensor_file
 from protocol.compression import CodecName
 from protocol.digests import digest_bytes, new_hasher
-from protocol.encoded import stored_tensors, untouched_metadata
+from protocol.encoded import stored_tensors, untouched_metadata, without
 from protocol.errors import LayoutMismatch, NotFinite
 from protocol.inner_state import is_of_state
 from protocol.tensors import Layout
@@ -61,19 +61,21 @@ class UpdateWriter:
     ) -> dict[str, object]:
         """Return an update as fields of ``Done``: bytes, or a file in the scratch folder.
 
-        The file names the ``untouched`` parameters, but for those that earlier updates left something of. A ``state``
-        of the inner optimizer goes along as it is: no codec loses anything of it.
+        The file names the ``untouched`` parameters, but for those that earlier updates left something of, and has
+        nothing of those that ``update`` lacks. A ``state`` of the inner optimizer goes along as it is: no codec loses
+        anything of it.
 
         Raises: LossNotFinite if its numbers are too large for the codec; OSError.
         """
         self.begin()
         residual = dict(self._residual) if self._feeds_back else None
         nothing_left = [name for name in untouched if name not in self._residual or not self._residual[name].any()]
+        lacking = [spec.name for spec in self._layout.parameters if spec.name not in update]
         try:
-            stored, metadata = encode(as_stored(update), self._layout, self._codec, residual)
+            stored, metadata = encode(as_stored(update), without(self._layout, lacking), self._codec, residual)
         except NotFinite as error:
             raise LossNotFinite(f"{error.message}: lower the learning rate or clip gradients") from error
-        metadata |= untouched_metadata(nothing_left)
+        metadata |= untouched_metadata({*nothing_left, *lacking})
         if state is not None:
             stored, metadata = stored | state.tensors, metadata | state.metadata
         fields = self._saved(assignment_id, stored, metadata)

@@ -22,6 +22,7 @@ from farm_client.sdk.bundle import Bundle, make_bundle
 from farm_client.sdk.child_process import ask_child
 from protocol.compression import CodecSpec
 from protocol.errors import InvalidTask
+from protocol.fragments import FragmentPattern
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import DataOrder, InnerState, Mode, Precision
 
@@ -63,6 +64,9 @@ class Trial:
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    fragments: int = 1
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    fragment_mix: float = 0.0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     rounds: int | None = None
@@ -136,6 +140,9 @@ def run_trial(trial: Trial, folder: Path) -> RehearsalReport:
         clip_norm=trial.clip_norm,
         clip_value=trial.clip_value,
         proximal_mu=trial.proximal_mu,
+        fragments=trial.fragments,
+        fragment_pattern=trial.fragment_pattern,
+        fragment_mix=trial.fragment_mix,
         scaffold_clients=trial.scaffold_clients,
         schedule=trial.schedule,
         file_rows=0 if trial.source is None else trial.source.rows,

@@ -14,7 +14,7 @@ from farm_server.tensors.torch_side import TorchSide
 from farm_server.tensors.unwrapping import Unwrapper
 from protocol.assignments import Kind, Result
 from protocol.compression import CodecSpec
-from protocol.encoded import check_encoded, largest_bytes
+from protocol.encoded import check_encoded, lacking_in, largest_bytes, without
 from protocol.errors import FarmError
 from protocol.inner_state import LARGEST_TREE_BYTES, without_state
 from protocol.tasks import BlobRef
@@ -41,6 +41,7 @@ class _Expected(NamedTuple):
     codec: CodecSpec
     round_samples: int
     states: StateForms | None
+    in_fragments: bool
 
     @property
     def largest_bytes(self) -> int:
@@ -98,6 +99,7 @@ class Intake:
             self._layouts.codec_of(task_id),
             self._layouts.round_samples_of(task_id),
             self._layouts.states_of(task_id),
+            self._layouts.in_fragments(task_id),
         )
         source = self._spooled.source(update)
         if not self._unwrapper.is_wrapped(source):
@@ -118,7 +120,9 @@ class Intake:
         layout, codec, states = expected.layout, expected.codec, expected.states
         if states is not None:
             states.check(header)
-        check_encoded(layout, codec, header if states is None else without_state(header))
+        lacking = lacking_in(layout, codec, header) if expected.in_fragments else frozenset[str]()
+        check_encoded(layout, codec, header if states is None else without_state(header), lacking)
+        layout = without(layout, lacking)
         with self._looking:
             bad = self._torch_side.bad_tensor(source, layout, codec, expected.round_samples)
             bad_state = None if states is None or bad is not None else self._torch_side.bad_state(source)

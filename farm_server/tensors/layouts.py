@@ -67,6 +67,7 @@ class _Submitted(NamedTuple):
     codec: CodecSpec
     round_samples: int
     states: StateForms | None
+    in_fragments: bool
 
 
 class Layouts:
@@ -86,7 +87,9 @@ class Layouts:
         most = min(handed_out, spec.dataset.samples(Split.TRAIN))
         carried = recipe.inner_state is InnerState.CARRIED
         states = StateForms(largest_state_bytes(spec.initial_weights.size_bytes)) if carried else None
-        self._submitted[task_id] = _Submitted(spec.initial_weights.digest, recipe.update_codec, most, states)
+        self._submitted[task_id] = _Submitted(
+            spec.initial_weights.digest, recipe.update_codec, most, states, recipe.fragments > 1
+        )
 
     def drop(self, task_id: str) -> None:
         """Forget a task of which no update will come, until it is added again."""
@@ -112,6 +115,10 @@ class Layouts:
     def round_samples_of(self, task_id: str) -> int:
         """Return the most samples that a round of the task hands out. Raises: NotFound for an unknown task."""
         return self._find(task_id).round_samples
+
+    def in_fragments(self, task_id: str) -> bool:
+        """Return whether an update may lack what it calls untouched. Raises: NotFound for an unknown task."""
+        return self._find(task_id).in_fragments
 
     def _find(self, task_id: str) -> _Submitted:
         found = self._submitted.get(task_id)

@@ -46,6 +46,13 @@ class Sum(ABC):
     def add(self, reader: Reader, weight: float, *, first: bool) -> None:
         """Add ``weight`` times an update; the ``first`` one begins the sum anew, whatever was before."""
 
+    def clear(self) -> None:
+        """Begin the sum anew with nothing: an update that has nothing of the tensor is the first.
+
+        Raises: TypeError for buffers, which every update has.
+        """
+        raise TypeError(f"every update has the buffer {self._spec.name}")
+
     @abstractmethod
     def settle(self) -> Tensor:
         """Return the sum, 1-D. It is memory that the next ``first`` update overwrites; none may be added before."""
@@ -61,6 +68,10 @@ class DecodedSum(Sum):
     def add(self, reader: Reader, weight: float, *, first: bool) -> None:
         """Decode and add, chunk by chunk."""
         decoder(reader, self._spec, self._codec, self._scratch).add_to(self._total, weight, overwrite=first)
+
+    def clear(self) -> None:
+        """Let all be zero."""
+        self._total.zero_()
 
     def settle(self) -> Tensor:
         """Return the sum."""
@@ -133,6 +144,10 @@ class CoefficientSum(Sum):
         coefficients = CoefficientDecoder(reader, self._spec, self._codec, self._scratch)
         coefficients.add_to(self._total, weight, overwrite=first)
 
+    def clear(self) -> None:
+        """Let all coefficients be zero."""
+        self._total.zero_()
+
     def settle(self) -> Tensor:
         """Transform the coefficients."""
         for start, stop in chunks_of(self._total.numel(), _CHUNKS_AT_ONCE * CHUNK):
@@ -166,6 +181,10 @@ class ProductSum(Sum):
         self._left[:, place] = factors.left * weight
         self._right[place] = factors.right
         self._waiting += rank
+
+    def clear(self) -> None:
+        """Forget all products."""
+        self._waiting, self._begun = 0, False
 
     def settle(self) -> Tensor:
         """Multiply what waits."""

@@ -21,6 +21,7 @@ from farm_client.executor.runner import TaskRunner
 from protocol.assignments import Kind
 from protocol.compression import CodecSpec
 from protocol.digests import digest_bytes
+from protocol.fragments import FragmentPattern
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Precision
 from protocol.task_length import TaskLength
@@ -80,6 +81,9 @@ class Bench:
     clip_norm: float | None = None
     clip_value: float | None = None
     proximal_mu: float = 0.0
+    fragments: int = 1
+    fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
+    fragment_mix: float = 0.0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
@@ -131,6 +135,9 @@ class Bench:
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
             proximal_mu=self.proximal_mu,
+            fragments=self.fragments,
+            fragment_pattern=self.fragment_pattern,
+            fragment_mix=self.fragment_mix,
             scaffold_clients=self.scaffold_clients,
             schedule=self.schedule,
             schedule_steps=self.schedule_steps,

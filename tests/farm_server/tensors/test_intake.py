@@ -22,7 +22,7 @@ from protocol.assignments import Ack, Kind, Result
 from protocol.codecs import encode
 from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.digests import digest_bytes
-from protocol.encoded import largest_bytes
+from protocol.encoded import largest_bytes, untouched_metadata
 from protocol.errors import DigestMismatch, FarmError, LayoutMismatch, MalformedTensors, Unavailable
 from protocol.limits import INLINE_BYTES
 from protocol.recipe import Recipe
@@ -103,6 +103,19 @@ def test_an_update_in_another_codec_is_refused(tmp_path, codec):
         if other != codec:
             with pytest.raises(LayoutMismatch, match=r"codec|format"):
                 desk.check(encoded(other, value=normal()))
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_only_where_a_fragment_travels_an_update_may_lack_what_it_calls_untouched(tmp_path, codec):
+    layout = layout_of(SMALL)
+    _, metadata = encode({"w": torch.zeros(SMALL)}, layout, codec, None)
+    bare = safetensors.torch.save({}, metadata)
+    told = safetensors.torch.save({}, metadata | untouched_metadata(["w"]))
+    in_fragments, whole = Desk(tmp_path / "a", codec, fragments=2), Desk(tmp_path / "b", codec)
+    assert in_fragments.check(told) == in_fragments.result(told).update
+    for desk, data in ((in_fragments, bare), (whole, bare), (whole, told)):
+        with pytest.raises(LayoutMismatch):
+            desk.check(data)
 
 
 def test_a_small_compressed_update_is_unwrapped_in_memory(tmp_path):

@@ -33,6 +33,28 @@ def test_it_is_the_sum_of_the_decoded_updates(name: CodecName, dtype: str, updat
         torch.testing.assert_close(settled.view(SHAPE).double(), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", OF_UPDATES)
+def test_an_update_that_has_nothing_of_a_tensor_begins_its_sum_with_zero(name: CodecName) -> None:
+    layout, codec = one(SHAPE), codec_of(name)
+    one_sum, other = (sum_of(layout.tensors[0], codec, Scratch()) for _ in range(2))
+    before, reader = (TensorReader(encode({"w": values(SHAPE, n)}, layout, codec, None)[0]) for n in (0, 1))
+    for total in (one_sum, other):
+        total.add(before, 3.0, first=True)
+    one_sum.clear()
+    assert not one_sum.settle().any()
+    one_sum.clear()
+    one_sum.add(reader, 0.5, first=False)
+    other.add(reader, 0.5, first=True)
+    torch.testing.assert_close(one_sum.settle(), other.settle())
+
+
+def test_every_update_has_the_buffers() -> None:
+    for dtype in ("I64", "F32"):
+        total = sum_of(TensorSpec("n", dtype, (2,), Role.BUFFER), CodecSpec(), Scratch())
+        with pytest.raises(TypeError, match="buffer n"):
+            total.clear()
+
+
 @pytest.mark.parametrize("shape", [(3, 4000), (4000, 3), (20, 20), (2, 3, 4, 50)])
 @pytest.mark.parametrize("rank", [1, 2, 40])
 def test_products_wait_as_far_as_there_is_room(shape: tuple[int, ...], rank: int) -> None:
