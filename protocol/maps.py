@@ -66,7 +66,7 @@ class OutputView(Frozen):
 
 
 class OutputList(Frozen):
-    """GET /v1/tasks/{id}/outputs: what follows ``start`` without a gap, in order, up to a number of parts.
+    """GET /v1/tasks/{id}/outputs: parts without a gap from the one on that has the item ``start``, in order.
 
     ``items``: how many the map has. ``is_over``: the task has ended, so that no more outputs come.
     """

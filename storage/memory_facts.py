@@ -171,13 +171,13 @@ class MemoryFacts:
         return sorted(found, key=lambda file: (file.epoch, file.name))
 
     def outputs_of(self, task_id: str, start: int = 0) -> list[OutputRecord]:
-        """Return what there is of a map's outputs from a position on, in order."""
+        """Return what there is of a map's outputs from the part on that has the item ``start``, in order."""
         found = [
             output_record(task_id, role, digest, size_bytes)
             for (role, digest), size_bytes in self._named.get(task_id, {}).items()
             if role.startswith(OUTPUT)
         ]
-        return sorted((part for part in found if part.position >= start), key=lambda part: part.position)
+        return sorted((part for part in found if part.position + part.samples > start), key=lambda part: part.position)
 
     def _is_seen(self, checkpoint: CheckpointRecord) -> bool:
         task = self.tasks.get(checkpoint.task_id)

@@ -180,7 +180,7 @@ class MemoryLedger:
         return self.facts.artefacts_of(task_id)
 
     async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
-        """Return outputs of a map from the position ``start`` on, in order."""
+        """Return outputs of a map from the part on that has the item ``start``, in order."""
         return self.facts.outputs_of(task_id, start)[:limit]
 
     async def events(

@@ -220,11 +220,13 @@ class Reads:
         return sorted(found, key=lambda file: (file.epoch, file.name))
 
     async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
-        """Return outputs of a map from the position ``start`` on, in order."""
-        role = OUTPUTS.table.c.role
-        query = select(OUTPUTS.table).where(OUTPUTS.table.c.task_id == task_id)
-        query = query.where(role >= output_role(start), role.startswith(OUTPUT, autoescape=True))
-        return await self._list(query.order_by(role).limit(limit), lambda row: output_record(**row))
+        """Return outputs of a map from the part on that has the item ``start``, in order."""
+        role, mine = OUTPUTS.table.c.role, OUTPUTS.table.c.task_id == task_id
+        first, is_output = output_role(start), role.startswith(OUTPUT, autoescape=True)
+        part = select(func.max(role)).where(mine, is_output, role < output_role(start + 1)).scalar_subquery()
+        query = select(OUTPUTS.table).where(mine, is_output, role >= func.coalesce(part, first))
+        found = await self._list(query.order_by(role).limit(limit), lambda row: output_record(**row))
+        return [part for part in found if part.position + part.samples > start]
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

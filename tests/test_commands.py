@@ -82,6 +82,7 @@ NOT_RUN = {
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
     r"python examples/\w+/plain\.py .*": "trains for a minute; test_public_models.py does in small",
     r"python examples/lora/make\.py .*": "makes what the lora example begins with; test_lora_example.py does",
+    r"farm map examples/pi/estimate\.py .*": "tests/e2e/test_map.py maps it",
     r"farm submit .*--order sequential": "needs a corpus; tests/e2e/test_sequential_order.py has one",
     r"farm submit .*--base .*": "needs a snapshot of a model; test_lora_example.py makes one",
     r"farm pull .* --format hf .*": "needs a trained transformers model; tests/farm_client/cli/test_pull_folder.py",

@@ -241,5 +241,5 @@ def test_each_step_of_a_journey_says_where_it_runs_and_what_it_may_touch(title, 
         assert touches.strip()
 
 
-def test_the_architecture_has_four_journeys():
-    assert len(JOURNEYS) == 4
+def test_the_architecture_has_five_journeys():
+    assert len(JOURNEYS) == 5

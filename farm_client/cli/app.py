@@ -21,10 +21,12 @@ from farm_client.cli.invocation import Surroundings
 from farm_client.cli.leaderboard import leaderboard
 from farm_client.cli.login import login
 from farm_client.cli.logs import logs
+from farm_client.cli.map import map_
 from farm_client.cli.metrics import metrics
 from farm_client.cli.output import Output
 from farm_client.cli.pull import pull
 from farm_client.cli.recipes import recipes
+from farm_client.cli.results import results
 from farm_client.cli.run import run
 from farm_client.cli.scaffold import init
 from farm_client.cli.submit import submit
@@ -38,7 +40,7 @@ from farm_client.streams import flush_streams, prepare_streams
 from protocol.versions import SUPPORTED
 
 VERBS: Final = {
-    "Begin": (demo, init, login, recipes, run, submit),
+    "Begin": (demo, init, login, recipes, run, submit, map_),
     "Look": (
         ls,
         show,
@@ -49,6 +51,7 @@ VERBS: Final = {
         metrics,
         checkpoints,
         artefacts,
+        results,
         clients,
         leaderboard,
         certificate,

@@ -31,7 +31,7 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
     elif outcome is TaskOutcome.FAILED:
         _tell_failure(api, task, out)
     elif outcome is TaskOutcome.CANCELLED:
-        out.say(f"[bold]cancelled[/] after {counted(task.round, 'round')}")
+        out.say(f"[bold]cancelled[/] after {_place(task)}")
     if goes_on and outcome is not None:
         for command, purpose in _next_commands(task, outcome):
             out.say(f"  {escape(f'{command:<44}')} {purpose}")
@@ -42,6 +42,8 @@ def finish(api: FarmApi, task: TaskView, out: Output, *, goes_on: bool = True) -
 
 def _summary(task: TaskView) -> str:
     took = (task.finished_at or 0.0) - (task.started_at or task.finished_at or 0.0)
+    if task.items_total is not None:
+        return f"{counted(task.samples_done, 'item')} in {format_seconds(took)}"
     quality = format_metrics(task.metrics)
     return f"{counted(task.round, 'round')} in {format_seconds(took)}" + (
         f"; held out: {escape(quality)}" if quality else ""
@@ -56,10 +58,17 @@ def _tell_failure(api: FarmApi, task: TaskView, out: Output) -> None:
 
 
 def _next_commands(task: TaskView, outcome: TaskOutcome) -> list[tuple[str, str]]:
-    pull = (f"farm pull {task.task_id} -o model.safetensors", f"the model after {counted(task.round, 'round')}")
+    pull = (f"farm pull {task.task_id} -o model.safetensors", f"the model after {_place(task)}")
+    if task.items_total is not None:
+        pull = (f"farm results {task.task_id} --out results.jsonl", f"the outputs of {_place(task)}")
     if outcome is not TaskOutcome.FAILED:
         return [pull]
     return [
         (f"farm logs {task.task_id}", "all that its clients printed"),
-        (f"farm retry {task.task_id}", f"go on from round {task.round}, once the cause is gone"),
+        (f"farm retry {task.task_id}", f"go on after {_place(task)}, once the cause is gone"),
     ]
+
+
+def _place(task: TaskView) -> str:
+    """Return how far a task got: in rounds, or in the items of a map."""
+    return counted(task.round, "round") if task.items_total is None else counted(task.samples_done, "item")

@@ -75,6 +75,8 @@ class OutputKind(StrEnum):
     MODEL = "model"
     FAILED_STEPS = "failed_steps"
     ARTEFACTS = "artefacts"
+    OUTPUT = "output"
+    RESULTS = "results"
     REMOVED = "removed"
     RUN = "run"
     DEMO = "demo"

@@ -15,6 +15,7 @@ from farm_client.cli.arguments import OutputOption, RetryOption, TaskArgument
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.invocation import Invocation
 from farm_client.cli.output import Output, OutputKind
+from farm_client.cli.results import RESULTS_FILE, pull_results
 from farm_client.sdk.failed_folder import FAILURE, pull_failed_steps
 from farm_client.sdk.farm import Task
 from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat, WrittenAs
@@ -59,7 +60,11 @@ def pull(
     form = WrittenAs.named(model_format, merged=merged)
     output = form.place(output)
     with invocation.api(retry_seconds) as api:
-        pulled = Task(api, invocation.task(api, task))
+        view = invocation.task(api, task)
+        if view.items_total is not None:
+            pull_results(invocation, api, view, RESULTS_FILE if output == MODEL_FILE else output)
+            return
+        pulled = Task(api, view)
         model = pulled.found(round_number, best=best)
         fetch(pulled, model, output, invocation.out, form)
     data = {**model.model_dump(), "path": str(output)}

@@ -20,6 +20,7 @@ from farm_client.transfer.bulk_transport import BulkTransport
 from protocol.artefacts import ArtefactList
 from protocol.certificate import from_file, to_file
 from protocol.errors import NotFound
+from protocol.maps import OutputList
 from protocol.rest import (
     CheckpointView,
     ClientView,
@@ -172,6 +173,10 @@ class FarmApi:
     def artefacts(self, task_id: str) -> ArtefactList:
         """List the files that the ends of the task's epochs left. Raises: NotFound also from an older farm."""
         return self._get(f"/v1/tasks/{task_id}/artefacts", ArtefactList)
+
+    def outputs(self, task_id: str, start: int = 0) -> OutputList:
+        """List outputs of a map from an item on, without a gap. Raises: NotFound also from an older farm."""
+        return self._get(f"/v1/tasks/{task_id}/outputs", OutputList, {"start": start})
 
     def clients(self) -> list[ClientView]:
         """List the known volunteer machines."""

@@ -20,11 +20,14 @@ from farm_client.sdk.continuing import Continuation, continued, refuse_older_far
 from farm_client.sdk.default_mode import HOUSEHOLD, LOOPBACK, LinkEstimate, estimate
 from farm_client.sdk.failed_folder import pull_failed_steps
 from farm_client.sdk.feeds import follow, read_all, wait_until_over
+from farm_client.sdk.map_submission import MapSubmission, prepare_map
+from farm_client.sdk.map_task import MapResults
 from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat, WrittenAs
 from farm_client.sdk.outcome import TaskEnded, TaskOutcome, is_over, outcome_of
 from farm_client.sdk.references import find_round, find_task
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
 from farm_client.sdk.submission import OnProgress, Prepared, prepare
+from farm_client.sdk.submitter import submitter_here
 from farm_client.sdk.task_file import Given, merge_settings, usual_settings
 from farm_client.sdk.upload import Advance, Uploaded, upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
@@ -288,6 +291,41 @@ class Farm:
             prepared = prepare(submission, Path(folder), on_progress)
             self.send(prepared)
             return Task(self.api, self.queue(prepared).task, prepared.spec.notes)
+
+    def map(
+        self,
+        code: str | Path,
+        *,
+        data: Paths = (),
+        items: int | None = None,
+        weights: str | None = None,
+        requirements: Requirements | Fields | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> MapResults:
+        """Run a function of the code on each row of ``data``, or on the numbers below ``items``; iterate for outputs.
+
+        The code has ``map_item(item, config)`` or ``map_batch(batch, config)``, and ``setup(config)`` if need be.
+        ``weights``: those of ``TASK`` or ``TASK@N``, for the function to load. ``options`` are further fields of
+        ``sdk.map_submission.MapSubmission``: config, name, entry, batch_items, part_items, on_error, seed, and so on.
+        Raises: InvalidTask, CheckFailed, DataError: each with one sentence that says what to do.
+        """
+        asked = MapSubmission(
+            code=Path(code),
+            data=_paths(data),
+            items=items,
+            weights=self.warm_start(weights) if weights else None,
+            requirements=Requirements.model_validate(dict(_fields(requirements))),
+            **{"submitter": submitter_here(), **options},
+        )
+        with tempfile.TemporaryDirectory(prefix="aifarm-map-") as folder:
+            prepared = prepare_map(asked, Path(folder), on_progress)
+            self.send(prepared)
+            return MapResults(self.api, Task(self.api, self.queue(prepared).task))
+
+    def outputs(self, reference: str) -> MapResults:
+        """Return the outputs of a map that was submitted before, on whichever machine. Raises: NotFound."""
+        return MapResults(self.api, self.task(reference))
 
     def send(
         self,

@@ -210,9 +210,9 @@ class TaskQueries:
             raise NotFound(f"task {task_id} is no map: it has a model (`farm pull {task_id}`), and no outputs")
         found: list[OutputView] = []
         for part in await self._ledger.outputs(task_id, start, MAX_LISTED):
-            if part.position != start:
+            if part.position > start:
                 break
-            start += part.samples
+            start = part.position + part.samples
             found.append(
                 OutputView(position=part.position, items=part.samples, digest=part.digest, size_bytes=part.size_bytes)
             )

@@ -175,7 +175,7 @@ class LedgerReader(Protocol):
         """Return the task's artefacts, which MUST come by epoch and name, and MUST stay as failed steps do."""
 
     async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
-        """Return what there is of a map's outputs from the item ``start`` on, no more than ``limit`` parts.
+        """Return a map's outputs, at most ``limit`` parts, from the one on that has the item ``start``.
 
         They MUST come in the order of their positions, and MUST stay as failed steps do.
         """

@@ -471,7 +471,8 @@ async def test_outputs_are_listed_from_a_position_on(opener: Opener, tmp_path: P
     other = OutputRecord("t10", 0, 10, "e" * 64, 5)
     await ledger.save([a.task(), *reversed(parts), other])
     assert await ledger.outputs("t1") == parts
-    assert await ledger.outputs("t1", 11) == parts[2:]
+    assert await ledger.outputs("t1", 11) == parts[1:]
+    assert await ledger.outputs("t1", 20) == parts[2:], "the items from 20 to 90 have none"
     assert await ledger.outputs("t1", 10, limit=2) == parts[1:3]
     assert {part.digest for part in parts} <= await ledger.referenced_digests()
     await ledger.save([a.task(state=TaskState.COMPLETED, finished_at=3.0)])
