@@ -1,4 +1,4 @@
-"""What the trial of a map is told, and what it reports. Free of torch: `farm` reads it."""
+"""The request and the report of a map's trial. Free of torch: `farm` reads them."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from protocol.artefacts import ArtefactList
 from protocol.digests import digest_bytes
 from protocol.failed_steps import FailedStepView
 from protocol.features import FEATURES
+from protocol.maps import OutputList
 from protocol.ranges import ByteRanges, ContentRange
 from protocol.recipe import Recipe
 from protocol.resources import Load, Resources
@@ -132,6 +133,7 @@ class FakeFarm:
     checkpoints: list[CheckpointView] = field(default_factory=list)
     failed_steps: tuple[FailedStepView, ...] | None = None
     artefacts: ArtefactList | None = None
+    outputs: OutputList | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
     arrived: dict[str, tuple[bytearray, ByteRanges]] = field(default_factory=dict)
     upload_waits: list[str] = field(default_factory=list)
@@ -202,9 +204,10 @@ class FakeFarm:
                 return httpx.Response(200, json={"why": task.why})
             case ["explain"]:
                 return answer(make_explanation(task_id))
-            case ["shards" | "checkpoints" | "artefacts" as records]:
+            case ["shards" | "checkpoints" | "artefacts" | "outputs" as records]:
                 kept = self.artefacts or ArtefactList(task_id=task_id)
-                return answer({"shards": self.shards, "checkpoints": self.checkpoints, "artefacts": kept}[records])
+                lists = {"shards": self.shards, "checkpoints": self.checkpoints, "artefacts": kept}
+                return answer({**lists, "outputs": self.outputs}[records])
             case ["model"]:
                 return self._model_answer(task, int(request.url.params.get("round", task.round)))
             case ["events" | "logs" | "metrics" as feed]:
