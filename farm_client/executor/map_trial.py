@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.map_runner import MapRunner
@@ -17,7 +18,6 @@ from farm_client.executor.map_trial_records import MapTrialReport, MapTrialReque
 from farm_client.executor.messages import Advance, Saved
 from farm_client.executor.output import print_anything
 from farm_client.executor.progress import ProgressReporter
-from farm_client.executor.runner import choose_device
 
 _RSS_UNIT_BYTES: Final = 1 if sys.platform == "darwin" else 1024
 
