@@ -19,6 +19,7 @@ from coordinator.records import CreditEntry
 from coordinator.stopping import epoch_end_is_due, evaluation_is_due, is_finished
 from protocol.assignments import Ack
 from protocol.credit import CREDIT, Credit
+from protocol.privacy import is_private
 from protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def _counted(turn: Turn, client: ClientState, lease: Lease) -> Ack:
 def waits_for_disk(run: TaskRun, now: float) -> str | None:
     """Say why the task's next step can't open before its version is durable; None if it need not wait for that.
 
-    What people will be told of, or get, must be durable: the last version, one that stays, one that is looked at.
+    What people will be told of, or get, must be durable: the last version, one that stays, one that is looked at. So
+    must each one of a private task: one that clients saw and a crash undid would have cost privacy that no book has.
     """
     volatile = run.volatile
     if volatile is None:
@@ -126,7 +128,7 @@ def waits_for_disk(run: TaskRun, now: float) -> str | None:
     recipe, version = run.record.spec.recipe, run.record.version
     stays = bool(recipe.keep_every) and version % recipe.keep_every == 0
     is_shown = evaluation_is_due(run.record) or epoch_end_is_due(run.record)
-    if stays or is_shown or is_finished(run.record):
+    if stays or is_shown or is_private(recipe) or is_finished(run.record):
         return f"version {version} is being written"
     oldest = volatile.versions[0]
     if len(volatile.versions) >= MOST_ROUNDS or now - oldest.committed_at >= MOST_SECONDS:

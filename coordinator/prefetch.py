@@ -13,6 +13,7 @@ from coordinator.stopping import evaluation_is_due, is_finished
 from protocol.aggregates import AggregateName
 from protocol.assignments import Kind
 from protocol.compression import CodecName
+from protocol.privacy import is_private
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 from protocol.task_length import smallest_part
 from protocol.tasks import BlobRef
@@ -88,6 +89,7 @@ def _is_foreseeable(recipe: Recipe) -> bool:
         recipe.mode is Mode.WEIGHTS
         and recipe.outer == OuterOptimizer()
         and recipe.aggregate is AggregateName.MEAN
+        and not is_private(recipe)
         and recipe.update_codec.name is CodecName.NONE
         and recipe.weights_codec.name is CodecName.NONE
         and recipe.inner_state is not InnerState.CARRIED

@@ -30,6 +30,7 @@ from coordinator.state import ClientState, Step, TaskRun
 from coordinator.tasks import fail, stored_run
 from coordinator.turn import Turn
 from protocol.assignments import Kind
+from protocol.privacy import is_private
 from protocol.recipe import PartSizes
 
 RESTARTED = "the server restarted; the task waits for its clients to come back"
@@ -97,7 +98,8 @@ def _forget_the_old_clock(turn: Turn, run: TaskRun) -> None:
 def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
     """The newest checkpoint can't be read: go back to the last one that can, weights, books and round number together.
 
-    The rounds since then are trained again. Without any readable checkpoint the task fails.
+    The rounds since then are trained again. Without any readable checkpoint the task fails, and so does a private one:
+    what it spent of privacy is counted by its rounds.
     """
     run = turn.farm.tasks.get(event.task_id)
     if run is None or run.step is None or run.step.attempt != event.attempt:
@@ -105,6 +107,10 @@ def fall_back(turn: Turn, event: CheckpointDamaged) -> None:
     kept = event.fallback
     if kept is None:
         fail(turn, run, f"no checkpoint of it can be read: {event.message}", retryable=False)
+        return
+    if is_private(run.record.spec.recipe):
+        why = "clients saw the rounds since then, and no accountant would count them twice"
+        fail(turn, run, f"{event.message}; it can't go back to round {kept.round}: {why}", retryable=False)
         return
     abandon(turn, run, event.message)
     drop_all_ahead(turn, run, event.message)

@@ -25,6 +25,7 @@ from coordinator.offers import bury, cancel, clear_up, discard, offer
 from coordinator.pipelining import announce, drop_all_ahead, take_up
 from coordinator.planning import by_affinity, count_samples, cut, samples_at_hand, share_quantum, shares
 from coordinator.prefetch import held_shards
+from coordinator.privacy import budget_spent
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
@@ -236,7 +237,9 @@ def round_aggregated(turn: Turn, event: RoundAggregated) -> None:
         leftover=step.owed,
         samples_done=run.record.samples_done + samples,
         loss=metrics.get("loss", run.record.loss),
-        stopped=run.record.stopped or out_of_time(run.record, turn.now),
+        stopped=run.record.stopped
+        or out_of_time(run.record, turn.now)
+        or budget_spent(run.record.spec.recipe, step.number + 1),
     )
     turn.save(task)
     turn.measure(run, step.number, "train", metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.durability import durable_record
 from coordinator.eligibility import eligible
 from coordinator.lifecycle import ACTIVE, TaskState
+from coordinator.privacy import epsilon_spent
 from coordinator.records import RoundState, TaskRecord
 from coordinator.scoring import rank, reliability
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
@@ -60,6 +61,7 @@ def _task_view(
         metrics=dict(task.metrics),
         retries=task.retries,
         error=task.error,
+        epsilon=epsilon_spent(spec.recipe, task.version),
         submitted_at=task.created_at,
         started_at=task.started_at,
         finished_at=task.finished_at,

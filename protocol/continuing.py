@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.compression import LOSSLESS
+from protocol.privacy import PRIVACY_FIELDS
 from protocol.recipe import InnerState, Mode, OuterOptimizer, Recipe
 from protocol.tasks import TaskSpec
 
@@ -41,6 +42,8 @@ def obstacle(before: TaskSpec, after: TaskSpec) -> str | None:
         return "a task goes on with the frozen tensors of the one before"
     if after.recipe.order is not before.recipe.order:
         return f"the data was laid out in {before.recipe.order} order: leave --order out"
+    if any(getattr(after.recipe, name) != getattr(before.recipe, name) for name in PRIVACY_FIELDS):
+        return "what its rounds spent of privacy is counted with the noise that they had: keep the dp_ fields"
     if after.recipe.seed != before.recipe.seed:
         return f"the order of the samples follows from the seed, which was {before.recipe.seed}: leave --seed out"
     return None

@@ -34,6 +34,7 @@ from protocol.fragments import FragmentPattern
 from protocol.frozen import Frozen
 from protocol.named_schedule import NamedSchedule
 from protocol.optimizers import OptimizerName, OptionValue
+from protocol.privacy import DELTA, unfit_for_privacy
 from protocol.sandbox import Rung
 from protocol.schedule import Schedule
 
@@ -174,6 +175,15 @@ class Recipe(Frozen):
     norm_bound: Threshold | None = None
     """With norm_bounding and centered_clipping: the Euclidean norm that a client's update, or its difference to the
     last aggregate, is cut down to; where absent, the round's (lower) median norm."""
+    dp_clip: Threshold | None = None
+    """Differential privacy: what a client contributes to a round is cut down to this Euclidean norm, on the server,
+    and all clients count alike. With ``dp_noise_multiplier``."""
+    dp_noise_multiplier: float = Field(default=0.0, ge=0, le=1000)
+    """Times ``dp_clip``: the standard deviation of the Gaussian noise on the sum of what clients contribute."""
+    dp_delta: float = Field(default=DELTA, gt=0, lt=1)
+    """The chance that is left of more privacy loss than epsilon."""
+    dp_epsilon: Threshold | None = None
+    """Stop before the round after which the privacy loss, epsilon at ``dp_delta``, would be more than this."""
     outer: OuterOptimizer = OuterOptimizer()
     schedule: NamedSchedule | None = None
     """The learning rate of the code's optimizer over the task; None is the code's own business."""
@@ -312,7 +322,7 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _aggregates(self) -> Recipe:
-        if (why := unfit_for_aggregate(self)) is not None:
+        if (why := unfit_for_aggregate(self) or unfit_for_privacy(self)) is not None:
             raise ValueError(why)
         return self
 

@@ -100,6 +100,8 @@ class TaskView(View):
     """The newest evaluation's metrics."""
     retries: int = 0
     error: LongText | None = None
+    epsilon: float | None = None
+    """The privacy loss of its newest version, at the recipe's ``dp_delta``; None where it is not private."""
     submitted_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None

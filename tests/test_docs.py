@@ -104,6 +104,7 @@ def test_every_dependency_has_its_reason():
         "ONNX files (`aifarm[onnx]`)": extras["onnx"],
         "Installations for tasks (`aifarm[installs]`)": extras["installs"],
         "Quantized bases (`aifarm[quantized]`)": extras["quantized"],
+        "Private training on a server (`aifarm[privacy]`)": extras["privacy"],
         "Development": project["dependency-groups"]["dev"],
     }
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from coordinator.numerics.aggregate import Aggregate
 from coordinator.numerics.bounding import CenteredClipping, NormBounding
 from coordinator.numerics.geometric_median import GeometricMedian
 from coordinator.numerics.krum import Bulyan, Krum, MultiKrum
+from coordinator.numerics.private_mean import Noise, PrivateMean
 from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.aggregates import AggregateName
@@ -35,6 +36,13 @@ _MAKERS: Final[Mapping[AggregateName, Callable[[Recipe, Layout], Aggregate]]] = 
 )
 
 
-def aggregate_of(recipe: Recipe, layout: Layout) -> Aggregate:
-    """Return a new aggregate, as the recipe has it, of updates of that layout."""
+def aggregate_of(recipe: Recipe, layout: Layout, noise: Noise | None = None) -> Aggregate:
+    """Return a new aggregate, as the recipe has it, of updates of that layout. ``noise``: where private ones get it.
+
+    Raises: ValueError for a private one without a noise.
+    """
+    if recipe.dp_clip is not None:
+        if noise is None:
+            raise ValueError("a private mean needs noise")
+        return PrivateMean(layout, recipe.update_codec, recipe.dp_clip, recipe.dp_noise_multiplier, noise)
     return _MAKERS[recipe.aggregate](recipe, layout)

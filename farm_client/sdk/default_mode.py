@@ -38,6 +38,8 @@ ROUND_FIELDS: Final = (
     "trim_share",
     "byzantine",
     "norm_bound",
+    "dp_clip",
+    "dp_noise_multiplier",
     "update_codec",
     "weights_codec",
 )

@@ -11,6 +11,7 @@ from coordinator.continuing import at_start, check_goes_on, start_from
 from coordinator.events import Event, TaskSubmitted
 from coordinator.lifecycle import TaskState
 from coordinator.offers import brief
+from coordinator.privacy import check_budget
 from coordinator.records import CheckpointRecord, TaskRecord
 from farm_server.tasks.bundle_check import check_bundle
 from farm_server.tasks.lock_check import check_lock
@@ -23,8 +24,9 @@ from protocol.errors import Conflict, FarmError, InvalidTask, NotFound, TensorEr
 from protocol.features import FEATURES, unknown_to
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.packing import pack_map
+from protocol.privacy import is_private
 from protocol.tasks import BlobRef, TaskSpec
-from protocol.tensors import Layout, joined_layout
+from protocol.tensors import Layout, Role, joined_layout
 from protocol.wording import sized
 from storage.ports.blob_store import BlobStore
 from storage.ports.ledger import Ledger
@@ -143,6 +145,7 @@ class Submissions:
             raise InvalidTask(f"the initial weights can't be used: {error.message}") from error
         if spec.frozen is not None:
             self._check_frozen(spec.frozen, layout)
+        _check_privacy(spec, layout, start)
         self._torch_side.check_outer_optimizer(spec.recipe.outer, layout)
 
     def _check_frozen(self, frozen: BlobRef, layout: Layout) -> None:
@@ -166,6 +169,16 @@ class Submissions:
         for ref in _references(spec):
             if (size := sizes[ref.digest]) != ref.size_bytes:
                 raise InvalidTask(f"blob {ref.digest} has {size} bytes and the submission says {ref.size_bytes}")
+
+
+def _check_privacy(spec: TaskSpec, layout: Layout, start: CheckpointRecord | None) -> None:
+    """See that what a private task spends can be counted, and that nothing goes without noise. Raises: InvalidTask."""
+    check_budget(spec.recipe, 0 if start is None else start.round)
+    if is_private(spec.recipe) and any(tensor.role is Role.BUFFER for tensor in layout.tensors):
+        raise InvalidTask(
+            "with dp_clip a model has no buffers: clients would send theirs without noise; use GroupNorm or LayerNorm "
+            "instead of BatchNorm, or persistent=False"
+        )
 
 
 def _check_same(known: TaskRecord, spec: TaskSpec) -> None:

@@ -6,8 +6,9 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 
@@ -17,6 +18,7 @@ from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.inner_state import InnerStateMean, first_bad
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
 from farm_server.tensors.mapped_reader import MappedFileReader
+from farm_server.tensors.noise import fresh_gaussian
 from farm_server.tensors.tensor_reader import FileReader
 from protocol.codecs import (
     TORCH_DTYPES,
@@ -61,6 +63,9 @@ class NewVersion:
     inner_state: list[Chunk] | None = None
 
 
+_AGGREGATE_OF: Final = partial(aggregate_of, noise=fresh_gaussian)
+
+
 @dataclass(frozen=True, slots=True)
 class _Update:
     """What ``TaskTensors.fold`` was given, where the aggregate reads it later."""
@@ -86,7 +91,7 @@ class TaskTensors:
         self,
         recipe: Recipe,
         files: CheckpointFiles,
-        make_aggregate: Callable[[Recipe, Layout], Aggregate] = aggregate_of,
+        make_aggregate: Callable[[Recipe, Layout], Aggregate] = _AGGREGATE_OF,
     ) -> None:
         with FileReader(files.weights) as reader:
             self._layout = parse_layout(reader.header)

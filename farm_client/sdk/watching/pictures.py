@@ -103,6 +103,7 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
         ("submitter", Text(f"{task.submitter}, {format_age(task.submitted_at, now)}, priority {task.priority}")),
         *([("topics", Text(", ".join(task.topics)))] if task.topics else []),
         ("recipe", _recipe_line(spec.recipe)),
+        *([("privacy", privacy)] if (privacy := _privacy_line(task, spec.recipe)) else []),
         *([("needs", Text(needs))] if (needs := _needs_line(spec.requirements)) else []),
         *([("packages", f"environment {spec.environment.digest[:12]}")] if spec.environment else []),
         (
@@ -139,6 +140,18 @@ def _facts(detail: TaskDetail, now: float) -> list[tuple[str, RenderableType]]:
 def _recipe_line(recipe: Recipe) -> str:
     said = f"{recipe.mode}, {counted(recipe.round_samples, 'sample')} a round, {recipe.batch_samples} a batch"
     return f"{said}, {one}" if (one := described(recipe)) else said
+
+
+def _privacy_line(task: TaskView, recipe: Recipe) -> str:
+    """Return what the task's versions have cost of privacy; empty where it is not private."""
+    if recipe.dp_clip is None:
+        return ""
+    bound = f" of {recipe.dp_epsilon:g}" if recipe.dp_epsilon is not None else ""
+    spent = "unknown" if task.epsilon is None else f"{task.epsilon:.4g}"
+    return (
+        f"epsilon {spent}{bound} at delta {recipe.dp_delta:g}; clip {recipe.dp_clip:g}, "
+        f"noise multiplier {recipe.dp_noise_multiplier:g}"
+    )
 
 
 def _needs_line(needs: Requirements) -> str:
