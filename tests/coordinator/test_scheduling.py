@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,11 @@ from protocol.tasks import BaseFile, Footprint, Origin, Split
 from protocol.versions import (
     BASE_FOLDER,
     CARRIED_STATE,
+    CONTROL_VARIATES,
+    FRAGMENTS,
     FROZEN_APART,
     NAMED_SCHEDULE,
+    PROXIMAL_TERM,
     QUANTIZED_BASE,
     STEP_RULES,
     TASK_LENGTH,
@@ -364,6 +368,26 @@ def test_local_steps_with_clipping_or_a_scheduler_go_to_clients_that_have_them(f
     assert new.held
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert "cannot clip gradients, or follow a scheduler: it needs a newer aifarm" in reasons["old"]
+
+
+@pytest.mark.parametrize(
+    ("asks", "feature", "lack"),
+    [
+        ({"proximal_mu": 0.5}, PROXIMAL_TERM, "add a proximal term to local gradients"),
+        ({"scaffold_clients": 2}, CONTROL_VARIATES, "keep control variates"),
+        ({"fragments": 2, "fragment_mix": 0.5}, FRAGMENTS, "send a fragment of the model in each round"),
+    ],
+)
+def test_local_objectives_and_fragments_go_to_clients_that_know_them(
+    farm: Simulation, asks: dict[str, Any], feature: str, lack: str
+) -> None:
+    old = farm.join(Volunteer("old", features=(CARRIED_STATE,)))
+    new = farm.join(Volunteer("new", features=(CARRIED_STATE, feature)))
+    farm.submit(spec(**asks))
+    assert not old.held
+    assert {name: getattr(new.held[0].task, name) for name in asks} == asks
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert reasons["old"] == f"cannot {lack}: it needs a newer aifarm"
 
 
 def test_a_named_schedule_goes_to_clients_that_know_them_with_the_length_of_the_task(farm: Simulation) -> None:

@@ -32,10 +32,12 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(max_seconds=9.0), "early_stopping"),
         (spec(target="loss<=1"), "early_stopping"),
         (spec(patience=2), "early_stopping"),
+        (spec(fragments=2), "fragments"),
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
         (spec(requirements=Requirements(modules=("torchvision",))), "needed_modules"),
         (spec(requirements=Requirements(sandbox=Rung.CONTAINER)), "needed_sandbox"),
+        (spec(proximal_mu=0.1), "proximal_term"),
         (spec().model_copy(update={"is_quantized": True}), "quantized_base"),
         (spec(order="sequential"), "sequential_order"),
         (spec().model_copy(update={"environment": blob("lock")}), "task_environment"),
@@ -48,6 +50,10 @@ def test_each_feature_is_asked_for_by_who_uses_it(task: TaskSpec, needed: str) -
     assert needed_by(task) == (needed,)
     assert unknown_to(FEATURES, needed_by(task)) is None
     assert unknown_to((), needed_by(task)) == (f"this farm's server does not know {needed}: it must be upgraded first")
+
+
+def test_control_variates_travel_as_a_carried_state() -> None:
+    assert needed_by(spec(scaffold_clients=2)) == ("carried_state", "control_variates")
 
 
 def test_all_that_is_missing_is_named() -> None:

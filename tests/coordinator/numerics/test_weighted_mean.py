@@ -62,6 +62,32 @@ def test_the_mean_equals_a_float64_reference(
         assert mean[spec.name].shape == spec.shape
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.booleans(), st.booleans()), min_size=1, max_size=6), st.integers(0, 99)
+)
+def test_what_an_update_lacks_is_zero_in_the_mean(drawn: list[tuple[int, bool, bool]], seed: int) -> None:
+    """Whichever update lacks it, and whatever the round before left in the sum."""
+    specs = [TensorSpec("a", "F32", (3,)), TensorSpec("b", "F64", (2,))]
+    generator = torch.Generator().manual_seed(seed)
+    accumulator = WeightedMean(layout_of(*specs))
+    accumulator.fold(TensorReader({spec.name: values(spec, generator) for spec in specs}), 1)
+    accumulator.result()
+    accumulator.reset()
+    sums = {spec.name: torch.zeros(spec.shape, dtype=torch.float64) for spec in specs}
+    for samples, *has in drawn:
+        update = {spec.name: values(spec, generator) for spec, is_there in zip(specs, has, strict=True) if is_there}
+        lacking = [spec.name for spec in specs if spec.name not in update]
+        accumulator.fold(TensorReader(update, untouched_metadata(lacking)), samples)
+        for name, tensor in update.items():
+            sums[name] += samples * tensor.double()
+    mean, total = accumulator.result(), sum(samples for samples, *_ in drawn)
+    for name, expected in sums.items():
+        torch.testing.assert_close(mean[name].double(), expected / total, rtol=1e-5, atol=1e-5)
+    never = {spec.name for n, spec in enumerate(specs) if not any(one[1 + n] for one in drawn)}
+    assert accumulator.untouched == never
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.integers(0, 40), max_size=3), st.lists(st.integers(1, 5000), min_size=1, max_size=12), st.integers(0)
