@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord
+from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord, light_record
 from protocol.messages import Message
 from protocol.tasks import BlobRef, TaskSpec
 
@@ -17,7 +17,7 @@ class Save:
     entries: tuple[Entry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@light_record
 class Send:
     """Send a message, if that incarnation of the client is still connected.
 

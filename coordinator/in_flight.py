@@ -15,7 +15,7 @@ from enum import Enum, auto
 from math import inf
 from typing import NamedTuple
 
-from coordinator.records import AssignmentRecord, SampleRange
+from coordinator.records import AssignmentRecord, SampleRange, light_record
 from protocol.assignments import AssignmentProgress, Kind
 from protocol.tasks import BlobRef
 
@@ -40,7 +40,7 @@ class Home(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@light_record
 class Part:
     """A consecutive part of a round (or of an evaluation) that nobody holds."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from coordinator.lifecycle import AssignmentState, TaskState
 from protocol.assignments import Kind
@@ -16,8 +16,19 @@ from protocol.resources import Resources
 from protocol.sandbox import Sandbox
 from protocol.tasks import BlobRef, TaskSpec
 
+_C = TypeVar("_C")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass_transform(frozen_default=True)
+def light_record(cls: type[_C]) -> type[_C]:
+    """Make a frozen dataclass, held to that by the type checker alone: for what is made once for each offer.
+
+    One that is frozen at run time takes 2 us more to make, with 22 fields.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
+@light_record
 class SampleRange:
     """Rows ``start`` to ``stop`` of shard number ``shard``, in the epoch's order of that shard."""
 
@@ -127,7 +138,7 @@ class RoundRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@light_record
 class AssignmentRecord:
     """One client's part of one round. Key: ``assignment_id``.
 
