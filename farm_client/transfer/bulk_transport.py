@@ -1,23 +1,23 @@
 """What httpx sends large bodies with: urllib3, in the caller's thread.
 
 httpx parses a body in Python, 64 KiB at a time, for 2 s of CPU a gigabyte; urllib3 hands on what one read of the socket
-gave, for 0.3 s. Callers see httpx all the same, and tests replace this transport like any other.
+gave, for 0.3 s. Callers see httpx all the same, and tests replace this transport like any other. urllib3 is imported
+with the first request: an agent that has nothing to do need not hold it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import httpx
-import urllib3
-from urllib3.contrib.socks import SOCKSProxyManager
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from farm_client.proxies import proxy_for
+
+if TYPE_CHECKING:
+    import urllib3
 
 SHUTDOWN: Final = "shutdown"
 """The extension of a response that ends its body for whoever is reading it, from any thread."""
@@ -34,6 +34,8 @@ class BulkTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return when the answer's head is here. Raises: httpx.TransportError."""
+        from urllib3 import Timeout  # noqa: PLC0415 - see above
+
         seconds = request.extensions.get("timeout", {})
         with _as_httpx_errors():
             answer = self._manager(request.url).urlopen(
@@ -42,7 +44,7 @@ class BulkTransport(httpx.BaseTransport):
                 body=request.read() or None,
                 # urllib3 writes Latin-1, httpx reads a token of other letters as what it is.
                 headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
-                timeout=urllib3.Timeout(connect=seconds.get("connect"), read=seconds.get("read")),
+                timeout=Timeout(connect=seconds.get("connect"), read=seconds.get("read")),
                 retries=False,
                 redirect=False,
                 preload_content=False,
@@ -69,11 +71,15 @@ class BulkTransport(httpx.BaseTransport):
 
 
 def _open_manager(proxy: str | None, **options: Any) -> urllib3.PoolManager:
+    import urllib3  # noqa: PLC0415 - see above
+
     if proxy is None:
         return urllib3.PoolManager(**options)
     parts = urlsplit(proxy)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if parts.scheme.startswith("socks"):
+        from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - see above
+
         return SOCKSProxyManager(proxy, username=user or None, password=password or None, **options)
     headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
     return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
@@ -107,6 +113,15 @@ class _Body(httpx.SyncByteStream):
 
 @contextmanager
 def _as_httpx_errors() -> Iterator[None]:
+    from http.client import HTTPException  # noqa: PLC0415 - see above
+
+    from urllib3.exceptions import (  # noqa: PLC0415
+        ConnectTimeoutError,
+        HTTPError,
+        NewConnectionError,
+        ReadTimeoutError,
+    )
+
     try:
         yield
     except ReadTimeoutError as error:
