@@ -41,6 +41,7 @@ def test_a_version_is_of_so_many_results_even_if_one_client_brings_them_all() ->
     farm = buffered()
     ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]
     slow = bob.held[0]
+    assert slow.task.pipeline, "a client is to say that it is free before it delivers"
     assert [finish(farm, ada).round for _ in range(4)] == [0, 0, 0, 1], "free when it has computed, before it delivers"
     assert farm.task().version == 2
     assert bob.held[0] is slow, "nobody stops it"
@@ -78,6 +79,42 @@ def test_what_is_staler_than_allowed_is_given_up_and_done_again() -> None:
     farm.run()
     assert farm.task().state is TaskState.COMPLETED
     assert set(farm.ledger.counted("t1", 0).values()) == {1}
+
+
+def test_what_arrives_while_its_last_round_is_being_committed_is_too_stale_for_the_next() -> None:
+    farm = buffered(buffer=1, max_staleness=1, rounds=None, epochs=1)
+    ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]
+    farm.deliver(ada)
+    farm.hold_commits = True
+    farm.deliver(ada)
+    stale = farm.deliver(bob)
+    assert (farm.task().version, stale.round) == (1, 0)
+    farm.hold_commits = False
+    farm.finish_commits()
+    assert stale.assignment_id not in bob.outbox, "it is told that nobody wants it"
+    farm.run()
+    assert farm.task().state is TaskState.COMPLETED
+    assert not farm.ledger.assignments[stale.assignment_id].counted
+    assert set(farm.ledger.counted("t1", 0).values()) == {1}
+
+
+def test_who_is_late_and_stuck_gets_nothing_more_for_a_while() -> None:
+    farm = buffered(buffer=1, shards=(2000,), rounds=100)
+    ada, bob = farm.volunteers["ada"], farm.volunteers["bob"]
+    farm.accept(bob, bob.held[0])
+    finish(farm, ada)
+    assert farm.task().version == 1
+    farm.now += farm.settings.stall_seconds + 1
+    farm.tick()
+    assert not bob.held
+    finish(farm, farm.join("eve"))
+    assert not bob.held
+
+
+def test_half_an_epoch_is_half_of_its_samples() -> None:
+    farm = buffered(shards=(100,), rounds=None, epochs=0.5)
+    farm.run()
+    assert (farm.task().state, farm.task().samples_done) == (TaskState.COMPLETED, 50)
 
 
 def test_a_version_has_no_samples_of_two_epochs() -> None:
@@ -223,7 +260,7 @@ def test_each_round_opens_with_so_many_clients_at_work_or_free() -> None:
 def test_another_task_gets_its_turn() -> None:
     farm = buffered(shards=(100_000,), rounds=1000)
     farm.submit(spec(shards=(10,), rounds=1, min_clients=2, name="other"), "t2")
-    for _ in range(200):
+    for _ in range(50):  # before its age raises the other one's priority
         for volunteer in farm.volunteers.values():
             if volunteer.held and volunteer.held[0].task.task_id == "t1":
                 finish(farm, volunteer)

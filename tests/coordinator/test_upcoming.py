@@ -39,6 +39,8 @@ def test_a_lone_client_is_told_the_round_to_come() -> None:
         {"outer": OuterOptimizer(options={"lr": 0.7})},
         {"evaluate_every": 1, "holdout": (5,)},
         {"pipeline": True, "max_staleness": 1},
+        {"buffer": 1},
+        {"quorum_clients": 1},
         {"over_provision": 1.0},
         {"shards": (20,)},
     ],
