@@ -121,6 +121,10 @@ def join(
             "--allow-installs/--no-installs", help="Install the packages that tasks name.", show_default="as it was set"
         ),
     ] = None,
+    processes: Annotated[
+        str | None,
+        typer.Option(help="Processes that share out each assignment: a number, or gpus.", show_default="1"),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Neither link blobs of this machine's other agents nor lend them any.")
@@ -147,6 +151,7 @@ def join(
         cache_bytes=cache_bytes,
         upload_rate=upload_rate,
         download_rate=download_rate,
+        processes=processes,
         slots=slots,
         share=False if no_share else None,
         sandbox=sandbox,

@@ -184,6 +184,7 @@ class Agent:
                 cpu_cores=max(1, probe.cpu_cores // slots),
                 gpus=probe.accelerators.visible,
                 vram_share=self._owner.keeper.policy.vram_share,
+                processes=self._settings.processes,
                 module=self._executor_module,
                 confinement=self._choice.confinement,
                 cgroups=find_delegation(),

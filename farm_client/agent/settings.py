@@ -88,6 +88,10 @@ class AgentSettings(BaseSettings):
         max_length=1000,
         description="The index to install packages from; unset: PIP_INDEX_URL, or what uv's own variables say.",
     )
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["gpus"] = Field(
+        default=1,
+        description="Processes that share out each assignment, at most one for each GPU lent; gpus: as many as those.",
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."

@@ -25,8 +25,10 @@ from farm_client.executor.data_loaders import has_semaphores, load_without_worke
 from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
+from farm_client.executor.followers import Followers
 from farm_client.executor.heap import give_back
 from farm_client.executor.map_runner import MapRunner
+from farm_client.executor.means import remark
 from farm_client.executor.messages import (
     Abandon,
     Building,
@@ -46,6 +48,7 @@ from farm_client.executor.messages import (
 )
 from farm_client.executor.output import flush_streams, print_anything
 from farm_client.executor.progress import ProgressReporter
+from farm_client.executor.ranks import may_share_out
 from farm_client.executor.rebase import rebase
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.script import is_script
@@ -124,13 +127,15 @@ def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], No
 class _Executor:
     """Answers each order with its reports."""
 
-    def __init__(self, channel: Channel, load: LoadRunner) -> None:
+    def __init__(self, channel: Channel, load: LoadRunner, followers: Followers | None = None) -> None:
         self._channel = channel
         self._load_runner = load
         self._progress = ProgressReporter(channel.send, suspension=Suspension(channel))
         self._runner: Runner | None = None
         self._runs_ahead = False
         self._behind = UpdateThread()
+        self._followers = followers
+        """The other ranks, while they follow."""
 
     def serve(self) -> None:
         """Carry out orders until a stop or the agent's end of the socket."""
@@ -178,7 +183,11 @@ class _Executor:
             # not before: to choose a device is to open it
             device = choose_device()
             bound_vram(device)
+            is_trained_by_steps = order.map is None and not is_script(Path(order.code_dir) / order.entry)
+            if self._followers is not None and is_trained_by_steps:
+                self._followers.load(order)
             self._runner = self._load_runner(order, device, lambda: self._channel.send(Building()))
+            self._share_out()
         except BaseException as error:
             self._fail(error, None)
         else:
@@ -186,22 +195,45 @@ class _Executor:
             flush_streams()
             self._channel.send(Loaded())
 
+    def _share_out(self) -> None:
+        """Have the other ranks follow if the task can be shared out; else end them."""
+        if self._followers is None:
+            return
+        runner = self._runner
+        if isinstance(runner, TaskRunner) and may_share_out(runner.contract, runner.tensors.model):
+            runner.share_out(self._followers.meet())
+            return
+        remark(f"this task's steps can't be shared out: one of this machine's {self._followers.size} processes works")
+        self._followers.end()
+        self._followers = None
+
     def _run(self, order: Run) -> None:
         if self._runner is None:
             self._fail(OutOfOrder("the executor got a run before its load"), order.assignment_id)
             return
         self._progress.start(order.assignment_id)
         try:
+            if self._followers is not None:
+                self._followers.run(order)
             outcome = self._outcome_of(self._runner, order)
         except BaseException as error:
             self._fail(error, order.assignment_id)
+            self._begin_anew()
         else:
             self._settle(order, outcome)
 
     def _outcome_of(self, runner: Runner, order: Run) -> Done | Callable[[], Done]:
         if self._runs_ahead:
             return runner.run_ahead(order, self._progress)
+        if self._followers is not None:  # who hold the versions that orders bring, and no others
+            return runner.run(order, self._progress)
         return runner.run_on(order, self._progress) if order.upcoming else runner.run(order, self._progress)
+
+    def _begin_anew(self) -> None:
+        """Put other ranks in the place of those that wait for what this one failed to do."""
+        if self._followers is not None and isinstance(self._runner, TaskRunner):
+            self._followers.restart()
+            self._runner.share_out(self._followers.meet())
 
     def _settle(self, order: Run, outcome: Done | Callable[[], Done]) -> None:
         """Report an outcome, or have it written and reported beside what comes next."""
@@ -223,7 +255,7 @@ class _Executor:
 
     def _foresee(self) -> None:
         """While the update travels, and nothing else is to be done."""
-        if self._runner is not None and (digest := self._runner.foresee()) is not None:
+        if self._followers is None and self._runner is not None and (digest := self._runner.foresee()) is not None:
             self._channel.send(Holds(weights_digest=digest))
 
     def _write(self, write: Callable[[], Done], assignment_id: str) -> None:
@@ -262,11 +294,12 @@ def main(load: LoadRunner = load_runner) -> int:
     except FarmError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
+    followers = Followers.from_environment(channel.send)
     print_anything()
     warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
         channel.send(Warm(torch_version=torch.__version__))
-        _Executor(channel, load).serve()
+        _Executor(channel, load, followers).serve()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     return 0

@@ -17,6 +17,7 @@ from farm_client.executor.layout import ModelTensors
 from farm_client.executor.means import remark
 from farm_client.executor.messages import Piece
 from farm_client.executor.precision import Autocast
+from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import even_sizes
 from farm_client.executor.step_metrics import Number, check_loss, left_there
 
@@ -44,6 +45,8 @@ class BatchGradient:
         self.states: BatchStates | None = None
         """What the assignment's batches carry from one to the next, if they do. Such a batch is not taken in parts: how
         its state would be parted, only the code knows."""
+        self.ranks: Ranks | None = None
+        """The processes that share each batch out, if there are several."""
         has_norm = any(isinstance(module, _BatchNorm) for module in tensors.model.modules())
         self._smallest_part = _NORM_SAMPLES if has_norm else 1
 
@@ -93,6 +96,14 @@ class BatchGradient:
         No parameter has a gradient yet. A loss on an accelerator stays there, unchecked: reading it would wait for all
         that the accelerator has to do. Raises: CodeError, LossNotFinite, memory errors of what can't be parted further.
         """
+        if self.ranks is None:
+            return self._add_own(batch, samples, step, scaler)
+        own = self.ranks.own(samples)
+        values = self._add_own(batch, own, step, scaler) if own else {}
+        return self.ranks.add_up(list(self._tensors.parameters.values()), values, samples)
+
+    def _add_own(self, batch: Any, samples: int, step: int, scaler: torch.amp.GradScaler | None) -> dict[str, Number]:
+        """Add the gradient of the rows that this process has, in parts if its memory is too short for them."""
         while True:
             sizes = self._sizes(samples)
             try:

@@ -40,6 +40,7 @@ from protocol.sandbox import Rung
 EXECUTOR_MODULE: Final = "farm_client.executor"
 FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
 VRAM_VARIABLE: Final = "AIFARM_VRAM_SHARE"
+PROCESSES_VARIABLE: Final = "AIFARM_PROCESSES"
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """A frame of weights passes in few wake-ups."""
 _READ_BYTES: Final = 64 * 1024
@@ -256,6 +257,8 @@ class Launch:
     cpu_cores: int
     gpus: str = ""
     vram_share: float | None = None
+    processes: int | Literal["gpus"] = 1
+    """How many share out an executor's assignments, at most one for each GPU; ``gpus``: as many as those."""
     module: str = EXECUTOR_MODULE
     confinement: Confinement = UNCONFINED
     cgroups: Delegation | None = None
@@ -266,12 +269,22 @@ class Launch:
         """Return the same for executors that also see a folder."""
         return replace(self, confinement=self.confinement.reading(folder))
 
+    @property
+    def ranks(self) -> int:
+        """Return how many processes each executor is now."""
+        gpus = len([name for name in self.gpus.split(",") if name])
+        if self.processes == "gpus":
+            return max(gpus, 1)
+        return min(self.processes, gpus or self.processes)
+
     def environment(self, scratch_dir: Path, descriptor: int) -> dict[str, str]:
         """Return the whole environment of one executor."""
         own = {FD_VARIABLE: str(descriptor), "CUDA_VISIBLE_DEVICES": self.gpus, "ZE_AFFINITY_MASK": self.gpus}
         if self.vram_share is not None:
             own[VRAM_VARIABLE] = str(self.vram_share)
-        return executor_environment(scratch_dir, self.cpu_cores) | own
+        if self.ranks > 1:
+            own[PROCESSES_VARIABLE] = str(self.ranks)
+        return executor_environment(scratch_dir, max(1, self.cpu_cores // self.ranks)) | own
 
 
 async def start_executor(launch: Launch, listener: ExecutorListener) -> ExecutorProcess:

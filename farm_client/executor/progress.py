@@ -32,6 +32,18 @@ class StepsProgress(Protocol):
         """Return where an order to suspend is seen; None where nobody gives one."""
 
 
+class Unheard:
+    """Progress that another process reports."""
+
+    suspension: Suspension | None = None
+
+    def advance(self, samples: int) -> None:
+        """Count nothing."""
+
+    def saved(self) -> None:
+        """Report nothing."""
+
+
 class ProgressReporter:
     """Sends ``Advance`` reports for one assignment at a time."""
 

@@ -32,8 +32,9 @@ from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.outcome import StepsOutcome
 from farm_client.executor.precision import Autocast
-from farm_client.executor.progress import ProgressReporter, StepsProgress
+from farm_client.executor.progress import ProgressReporter, StepsProgress, Unheard
 from farm_client.executor.randomness import seed_everything
+from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import Batches, SampleSource
 from farm_client.executor.schedules import hold_initial_rate, refuse_beside
 from farm_client.executor.snapshots import Snapshots, StepKeeping
@@ -96,6 +97,18 @@ class TaskRunner:
         self._has_schedule = True
         self._schedule_steps = order.schedule_steps
         self.contract.tell(self.tensors.model, order.length, order.precision)
+
+    def share_out(self, ranks: Ranks) -> None:
+        """Share each batch out from now on, and begin without what rounds left: the other ranks have none of it."""
+        self._gradient.ranks, self._kept_loop = ranks, None
+
+    def follow(self, order: Run) -> None:
+        """Do a rank's part of an assignment; hold the weights of one that rank 0 does alone. Raises: as ``run``."""
+        with blaming(self.contract.code_dir):
+            if order.kind is Kind.TRAIN:
+                self._compiled_or_not(order, Unheard())
+            else:
+                self._weights.take(order)
 
     @property
     def has_run(self) -> bool:
@@ -212,6 +225,8 @@ class TaskRunner:
             with self._autocast():
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance, states)
             return StepsOutcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
+        if (ranks := self._gradient.ranks) is not None:
+            data = data.shared_out(ranks.share)
         snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress)
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:

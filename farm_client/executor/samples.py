@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ class Batches:
         self._columns = order.tuple_columns
         self._device = device
         self._code_dir = code_dir
+        self._share: Callable[[int], tuple[int, int]] | None = None
         self.samples = sum(len(index) for _, index in parts)
 
     def __len__(self) -> int:
@@ -64,6 +66,15 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for _, batch in self.sized():
             yield batch
+
+    def shared_out(self, share: Callable[[int], tuple[int, int]]) -> Batches:
+        """Return the same with each batch cut to a share of it, from and to; its samples are still the whole batch's.
+
+        A batch of which the share is empty is None.
+        """
+        cut = copy.copy(self)
+        cut._share = share
+        return cut
 
     def rows(self, start: int, stop: int) -> list[list[int]]:
         """Return which rows the samples ``start`` to ``stop`` are: for each piece, those of its shard."""
@@ -97,11 +108,23 @@ class Batches:
                 room -= len(rest)
 
     def _batch(self, parts: Sequence[tuple[Rows, torch.Tensor]]) -> Batch:
+        if self._share is not None and not (parts := _cut(parts, *self._share(sum(len(index) for _, index in parts)))):
+            return None
         with calling("the data set's items", self._code_dir, _about_items):
             batch = parts[0][0].join([rows.take(index) for rows, index in parts])
         if self._columns and isinstance(batch, Mapping):
             batch = as_tuple(batch, self._columns)
         return batch if self._device.type == "cpu" else moved(batch, self._device)
+
+
+def _cut(parts: Sequence[tuple[Rows, torch.Tensor]], start: int, stop: int) -> list[tuple[Rows, torch.Tensor]]:
+    """Return what of the parts, one after the other, is from ``start`` to ``stop``."""
+    kept = []
+    for rows, index in parts:
+        if len(index[max(start, 0) : max(stop, 0)]):
+            kept.append((rows, index[max(start, 0) : max(stop, 0)]))
+        start, stop = start - len(index), stop - len(index)
+    return kept
 
 
 def _about_items(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.modes import set_mode
+from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import Batches
 from farm_client.executor.snapshots import StepKeeping, walk
 from farm_client.executor.step_metrics import StepMetrics, left_there
@@ -68,17 +69,19 @@ def train_locally(
     contract.begin(tensors.model)
     means = StepMetrics()
     state = keeping.resumed(StepState(tensors, keeping.states, means, loop))
+    ranks = loop.gradient.ranks
+    _begin(ranks, means, state)
     loop.rules.end_step(state.samples)
     for step, samples, given in walk(state, data, advance, keeping.snapshots):
         loop.rules.begin_step(loop.optimizers)
         batch = contract.begin_batch(tensors.model, given, step - 1)
-        with flops.step(batch, samples):
+        with flops.step(batch, _own(ranks, samples)):
             values = loop.step(batch, samples, step)
-        means.add(step, values, samples)
+        means.add(step, values, _own(ranks, samples))
         loop.rules.end_step(samples)
     tensors.clear_gradients()
     tensors.check_structure()
-    metrics = {**means.result(), **contract.finish(tensors.model)}
+    metrics = {**_means(ranks, means, tensors), **contract.finish(tensors.model)}
     kept = None if loop.term is None else loop.term.end()
     ended()
     return replace(_trained(_subtracted(base, tensors), tensors, metrics, loop.untouched), kept=kept)
@@ -104,23 +107,39 @@ def sum_gradients(
     sums: TensorMap = {}
     means = StepMetrics()
     state = keeping.resumed(StepState(tensors, keeping.states, means, sums=sums))
+    ranks = gradient.ranks
+    _begin(ranks, means, state)
     for step, samples, given in walk(state, data, advance, keeping.snapshots):
         tensors.clear_gradients()
         batch = contract.begin_batch(model, given, step - 1)
-        with flops.step(batch, samples):
+        with flops.step(batch, _own(ranks, samples)):
             values = gradient.add_exact(batch, samples, step)
         for name, parameter in tensors.parameters.items():
             if parameter.grad is not None:
                 _add(sums, name, _dense(parameter.grad), samples / data.samples)
-        means.add(step, values, samples)
+        means.add(step, values, _own(ranks, samples))
     tensors.clear_gradients()
     tensors.check_structure()
     update = {
         name: sums[name].to(parameter.dtype) if name in sums else torch.zeros_like(parameter, requires_grad=False)
         for name, parameter in tensors.parameters.items()
     }
-    metrics = {**means.result(), **contract.finish(model)}
+    metrics = {**_means(ranks, means, tensors), **contract.finish(model)}
     return _trained(update, tensors, metrics, tensors.parameters.keys() - sums.keys())
+
+
+def _begin(ranks: Ranks | None, means: StepMetrics, state: StepState) -> None:
+    if ranks is not None:
+        ranks.begin(means, state.samples)
+
+
+def _own(ranks: Ranks | None, samples: int) -> int:
+    """Return how many of a batch's samples this process has."""
+    return samples if ranks is None else ranks.own(samples)
+
+
+def _means(ranks: Ranks | None, means: StepMetrics, tensors: ModelTensors) -> dict[str, float]:
+    return means.result() if ranks is None else ranks.merged(means, tensors.parameters.values())
 
 
 def evaluate(

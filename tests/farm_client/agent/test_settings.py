@@ -32,7 +32,22 @@ def test_sizes_and_tags_are_read_as_people_write_them(monkeypatch):
     assert (settings.max_ram, settings.cache_bytes, settings.tags) == (2 * 1024**3, 5_000_000, ("lab", "fast"))
 
 
-@pytest.mark.parametrize("given", [{"slots": 0}, {"cpu_cores": -1}, {"max_ram": "lots"}, {"log_format": "xml"}])
+@pytest.mark.parametrize(("given", "processes"), [("2", 2), ("gpus", "gpus"), (None, 1)])
+def test_processes_are_a_number_or_as_many_as_gpus(given, processes):
+    assert load_settings(processes=given).processes == processes
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"slots": 0},
+        {"processes": "0"},
+        {"processes": "many"},
+        {"cpu_cores": -1},
+        {"max_ram": "lots"},
+        {"log_format": "xml"},
+    ],
+)
 def test_a_wrong_value_is_named_with_its_option_and_variable(given):
     (name,) = given
     with pytest.raises(BadSettings, match=f"--{name.replace('_', '-')} .*FARM_CLIENT_{name.upper()}"):

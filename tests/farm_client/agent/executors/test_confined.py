@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from farm_client.agent.errors import ExecutorDied, ExecutorFailed
 from farm_client.agent.executors.executor import Executor
@@ -23,6 +24,7 @@ from protocol.sandbox import Rung
 from tests.farm_client.agent.executors.test_bundle import zipped
 from tests.farm_client.agent.scripted_farm import ScriptedFarm
 from tests.farm_client.agent.waiting import until
+from tests.farm_client.executor.bench_task import Bench, update_of
 from tests.farm_client.sandbox.machine import GIB, confinement, policy
 
 __all__ = ["zipped"]
@@ -72,11 +74,13 @@ raise RuntimeError("and goes")
 
 
 @asynccontextmanager
-async def executor_on(rung: Rung, tmp_path: Path, bounds: Bounds | None = None) -> AsyncIterator[Executor]:
+async def executor_on(
+    rung: Rung, tmp_path: Path, bounds: Bounds | None = None, processes: int = 1
+) -> AsyncIterator[Executor]:
     scratch = tmp_path / "home" / "scratch"
     scratch.mkdir(parents=True)
     how = confinement(rung, policy((tmp_path / "home",), bounds))
-    executor = await Executor.start(Launch(scratch_root=scratch, cpu_cores=1, confinement=how))
+    executor = await Executor.start(Launch(scratch_root=scratch, cpu_cores=1, processes=processes, confinement=how))
     try:
         yield executor
     finally:
@@ -261,3 +265,29 @@ async def test_what_computes_is_halted_from_outside_and_ended_while_it_is(rung, 
             await loading
         await executor.closed()
         await until(lambda: not any(one.is_running() for one in (outer, *inside)))
+
+
+TRAINS = """
+import torch
+from torch import nn
+
+def build_model(config):
+    return nn.Linear(3, 2)
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+"""
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_processes_of_an_executor_share_the_work_in_its_sandbox(tmp_path, zipped, rung):
+    bench = Bench(tmp_path / "home" / "bench", TRAINS)
+    expected = bench.train()
+    async with executor_on(rung, tmp_path, processes=2) as executor:
+        task = ScriptedFarm().task().model_copy(update={"seed": bench.load_order().seed, "batch_samples": 8})
+        await executor.load(task, TaskFiles(zipped(("train.py", TRAINS))))
+        done = await executor.run(bench.run_order())
+        assert len(psutil.Process(executor.pid).children(recursive=True)) >= 2
+    assert done.samples == expected.samples
+    for name, tensor in update_of(expected).items():
+        torch.testing.assert_close(update_of(done)[name], tensor, rtol=1e-4, atol=1e-6)
