@@ -19,7 +19,7 @@ from torch import nn
 from farm_client.executor import follower, process
 from farm_client.executor.__main__ import _Executor
 from farm_client.executor.followers import PROCESSES_VARIABLE, RANK_LOST, Followers, gpu_of
-from farm_client.executor.messages import Done, Failed, Loaded, LoadTask, Report, Warm
+from farm_client.executor.messages import Done, Failed, Loaded, LoadTask, Report, Run, Warm
 from farm_client.executor.process import Launch
 from farm_client.executor.rank_links import Hub, RankLost, Spoke, pair
 from farm_client.executor.ranks import Ranks, WentApart, may_share_out, rank_sizes
@@ -234,41 +234,47 @@ def test_two_processes_as_one_executor(tmp_path: Path) -> None:
     expected = bench.train()
     load = bench.load_order()
     with started(**{PROCESSES_VARIABLE: "2"}) as agent:
-        assert isinstance(agent.hear(), Warm)
-        agent.send(load)
-        assert isinstance(agent.hear(), Loaded)
-        agent.send(bench.run_order(kind=Kind.EVALUATE))
-        assert isinstance(agent.hear_end()[1], Done)
-        order = bench.run_order().model_copy(update={"weights": None})  # all ranks hold them since the evaluation
-        for _ in range(2):
+        agent.connection.settimeout(120)
+
+        def answer(order: LoadTask | Run) -> Report:
             agent.send(order)
-            done = agent.hear_end()[1]
+            return agent.hear_end()[1]
+
+        def is_expected(done: Report) -> bool:
             assert isinstance(done, Done)
-            assert done.samples == expected.samples
             for name, tensor in update_of(expected).items():
                 torch.testing.assert_close(update_of(done)[name], tensor, rtol=1e-4, atol=1e-6)
-            (code / "first_rank_fails").touch()
-            agent.send(bench.run_order())
-            failed = agent.hear_end()[1]
-            assert isinstance(failed, Failed)
-            assert failed.scope is Scope.NOBODY
-            assert "rows are bad" in failed.message
-            (code / "first_rank_fails").unlink()
-            order = bench.run_order()  # other ranks follow by now, which hold nothing
+            return done.samples == expected.samples
+
+        assert isinstance(agent.hear(), Warm)
+        assert isinstance(answer(load), Loaded)
+        assert isinstance(answer(bench.run_order(kind=Kind.EVALUATE)), Done)
+        held = bench.run_order().model_copy(update={"weights": None})  # by all ranks, since the evaluation
+        assert is_expected(answer(held))
+        (code / "first_rank_fails").touch()
+        failed = answer(bench.run_order())
+        assert isinstance(failed, Failed)
+        assert (failed.scope, "rows are bad" in failed.message) == (Scope.NOBODY, True)
+        (code / "first_rank_fails").unlink()
+        assert is_expected(answer(bench.run_order()))  # other ranks follow by now
         (code / "wait").touch()
         agent.send(bench.run_order())
-        waiting = code / "waits-0"
-        for _ in range(3000):
-            waiting = next((file for file in code.glob("waits-*") if str(agent.process.pid) not in file.name), waiting)
-            if waiting.exists():
-                break
-            threading.Event().wait(0.01)
-        os.kill(int(waiting.name.partition("-")[2]), signal.SIGKILL)
+        os.kill(pid_of_waiting_follower(code, agent.process.pid), signal.SIGKILL)
         failed = agent.hear_end()[1]
         assert isinstance(failed, Failed)
         assert failed.scope is Scope.ELSEWHERE
         assert "process 1 of this executor's 2, from 0, ended by SIGKILL" in failed.message
         assert agent.process.wait(30) == RANK_LOST
+
+
+def pid_of_waiting_follower(code: Path, first_rank: int) -> int:
+    """Wait until another rank than the first is in its loss, and return its id."""
+    for _ in range(12_000):
+        for file in code.glob("waits-*"):
+            if (pid := int(file.name.partition("-")[2])) != first_rank:
+                return pid
+        threading.Event().wait(0.01)
+    raise AssertionError("no follower began")
 
 
 @pytest.mark.parametrize(
