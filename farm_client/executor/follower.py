@@ -16,16 +16,30 @@ from farm_client.executor.channel import Channel
 from farm_client.executor.data_loaders import has_semaphores, load_without_workers
 from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
-from farm_client.executor.failures import as_failed
+from farm_client.executor.failures import as_failed, blaming
 from farm_client.executor.followers import LINK_VARIABLE, PROCESSES_VARIABLE, RANK_VARIABLE
 from farm_client.executor.messages import Loaded, LoadTask, Run
 from farm_client.executor.output import print_anything
+from farm_client.executor.progress import Unheard
 from farm_client.executor.rank_links import RankLost, Spoke
 from farm_client.executor.ranks import Ranks
 from farm_client.executor.runner import TaskRunner
 from farm_client.executor.task_packages import use_packages
 from farm_client.executor.vram import bound_vram
+from protocol.assignments import Kind
 from protocol.errors import FarmError
+
+
+class FollowingRunner(TaskRunner):
+    """A task on a rank that reports nothing."""
+
+    def follow(self, order: Run) -> None:
+        """Do this rank's part of an assignment; hold the weights of one that rank 0 does alone. Raises: as ``run``."""
+        with blaming(self.contract.code_dir):
+            if order.kind is Kind.TRAIN:
+                self._compiled_or_not(order, Unheard())
+            else:
+                self._weights.take(order)
 
 
 def main() -> int:
@@ -41,7 +55,7 @@ def main() -> int:
     ranks = Ranks(rank, size, Spoke(to_hub, size))
     print_anything()
     task.send_metrics_to(_drop)
-    runner: TaskRunner | None = None
+    runner: FollowingRunner | None = None
     while (order := channel.receive()) is not None:
         try:
             if isinstance(order, LoadTask):
@@ -58,7 +72,7 @@ def main() -> int:
     return 0
 
 
-def _load(order: LoadTask) -> TaskRunner:
+def _load(order: LoadTask) -> FollowingRunner:
     device = choose_device()
     bound_vram(device)
     if order.packages_dir is not None:
@@ -66,7 +80,7 @@ def _load(order: LoadTask) -> TaskRunner:
     work_beside(order.code_dir, order.entry)
     if not has_semaphores():
         load_without_workers(lambda _line: None)  # rank 0 says so
-    return TaskRunner(order, device)
+    return FollowingRunner(order, device)
 
 
 def _drop(step: int, metrics: Mapping[str, float]) -> None:

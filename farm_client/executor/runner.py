@@ -32,7 +32,7 @@ from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.outcome import StepsOutcome
 from farm_client.executor.precision import Autocast
-from farm_client.executor.progress import ProgressReporter, StepsProgress, Unheard
+from farm_client.executor.progress import ProgressReporter, StepsProgress
 from farm_client.executor.randomness import seed_everything
 from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import Batches, SampleSource
@@ -101,14 +101,6 @@ class TaskRunner:
     def share_out(self, ranks: Ranks) -> None:
         """Share each batch out from now on, and begin without what rounds left: the other ranks have none of it."""
         self._gradient.ranks, self._kept_loop = ranks, None
-
-    def follow(self, order: Run) -> None:
-        """Do a rank's part of an assignment; hold the weights of one that rank 0 does alone. Raises: as ``run``."""
-        with blaming(self.contract.code_dir):
-            if order.kind is Kind.TRAIN:
-                self._compiled_or_not(order, Unheard())
-            else:
-                self._weights.take(order)
 
     @property
     def has_run(self) -> bool:
