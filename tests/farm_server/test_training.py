@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from farm_server.housekeeping.retention import superseded
-from protocol.assignments import Ack, AssignmentProgress, Kind, LogLine, MetricPoint, Phase, Progress
+from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Kind, LogLine, MetricPoint, Phase, Progress
 from protocol.digests import digest_bytes
 from protocol.limits import INLINE_BYTES
+from protocol.messages import Pause
 from protocol.recipe import OuterOptimizer, Recipe
 from protocol.rest import MetricView
 from protocol.tasks import BlobRef
@@ -161,6 +162,36 @@ async def test_metrics_and_log_lines_of_a_running_assignment_come_out_of_the_fee
     loss, diverged = metrics.json()
     assert (loss["name"], loss["value"], loss["step"], loss["source"]) == ("loss", 2.5, 7, "client")
     assert math.isnan(MetricView.model_validate(diverged).value)
+
+
+def printed(assign: Assign, text: str) -> Progress:
+    held = AssignmentProgress(assignment_id=assign.assignment_id, fence=assign.fence, phase=Phase.COMPUTING)
+    return Progress(progress=held, logs=(LogLine(text=text),))
+
+
+async def test_who_sees_a_tasks_end_finds_what_was_printed_by_then(server):
+    server.farm.entries.flush = lambda _now: None  # the next turn of the clock comes late
+    async with server.volunteer("a") as a:
+        await a.ready()
+        task_id = await model.submit(server.http, model.spec(recipe=Recipe(rounds=1, round_samples=64)))
+        assign = await a.accept()
+        await a.send(printed(assign, "the last words"))
+        await a.deliver(assign, model.update())
+        await ended(server.http, task_id)
+        logs = (await server.http.get(f"/v1/tasks/{task_id}/logs")).json()
+    assert [x["text"] for x in logs] == ["the last words"]
+
+
+async def test_what_was_printed_before_a_cancel_is_kept_though_it_comes_after(server):
+    async with server.volunteer("a") as a:
+        await a.ready()
+        task_id = await model.submit(server.http)
+        assign = await a.accept()
+        await server.http.post(f"/v1/tasks/{task_id}/cancel")
+        await a.next((Cancel, Pause))
+        await a.send(printed(assign, "the last words"))
+        logs = (await server.http.get(f"/v1/tasks/{task_id}/logs", params={"wait": 10})).json()
+    assert [x["text"] for x in logs] == ["the last words"]
 
 
 async def test_progress_of_somebody_elses_assignment_is_not_believed(server):
