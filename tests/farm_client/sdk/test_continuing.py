@@ -21,7 +21,7 @@ from farm_client.sdk.continuing import Continuation, rounds_in_all
 from protocol.digests import digest_bytes
 from protocol.errors import InvalidTask, NotFound
 from protocol.named_schedule import NamedSchedule, ScheduleName
-from protocol.recipe import InnerState, Mode, Recipe
+from protocol.recipe import DataOrder, InnerState, Mode, Recipe
 from protocol.tasks import BaseFile, BlobRef, Dataset, Origin, Shard, Split, TaskSpec
 from tests.farm_client.cli.fake_farm import A_BLOB, ADDRESS, FakeFarm, make_checkpoint, make_spec
 
@@ -276,6 +276,17 @@ def test_a_config_with_which_the_task_could_not_go_on_is_refused_by_name(farm, f
     with pytest.raises(InvalidTask, match=said):
         farm.task("digits").continue_("+5", config=config)
     assert fake.submitted == []
+
+
+def test_code_that_reads_rows_in_order_is_built_as_that(farm, fake, built_here):
+    state = "\n\ndef initial_state(model, batch_size, config):\n    return torch.zeros(batch_size)\n"
+    code = _keep_code(fake, CODE.replace("def loss(model, batch):", "def loss(model, batch, state):") + state)
+    in_order = spec_of(rounds=20, order=DataOrder.SEQUENTIAL, inner_state=InnerState.CARRIED).recipe
+    dataset = Dataset(kind="files", shards=(Shard(index=0, samples=96, stride=3, blob=A_BLOB),))
+    fake.spec = built_here.model_copy(update={"code": code, "recipe": in_order, "dataset": dataset})
+    farm.task("digits").continue_("+5", config={"lr": 0.5})
+    assert fake.submitted[0].config["lr"] == 0.5
+    assert "the clients' optimizers begin anew: the config is another one" in " ".join(fake.submitted[0].notes)
 
 
 def test_a_config_may_change_the_rows_but_not_how_many_there_are(farm, fake, built_here):
