@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.follows import Follows
 from coordinator.in_flight import Home, Lease, Part, Stage, StepParts
 from coordinator.lifecycle import AssignmentState
-from coordinator.policies import Evaluation, LateUpdates, Pipelining, Policy, Synchronous, policy_of
+from coordinator.policies import (
+    Buffered,
+    Decoupled,
+    Evaluation,
+    LateUpdates,
+    Pipelining,
+    Policy,
+    Synchronous,
+    policy_of,
+)
 from coordinator.records import AssignmentRecord, SampleRange
 from protocol.assignments import Kind
 from protocol.recipe import Recipe
@@ -61,6 +72,40 @@ def test_the_recipe_chooses() -> None:
     pipelined = recipe(max_staleness=1, pipeline=True)
     assert policy_of(pipelined, Kind.TRAIN) == Pipelining(pipelined)
     assert policy_of(pipelined, Kind.EVALUATE) == Evaluation(pipelined)
+    buffered, decoupled = recipe(buffer=2), recipe(quorum_clients=2)
+    assert policy_of(buffered, Kind.TRAIN) == Buffered(buffered)
+    assert policy_of(decoupled, Kind.TRAIN) == Decoupled(decoupled)
+    assert policy_of(decoupled, Kind.EVALUATE) == Evaluation(decoupled)
+
+
+def delivered(*found: tuple[str, float, float]) -> StepParts:
+    """Return parts that are here, each with its client, and the seconds when it was given out and when it arrived."""
+    result = StepParts(HOME, samples=len(found))
+    for place, (client_id, offered_at, delivered_at) in enumerate(found):
+        one = lease(place, 1, Stage.DELIVERED)
+        times = {"client_id": client_id, "offered_at": offered_at, "delivered_at": delivered_at}
+        one.record = replace(one.record, assignment_id=f"{client_id}{place}", **times)  # type: ignore[arg-type]
+        result.take_in(one)
+    return result
+
+
+def test_a_buffer_is_full_with_so_many_results_of_whomever() -> None:
+    policy = Buffered(recipe(buffer=2))
+    one, two = delivered(("a", 0.0, 1.0)), delivered(("a", 0.0, 1.0), ("a", 1.0, 2.0))
+    assert (policy.when_arrived(one), policy.when_arrived(two)) == (None, Follows.COMMIT)
+    assert (policy.enough_at(one), policy.enough_at(two)) == (None, None)
+    assert [policy.at_longest_time(parts) for parts in (StepParts(HOME), one)] == [Follows.FAIL, Follows.COMMIT]
+
+
+def test_a_grace_window_begins_when_the_quorum_is_here_and_is_as_long_as_parts_take() -> None:
+    policy = Decoupled(recipe(quorum_clients=2, grace=0.5))
+    alone = delivered(("a", 0.0, 4.0), ("a", 4.0, 6.0))
+    assert (policy.enough_at(alone), policy.when_arrived(alone)) == (None, None)
+    both = delivered(("a", 0.0, 4.0), ("a", 4.0, 6.0), ("b", 0.0, 10.0))
+    assert policy.enough_at(both) == 10.0 + 0.5 * 4.0, "4, 2 and 10 seconds: the median is 4"
+    assert policy.when_arrived(both) is None, "the clock decides"
+    three = delivered(("a", 0.0, 4.0), ("b", 0.0, 6.0), ("c", 0.0, 9.0))
+    assert policy.enough_at(three) == 6.0 + 0.5 * 6.0, "who comes within the window does not prolong it"
 
 
 @pytest.mark.parametrize("policy", [Synchronous(recipe()), LateUpdates(recipe()), Pipelining(recipe())])
@@ -110,5 +155,5 @@ def test_an_evaluation_is_complete_with_all_of_its_parts_only() -> None:
 
 
 def test_who_may_finish_is_counted_by_somebody() -> None:
-    for policy in (Synchronous, LateUpdates, Pipelining, Evaluation):
+    for policy in (Synchronous, LateUpdates, Pipelining, Buffered, Decoupled, Evaluation):
         assert policy.lets_finish == policy.counts_late
