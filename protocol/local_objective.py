@@ -29,6 +29,7 @@ def _refused_beside_fragments(recipe: Recipe) -> str | None:
             'a carried state belongs to the version\'s weights: use inner_state = "kept"',
         ),
         (recipe.proximal_mu > 0 or recipe.scaffold_clients > 0, "proximal_mu and scaffold_clients to the version's"),
+        (recipe.dp_clip is not None, "dp_clip bounds what a client contributes with a whole update"),
         (recipe.aggregate is not AggregateName.MEAN, f'aggregate = "{recipe.aggregate}" needs whole updates'),
         (recipe.max_staleness > 0, "a late update has another fragment than the round that would count it"),
         (recipe.parts is PartSizes.FIXED, 'parts = "fixed" promises weights that depend on no client\'s past'),

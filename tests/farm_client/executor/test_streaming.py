@@ -262,6 +262,7 @@ def test_an_update_of_a_task_without_fragments_lacks_nothing(tmp_path: Path, dat
         ({"proximal_mu": 0.1}, "proximal_mu"),
         ({"aggregate": "median", "min_clients": 3}, "whole updates"),
         ({"max_staleness": 1}, "late update"),
+        ({"dp_clip": 1.0, "dp_noise_multiplier": 1.0}, "whole update"),
         ({"parts": "fixed"}, "no client's past"),
         ({"fragments": 1, "fragment_mix": 0.5}, "fragment_mix"),
         ({"fragments": 1, "fragment_pattern": "sequential"}, "fragment_pattern"),
