@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from coordinator.numerics.distances import blocks_of, squared_distances
-from coordinator.numerics.robust import Median, combined, trimmed_mean
+from coordinator.numerics.robust import Median, combined
 from coordinator.numerics.votes import Vote
 from protocol.aggregates import AggregateName, votes_needed
 from protocol.compression import CodecSpec
@@ -60,12 +60,14 @@ class Krum(Median):
         return ranked(distances, self._byzantine)[:1]
 
     def _combine(self, chosen: Sequence[Vote]) -> None:
-        """Fill the results with the mean of the chosen votes."""
+        """Fill the results with the mean of the chosen votes: in their own order, so that arrival has no say."""
         for spec, out in self._results.items():
-            if spec.is_float:
-                trimmed_mean(self._rows(chosen, spec), out, 0, self._scratch)
-            else:
+            if not spec.is_float:
                 self._settle_one(chosen, spec, out)
+                continue
+            for start, stop, values in blocks_of(self._rows(chosen, spec), spec.elements, self._scratch):
+                # rounding must not lead out of the values; and of equal ones comes the same
+                out[start:stop] = values.mean(dim=0).clamp_(*torch.aminmax(values, dim=0))
 
 
 class MultiKrum(Krum):
