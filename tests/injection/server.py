@@ -93,12 +93,14 @@ class _Aggregator(_Breakable):
 class _TorchSide(_Breakable):
     def open_task(self, *task: Any) -> Any:
         self._part.warm_up()
-        from farm_server.tensors.task_tensors import TaskTensors, aggregate_of  # torch, when it is needed
+        from coordinator.numerics.aggregates import aggregate_of  # torch, when it is needed
+        from farm_server.tensors.noise import fresh_gaussian
+        from farm_server.tensors.task_tensors import TaskTensors
 
         aggregates: list[_Aggregate] = []
 
         def make_aggregate(*recipe_and_layout: Any) -> Any:
-            aggregates.append(_Aggregate(aggregate_of(*recipe_and_layout), self._reach))
+            aggregates.append(_Aggregate(aggregate_of(*recipe_and_layout, fresh_gaussian), self._reach))
             return aggregates[0]
 
         return _Tensors(TaskTensors(*task, make_aggregate), aggregates[0], self._rounds, self._reach)
@@ -109,10 +111,10 @@ class _Tensors(Standing):
         super().__init__(tensors)
         self._aggregate, self._rounds, self._reach = aggregate, rounds, reach
 
-    def fold(self, update: bytes | Path, samples: int, scale: float) -> None:
+    def fold(self, update: bytes | Path, samples: int, scale: float, *, client: str | None) -> None:
         self._aggregate.round = self._rounds[update.name if isinstance(update, Path) else digest_bytes(update)]
         self._reach(Fault.SERVER_BEFORE_FOLD, self._aggregate.round)
-        self._part.fold(update, samples, scale)
+        self._part.fold(update, samples, scale, client=client)
 
 
 class _Aggregate(Standing):
@@ -122,9 +124,10 @@ class _Aggregate(Standing):
         super().__init__(aggregate)
         self._reach = reach
 
-    def fold(self, update: Any, samples: int, scale: float) -> None:
+    def fold(self, update: Any, samples: int, scale: float, *, client: str | None) -> None:
         number = self.round
-        self._part.fold(_Reader(update, lambda: self._reach(Fault.SERVER_WHILE_FOLDING, number)), samples, scale)
+        reader = _Reader(update, lambda: self._reach(Fault.SERVER_WHILE_FOLDING, number))
+        self._part.fold(reader, samples, scale, client=client)
 
 
 class _Reader:
