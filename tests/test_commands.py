@@ -79,6 +79,7 @@ NOT_RUN = {
     r"farm-client update --check": "asks a registry; tests/farm_client/agent/test_updating.py has an index of its own",
     r"farm-client service .*": "starts a service; tests/farm_client/agent/service has a stand-in for systemd",
     r"farm (recipes.*|submit train\.py --recipe .*)": "tests/farm_client/cli/test_recipes.py, sdk/test_data_split.py",
+    r"farm sweep .*": "trains many tasks; tests/farm_client/cli/test_sweep.py, sdk/sweeping",
     r"farm (demo|run .*)": "starts a farm of its own; tests/e2e/test_demo.py does",
     r"python examples/\w+/plain\.py .*": "trains for a minute; test_public_models.py does in small",
     r"python examples/lora/make\.py .*": "makes what the lora example begins with; test_lora_example.py does",

@@ -103,6 +103,7 @@ def test_every_dependency_has_its_reason():
         "Hugging Face models (`aifarm[hf]`)": extras["hf"],
         "ONNX files (`aifarm[onnx]`)": extras["onnx"],
         "Installations for tasks (`aifarm[installs]`)": extras["installs"],
+        "Sweeps (`aifarm[sweep]`)": extras["sweep"],
         "Quantized bases (`aifarm[quantized]`)": extras["quantized"],
         "Private training on a server (`aifarm[privacy]`)": extras["privacy"],
         "Development": project["dependency-groups"]["dev"],

@@ -30,6 +30,7 @@ from farm_client.cli.results import results
 from farm_client.cli.run import run
 from farm_client.cli.scaffold import init
 from farm_client.cli.submit import submit
+from farm_client.cli.sweep import sweep
 from farm_client.cli.tasks import checkpoints, ls, show, why
 from farm_client.cli.usage import COMMAND_LINE_ERROR, tell_wrong_usage, verb_first
 from farm_client.cli.verbs import verb
@@ -40,7 +41,7 @@ from farm_client.streams import flush_streams, prepare_streams
 from protocol.versions import SUPPORTED
 
 VERBS: Final = {
-    "Begin": (demo, init, login, recipes, run, submit, map_),
+    "Begin": (demo, init, login, recipes, run, submit, sweep, map_),
     "Look": (
         ls,
         show,

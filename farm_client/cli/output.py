@@ -57,6 +57,7 @@ class OutputKind(StrEnum):
     RECIPES = "recipes"
     RECIPE = "recipe"
     SUBMITTED = "submitted"
+    SWEEP = "sweep"
     TASK = "task"
     TASKS = "tasks"
     DETAIL = "detail"

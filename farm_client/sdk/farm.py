@@ -28,6 +28,9 @@ from farm_client.sdk.references import find_round, find_task
 from farm_client.sdk.retrying import RETRY_SECONDS, RetryWhileAway
 from farm_client.sdk.submission import OnProgress, Prepared, prepare
 from farm_client.sdk.submitter import submitter_here
+from farm_client.sdk.sweeping.plan import SweepPlan, read_plan
+from farm_client.sdk.sweeping.running import describing, run_sweep
+from farm_client.sdk.sweeping.sweep import SweepView
 from farm_client.sdk.task_file import Given, merge_settings, usual_settings
 from farm_client.sdk.upload import Advance, Uploaded, upload
 from farm_client.sdk.warm_start import WarmStart, find_warm_start
@@ -326,6 +329,31 @@ class Farm:
     def outputs(self, reference: str) -> MapResults:
         """Return the outputs of a map that was submitted before, on whichever machine. Raises: NotFound."""
         return MapResults(self.api, self.task(reference))
+
+    def sweep(
+        self,
+        plan: SweepPlan | str | Path,
+        code: str | Path,
+        *,
+        study: str | Path,
+        data: Paths = (),
+        settings: str | Path | None = None,
+        recipe: Recipe | Fields | str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        on_change: Callable[[SweepView], None] = lambda _: None,
+        **task: object,
+    ) -> SweepView:
+        """Train many tasks that differ in a few settings, and return how they did: ``best`` is the best of them.
+
+        ``plan``: a SweepPlan, or its file (docs/sweeps.md). ``study``: its folder, from which the same call goes on.
+        The rest is as for ``submit``. Raises: MissingLibrary without Optuna; Conflict; as ``submit``.
+        """
+        fields, named = ({}, recipe) if isinstance(recipe, str | Path) else (_fields(recipe), None)
+        given = Given({**task, "data": _paths(data)} if _paths(data) else task, fields, {}, config or {}, (), named)
+        described = describing(Path(code), settings, given)
+        return run_sweep(
+            self, plan if isinstance(plan, SweepPlan) else read_plan(Path(plan)), described, Path(study), on_change
+        )
 
     def send(
         self,
