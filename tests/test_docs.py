@@ -106,6 +106,7 @@ def test_every_dependency_has_its_reason():
         "Sweeps (`aifarm[sweep]`)": extras["sweep"],
         "Quantized bases (`aifarm[quantized]`)": extras["quantized"],
         "Private training on a server (`aifarm[privacy]`)": extras["privacy"],
+        "Systems to measure beside (`aifarm[peers]`)": extras["peers"],
         "Development": project["dependency-groups"]["dev"],
     }
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from benchmarks.fold import PARTED, measure_parts, measure_robust
 from benchmarks.fold import measure as measure_fold
 from benchmarks.idle import measure as measure_idle
 from benchmarks.lag import measure as measure_lag
+from benchmarks.maps import measure as measure_maps
 from benchmarks.measurement import Measurement
 from benchmarks.memory import ROUNDS as MEMORY_ROUNDS
 from benchmarks.memory import measure as measure_memory
@@ -193,3 +194,14 @@ def spare(
 ) -> None:
     """Seconds from a new task's assignment to its first step, with a spare executor and without."""
     report([partial(measure_spare, repeats)])
+
+
+@app.command("map")
+def map_speed(
+    clients: Annotated[list[int] | None, typer.Option(min=1, help="Number of clients; 1 and 2 when not given.")] = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of the farm's map.")] = 100_000,
+    peer_items: Annotated[int, typer.Option(min=1, help="Items for Dask and Ray, a task each.")] = 5_000,
+) -> None:
+    """Items per second of a function that does nothing, durable and in order; beside Dask and Ray, if installed."""
+    for count in clients or (1, 2):
+        report_each(measure_maps(count, items, peer_items))
