@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coordinator import privacy
 from coordinator.events import CheckpointDamaged
 from coordinator.lifecycle import TaskState
+from coordinator.prefetch import _is_foreseeable
 from coordinator.privacy import budget_spent, check_budget, epsilon_after, epsilon_spent
 from protocol.errors import InvalidTask
 from protocol.recipe import Recipe
@@ -115,3 +116,8 @@ def test_a_private_task_does_not_go_back_to_an_older_checkpoint() -> None:
     farm.handle(CheckpointDamaged("t1", 2, farm.open["t1"][1], "weights of round 2: wrong digest", kept, ()))
     assert farm.task().state is TaskState.FAILED
     assert "no accountant would count them twice" in (farm.task().error or "")
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_no_client_foresees_a_private_version_from_its_own_update(is_private: bool) -> None:
+    assert _is_foreseeable(private() if is_private else Recipe(rounds=9)) is not is_private

@@ -270,3 +270,11 @@ def test_fixed_sizes_leave_no_part_too_small(samples: int, size: int, batch: int
         assert sum(sizes) == samples
         assert min(sizes) >= min(smallest_part(recipe), part_samples or samples)
         assert len(sizes) <= clients or part_samples
+
+
+def test_each_fold_says_whose_the_update_is(farm: Simulation) -> None:
+    volunteers = [farm.join(name) for name in ("ada", "bob")]
+    farm.submit(spec(min_clients=2))
+    parts = {farm.deliver(volunteer).assignment_id: f"id-{volunteer.name}" for volunteer in volunteers}
+    folds = [command for command in farm.log if isinstance(command, Fold)]
+    assert {fold.assignment_id: fold.client_id for fold in folds} == parts
