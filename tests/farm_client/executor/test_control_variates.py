@@ -257,11 +257,9 @@ def test_steps_that_go_on_from_a_snapshot_give_the_same(tmp_path: Path, data: Be
     bench.snapshot_seconds = 1e-9
     bench.runner._order = bench.load_order()
     path = tmp_path / "work.state"
-    stop_after = iter(range(3))
-    bench.runner._gradient.add = interrupted(bench.runner._gradient.add, stop_after)  # type: ignore[method-assign]
+    bench.runner._gradient.add = interrupted(bench)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         bench.train(snapshot_path=str(path), control_path=str(control))
-    bench.runner._snapshots.wait()
     assert path.exists()
     again = bench_of(tmp_path / "again", 0.2, 2, like=data)
     again.snapshot_seconds = 1e9
@@ -271,9 +269,13 @@ def test_steps_that_go_on_from_a_snapshot_give_the_same(tmp_path: Path, data: Be
     assert Path(done.control_path or "").read_bytes() == Path(whole.control_path or "").read_bytes()
 
 
-def interrupted(add: Any, stop_after: Any) -> Any:
+def interrupted(bench: Bench) -> Any:
+    """Return what adds a gradient, three times; it raises then, once the last snapshot is on the disk."""
+    add, stop_after = bench.runner._gradient.add, iter(range(3))
+
     def once_more(*arguments: Any) -> Any:
         if next(stop_after, None) is None:
+            bench.runner._snapshots.wait()
             raise KeyboardInterrupt
         return add(*arguments)
 
