@@ -240,3 +240,16 @@ def test_secrets_are_not_in_what_is_printed() -> None:
         [answer, one.members[2].reveal(frozenset({1, 2, 3}))],
     )
     assert "seeds" not in repr(left)
+
+
+@pytest.mark.parametrize("of_the_gone", [False, True])
+def test_shares_that_fit_together_and_give_another_secret_are_found(of_the_gone: bool) -> None:
+    one, other = opened(5, 3, 5), opened(5, 3, 5, seed=9)
+    survivors = frozenset({1, 2, 3, 4})
+    reveals = []
+    for point in (1, 2, 3):
+        own, theirs = one.members[point].reveal(survivors), other.members[point].reveal(survivors)
+        changed = {"key_shares": theirs.key_shares} if of_the_gone else {"self_shares": theirs.self_shares}
+        reveals.append(replace(own, **changed))
+    with pytest.raises(WrongShares):
+        left_masks(one.terms, one.advertised, frozenset(one.sealed), survivors, reveals)
