@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.bytes_methods import METHODS, REFERENCE, Method
-from benchmarks.farm import BenchmarkError, RunningFarm, running_farm
+from benchmarks.evaluations import evaluations
+from benchmarks.farm import RunningFarm, running_farm
 from benchmarks.measurement import Measurement
 from benchmarks.meters import ServerCount, server_count
 from benchmarks.report import say
@@ -23,7 +24,6 @@ from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
 from protocol.recipe import Recipe
-from protocol.rest import TaskView
 from protocol.tensors import parse_layout
 
 MODEL: Final = Path(__file__).parents[1] / "examples" / "charlm" / "train.py"
@@ -32,8 +32,6 @@ CORPUS: Final = Path(__file__).parent / "bytes_task" / "corpus.py"
 CORPUS_MULOCO: Final = CORPUS.with_name("corpus_muloco.py")
 TOLERANCE: Final = 0.02
 HOLDOUT: Final = 0.04
-POLL_SECONDS: Final = 0.1
-STALLED_SECONDS: Final = 180.0
 
 
 @dataclass(frozen=True)
@@ -218,27 +216,6 @@ class Trainer:
 
         Raises: BenchmarkError if the task fails or stalls.
         """
-        counts: dict[int, ServerCount] = {}
-        seen, moved_at, over = 0, time.monotonic(), False
-        while True:
-            metrics = self._farm.api.metrics(task_id, after=seen)
-            # Asked for later, so that the round of every metric is among those that were seen committed.
-            task = self._farm.api.task(task_id).task
-            counts.setdefault(task.round, server_count(self._farm.api.address) - before)
-            for metric in metrics:
-                seen, moved_at = metric.seq, time.monotonic()
-                if (metric.source, metric.name) == ("eval", "loss"):
-                    count = counts[min(number for number in counts if number >= metric.round)]
-                    yield Point(metric.round, count.up_bytes, count.down_bytes - start_bytes, metric.value)
-            if over:
-                _check_completed(task)
-                return
-            over = is_over(task)  # its last metrics are there by now: once more
-            if time.monotonic() - moved_at > STALLED_SECONDS:
-                raise BenchmarkError(f"{task.name} stalled: {task.why}")
-            time.sleep(POLL_SECONDS)
-
-
-def _check_completed(task: TaskView) -> None:
-    if task.state != "completed":
-        raise BenchmarkError(f"{task.name} {task.state}: {task.error or task.why}")
+        for one in evaluations(self._farm.api, task_id, before):
+            if one.name == "loss":
+                yield Point(one.round, one.count.up_bytes, one.count.down_bytes - start_bytes, one.value)

@@ -6,7 +6,6 @@ The plain side is a loop as a researcher writes it, over torch's DataLoader. Bot
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from benchmarks.farm import BenchmarkError, RunningFarm, submit, wait_until
 from benchmarks.measurement import Measurement
 from benchmarks.order import DIGITS
 from benchmarks.regression import pull_weights
+from benchmarks.task_module import import_task
 from farm_client.sdk.outcome import TaskOutcome, is_over, outcome_of
 
 BATCH_SAMPLES: Final = 32
@@ -87,12 +87,7 @@ def lay_out(folder: Path) -> ModuleType:
     folder.mkdir(parents=True)
     for file in (TASK, DIGITS):
         shutil.copy(file, folder)
-    spec = importlib.util.spec_from_file_location("quality_task", folder / TASK.name)
-    if spec is None or spec.loader is None:
-        raise BenchmarkError(f"{TASK} is no module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_task(folder / TASK.name, "quality_task")
 
 
 def arguments_of(run: Run, code: Path) -> list[str]:

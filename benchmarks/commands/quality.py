@@ -13,6 +13,9 @@ from benchmarks.measurement import Measurement
 from benchmarks.order import LAYOUTS, SUBJECTS, compare
 from benchmarks.quality import EPOCHS, MODELS, MODES, Run
 from benchmarks.quality_grid import measured_in, runs_of, summaries, sweep
+from benchmarks.recipes import QUICK, Length, RecipeRun, known_recipes
+from benchmarks.recipes import measure as measure_recipes
+from benchmarks.recipes_figure import draw
 from benchmarks.report import known_names, report, report_each, whole_numbers
 
 app = typer.Typer()
@@ -49,6 +52,26 @@ def quality_of_models(
     counts = whole_numbers(clients)
     runs = runs_of(known_names(models, MODELS), known_names(modes, MODES), counts, range(seeds), epochs)
     report_each(_kept(runs, out, jobs))
+
+
+@app.command("recipes")
+def named_recipes(
+    recipes: Annotated[str, typer.Option(help="Which ones, separated by commas; all when not given.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Show in seconds that it works, and measure nothing.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Write losses by samples and bytes to this file, as SVG.")] = None,
+) -> None:
+    """Digits on eight clients by each named recipe: accuracy beside one process at equal samples, and bytes."""
+    known = known_recipes()
+    found: list[RecipeRun] = []
+
+    def kept() -> Iterator[Measurement]:
+        for one in measure_recipes(known_names(recipes, known) if recipes else known, QUICK if quick else Length()):
+            found.append(one)
+            yield one
+
+    report_each(kept())
+    if figure is not None:
+        draw(found, figure)
 
 
 def _kept(runs: list[Run], out: Path | None, jobs: int) -> Iterator[Measurement]:

@@ -351,9 +351,7 @@ class Farm:
         fields, named = ({}, recipe) if isinstance(recipe, str | Path) else (_fields(recipe), None)
         given = Given({**task, "data": _paths(data)} if _paths(data) else task, fields, {}, config or {}, (), named)
         described = describing(Path(code), settings, given)
-        return run_sweep(
-            self, plan if isinstance(plan, SweepPlan) else read_plan(Path(plan)), described, Path(study), on_change
-        )
+        return run_sweep(self, read_plan(plan), described, Path(study), on_change)
 
     def send(
         self,

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import bytes as bytes_benchmark
+from benchmarks import evaluations
 from benchmarks.__main__ import app
 from benchmarks.bytes import Point, Trainer, Training
 from benchmarks.bytes_figure import draw
@@ -133,13 +134,13 @@ class FakeApi:
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     """Make a trainer on a fake farm that counts 100 bytes up and 50 down in a round."""
-    monkeypatch.setattr(bytes_benchmark, "POLL_SECONDS", 0)
+    monkeypatch.setattr(evaluations, "POLL_SECONDS", 0)
 
     folders = (tmp_path / str(number) for number in itertools.count())
 
     def on(api: FakeApi) -> Trainer:
         count = lambda _: ServerCount(100 * api.round, 50 * api.round, 0, 0)  # noqa: E731
-        monkeypatch.setattr(bytes_benchmark, "server_count", count)
+        monkeypatch.setattr(evaluations, "server_count", count)
         folder = next(folders)
         folder.mkdir()
         return Trainer(RunningFarm(processes=None, api=api), folder, bytes_benchmark.QUICK)
@@ -155,7 +156,7 @@ def test_each_evaluated_version_has_the_bytes_until_its_commit(trainer):
 def test_a_task_that_fails_or_stalls_is_told(trainer, monkeypatch):
     with pytest.raises(BenchmarkError, match=r"noop failed: \?"):
         list(trainer(FakeApi(last="failed"))._points("t", ServerCount(0, 0, 0, 0), start_bytes=0))
-    monkeypatch.setattr(bytes_benchmark, "STALLED_SECONDS", -1)
+    monkeypatch.setattr(evaluations, "STALLED_SECONDS", -1)
     with pytest.raises(BenchmarkError, match="stalled"):
         list(trainer(FakeApi(rounds=10**9))._points("t", ServerCount(0, 0, 0, 0), start_bytes=0))
 

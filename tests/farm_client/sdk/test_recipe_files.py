@@ -51,7 +51,7 @@ def test_recipes_are_what_their_names_say():
     assert of["default"].model_fields_set <= {"rounds", "epochs"}
     assert of["gradients"].mode is Mode.GRADIENTS
     assert (of["fedavg"].mode, of["fedavg"].inner_state) == (Mode.WEIGHTS, InnerState.FRESH)
-    assert of["diloco"].outer.options == {"lr": 0.7, "momentum": 0.9, "nesterov": True}
+    assert of["diloco"].outer.options == {"lr": 0.9, "momentum": 0.5, "nesterov": True}
     assert (of["slow-link"].update_codec.name, of["slow-link"].pipeline) == (CodecName.INT8, True)
     assert of["robust"].aggregate is AggregateName.TRIMMED_MEAN
     assert of["sequential"].order is DataOrder.SEQUENTIAL
@@ -77,7 +77,7 @@ def test_options_win_over_a_recipe_and_a_recipe_over_the_settings_files_way_of_t
     described = describe_task(options)
     recipe = described.recipe
     assert (recipe.mode, recipe.inner_state, recipe.max_staleness, recipe.quorum) == ("weights", "kept", 2, 0.75)
-    assert recipe.outer.options == {"lr": 0.5, "momentum": 0.9, "nesterov": True}
+    assert recipe.outer.options == {"lr": 0.5, "momentum": 0.5, "nesterov": True}
     assert (recipe.batch_samples, recipe.epochs, recipe.rounds, recipe.clip_norm) == (8, 3, None, 2.0)
     assert "round_samples" not in recipe.model_fields_set  # 512 was gradients mode's
     assert described.config == {"lr": 1}
@@ -142,5 +142,5 @@ def test_a_misspelt_field_of_a_recipes_file_is_named(tmp_path):
 
 def test_the_page_of_recipes_lists_them_all():
     page = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    table = page.partition("## What wins")[0]
+    table = page.partition("## Beside each other")[0]
     assert re.findall(r"^\| `([\w-]+)` \| (.+) \|$", table, re.MULTILINE) == [(p.name, p.when) for p in PRESETS]
