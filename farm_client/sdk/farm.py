@@ -309,9 +309,8 @@ class Farm:
         """Run a function of the code on each row of ``data``, or on the numbers below ``items``; iterate for outputs.
 
         The code has ``map_item(item, config)`` or ``map_batch(batch, config)``, and ``setup(config)`` if need be.
-        ``weights``: those of ``TASK`` or ``TASK@N``, for the function to load. ``options`` are further fields of
-        ``sdk.map_submission.MapSubmission``: config, name, entry, batch_items, part_items, on_error, seed, and so on.
-        Raises: InvalidTask, CheckFailed, DataError: each with one sentence that says what to do.
+        ``weights``: those of ``TASK`` or ``TASK@N``. ``options`` are further fields of ``MapSubmission``, such as
+        config, batch_items, part_items, on_error, seed. Raises: InvalidTask, CheckFailed, DataError.
         """
         asked = MapSubmission(
             code=Path(code),
