@@ -25,8 +25,8 @@ def test_a_round_is_eight_steps_of_each_client_or_one_gradient():
     assert recipe_of("gradients", Length()).mode is Mode.GRADIENTS
 
 
-def test_recipes_for_rows_in_order_are_left_out():
-    assert "sequential" not in known_recipes()
+def test_recipes_for_rows_in_order_and_for_many_clients_are_left_out():
+    assert {"sequential", "private"}.isdisjoint(known_recipes())
 
 
 def test_the_figure_names_each_recipe_and_is_the_same_each_time(tmp_path):
