@@ -56,10 +56,8 @@ def with_dask(items: int, workers: int) -> dict[str, float]:
     from distributed import Client, LocalCluster  # noqa: PLC0415 - an extra
 
     with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
     ):
         return figures(lambda function, each: list(client.gather(client.map(function, each, pure=False))), items)
 
