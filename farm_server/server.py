@@ -197,7 +197,7 @@ class FarmServer:
     def _build_tasks(self) -> None:
         """What happens to a task as a whole."""
         self.cleaner = Cleaner(self.ledger, self.blobs, self.settings)
-        self._removal = Removal(self.ledger, self.retention, self._ended)
+        self._removal = Removal(self.ledger, self.retention, self._ended, self.entries.forget)
         self._submissions = Submissions(
             ledger=self.ledger,
             blobs=self.blobs,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 
@@ -21,6 +22,8 @@ from farm_server.control.journal import Saver
 from protocol.assignments import Progress
 from protocol.errors import FarmError, Unavailable
 
+_REMOVED_KNOWN: Final = 1000
+"""Tasks that were removed lately; their clients are told at once, and send little more."""
 _MAX_WAITING = 50_000
 _log = structlog.get_logger(__name__)
 
@@ -39,11 +42,21 @@ class EntryBuffer:
         self._lacks = lacks
         self._budgets = OutputBudgets()
         self._waiting: list[Entry] = []
+        self._removed: dict[str, None] = {}
         self._is_full = False
         self._in_flight: asyncio.Future[None] | None = None
 
+    def forget(self, task_id: str) -> None:
+        """Drop what waits of a task that is being removed, and what its clients still send of it."""
+        self._waiting = [entry for entry in self._waiting if entry.task_id != task_id]
+        self._removed[task_id] = None
+        if len(self._removed) > _REMOVED_KNOWN:
+            del self._removed[next(iter(self._removed))]
+
     def add(self, peer: Peer, work: WorkOf, progress: Progress, now: float) -> None:
         """Take the metrics and log lines of a progress message, as far as the budgets allow."""
+        if work.task_id in self._removed:
+            return
         if len(self._waiting) > _MAX_WAITING:
             if not self._is_full:
                 reason = self._lacks() or "the ledger is too slow"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from coordinator.events import Action, TaskAction, TaskRemoved
 from coordinator.lifecycle import ACTIVE
 from coordinator.records import CheckpointRecord, TaskRecord
@@ -12,12 +14,16 @@ from storage.ports.ledger import Ledger
 
 
 class Removal:
-    """``tasks`` hands the coordinator an order, and returns once that is durable."""
+    """``tasks`` hands the coordinator an order, and returns once that is durable.
 
-    def __init__(self, ledger: Ledger, retention: Retention, tasks: EndedTasks) -> None:
+    ``forget`` is told the task before its rows go, so that no log line or metric is written after them.
+    """
+
+    def __init__(self, ledger: Ledger, retention: Retention, tasks: EndedTasks, forget: Callable[[str], None]) -> None:
         self._ledger = ledger
         self._retention = retention
         self._tasks = tasks
+        self._forget = forget
 
     async def remove(self, task_id: str, *, force: bool) -> None:
         """Remove a task that is over, or with ``force`` cancel it first. Durable on return; blobs follow soon.
@@ -33,6 +39,7 @@ class Removal:
             digests |= {step.digest for step in await self._ledger.failed_steps(task_id)}
             digests |= {file.digest for file in await self._ledger.artefacts(task_id)}
             digests |= {part.digest for part in await self._ledger.outputs(task_id, limit=MAX_COUNT)}
+            self._forget(task_id)
             await self._ledger.remove_task(task_id)
             self._retention.discard(digests)
 

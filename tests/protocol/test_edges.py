@@ -138,7 +138,11 @@ def subclasses(of: type[FarmError]) -> Iterator[type[FarmError]]:
 
 
 def test_each_error_has_a_code_of_its_own_that_fits_the_wire_and_a_sentence() -> None:
-    shared = [one for one in subclasses(FarmError) if one.__module__.startswith("protocol.")]
+    shared = {  # by name: a test may have imported a module anew, and the first one's classes are still there
+        (one.__module__, one.__qualname__): one
+        for one in subclasses(FarmError)
+        if one.__module__.startswith("protocol.")
+    }.values()
     codes = [one.code for one in shared]
     assert len(set(codes)) == len(codes), "a peer tells errors apart by their codes"
     for one in shared:

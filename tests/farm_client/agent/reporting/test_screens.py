@@ -276,7 +276,9 @@ class TestShown:
 
     def test_a_stop_from_the_keyboard_gives_the_terminal_back_and_its_end_takes_it_again(self) -> None:
         ours, theirs = pty.openpty()
-        with subprocess.Popen([sys.executable, "-c", _SHOWS], stdin=subprocess.PIPE, stderr=theirs) as process:
+        program = [sys.executable, "-c", _SHOWS]
+        # a group of its own, whose parent is in another one of its session: of an orphaned group nobody is stopped
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stderr=theirs, process_group=0) as process:
             os.close(theirs)
             try:
                 drawn = read_until(ours, "waiting")

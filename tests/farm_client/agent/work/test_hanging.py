@@ -120,4 +120,5 @@ class TestWhatGetsOn:
             Kind.TRAIN: ASSIGN.lease_seconds,
             Kind.EVALUATE: ASSIGN.lease_seconds,
             Kind.EPOCH_END: None,
+            Kind.MAP: ASSIGN.lease_seconds,
         }

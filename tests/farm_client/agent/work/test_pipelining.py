@@ -94,7 +94,7 @@ async def test_a_small_result_comes_right_after_the_free_slot_in_one_frame(farm,
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("pipeline", [False, True])
-async def test_only_training_in_a_pipelined_task_frees_its_slot_before_the_result(farm, start_agent, kind, pipeline):
+async def test_only_a_pipelined_tasks_own_work_frees_its_slot_before_the_result(farm, start_agent, kind, pipeline):
     async with start_agent():
         peer = await joined(farm)
         task = farm.task().model_copy(update={"pipeline": pipeline})
@@ -102,7 +102,7 @@ async def test_only_training_in_a_pipelined_task_frees_its_slot_before_the_resul
         await peer.expect(Result)
         said = [m.type for m in peer.log if isinstance(m, Accept | Ready | Result)]
     after_accept = said[said.index("accept") :]
-    freed = pipeline and kind is Kind.TRAIN
+    freed = pipeline and kind in {Kind.TRAIN, Kind.MAP}
     assert after_accept[: after_accept.index("result") + 1] == ["accept", *(["ready"] if freed else []), "result"]
 
 
