@@ -24,7 +24,14 @@ from protocol.rest import EventView, LogView, MetricView
 from tests.farm_client.cli.fake_farm import make_checkpoint, make_task
 
 VERBS = typer.main.get_group(app).commands
-NEEDS = {"FILE_OR_DIR": "train.py", "TASK": "digits", "URL": "http://t0ken@farm.test:8470", "[DIR]": "new", "N": "5"}
+NEEDS = {
+    "FILE_OR_DIR": "train.py",
+    "TASK": "digits",
+    "URL": "http://t0ken@farm.test:8470",
+    "[DIR]": "new",
+    "N": "5",
+    "SWEEP": "nosuch.toml",
+}
 NO_ROLES = {"roles": "{}", "tied": "{}"}
 ODD = {
     "empty": "",
@@ -72,7 +79,7 @@ def option_names() -> list[tuple[str, str]]:
 
 
 SHARED = {shown for name, shown in option_names() if name == "submit"}
-"""Those of `run` are the same record's; once is enough."""
+"""Those of `run` and `sweep` are the same record's; once is enough."""
 
 
 def command_line(verb: str, parameter: str, value: str) -> list[str]:
@@ -133,7 +140,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_odd_values_are_taken_or_refused_in_a_line(farm, workplace: Path, verb: str) -> None:
-    names = [name for of, name in option_names() if of == verb and not (verb == "run" and name in SHARED)]
+    names = [name for of, name in option_names() if of == verb and not (verb in {"run", "sweep"} and name in SHARED)]
     for parameter, value in product(names, ODD.values()):
         line = command_line(verb, parameter, value)
         outcome = farm(*line)
