@@ -65,7 +65,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
                 raise
     try:
         if Path(source).exists() and not Path(source).is_file():  # a device or a pipe would never end
-            raise InvalidTask(f"{name} is no regular file: give --recipe a TOML file")
+            raise InvalidTask(f"{name} cannot be read: it is no regular file; give --recipe a TOML file")
         return _fields_in(Path(source).read_text(encoding="utf-8-sig"), name)
     except FileNotFoundError:
         raise NotFound(f"there is no {name}: give --recipe a file, or a name that `farm recipes` lists") from None

@@ -16,14 +16,22 @@ class SecureSumFailed(FarmError):
 class BelowThreshold(SecureSumFailed):
     """Fewer clients are left than the threshold: nobody can unmask their sum."""
 
+    code: ClassVar[str] = "below_threshold"
+
 
 class WrongShares(SecureSumFailed):
     """Shares don't give the secret that its owner committed to: one of them is wrong, or of another round."""
+
+    code: ClassVar[str] = "wrong_shares"
 
 
 class NotForThisRound(SecureSumFailed):
     """A message is not of this round, or not for this client: it is old, altered or misdirected."""
 
+    code: ClassVar[str] = "not_for_this_round"
+
 
 class WouldUnmask(SecureSumFailed):
     """To answer would let the server take a single client's masks off."""
+
+    code: ClassVar[str] = "would_unmask"

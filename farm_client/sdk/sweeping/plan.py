@@ -119,7 +119,7 @@ def read_plan(source: SweepPlan | str | Path, changes: Mapping[str, object] | No
     path = Path(source)
     try:
         if path.exists() and not path.is_file():  # a device or a pipe would never end
-            raise InvalidTask(f"{path} is no regular file: give a sweep's TOML file")
+            raise InvalidTask(f"{path} cannot be read: it is no regular file; give a sweep's TOML file")
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidTask(f"{path} cannot be read: {error.strerror}") from error
