@@ -24,7 +24,7 @@ from farm_client.sdk.check import CheckFailed
 from farm_client.sdk.child_process import ask_child
 from farm_client.sdk.errors import first_problem
 from farm_client.sdk.lock_files.reading import lock_blob
-from farm_client.sdk.submission import MAX_NAME_CHARS, OnProgress, Prepared
+from farm_client.sdk.submission import MAX_NAME_CHARS, OnProgress, Prepared, check_config
 from farm_client.sdk.submitter import ANONYMOUS
 from farm_client.sdk.warm_start import WarmStart
 from protocol.assignments import Kind
@@ -151,6 +151,7 @@ def _check(submission: MapSubmission) -> None:
         )
     if submission.base is not None and submission.weights is not None:
         raise InvalidTask("--base and --weights both fill the folder config['base']: give one of them")
+    check_config(submission.config)
     pack_map(dict(submission.config))
 
 
