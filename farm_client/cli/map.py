@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -22,6 +21,7 @@ from farm_client.sdk.map_results import form_of
 from farm_client.sdk.map_submission import MapSubmission, prepare_map
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submitter import submitter_here
+from farm_client.sdk.task_file import changed_config
 from protocol.maps import OnError
 from protocol.rest import TaskView
 from protocol.wording import counted
@@ -84,7 +84,7 @@ def map_(
             code=file,
             data=tuple(data or ()),
             items=items,
-            config=_config(set_values or []),
+            config=changed_config({}, {}, set_values or ()),
             name=name,
             entry=entry,
             batch_items=batch,
@@ -114,17 +114,3 @@ def map_(
 
 def _items(task: TaskView) -> str:
     return counted(task.items_total or 0, "item")
-
-
-def _config(values: list[str]) -> dict[str, Any]:
-    """Return the values of config that the command line gives. Raises: BadUsage."""
-    config: dict[str, Any] = {}
-    for text in values:
-        key, is_given, value = text.partition("=")
-        if not key or not is_given:
-            raise BadUsage(f"--set {text!r} is not KEY=VALUE")
-        try:
-            config |= tomllib.loads(f"{key} = {value}")
-        except tomllib.TOMLDecodeError:
-            config[key] = value
-    return config

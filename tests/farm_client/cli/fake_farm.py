@@ -207,7 +207,8 @@ class FakeFarm:
             case ["shards" | "checkpoints" | "artefacts" | "outputs" as records]:
                 kept = self.artefacts or ArtefactList(task_id=task_id)
                 lists = {"shards": self.shards, "checkpoints": self.checkpoints, "artefacts": kept}
-                return answer({**lists, "outputs": self.outputs}[records])
+                empty = OutputList(task_id=task_id, items=0, is_over=True)
+                return answer({**lists, "outputs": self.outputs or empty}[records])
             case ["model"]:
                 return self._model_answer(task, int(request.url.params.get("round", task.round)))
             case ["events" | "logs" | "metrics" as feed]:

@@ -140,8 +140,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_odd_values_are_taken_or_refused_in_a_line(farm, workplace: Path, verb: str) -> None:
-    if verb in {"map", "results"}:
-        pytest.xfail("deeply nested --set of map, and .npz of no outputs, are told as mistakes of the farm")
     names = [name for of, name in option_names() if of == verb and not (verb in {"run", "sweep"} and name in SHARED)]
     for parameter, value in product(names, ODD.values()):
         line = command_line(verb, parameter, value)
