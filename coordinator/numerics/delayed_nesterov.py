@@ -3,7 +3,8 @@
 Where a version is of one client's update, or of few, momentum that follows each of them adds the same direction up
 again and again: updates that began at one version point the same way. So each version steps along its own update alone,
 and the momentum along the mean of the last N, once in N versions.
-Source: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", arXiv:2401.09135, algorithm 3.
+Source: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", arXiv:2401.09135, algorithm 3, from
+memory: the paper's text was not at hand. Tests hold the equations below, and Nesterov's momentum at N = 1.
 """
 
 from __future__ import annotations
