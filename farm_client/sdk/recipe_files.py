@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from farm_client.sdk.toml_file import toml_text
 from protocol.errors import InvalidTask, NotFound
 
 SUFFIX: Final = ".toml"
@@ -64,13 +65,9 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
             if not Path(name).is_file():
                 raise
     try:
-        if Path(source).exists() and not Path(source).is_file():  # a device or a pipe would never end
-            raise InvalidTask(f"{name} cannot be read: it is no regular file; give --recipe a TOML file")
-        return _fields_in(Path(source).read_text(encoding="utf-8-sig"), name)
+        return _fields_in(toml_text(Path(source)), name)
     except FileNotFoundError:
         raise NotFound(f"there is no {name}: give --recipe a file, or a name that `farm recipes` lists") from None
-    except OSError as error:
-        raise InvalidTask(f"{name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidTask(f"{name} is not TOML: {error}") from error
 

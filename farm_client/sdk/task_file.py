@@ -20,6 +20,7 @@ from farm_client.sdk.errors import first_problem
 from farm_client.sdk.recipe_files import read_recipe
 from farm_client.sdk.submission import MAX_NAME_CHARS, Submission
 from farm_client.sdk.submitter import submitter_here
+from farm_client.sdk.toml_file import toml_text
 from protocol.bounds import FilePath
 from protocol.contradictions import contradiction
 from protocol.errors import InvalidTask
@@ -275,13 +276,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _text_of(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise InvalidTask(f"{path} is no regular file: give --config a TOML file")
-        return path.read_text(encoding="utf-8-sig")
+        return toml_text(path)
     except FileNotFoundError as error:
         raise InvalidTask(f"there is no {path}: give --config an existing TOML file") from error
-    except OSError as error:
-        raise InvalidTask(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _data_files(path: Path, data: object) -> list[str]:

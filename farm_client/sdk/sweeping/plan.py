@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from farm_client.sdk.errors import first_problem
+from farm_client.sdk.toml_file import toml_text
 from protocol.errors import InvalidTask
 
 Value = bool | int | float | str
@@ -118,11 +119,9 @@ def read_plan(source: SweepPlan | str | Path, changes: Mapping[str, object] | No
         return source
     path = Path(source)
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe would never end
-            raise InvalidTask(f"{path} cannot be read: it is no regular file; give a sweep's TOML file")
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InvalidTask(f"{path} cannot be read: {error.strerror}") from error
+        tables = tomllib.loads(toml_text(path))
+    except FileNotFoundError as error:
+        raise InvalidTask(f"{path} cannot be read: there is no such file") from error
     except (ValueError, RecursionError) as error:
         raise InvalidTask(f"{path} is not TOML: {error}") from error
     if other := sorted(tables.keys() - {"sweep", "space"}):

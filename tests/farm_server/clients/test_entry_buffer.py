@@ -109,3 +109,15 @@ async def test_a_short_disk_lets_lines_wait_at_a_tasks_end_too() -> None:
     buffer.add(PEER, PLACE, progress(lines=1), 0.0)
     buffer.flush_before([TaskRecord("t1", cast("Any", None), TaskState.FAILED, 0.0)])
     assert ledger.saved == []
+
+
+async def test_of_a_removed_task_nothing_is_written_any_more() -> None:
+    ledger = RefusingLedger()
+    buffer = EntryBuffer(ledger, lambda _: None, lambda: None)
+    other = cast("Any", SimpleNamespace(task_id="t2", round=0))
+    buffer.add(PEER, PLACE, progress(lines=2), 0.0)
+    buffer.add(PEER, other, progress(lines=1), 0.0)
+    buffer.forget("t1")
+    buffer.add(PEER, PLACE, progress(lines=4), 0.0)
+    buffer.flush(0.0)
+    assert [entry.task_id for entry in ledger.saved if isinstance(entry, LogRecord)] == ["t2"]
