@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +113,33 @@ def test_memory_that_forked_processes_share_counts_once() -> None:
         assert excess(pid, Bounds(memory_bytes=160 * MIB)) is None  # the rough sum is 320 MiB
 
 
+# Two process groups of one session, each of a leader and the processes that it forked. Only the first says that it is
+# ready, once the second has told it over a pipe: two that print for themselves can have their lines run together.
+GROUPS = """
+import os, signal, sys
+def fork_members():
+    for _ in range(int(sys.argv[1])):
+        if os.fork() == 0:
+            signal.pause()
+told, tell = os.pipe()
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    fork_members()
+    os.write(tell, b"1")
+    signal.pause()
+fork_members()
+os.read(told, 1)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
 def test_end_all_ends_every_group_of_the_session() -> None:
-    groups = "import os\nif os.fork() == 0:\n    os.setpgid(0, 0)\n"
-    with running(groups + FORKS, 2) as pid:
-        started = list(tree(pid))
+    with running(GROUPS, 2) as pid:
+        started = [psutil.Process(one) for one in tree(pid)]
+        assert sorted(Counter(os.getpgid(one.pid) for one in started).values()) == [3, 3]
         end_all(pid)
-        _gone, alive = psutil.wait_procs([psutil.Process(one) for one in started if psutil.pid_exists(one)], 5)
+        _gone, alive = psutil.wait_procs(started, 5)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
