@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from coordinator.records import SampleRange
-from protocol.digests import digest_bytes
+from protocol.digests import new_hasher
 from protocol.tasks import Shard
 
 
 def epoch_order(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
     """Return ``shards`` in the order in which ``epoch`` visits them."""
-    return sorted(shards, key=lambda s: digest_bytes(f"order/{seed}/{epoch}/{s.index}".encode()))
+    prefix = f"order/{seed}/{epoch}/"
+    return sorted(shards, key=lambda shard: new_hasher(f"{prefix}{shard.index}".encode()).digest())
 
 
 def drawn(sizes: Sequence[int], count: int) -> list[int]:

@@ -150,6 +150,10 @@ class Line:
         self._ranges = ranges
         self._ends = list(accumulate(r.samples for r in ranges))
 
+    def __len__(self) -> int:
+        """Count the ranges."""
+        return len(self._ranges)
+
     def shard_at(self, place: int) -> int:
         """Return the shard of the sample at a place."""
         return self._ranges[min(bisect_right(self._ends, place), len(self._ranges) - 1)].shard

@@ -50,12 +50,9 @@ class Pool:
     def place(self, client: ClientState) -> None:
         """Note whether a client that qualifies takes part now, and whether it is free."""
         client_id = client.client_id
-        if not (client.online and self.qualified[client_id]) or client.rests:
-            self.present.pop(client_id, None)
-            self.idle.pop(client_id, None)
-            return
-        self.present[client_id] = client
-        _keep(self.idle, client, client.slots > 0)
+        takes_part = client.online and self.qualified[client_id] and not client.rests
+        _keep(self.present, client, takes_part)
+        _keep(self.idle, client, takes_part and client.slots > 0)
 
 
 def _keep(book: dict[str, ClientState], client: ClientState, wanted: bool) -> None:
@@ -117,18 +114,16 @@ class Pools:
         return list(concerned.values())
 
     def _refresh_one(self, client: ClientState, now: float, concerned: dict[int, Pool]) -> None:
-        client_id = client.client_id
-        _keep(self.connected, client, client.online)
-        if client.online and not client.held and client.slots <= 0:
-            self._unready.pop(client_id, None)  # the newest are last
-            self._unready[client_id] = (client, now)
-        else:
-            self._unready.pop(client_id, None)
+        client_id, online = client.client_id, client.online
+        _keep(self.connected, client, online)
+        self._unready.pop(client_id, None)
+        if online and not client.held and client.slots <= 0:
+            self._unready[client_id] = (client, now)  # the newest are last
         known_as = (client.incarnation, client.environments)
         is_new = self._admitted.get(client_id) != known_as
         for pool in self._pools.values():
             was_here = client_id in pool.qualified
-            if not client.online:
+            if not online:
                 pool.remove(client_id)
             elif is_new:
                 pool.admit(client)
@@ -136,10 +131,10 @@ class Pools:
                 pool.place(client)
             if was_here or client_id in pool.qualified:
                 concerned[id(pool)] = pool
-        if client.online:
-            self._admitted[client_id] = known_as
-        else:
+        if not online:
             self._admitted.pop(client_id, None)
+        elif is_new:
+            self._admitted[client_id] = known_as
 
     def unready(self, not_before: float) -> Iterator[ClientState]:
         """Iterate over the clients that hold nothing and have no free slot since then, the newest first."""

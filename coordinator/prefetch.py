@@ -39,12 +39,12 @@ def likely_next(run: TaskRun, client: ClientState, record: AssignmentRecord, str
     step = run.step
     if step is None or not step.policy.brings_updates or run.record.spec.dataset.kind != "files":
         return ()
-    start = record.position % max(step.samples, 1)
-    upcoming = _upcoming(run, step, stripe_shards).between(start, start + record.samples)
-    if not upcoming:
+    line = _upcoming(run, step, stripe_shards)
+    if not line:
         return ()
+    start = record.position % max(step.samples, 1)
     shards, others = run.record.spec.dataset.shards, {}
-    for index in upcoming:
+    for index in line.between(start, start + record.samples):
         blob = shards[index].blob
         if blob is not None and blob.digest not in client.cached:
             others[blob.digest] = blob

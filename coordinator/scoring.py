@@ -109,14 +109,11 @@ def expected_speeds(run: TaskRun, clients: Sequence[ClientState]) -> dict[str, f
     mean_speed = sum(measured.values()) / len(measured) if measured else 1.0
     rated = [gflops for c in (known or clients) if (gflops := _gflops(c))]
     mean_gflops = sum(rated) / len(rated) if rated else 0.0
-
-    def expected(client: ClientState) -> float:
-        gflops = _gflops(client)
-        return mean_speed * gflops / mean_gflops if gflops else mean_speed
-
-    if not mean_gflops:
-        return {c.client_id: measured.get(c.client_id, mean_speed) for c in clients}
-    return {c.client_id: measured[c.client_id] if c.client_id in measured else expected(c) for c in clients}
+    expected = {}
+    for client in clients:
+        gflops = _gflops(client) if mean_gflops else 0.0
+        expected[client.client_id] = mean_speed * gflops / mean_gflops if gflops else mean_speed
+    return expected | measured
 
 
 def _gflops(client: ClientState) -> float:

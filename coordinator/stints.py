@@ -16,17 +16,19 @@ _REMEMBERED = 4
 
 def begin_stint(client: ClientState, run: TaskRun, settings: CoordinatorSettings, now: float) -> None:
     """The client is given a part of a task: its stint begins, or goes on."""
-    stints = client.stints
+    stints, own = client.stints, run.task_id
     if not is_in_stint(client, run, settings, now):
-        stints.pop(run.task_id, None)
-        stints[run.task_id] = now
+        stints.pop(own, None)
+        stints[own] = now
     if len(stints) > 1:
         for task_id in list(stints)[: -max(len(client.held) + client.slots, 1)]:
-            if task_id != run.task_id:
+            if task_id != own:
                 del stints[task_id]
-    if not client.recent or client.recent[0] != run.task_id:
-        others = [task_id for task_id in client.recent if task_id != run.task_id]
-        client.recent = (run.task_id, *others[: _REMEMBERED - 1])
+    if not client.recent:
+        client.recent = (own,)
+    elif client.recent[0] != own:
+        others = [task_id for task_id in client.recent if task_id != own]
+        client.recent = (own, *others[: _REMEMBERED - 1])
 
 
 def end_stint(client: ClientState, run: TaskRun) -> None:

@@ -22,6 +22,6 @@ def digest_bytes(data: bytes | bytearray | memoryview) -> str:
     return blake3(data).hexdigest()
 
 
-def new_hasher() -> blake3:
-    """Return an incremental hasher with ``update(bytes)`` and ``hexdigest()``."""
-    return blake3()
+def new_hasher(data: bytes = b"") -> blake3:
+    """Return an incremental hasher of what begins with ``data``: ``update(bytes)``, ``digest()``, ``hexdigest()``."""
+    return blake3(data)
