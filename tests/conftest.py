@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from coverage import Coverage
 from hypothesis import settings
 
 # Before torch is imported, and for all processes that tests start: beside four files' tests a second thread of OpenMP
@@ -51,3 +52,10 @@ def _owned_threads_end() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what takes seconds after what takes milliseconds, so that a simple mistake shows at once."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Write the figures of coverage now: xdist kills a worker that takes ten seconds to end, and they would be lost."""
+    if (measuring := Coverage.current()) is not None:
+        measuring.save()
