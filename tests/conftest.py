@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -47,6 +48,14 @@ def _owned_threads_end() -> Iterator[None]:
     for thread in left:
         thread.join(LEAVING_SECONDS)
     assert not [thread.name for thread in left if thread.is_alive()], "threads that outlive their file"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _measured_to_its_end() -> Iterator[None]:
+    """Have no file end the tracing of its process: coverage would see nothing of the files after it."""
+    before = sys.gettrace()
+    yield
+    assert sys.gettrace() is before, "tracing that was not put back"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
