@@ -31,6 +31,7 @@ from protocol.frozen import Frozen
 from protocol.limits import (
     MAX_LOG_LINES_PER_MESSAGE,
 )
+from protocol.secure_messages import PublicKeys, SecureTerms
 from protocol.tasks import BlobRef, Shard, TaskBrief, WeightsDelta
 
 
@@ -104,6 +105,8 @@ class Assign(Frozen):
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""
     upcoming: tuple[Slice, ...] = Field(default=(), max_length=256)
     """Likely all of the next round, and this client's, if its update is all that comes in. A guess."""
+    secure: SecureTerms | None = None
+    """Of a round whose sum alone the farm is to learn: the update is masked before it leaves."""
 
     @property
     def samples(self) -> int:
@@ -124,6 +127,8 @@ class Accept(Frozen):
     type: Literal["accept"] = "accept"
     assignment_id: Id
     fence: Natural
+    keys: PublicKeys | None = None
+    """Where the offer has ``secure``: this client's keys of the round."""
 
 
 class RejectCode(StrEnum):

@@ -10,6 +10,7 @@ from protocol.compression import OF_VERSIONS
 from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import DataOrder, Mode, PartSizes, Recipe
+from protocol.secure_aggregation import is_secure, unfit_for_secure_sum
 from protocol.task_length import global_steps
 from protocol.tasks import Dataset, Split
 
@@ -19,6 +20,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     return (
         _of_optimizer(recipe)
         or refused_objective(recipe)
+        or _of_secure_sum(recipe, dataset)
         or _of_codecs(recipe)
         or _of_clients(recipe)
         or _of_schedule(recipe, dataset)
@@ -38,6 +40,12 @@ def _of_optimizer(recipe: Recipe) -> str | None:
         if (problem := OPTIMIZERS[outer.name].problem(options)) is not None:
             return f"the outer optimizer {outer.name} {problem}"
     return None
+
+
+def _of_secure_sum(recipe: Recipe, dataset: Dataset | None) -> str | None:
+    if is_secure(recipe):
+        return "secure_aggregation is not built yet: leave it out"
+    return unfit_for_secure_sum(recipe, None if dataset is None else dataset.samples(Split.TRAIN))
 
 
 def _of_codecs(recipe: Recipe) -> str | None:

@@ -48,6 +48,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "proximal_term": lambda spec: spec.recipe.proximal_mu > 0,
         "quantized_base": lambda spec: spec.is_quantized,
         "schedules": _has_schedules,
+        "secure_aggregation": lambda spec: spec.recipe.secure_aggregation,
         "sequential_order": lambda spec: spec.recipe.order is DataOrder.SEQUENTIAL,
         "task_environment": lambda spec: spec.environment is not None,
         "task_length": lambda spec: spec.reads_length,

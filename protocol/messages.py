@@ -41,6 +41,7 @@ from protocol.limits import (
 )
 from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox
+from protocol.secure_messages import PeerShares, Revealed, RoundKeys, SealedShares, Survivors
 from protocol.tasks import BlobRef
 from protocol.wanted_work import WantedWork
 
@@ -207,7 +208,12 @@ Message = Annotated[
     | Pause
     | Resume
     | Drain
-    | Bye,
+    | Bye
+    | RoundKeys
+    | SealedShares
+    | PeerShares
+    | Survivors
+    | Revealed,
     Field(discriminator="type"),
 ]
 

@@ -37,6 +37,7 @@ from protocol.optimizers import OptimizerName, OptionValue
 from protocol.privacy import DELTA, unfit_for_privacy
 from protocol.sandbox import Rung
 from protocol.schedule import Schedule
+from protocol.secure_aggregation import CLIP, Bits, unfit_for_secure_sum
 
 BEST_RULE: Final = r"^(min|max):.+$"
 TARGET_RULE: Final = r"^(.+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)$"
@@ -184,6 +185,12 @@ class Recipe(Frozen):
     """The chance that is left of more privacy loss than epsilon."""
     dp_epsilon: Threshold | None = None
     """Stop before the round after which the privacy loss, epsilon at ``dp_delta``, would be more than this."""
+    secure_aggregation: bool = False
+    """Weights mode: clients mask their updates, and the server learns the sum of a round's and none of them."""
+    secure_clip: Threshold = CLIP
+    """With it: each number of an update is cut to this from below and above, so that the sum has a fixed grid."""
+    secure_bits: Bits = 32
+    """With it: bits of a number in the sum, 32 or 64; its grid is 2 * secure_clip * samples / 2**bits."""
     outer: OuterOptimizer = OuterOptimizer()
     schedule: NamedSchedule | None = None
     """The learning rate of the code's optimizer over the task; None is the code's own business."""
@@ -322,7 +329,7 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _aggregates(self) -> Recipe:
-        if (why := unfit_for_aggregate(self) or unfit_for_privacy(self)) is not None:
+        if (why := unfit_for_aggregate(self) or unfit_for_privacy(self) or unfit_for_secure_sum(self)) is not None:
             raise ValueError(why)
         return self
 

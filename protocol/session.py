@@ -62,10 +62,10 @@ class SessionState(StrEnum):
 
 _CLIENT_OPEN: Final = frozenset(
     {"heartbeat", "ready", "accept", "reject", "progress", "result", "error", "pause", "resume", "drain", "bye"}
-)
+) | {"sealed_shares", "revealed"}
 _SERVER_OPEN: Final = frozenset(
     {"assign", "prefetch", "ack", "cancel", "pace", "error", "pause", "resume", "drain", "bye"}
-)
+) | {"round_keys", "peer_shares", "survivors"}
 
 SENDS: Final[Mapping[SessionState, Mapping[Side, frozenset[str]]]] = MappingProxyType(
     {

@@ -49,6 +49,9 @@ TASK_LENGTH: Final = "task_length"
 TASK_ENVIRONMENT: Final = "task_environment"
 """Likewise: they run a task's code with the packages of its lock, if they have them or may install them."""
 
+SECAGG: Final = "secagg"
+"""Likewise: they agree on masks with the other clients of a round, and mask their updates."""
+
 MAP_ITEMS: Final = "map_items"
 """Likewise: they run a map's function over items, and send back its outputs."""
 

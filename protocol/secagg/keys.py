@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.secagg.errors import NotForThisRound
+from protocol.secagg.sizes import KEY_BYTES
 
-KEY_BYTES: Final = 32
 _ONLY_MESSAGE: Final = bytes(12)
 """The nonce: each of these keys encrypts one message."""
 

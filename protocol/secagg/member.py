@@ -13,6 +13,7 @@ from protocol.secagg import keys, shamir
 from protocol.secagg.errors import BelowThreshold, NotForThisRound, SecureSumFailed, WouldUnmask
 from protocol.secagg.fixed_point import Words
 from protocol.secagg.masks import add_mask
+from protocol.secagg.sizes import KEY_BYTES, SHARE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class Member:
         self._terms = terms
         self._point = point
         self._draw = draw
-        self._cipher_private = draw(keys.KEY_BYTES)
-        self._mask_private = draw(keys.KEY_BYTES)
+        self._cipher_private = draw(KEY_BYTES)
+        self._mask_private = draw(KEY_BYTES)
         self._self_secret = draw(shamir.SECRET_BYTES)
         self._advertised: dict[int, Advertisement] = {}
         self._held: dict[int, tuple[bytes, bytes]] = {}
@@ -123,7 +124,7 @@ class Member:
             theirs = self._advertised[point]
             names = names_of(self._terms.context, point, self._point)
             opened = keys.open_sealed(sealed[point], self._cipher_private, theirs.cipher_key, names)
-            self._held[point] = opened[: shamir.SHARE_BYTES], opened[shamir.SHARE_BYTES :]
+            self._held[point] = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
             seed = keys.pair_seed(self._mask_private, theirs.mask_key, pair_of(self._terms.context, self._point, point))
             self._seeds.append((seed, sign_of(self._point, point)))
         self._seeds.append((keys.self_seed(self._self_secret, self._terms.context), 1))

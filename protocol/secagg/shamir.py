@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.secagg.errors import BelowThreshold, WrongShares
+from protocol.secagg.sizes import KEY_BYTES, SHARE_BYTES
 
 PRIME: Final = 2**521 - 1
 """A Mersenne prime: secrets of 256 bits fit, and a share takes 66 bytes."""
-SECRET_BYTES: Final = 32
-SHARE_BYTES: Final = 66
+SECRET_BYTES: Final = KEY_BYTES
 _DRAWN_BYTES: Final = 80
 """So many more bits than the prime has that what is left of them after division is even to 2**-119."""
 

@@ -39,6 +39,17 @@ from protocol.messages import (
 from protocol.recipe import Mode
 from protocol.resources import Gpu, Load, Resources
 from protocol.sandbox import Rung, Sandbox
+from protocol.secure_messages import (
+    BareShare,
+    KeysAt,
+    PeerShares,
+    PublicKeys,
+    Revealed,
+    RoundKeys,
+    SealedShare,
+    SealedShares,
+    Survivors,
+)
 from protocol.tasks import BlobRef, Shard, TaskBrief
 
 MESSAGE_TYPES: tuple[type[Message], ...] = get_args(get_args(Message)[0])
@@ -57,6 +68,7 @@ BRIEF = TaskBrief(
     batch_samples=32,
     dataset_kind="files",
 )
+KEYS = PublicKeys(cipher_key=b"c" * 32, mask_key=b"m" * 32, commitment=b"s" * 32)
 SAMPLES: tuple[Message, ...] = (
     Hello(
         versions=(1, 2),
@@ -82,7 +94,12 @@ SAMPLES: tuple[Message, ...] = (
         lease_seconds=30.0,
     ),
     Prefetch(blobs=(BlobRef(digest=digest_bytes(b"delta"), size_bytes=9_000_000),)),
-    Accept(assignment_id="a1", fence=3),
+    Accept(assignment_id="a1", fence=3, keys=KEYS),
+    RoundKeys(assignment_id="a1", fence=3, advertised=(KeysAt(point=1, keys=KEYS), KeysAt(point=65, keys=KEYS))),
+    SealedShares(assignment_id="a1", fence=3, shares=(SealedShare(point=65, sealed=bytes(148)),)),
+    PeerShares(assignment_id="a1", fence=3, shares=(SealedShare(point=65, sealed=bytes(148)),)),
+    Survivors(assignment_id="a1", fence=3, points=(1, 65)),
+    Revealed(assignment_id="a1", fence=3, self_shares=(BareShare(point=1, share=bytes(66)),), key_shares=()),
     Reject(assignment_id="a1", fence=3, code=RejectCode.BUSY, message="one at a time"),
     Progress(progress=DOING, metrics=(MetricPoint(name="loss", value=0.5, step=2),), logs=(LogLine(text="hi"),)),
     Result(assignment_id="a1", fence=3, samples=64, metrics={"loss": 0.5}, update=BLOB, compute_seconds=0.1),
