@@ -66,6 +66,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         fragments=spec.recipe.fragments,
         fragment_pattern=spec.recipe.fragment_pattern,
         fragment_mix=spec.recipe.fragment_mix,
+        fragment_overlap_steps=spec.recipe.fragment_overlap_steps,
         scaffold_clients=spec.recipe.scaffold_clients,
         schedule=spec.recipe.schedule,
         schedule_steps=length.steps if followed_by_clients else 0,

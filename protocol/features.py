@@ -39,6 +39,7 @@ FEATURES: Final[Mapping[str, Callable[[TaskSpec], bool]]] = MappingProxyType(
         "data_split": lambda spec: bool(spec.dataset.parts),
         "early_stopping": _stops_early,
         "epoch_end": lambda spec: spec.epoch_end,
+        "fragment_overlap": lambda spec: spec.recipe.fragment_overlap_steps > 0,
         "fragments": lambda spec: spec.recipe.fragments > 1,
         "frozen_apart": lambda spec: spec.frozen is not None,
         "maps": lambda spec: spec.map is not None,

@@ -17,6 +17,19 @@ def refused_objective(recipe: Recipe) -> str | None:
         return f"fragments lets a client go on from its own weights, and {why}"
     if recipe.fragments == 1 and (recipe.fragment_mix or recipe.fragment_pattern is not FragmentPattern.STRIDED):
         return "fragment_mix and fragment_pattern are of fragments: say how many there are, or leave them out"
+    return _refused_overlap(recipe)
+
+
+def _refused_overlap(recipe: Recipe) -> str | None:
+    """Return why no fragment can travel beside so many local steps."""
+    tau = recipe.fragment_overlap_steps
+    if tau and recipe.fragments == 1:
+        return "fragment_overlap_steps is of fragments: say how many there are, or leave it out"
+    if tau and tau >= (steps := -(-recipe.round_samples // (recipe.batch_samples * recipe.min_clients))):
+        return (
+            f"a client has about {steps} local steps in a round, and fragment_overlap_steps is {tau}: what it sends "
+            "would lack them all; lower it, or raise round_samples"
+        )
     return None
 
 

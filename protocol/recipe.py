@@ -210,6 +210,8 @@ class Recipe(Frozen):
     """Which layers make up a fragment."""
     fragment_mix: Share = 0.0
     """How much of a client's own values stays (the paper's alpha) where it takes a fragment from the version."""
+    fragment_overlap_steps: Count = 0
+    """So many local steps of each part (the paper's tau) are taken while its fragment travels, which lacks them."""
     precision: Precision = Precision.FP32
     """The number format of forward and backward passes, evaluation included."""
     compile: bool = False

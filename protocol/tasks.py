@@ -341,6 +341,7 @@ class TaskBrief(Frozen):
     """``Recipe.fragments``, with how they are cut and mixed."""
     fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
     fragment_mix: Share = 0.0
+    fragment_overlap_steps: Count = 0
     scaffold_clients: Count = 0
     """``Recipe.scaffold_clients``."""
     schedule: NamedSchedule | None = None

@@ -3,6 +3,7 @@
     Warm -> LoadTask -> Loaded -> (Run -> Advance ... -> Done | Failed) ...    at any time: Rebase -> Rebased | Failed
     where the next Run is guessed: Run -> Advance ... -> Done while the guess is carried out, then the next Run
     of a pipelined task:           Run -> Advance ... -> StepsDone, then the next Run; its Done | Failed comes meanwhile
+    with steps beside the update:  Run -> Advance ... -> Done before the last steps; what fails there fails the next Run
 
 One process serves one task. Its stdout and stderr are the researcher's and are read by the agent.
 """
@@ -134,6 +135,8 @@ class _Executor:
         self._runner: Runner | None = None
         self._runs_ahead = False
         self._behind = UpdateThread()
+        self._late_error: BaseException | None = None
+        """What went wrong in steps whose assignment was done already; the next order is told."""
         self._followers = followers
         """The other ranks, while they follow."""
 
@@ -212,7 +215,9 @@ class _Executor:
             self._fail(OutOfOrder("the executor got a run before its load"), order.assignment_id)
             return
         self._progress.start(order.assignment_id)
+        late_error, self._late_error = self._late_error, None
         try:
+            _raise_late(late_error)
             if self._followers is not None:
                 self._followers.run(order)
             outcome = self._outcome_of(self._runner, order)
@@ -241,6 +246,7 @@ class _Executor:
         flush_streams()
         if isinstance(outcome, Done):
             self._report(outcome)
+            self._go_on()
             self._foresee()
             return
         self._behind.wait()
@@ -252,6 +258,17 @@ class _Executor:
         self._channel.send(done)
         if self._runner is not None and done.update_digest is not None:
             self._runner.confirm()
+
+    def _go_on(self) -> None:
+        """While the update travels, take the steps that it did not wait for."""
+        if not isinstance(self._runner, TaskRunner):
+            return
+        try:
+            self._runner.go_on()
+        except ConnectionError:
+            raise
+        except BaseException as error:
+            self._late_error = error
 
     def _foresee(self) -> None:
         """While the update travels, and nothing else is to be done."""
@@ -282,6 +299,11 @@ class _Executor:
         self._progress.finish()
         flush_streams()
         self._channel.send(as_failed(error, assignment_id))
+
+
+def _raise_late(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 def main(load: LoadRunner = load_runner) -> int:

@@ -38,6 +38,7 @@ class FollowingRunner(TaskRunner):
         with blaming(self.contract.code_dir):
             if order.kind is Kind.TRAIN:
                 self._compiled_or_not(order, Unheard())
+                self.go_on()
             else:
                 self._weights.take(order)
 

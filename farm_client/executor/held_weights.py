@@ -11,7 +11,7 @@ import torch
 
 from farm_client.executor.foreseen import FileForm, foresee
 from farm_client.executor.frozen import BuiltFrozen, FrozenTensors
-from farm_client.executor.layout import ModelTensors, TensorMap
+from farm_client.executor.layout import ModelTensors, TensorMap, same_values
 from farm_client.executor.messages import LoadTask, Run
 from protocol.errors import NotFound
 
@@ -114,6 +114,12 @@ class HeldWeights:
     def confirm(self) -> None:
         """Note that an order named the version that it went on with: the next one may name another."""
         self._went_on = False
+
+    def changed(self, unsent: Mapping[str, torch.Tensor]) -> list[str]:
+        """Name what of ``unsent`` and of the frozen tensors is not the version's any more."""
+        frozen = [] if self.frozen is None else self.frozen.changed()
+        looked_at = {**unsent, **(self._tensors.frozen if self.frozen is None else {})}
+        return frozen + [n for n, tensor in looked_at.items() if not same_values(tensor.detach(), self.base[n])]
 
     def _usable_form(self) -> FileForm | None:
         is_plain = all(parameter.dtype == torch.float32 for parameter in self._tensors.parameters.values())

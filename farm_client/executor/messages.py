@@ -69,6 +69,7 @@ class LoadTask(Frozen):
     fragments: int = 1
     fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
     fragment_mix: float = 0.0
+    fragment_overlap_steps: int = 0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0

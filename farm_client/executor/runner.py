@@ -23,7 +23,7 @@ from farm_client.executor.guesses import Guesses
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, as_stored, same_values
+from farm_client.executor.layout import ModelTensors, as_stored
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.local_terms import term_of
 from farm_client.executor.means import reportable
@@ -31,6 +31,7 @@ from farm_client.executor.messages import Done, LoadTask, Run
 from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.outcome import StepsOutcome
+from farm_client.executor.overlap import LaterSteps
 from farm_client.executor.precision import Autocast
 from farm_client.executor.progress import ProgressReporter, StepsProgress
 from farm_client.executor.randomness import seed_everything
@@ -83,6 +84,7 @@ class TaskRunner:
         self._source = SampleSource(self.contract, order, device)
         self._updates = UpdateWriter(order, self.tensors.layout())
         self._local = LocalModel.of(order, self.tensors)
+        self._later = LaterSteps()
         self._weights = HeldWeights(self.tensors, order)
         self._states = StateFiles(self.tensors, self.contract.code_dir)
         self._gradient = BatchGradient(self.contract, self.tensors, self._autocast)
@@ -118,6 +120,13 @@ class TaskRunner:
             outcome = self._compiled_or_not(order, progress)
             self._whole_round = outcome if outcome.samples == order.round_samples else None
             return self._done(outcome)
+
+    def go_on(self) -> None:
+        """Take the steps that the last update did not wait for, if there are any. Raises: as ``run``."""
+        kept, self._kept_loop = self._kept_loop, None  # steps that fail half-way leave none
+        with blaming(self.contract.code_dir):
+            self._later.take()
+        self._kept_loop = kept
 
     def foresee(self) -> str | None:
         """Return the digest of the version that it holds for the next round, if the last one was its own as a whole."""
@@ -200,7 +209,7 @@ class TaskRunner:
         return self._carry_out(order, progress)
 
     def _carry_out(self, order: Run, progress: StepsProgress) -> StepsOutcome:
-        started, clock = time.perf_counter(), StageClock()
+        started, clock = time.perf_counter() - self._later.seconds(), StageClock()
         self._weights.take(order)
         clock.ended(WorkStage.LOAD)
         pace = self._pace(order)  # before the seed: it calls the task's code, and not in every round
@@ -327,12 +336,7 @@ class TaskRunner:
 
     def changed_by_code(self) -> list[str]:
         """Name the tensors that the last assignment changed and that are not sent back."""
-        unsent = dict(self.tensors.parameters) if self._order.mode is Mode.GRADIENTS else {}
-        base, frozen = self._weights.base, self._weights.frozen
-        if frozen is None:
-            unsent |= self.tensors.frozen
-        changed = [] if frozen is None else frozen.changed()
-        return changed + [name for name, tensor in unsent.items() if not same_values(tensor.detach(), base[name])]
+        return self._weights.changed(self.tensors.parameters if self._order.mode is Mode.GRADIENTS else {})
 
     def count_rows(self) -> int:
         """Return the length of the data set that ``make_dataset`` builds. Raises: CodeError."""
@@ -346,15 +350,8 @@ class TaskRunner:
         self, order: Run, data: Batches, advance: Advance, pace: TaskPace | None, keeping: StepKeeping
     ) -> Trained:
         if self._order.mode is Mode.GRADIENTS:
-            return sum_gradients(
-                self.contract,
-                data,
-                advance,
-                keeping,
-                gradient=self._gradient,
-                tensors=self.tensors,
-                flops=self._flops,
-            )
+            gradient, tensors, flops = self._gradient, self.tensors, self._flops
+            return sum_gradients(self.contract, data, advance, keeping, gradient=gradient, tensors=tensors, flops=flops)
         rules = StepRules.of(self._order, pace)
         loop = self._kept_loop or self._new_loop(rules)
         self._kept_loop = None  # a round that fails half-way leaves none
@@ -364,8 +361,10 @@ class TaskRunner:
         self._local.begin(order.round)
         ended = partial(self._local.end, order.round)
         base, flops = self._weights.base, self._flops
-        trained = train_locally(loop, data, advance, keeping, base=base, flops=flops, ended=ended)
+        overlap = self._local.overlap(order.round)
+        trained = train_locally(loop, data, advance, keeping, base=base, flops=flops, ended=ended, overlap=overlap)
         trained = self._local.told(order.round, trained)
+        self._later.leave(trained.rest)
         match self._order.inner_state:
             case InnerState.KEPT:
                 self._kept_loop = loop

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -208,12 +209,15 @@ class StepKeeping:
 
 
 def walk(
-    state: StepState, data: Batches, advance: Callable[[int], None], snapshots: Snapshots
+    state: StepState, data: Batches, advance: Callable[[int], None], snapshots: Snapshots, until: int | None = None
 ) -> Iterator[tuple[int, int, Any]]:
-    """Yield (step from 1, samples, batch) of each batch that the state has not seen yet, and count what was done."""
+    """Yield (step from 1, samples, batch) of each batch that the state has not seen yet, and count what was done.
+
+    ``until``: the last step, where it is not that of the last batch.
+    """
     if state.samples:
         advance(state.samples)
-    for samples, batch in data.sized(skip=state.steps):
+    for samples, batch in islice(data.sized(skip=state.steps), None if until is None else max(until - state.steps, 0)):
         state.begin_step(batch, samples)
         yield state.steps + 1, samples, batch
         state.end_step()

@@ -5,8 +5,10 @@ all steps since it was last in step with the version. Once the farm has stepped 
 
     local_p <- alpha * local_p + (1 - alpha) * version_p
 
-and all other fragments go on as they are. Source: Douillard et al., arXiv:2501.18512, algorithm 2; a version of the
-farm is whole, and a round changes one fragment of it. A client without a local model begins from the version.
+and all other fragments go on as they are. With an overlap of tau steps the last tau of a round are taken after its
+fragment is sent, while it travels: they change the local values alone, and the fragment brings them in its next turn.
+Source: Douillard et al., arXiv:2501.18512, algorithm 2; a version of the farm is whole, and a round changes one
+fragment of it. A client without a local model begins from the version.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import LoadTask
+from farm_client.executor.overlap import NO_OVERLAP, Overlap
 from farm_client.executor.training import Trained
 from protocol.fragments import fragment_of_round, fragments_of
 
@@ -28,12 +31,15 @@ _IN_STEP: Final = 0.0
 class LocalModel:
     """The parameters of one client between rounds. It costs the model's memory once more."""
 
-    def __init__(self, tensors: ModelTensors, fragments: dict[str, int], mix: float) -> None:
-        """``fragments`` has the fragment of each parameter; ``mix`` is alpha."""
+    def __init__(
+        self, tensors: ModelTensors, fragments: dict[str, int], mix: float = _IN_STEP, overlap_steps: int = 0
+    ) -> None:
+        """``fragments`` has the fragment of each parameter; ``mix`` is alpha, ``overlap_steps`` tau."""
         self._tensors = tensors
         self._fragments = fragments
         self._count = max(fragments.values(), default=0) + 1
         self._mix = mix
+        self._overlap_steps = overlap_steps
         self._round = -1
         self._local: TensorMap = {}
 
@@ -41,12 +47,12 @@ class LocalModel:
     def of(cls, order: LoadTask, tensors: ModelTensors) -> LocalModel:
         """Return that of a task; of one whose updates are whole nothing is kept. Raises: CodeError."""
         if order.fragments == 1:
-            return cls(tensors, {}, _IN_STEP)
+            return cls(tensors, {})
         try:
             fragments = fragments_of(tensors.layout(), order.fragments, order.fragment_pattern)
         except ValueError as error:
             raise CodeError(f"{error}: lower fragments in the recipe") from error
-        return cls(tensors, fragments, order.fragment_mix)
+        return cls(tensors, fragments, order.fragment_mix, order.fragment_overlap_steps)
 
     def begin(self, number: int) -> None:
         """Begin a round: what the model holds, the version, becomes what this client goes on from.
@@ -63,6 +69,13 @@ class LocalModel:
                 elif share:
                     parameter.lerp_(local, share)
 
+    def overlap(self, number: int) -> Overlap:
+        """Return how many steps of the round its update does not wait for, and what the update is of."""
+        if not self._overlap_steps:
+            return NO_OVERLAP
+        turn = self._of_round(number)
+        return Overlap(self._overlap_steps, frozenset(n for n, fragment in self._fragments.items() if fragment == turn))
+
     def end(self, number: int) -> None:
         """End the round: keep what the steps made of the model, where it is to go on from there."""
         self._round = number
@@ -76,7 +89,9 @@ class LocalModel:
         if not untold:
             return trained
         update = {name: tensor for name, tensor in trained.update.items() if name not in untold}
-        return replace(trained, update=update, untouched=trained.untouched | untold)
+        # What no step of this round touched, one since its last turn may have.
+        untouched = {name for name in trained.untouched - untold if not update[name].any()}
+        return replace(trained, update=update, untouched=frozenset(untouched | untold))
 
     def _share_of_local(self, name: str, number: int) -> float | None:
         """Return how much of a parameter is to stay local: all of it (None) unless it travelled since.

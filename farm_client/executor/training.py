@@ -7,8 +7,10 @@ buffers by their value after training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.modes import set_mode
+from farm_client.executor.overlap import NO_OVERLAP, Overlap
 from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import Batches
 from farm_client.executor.snapshots import StepKeeping, walk
@@ -45,6 +48,8 @@ class Trained:
     """What the inner loop ended with, where the version carries that."""
     kept: TensorMap | None = None
     """What the client keeps for its next round of the task, if anything."""
+    rest: Callable[[], None] | None = None
+    """Takes the steps that the update does not wait for, where there are any."""
 
 
 def train_locally(
@@ -56,11 +61,13 @@ def train_locally(
     base: Mapping[str, torch.Tensor],
     flops: FlopMeter,
     ended: Callable[[], None] = lambda: None,
+    overlap: Overlap = NO_OVERLAP,
 ) -> Trained:
     """Take one step of the inner loop a batch from ``base``, which the model holds; return base minus local.
 
     The update takes the parameters' own memory, for a large model has no room beside it: what the model holds
-    afterwards is of no use, and ``ended`` is called before.
+    afterwards is of no use, and ``ended`` is called before. With an ``overlap`` the update is apart from the model and
+    has its parameters alone; the ``rest`` of the steps is taken later, and ends with ``ended``.
     Raises: CodeError, LossNotFinite; StateUnusable, after which all begins anew.
     """
     contract, tensors = loop.contract, loop.tensors
@@ -69,22 +76,53 @@ def train_locally(
     contract.begin(tensors.model)
     means = StepMetrics()
     state = keeping.resumed(StepState(tensors, keeping.states, means, loop))
-    ranks = loop.gradient.ranks
-    _begin(ranks, means, state)
+    _begin(loop.gradient.ranks, means, state)
     loop.rules.end_step(state.samples)
-    for step, samples, given in walk(state, data, advance, keeping.snapshots):
-        loop.rules.begin_step(loop.optimizers)
-        batch = contract.begin_batch(tensors.model, given, step - 1)
-        with flops.step(batch, _own(ranks, samples)):
-            values = loop.step(batch, samples, step)
-        means.add(step, values, _own(ranks, samples))
-        loop.rules.end_step(samples)
-    tensors.clear_gradients()
+    steps = _Steps(loop, flops)
+    later = overlap.steps_of(len(data))
+    last = len(data) - later
+    for step, samples, given in walk(state, data, advance, keeping.snapshots, last):
+        steps.take(step, samples, given, means)
     tensors.check_structure()
-    metrics = {**_means(ranks, means, tensors), **contract.finish(tensors.model)}
+    metrics = {**_means(loop.gradient.ranks, means, tensors), **contract.finish(tensors.model)}
     kept = None if loop.term is None else loop.term.end()
+    if later:
+        left = list(data.sized(skip=last))  # read now: once the update is sent the files may go
+        rest = partial(steps.take_rest, left, last, ended)
+        update = {name: base[name] - tensors.parameters[name].detach() for name in overlap.told}
+        return replace(_trained(update, tensors, metrics, loop.untouched), kept=kept, rest=rest)
+    tensors.clear_gradients()
     ended()
     return replace(_trained(_subtracted(base, tensors), tensors, metrics, loop.untouched), kept=kept)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Takes the steps of one assignment."""
+
+    loop: InnerLoop
+    flops: FlopMeter
+
+    def take(self, step: int, samples: int, given: Any, means: StepMetrics) -> None:
+        """Take one, counted from 1, of a batch with so many samples. Raises: CodeError, LossNotFinite."""
+        loop = self.loop
+        own = _own(loop.gradient.ranks, samples)
+        loop.rules.begin_step(loop.optimizers)
+        batch = loop.contract.begin_batch(loop.tensors.model, given, step - 1)
+        with self.flops.step(batch, own):
+            values = loop.step(batch, samples, step)
+        means.add(step, values, own)
+        loop.rules.end_step(samples)
+
+    def take_rest(self, left: Sequence[tuple[int, Any]], done: int, ended: Callable[[], None]) -> None:
+        """Take those that an update did not wait for; their metrics are nobody's. Raises: CodeError, LossNotFinite."""
+        means = StepMetrics()
+        for step, (samples, given) in enumerate(left, done + 1):
+            self.take(step, samples, given, means)
+        means.result()  # looks at each loss
+        self.loop.tensors.clear_gradients()
+        self.loop.tensors.check_structure()
+        ended()
 
 
 def sum_gradients(

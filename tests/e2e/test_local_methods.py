@@ -70,7 +70,9 @@ def test_each_client_keeps_its_control_variate_and_tells_a_fragment_at_a_time(
         assert control["2.weight"].any()
 
     task = submit(
-        farm, tmp_path / "streaming", 'rounds = 5\nfragments = 2\ninner_state = "kept"\nweights_codec = "pulse"'
+        farm,
+        tmp_path / "streaming",
+        'rounds = 5\nfragments = 2\nfragment_overlap_steps = 3\ninner_state = "kept"\nweights_codec = "pulse"',
     )
     versions = []
     for number in range(2, 6):

@@ -33,6 +33,7 @@ def test_a_plain_task_needs_nothing_that_is_not_as_old_as_the_protocol() -> None
         (spec(target="loss<=1"), "early_stopping"),
         (spec(patience=2), "early_stopping"),
         (spec(fragments=2), "fragments"),
+        (spec(fragment_overlap_steps=2), "fragment_overlap"),
         (spec().model_copy(update={"frozen": blob("frozen")}), "frozen_apart"),
         (spec(schedule=NamedSchedule(warmup=2)), "named_schedule"),
         (spec(requirements=Requirements(modules=("torchvision",))), "needed_modules"),

@@ -102,6 +102,7 @@ def load_order(task: TaskBrief, files: TaskFiles, room: Room) -> LoadTask:
         fragments=task.fragments,
         fragment_pattern=task.fragment_pattern,
         fragment_mix=task.fragment_mix,
+        fragment_overlap_steps=task.fragment_overlap_steps,
         scaffold_clients=task.scaffold_clients,
         schedule=task.schedule,
         schedule_steps=task.schedule_steps,

@@ -84,6 +84,7 @@ class Bench:
     fragments: int = 1
     fragment_pattern: FragmentPattern = FragmentPattern.STRIDED
     fragment_mix: float = 0.0
+    fragment_overlap_steps: int = 0
     scaffold_clients: int = 0
     schedule: NamedSchedule | None = None
     schedule_steps: int = 0
@@ -138,6 +139,7 @@ class Bench:
             fragments=self.fragments,
             fragment_pattern=self.fragment_pattern,
             fragment_mix=self.fragment_mix,
+            fragment_overlap_steps=self.fragment_overlap_steps,
             scaffold_clients=self.scaffold_clients,
             schedule=self.schedule,
             schedule_steps=self.schedule_steps,

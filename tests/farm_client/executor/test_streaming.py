@@ -64,6 +64,7 @@ class Farm:
         for client, own in zip(self.clients, shards, strict=True):
             done = client.train(own, round=number, weights=file, weights_digest=digest_bytes(file))
             client.runner.confirm()
+            client.runner.go_on()
             assert done.update is not None
             reader = BytesReader(done.update)
             check_encoded(self.layout, client.update_codec, reader.header, self.lacking(reader))
@@ -77,33 +78,40 @@ class Farm:
 
 
 class Paper:
-    """Algorithm 2 without overlap (tau = 0): replicas, one outer optimizer for each fragment."""
+    """Algorithm 2: replicas, an outer optimizer for each fragment, applied ``tau`` steps after its sending."""
 
-    def __init__(self, bench: Bench, replicas: int, fragments: int, pattern: FragmentPattern, mix: float) -> None:
+    def __init__(
+        self, bench: Bench, replicas: int, fragments: int, pattern: FragmentPattern, mix: float, tau: int
+    ) -> None:
         contract, self.bench = bench.runner.contract, bench
         self.shared: nn.Module = contract.build_model()
         self.models = [contract.build_model() for _ in range(replicas)]
         self.inner = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in self.models]
         self.fragment = fragments_of(parse_layout(bench.weights), fragments, pattern)
-        self.count, self.mix = fragments, mix
+        self.count, self.mix, self.tau = fragments, mix, tau
         self.momentum = {name: torch.zeros_like(p) for name, p in self.shared.named_parameters()}
 
     def train(self, number: int, shards: list[slice]) -> None:
+        due = [name for name, fragment in self.fragment.items() if fragment == number % self.count]
+        deltas: list[dict[str, torch.Tensor]] = []
         for model, inner, own in zip(self.models, self.inner, shards, strict=True):
-            for batch in self.bench.runner._source.batches(self.bench.pieces(Split.TRAIN, own), 0):
+            batches = list(self.bench.runner._source.batches(self.bench.pieces(Split.TRAIN, own), 0))
+            sent_after = max(len(batches) - self.tau, 1)
+            for step, batch in enumerate(batches, 1):
                 inner.zero_grad()
                 nn.functional.cross_entropy(model(batch["x"].double()), batch["y"]).backward()
                 inner.step()
+                if step == sent_after:
+                    deltas.append({n: (self.shared.get_parameter(n) - model.get_parameter(n)).detach() for n in due})
         sizes = [sum(p.stop - p.start for p in self.bench.pieces(Split.TRAIN, own)) for own in shards]
         with torch.no_grad():
-            for name, theta in self.shared.named_parameters():
-                if self.fragment[name] != number % self.count:
-                    continue
-                local = [model.get_parameter(name) for model in self.models]
-                delta = sum(n / sum(sizes) * (theta - each) for n, each in zip(sizes, local, strict=True))
+            for name in due:
+                theta = self.shared.get_parameter(name)
+                delta = sum(n / sum(sizes) * one[name] for n, one in zip(sizes, deltas, strict=True))
                 velocity = self.momentum[name].mul_(0.9).add_(delta)
                 theta.sub_(0.7 * (delta + 0.9 * velocity))
-                for each in local:
+                for model in self.models:
+                    each = model.get_parameter(name)
                     each.copy_(self.mix * each + (1 - self.mix) * theta)
 
 
@@ -128,6 +136,7 @@ def shares(bench: Bench, clients: int) -> list[slice]:
     fragments=st.integers(2, 4),
     pattern=st.sampled_from(FragmentPattern),
     mix=st.sampled_from([0.0, 0.5, 0.9]),
+    tau=st.integers(0, 3),
 )
 def test_rounds_of_clients_are_the_papers(
     tmp_path_factory: pytest.TempPathFactory,
@@ -136,11 +145,12 @@ def test_rounds_of_clients_are_the_papers(
     fragments: int,
     pattern: FragmentPattern,
     mix: float,
+    tau: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    options = {"fragments": fragments, "fragment_pattern": pattern, "fragment_mix": mix}
+    options = {"fragments": fragments, "fragment_pattern": pattern, "fragment_mix": mix, "fragment_overlap_steps": tau}
     farm = Farm([bench_of(folder / str(n), data, **options) for n in range(clients)])
-    paper = Paper(data, clients, fragments, pattern, mix)
+    paper = Paper(data, clients, fragments, pattern, mix, tau)
     for number in range(2 * fragments + 1):
         farm.train(number, shares(data, clients))
         paper.train(number, shares(data, clients))
@@ -266,6 +276,11 @@ def test_an_update_of_a_task_without_fragments_lacks_nothing(tmp_path: Path, dat
         ({"parts": "fixed"}, "no client's past"),
         ({"fragments": 1, "fragment_mix": 0.5}, "fragment_mix"),
         ({"fragments": 1, "fragment_pattern": "sequential"}, "fragment_pattern"),
+        ({"fragments": 1, "fragment_mix": 0.0, "fragment_overlap_steps": 1}, "fragment_overlap_steps"),
+        (
+            {"round_samples": 64, "batch_samples": 8, "min_clients": 2, "fragment_overlap_steps": 4},
+            "about 4 local steps",
+        ),
     ],
 )
 def test_what_does_not_go_with_fragments_is_refused(fields: dict[str, Any], why: str) -> None:
