@@ -23,7 +23,7 @@ from farm_client.sdk.outcome import is_over
 from farm_client.sdk.submission import Prepared, Submission, prepare
 from farm_client.sdk.upload import upload
 from protocol.compression import CodecName, CodecSpec
-from protocol.recipe import Mode, Recipe
+from protocol.recipe import InnerState, Mode, Recipe
 from protocol.rest import RoundView
 
 TASK: Final = TASKS / "nanogpt.py"
@@ -114,7 +114,7 @@ def _prepare(length: Length, folder: Path) -> Prepared:
         rounds=length.rounds,
         round_samples=length.steps * config["batch"],
         batch_samples=config["batch"],
-        keep_inner_optimizer=True,
+        inner_state=InnerState.KEPT,
         evaluate_every=0,
         keep_checkpoints=1,
     )

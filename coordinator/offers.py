@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from coordinator.commands import DropUpdate
 from coordinator.deltas import cheapest_chain, holds_present
@@ -22,9 +22,13 @@ from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
 from coordinator.turn import Turn
 from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
+from protocol.frozen import unchecked
 from protocol.recipe import InnerState, Mode
 from protocol.task_length import task_length
 from protocol.tasks import Split, TaskBrief, TaskSpec
+
+_own_assign: Final = unchecked(Assign)
+_own_slice: Final = unchecked(Slice)
 
 
 class Answer(Named, Protocol):
@@ -130,7 +134,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
     if home is not None or step.policy.hands_out:
         before, in_round = before + (home is not None) * step.samples, run.record.spec.recipe.round_samples
     upcoming = likely_round(run, record, turn.settings.stripe_shards) if home is None else ()
-    return Assign(
+    return _own_assign(
         assignment_id=record.assignment_id,
         fence=record.fence,
         kind=record.kind,
@@ -154,7 +158,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
 
 def _slices(run: TaskRun, ranges: Iterable[SampleRange]) -> tuple[Slice, ...]:
     shards = run.record.spec.dataset.shards
-    return tuple([Slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in ranges])
+    return tuple([_own_slice(shard=shards[r.shard], start=r.start, stop=r.stop) for r in ranges])
 
 
 def accept(turn: Turn, run: TaskRun, lease: Lease) -> None:

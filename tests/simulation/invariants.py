@@ -10,6 +10,7 @@ from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
 from protocol.assignments import Assign
+from protocol.codec import decode, encode
 from tests.coordinator.book_checks import faults_of_book, faults_of_map, faults_of_round
 from tests.simulation.violation import Violation, check
 
@@ -114,6 +115,7 @@ def check_command(server: Server, command: Command) -> None:
             if isinstance(command.message, Assign):
                 check(command.message.assignment_id not in audit.assigned, "an assignment is sent twice")
                 audit.assigned.add(command.message.assignment_id)
+                check(decode(encode(command.message)) == command.message, "an assignment is sent that nobody can read")
                 here = (command.message.task.task_id, command.client_id, command.incarnation)
                 check(here not in audit.refused, f"{here} is asked again, although its owner does not allow it")
         case OpenRound():
