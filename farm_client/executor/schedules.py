@@ -22,12 +22,13 @@ Progress = tuple[tuple[str, int, int], ...]
 
 def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
     """Return the living schedulers of an optimizer, whoever holds them."""
-    # By type(): isinstance asks proxies for their __class__, which may run code of theirs.
-    return [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), LRScheduler) and getattr(thing, "optimizer", None) is optimizer
-    ]
+    # By type(): isinstance asks proxies for their __class__, which may run code of theirs. Hundreds of thousands of
+    # objects live beside torch, of few types: where none is a scheduler's, no object is looked at in Python.
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, LRScheduler)}
+    if not kinds:
+        return []
+    return [thing for thing in things if type(thing) in kinds and getattr(thing, "optimizer", None) is optimizer]
 
 
 def progress_of(optimizers: Iterable[torch.optim.Optimizer]) -> Progress:
