@@ -1,18 +1,20 @@
 """Every named recipe on one small task: what it reaches, by samples and by bytes, beside one process.
 
-A real farm of eight clients trains the digits example by each recipe, all from the same weights, for as many samples;
-the plain side is a loop over the same rows. What is compared are recipes as they come: nothing is tuned for the task
-but the size of a round.
+A real farm of eight clients trains the digits example by each recipe, for as many samples as the plain side, which is a
+loop over the same rows from the same weights. What is compared are recipes as they come: nothing is tuned for the task
+but the size of a round. One training is as far from the next as two points of accuracy, by its initial weights and its
+order alone, so each recipe is trained from several seeds, and so is the plain side.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 import torch
@@ -37,8 +39,9 @@ DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
 CONFIG: Final[dict[str, Any]] = {"width": 8, "lr": 0.02}
 BATCH_SAMPLES: Final = 8
 HOLDOUT: Final = 0.2
-PLAIN_ORDERS: Final = 3
-"""Plain trainings whose mean is the reference: they differ by a point in accuracy among themselves."""
+SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"scaffold": {"momentum": 0.0, "lr": 0.2}})
+"""Settings of the task that a recipe needs; the plain side has them too. SCAFFOLD is of plain SGD: without momentum of
+0.9 a rate ten times as large makes steps as long."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ class Reached:
 
 @dataclass(frozen=True)
 class RecipeRun(Measurement):
-    """One recipe on the task, for as many samples as the plain loop (``plain_*``: the mean of several orders).
+    """One recipe on the task from one seed, for as many samples as the plain loop from that seed (``plain_*``).
 
     ``bytes`` are payload of messages and blobs, both ways, all clients, the first version's download included.
     """
 
     recipe: str
+    seed: int
     mode: str
     clients: int
     samples: int
@@ -85,38 +89,82 @@ class RecipeRun(Measurement):
     curve: list[Reached] = field(default_factory=list)
 
 
-def measure(names: Sequence[str], length: Length) -> Iterator[RecipeRun]:
-    """Train by each of the named recipes on one farm.
+@dataclass(frozen=True)
+class RecipeMean(Measurement):
+    """One recipe over all seeds: means, and the worst and the best of the accuracies.
+
+    ``points_below``: percentage points of accuracy by which the mean is below the plain loop's; the aim is at most 1.
+    """
+
+    recipe: str
+    mode: str
+    seeds: int
+    rounds: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    plain_accuracy: float
+    points_below: float
+    loss: float
+    plain_loss: float
+    bytes: int
+
+
+def measure(names: Sequence[str], seeds: Sequence[int], length: Length) -> Iterator[RecipeRun]:
+    """Train by each of the named recipes from each of the seeds, on one farm.
 
     Raises: BenchmarkError if a task fails or stalls; DaemonFailed.
     """
     task = import_task(DIGITS / "train.py", "digits_task")
     with tempfile.TemporaryDirectory(prefix="aifarm-recipes-") as name:
         folder = Path(name)
-        plain: tuple[float, float] | None = None
+        plain: dict[str, dict[str, float]] = {}
         with running_farm(length.clients, folder / "farm") as farm:
-            for number, recipe in enumerate(names):
-                say(f"{recipe} …")
-                place = folder / str(number)
+            for recipe, seed in product(names, seeds):
+                say(f"{recipe}, seed {seed} …")
+                place = folder / f"{recipe}-{seed}"
                 place.mkdir()
-                prepared = prepare(_submission(recipe, length), place)
-                plain = plain or _plain(task, prepared, length)
-                yield _trained(farm, recipe, prepared, plain)
+                prepared = prepare(_submission(recipe, seed, length), place)
+                key = f"{seed} {sorted(prepared.spec.config.items())}"
+                if key not in plain:
+                    plain[key] = _plain(task, prepared, length.epochs)
+                yield _trained(farm, recipe, prepared, plain[key])
+
+
+def means_of(runs: Sequence[RecipeRun]) -> list[RecipeMean]:
+    """Return a record for each recipe, in the order of their first runs."""
+    return [_mean([run for run in runs if run.recipe == name]) for name in dict.fromkeys(run.recipe for run in runs)]
+
+
+def _mean(runs: Sequence[RecipeRun]) -> RecipeMean:
+    accuracies = [run.accuracy for run in runs]
+    accuracy, plain_accuracy = fmean(accuracies), fmean(run.plain_accuracy for run in runs)
+    return RecipeMean(
+        benchmark="recipes",
+        recipe=runs[0].recipe,
+        mode=runs[0].mode,
+        seeds=len(runs),
+        rounds=round(fmean(run.rounds for run in runs)),
+        accuracy=accuracy,
+        accuracy_low=min(accuracies),
+        accuracy_high=max(accuracies),
+        plain_accuracy=plain_accuracy,
+        points_below=100 * (plain_accuracy - accuracy),
+        loss=fmean(run.loss for run in runs),
+        plain_loss=fmean(run.plain_loss for run in runs),
+        bytes=round(fmean(run.bytes for run in runs)),
+    )
 
 
 def known_recipes() -> list[str]:
     """Return the names of the recipes that the task can be trained by.
 
-    Its rows have no order, and of so few clients each one's share of a private recipe's noise drowns what it learned.
+    Its rows have no order.
     """
-    return [
-        preset.name
-        for preset in presets()
-        if preset.fields.get("order") != DataOrder.SEQUENTIAL and "dp_clip" not in preset.fields
-    ]
+    return [preset.name for preset in presets() if preset.fields.get("order") != DataOrder.SEQUENTIAL]
 
 
-def recipe_of(name: str, length: Length) -> Recipe:
+def recipe_of(name: str, length: Length, seed: int = 0) -> Recipe:
     """Return the recipe as it comes, with an end, for so many clients; in fixed parts where it allows them.
 
     Raises: InvalidTask if it can't be trained by so many.
@@ -127,6 +175,7 @@ def recipe_of(name: str, length: Length) -> Recipe:
         "min_clients": length.clients,
         "epochs": length.epochs,
         "keep_checkpoints": 1,
+        "seed": seed,
     }
     if "mode" in fields:  # else the farm chooses, and the size of a round with it
         steps = 1 if fields["mode"] == Mode.GRADIENTS else length.local_steps
@@ -151,12 +200,12 @@ def _rows() -> int:
         return len(data["y"])
 
 
-def _submission(name: str, length: Length) -> Submission:
+def _submission(name: str, seed: int, length: Length) -> Submission:
     return Submission(
         code=DIGITS / "train.py",
-        recipe=recipe_of(name, length),
+        recipe=recipe_of(name, length, seed),
         data=(DIGITS / "digits.npz",),
-        config=CONFIG,
+        config={**CONFIG, **SETTINGS.get(name, {})},
         name=name,
         holdout=HOLDOUT,
         check=False,
@@ -164,7 +213,7 @@ def _submission(name: str, length: Length) -> Submission:
     )
 
 
-def _trained(farm: RunningFarm, name: str, prepared: Prepared, plain: tuple[float, float]) -> RecipeRun:
+def _trained(farm: RunningFarm, name: str, prepared: Prepared, plain: Mapping[str, float]) -> RecipeRun:
     upload(farm.api, prepared.blobs)
     before = server_count(farm.api.address)
     task_id = farm.api.submit(prepared.spec).task.task_id
@@ -184,31 +233,31 @@ def _trained(farm: RunningFarm, name: str, prepared: Prepared, plain: tuple[floa
     return RecipeRun(
         benchmark="recipes",
         recipe=name,
+        seed=recipe.seed,
         mode=recipe.mode,
         clients=recipe.min_clients,
         samples=last.samples,
         rounds=max(found),
         accuracy=last.accuracy,
-        plain_accuracy=plain[0],
+        plain_accuracy=plain["accuracy"],
         loss=last.loss,
-        plain_loss=plain[1],
+        plain_loss=plain["loss"],
         bytes=last.bytes,
         curve=curve,
     )
 
 
-def _plain(task: ModuleType, prepared: Prepared, length: Length) -> tuple[float, float]:
-    """Return the plain loop's held-out accuracy and loss after as many passes over the same rows: means over orders."""
+def _plain(task: ModuleType, prepared: Prepared, epochs: int) -> dict[str, float]:
+    """Return the plain loop's held-out accuracy and loss after as many passes over the same rows.
+
+    It begins with the weights that the farm begins with, which come of the same seed.
+    """
     rows, held = (_rows_of(prepared, split) for split in (Split.TRAIN, Split.HOLDOUT))
-    runs = [_plain_once(task, rows, held, length.epochs, seed) for seed in range(PLAIN_ORDERS)]
-    return fmean(run["accuracy"] for run in runs), fmean(run["loss"] for run in runs)
-
-
-def _plain_once(task: ModuleType, rows: Any, held: Any, epochs: int, seed: int) -> dict[str, float]:
+    config = prepared.spec.config
     torch.set_num_threads(1)  # as the clients compute; and of so small a model threads only wait for each other
-    torch.manual_seed(seed)
-    model = task.build_model(CONFIG)
-    optimizer = task.build_optimizer(model, CONFIG)
+    torch.manual_seed(prepared.spec.recipe.seed)
+    model = task.build_model(config)
+    optimizer = task.build_optimizer(model, config)
     count = len(rows["y"])
     for _ in range(epochs):
         order = torch.randperm(count)

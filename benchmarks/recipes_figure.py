@@ -15,13 +15,17 @@ INCHES: Final = (10.0, 4.5)
 
 
 def draw(found: Sequence[RecipeRun], path: Path) -> None:
-    """Write the figure as SVG: losses and bytes on logarithmic axes. The dotted line is one process."""
+    """Write the figure as SVG: losses and bytes on logarithmic axes. The dotted line is one process.
+
+    Of a recipe that was trained from several seeds the first run is drawn.
+    """
+    first = {one.recipe: one for one in reversed(found)}
     # Text stays text, small and in the reader's own font; and the same curves give the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "aifarm"}):
         figure = Figure(figsize=INCHES, layout="constrained")
         by_samples, by_bytes = figure.subplots(1, 2, sharey=True)
         colors = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]  # a listed colormap
-        for number, one in enumerate(found):
+        for number, one in enumerate(first[name] for name in dict.fromkeys(one.recipe for one in found)):
             look = {"color": colors[(2 * number) % 20 + (number >= 10)], "linewidth": 1.3, "label": one.recipe}
             losses = [point.loss for point in one.curve]
             by_samples.plot([point.samples for point in one.curve], losses, **look)

@@ -13,7 +13,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.order import LAYOUTS, SUBJECTS, compare
 from benchmarks.quality import EPOCHS, MODELS, MODES, Run
 from benchmarks.quality_grid import measured_in, runs_of, summaries, sweep
-from benchmarks.recipes import QUICK, Length, RecipeRun, known_recipes
+from benchmarks.recipes import QUICK, Length, RecipeRun, known_recipes, means_of
 from benchmarks.recipes import measure as measure_recipes
 from benchmarks.recipes_figure import draw
 from benchmarks.report import known_names, report, report_each, whole_numbers
@@ -57,6 +57,7 @@ def quality_of_models(
 @app.command("recipes")
 def named_recipes(
     recipes: Annotated[str, typer.Option(help="Which ones, separated by commas; all when not given.")] = "",
+    seeds: Annotated[int, typer.Option(help="Trainings of each: as many initial weights, and orders of the data.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Show in seconds that it works, and measure nothing.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Write losses by samples and bytes to this file, as SVG.")] = None,
 ) -> None:
@@ -65,9 +66,11 @@ def named_recipes(
     found: list[RecipeRun] = []
 
     def kept() -> Iterator[Measurement]:
-        for one in measure_recipes(known_names(recipes, known) if recipes else known, QUICK if quick else Length()):
+        names, length = known_names(recipes, known) if recipes else known, QUICK if quick else Length()
+        for one in measure_recipes(names, range(1 if quick else seeds), length):
             found.append(one)
             yield one
+        yield from means_of(found)
 
     report_each(kept())
     if figure is not None:

@@ -33,4 +33,4 @@ def loss(model, batch):
 
 
 def build_optimizer(model, config):
-    return torch.optim.SGD(model.parameters(), lr=config.get("lr", 0.1), momentum=0.9)
+    return torch.optim.SGD(model.parameters(), lr=config.get("lr", 0.1), momentum=config.get("momentum", 0.9))

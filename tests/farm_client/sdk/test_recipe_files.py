@@ -51,7 +51,8 @@ def test_recipes_are_what_their_names_say():
     of = {preset.name: merge_settings(None, Given(recipe_source=preset.name)).recipe for preset in PRESETS}
     assert of["default"].model_fields_set <= {"rounds", "epochs"}
     assert of["gradients"].mode is Mode.GRADIENTS
-    assert (of["fedavg"].mode, of["fedavg"].inner_state) == (Mode.WEIGHTS, InnerState.FRESH)
+    assert (of["fedavg"].mode, of["fedavg"].inner_state) == (Mode.WEIGHTS, InnerState.CARRIED)
+    assert of["robust"].inner_state is InnerState.FRESH  # a mean of states is anybody's to spoil
     assert of["diloco"].outer.options == {"lr": 0.9, "momentum": 0.5, "nesterov": True}
     assert (of["slow-link"].update_codec.name, of["slow-link"].pipeline) == (CodecName.INT8, True)
     assert of["robust"].aggregate is AggregateName.TRIMMED_MEAN
