@@ -17,6 +17,7 @@ from coordinator.events import AssignmentFailed, ResultArrived
 from coordinator.evidence import Evidence
 from coordinator.in_flight import Lease, Stage
 from coordinator.lifecycle import ACTIVE, HELD, AssignmentState, move_assignment
+from coordinator.narrowing import Suspects
 from coordinator.offers import settle_uncounted
 from coordinator.records import RoundState
 from coordinator.state import TaskRun
@@ -106,7 +107,7 @@ def _forget_the_attempt(run: TaskRun) -> None:
     run.record, run.checkpoint, run.volatile = answered.record, answered.checkpoint, answered.volatile
     run.step = None
     run.deltas.clear()
-    run.evidence = Evidence()
+    run.evidence, run.suspects = Evidence(), Suspects()
 
 
 def _settle(turn: Turn, lease: Lease, stake: ResultArrived | AssignmentFailed | None, why: str) -> None:

@@ -12,7 +12,9 @@ from coordinator.failed_steps import keep_failed_step
 from coordinator.follows import Follows
 from coordinator.in_flight import Stage
 from coordinator.lifecycle import AssignmentState
+from coordinator.narrowing import ENDED_ON_ITS_ITEMS
 from coordinator.offers import give_up, settle_uncounted, trip
+from coordinator.poison import narrow_down
 from coordinator.state import ClientState, Cooldown, TaskRun
 from coordinator.step_ends import go_on
 from coordinator.stints import end_stint
@@ -97,6 +99,14 @@ def failed(turn: Turn, event: AssignmentFailed) -> None:
         return
     client.record = replace(client.record, failed=client.record.failed + 1)
     turn.save(client.record)
+    if run.policy(lease.record.kind).brings_outputs and event.code in ENDED_ON_ITS_ITEMS:
+        if run.suspects.stretch_of(lease.record.position, lease.record.position + lease.record.samples) is None:
+            _put_aside(turn, run, client, event)
+        else:  # it says more of the items than of the machine
+            wait = turn.settings.client_retry.bound_seconds(1)
+            client.cooldowns[run.task_id] = Cooldown(turn.now + wait, f"its executor ended: {event.message}")
+        narrow_down(turn, run, client, lease.record, event.message)
+        return
     run.evidence.parts.add(lease.record.position)
     _weigh(turn, run, client, event)
 

@@ -8,7 +8,7 @@ changes until that turn is kept: a turn that breaks is undone.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -121,6 +121,12 @@ class LeaseBook:
         """Let no part wait any more; return those that did."""
         waiting, parts.waiting = parts.waiting, []
         return waiting
+
+    def divide(self, parts: StepParts, position: int, pieces: Iterable[Part]) -> None:
+        """Let the pieces of a waiting part wait in its place; with none of them nobody waits for it any more."""
+        self._stop_waiting(parts, position)
+        for piece in pieces:
+            self.wait(parts, piece)
 
     def postpone(self, parts: StepParts, seconds: float) -> None:
         """Keep reserved parts for so much longer."""

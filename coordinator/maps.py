@@ -11,16 +11,19 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import isfinite
 
 from coordinator.credit import credited, entry_of
 from coordinator.in_flight import Home, Lease, Part, StepParts
 from coordinator.map_policy import Measure, items_for
+from coordinator.narrowing import in_whole_batches
 from coordinator.offers import clear_up, offer
 from coordinator.records import AssignmentRecord, OutputRecord, SampleRange
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
+from coordinator.witnesses import judges
 from protocol.assignments import Kind
-from protocol.maps import MapPlan
+from protocol.maps import FAILED_ITEMS, MapPlan
 from protocol.tasks import Dataset, Split
 
 
@@ -42,10 +45,12 @@ def reopen_map(turn: Turn, run: TaskRun, held: Sequence[AssignmentRecord]) -> No
         inside = [place for place in places if part.position <= place < part.position + part.samples]
         ends = [place + places[place].samples for place in inside]
         edges = sorted({part.position, part.position + part.samples, *inside, *ends})
-        parts += [
-            replace(part_between(dataset, start, stop), reserved_until=until if start in places else 0.0)
-            for start, stop in pairwise(edges)
-        ]
+        for start, stop in pairwise(edges):
+            if start in places:
+                parts.append(replace(part_between(dataset, start, stop), reserved_until=until))
+            else:
+                pieces = in_whole_batches(start, stop, _plan(run).batch_items, dataset.samples(Split.TRAIN))
+                parts += [part_between(dataset, *piece) for piece in pieces]
     step = _open(turn, run, parts)
     for record in held:
         turn.farm.leases.restore(Lease(record, step.parts.home))
@@ -71,15 +76,23 @@ def _open(turn: Turn, run: TaskRun, parts: Iterable[Part]) -> Step:
 def offer_items(turn: Turn, run: TaskRun, step: Step, clients: Sequence[ClientState]) -> None:
     """Give each client a part to its measure, of the first one that waits: so outputs come nearly in order."""
     for client in clients:
-        if (part := next(_offerable(turn, step.parts, client), None)) is not None:
+        if (part := next(_offerable(turn, run, step.parts, client), None)) is not None:
             _offer(turn, run, step, client, part)
 
 
-def _offerable(turn: Turn, parts: StepParts, client: ClientState) -> Iterator[Part]:
+def _offerable(turn: Turn, run: TaskRun, parts: StepParts, client: ClientState) -> Iterator[Part]:
     for part in parts.waiting:
+        if is_for_others(turn, run, part, client):
+            continue
         slow = {(r.client_id, r.incarnation) for r in parts.dormant_records(part.position)}
         if part.reserved_until <= turn.now and (client.client_id, client.incarnation) not in slow:
             yield part
+
+
+def is_for_others(turn: Turn, run: TaskRun, part: Part, client: ClientState) -> bool:
+    """Whether a part ended this client's executor, and another client's has yet to tell whose fault that is."""
+    deaths = run.suspects.deaths.get((part.position, part.position + part.samples), {})
+    return client.client_id in deaths and bool(judges(turn, run) - deaths.keys())
 
 
 def _offer(turn: Turn, run: TaskRun, step: Step, client: ClientState, part: Part) -> None:
@@ -119,14 +132,27 @@ def keep_outputs(turn: Turn, run: TaskRun, step: Step) -> None:
             turn.save(OutputRecord(run.task_id, record.position, record.samples, ref.digest, ref.size_bytes))
             run.output_bytes.add(ref.size_bytes / record.samples)
         run.evidence.parts.discard(record.position)
+        run.suspects.clear(record.position, record.position + record.samples)
     if not run.evidence.parts:
         clear_up(turn, run, step)
     turn.farm.leases.finish(step.parts)
     samples = sum(record.samples for record in delivered)
     run.speed.add(samples / max(turn.now - step.collect_since, 1e-3))
     step.collect_since = turn.now
+    count_items(turn, run, step, samples, sum(map(_failed_items, delivered)))
+
+
+def _failed_items(record: AssignmentRecord) -> int:
+    """Return for how many of a part's items the function raised, as its client says."""
+    told = record.metrics.get(FAILED_ITEMS, 0.0)
+    return int(min(max(told, 0.0), record.samples)) if isfinite(told) else 0
+
+
+def count_items(turn: Turn, run: TaskRun, step: Step, samples: int, failed: int) -> None:
+    """Save that so many items more are done, ``failed`` of them without a proper output, and which ones are not."""
     cursor, leftover = _left(run, step.parts)
-    turn.save(run.update(cursor=cursor, leftover=leftover, samples_done=run.record.samples_done + samples))
+    done = {"samples_done": run.record.samples_done + samples, "items_failed": run.record.items_failed + failed}
+    turn.save(run.update(cursor=cursor, leftover=leftover, **done))
     if step.parts.are_all_here:
         run.leases.close(step.parts)
         run.step = None
@@ -157,7 +183,11 @@ def _missing(run: TaskRun) -> list[Part]:
         stretches.append((start, dataset.starts[one.shard] + one.stop))
     if record.cursor < (end := dataset.samples(Split.TRAIN)):
         stretches.append((record.cursor, end))
-    return [part_between(dataset, start, stop) for start, stop in stretches]
+    batch, end = _plan(run).batch_items, dataset.samples(Split.TRAIN)
+    whole = (
+        piece for start, stop in run.suspects.apart(stretches) for piece in in_whole_batches(start, stop, batch, end)
+    )
+    return [part_between(dataset, *piece) for piece in whole]
 
 
 def part_between(dataset: Dataset, start: int, stop: int) -> Part:

@@ -222,12 +222,20 @@ def bury(turn: Turn, step: Step, position: int | None = None) -> None:
     dormant = step.parts.dormant if position is None else step.parts.dormant_at.get(position, {})
     for lease in list(dormant.values()):
         record = lease.record
-        forget(turn, lease)
-        client = turn.farm.clients[record.client_id]
-        if client.online and client.incarnation == record.incarnation:
-            turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
-            if position is not None:
-                client.back_off(record.task_id, "it was outrun on its part", turn.settings.outrun_retry, turn.now)
+        client = dismiss(turn, lease, why)
+        if client is not None and position is not None:
+            client.back_off(record.task_id, "it was outrun on its part", turn.settings.outrun_retry, turn.now)
+
+
+def dismiss(turn: Turn, lease: Lease, why: str) -> ClientState | None:
+    """Nothing comes of a dormant assignment; returns its client, told to stop, if that is still there."""
+    record = lease.record
+    forget(turn, lease)
+    client = turn.farm.clients[record.client_id]
+    if not client.online or client.incarnation != record.incarnation:
+        return None
+    turn.send(client, Cancel(assignment_id=record.assignment_id, fence=record.fence, reason=why))
+    return client
 
 
 def forget(turn: Turn, lease: Lease) -> None:

@@ -85,6 +85,8 @@ class TaskRecord:
     """Why it was given up the last time."""
     artefact_files: int = 0
     artefact_bytes: int = 0
+    items_failed: int = 0
+    """Items of a map that have an error in the place of an output, or none."""
 
     @property
     def priority(self) -> int:
@@ -275,6 +277,19 @@ class OutputRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedItemRecord:
+    """An item of a map that has no output, for it ends executors. Key: ``task_id``, ``position``. Kept with the task.
+
+    ``error``: how the last one of them ended; ``clients``: the names of those on which it did.
+    """
+
+    task_id: str
+    position: int
+    error: str
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RemovedClient:
     """Saved instead of a ``ClientRecord``: what is recorded of the client goes, but for what it did for tasks."""
 
@@ -328,6 +343,7 @@ Record = (
     | FailedStepRecord
     | ArtefactRecord
     | OutputRecord
+    | FailedItemRecord
     | RemovedClient
 )
 """A record with a key: saving it again replaces it."""

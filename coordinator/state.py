@@ -18,6 +18,7 @@ from coordinator.epoch import epoch_order, in_stretches, take
 from coordinator.evidence import Evidence
 from coordinator.in_flight import Home, Lease, StepParts, TaskLeases
 from coordinator.lifecycle import ENDED, TaskState
+from coordinator.narrowing import Suspects
 from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
@@ -211,6 +212,8 @@ class TaskRun:
     """Numbers the openings of rounds, so that an answer about an abandoned one is recognised."""
     speed: MovingAverage = field(default_factory=MovingAverage)
     evidence: Evidence = field(default_factory=Evidence)
+    suspects: Suspects = field(default_factory=Suspects)
+    """What of a map ended executors."""
     """What clients said against the task since its last commit."""
     server_faults: int = 0
     """How often in a row the server itself could not go on with it; these cost it no retries."""

@@ -232,7 +232,8 @@ def complete(turn: Turn, run: TaskRun) -> None:
     early = f", and stopped: {run.record.stopped}" if run.record.stopped else ""
     did = f"trained {counted(run.record.version, 'round')}"
     if run.record.spec.map is not None:
-        did = f"mapped {counted(run.record.samples_done, 'item')}"
+        failed = f", of which {run.record.items_failed} failed" if run.record.items_failed else ""
+        did = f"mapped {counted(run.record.samples_done, 'item')}{failed}"
     reason = f"{did}{early}"
     turn.move(run, TaskState.COMPLETED, reason, finished_at=turn.now)
     stop_work(turn, run, "the task is complete")

@@ -24,14 +24,21 @@ def askable(turn: Turn, run: TaskRun) -> list[ClientState]:
     return [c for c in turn.farm.online() if _could_try(turn, run, c)]
 
 
-def _could_try(turn: Turn, run: TaskRun, client: ClientState) -> bool:
+def judges(turn: Turn, run: TaskRun) -> set[str]:
+    """Return the clients whose word on an item counts, of all that could try it now or later: proven ones, if any."""
+    able = [c for c in turn.farm.online() if _could_try(turn, run, c, rested=True)]
+    return {c.client_id for c in ([c for c in able if is_proven(c)] or able)}
+
+
+def _could_try(turn: Turn, run: TaskRun, client: ClientState, *, rested: bool = False) -> bool:
+    """Whether a client could try a task; with ``rested`` also one that is kept off it for a while."""
     if client.draining or client.paused is not None:
         return False
     if run.task_id in client.lacks or run.task_id in client.refuses:
         return False
     cooldown = client.cooldowns.get(run.task_id)
     rests = cooldown is not None and cooldown.until > turn.now and client.client_id not in run.evidence.speakers
-    return not rests and qualifies(client.record, run.record.spec).value
+    return (rested or not rests) and qualifies(client.record, run.record.spec).value
 
 
 def counts(turn: Turn, run: TaskRun, client: ClientState) -> bool:

@@ -23,6 +23,8 @@ MAX_OUTPUT_BYTES: Final = 16 * 1024**2
 """What the output of one item may take."""
 MAX_LISTED: Final = 1000
 """Parts of one list."""
+FAILED_ITEMS: Final = "failed_items"
+"""The metric of a part's result that says how many of its outputs are errors."""
 PART_SECONDS: Final = 2.0
 """How long a client works on a part, by default."""
 
@@ -42,7 +44,7 @@ class MapPlan(Frozen):
     part_items: int | None = Field(default=None, ge=1, le=MAX_PART_ITEMS)
     """Items of a part; where absent, as many as a client does in ``part_seconds``, by its measured speed."""
     part_seconds: Interval = PART_SECONDS
-    on_error: OnError = OnError.STOP
+    on_error: OnError = OnError.SKIP
     batch_items: int = Field(default=1, ge=1, le=MAX_PART_ITEMS)
     """Items that ``map_batch`` is given at once. A client that nobody has measured begins with so many."""
 
@@ -65,13 +67,34 @@ class OutputView(Frozen):
     size_bytes: Bytes
 
 
-class OutputList(Frozen):
-    """GET /v1/tasks/{id}/outputs: parts without a gap from the one on that has the item ``start``, in order.
+class FailedItemView(Frozen):
+    """An item that has no output: executors ended on it, on these clients; ``error`` says how the last one did."""
 
+    position: Count
+    error: str
+    clients: tuple[str, ...] = ()
+
+
+class OutputList(Frozen):
+    """GET /v1/tasks/{id}/outputs: what there is from the item ``start`` on, without a gap, in order.
+
+    ``outputs``: parts, from the one on that has that item. ``failed``: the items between them that have no output.
     ``items``: how many the map has. ``is_over``: the task has ended, so that no more outputs come.
     """
 
     task_id: Id
     outputs: tuple[OutputView, ...] = Field(default=(), max_length=MAX_LISTED)
+    failed: tuple[FailedItemView, ...] = Field(default=(), max_length=MAX_LISTED)
     items: Count
     is_over: bool
+
+    @property
+    def entries(self) -> list[OutputView | FailedItemView]:
+        """Return the parts, and the items that failed, in one order."""
+        return sorted([*self.outputs, *self.failed], key=lambda one: one.position)
+
+    @property
+    def end(self) -> int | None:
+        """Return the position behind the last of them; None if there is none."""
+        ends = [part.position + part.items for part in self.outputs[-1:]]
+        return max([*ends, *(item.position + 1 for item in self.failed[-1:])], default=None)

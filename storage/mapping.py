@@ -25,6 +25,7 @@ from coordinator.records import (
     CreditEntry,
     Entry,
     EventRecord,
+    FailedItemRecord,
     FailedStepRecord,
     LogRecord,
     MetricRecord,
@@ -168,6 +169,7 @@ OUTPUTS: Final = Mapper(
     elsewhere=("position", "samples"),
     derived={"role": lambda part: f"{output_role(part.position)}:{part.samples}"},
 )
+FAILED_ITEMS: Final = Mapper(FailedItemRecord, tables.FailedItemRow, {"clients": _TEXTS})
 EVENTS: Final = Mapper(EventRecord, tables.EventRow, {"data": _MAP})
 METRICS: Final = Mapper(MetricRecord, tables.MetricRow, {"value": _NUMBER})
 LOGS: Final = Mapper(LogRecord, tables.LogRow)
@@ -176,7 +178,7 @@ CREDITS: Final = Mapper(CreditEntry, tables.CreditRow)
 MAPPERS: Final[dict[type[Record | Entry], Mapper[Any]]] = {
     mapper.record_type: mapper
     for mapper in (
-        *(CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS, OUTPUTS),
+        *(CLIENTS, TASKS, ROUNDS, ASSIGNMENTS, CHECKPOINTS, FAILED_STEPS, ARTEFACTS, OUTPUTS, FAILED_ITEMS),
         *(EVENTS, METRICS, LOGS, CREDITS),
     )
 }

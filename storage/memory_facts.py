@@ -23,6 +23,7 @@ from coordinator.records import (
     CreditEntry,
     Entry,
     EventRecord,
+    FailedItemRecord,
     FailedStepRecord,
     LogRecord,
     MetricRecord,
@@ -69,6 +70,7 @@ class MemoryFacts:
         self.rounds: dict[tuple[str, int], RoundRecord] = {}
         self.assignments: dict[str, AssignmentRecord] = {}
         self.checkpoints: dict[tuple[str, int], CheckpointRecord] = {}
+        self.failed_items: dict[tuple[str, int], FailedItemRecord] = {}
         self.feeds: dict[type[Entry], list[Numbered[Any]]] = {EventRecord: [], LogRecord: [], MetricRecord: []}
         self.credits: dict[tuple[str, str, str, int], CreditEntry] = {}
         self._numbers: dict[type[Entry], int] = dict.fromkeys(self.feeds, 0)
@@ -115,6 +117,8 @@ class MemoryFacts:
                 self.assignments[record.assignment_id] = record
             case CheckpointRecord():
                 self.checkpoints[record.task_id, record.round] = record
+            case FailedItemRecord():
+                self.failed_items[record.task_id, record.position] = record
             case FailedStepRecord() | ArtefactRecord() | OutputRecord():
                 role = MAPPERS[type(record)].derived["role"](record)
                 self._named.setdefault(record.task_id, {}).setdefault((role, record.digest), record.size_bytes)
@@ -179,6 +183,11 @@ class MemoryFacts:
         ]
         return sorted((part for part in found if part.position + part.samples > start), key=lambda part: part.position)
 
+    def failed_items_of(self, task_id: str, start: int = 0) -> list[FailedItemRecord]:
+        """Return the items of a map that failed, from the item ``start`` on, in order."""
+        mine = [item for (owner, _), item in self.failed_items.items() if owner == task_id and item.position >= start]
+        return sorted(mine, key=lambda item: item.position)
+
     def _is_seen(self, checkpoint: CheckpointRecord) -> bool:
         task = self.tasks.get(checkpoint.task_id)
         return task is None or checkpoint.round <= task.version
@@ -233,6 +242,7 @@ class MemoryFacts:
         for history in History:
             self.prune(history, task_id, max(self.numbers(history, task_id), default=0))
         self.checkpoints = {key: c for key, c in self.checkpoints.items() if key[0] != task_id}
+        self.failed_items = {key: item for key, item in self.failed_items.items() if key[0] != task_id}
         self._named.pop(task_id, None)
         self.tasks.pop(task_id, None)
 

@@ -14,6 +14,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedItemRecord,
     FailedStepRecord,
     LogRecord,
     MetricRecord,
@@ -182,6 +183,10 @@ class MemoryLedger:
     async def outputs(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[OutputRecord]:
         """Return outputs of a map from the part on that has the item ``start``, in order."""
         return self.facts.outputs_of(task_id, start)[:limit]
+
+    async def failed_items(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[FailedItemRecord]:
+        """Return the items of a map that failed, from the item ``start`` on."""
+        return self.facts.failed_items_of(task_id, start)[:limit]
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

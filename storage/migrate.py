@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-NEWEST: Final = "0009"
+NEWEST: Final = "0010"
 """The newest migration in ``storage/migrations``."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, Table, delete, func, select
 
-from storage.mapping import ASSIGNMENTS, CHECKPOINTS, EVENTS, LOGS, METRICS, ROUNDS, TASKS
+from storage.mapping import ASSIGNMENTS, CHECKPOINTS, EVENTS, FAILED_ITEMS, LOGS, METRICS, ROUNDS, TASKS
 from storage.ports.ledger import History
 from storage.tables import BlobRow, SubmissionRow, table_of
 
@@ -26,7 +26,7 @@ _TABLES: Final[dict[History, tuple[Table, str]]] = {
     History.ROUNDS: (ROUNDS.table, "number"),
 }
 """Each one's table, and the column in whose order it goes."""
-_REST: Final = (CHECKPOINTS.table, table_of(BlobRow), table_of(SubmissionRow), TASKS.table)
+_REST: Final = (CHECKPOINTS.table, FAILED_ITEMS.table, table_of(BlobRow), table_of(SubmissionRow), TASKS.table)
 
 
 @dataclass(frozen=True, slots=True)

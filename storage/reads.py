@@ -21,6 +21,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedItemRecord,
     FailedStepRecord,
     LogRecord,
     MetricRecord,
@@ -38,6 +39,7 @@ from storage.mapping import (
     CHECKPOINTS,
     CLIENTS,
     EVENTS,
+    FAILED_ITEMS,
     FAILED_STEP,
     FAILED_STEPS,
     LOGS,
@@ -227,6 +229,12 @@ class Reads:
         query = select(OUTPUTS.table).where(mine, is_output, role >= func.coalesce(part, first))
         found = await self._list(query.order_by(role).limit(limit), lambda row: output_record(**row))
         return [part for part in found if part.position + part.samples > start]
+
+    async def failed_items(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[FailedItemRecord]:
+        """Return the items of a map that have no output, from the item ``start`` on, in order."""
+        table = FAILED_ITEMS.table
+        query = select(table).where(table.c.task_id == task_id, table.c.position >= start)
+        return await self._list(query.order_by(table.c.position).limit(limit), FAILED_ITEMS.record)
 
     async def events(
         self, task_id: str | None = None, after: int = 0, limit: int = FEED_LIMIT

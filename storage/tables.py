@@ -70,6 +70,7 @@ class TaskRow(SQLModel, table=True):
     epoch_end_error: str | None
     artefact_files: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
     artefact_bytes: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
+    items_failed: int = Field(sa_type=WHOLE, sa_column_kwargs={"server_default": "0"})
 
 
 class SubmissionRow(SQLModel, table=True):
@@ -95,6 +96,17 @@ class BlobRow(SQLModel, table=True):
     role: str = Field(primary_key=True)
     digest: str = Field(primary_key=True)
     size_bytes: int = Field(sa_type=WHOLE)
+
+
+class FailedItemRow(SQLModel, table=True):
+    """A ``FailedItemRecord``."""
+
+    __tablename__ = "failed_items"
+
+    task_id: str = Field(primary_key=True)
+    position: int = Field(primary_key=True, sa_type=WHOLE, sa_column_kwargs={"autoincrement": False})
+    error: str
+    clients: list[str] = Field(sa_type=JSON)
 
 
 OPEN_ROUND: Final = text("state = 'open'")

@@ -13,6 +13,7 @@ from rich.text import Text
 from farm_client.cli.arguments import RetryOption
 from farm_client.cli.exit_codes import BadUsage
 from farm_client.cli.invocation import Invocation
+from farm_client.cli.map_failures import AllowedFailures, AllowOption
 from farm_client.cli.output import OutputKind
 from farm_client.cli.results import OutOption, give_outputs
 from farm_client.cli.submit import send
@@ -47,8 +48,9 @@ def map_(
         int | None, typer.Option("--part", min=1, help="Items of a part; else by each client's measured speed.")
     ] = None,
     on_error: Annotated[
-        OnError, typer.Option("--on-error", help="Where the function raises: stop, or skip the item.")
-    ] = OnError.STOP,
+        OnError, typer.Option("--on-error", help="Where an item fails: skip it and go on, or stop.")
+    ] = OnError.SKIP,
+    allow_failures: AllowOption = None,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="TASK[@N]", help="A farm task's weights, for the function.")
     ] = None,
@@ -73,6 +75,9 @@ def map_(
     retry_seconds: RetryOption = RETRY_SECONDS,
 ) -> None:
     """Run a function on each item of a data set; its outputs come in order, each exactly once."""
+    allowed = AllowedFailures.read(allow_failures)
+    if detach and allow_failures is not None:
+        raise BadUsage("--detach waits for no output: give --allow-failures to `farm results --follow`")
     if detach and out is not None:
         raise BadUsage("--detach waits for no output: leave out --out, and give it to `farm results`")
     if out is not None:
@@ -109,7 +114,7 @@ def map_(
                 f"  farm results {task.task_id} --follow --out results.jsonl     its outputs, as they come"
             )
             return
-        give_outputs(invocation, api, task, out, follow=True)
+        give_outputs(invocation, api, task, out, allowed=allowed)
 
 
 def _items(task: TaskView) -> str:

@@ -43,6 +43,8 @@ class MapFunction:
             raise CodeError(f"{order.entry} has no function map_item(item, config), nor map_batch(batch, config)")
         self._function = contract.module.map_batch if self.takes_batches else contract.module.map_item
         self._named = "map_batch(batch, config)" if self.takes_batches else "map_item(item, config)"
+        self.failed_items = 0
+        """For how many items the function raised so far, where they are skipped."""
         self._config: dict[str, Any] = dict(order.settings)
         if contract.has(SETUP):
             seed_everything(order.seed, device)
@@ -87,6 +89,7 @@ class MapFunction:
         """Return what stands in a failed item's place. Raises: the error, unless such items are skipped."""
         if self._plan.on_error is OnError.STOP:
             raise error
+        self.failed_items += 1
         return pack_output(ItemError(position, error.message, (error.trace or "")[-_MAX_TRACEBACK_CHARS:]))
 
     def _batch(self, batch: Any, position: int, count: int) -> list[bytes]:

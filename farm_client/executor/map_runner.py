@@ -18,7 +18,7 @@ from farm_client.executor.speculation import Speculation
 from farm_client.stage_clock import StageClock
 from protocol.assignments import WorkStage
 from protocol.digests import digest_bytes
-from protocol.maps import MAX_PART_BYTES, MapPlan
+from protocol.maps import FAILED_ITEMS, MAX_PART_BYTES, MapPlan
 from protocol.outputs import join_outputs
 from protocol.wording import sized
 
@@ -47,8 +47,9 @@ class MapRunner:
         computed = self._computed(order, progress)
         return lambda: self._written(*computed)
 
-    def _computed(self, order: Run, progress: ProgressReporter) -> tuple[Run, list[bytes], StageClock, float]:
+    def _computed(self, order: Run, progress: ProgressReporter) -> tuple[Run, list[bytes], int, StageClock, float]:
         started, clock = time.perf_counter(), StageClock()
+        failed_before = self.function.failed_items
         outputs: list[bytes] = []
         size_bytes = 0
         with blaming(self.function.code_dir):
@@ -63,7 +64,8 @@ class MapRunner:
                     )
                 progress.advance(count)
         clock.ended(WorkStage.TRAIN)
-        return order, outputs, clock, time.perf_counter() - started
+        failed = self.function.failed_items - failed_before
+        return order, outputs, failed, clock, time.perf_counter() - started
 
     def _batches(self, order: Run) -> Iterator[tuple[Any, int, int]]:
         """Yield batches of the part's items, each with its first one's position and how many they are.
@@ -97,10 +99,11 @@ class MapRunner:
                 raise MissingFile(f"shard {piece.shard} is not in the cache any more") from error
         return self._shards[piece.path], piece.start, piece.stop
 
-    def _written(self, order: Run, outputs: list[bytes], clock: StageClock, seconds: float) -> Done:
+    def _written(self, order: Run, outputs: list[bytes], failed: int, clock: StageClock, seconds: float) -> Done:
         data = join_outputs(outputs)
         digest = digest_bytes(data)
-        done = Done(assignment_id=order.assignment_id, samples=len(outputs), metrics={}, compute_seconds=seconds)
+        metrics = {FAILED_ITEMS: float(failed)} if failed else {}
+        done = Done(assignment_id=order.assignment_id, samples=len(outputs), metrics=metrics, compute_seconds=seconds)
         fields: dict[str, Any] = {"update_digest": digest, "update_bytes": len(data)}
         if len(data) <= self._order.report_bytes:
             fields["update"] = data

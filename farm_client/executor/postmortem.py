@@ -13,6 +13,8 @@ from farm_client.sandbox.watch import Excess
 
 OVER_BOUND: Final = "over_bound"
 HUNG: Final = "hung"
+DIED_LATER: Final = "died_later"
+"""It had computed its assignment, and was at the next one."""
 _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
@@ -20,7 +22,7 @@ _KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 class ProcessDeath:
     """How an executor ended.
 
-    ``code`` is ``out_of_memory``, ``killed``, ``exited``, ``bad_report``, ``over_bound``, ``hung`` or
+    ``code`` is ``out_of_memory``, ``killed``, ``exited``, ``bad_report``, ``over_bound``, ``hung``, ``died_later`` or
     ``not_confined``.
     """
 

@@ -19,7 +19,7 @@ from farm_client.sdk.download import check_output, download_weights
 from farm_client.sdk.errors import BadOutput
 from protocol.digests import digest_bytes
 from protocol.errors import DigestMismatch
-from protocol.maps import OutputList
+from protocol.maps import FailedItemView, OutputList
 from protocol.outputs import split_outputs
 from protocol.tasks import BlobRef
 
@@ -31,7 +31,7 @@ Seen = Callable[[OutputList], None]
 def read_outputs(
     api: FarmApi, task_id: str, start: int = 0, *, follow: bool = False, seen: Seen = lambda _: None
 ) -> Iterator[Any]:
-    """Yield the outputs of a map from the item ``start`` on, in order; an ``ItemError`` for an item that was skipped.
+    """Yield the outputs of a map from the item ``start`` on, in order; an ``ItemError`` for an item that failed.
 
     Without ``follow`` those that are there without a gap; with it also what comes, until the task is over. ``seen`` is
     called with each answer of the farm. Raises: NotFound if the task is no map; DigestMismatch; MalformedOutputs.
@@ -41,15 +41,24 @@ def read_outputs(
         while True:
             listed = api.outputs(task_id, start)
             seen(listed)
-            for part in listed.outputs:
+            for part in listed.entries:
+                if isinstance(part, FailedItemView):
+                    yield ItemError(part.position, _death_of(part))
+                    start = part.position + 1
+                    continue
                 data = _fetched(api, BlobRef(digest=part.digest, size_bytes=part.size_bytes), Path(folder))
                 yield from map(unpack_output, islice(split_outputs(data, part.items), start - part.position, None))
                 start = part.position + part.items
-            if start >= listed.items or (not listed.outputs and (listed.is_over or not follow)):
+            if start >= listed.items or (listed.end is None and (listed.is_over or not follow)):
                 return
-            wait = ASK_AGAIN_SECONDS if listed.outputs else min(wait * 1.5, _LONGEST_WAIT_SECONDS)
-            if not listed.outputs:
+            wait = ASK_AGAIN_SECONDS if listed.end is not None else min(wait * 1.5, _LONGEST_WAIT_SECONDS)
+            if listed.end is None:
                 time.sleep(wait)
+
+
+def _death_of(item: FailedItemView) -> str:
+    """Return the error of an item that ended executors: how, and on which clients."""
+    return f"{item.error} (on {', '.join(item.clients)})" if item.clients else item.error
 
 
 def _fetched(api: FarmApi, blob: BlobRef, folder: Path) -> bytes:

@@ -61,7 +61,7 @@ class MapSubmission:
     entry: str | None = None
     batch_items: int | None = None
     part_items: int | None = None
-    on_error: OnError = OnError.STOP
+    on_error: OnError = OnError.SKIP
     seed: int = 0
     max_retries: int = 3
     row_bytes: int = DEFAULT_ROW_BYTES
@@ -201,7 +201,7 @@ def _tried(submission: MapSubmission, bundle: Bundle, source: RowSource | None, 
         batch_samples=1,
         dataset_kind="code" if source is None else "files",
         scratch_dir=str(folder / "scratch"),
-        map=MapPlan(on_error=submission.on_error, batch_items=submission.batch_items or 1),
+        map=MapPlan(on_error=OnError.STOP, batch_items=submission.batch_items or 1),
     )
     request = MapTrialRequest(load=load, part=_first_part(submission, source, folder))
     answer = ask_child("farm_client.executor.map_trial", request.model_dump_json(), folder)

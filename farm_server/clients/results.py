@@ -22,6 +22,7 @@ from farm_server.transfers.map_outputs import MapOutputs
 from protocol.artefacts import Artefact
 from protocol.assignments import Kind, Result, WorkStage
 from protocol.errors import FarmError, NotFound
+from protocol.maps import FAILED_ITEMS
 from protocol.messages import Error
 from protocol.tasks import BlobRef
 
@@ -84,7 +85,8 @@ class IncomingResults:
             self._refuse(peer, assignment, result, error)
             return
         self._used([output.digest])
-        self._arrived(peer, result.model_copy(update={"update": None, "metrics": {}}), output=output)
+        told = {name: value for name, value in result.metrics.items() if name == FAILED_ITEMS}
+        self._arrived(peer, result.model_copy(update={"update": None, "metrics": told}), output=output)
 
     def fail(self, peer: Peer, message: Error) -> None:
         """Take an error: an assignment's failure, with what the client stored of the step, or for the log alone."""

@@ -11,10 +11,11 @@ from coordinator.records import RoundRecord, TaskRecord
 from coordinator.shard_audit import shard_books
 from farm_server.environment.clock import Clock
 from farm_server.tasks.ended_tasks import EndedTasks
+from farm_server.tasks.output_lists import without_gap
 from protocol.artefacts import ArtefactList, ArtefactView
 from protocol.errors import NotFound
 from protocol.failed_steps import FailedStepView
-from protocol.maps import MAX_LISTED, OutputList, OutputView
+from protocol.maps import MAX_LISTED, OutputList
 from protocol.rest import (
     CheckpointView,
     Explanation,
@@ -208,16 +209,11 @@ class TaskQueries:
         view, _ = await self._seen(task_id)  # first: what comes after it may be in the list all the same
         if view.items_total is None:
             raise NotFound(f"task {task_id} is no map: it has a model (`farm pull {task_id}`), and no outputs")
-        found: list[OutputView] = []
-        for part in await self._ledger.outputs(task_id, start, MAX_LISTED):
-            if part.position > start:
-                break
-            start = part.position + part.samples
-            found.append(
-                OutputView(position=part.position, items=part.samples, digest=part.digest, size_bytes=part.size_bytes)
-            )
+        parts = await self._ledger.outputs(task_id, start, MAX_LISTED)
+        failed = await self._ledger.failed_items(task_id, start, MAX_LISTED)
+        outputs, missed = without_gap(start, parts, failed)
         is_over = TaskState(view.state) in ENDED
-        return OutputList(task_id=task_id, outputs=tuple(found), items=view.items_total, is_over=is_over)
+        return OutputList(task_id=task_id, outputs=outputs, failed=missed, items=view.items_total, is_over=is_over)
 
     async def model(self, task_id: str, number: int | None) -> ModelView:
         """Return the checkpoint of a round, or the newest one. Raises: NotFound."""

@@ -18,6 +18,7 @@ from coordinator.records import (
     CheckpointRecord,
     Entry,
     EventRecord,
+    FailedItemRecord,
     FailedStepRecord,
     LogRecord,
     MetricRecord,
@@ -178,6 +179,12 @@ class LedgerReader(Protocol):
         """Return a map's outputs, at most ``limit`` parts, from the one on that has the item ``start``.
 
         They MUST come in the order of their positions, and MUST stay as failed steps do.
+        """
+
+    async def failed_items(self, task_id: str, start: int = 0, limit: int = FEED_LIMIT) -> list[FailedItemRecord]:
+        """Return a map's items that have no output, at most ``limit``, from the item ``start`` on.
+
+        They MUST come in the order of their positions, and MUST stay for as long as the outputs do.
         """
 
     async def events(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.lifecycle import ACTIVE, AssignmentState, TaskState
-from coordinator.records import OutputRecord, RemovedClient, RoundState
+from coordinator.records import FailedItemRecord, OutputRecord, RemovedClient, RoundState
 from protocol.errors import Conflict, Unavailable
 from protocol.tasks import BlobRef
 from storage.errors import BadRecord
@@ -480,6 +480,24 @@ async def test_outputs_are_listed_from_a_position_on(opener: Opener, tmp_path: P
     assert {part.digest for part in parts} <= await ledger.referenced_digests()
     await ledger.remove_task("t1")
     assert await ledger.outputs("t1") == []
+    await ledger.close()
+
+
+@holds("They MUST come in the order of their positions, and MUST stay for as long as the outputs do")
+async def test_failed_items_are_listed_from_a_position_on(opener: Opener, tmp_path: Path) -> None:
+    ledger = await opener(tmp_path)
+    places = (3, 20, 100, 10**15)
+    items = [FailedItemRecord("t1", place, "the executor was killed by SIGSEGV", ("ada", "bob")) for place in places]
+    await ledger.save([a.task(), *reversed(items), FailedItemRecord("t10", 4, "no", ())])
+    assert await ledger.failed_items("t1") == items
+    assert await ledger.failed_items("t1", 20, limit=2) == items[1:3]
+    await ledger.save([a.task(state=TaskState.COMPLETED, finished_at=3.0)])
+    await ledger.close()
+    ledger = await opener(tmp_path)
+    assert await ledger.failed_items("t1", 21) == items[2:]
+    await ledger.remove_task("t1")
+    assert await ledger.failed_items("t1") == []
+    assert len(await ledger.failed_items("t10")) == 1
     await ledger.close()
 
 

@@ -87,7 +87,7 @@ def test_a_program_maps_rows_and_gets_each_output_in_order(farm: MortalFarm, tmp
     )
     with Farm(farm.farm_url) as program:
         found = list(program.map(code, data=rows, batch_items=4, on_error="skip", check=False))
-        failing = program.map(code, data=rows, batch_items=4, check=False)
+        failing = program.map(code, data=rows, batch_items=4, on_error="stop", check=False)
         with pytest.raises(TaskEnded, match=r"rows.py:3.*thirteen.*\(item 13\)"):
             list(failing)
         saved = program.outputs(failing.task.id).from_item(0, follow_on=False)
@@ -97,6 +97,34 @@ def test_a_program_maps_rows_and_gets_each_output_in_order(farm: MortalFarm, tmp
     ]
     assert isinstance(found[13], ItemError)
     assert "thirteen" in found[13].error
+
+
+DEADLY = """
+import os, signal
+
+def map_item(item, config):
+    if item == 23:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if item == 37:
+        raise ValueError("thirty-seven")
+    return item
+"""
+
+
+def test_an_item_that_ends_its_executor_fails_alone(farm: MortalFarm, tmp_path: Path) -> None:
+    code, out = tmp_path / "deadly.py", tmp_path / "results.jsonl"
+    code.write_text(DEADLY)
+    arguments = ("map", str(code), "--range", "60", "--part", "4", "--no-check", "--out", str(out))
+    answer = run_farm(*arguments, FARM_URL=farm.farm_url)
+    assert answer.exit_code == 1, answer.stderr
+    assert "2 of 60 items failed" in answer.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one for one in found if isinstance(one, int)] == [item for item in range(60) if item not in {23, 37}]
+    assert "killed by SIGSEGV" in found[23]["error"]
+    assert "client-" in found[23]["error"], "it says on which clients"
+    assert "thirty-seven" in found[37]["error"]
+    task = farm.api.tasks()[0]
+    assert (task.state, task.why) == ("completed", "mapped 60 items, of which 2 failed")
 
 
 def test_the_example_estimates_pi(farm: MortalFarm, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from protocol.versions import EPOCH_END, MAP_ITEMS, TASK_ENVIRONMENT
 from tests.simulation.choices import INSTALL_SECONDS, Choices
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.network import Connection
+from tests.simulation.scenario import POISON
 from tests.simulation.violation import check
 
 if TYPE_CHECKING:
@@ -288,7 +289,10 @@ class Client:
         if self.jobs.get(assign.assignment_id) is not job:
             return
         del self.jobs[assign.assignment_id]
-        if mishap.fails is not None:
+        if self._dies_of(assign, mishap):
+            self._say(self._death(assign))
+            self._tell_ready()
+        elif mishap.fails is not None:
             self._say(self._error(assign, mishap.fails))
             self._tell_ready()
         else:
@@ -335,6 +339,20 @@ class Client:
             assignment_id=assign.assignment_id,
             fence=assign.fence,
             scope=scope,
+        )
+
+    def _dies_of(self, assign: Assign, mishap: Mishap) -> bool:
+        """Whether the executor ends on a map's part: one of its items does that, or the machine, for once."""
+        poison = assign.task.config.get(POISON, ())
+        ends = any(assign.position <= item < assign.position + assign.samples for item in poison)
+        return ends or (bool(poison) and mishap.fails is Scope.ELSEWHERE)
+
+    def _death(self, assign: Assign) -> Error:
+        if assign.samples == 1:
+            deaths = self.world.audit.deaths.setdefault((assign.task.task_id, assign.position), [])
+            deaths.append(self.client_id)
+        return self._error(assign, Scope.ELSEWHERE).model_copy(
+            update={"code": "killed", "message": "the executor was killed by SIGSEGV"}
         )
 
     def _drop(self, assignment_id: str) -> None:

@@ -7,7 +7,7 @@ from random import Random
 
 from coordinator.settings import CoordinatorSettings
 from protocol.aggregates import ROBUST_VOTES, AggregateName
-from protocol.maps import MapPlan
+from protocol.maps import MapPlan, OnError
 from protocol.recipe import Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
@@ -56,6 +56,10 @@ EPOCH_ENDS_FROM = 3_000_000
 """Seeds from here on have tasks whose code has an ``on_epoch_end``."""
 OWNERS_FROM = 4_000_000
 """Seeds from here on have tasks that ask for a sandbox, clients with less, and owners who allow some people only."""
+POISON = "poison"
+"""In a map's config: the positions of the items that end executors."""
+POISON_FROM = 5_500_000
+"""Seeds from here on have maps with items that end executors."""
 CHOICES_FROM = 6_000_000
 """Seeds from here on have owners who choose kinds of work and topics, and tasks with packages of their own."""
 MAPS_FROM = 5_000_000
@@ -169,6 +173,8 @@ def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
         task = task.model_copy(update={"recipe": recipe, "requirements": Requirements(sandbox=rng.choice(_RUNGS))})
         if seed >= CHOICES_FROM:
             return with_choices(rng, task)
+        if seed >= POISON_FROM:
+            return _poisoned(rng, _mapping(rng, task))
         return _mapping(rng, task) if seed >= MAPS_FROM else task
     if seed >= EPOCH_ENDS_FROM:
         return task.model_copy(update={"epoch_end": True})
@@ -188,6 +194,13 @@ def _mapping(rng: Random, task: TaskSpec) -> TaskSpec:
     recipe = Recipe(epochs=1, max_retries=task.recipe.max_retries, longest_round_seconds=60.0, gather_seconds=0.0)
     dataset = Dataset(kind="files", shards=shards)
     return task.model_copy(update={"map": plan, "recipe": recipe, "dataset": dataset})
+
+
+def _poisoned(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let one or two items of a map end the executors that are given them; some maps stop at that."""
+    items = rng.sample(range(task.dataset.samples(Split.TRAIN)), rng.choice((1, 1, 2)))
+    plan = (task.map or MapPlan()).model_copy(update={"on_error": rng.choice((OnError.SKIP,) * 5 + (OnError.STOP,))})
+    return task.model_copy(update={"map": plan, "config": {POISON: items}})
 
 
 def _stopping_early(rng: Random, task: TaskSpec) -> TaskSpec:

@@ -9,7 +9,7 @@ from random import Random
 from coordinator.events import Action, Event, TaskAction, TaskSubmitted
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.maps import ranges_between
-from coordinator.records import EventRecord, RoundState, Snapshot, TaskRecord
+from coordinator.records import EventRecord, FailedItemRecord, RoundState, Snapshot, TaskRecord
 from coordinator.shard_audit import shard_books
 from protocol.tasks import Split, TaskSpec
 from tests.simulation.agenda import Agenda
@@ -35,6 +35,8 @@ class Audit:
     """By server life and task: the attempt that is open, and the position of its last fold."""
     refused: set[tuple[str, str, int]] = field(default_factory=set)
     """By task, client and connection: what an owner does not allow."""
+    deaths: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    """By task and item: the clients on which executors ended on that item alone."""
 
 
 class World:
@@ -189,12 +191,19 @@ class World:
         self._check_outputs(task)
 
     def _check_outputs(self, task: TaskRecord) -> None:
-        """Each item of a map has one output, that of this very item."""
+        """Each item of a map has one output, that of this very item; or it failed, and executors ended on it alone."""
         if task.spec.map is None:
             return
         dataset, end = task.spec.dataset, 0
-        for part in self.ledger.outputs_of(task.task_id):
+        failed = self.ledger.failed_items_of(task.task_id)
+        check(task.items_failed == len(failed), f"{task.task_id} counts {task.items_failed} failed items: {failed}")
+        for part in sorted([*self.ledger.outputs_of(task.task_id), *failed], key=lambda one: one.position):
             check(part.position == end, f"the outputs of {task.task_id} go from item {end} to {part.position}")
+            if isinstance(part, FailedItemRecord):
+                end += 1
+                deaths = self.audit.deaths.get((task.task_id, part.position), [])
+                check(len(deaths) >= 2, f"item {part.position} of {task.task_id} failed after {deaths}")
+                continue
             end += part.samples
             expected = value_of(0, ranges_between(dataset, part.position, end))
             check(self.updates[part.digest].value == expected, f"{task.task_id} has others' outputs at {part.position}")

@@ -18,11 +18,13 @@ from storage.ledger_identity import identity_of, is_blank
 from storage.migrate import NEWEST, current_revision
 from tests.storage import records
 
+_BEFORE_0010 = ("DROP TABLE failed_items", "ALTER TABLE tasks DROP COLUMN items_failed")
 _BEFORE_0009 = (
     "DROP TABLE credits",
     "ALTER TABLE clients DROP COLUMN team",
     "ALTER TABLE assignments DROP COLUMN team",
     "ALTER TABLE assignments DROP COLUMN flops_per_sample",
+    *_BEFORE_0010,
 )
 _BEFORE_0008 = ("ALTER TABLE clients DROP COLUMN sandbox", *_BEFORE_0009)
 _BEFORE_0007 = (
@@ -51,6 +53,7 @@ _BEFORE_0004 = (
 )
 _BEFORE_0003 = ("ALTER TABLE tasks DROP COLUMN priority_set", *_BEFORE_0004)
 STEPS_BACK = {
+    "0009": _BEFORE_0010,
     "0008": _BEFORE_0009,
     "0007": _BEFORE_0008,
     "0006": _BEFORE_0007,

@@ -29,6 +29,7 @@ from farm_client.agent.work.left_files import store_left_files
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import FROZEN_DIFFERS, Advance, Done
+from farm_client.executor.postmortem import DIED_LATER, ProcessDeath
 from farm_client.executor.process import Stream
 from farm_client.stage_clock import StageClock
 from protocol.artefacts import Artefact
@@ -107,6 +108,9 @@ class Job:
             return await self._attempt()
         except (OSError, ExecutorFailed, ExecutorDied) as error:
             # What has left its slot is not begun again: another assignment is in its place.
+            if isinstance(error, ExecutorDied) and self._is_trained:
+                death = ProcessDeath(DIED_LATER, error.death.message)  # of what it did next, in all likelihood
+                raise ExecutorDied(death, "writing what it had computed", error.last_lines) from error
             if self._is_trained or (remedy := await self._remedy(error)) is None:
                 raise
             self.held.output.add_note(f"{remedy}; the assignment begins again")
@@ -124,6 +128,8 @@ class Job:
             is_mended = self._tools.pool.stop_idle()
             await self._tools.pool.settled()
             return "memory ran out, idle executors were stopped" if is_mended else None
+        if isinstance(error, ExecutorDied) and self.held.assign.kind is Kind.MAP and error.death.code != RELENT:
+            return None  # the farm finds out whether it is an item, by smaller parts
         if isinstance(error, ExecutorDied) and (error.death.code in _WORTH_ANOTHER_TRY or self._weights.shuns_links):
             return f"{error.message}, another one takes its place"
         return None

@@ -119,6 +119,8 @@ def run(load, order, weights, connection):  # noqa: C901  one case for each thin
     connection.sendall(pack_frame(progress.model_dump()))
     if doing == "hang_later":
         doing = "hang" if order.round else "train"
+    if doing == "die_later":
+        doing = "die" if order.round else "train"
     match doing:
         case "hang":
             Path(load.config["pid_file"]).write_text(str(os.getpid()))

@@ -129,12 +129,15 @@ FRAGILE = "def map_item(item, config):\n    return 1 // (item - 5)\n"
 
 def test_an_item_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(CodeError, match=r"map.py:2, in map_item.*ZeroDivisionError.*\(item 5\)") as caught:
-        loaded(tmp_path, FRAGILE).run(numbers(3, 8), QUIET)
+        loaded(tmp_path, FRAGILE, on_error="stop").run(numbers(3, 8), QUIET)
     assert "1 // (item - 5)" in str(caught.value.trace)
 
 
 def test_an_item_that_is_skipped_has_its_error_in_its_place(tmp_path: Path) -> None:
-    found = values(loaded(tmp_path, FRAGILE, on_error="skip").run(numbers(4, 7), QUIET))
+    runner = loaded(tmp_path, FRAGILE, on_error="skip")
+    done = runner.run(numbers(4, 7), QUIET)
+    assert (done.metrics, runner.run(numbers(6, 9), QUIET).metrics) == ({"failed_items": 1.0}, {})
+    found = values(done)
     assert (found[0], found[2]) == (-1, 1)
     assert isinstance(found[1], ItemError)
     assert found[1].position == 5
@@ -147,7 +150,7 @@ BATCH = "def map_batch(batch, config):\n    return [1 // (item - 5) for item in 
 
 def test_of_a_batch_that_fails_the_item_is_found(tmp_path: Path) -> None:
     with pytest.raises(CodeError, match=r"\(item 5\)"):
-        loaded(tmp_path, BATCH, batch_items=4).run(numbers(4, 8), QUIET)
+        loaded(tmp_path, BATCH, batch_items=4, on_error="stop").run(numbers(4, 8), QUIET)
     found = values(loaded(tmp_path, BATCH, batch_items=4, on_error="skip").run(numbers(4, 8), QUIET))
     assert [type(one) for one in found] == [int, ItemError, int, int]
 
@@ -155,7 +158,7 @@ def test_of_a_batch_that_fails_the_item_is_found(tmp_path: Path) -> None:
 def test_a_batch_that_fails_although_each_item_is_well_is_named(tmp_path: Path) -> None:
     code = "def map_batch(batch, config):\n    assert len(batch) < 2\n    return batch\n"
     with pytest.raises(CodeError, match=r"\(items 0 to 3\)"):
-        loaded(tmp_path, code, batch_items=4).run(numbers(0, 4), QUIET)
+        loaded(tmp_path, code, batch_items=4, on_error="stop").run(numbers(0, 4), QUIET)
     assert values(loaded(tmp_path, code, batch_items=4, on_error="skip").run(numbers(0, 4), QUIET)) == [0, 1, 2, 3]
 
 
@@ -164,8 +167,9 @@ def test_a_batch_that_fails_although_each_item_is_well_is_named(tmp_path: Path) 
     [("object()", "can't be an output"), ("[object()]", "can't be an output"), ("b'x' * 2**25", "is over the most")],
 )
 def test_what_is_no_output_is_told(tmp_path: Path, returned: str, says: str) -> None:
+    code = f"def map_item(item, config):\n    return {returned}\n"
     with pytest.raises(CodeError, match=rf"map_item.*{says}.*\(item 0\)"):
-        loaded(tmp_path, f"def map_item(item, config):\n    return {returned}\n").run(numbers(0, 1), QUIET)
+        loaded(tmp_path, code, on_error="stop").run(numbers(0, 1), QUIET)
 
 
 @pytest.mark.parametrize("returned", ["batch[:1]", "3", "'ab'", "{'x': [1]}"])

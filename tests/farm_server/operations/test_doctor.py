@@ -99,7 +99,7 @@ async def test_a_new_ledger_on_demand_collects_nothing_of_the_old_one(copy: Path
     await (await FarmServer.open(settings_of(copy), DataFolder(copy))).close()  # the flag is for once
 
 
-ENDS = ("epochs_ended", "epoch_end_error", "artefact_files", "artefact_bytes")
+ENDS = ("epochs_ended", "epoch_end_error", "artefact_files", "artefact_bytes", "items_failed")
 
 
 def as_the_first_version_left_it(root: Path) -> None:
@@ -115,6 +115,7 @@ def as_the_first_version_left_it(root: Path) -> None:
         for column in ("team", "flops_per_sample"):
             ledger.execute(f"ALTER TABLE assignments DROP COLUMN {column}")
         ledger.execute("DROP TABLE credits")
+        ledger.execute("DROP TABLE failed_items")
         for index in ("ix_tasks_state", "ix_tasks_created", "ix_assignments_fence"):
             ledger.execute(f"DROP INDEX {index}")
         ledger.execute("UPDATE alembic_version SET version_num = '0001'")

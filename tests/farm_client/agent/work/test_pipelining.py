@@ -8,7 +8,7 @@ import pytest
 
 from farm_client.agent.reporting.status import read_status
 from protocol.assignments import Accept, Cancel, Kind, Phase, Progress, Reject, Result
-from protocol.messages import Bye, Drain, Heartbeat, Pause, Ready
+from protocol.messages import Bye, Drain, Error, Heartbeat, Pause, Ready
 from tests.farm_client.agent.scripted_farm import joined
 from tests.farm_client.agent.waiting import until
 
@@ -213,3 +213,29 @@ async def test_what_the_code_printed_comes_before_the_result_that_is_sent_beside
         await peer.expect(Result)
     sent = [m for m in peer.log if isinstance(m, Progress | Result)]
     assert [line.text for message in sent[:-1] for line in message.logs] == ["loading code", "round 0: train"]
+
+
+async def test_what_was_computed_when_its_executor_ended_says_so(farm, start_agent):
+    """The next assignment ended it: nobody should look for the reason in this one."""
+    async with start_agent():
+        peer = await joined(farm)
+        task = pipelined(farm, late=True, doing="die_later", signal="SIGSEGV")
+        first, second = (farm.assign(task, weights=b"one", round_number=number, kind=Kind.MAP) for number in (0, 1))
+        await peer.send(first)
+        await until(partial(is_free_again, peer, first))
+        await peer.send(second)
+        errors = [await peer.expect(Error) for _ in range(2)]
+    assert {(error.assignment_id, error.code) for error in errors} == {
+        (first.assignment_id, "died_later"),
+        (second.assignment_id, "killed"),
+    }
+
+
+async def test_a_part_of_a_map_is_not_begun_again_where_its_executor_ended(farm, start_agent, tmp_path):
+    async with start_agent():
+        peer = await joined(farm)
+        task = farm.task(doing="die_once", signal="SIGSEGV", marker=str(tmp_path / "died"))
+        await peer.send(farm.assign(task, kind=Kind.MAP))
+        assert (await peer.expect(Error)).code == "killed"
+        await peer.send(again := farm.assign(task, kind=Kind.MAP))
+        assert (await peer.expect(Result)).assignment_id == again.assignment_id
