@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.records import CheckpointRecord, Entry, Record, TaskRecord, light_record
 from protocol.messages import Message
+from protocol.secure_messages import Unmasking
 from protocol.tasks import BlobRef, TaskSpec
 
 
@@ -72,6 +73,8 @@ class CommitRound:
     attempt: int
     epoch: int
     cursor: int
+    unmasking: Unmasking | None = None
+    """What takes the masks off first, where the updates were masked."""
 
 
 @dataclass(frozen=True, slots=True)

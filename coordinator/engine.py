@@ -10,7 +10,7 @@ from heapq import nsmallest
 from types import MappingProxyType
 from typing import Any, Final
 
-from coordinator import failures, fleet, recovery, results, scheduling, tasks, views
+from coordinator import failures, fleet, recovery, results, scheduling, secure_steps, tasks, views
 from coordinator.commands import Command, ReportDefect
 from coordinator.containment import contained, describe
 from coordinator.durability import checkpoint_durable
@@ -36,6 +36,8 @@ from coordinator.events import (
     ResultArrived,
     RoundAggregated,
     ServerShort,
+    SharesRevealed,
+    SharesSealed,
     TaskAction,
     TaskPrioritized,
     TaskRecalled,
@@ -74,6 +76,8 @@ RULES: Final[Mapping[type, Callable[[Turn, Any], None]]] = MappingProxyType(
         ClientBeat: results.beat,
         AssignmentAccepted: results.accepted,
         AssignmentRejected: failures.rejected,
+        SharesSealed: secure_steps.sealed,
+        SharesRevealed: secure_steps.revealed,
         AssignmentFailed: failures.failed,
         ResultArrived: results.arrived,
         RoundAggregated: round_aggregated,

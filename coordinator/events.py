@@ -12,6 +12,7 @@ from protocol.assignments import AssignmentProgress, RejectCode
 from protocol.environments import Environments
 from protocol.messages import Hello, Scope
 from protocol.resources import Load
+from protocol.secure_messages import PublicKeys, Revealed, SealedShare
 from protocol.tasks import BlobRef, TaskSpec, WeightsDelta
 from protocol.wanted_work import WantedWork
 
@@ -141,6 +142,30 @@ class AssignmentAccepted:
     incarnation: int
     assignment_id: str
     fence: int
+    keys: PublicKeys | None = None
+    """Its keys of the round, where that is a secure sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharesSealed:
+    """A client of a secure sum answers the list of keys: what it shares with each other one, whom ``point`` names."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+    shares: tuple[SealedShare, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharesRevealed:
+    """A survivor of a secure sum reveals its part of what unmasks the sum."""
+
+    client_id: str
+    incarnation: int
+    assignment_id: str
+    fence: int
+    revealed: Revealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +349,8 @@ Event = (
     | ClientBeat
     | AssignmentAccepted
     | AssignmentRejected
+    | SharesSealed
+    | SharesRevealed
     | AssignmentFailed
     | ResultArrived
     | RoundAggregated

@@ -15,6 +15,7 @@ from coordinator.in_flight import Lease
 from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.offers import give_up, overdue, suspend, trip
 from coordinator.scheduling import free_for
+from coordinator.secure_steps import look
 from coordinator.state import Step, StepPhase, TaskRun
 from coordinator.step_ends import go_on
 from coordinator.stragglers import end_of, gets_on, usual_seconds
@@ -38,6 +39,8 @@ def _forgive_in(turn: Turn, run: TaskRun, seconds: float) -> None:
         lease.record = replace(lease.record, expires_at=lease.record.expires_at + seconds)
     if (step := run.step) is not None:
         step.collect_since = min(step.collect_since + seconds, turn.now)
+        if step.secure is not None:
+            step.secure.forgive(seconds, turn.now)
         turn.farm.leases.postpone(step.parts, seconds)
 
 
@@ -53,12 +56,17 @@ def _expire_in(turn: Turn, run: TaskRun) -> None:
         if why := overdue(turn, lease):
             _expire_lease(turn, run, lease, why)
     step = run.step
+    if step is not None and step.secure is not None:
+        look(turn, run, step, step.secure)
+        if run.step is not step:
+            return
     if step is None or step.phase is not StepPhase.COLLECT:
         return
     if step.policy.hands_out and (follows := follows_now(turn, run, step)) is not None:
         go_on(turn, run, step, follows)
         return
-    _double_stragglers(turn, run, step)
+    if step.secure is None:  # nobody else could do a part whose masks are agreed on
+        _double_stragglers(turn, run, step)
     waited = turn.now - step.collect_since if run.record.state is not TaskState.PENDING else 0.0
     if waited > run.record.spec.recipe.longest_round_seconds:
         _expire_step(turn, run, step, waited)

@@ -111,6 +111,10 @@ class StepParts:
     """Those of them whose updates wait for their turn to be folded, by position."""
     own_samples: int = 0
     """Samples of its own parts that are delivered."""
+    is_closed: bool = False
+    """Whether nobody else is given a part any more: whoever has none now has no part in it."""
+    dropped: list[Part] = field(default_factory=list)
+    """Of those, the parts that nobody holds."""
 
     def __iter__(self) -> Iterator[Lease]:
         """Iterate over the leases, the held ones first."""
@@ -138,6 +142,11 @@ class StepParts:
         return not self.held and not self.waiting
 
     @property
+    def count(self) -> int:
+        """Count its parts, wherever each is."""
+        return len(self.waiting) + len(self.dropped) + len(self.held) + len(self.delivered)
+
+    @property
     def is_given_out(self) -> bool:
         """Whether any is held or delivered."""
         return bool(self.held or self.delivered)
@@ -157,8 +166,8 @@ class StepParts:
         return sum(record.samples for record in self.records)
 
     def is_waiting(self, position: int) -> bool:
-        """Whether the part at a position waits for a client."""
-        return self.find_waiting(position) is not None
+        """Whether the part at a position waits for a client, be it for the one alone that held it."""
+        return self.find_waiting(position) is not None or any(part.position == position for part in self.dropped)
 
     def find_waiting(self, position: int) -> int | None:
         """Return the index of the waiting part at a position."""

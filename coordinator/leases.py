@@ -114,12 +114,18 @@ class LeaseBook:
         return place
 
     def wait(self, parts: StepParts, part: Part) -> None:
-        """Let a part that nobody holds wait for a client."""
-        insort(parts.waiting, part, key=position_of)
+        """Let a part that nobody holds wait for a client; of a round that is closed, for the one alone that held it."""
+        insort(parts.dropped if parts.is_closed else parts.waiting, part, key=position_of)
+
+    def close_list(self, parts: StepParts) -> None:
+        """Give no part of a round to anybody else from now on."""
+        parts.is_closed = True
+        parts.waiting, parts.dropped = [], parts.waiting
 
     def clear_waiting(self, parts: StepParts) -> list[Part]:
-        """Let no part wait any more; return those that did."""
-        waiting, parts.waiting = parts.waiting, []
+        """Let no part wait any more; return those that did, in their order."""
+        waiting = sorted((*parts.waiting, *parts.dropped), key=position_of) if parts.dropped else parts.waiting
+        parts.waiting, parts.dropped = [], []
         return waiting
 
     def divide(self, parts: StepParts, position: int, pieces: Iterable[Part]) -> None:
@@ -337,6 +343,8 @@ class LeaseBook:
     def _stop_waiting(self, parts: StepParts, position: int) -> None:
         if (index := parts.find_waiting(position)) is not None:
             del parts.waiting[index]
+        if parts.dropped:
+            parts.dropped = [part for part in parts.dropped if part.position != position]
 
     def _set_slots(self, client_id: str, client: Holder, slots: int) -> None:
         self._changes.slots.setdefault(client_id, client.slots)

@@ -17,6 +17,7 @@ from coordinator.lifecycle import AssignmentState, TaskState
 from coordinator.policies import policy_of
 from coordinator.prefetch import likely_next, likely_round
 from coordinator.records import AssignmentRecord, SampleRange
+from coordinator.secure_sum import agrees_on_keys
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stints import begin_stint
 from coordinator.stragglers import take_in
@@ -24,6 +25,7 @@ from coordinator.turn import Turn
 from protocol.assignments import Ack, Assign, AssignmentProgress, Cancel, Kind, Phase, Slice
 from protocol.frozen import unchecked
 from protocol.recipe import InnerState, Mode
+from protocol.secure_aggregation import written_codec
 from protocol.task_length import task_length
 from protocol.tasks import Split, TaskBrief, TaskSpec
 
@@ -78,7 +80,7 @@ def brief(task_id: str, spec: TaskSpec) -> TaskBrief:
         precision=spec.recipe.precision,
         compile=spec.recipe.compile,
         snapshot_seconds=spec.recipe.snapshot_seconds,
-        update_codec=spec.recipe.update_codec,
+        update_codec=written_codec(spec.recipe),
         weights_codec=spec.recipe.weights_codec,
         pipeline=policy_of(spec.recipe, Kind.TRAIN if spec.map is None else Kind.MAP).works_ahead,
         map=spec.map,
@@ -152,7 +154,8 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         upcoming=_slices(run, upcoming) if upcoming else (),
         samples_before=before,
         round_samples=in_round,
-        failed_step_bytes=wanted_step_bytes(run) if record.kind is Kind.TRAIN else 0,
+        failed_step_bytes=wanted_step_bytes(run) if record.kind is Kind.TRAIN and step.secure is None else 0,
+        secure=None if step.secure is None else step.secure.terms,
     )
 
 
@@ -184,9 +187,9 @@ def renew(turn: Turn, run: TaskRun, lease: Lease, progress: AssignmentProgress) 
 def suspend(turn: Turn, run: TaskRun, lease: Lease, why: str) -> None:
     """The client is gone, or far too slow: somebody else may start as well, and whoever delivers first is counted.
 
-    Nobody waits for what is not a part of the open step: that is given up.
+    Nobody waits for what is not a part of the open step, or while its clients agree on keys: that is given up.
     """
-    if run.step is None or lease.home != run.step.parts.home:
+    if run.step is None or lease.home != run.step.parts.home or agrees_on_keys(run.step.secure):
         give_up(turn, run, lease, AssignmentState.EXPIRED, why)
         return
     lease.record = replace(lease.record, error=why)

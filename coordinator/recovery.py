@@ -32,6 +32,7 @@ from coordinator.turn import Turn
 from protocol.assignments import Kind
 from protocol.privacy import is_private
 from protocol.recipe import PartSizes
+from protocol.secure_aggregation import is_secure
 
 RESTARTED = "the server restarted; the task waits for its clients to come back"
 
@@ -143,6 +144,8 @@ def _reopen(turn: Turn, run: TaskRun, interrupted: RoundRecord, held: list[Assig
     run.attempt = max(run.attempt, interrupted.attempt)
     live = run.record.state in (TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING)
     plan = plan_round(run, turn.settings.stripe_shards)
+    if is_secure(run.record.spec.recipe):  # its keys are gone with the memory
+        return False
     if not live or interrupted.number != run.record.version or plan.samples != interrupted.samples:
         return False
     opening = (run.task_id, interrupted.attempt, Kind.TRAIN)

@@ -26,6 +26,8 @@ from coordinator.lifecycle import AssignmentState
 from coordinator.offers import accept, adopt, bury, renew, settle_uncounted
 from coordinator.records import AssignmentRecord
 from coordinator.rounds import fold_in_turn
+from coordinator.secure_steps import advertise
+from coordinator.secure_sum import takes_masked
 from coordinator.state import Step, StepPhase, TaskRun
 from coordinator.step_ends import go_on
 from coordinator.tasks import fail, wait_for_server
@@ -43,7 +45,9 @@ _SHORTEST_SECONDS: Final = 1e-6
 def accepted(turn: Turn, event: AssignmentAccepted) -> None:
     """A client takes its offer. One that is no longer valid was answered by a cancel already."""
     if (lease := turn.farm.leases.find(event, Stage.HELD)) is not None:
-        accept(turn, turn.farm.tasks[lease.record.task_id], lease)
+        run = turn.farm.tasks[lease.record.task_id]
+        accept(turn, run, lease)
+        advertise(turn, run, lease, event.keys)
 
 
 def beat(turn: Turn, event: ClientBeat) -> None:
@@ -108,6 +112,8 @@ def _unusable(run: TaskRun, lease: Lease, event: ResultArrived) -> str | None:
         return f"the result is of {event.samples} samples, the assignment of {lease.record.samples}"
     if event.update is None and policy.brings_updates:
         return "the result has no update"
+    if run.step is not None and (secure := run.step.secure) is not None and not takes_masked(secure, lease.record):
+        return "the result came before its round had agreed on masks, or without it"
     if event.output is None and policy.brings_outputs:
         return "the result has no outputs"
     return bounds_fault((file.name, file.size_bytes) for file in event.artefacts)

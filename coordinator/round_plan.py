@@ -10,6 +10,7 @@ from coordinator.records import SampleRange
 from coordinator.state import TaskRun
 from protocol.assignments import Kind
 from protocol.recipe import Recipe
+from protocol.secure_aggregation import LEAST_CLIENTS, is_secure
 from protocol.task_length import smallest_part
 
 
@@ -32,6 +33,11 @@ def handed_out_samples(recipe: Recipe) -> int:
     return int(recipe.round_samples * (1 + recipe.over_provision))
 
 
+def _smallest_round(recipe: Recipe) -> int:
+    """Return the fewest samples that are worth a round of their own."""
+    return LEAST_CLIENTS if is_secure(recipe) else smallest_part(recipe)
+
+
 def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     """Plan what is still to be handed out of the next round, besides what clients do ahead of it already.
 
@@ -45,7 +51,7 @@ def plan_round(run: TaskRun, stripe_shards: int) -> RoundPlan:
     count = count_samples(owed)
     left = count + sum(shard.samples for shard in order) - task.cursor
     missing = max(handed_out_samples(task.spec.recipe) - run.ahead.given_out_samples, 0)
-    want = without_stray(missing, left, smallest_part(task.spec.recipe)) if missing else 0
+    want = without_stray(missing, left, _smallest_round(task.spec.recipe)) if missing else 0
     if not want:
         return RoundPlan((), owed, task.cursor)
     if count >= want:

@@ -29,11 +29,14 @@ from coordinator.privacy import budget_spent
 from coordinator.records import AssignmentRecord, RoundRecord, RoundState, SampleRange
 from coordinator.round_plan import plan_round
 from coordinator.scoring import expected_speeds
+from coordinator.secure_sum import secure_round
+from coordinator.secure_telling import ask_survivors
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import evaluation_is_due
 from coordinator.turn import Turn
 from protocol.assignments import Kind
-from protocol.recipe import PartSizes
+from protocol.recipe import PartSizes, Recipe
+from protocol.secure_aggregation import LEAST_CLIENTS, is_secure
 from protocol.tasks import Split
 from protocol.wording import counted
 
@@ -99,17 +102,32 @@ def part_out(
 
     ``position`` is the place of the first one. Who has the shards of a part already gets it, as far as that goes.
     """
-    if run.record.spec.recipe.parts is PartSizes.FIXED:
+    recipe, step = run.record.spec.recipe, run.step
+    is_summed = is_secure(recipe) and step is not None and step.kind is Kind.TRAIN
+    if recipe.parts is PartSizes.FIXED and not is_summed:
         _part_out_fixed(turn, run, clients, ranges, position)
         return
     by_id = {c.client_id: c for c in sorted(clients, key=lambda c: c.client_id)}
-    speeds = expected_speeds(run, list(by_id.values()))
-    quantum = share_quantum(run.record.spec.recipe)
-    sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id}, quantum)
+    speeds = dict(expected_speeds(run, list(by_id.values())))
+    sizes = shares(count_samples(ranges), {client_id: speeds[client_id] for client_id in by_id}, share_quantum(recipe))
+    if is_summed and step is not None:
+        sizes = _with_part_each(recipe, sizes, list(by_id), count_samples(ranges))
+        step.secure = secure_round(recipe, step.attempt, len(sizes), turn.now)
     order = by_affinity(ranges, sizes, {client_id: held_shards(run, by_id[client_id]) for client_id in sizes})
     for client_id, piece in zip(order, cut(ranges, [sizes[c] for c in order]), strict=True):
         offer(turn, run, by_id[client_id], Part(position, piece, sizes[client_id]))
         position += sizes[client_id]
+
+
+def _with_part_each(recipe: Recipe, sizes: dict[str, int], clients: Sequence[str], samples: int) -> dict[str, int]:
+    """Return the parts of a secure sum, one of each client.
+
+    Equal ones where the recipe wants that, or where shares by speed, in whole batches, leave too many clients out.
+    """
+    if recipe.parts is PartSizes.SPEED and len(sizes) >= min(LEAST_CLIENTS, len(clients)):
+        return sizes
+    most = samples if recipe.parts is PartSizes.SPEED else min(samples, recipe.min_clients)
+    return shares(samples, dict.fromkeys(clients[:most], 1.0))
 
 
 def _part_out_fixed(
@@ -171,9 +189,26 @@ def commit(turn: Turn, run: TaskRun, step: Step) -> None:
     bury(turn, step)
     missing = [r for part in turn.farm.leases.clear_waiting(step.parts) for r in part.ranges]
     fold_in_turn(turn, run, step, skip_gaps=True)
-    step.phase = StepPhase.COMMIT
     step.owed = _owed_after(run, step, missing)
-    turn.do(CommitRound(run.task_id, step.number, step.attempt, *_next_place(run, step)))
+    if step.secure is not None:
+        _forgive_too_few(run, step)
+        ask_survivors(turn, run, step, step.secure)
+    else:
+        make_version(turn, run, step)
+
+
+def make_version(turn: Turn, run: TaskRun, step: Step) -> None:
+    """Ask for the aggregate of what is folded; of a secure sum all is here that unmasks it."""
+    step.phase = StepPhase.COMMIT
+    unmasking = None if step.secure is None else step.secure.unmasking()
+    turn.do(CommitRound(run.task_id, step.number, step.attempt, *_next_place(run, step), unmasking))
+
+
+def _forgive_too_few(run: TaskRun, step: Step) -> None:
+    """Owe no samples of which no round could be made: an epoch that has fewer than its clients left is over."""
+    fresh = max(run.record.spec.dataset.samples(Split.TRAIN) - step.next_cursor, 0)
+    if not fresh and count_samples(step.owed) < LEAST_CLIENTS:
+        step.owed = ()
 
 
 def _owed_after(run: TaskRun, step: Step, missing: Sequence[SampleRange]) -> tuple[SampleRange, ...]:

@@ -127,6 +127,8 @@ def _offer_again(turn: Turn, run: TaskRun, step: Step, idle: Sequence[ClientStat
             continue
         slow = {(r.client_id, r.incarnation) for r in step.parts.dormant_records(part.position)}
         able = [c for c in free if (c.client_id, c.incarnation) not in slow]  # not its own once more
+        if step.secure is not None:  # a client has one set of keys in a round
+            able = [c for c in able if c.client_id not in {r.client_id for r in step.parts.records}]
         if able:
             client = max(able, key=lambda c: samples_at_hand(part.ranges, held_shards(run, c)))
             free.remove(client)

@@ -22,6 +22,7 @@ from coordinator.narrowing import Suspects
 from coordinator.planning import Line
 from coordinator.policies import Policy, policy_of
 from coordinator.records import CheckpointRecord, ClientRecord, RoundRecord, SampleRange, TaskRecord
+from coordinator.secure_sum import SecureRound
 from coordinator.stopping import epoch_end_is_due
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.assignments import Kind
@@ -144,6 +145,8 @@ class StepPhase(StrEnum):
     """Where a step is: its parts are out, or its aggregate is being made durable."""
 
     COLLECT = "collect"
+    REVEAL = "reveal"
+    """Of a secure sum: it has all of its updates, and waits for what unmasks them."""
     COMMIT = "commit"
 
 
@@ -177,6 +180,8 @@ class Step:
     """Samples owed since earlier rounds that this one has no part in."""
     owed: tuple[SampleRange, ...] = ()
     """Samples that the next round inherits, known when this one commits."""
+    secure: SecureRound | None = None
+    """How far it is where its sum alone may be learned."""
 
     @property
     def samples(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from protocol.aggregates import AggregateName
-from protocol.compression import CodecName
+from protocol.compression import CodecName, CodecSpec
 
 if TYPE_CHECKING:
     from protocol.recipe import Recipe
@@ -33,6 +33,11 @@ def most_samples(recipe: Recipe) -> int:
     An epoch's last one takes along what would be too few for another round.
     """
     return recipe.round_samples + LEAST_CLIENTS - 1
+
+
+def written_codec(recipe: Recipe) -> CodecSpec:
+    """Return the codec in which executors write updates: what is masked afterwards is not compressed before."""
+    return CodecSpec(zstd=False) if is_secure(recipe) else recipe.update_codec
 
 
 def unfit_for_secure_sum(recipe: Recipe, samples: int | None = None) -> str | None:

@@ -12,9 +12,11 @@ from coordinator.numerics.geometric_median import GeometricMedian
 from coordinator.numerics.krum import Bulyan, Krum, MultiKrum
 from coordinator.numerics.private_mean import Noise, PrivateMean
 from coordinator.numerics.robust import Median, TrimmedMean
+from coordinator.numerics.secure_sum import SecureSum
 from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.aggregates import AggregateName
 from protocol.recipe import Recipe
+from protocol.secure_aggregation import is_secure
 from protocol.tensors import Layout
 
 _MAKERS: Final[Mapping[AggregateName, Callable[[Recipe, Layout], Aggregate]]] = MappingProxyType(
@@ -41,6 +43,8 @@ def aggregate_of(recipe: Recipe, layout: Layout, noise: Noise | None = None) -> 
 
     Raises: ValueError for a private one without a noise.
     """
+    if is_secure(recipe):
+        return SecureSum(recipe, layout)
     if recipe.dp_clip is not None:
         if noise is None:
             raise ValueError("a private mean needs noise")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from coordinator import events
 from farm_server.clients.registry import Peer
 from farm_server.tensors.intake import NonFiniteUpdate
-from protocol import assignments, messages
+from protocol import assignments, messages, secure_messages
 from protocol.errors import FarmError, Unavailable
 from protocol.messages import Message, Scope
 
@@ -27,7 +27,17 @@ def _ready(peer: Peer, message: messages.Ready) -> events.Event:
 
 
 def _accept(peer: Peer, message: assignments.Accept) -> events.Event:
-    return events.AssignmentAccepted(peer.client_id, peer.incarnation, message.assignment_id, message.fence)
+    return events.AssignmentAccepted(
+        peer.client_id, peer.incarnation, message.assignment_id, message.fence, message.keys
+    )
+
+
+def _sealed(peer: Peer, message: secure_messages.SealedShares) -> events.Event:
+    return events.SharesSealed(peer.client_id, peer.incarnation, message.assignment_id, message.fence, message.shares)
+
+
+def _revealed(peer: Peer, message: secure_messages.Revealed) -> events.Event:
+    return events.SharesRevealed(peer.client_id, peer.incarnation, message.assignment_id, message.fence, message)
 
 
 def _reject(peer: Peer, message: assignments.Reject) -> events.Event:
@@ -55,6 +65,8 @@ _EVENTS: Final[Mapping[type, Callable[[Peer, Any], events.Event]]] = MappingProx
         messages.Ready: _ready,
         assignments.Accept: _accept,
         assignments.Reject: _reject,
+        secure_messages.SealedShares: _sealed,
+        secure_messages.Revealed: _revealed,
         messages.Pause: _pause,
         messages.Resume: _resume,
         messages.Drain: _drain,

@@ -25,6 +25,7 @@ from protocol.features import FEATURES, unknown_to
 from protocol.limits import MAX_CONFIG_BYTES
 from protocol.packing import pack_map
 from protocol.privacy import is_private
+from protocol.secure_aggregation import is_secure
 from protocol.tasks import BlobRef, TaskSpec
 from protocol.tensors import Layout, Role, joined_layout
 from protocol.wording import sized
@@ -174,6 +175,13 @@ class Submissions:
 def _check_privacy(spec: TaskSpec, layout: Layout, start: CheckpointRecord | None) -> None:
     """See that what a private task spends can be counted, and that nothing goes without noise. Raises: InvalidTask."""
     check_budget(spec.recipe, 0 if start is None else start.round)
+    if is_secure(spec.recipe) and any(tensor.role is Role.BUFFER for tensor in layout.tensors):
+        raise InvalidTask(
+            "with secure_aggregation a model has no buffers: they are no differences, and some are not averaged; use "
+            "GroupNorm or LayerNorm instead of BatchNorm, or persistent=False"
+        )
+    if is_secure(spec.recipe) and spec.epoch_end:
+        raise InvalidTask("with secure_aggregation there is no on_epoch_end: its files may tell of one client's data")
     if is_private(spec.recipe) and any(tensor.role is Role.BUFFER for tensor in layout.tensors):
         raise InvalidTask(
             "with dp_clip a model has no buffers: clients would send theirs without noise; use GroupNorm or LayerNorm "

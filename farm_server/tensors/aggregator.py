@@ -261,6 +261,8 @@ class Aggregator:
         times = [time.perf_counter()]
         task.wait_until_durable(command.attempt)
         times.append(time.perf_counter())
+        if command.unmasking is not None:
+            tensors.unmask(self._torch_side.masks_left(command.task_id, command.round, command.unmasking))
         before, task.holds = task.holds, None
         version = _with_small_parts_joined(tensors.step(command.round))
         times.append(time.perf_counter())

@@ -12,6 +12,7 @@ from protocol.compression import CodecSpec
 from protocol.errors import LayoutMismatch, NotFound
 from protocol.inner_state import checked_tree, largest_state_bytes, state_tensors
 from protocol.recipe import InnerState
+from protocol.secure_aggregation import Bits, is_secure
 from protocol.tasks import Split, TaskSpec
 from protocol.tensors import Header, Layout, parse_layout
 
@@ -68,6 +69,7 @@ class _Submitted(NamedTuple):
     round_samples: int
     states: StateForms | None
     in_fragments: bool
+    masked_bits: Bits | None
 
 
 class Layouts:
@@ -88,7 +90,12 @@ class Layouts:
         carried = recipe.inner_state is InnerState.CARRIED
         states = StateForms(largest_state_bytes(spec.initial_weights.size_bytes)) if carried else None
         self._submitted[task_id] = _Submitted(
-            spec.initial_weights.digest, recipe.update_codec, most, states, recipe.fragments > 1
+            spec.initial_weights.digest,
+            recipe.update_codec,
+            most,
+            states,
+            recipe.fragments > 1,
+            recipe.secure_bits if is_secure(recipe) else None,
         )
 
     def drop(self, task_id: str) -> None:
@@ -115,6 +122,10 @@ class Layouts:
     def round_samples_of(self, task_id: str) -> int:
         """Return the most samples that a round of the task hands out. Raises: NotFound for an unknown task."""
         return self._find(task_id).round_samples
+
+    def masked_bits_of(self, task_id: str) -> Bits | None:
+        """Return the bits of a masked number; None where updates come unmasked. Raises: NotFound."""
+        return self._find(task_id).masked_bits
 
     def in_fragments(self, task_id: str) -> bool:
         """Return whether an update may lack what it calls untouched. Raises: NotFound for an unknown task."""

@@ -17,6 +17,7 @@ from coordinator.numerics.aggregates import aggregate_of
 from coordinator.numerics.clipping import Clipping
 from coordinator.numerics.inner_state import InnerStateMean, first_bad
 from coordinator.numerics.outer_optimizer import OuterStep, all_finite
+from coordinator.numerics.secure_sum import SecureSum
 from farm_server.tensors.mapped_reader import MappedFileReader
 from farm_server.tensors.noise import fresh_gaussian
 from farm_server.tensors.tensor_reader import FileReader
@@ -36,6 +37,7 @@ from protocol.compression import LOSSLESS, OF_VERSIONS, CodecName, CodecSpec
 from protocol.errors import FarmError, NotFinite
 from protocol.inner_state import METADATA_KEY, Tree, as_json
 from protocol.recipe import InnerState, Recipe
+from protocol.secagg.unmasking import LeftMasks
 from protocol.tensors import Layout, parse_layout
 from protocol.zstd import wrap
 from storage.blob_batch import Chunk, size_of
@@ -133,6 +135,12 @@ class TaskTensors:
             self._aggregate.fold(reader, samples, scale, client=client)
             if self._inner is not None:
                 self._inner.fold(reader, samples, scale)
+
+    def unmask(self, masks: LeftMasks) -> None:
+        """Take what masks are left off the sum of what was folded. Raises: TypeError where nothing is masked."""
+        if not isinstance(self._aggregate, SecureSum):
+            raise TypeError("the updates of this task are not masked")
+        self._aggregate.unmask(masks)
 
     def step(self, version: int = 0) -> NewVersion:
         """Apply the mean of what was folded to this version, and return what is to be written.

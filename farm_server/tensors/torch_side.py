@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from protocol.compression import CodecSpec
 from protocol.errors import FarmError, Unavailable
 from protocol.recipe import OuterOptimizer, Recipe
+from protocol.secure_messages import Unmasking
 from protocol.tensors import Layout
 from storage.checkpoints import CheckpointFiles
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from farm_server.tensors.task_tensors import TaskTensors
     from protocol.codecs.checking import BadNumbers
+    from protocol.secagg.unmasking import LeftMasks
 
 
 class TorchSide:
@@ -74,6 +76,13 @@ class TorchSide:
         from farm_server.tensors.task_tensors import TaskTensors  # noqa: PLC0415
 
         return TaskTensors(recipe, files)
+
+    def masks_left(self, task_id: str, round_number: int, unmasking: Unmasking) -> LeftMasks:
+        """Return what is still on a round's masked sum. Raises: SecureSumFailed, if the shares don't tell."""
+        self._ready()
+        from protocol.secure_wire import masks_left  # noqa: PLC0415
+
+        return masks_left(task_id, round_number, unmasking)
 
     def _ready(self) -> None:
         if self._warm.is_set():

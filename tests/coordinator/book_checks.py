@@ -63,7 +63,7 @@ def faults_of_map(run: TaskRun, parts: StepParts) -> list[str]:
 
 
 def _faults_of_pieces(parts: StepParts, pieces: list[tuple[int, int]]) -> list[str]:
-    pieces += [(part.position, part.samples) for part in parts.waiting]
+    pieces += [(part.position, part.samples) for part in (*parts.waiting, *parts.dropped)]
     faults: list[str] = []
     end = 0
     for position, samples in sorted(pieces):
@@ -71,6 +71,8 @@ def _faults_of_pieces(parts: StepParts, pieces: list[tuple[int, int]]) -> list[s
             faults.append(f"samples at {min(position, end)}: held twice or by nobody")
         end = position + samples
     faults += [f"samples from {end} on are nobody's"] if end != parts.samples else []
-    open_places = {p.position for p in parts.waiting} | {x.record.position for x in parts.held.values()}
+    open_places = {p.position for p in (*parts.waiting, *parts.dropped)} | {
+        x.record.position for x in parts.held.values()
+    }
     settled = [name for name, x in parts.dormant.items() if x.record.position not in open_places]
     return faults + [f"{name} is dormant, and its part is settled" for name in settled]

@@ -28,6 +28,8 @@ OWNED = {
     "dormant",
     "freed_at",
     "waiting",
+    "dropped",
+    "is_closed",
     "unfolded",
     "dormant_at",
     "delivered",

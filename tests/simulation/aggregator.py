@@ -13,6 +13,7 @@ from coordinator.records import CheckpointRecord
 from protocol.digests import digest_bytes
 from protocol.tasks import BlobRef
 from tests.simulation.exact_weights import aggregate_of, state_of
+from tests.simulation.masked import check_unmasked
 from tests.simulation.violation import check
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ class Aggregator:
 
     def _commit(self, task: _Task, job: CommitRound) -> None:
         recipe = self._world.ledger.tasks[job.task_id].spec.recipe
+        updates = [self._world.updates[fold.update.digest] for fold in task.folded]
+        check_unmasked(job.task_id, job.round, updates, job.unmasking)
         votes = ((fold.client_id, self._world.updates[fold.update.digest].value) for fold in task.folded)
         weights = task.weights + aggregate_of(recipe, votes)
         name = f"{job.task_id}/{job.round + 1}/{weights}"

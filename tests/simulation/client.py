@@ -37,9 +37,12 @@ from protocol.messages import (
 )
 from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox, proven_rung
-from protocol.versions import EPOCH_END, MAP_ITEMS, TASK_ENVIRONMENT
+from protocol.secagg.errors import SecureSumFailed
+from protocol.secure_messages import PeerShares, RoundKeys, Survivors
+from protocol.versions import EPOCH_END, MAP_ITEMS, SECAGG, TASK_ENVIRONMENT
 from tests.simulation.choices import INSTALL_SECONDS, Choices
 from tests.simulation.exact_weights import Update, state_of, value_of
+from tests.simulation.masked import Masking, masked_update
 from tests.simulation.network import Connection
 from tests.simulation.scenario import POISON
 from tests.simulation.violation import check
@@ -115,6 +118,8 @@ class Client:
     next: Mishap = field(default_factory=Mishap)
     jobs: dict[str, Job] = field(default_factory=dict)
     outbox: dict[str, Result] = field(default_factory=dict)
+    masking: dict[str, Masking] = field(default_factory=dict)
+    """What it knows of secure sums, in memory only."""
     uploading: set[str] = field(default_factory=set)
     """Results of pipelined tasks that are on their way, while their slots are free again."""
     comes_back: bool = False
@@ -142,6 +147,7 @@ class Client:
         """End the agent without a word."""
         self.running, self.life = False, self.life + 1
         self.jobs.clear()
+        self.masking.clear()
         self.uploading.clear()
         if not keeps_outbox:
             self.outbox.clear()
@@ -155,6 +161,7 @@ class Client:
         self._say(Bye(reason="goodbye"))
         self.running, self.life = False, self.life + 1
         self.jobs.clear()
+        self.masking.clear()
         self._hang_up()
         if self.comes_back:
             self.world.agenda.after(1.0, self.start)
@@ -194,10 +201,25 @@ class Client:
                 self._leave_when_done()
             case Cancel():
                 self._drop(message.assignment_id)
+            case RoundKeys() | PeerShares() | Survivors() if message.assignment_id in self.masking:
+                self._agree(self.masking[message.assignment_id], message)
             case Pause():
                 for job in [j for j in self.jobs.values() if j.assign.task.task_id == message.task_id]:
                     self._drop(job.assign.assignment_id)
                 self._tell_ready()
+
+    def _agree(self, masking: Masking, message: RoundKeys | PeerShares | Survivors) -> None:
+        """Answer what a secure sum asks; an update that waits for its masks is sent once they are agreed on."""
+        try:
+            answer = masking.answer(message)
+        except SecureSumFailed as error:
+            check(False, f"{self.name} is asked for what it must not tell: {error!r}")
+            return
+        if answer is not None:
+            self._say(answer)
+        if isinstance(message, PeerShares) and (finish := masking.waiting) is not None:
+            masking.waiting = None
+            finish()
 
     def _dial(self) -> None:
         self.dials += 1
@@ -218,7 +240,7 @@ class Client:
             client_secret="s" * 16,
             name=self.name,
             team=_TEAMS[sum(self.name.encode()) % len(_TEAMS)],
-            features=(EPOCH_END, CREDIT, MAP_ITEMS, TASK_ENVIRONMENT),
+            features=(EPOCH_END, CREDIT, MAP_ITEMS, SECAGG, TASK_ENVIRONMENT),
             environments=self.choices.told(),
             sandbox=self.sandbox,
             resources=_RESOURCES,
@@ -274,7 +296,11 @@ class Client:
             self._say(Reject(assignment_id=assign.assignment_id, fence=assign.fence, code=code, message="no"))
             self._tell_ready()
             return
-        self._say(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        keys = None
+        if assign.secure is not None:
+            masking = self.masking[assign.assignment_id] = Masking(assign, self.world.draw_bytes)
+            keys = masking.keys()
+        self._say(Accept(assignment_id=assign.assignment_id, fence=assign.fence, keys=keys))
         seconds = self.slowness * (0.05 + assign.samples / self.samples_per_second) * self.world.rng.uniform(0.7, 1.4)
         job = self.jobs[assign.assignment_id] = Job(assign, self.world.agenda.now, seconds, mishap.stuck)
         if not job.stuck:
@@ -287,6 +313,10 @@ class Client:
     def _finish(self, job: Job, mishap: Mishap) -> None:
         assign = job.assign
         if self.jobs.get(assign.assignment_id) is not job:
+            return
+        masking = self.masking.get(assign.assignment_id)
+        if masking is not None and not masking.is_agreed and mishap.fails is None:
+            masking.waiting = lambda: self._finish(job, mishap)
             return
         del self.jobs[assign.assignment_id]
         if self._dies_of(assign, mishap):
@@ -319,6 +349,8 @@ class Client:
         if assign.kind in {Kind.TRAIN, Kind.MAP}:
             ranges = [SampleRange(s.shard.index, s.start, s.stop) for s in assign.slices]
             content = Update(assign.assignment_id, value_of(assign.epoch, ranges), assign.samples)
+            if (masking := self.masking.get(assign.assignment_id)) is not None:
+                content = masked_update(content, masking)
             update = content.ref()
             self.world.updates[update.digest] = content
         return Result(

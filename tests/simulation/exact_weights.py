@@ -68,6 +68,8 @@ class Update:
     assignment_id: str
     value: int
     samples: int
+    masked: int | None = None
+    """What of it leaves the client, where its round is a secure sum: the server must not need ``value``."""
 
     def ref(self) -> BlobRef:
         """Return its name. The same work makes the same bytes."""

@@ -97,7 +97,7 @@ def check_evicted(ledger: AuditedLedger, record: TaskRecord) -> None:
 def _check_step(run: TaskRun, step: Step) -> None:
     """Each sample of the step is delivered, leased to one client, or waits: exactly one of the three."""
     book = step.parts
-    if step.phase is StepPhase.COMMIT:
+    if step.phase is not StepPhase.COLLECT:
         check(not book.held and not book.waiting, f"round {step.number} is being committed and parts are out")
     else:
         faults = faults_of_map(run, book) if step.policy.brings_outputs else faults_of_round(book)

@@ -11,6 +11,7 @@ from protocol.maps import MapPlan, OnError
 from protocol.recipe import Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
+from protocol.secure_aggregation import LEAST_CLIENTS
 from protocol.tasks import Dataset, Split, TaskSpec
 from tests.coordinator.farm_simulation import spec
 from tests.simulation.choices import Choices, draw_choices, with_choices
@@ -66,6 +67,8 @@ MAPS_FROM = 5_000_000
 """Seeds from here on have tasks that map a function over their data."""
 ASYNCHRONOUS_FROM = 7_000_000
 """Seeds from here on have tasks whose clients wait for nobody."""
+SECURE_FROM = 8_000_000
+"""Seeds from here on have tasks of whose rounds the server learns the sum alone."""
 _RUNGS: tuple[Rung | None, ...] = (None, None, *Rung)
 _SANDBOXES = (None, *(Sandbox(rung=rung, probes=probes) for rung in Rung for probes in (0, 1)))
 _BEST = Sandbox(rung=Rung.STRICT, probes=1)
@@ -109,7 +112,8 @@ class Scenario:
 def draw_scenario(seed: int) -> Scenario:
     """Draw it. A seed has some kinds of faults and lacks others, so that common ones do not drown rare ones."""
     rng = Random(seed)
-    machines = rng.randint(ROBUST_VOTES if ROBUST_FROM <= seed < EARLY_FROM else 1, 6)
+    least = ROBUST_VOTES if ROBUST_FROM <= seed < EARLY_FROM else LEAST_CLIENTS if seed >= SECURE_FROM else 1
+    machines = rng.randint(least, 6)
     kinds = rng.sample(FAULTS, rng.randint(0, len(FAULTS)))
     return Scenario(
         seed=seed,
@@ -166,6 +170,8 @@ def _of_an_owner(rng: Random, machine: Machine, number: int) -> Machine:
 def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
+    if seed >= SECURE_FROM:
+        return _secure(rng, task)
     if seed >= ASYNCHRONOUS_FROM:
         return _waiting_for_nobody(rng, task)
     if seed >= OWNERS_FROM:
@@ -227,6 +233,24 @@ def _waiting_for_nobody(rng: Random, task: TaskSpec) -> TaskSpec:
     }
     recipe = Recipe.model_validate(task.recipe.model_dump() | asynchronous)
     return task.model_copy(update={"recipe": recipe})
+
+
+def _secure(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let the server learn a task's sums alone."""
+    summed = {
+        "secure_aggregation": True,
+        "min_clients": LEAST_CLIENTS,
+        "max_clients": None,
+        "max_staleness": 0,
+        "pipeline": False,
+        "over_provision": 0.0,
+        "quorum": 1.0,
+        "round_samples": max(task.recipe.round_samples, LEAST_CLIENTS),
+        "parts": rng.choice(("speed", "speed", "fixed")),
+    }
+    requirements = task.requirements if task.requirements != _TWO else Requirements()
+    recipe = Recipe.model_validate(task.recipe.model_dump() | summed)
+    return task.model_copy(update={"recipe": recipe, "requirements": requirements})
 
 
 def _voting(rng: Random, task: TaskSpec) -> TaskSpec:

@@ -14,7 +14,15 @@ from tests.simulation.mutants import (
     ROBUST_MUTANTS,
     Mutant,
 )
-from tests.simulation.scenario import ASYNCHRONOUS_FROM, EARLY_FROM, EPOCH_ENDS_FROM, OWNERS_FROM, ROBUST_FROM
+from tests.simulation.scenario import (
+    ASYNCHRONOUS_FROM,
+    EARLY_FROM,
+    EPOCH_ENDS_FROM,
+    OWNERS_FROM,
+    ROBUST_FROM,
+    SECURE_FROM,
+)
+from tests.simulation.secure_mutants import SECURE_MUTANTS
 
 WITHIN_SEEDS = 200
 
@@ -53,3 +61,9 @@ def test_a_defect_is_found_where_epochs_are_shown_to_the_code(mutant: Mutant, mo
 def test_a_defect_is_found_where_clients_wait_for_nobody(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     assert any(find_violation(ASYNCHRONOUS_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__
+
+
+@pytest.mark.parametrize("mutant", SECURE_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_is_found_where_sums_are_secure(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    assert any(find_violation(SECURE_FROM + seed)[1] for seed in range(WITHIN_SEEDS)), mutant.__doc__

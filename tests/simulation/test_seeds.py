@@ -12,7 +12,14 @@ from multiprocessing.pool import AsyncResult
 import pytest
 
 from tests.simulation.__main__ import find_violation, replay_command
-from tests.simulation.scenario import ASYNCHRONOUS_FROM, EARLY_FROM, EPOCH_ENDS_FROM, OWNERS_FROM, ROBUST_FROM
+from tests.simulation.scenario import (
+    ASYNCHRONOUS_FROM,
+    EARLY_FROM,
+    EPOCH_ENDS_FROM,
+    OWNERS_FROM,
+    ROBUST_FROM,
+    SECURE_FROM,
+)
 from tests.simulation.world import run_seed
 
 SEEDS = 2000
@@ -62,6 +69,13 @@ def test_promises_hold_where_owners_refuse_and_tasks_ask_for_sandboxes() -> None
 
 def test_promises_hold_where_clients_wait_for_nobody() -> None:
     seeds = range(ASYNCHRONOUS_FROM, ASYNCHRONOUS_FROM + 60)
+    broken = [f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, seeds) if what]
+    assert not broken, "\n".join(broken)
+
+
+def test_promises_hold_where_sums_are_secure() -> None:
+    """Each version is the sum of its updates, unmasked from real keys and shares, whoever dropped out."""
+    seeds = range(SECURE_FROM, SECURE_FROM + 60)
     broken = [f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, seeds) if what]
     assert not broken, "\n".join(broken)
 

@@ -27,6 +27,7 @@ from farm_client.agent.work.hang_limit import HangLimit
 from farm_client.agent.work.held_assignment import Held, filled_disk, ran_out_of_memory
 from farm_client.agent.work.left_files import store_left_files
 from farm_client.agent.work.result_sender import ResultSender
+from farm_client.agent.work.secure_rounds import SecureRounds
 from farm_client.agent.work.weights import Locks, Route, WeightsSupply
 from farm_client.executor.messages import FROZEN_DIFFERS, Advance, Done
 from farm_client.executor.postmortem import DIED_LATER, ProcessDeath
@@ -59,6 +60,7 @@ class Tools:
     home: HomeFolder
     environments: EnvironmentKeeper
     controls: ControlStore
+    secure: SecureRounds = field(default_factory=SecureRounds)
     making: Locks = field(default_factory=Locks)
 
 
@@ -170,7 +172,7 @@ class Job:
                 async with self._hang.over(lambda: executor.doing):
                     done = await self._compute(executor, route)
             artefacts = await store_left_files(self.held, executor, done.left, self._tools.transfers)
-            return self._keep(done, executor, artefacts)
+            return await self._keep(done, executor, artefacts)
         except ExecutorFailed as error:
             if executor is not None and not self._is_trained:
                 self.held.failed_step = await self._tools.failed_steps.store(self.held, executor, error.report)
@@ -228,9 +230,12 @@ class Job:
         self._release(executor)
         self._on_trained()
 
-    def _keep(self, done: Done, executor: Executor, artefacts: tuple[Artefact, ...]) -> Parcel:
+    async def _keep(self, done: Done, executor: Executor, artefacts: tuple[Artefact, ...]) -> Parcel:
         """Put the result into the outbox, before anything of it is sent and before the executor may change its file."""
-        parcel = self._tools.outbox.put(self._parcel(done, executor, artefacts))
+        parcel = self._parcel(done, executor, artefacts)
+        if self.held.assign.secure is not None:
+            parcel = await self._tools.secure.masked(self.held.assign, parcel)
+        parcel = self._tools.outbox.put(parcel)
         self._keep_control(done, executor)
         return parcel
 
@@ -277,6 +282,7 @@ class Job:
     def _snapshot_path(self) -> Path | None:
         assign = self.held.assign
         is_kept = assign.kind is Kind.TRAIN and assign.task.snapshot_seconds > 0
+        is_kept = is_kept and assign.secure is None  # whose keys end with this process
         return self._tools.snapshots.path(assign) if is_kept else None
 
     def _release(self, executor: Executor) -> None:

@@ -31,7 +31,7 @@ from farm_client.agent.work.job_runner import JobRunner
 from farm_client.agent.work.pauses import Pauses
 from farm_client.agent.work.preflight import Rejection, not_for_the_owner
 from farm_client.agent.work.resting import Doing, Resting
-from protocol.assignments import Accept, Ack, Assign, Cancel, Phase, Prefetch, Reject, RejectCode
+from protocol.assignments import Ack, Assign, Cancel, Phase, Prefetch, Reject, RejectCode
 from protocol.messages import Drain, Error, Heartbeat, HeldAssignment, Message, Pace, Pause, Ready
 from protocol.resources import LinkFigures
 from protocol.wanted_work import ANY_WORK
@@ -161,6 +161,7 @@ class Worker:
 
     def handle(self, message: Message) -> None:
         """Act on one message of the farm; never waits."""
+        self._tools.secure.take(message, self._outgoing.post)
         match message:
             case Assign():
                 self._said_idle_at = None
@@ -250,7 +251,7 @@ class Worker:
                 self._tools.pool.stop_idle()  # with their memory free the next offer may fit
             self._report_ready()
             return
-        self._outgoing.post(Accept(assignment_id=assign.assignment_id, fence=assign.fence))
+        self._outgoing.post(self._tools.secure.accept(assign))
         self._latest = assign
         self._begin(held)
 
