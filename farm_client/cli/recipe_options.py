@@ -76,6 +76,25 @@ class RecipeOptions:
             rich_help_panel=_RECIPE,
         ),
     ] = None
+    quorum_clients: Annotated[
+        int | None,
+        typer.Option(
+            "--quorum-clients",
+            min=1,
+            help="Asynchronous: a version is of what is here once so many clients have delivered.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            "--grace",
+            min=0,
+            max=10,
+            help="With it: the others are waited for so many times as long as a part takes.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None
     aggregate: Annotated[
         AggregateName | None,
         typer.Option(
@@ -256,6 +275,8 @@ def changed_recipe(options: RecipeOptions) -> dict[str, object]:
             "over_provision": options.over_provision,
             "max_staleness": options.max_staleness,
             "buffer": options.buffer,
+            "quorum_clients": options.quorum_clients,
+            "grace": options.grace,
             "aggregate": options.aggregate,
             "trim_share": options.trim_share,
             "byzantine": options.byzantine,

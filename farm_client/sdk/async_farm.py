@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from farm_client.sdk.api import Action
 from farm_client.sdk.farm import Farm, Fields, Paths, Task
+from farm_client.sdk.map_task import MapResults
 from farm_client.sdk.model_formats import MODEL_FILE, ModelFormat
 from farm_client.sdk.retrying import RETRY_SECONDS
 from farm_client.sdk.submission import OnProgress
+from farm_client.sdk.sweeping.plan import SweepPlan
+from farm_client.sdk.sweeping.sweep import SweepView
 from farm_client.sdk.watching.scene import Scene
 from protocol.artefacts import ArtefactView
 from protocol.recipe import Recipe, Requirements
@@ -138,6 +141,32 @@ class AsyncTask:
         await asyncio.to_thread(self.sync.remove, force=force)
 
 
+class AsyncMapResults:
+    """The outputs of a map; ``async for`` gives them in order, each as soon as it and all before it are there.
+
+    See `MapResults`. Cancelling an ``await`` leaves the thread to its end, as of `AsyncTask`.
+    """
+
+    def __init__(self, results: MapResults) -> None:
+        self.sync = results
+        self.task = AsyncTask(results.task)
+
+    def __repr__(self) -> str:
+        return f"<AsyncMapResults of {self.task.name} ({self.task.id})>"
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Yield the outputs from the first item on. Raises: TaskEnded, as `MapResults` does."""
+        return _each(self.sync.__iter__)
+
+    def from_item(self, start: int, *, follow_on: bool = True) -> AsyncIterator[Any]:
+        """Yield the outputs from an item on; without ``follow_on`` only what is there now without a gap."""
+        return _each(self.sync.from_item, start, follow_on=follow_on)
+
+    async def save(self, path: str | Path) -> Path:
+        """Write all outputs to a ``.jsonl``, ``.npz`` or ``.parquet`` file. Raises: BadOutput; TaskEnded."""
+        return await asyncio.to_thread(self.sync.save, path)
+
+
 class AsyncFarm:
     """A farm. Use as an async context manager, or call ``close``; see `Farm`."""
 
@@ -188,6 +217,67 @@ class AsyncFarm:
             **task,
         )
         return AsyncTask(submitted)
+
+    async def map(
+        self,
+        code: str | Path,
+        *,
+        data: Paths = (),
+        items: int | None = None,
+        weights: str | None = None,
+        requirements: Requirements | Fields | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> AsyncMapResults:
+        """Submit a function to be run on each row, or number; iterate over what it returns: see `Farm.map`.
+
+        ``on_progress`` is called on another thread.
+        """
+        found = await asyncio.to_thread(
+            self.sync.map,
+            code,
+            data=data,
+            items=items,
+            weights=weights,
+            requirements=requirements,
+            on_progress=on_progress,
+            **options,
+        )
+        return AsyncMapResults(found)
+
+    async def outputs(self, reference: str) -> AsyncMapResults:
+        """Return the outputs of a map that was submitted before, on whichever machine. Raises: NotFound."""
+        return AsyncMapResults(await asyncio.to_thread(self.sync.outputs, reference))
+
+    async def sweep(
+        self,
+        plan: SweepPlan | str | Path,
+        code: str | Path,
+        *,
+        study: str | Path,
+        data: Paths = (),
+        settings: str | Path | None = None,
+        recipe: Recipe | Fields | str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        on_change: Callable[[SweepView], None] = lambda _: None,
+        **task: object,
+    ) -> SweepView:
+        """Train many tasks that differ in a few settings, and return how they did: see `Farm.sweep`.
+
+        ``on_change`` is called on another thread. Cancelling the ``await`` leaves the sweep to its end.
+        """
+        return await asyncio.to_thread(
+            self.sync.sweep,
+            plan,
+            code,
+            study=study,
+            data=data,
+            settings=settings,
+            recipe=recipe,
+            config=config,
+            on_change=on_change,
+            **task,
+        )
 
     async def task(self, reference: str) -> AsyncTask:
         """Return the task that is meant: by its id, a beginning of it, or its name. Raises: NotFound."""
