@@ -100,6 +100,8 @@ class Assign(Frozen):
     """How large a file the farm takes of the step in which the task's code fails; 0: it keeps none (any more)."""
     position: Count = 0
     """The place of its first sample in the round; of a map in the data."""
+    data_part: Count | None = None
+    """The virtual client whose rows these are, from 0, where a task with a split has control variates."""
     lease_seconds: Seconds
     prefetch: tuple[BlobRef, ...] = Field(default=(), max_length=256)
     """Shards that this client is likely to need next; fetched while it computes, if there is room."""

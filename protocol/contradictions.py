@@ -119,6 +119,8 @@ def _of_order(recipe: Recipe, dataset: Dataset) -> str | None:
 
 
 def _of_split(recipe: Recipe, dataset: Dataset) -> str | None:
+    if dataset.parts and recipe.scaffold_clients not in {0, len(dataset.parts)}:
+        return f"SCAFFOLD's clients are the split's, which has {len(dataset.parts)}: say so in scaffold_clients"
     if (recipe.split is None) == (not dataset.parts):
         return None
     if recipe.split is None:

@@ -85,6 +85,8 @@ def _of_others(recipe: Recipe) -> str | None:
         return 'a split deals rows to virtual clients, and order = "sequential" keeps them in order: leave one out'
     if recipe.parts != "fixed" or recipe.part_samples is not None:
         return "a round of a split has one part for each virtual client: leave parts and part_samples out"
-    if recipe.scaffold_clients:
-        return "SCAFFOLD's control variates are of machines, and a split's clients are virtual: leave one of them out"
+    if recipe.scaffold_clients and recipe.split_parts is not None and recipe.scaffold_clients != recipe.split_parts:
+        return (
+            f"SCAFFOLD's clients are the split's: say scaffold_clients = {recipe.split_parts}, as many as split_parts"
+        )
     return None

@@ -76,11 +76,11 @@ def _refused_beside_scaffold(recipe: Recipe) -> str | None:
             "which count each client of a round: leave quorum, over_provision and max_staleness out",
         ),
         (
-            recipe.parts is PartSizes.FIXED,
+            recipe.parts is PartSizes.FIXED and recipe.split is None,
             'and each client keeps one of its own: parts = "fixed" promises equal weights whoever comes',
         ),
         (
-            least > recipe.scaffold_clients,
+            least > recipe.scaffold_clients and recipe.split is None,
             f"for {recipe.scaffold_clients} clients in all, and a round needs {least}: say how many there are in all",
         ),
     )

@@ -28,6 +28,8 @@ NAMED_SCHEDULE: Final = "named_schedule"
 CONTROL_VARIATES: Final = "control_variates"
 """Likewise: they correct local gradients by SCAFFOLD's control variates, and keep their own."""
 
+SPLIT_VARIATES: Final = "split_variates"
+"""Likewise, where rows are split: those of virtual clients come and go with the version."""
 FRAGMENTS: Final = "fragments"
 """Likewise: they tell one fragment of their model in each round."""
 

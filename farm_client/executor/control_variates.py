@@ -9,6 +9,9 @@ Source: Karimireddy et al., arXiv:1910.06378, algorithm 1 with option II. For pl
 mean of the gradients g_i that the steps computed, and that is what is kept here: it needs no division by a small rate,
 and holds where a schedule changes the rate. c travels with the version, as the state of an inner optimizer does
 (``inner_state = "carried"``); c_i stays with the client, in a file that its agent keeps.
+
+Where rows are dealt to virtual clients, the clients are those, whichever machine computes a part: all c_i travel with
+the version, beside c.
 """
 
 from __future__ import annotations
@@ -38,14 +41,20 @@ class ControlVariates:
 
     field: ClassVar[str] = "scaffold_clients"
 
-    def __init__(self, tensors: ModelTensors, own: Path | None, *, scale: float) -> None:
-        """``own`` is the file of c_i, if there is one; ``scale`` times the change of c_i goes into c.
+    def __init__(
+        self, tensors: ModelTensors, own: Path | None, *, share: float, clients: int, part: int | None = None
+    ) -> None:
+        """``own`` is the file of c_i, if there is one; ``part`` is the virtual client i, whose c_i then travels.
 
-        The server takes the mean of what the clients of the round say that c became, by samples. So ``scale`` is the
-        round's samples over this client's, over N: then the mean is the sum over S, divided by N, whatever the parts.
+        The server takes the mean of what the clients of the round say that c became, by samples. So the change of c_i
+        goes into c times ``share``, the round's samples over this client's, over N, ``clients``: then the mean is the
+        sum over S, divided by N, whatever the parts. Likewise a c_i that travels: all others say that it is as it was.
         """
         self._parameters = tensors.parameters
-        self._scale = scale
+        self._share = share
+        self._scale = share / clients
+        self._part = part
+        self._of_parts: dict[str, TensorMap] = {} if part is None else {str(number): {} for number in range(clients)}
         self._server: TensorMap = {}
         self._own = {} if own is None or not own.exists() else _read(own, self._parameters)
         self._sums: TensorMap = {}
@@ -85,8 +94,8 @@ class ControlVariates:
             return None if own is None else own.neg()
         return server.clone() if own is None else server - own
 
-    def end(self) -> TensorMap:
-        """Let c become what this client says of it, and return c_i+. Raises: LossNotFinite."""
+    def end(self) -> TensorMap | None:
+        """Let c become what this client says of it, and return c_i+; None where it travels. Raises: LossNotFinite."""
         zeros = {name: torch.zeros_like(p, dtype=_wide(p), requires_grad=False) for name, p in self._parameters.items()}
         own = {name: total.div_(self._steps) for name, total in self._sums.items()}
         own = zeros | self._own | own
@@ -98,16 +107,25 @@ class ControlVariates:
             for name, zero in zeros.items()
         }
         self._sums, self._steps = {}, 0
-        return as_stored(own)
+        if self._part is None:
+            return as_stored(own)
+        self._of_parts = {number: zeros | tensors for number, tensors in self._of_parts.items()}
+        self._of_parts[str(self._part)] = {
+            name: before + (own[name] - before) * self._share
+            for name, before in self._of_parts[str(self._part)].items()
+        }
+        return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return c, and what the steps of the round have computed so far, if any."""
+        """Return c, those that travel, and what the steps of the round have computed so far, if any."""
         begun = {"sums": self._sums, "steps": self._steps} if self._steps else {}
-        return {"c": self._server, **begun}
+        return {"c": self._server, **({"parts": self._of_parts} if self._of_parts else {}), **begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take on what ``state_dict`` returned."""
         self._server = self._placed(state_dict["c"])
+        self._of_parts |= {number: self._placed(tensors) for number, tensors in state_dict.get("parts", {}).items()}
+        self._own = self._own if self._part is None else self._of_parts[str(self._part)]
         self._sums, self._steps = self._placed(state_dict.get("sums", {})), int(state_dict.get("steps", 0))
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> TensorMap:

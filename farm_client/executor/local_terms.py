@@ -27,6 +27,6 @@ def term_of(task: LoadTask, order: Run, tensors: ModelTensors, base: Mapping[str
     if not task.scaffold_clients:
         return None
     samples = sum(piece.stop - piece.start for piece in order.pieces) or 1
-    own = None if order.control_path is None else Path(order.control_path)
+    own = None if order.control_path is None or order.data_part is not None else Path(order.control_path)
     share = (order.round_samples or samples) / samples
-    return ControlVariates(tensors, own, scale=share / task.scaffold_clients)
+    return ControlVariates(tensors, own, share=share, clients=task.scaffold_clients, part=order.data_part)

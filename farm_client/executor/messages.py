@@ -128,6 +128,8 @@ class Run(Frozen):
     control_path: str | None = None
     """This client's control variate of the task, if it has one."""
     pieces: tuple[Piece, ...]
+    data_part: int | None = None
+    """The virtual client whose rows these are, where control variates are of those."""
     position: int = 0
     """Of a map: the place of the first item in the data."""
     upcoming: tuple[Piece, ...] = ()

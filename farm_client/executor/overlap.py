@@ -15,7 +15,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Overlap:
-    """The number of ``steps`` taken after an update is reported, and the parameters that the update has (``told``)."""
+    """The number of steps that are taken after an update is reported, and the parameters that the update holds."""
 
     steps: int = 0
     told: frozenset[str] = frozenset()

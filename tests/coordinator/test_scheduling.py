@@ -16,6 +16,7 @@ from coordinator.records import ClientRecord, TaskRecord
 from coordinator.scoring import WEIGHTS, Facts, reliability, score, total
 from coordinator.throughput import DecayingSum, MovingAverage
 from protocol.assignments import Kind, RejectCode
+from protocol.data_split import DataPart
 from protocol.named_schedule import NamedSchedule
 from protocol.recipe import InnerState, Mode, Requirements
 from protocol.resources import Gpu, Resources
@@ -30,6 +31,7 @@ from protocol.versions import (
     NAMED_SCHEDULE,
     PROXIMAL_TERM,
     QUANTIZED_BASE,
+    SPLIT_VARIATES,
     STEP_RULES,
     TASK_LENGTH,
 )
@@ -388,6 +390,19 @@ def test_local_objectives_and_fragments_go_to_clients_that_know_them(
     assert {name: getattr(new.held[0].task, name) for name in asks} == asks
     reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
     assert reasons["old"] == f"cannot {lack}: it needs a newer aifarm"
+
+
+def test_control_variates_of_a_split_go_to_clients_that_take_them_from_the_version(farm: Simulation) -> None:
+    has = (CARRIED_STATE, CONTROL_VARIATES)
+    old, new = farm.join(Volunteer("old", features=has)), farm.join(Volunteer("new", features=(*has, SPLIT_VARIATES)))
+    asks = spec(shards=(10, 10, 20), split="iid", split_parts=2, scaffold_clients=2, inner_state="carried")
+    parts = (DataPart(shards=2, samples=20), DataPart(shards=1, samples=20))
+    farm.submit(asks.model_copy(update={"dataset": asks.dataset.model_copy(update={"parts": parts})}))
+    assert not old.held
+    [first] = new.held
+    assert first.data_part == int(first.slices[0].shard.index == 2)
+    reasons = {client.name: client.reason for client in farm.coordinator.explain("t1", farm.now).clients}
+    assert "cannot take control variates of virtual clients from the version" in reasons["old"]
 
 
 def test_a_named_schedule_goes_to_clients_that_know_them_with_the_length_of_the_task(farm: Simulation) -> None:

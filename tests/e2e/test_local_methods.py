@@ -69,6 +69,12 @@ def test_each_client_keeps_its_control_variate_and_tells_a_fragment_at_a_time(
         assert {name: tuple(tensor.shape) for name, tensor in control.items()}["0.weight"] == (8, 4)
         assert control["2.weight"].any()
 
+    # What the clients of a split have, travels: no machine keeps it. Their rows are unlike.
+    dealt = 'split = "dirichlet"\nsplit_parts = 3\nsplit_alpha = 0.1\nsplit_by = "y"\nscaffold_clients = 3'
+    split = submit(farm, tmp_path / "split", f"rounds = 3\n{dealt}")
+    assert sorted(farm.folder.glob("*/controls/*/*.control")) == kept
+    assert farm.run("pull", split, "-o", str(tmp_path / "split.safetensors")).exit_code == 0
+
     task = submit(
         farm,
         tmp_path / "streaming",

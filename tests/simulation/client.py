@@ -39,7 +39,15 @@ from protocol.resources import Load, Resources
 from protocol.sandbox import Sandbox, proven_rung
 from protocol.secagg.errors import SecureSumFailed
 from protocol.secure_messages import PeerShares, RoundKeys, Survivors
-from protocol.versions import EPOCH_END, MAP_ITEMS, SECAGG, TASK_ENVIRONMENT
+from protocol.versions import (
+    CARRIED_STATE,
+    CONTROL_VARIATES,
+    EPOCH_END,
+    MAP_ITEMS,
+    SECAGG,
+    SPLIT_VARIATES,
+    TASK_ENVIRONMENT,
+)
 from tests.simulation.choices import INSTALL_SECONDS, Choices
 from tests.simulation.exact_weights import Update, state_of, value_of
 from tests.simulation.masked import Masking, masked_update
@@ -54,6 +62,16 @@ HEARTBEAT_SECONDS = 3.0
 LAST_ACKS_SECONDS = 1.0
 GIGABYTE = 10**9
 _RESOURCES = Resources(cpu_cores=4, ram_bytes=16 * GIGABYTE)
+_FEATURES = (
+    EPOCH_END,
+    CREDIT,
+    MAP_ITEMS,
+    SECAGG,
+    TASK_ENVIRONMENT,
+    CARRIED_STATE,
+    CONTROL_VARIATES,
+    SPLIT_VARIATES,
+)
 _LEFT = Artefact(name="loss.txt", digest="f" * 64, size_bytes=3)
 """What an ``on_epoch_end`` leaves."""
 _LOAD = Load(ram_free_bytes=8 * GIGABYTE)
@@ -240,7 +258,7 @@ class Client:
             client_secret="s" * 16,
             name=self.name,
             team=_TEAMS[sum(self.name.encode()) % len(_TEAMS)],
-            features=(EPOCH_END, CREDIT, MAP_ITEMS, SECAGG, TASK_ENVIRONMENT),
+            features=_FEATURES,
             environments=self.choices.told(),
             sandbox=self.sandbox,
             resources=_RESOURCES,

@@ -51,8 +51,28 @@ def aggregate_of(recipe: Recipe, updates: Iterable[tuple[str, int]]) -> int:
         case AggregateName.TRIMMED_MEAN:
             cut = min(math.ceil(recipe.trim_share * len(votes)), (len(votes) - 1) // 2) if votes else 0
             return sum(votes[cut : len(votes) - cut])
+        case AggregateName.GEOMETRIC_MEDIAN if votes:
+            return votes[(len(votes) - 1) // 2]
+        case AggregateName.KRUM if votes:
+            return _by_closeness(votes, recipe.byzantine)[0]
+        case AggregateName.MULTI_KRUM if votes:
+            return sum(_by_closeness(votes, recipe.byzantine)[: max(len(votes) - recipe.byzantine, 1)])
+        case AggregateName.BULYAN if votes:
+            return sum(votes[recipe.byzantine : max(len(votes) - recipe.byzantine, recipe.byzantine + 1)])
+        case AggregateName.NORM_BOUNDING | AggregateName.CENTERED_CLIPPING if votes:
+            return sum(min(vote, votes[(len(votes) - 1) // 2]) for vote in votes)
         case _:
             return sum(votes)
+
+
+def _by_closeness(votes: list[int], byzantine: int) -> list[int]:
+    """Return the votes, those first that are closest to most others."""
+    near = max(len(votes) - byzantine - 2, 1)
+
+    def score(vote: int) -> int:
+        return sum(sorted(abs(vote - other) for other in votes)[1 : near + 1])
+
+    return sorted(votes, key=lambda vote: (score(vote), vote))
 
 
 def state_of(weights_digest: str) -> BlobRef:

@@ -9,7 +9,7 @@ from coordinator.farm import FarmState
 from coordinator.lifecycle import ENDED, HELD, TaskState
 from coordinator.records import RoundState, TaskRecord
 from coordinator.state import Step, StepPhase, TaskRun
-from protocol.assignments import Assign
+from protocol.assignments import Assign, Kind
 from protocol.codec import decode, encode
 from tests.coordinator.book_checks import faults_of_book, faults_of_map, faults_of_round
 from tests.simulation.violation import Violation, check
@@ -117,6 +117,7 @@ def check_command(server: Server, command: Command) -> None:
                 audit.assigned.add(command.message.assignment_id)
                 check(decode(encode(command.message)) == command.message, "an assignment is sent that nobody can read")
                 here = (command.message.task.task_id, command.client_id, command.incarnation)
+                _check_data_part(server, command.message)
                 check(here not in audit.refused, f"{here} is asked again, although its owner does not allow it")
         case OpenRound():
             key = (server, command.task_id)
@@ -126,6 +127,17 @@ def check_command(server: Server, command: Command) -> None:
             _check_fold(server, command)
         case CommitRound():
             check(audit.folds[server, command.task_id][0] == command.attempt, "a round is committed that is not open")
+
+
+def _check_data_part(server: Server, assign: Assign) -> None:
+    """Check that a training part of a split is of one virtual client, which is named where it has a control variate."""
+    spec = server.coordinator._farm.tasks[assign.task.task_id].record.spec
+    if not spec.dataset.parts or assign.kind is not Kind.TRAIN:
+        return
+    of = {spec.dataset.part_of_shard[one.shard.index] for one in assign.slices}
+    check(len(of) == 1, f"a part is of the virtual clients {sorted(of)}")
+    named = of if spec.recipe.scaffold_clients else {None}
+    check(assign.data_part in named, f"a part of virtual client {of} is said to be of {assign.data_part}")
 
 
 def _check_fold(server: Server, command: Fold) -> None:

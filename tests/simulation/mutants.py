@@ -40,6 +40,7 @@ from coordinator.farm import FarmState
 from coordinator.in_flight import Lease, Stage
 from coordinator.leases import LeaseBook
 from coordinator.lifecycle import ENDED
+from coordinator.planning import fixed_parts
 from coordinator.records import AssignmentRecord
 from coordinator.state import ClientState, Step, TaskRun
 from coordinator.turn import Turn
@@ -781,6 +782,30 @@ def wait_for_nobody_at_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rounds, "outstanding", lambda _run: ())
 
 
+def give_each_part_a_vote(patch: pytest.MonkeyPatch) -> None:
+    """A client that did two parts of a round has two votes."""
+
+    def of_nobody(task: str, number: int, attempt: int, assignment: str, _client: str, *rest: Any) -> Fold:
+        return Fold(task, number, attempt, assignment, assignment, *rest)
+
+    patch.setattr(rounds, "Fold", of_nobody)
+
+
+def cut_across_virtual_clients(patch: pytest.MonkeyPatch) -> None:
+    """A round's parts are as large as each other, whoever's rows they are."""
+    patch.setattr(rounds, "sizes_of_parts", lambda ranges, spec, kind: fixed_parts(ranges, spec.recipe, kind))
+
+
+def say_that_it_is_another_clients(patch: pytest.MonkeyPatch) -> None:
+    """A part's control variate is that of the first virtual client."""
+    part_of, first = offers._data_part, 0
+    patch.setattr(offers, "_data_part", lambda run, record: None if part_of(run, record) is None else first)
+
+
+DISTANCE_MUTANTS: tuple[Mutant, ...] = (give_each_part_a_vote,)
+"""What robust aggregates by distances or norms show."""
+SPLIT_MUTANTS: tuple[Mutant, ...] = (cut_across_virtual_clients, say_that_it_is_another_clients)
+"""What tasks show whose rows are dealt to virtual clients."""
 ASYNCHRONOUS_MUTANTS: tuple[Mutant, ...] = (
     hand_the_same_samples_out_again,
     owe_what_is_handed_out_again,

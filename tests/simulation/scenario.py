@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from random import Random
 
 from coordinator.settings import CoordinatorSettings
-from protocol.aggregates import ROBUST_VOTES, AggregateName
+from protocol.aggregates import COUNTING_LIARS, ROBUST_VOTES, AggregateName, votes_needed
+from protocol.data_split import DataPart, SplitName
 from protocol.maps import MapPlan, OnError
-from protocol.recipe import Recipe, Requirements
+from protocol.recipe import PartSizes, Recipe, Requirements
 from protocol.retry import RetryPolicy
 from protocol.sandbox import Rung, Sandbox
 from protocol.secure_aggregation import LEAST_CLIENTS
@@ -69,6 +71,18 @@ ASYNCHRONOUS_FROM = 7_000_000
 """Seeds from here on have tasks whose clients wait for nobody."""
 SECURE_FROM = 8_000_000
 """Seeds from here on have tasks of whose rounds the server learns the sum alone."""
+DISTANCES_FROM = 9_000_000
+"""Seeds from here on have tasks with a robust aggregate by distances or norms."""
+SPLITS_FROM = 10_000_000
+"""Seeds from here on have tasks whose rows are dealt to virtual clients, some with control variates."""
+_BY_DISTANCE = (
+    AggregateName.KRUM,
+    AggregateName.MULTI_KRUM,
+    AggregateName.BULYAN,
+    AggregateName.GEOMETRIC_MEDIAN,
+    AggregateName.CENTERED_CLIPPING,
+    AggregateName.NORM_BOUNDING,
+)
 _RUNGS: tuple[Rung | None, ...] = (None, None, *Rung)
 _SANDBOXES = (None, *(Sandbox(rung=rung, probes=probes) for rung in Rung for probes in (0, 1)))
 _BEST = Sandbox(rung=Rung.STRICT, probes=1)
@@ -112,8 +126,11 @@ class Scenario:
 def draw_scenario(seed: int) -> Scenario:
     """Draw it. A seed has some kinds of faults and lacks others, so that common ones do not drown rare ones."""
     rng = Random(seed)
-    least = ROBUST_VOTES if ROBUST_FROM <= seed < EARLY_FROM else LEAST_CLIENTS if seed >= SECURE_FROM else 1
+    is_secure = SECURE_FROM <= seed < DISTANCES_FROM
+    least = ROBUST_VOTES if ROBUST_FROM <= seed < EARLY_FROM else LEAST_CLIENTS if is_secure else 1
     machines = rng.randint(least, 6)
+    if DISTANCES_FROM <= seed < SPLITS_FROM:
+        machines = votes_needed(AggregateName.BULYAN, 1)
     kinds = rng.sample(FAULTS, rng.randint(0, len(FAULTS)))
     return Scenario(
         seed=seed,
@@ -170,6 +187,10 @@ def _of_an_owner(rng: Random, machine: Machine, number: int) -> Machine:
 def _draw_task(rng: Random, machines: int, seed: int) -> TaskSpec:
     """Draw a task of a few small rounds, of the kind that a seed has."""
     task = _draw_mean_task(rng, machines)
+    if seed >= SPLITS_FROM:
+        return _split(rng, task)
+    if seed >= DISTANCES_FROM:
+        return _voting_by_distance(rng, task)
     if seed >= SECURE_FROM:
         return _secure(rng, task)
     if seed >= ASYNCHRONOUS_FROM:
@@ -253,13 +274,44 @@ def _secure(rng: Random, task: TaskSpec) -> TaskSpec:
     return task.model_copy(update={"recipe": recipe, "requirements": requirements})
 
 
+def _split(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Deal a task's rows to virtual clients, each with some shards."""
+    train = task.dataset.of(Split.TRAIN)
+    cuts = sorted(rng.sample(range(1, len(train)), rng.randint(0, len(train) - 1)))
+    groups = [train[start:stop] for start, stop in pairwise([0, *cuts, len(train)])]
+    parts = tuple(DataPart(shards=len(group), samples=sum(shard.samples for shard in group)) for group in groups)
+    dealt = {
+        "split": SplitName.IID,
+        "split_parts": len(parts),
+        "parts": PartSizes.FIXED,
+        "max_staleness": 0,
+        "pipeline": False,
+        "quorum": 1.0,
+        "over_provision": 0.0,
+        **({"scaffold_clients": len(parts), "inner_state": "carried"} if rng.random() < 0.5 else {}),
+    }
+    recipe = Recipe.model_validate(task.recipe.model_dump() | dealt)
+    dataset = Dataset(kind="files", shards=task.dataset.shards, parts=parts)
+    return task.model_copy(update={"recipe": recipe, "dataset": dataset})
+
+
+def _voting_by_distance(rng: Random, task: TaskSpec) -> TaskSpec:
+    """Let each client's update of a task have one vote, whose distance to others counts."""
+    return _with_votes(task, rng.choice(_BY_DISTANCE))
+
+
 def _voting(rng: Random, task: TaskSpec) -> TaskSpec:
-    """Let each update of a task have one vote."""
-    aggregate = rng.choice((AggregateName.MEDIAN, AggregateName.TRIMMED_MEAN))
+    """Let each client's update of a task have one vote."""
+    return _with_votes(task, rng.choice((AggregateName.MEDIAN, AggregateName.TRIMMED_MEAN)))
+
+
+def _with_votes(task: TaskSpec, aggregate: AggregateName) -> TaskSpec:
+    byzantine = int(aggregate in COUNTING_LIARS)
     votes = {
         "aggregate": aggregate,
         "trim_share": 0.25 if aggregate is AggregateName.TRIMMED_MEAN else 0.0,
-        "min_clients": ROBUST_VOTES,
+        "byzantine": byzantine,
+        "min_clients": votes_needed(aggregate, byzantine),
         "max_clients": None,
         "max_staleness": 0,
         "pipeline": False,

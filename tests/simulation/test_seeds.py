@@ -14,11 +14,13 @@ import pytest
 from tests.simulation.__main__ import find_violation, replay_command
 from tests.simulation.scenario import (
     ASYNCHRONOUS_FROM,
+    DISTANCES_FROM,
     EARLY_FROM,
     EPOCH_ENDS_FROM,
     OWNERS_FROM,
     ROBUST_FROM,
     SECURE_FROM,
+    SPLITS_FROM,
 )
 from tests.simulation.world import run_seed
 
@@ -77,6 +79,14 @@ def test_promises_hold_where_sums_are_secure() -> None:
     """Each version is the sum of its updates, unmasked from real keys and shares, whoever dropped out."""
     seeds = range(SECURE_FROM, SECURE_FROM + 60)
     broken = [f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, seeds) if what]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("first", [DISTANCES_FROM, SPLITS_FROM])
+def test_promises_hold_where_distances_count_and_where_rows_are_split(first: int) -> None:
+    broken = [
+        f"{what}; {replay_command(seed)}" for seed, what, _ in map(find_violation, range(first, first + 60)) if what
+    ]
     assert not broken, "\n".join(broken)
 
 

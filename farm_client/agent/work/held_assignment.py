@@ -196,6 +196,7 @@ class Held:
             snapshot_path=None if snapshot is None else str(snapshot),
             pieces=_pieces(assign.slices, cache),
             position=assign.position,
+            data_part=assign.data_part,
             upcoming=_pieces(assign.upcoming, cache),
         )
 

@@ -293,7 +293,7 @@ def test_an_optimizer_that_is_not_plain_sgd_is_refused_by_name(tmp_path: Path, o
 
 
 def test_a_gradient_that_is_not_finite_spoils_no_control_variate(data: Bench) -> None:
-    control = ControlVariates(data.runner.tensors, None, scale=1.0)
+    control = ControlVariates(data.runner.tensors, None, share=1.0, clients=1)
     for parameter in data.runner.tensors.parameters.values():
         parameter.grad = torch.full_like(parameter, torch.inf)
     control.add_gradient(data.runner.tensors.parameters, ())
@@ -304,7 +304,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_control_variate(data: Bench) ->
 
 def test_what_the_loss_never_depends_on_has_none(data: Bench) -> None:
     parameters = data.runner.tensors.parameters
-    control = ControlVariates(data.runner.tensors, None, scale=1.0)
+    control = ControlVariates(data.runner.tensors, None, share=1.0, clients=1)
     control.load_state_dict({"c": {name: torch.ones_like(p) for name, p in parameters.items()}})
     control.add_gradient(parameters, set(parameters))
     assert all(parameter.grad is None for parameter in parameters.values())
