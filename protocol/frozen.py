@@ -12,9 +12,12 @@ _set: Final = object.__setattr__
 
 
 class Frozen(BaseModel):
-    """Immutable, and unknown fields are ignored, so that a newer peer can add some."""
+    """Immutable, and unknown fields are ignored, so that a newer peer can add some.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Its validator is built when one is first made or read: an agent never makes most of them, and saves 0.8 MB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 def unchecked(model: type[_M]) -> type[_M]:

@@ -54,6 +54,7 @@ from farm_client.agent.work.job import Tools
 from farm_client.agent.work.result_sender import ResultSender
 from farm_client.agent.work.worker import Worker, WorkerParts
 from farm_client.executor.process import EXECUTOR_MODULE, Launch
+from farm_client.heap import give_back
 from farm_client.sandbox.cgroups import find_delegation
 from farm_client.signals import existing, heeded
 from protocol.composition import Wrap, as_built
@@ -295,6 +296,7 @@ class Agent:
                 remember_farm(self._home.farm_file, self._address)
                 farm = f" ({link.welcome.server})" if link.welcome.server else ""
                 self._console.tell(f"joined {self._address.shown}{farm} as {self._settings.name}")
+                give_back()  # what the start left over: it may wait for long
                 return link
         return None
 

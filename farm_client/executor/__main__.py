@@ -27,7 +27,6 @@ from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
 from farm_client.executor.followers import Followers
-from farm_client.executor.heap import give_back
 from farm_client.executor.map_runner import MapRunner
 from farm_client.executor.means import remark
 from farm_client.executor.messages import (
@@ -59,6 +58,7 @@ from farm_client.executor.suspension import Suspension
 from farm_client.executor.task_packages import use_packages
 from farm_client.executor.update_thread import UpdateThread
 from farm_client.executor.vram import bound_vram
+from farm_client.heap import give_back
 from protocol.errors import FarmError, OutOfOrder
 
 

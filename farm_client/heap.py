@@ -1,4 +1,4 @@
-"""Gives the memory that steps have freed back to the system, for an executor that waits for its next order."""
+"""Gives freed memory back to the system: of an executor that waits for its next order, of an agent that has joined."""
 
 from __future__ import annotations
 
