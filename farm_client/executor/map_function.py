@@ -32,8 +32,8 @@ class WrongAnswer(CodeError):
 class MapFunction:
     """The functions of one task, imported and set up once for each executor."""
 
-    def __init__(self, order: LoadTask, device: torch.device) -> None:
-        """Import the code and call ``setup``. Raises: CodeError; memory errors."""
+    def __init__(self, order: LoadTask, device: torch.device, *, sets_up: bool = True) -> None:
+        """Import the code and call ``setup``, unless it need not be ready. Raises: CodeError; memory errors."""
         self._plan = order.map or MapPlan()
         self._seed, self._device = order.seed, device
         contract = load_contract(Path(order.code_dir), order.entry, order.settings)
@@ -46,7 +46,7 @@ class MapFunction:
         self.failed_items = 0
         """For how many items the function raised so far, where they are skipped."""
         self._config: dict[str, Any] = dict(order.settings)
-        if contract.has(SETUP):
+        if sets_up and contract.has(SETUP):
             seed_everything(order.seed, device)
             with calling("setup(config)", self.code_dir):
                 self._config[SETUP] = contract.module.setup(dict(order.settings))

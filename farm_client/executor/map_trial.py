@@ -13,6 +13,7 @@ from typing import Final
 from farm_client.executor.devices import choose_device
 from farm_client.executor.environment import work_beside
 from farm_client.executor.failures import as_failed
+from farm_client.executor.map_function import MapFunction
 from farm_client.executor.map_runner import MapRunner
 from farm_client.executor.map_trial_records import MapTrialReport, MapTrialRequest
 from farm_client.executor.messages import Advance, Saved
@@ -26,13 +27,16 @@ def try_map(request: MapTrialRequest) -> MapTrialReport:
     """Try a map and say what happened; a mistake in its code is reported, not raised."""
     try:
         work_beside(request.load.code_dir, request.load.entry)
-        runner = MapRunner(request.load, choose_device())
-        if request.part is not None:
+        if request.part is None:  # what setup needs may be at the farm alone
+            function = MapFunction(request.load, choose_device(), sets_up=False)
+        else:
+            runner = MapRunner(request.load, choose_device())
             runner.run(request.part, ProgressReporter(_hear_nothing))
+            function = runner.function
     except BaseException as error:
         return MapTrialReport(failed=as_failed(error, None))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
-    return MapTrialReport(takes_batches=runner.function.takes_batches, peak_rss_bytes=peak)
+    return MapTrialReport(takes_batches=function.takes_batches, peak_rss_bytes=peak)
 
 
 def _hear_nothing(_report: Advance | Saved) -> None:

@@ -7,7 +7,7 @@ from protocol.frozen import Frozen
 
 
 class MapTrialRequest(Frozen):
-    """What is tried: the code is set up, and run on the items of ``part`` if there is one."""
+    """What is tried: the code is set up and run on the items of ``part``; or only imported, if there is none."""
 
     load: LoadTask
     part: Run | None

@@ -149,3 +149,12 @@ def test_a_map_with_a_recipe_of_training_is_refused(tmp_path: Path, change: dict
     fields["recipe"] |= change
     with pytest.raises(ValidationError, match="goes over its data once"):
         TaskSpec.model_validate(fields)
+
+
+def test_code_that_is_not_tried_here_is_not_set_up_either(tmp_path: Path) -> None:
+    """What it reads, such as a farm task's weights, may be at the farm alone."""
+    code = "def setup(config):\n    return config['base']\ndef map_batch(batch, config):\n    return batch\n"
+    assert prepared(tmp_path, code, items=3, check=False).spec.map is not None
+    (tmp_path / "work").rename(tmp_path / "before")
+    with pytest.raises(CheckFailed, match="base"):
+        prepared(tmp_path, code, items=3)
