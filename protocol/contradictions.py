@@ -10,7 +10,7 @@ from protocol.compression import OF_VERSIONS
 from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import DataOrder, Mode, PartSizes, Recipe
-from protocol.secure_aggregation import is_secure, unfit_for_secure_sum
+from protocol.secure_aggregation import unfit_for_secure_sum
 from protocol.task_length import global_steps
 from protocol.tasks import Dataset, Split
 
@@ -43,8 +43,6 @@ def _of_optimizer(recipe: Recipe) -> str | None:
 
 
 def _of_secure_sum(recipe: Recipe, dataset: Dataset | None) -> str | None:
-    if is_secure(recipe):
-        return "secure_aggregation is not built yet: leave it out"
     return unfit_for_secure_sum(recipe, None if dataset is None else dataset.samples(Split.TRAIN))
 
 
