@@ -3,8 +3,9 @@
 Where a version is of one client's update, or of few, momentum that follows each of them adds the same direction up
 again and again: updates that began at one version point the same way. So each version steps along its own update alone,
 and the momentum along the mean of the last N, once in N versions.
-Source: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", arXiv:2401.09135, algorithm 3, from
-memory: the paper's text was not at hand. Tests hold the equations below, and Nesterov's momentum at N = 1.
+Source: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", arXiv:2401.09135, algorithm 3.
+The paper's text was not at hand: the equations are those of a reimplementation that cites it, after the code of HALoS
+(utnslab/halos, src/halos/opt.py). Tests hold them, and Nesterov's momentum at N = 1.
 """
 
 from __future__ import annotations
