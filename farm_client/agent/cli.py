@@ -125,6 +125,10 @@ def join(
         str | None,
         typer.Option(help="Processes that share out each assignment: a number, or gpus.", show_default="1"),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Have these processes hold models in parts: auto, always or never.", show_default="auto"),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Assignments at the same time.", show_default="1")] = None,
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Neither link blobs of this machine's other agents nor lend them any.")
@@ -152,6 +156,7 @@ def join(
         upload_rate=upload_rate,
         download_rate=download_rate,
         processes=processes,
+        shard=shard,
         slots=slots,
         share=False if no_share else None,
         sandbox=sandbox,

@@ -186,6 +186,7 @@ class Agent:
                 gpus=probe.accelerators.visible,
                 vram_share=self._owner.keeper.policy.vram_share,
                 processes=self._settings.processes,
+                shard=self._settings.shard,
                 module=self._executor_module,
                 confinement=self._choice.confinement,
                 cgroups=find_delegation(),

@@ -92,6 +92,10 @@ class AgentSettings(BaseSettings):
         default=1,
         description="Processes that share out each assignment, at most one for each GPU lent; gpus: as many as those.",
     )
+    shard: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Have these processes hold each model in parts (FSDP2); auto: one too large for a device.",
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Assignments to work on at the same time.")
     drain_seconds: float = Field(
         default=20.0, ge=0, description="After Ctrl-C, how long running work may take to finish."

@@ -47,6 +47,7 @@ from farm_client.executor.messages import (
     Warm,
 )
 from farm_client.executor.output import flush_streams, print_anything
+from farm_client.executor.placing import Place, Placing, on_device
 from farm_client.executor.progress import ProgressReporter
 from farm_client.executor.ranks import may_share_out
 from farm_client.executor.rebase import rebase
@@ -108,7 +109,9 @@ class Runner(Protocol):
 LoadRunner = Callable[[LoadTask, torch.device, Callable[[], None]], Runner]
 
 
-def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], None]) -> Runner:
+def load_runner(
+    order: LoadTask, device: torch.device, imported: Callable[[], None], place: Place = on_device
+) -> Runner:
     """Load a task: a script with a loop of its own is run, another file is imported, for its model or its function.
 
     Raises: CodeError; ShadowsOwn of packages that are the farm's own.
@@ -122,7 +125,7 @@ def load_runner(order: LoadTask, device: torch.device, imported: Callable[[], No
         return MapRunner(order, device, imported)
     if is_script(Path(order.code_dir) / order.entry):
         return ScriptRunner(order, device, imported)
-    return TaskRunner(order, device, imported)
+    return TaskRunner(order, device, imported, place=place)
 
 
 class _Executor:
@@ -139,11 +142,12 @@ class _Executor:
         """What went wrong in steps whose assignment was done already; the next order is told."""
         self._followers = followers
         """The other ranks, while they follow."""
+        self._is_over = False
 
     def serve(self) -> None:
         """Carry out orders until a stop or the agent's end of the socket."""
         task.send_metrics_to(self._progress.log)
-        while (order := self._next_order()) is not None:
+        while not self._is_over and (order := self._next_order()) is not None:
             match order:
                 case LoadTask():
                     self._load(order)
@@ -235,8 +239,15 @@ class _Executor:
         return runner.run_on(order, self._progress) if order.upcoming else runner.run(order, self._progress)
 
     def _begin_anew(self) -> None:
-        """Put other ranks in the place of those that wait for what this one failed to do."""
+        """Put other ranks in the place of those that wait for what this one failed to do.
+
+        Who holds a model together with them can't go on without: then this executor ends, and the agent starts another.
+        """
         if self._followers is not None and isinstance(self._runner, TaskRunner):
+            if self._runner.tensors.shards is not None:
+                self._followers.end()
+                self._is_over = True
+                return
             self._followers.restart()
             self._runner.share_out(self._followers.meet())
 
@@ -306,7 +317,7 @@ def _raise_late(error: BaseException | None) -> None:
         raise error
 
 
-def main(load: LoadRunner = load_runner) -> int:
+def main(load: LoadRunner | None = None) -> int:
     """Run the executor; 0 at a stop or when the agent is gone, 2 if started by hand.
 
     ``load`` makes what does its task's assignments: a test may give one of its own.
@@ -317,6 +328,8 @@ def main(load: LoadRunner = load_runner) -> int:
         sys.stderr.write(f"{error.message}\n")
         return 2
     followers = Followers.from_environment(channel.send)
+    if load is None:
+        load = load_runner if followers is None else partial(load_runner, place=Placing(followers.ranks()))
     print_anything()
     warm_up(lends_accelerator=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:

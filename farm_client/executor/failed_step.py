@@ -40,7 +40,7 @@ def failed_step_file(
     What is too large for the order's bound is left out: the state first. Whatever keeps the file from being written is
     remarked on and nothing more: the failure itself is what must be reported.
     """
-    if state is None or state.batch is None or not order.failed_step_bytes:
+    if state is None or state.batch is None or not order.failed_step_bytes or state.tensors.shards:
         return None
     try:
         return _written(_record(error, order, data, state), order, state, folder)

@@ -32,7 +32,7 @@ _FORMULAS: Final[Mapping[Any, Callable[..., int]]] = {
     **flop_registry,
 }
 """torch's, and its own for attention on a CPU, which it has no entry of: a card counts the same for the same model."""
-_TORCHS: Final = frozenset({"aten", "prim", "prims", "profiler", "inductor", "debugprims"})
+_TORCHS: Final = frozenset({"aten", "prim", "prims", "profiler", "inductor", "debugprims", "fsdp", "c10d"})
 _UNCOUNTED: Final = (
     "rnn",
     "lstm",

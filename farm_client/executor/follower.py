@@ -20,6 +20,7 @@ from farm_client.executor.failures import as_failed, blaming
 from farm_client.executor.followers import LINK_VARIABLE, PROCESSES_VARIABLE, RANK_VARIABLE
 from farm_client.executor.messages import Loaded, LoadTask, Run
 from farm_client.executor.output import print_anything
+from farm_client.executor.placing import Placing
 from farm_client.executor.progress import Unheard
 from farm_client.executor.rank_links import RankLost, Spoke
 from farm_client.executor.ranks import Ranks
@@ -36,7 +37,8 @@ class FollowingRunner(TaskRunner):
     def follow(self, order: Run) -> None:
         """Do this rank's part of an assignment; hold the weights of one that rank 0 does alone. Raises: as ``run``."""
         with blaming(self.contract.code_dir):
-            if order.kind is Kind.TRAIN:
+            is_evaluated_together = order.kind is Kind.EVALUATE and self.tensors.shards is not None
+            if order.kind is Kind.TRAIN or is_evaluated_together:
                 self._compiled_or_not(order, Unheard())
                 self.go_on()
             else:
@@ -60,7 +62,7 @@ def main() -> int:
     while (order := channel.receive()) is not None:
         try:
             if isinstance(order, LoadTask):
-                runner = _load(order)
+                runner = _load(order, ranks)
                 runner.share_out(ranks)
                 channel.send(Loaded())
             elif isinstance(order, Run) and runner is not None:
@@ -73,7 +75,7 @@ def main() -> int:
     return 0
 
 
-def _load(order: LoadTask) -> FollowingRunner:
+def _load(order: LoadTask, ranks: Ranks) -> FollowingRunner:
     device = choose_device()
     bound_vram(device)
     if order.packages_dir is not None:
@@ -81,7 +83,7 @@ def _load(order: LoadTask) -> FollowingRunner:
     work_beside(order.code_dir, order.entry)
     if not has_semaphores():
         load_without_workers(lambda _line: None)  # rank 0 says so
-    return FollowingRunner(order, device)
+    return FollowingRunner(order, device, place=Placing(ranks))
 
 
 def _drop(step: int, metrics: Mapping[str, float]) -> None:

@@ -84,6 +84,10 @@ class Followers:
         """Wait until they have loaded the task, and return this process's place."""
         for follower in self._followers:
             follower.loaded.wait()
+        return self.ranks()
+
+    def ranks(self) -> Ranks:
+        """Return this process's place among those that live now."""
         return Ranks(0, self.size, Hub([follower.link for follower in self._followers], self._hear_end))
 
     def restart(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from farm_client.executor.failures import CodeError
 from farm_client.executor.layout import ModelTensors, TensorMap
 from farm_client.executor.messages import FROZEN_DIFFERS
+from farm_client.executor.own_parts import own_part
 from farm_client.executor.quantized import differing
 from protocol.errors import FarmError
 
@@ -102,7 +103,7 @@ def _numbers(device: torch.device) -> torch.Tensor:
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor's bytes as words of 32 bits, the last one filled up with zeros."""
-    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    flat = own_part(tensor.detach()).reshape(-1).view(torch.uint8)
     if len(flat) % _WORD_BYTES or flat.storage_offset() % _WORD_BYTES:
         flat = torch.cat([flat, flat.new_zeros(-len(flat) % _WORD_BYTES)])
     return flat.view(torch.int32)

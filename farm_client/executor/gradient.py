@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from farm_client.executor.batch_states import BatchStates
-from farm_client.executor.contract import Contract
+from farm_client.executor.contract import Contract, LossValue
 from farm_client.executor.devices import free_cached_memory
 from farm_client.executor.failures import CodeError, LossNotFinite, calling, is_out_of_memory
 from farm_client.executor.layout import ModelTensors
@@ -99,6 +99,8 @@ class BatchGradient:
         if self.ranks is None:
             return self._add_own(batch, samples, step, scaler)
         own = self.ranks.own(samples)
+        if self._tensors.shards is not None:  # all do the same passes, for each moves parts of the model
+            return self.ranks.add_up([], self._add_mean(batch, own / samples, step, scaler), samples)
         values = self._add_own(batch, own, step, scaler) if own else {}
         return self.ranks.add_up(list(self._tensors.parameters.values()), values, samples)
 
@@ -146,8 +148,7 @@ class BatchGradient:
     def _add_mean(self, batch: Any, share: float, step: int, scaler: torch.amp.GradScaler | None) -> dict[str, Number]:
         """Add this share of the gradient of a batch's mean loss; return the loss, whole, and the metrics."""
         with self._autocast():
-            states = self.states
-            value = self._contract.loss(self._tensors.model, batch) if states is None else states.loss(batch, step)
+            value = self._loss(batch, step)
         number = left_there(value.loss)
         if not isinstance(number, torch.Tensor):
             check_loss(number, step)
@@ -159,6 +160,19 @@ class BatchGradient:
             loss = value.loss if share == 1.0 else value.loss * share
             self.backward(loss if scaler is None else scaler.scale(loss))
         return {"loss": number, **value.metrics}
+
+    def _loss(self, batch: Any, step: int) -> LossValue:
+        if self.states is not None:
+            return self.states.loss(batch, step)
+        if (shards := self._tensors.shards) is None:
+            return self._contract.loss(self._tensors.model, batch)
+
+        def loss() -> tuple[torch.Tensor, LossValue]:
+            value = self._contract.loss(self._tensors.model, batch)
+            return value.loss, value
+
+        value: LossValue = shards.within(loss)
+        return value
 
 
 class _Whole(Exception):

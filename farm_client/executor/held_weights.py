@@ -146,6 +146,5 @@ class HeldWeights:
 
     def _hold(self, digest: str, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep a version. On the CPU that of a file stays the mapped file, whose pages all executors share."""
-        device = next(iter(self._tensors.parameters.values())).device
-        self.base = {name: tensor.to(device) for name, tensor in weights.items()}
+        self.base = self._tensors.placed(weights)
         self._digest = digest

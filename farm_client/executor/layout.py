@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from farm_client.executor.failures import CodeError, sendable
+from farm_client.executor.own_parts import Parted, own_part
 from farm_client.executor.quantized import beside_weights, keep_as_loaded
 from protocol.codecs import tensor_file
 from protocol.digests import new_hasher
@@ -61,6 +62,10 @@ class ModelTensors:
     """The ``id`` of each parameter, by all of its names."""
     forms: Mapping[str, tuple[torch.Size, torch.dtype]]
     """What each tensor that training changes was like when the model was built."""
+    shards: Parted | None = None
+    """Who holds the model together with other processes, if several do."""
+    whole_digest: str | None = None
+    """The digest of the frozen tensors of a model that is in parts since."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelTensors:
@@ -92,6 +97,25 @@ class ModelTensors:
         identities = {name: id(parameter) for name, parameter in named_parameters.items()}
         forms = {n: _form(t) for n, t in {**trained, **{n: buffers[n] for n in changing}}.items()}
         return cls(model, trained, frozen, changing, constants, beside, tied, identities, forms)
+
+    def in_parts(self, shards: Parted) -> ModelTensors:
+        """Return the tensors of the same model now that other processes hold parts of it, under the same names."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        return replace(
+            self,
+            parameters={name: named[name] for name in self.parameters},
+            frozen={name: named[name] for name in self.frozen},
+            identities={name: id(parameter) for name, parameter in named.items()},
+            shards=shards,
+        )
+
+    def placed(self, weights: Mapping[str, torch.Tensor]) -> TensorMap:
+        """Return weights on the model's device; of a model in parts, this process's own."""
+        device = next(iter(self.parameters.values())).device
+        if self.shards is None:
+            return {name: tensor.to(device) for name, tensor in weights.items()}
+        own, shards = self.all(), self.shards
+        return {n: shards.own(own[n], t) if n in own else t for n, t in weights.items()}
 
     @property
     def buffers(self) -> TensorMap:
@@ -174,8 +198,8 @@ class ModelTensors:
     def frozen_digest(self) -> str | None:
         """Return the digest of ``frozen_file``, which is not made for it."""
         still = self.still()
-        if not still:
-            return None
+        if not still or self.whole_digest is not None:
+            return self.whole_digest
         hasher = new_hasher()
         for piece in self._pieces(still):
             hasher.update(piece)
@@ -199,6 +223,9 @@ class ModelTensors:
             names = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
             raise CodeError(f"build_model does not build the submitted model: {names} exist only on one side")
         with torch.no_grad():
+            if self.shards is not None:
+                self.shards.begin()
+                weights = self.placed(weights)
             for name, tensor in own.items():
                 if (tensor.shape, tensor.dtype) != (weights[name].shape, weights[name].dtype):
                     raise CodeError(f"build_model does not build the submitted model: {name} has another shape")
@@ -225,7 +252,10 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Return whether no element is NaN or infinite; integers never are. One pass, without a temporary."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor.detach())
+    part = own_part(tensor.detach())
+    if not part.numel():
+        return True
+    low, high = torch.aminmax(part)
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 

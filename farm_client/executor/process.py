@@ -41,6 +41,7 @@ EXECUTOR_MODULE: Final = "farm_client.executor"
 FD_VARIABLE: Final = "AIFARM_EXECUTOR_FD"
 VRAM_VARIABLE: Final = "AIFARM_VRAM_SHARE"
 PROCESSES_VARIABLE: Final = "AIFARM_PROCESSES"
+SHARD_VARIABLE: Final = "AIFARM_SHARD"
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """A frame of weights passes in few wake-ups."""
 _READ_BYTES: Final = 64 * 1024
@@ -259,6 +260,8 @@ class Launch:
     vram_share: float | None = None
     processes: int | Literal["gpus"] = 1
     """How many share out an executor's assignments, at most one for each GPU; ``gpus``: as many as those."""
+    shard: Literal["auto", "always", "never"] = "auto"
+    """When they hold a model in parts; ``auto``: one that is too large for a device."""
     module: str = EXECUTOR_MODULE
     confinement: Confinement = UNCONFINED
     cgroups: Delegation | None = None
@@ -283,7 +286,7 @@ class Launch:
         if self.vram_share is not None:
             own[VRAM_VARIABLE] = str(self.vram_share)
         if self.ranks > 1:
-            own[PROCESSES_VARIABLE] = str(self.ranks)
+            own |= {PROCESSES_VARIABLE: str(self.ranks), SHARD_VARIABLE: self.shard}
         return executor_environment(scratch_dir, max(1, self.cpu_cores // self.ranks)) | own
 
 

@@ -23,11 +23,24 @@ class RankLost(FarmError):
     """One of the executor's processes has ended; another machine, or another try, may do."""
 
 
+class OutOfStep(FarmError):
+    """Two ranks mean different things by what they exchange: the task's code does not do the same on all of them."""
+
+
 class Links(Protocol):
     """A rank's way to the others. All ranks call the same, in the same order."""
 
     def add_up(self, tensor: torch.Tensor) -> None:
-        """Let the tensor, of one shape and type on all ranks, be the sum over ranks. Raises: RankLost."""
+        """Let the tensor, of one shape and type on all ranks, be the sum over ranks. Raises: RankLost, OutOfStep."""
+
+    def collect(self, own: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+        """Bring each rank's tensor to rank 0, whose ``parts``, in its memory, they become. Raises: RankLost, OutOfStep.
+
+        Other ranks give no parts. Rank r's tensor has the shape and type of part r.
+        """
+
+    def spread(self, whole: torch.Tensor) -> None:
+        """Let a tensor in this process's memory be what rank 0's is. Raises: RankLost, OutOfStep."""
 
     def tell(self, text: bytes) -> list[bytes]:
         """Tell all ranks something; return what each told, by rank. Raises: RankLost."""
@@ -47,14 +60,33 @@ class Hub:
         theirs = torch.empty_like(total)
         try:
             for one in self._sockets:
-                _receive(one, _bytes_of(theirs))
+                _receive_tensor(one, theirs)
                 total.add_(theirs)
             for one in self._sockets:
-                one.sendall(_bytes_of(total))
+                _send_tensor(one, total)
         except OSError as error:
             self._lost()
             raise RankLost from error
         tensor.copy_(total)
+
+    def collect(self, own: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+        """Take each other rank's tensor, and put this one's beside them."""
+        parts[0].copy_(own)
+        try:
+            for one, part in zip(self._sockets, parts[1:], strict=True):
+                _receive_tensor(one, part)
+        except OSError as error:
+            self._lost()
+            raise RankLost from error
+
+    def spread(self, whole: torch.Tensor) -> None:
+        """Send a tensor to all others."""
+        try:
+            for one in self._sockets:
+                _send_tensor(one, whole)
+        except OSError as error:
+            self._lost()
+            raise RankLost from error
 
     def tell(self, text: bytes) -> list[bytes]:
         """Tell all ranks something."""
@@ -80,11 +112,25 @@ class Spoke:
         """Let the tensor be the sum over ranks."""
         own = _on_host(tensor)
         try:
-            self._to_hub.sendall(_bytes_of(own))
-            _receive(self._to_hub, _bytes_of(own))
+            _send_tensor(self._to_hub, own)
+            _receive_tensor(self._to_hub, own)
         except OSError as error:
             raise RankLost from error
         tensor.copy_(own)
+
+    def collect(self, own: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+        """Send this rank's tensor to rank 0."""
+        try:
+            _send_tensor(self._to_hub, _on_host(own))
+        except OSError as error:
+            raise RankLost from error
+
+    def spread(self, whole: torch.Tensor) -> None:
+        """Take rank 0's."""
+        try:
+            _receive_tensor(self._to_hub, whole)
+        except OSError as error:
+            raise RankLost from error
 
     def tell(self, text: bytes) -> list[bytes]:
         """Tell all ranks something."""
@@ -110,6 +156,23 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _send_tensor(one: socket.socket, tensor: torch.Tensor) -> None:
+    one.sendall(tensor.nbytes.to_bytes(_LENGTH_BYTES, "little"))
+    one.sendall(_bytes_of(tensor))
+
+
+def _receive_tensor(one: socket.socket, into: torch.Tensor) -> None:
+    """Raises: OutOfStep if something of another size comes: by its bytes alone it could be taken for this."""
+    length = bytearray(_LENGTH_BYTES)
+    _receive(one, memoryview(length))
+    if (size_bytes := int.from_bytes(length, "little")) != into.nbytes:
+        raise OutOfStep(
+            f"the processes of this machine went apart: one sent {size_bytes} bytes where another waits for "
+            f"{into.nbytes}; the task's steps do not do the same for all rows: run it with --processes 1"
+        )
+    _receive(one, _bytes_of(into))
 
 
 def _receive(one: socket.socket, into: memoryview) -> None:

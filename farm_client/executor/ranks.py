@@ -39,13 +39,18 @@ class Ranks:
     def __init__(self, rank: int, size: int, links: Links) -> None:
         self.rank = rank
         self.size = size
-        self._links = links
+        self.links = links
 
     def share(self, samples: int) -> tuple[int, int]:
         """Return which rows of a batch are this rank's, from and to; none for some where there are too few."""
         sizes = rank_sizes(samples, self.size)
         start = sum(sizes[: self.rank])
         return start, start + sizes[self.rank]
+
+    def rows(self, samples: int) -> tuple[int, int]:
+        """Return the same, but where there are too few the first rank's, which weigh nothing here."""
+        start, stop = self.share(samples)
+        return (start, stop) if stop > start else (0, rank_sizes(samples, self.size)[0])
 
     def own(self, samples: int) -> int:
         """Return how many rows of a batch are this rank's."""
@@ -62,7 +67,7 @@ class Ranks:
         head = torch.zeros(1 + len(parameters), dtype=torch.float64)
         head[0] = float(loss) * share
         head[1:] = torch.tensor([float(p.grad is not None) for p in parameters])
-        self._links.add_up(head)
+        self.links.add_up(head)
         present = head[1:].tolist()
         touched = [parameter for parameter, ranks in zip(parameters, present, strict=True) if ranks]
         for parameter in touched:
@@ -72,11 +77,15 @@ class Ranks:
                 parameter.grad.mul_(share)
         for bucket in _buckets([p.grad for p in touched if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self._links.add_up(flat)
+            self.links.add_up(flat)
             parts = torch.split(flat, [gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
         return {**values, "loss": float(head[0])}
+
+    def agree(self, *, wish: bool) -> bool:
+        """Return whether any rank wishes it; all meet here."""
+        return b"1" in self.links.tell(b"1" if wish else b"0")
 
     def begin(self, means: StepMetrics, samples_done: int) -> None:
         """Begin, or go on from a snapshot, which is rank 0's: others draw numbers, and count metrics, of their own."""
@@ -92,7 +101,7 @@ class Ranks:
         sums, counts = means.so_far()
         print_of_weights = [str(float(parameter.detach().double().sum())) for parameter in parameters]
         own = {"sums": sums, "counts": counts, "weights": print_of_weights}
-        told = [json.loads(text) for text in self._links.tell(json.dumps(own).encode())]
+        told = [json.loads(text) for text in self.links.tell(json.dumps(own).encode())]
         if any(one["weights"] != print_of_weights for one in told):
             raise WentApart(
                 "the processes of this machine, which step by the same gradients, hold different weights: the task's "

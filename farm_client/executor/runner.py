@@ -23,7 +23,7 @@ from farm_client.executor.guesses import Guesses
 from farm_client.executor.held_weights import HeldWeights
 from farm_client.executor.inner_loop import InnerLoop
 from farm_client.executor.inner_state import StateFiles
-from farm_client.executor.layout import ModelTensors, as_stored
+from farm_client.executor.layout import as_stored
 from farm_client.executor.lightning_loop import LightningLoop
 from farm_client.executor.local_terms import term_of
 from farm_client.executor.means import reportable
@@ -32,6 +32,7 @@ from farm_client.executor.omissions import SCHEDULE
 from farm_client.executor.optimizers import Optimizers
 from farm_client.executor.outcome import StepsOutcome
 from farm_client.executor.overlap import LaterSteps
+from farm_client.executor.placing import Place, on_device
 from farm_client.executor.precision import Autocast
 from farm_client.executor.progress import ProgressReporter, StepsProgress
 from farm_client.executor.randomness import seed_everything
@@ -62,10 +63,12 @@ class TaskRunner:
         device: torch.device,
         imported: Callable[[], None] = lambda: None,
         loaded: TaskRunner | None = None,
+        place: Place = on_device,
     ) -> None:
-        """Import the code and build the model; ``imported`` is called in between. Raises: CodeError; memory errors.
+        """Import the code, build the model and ``place`` it; ``imported`` is called in between.
 
         ``loaded`` has done so under another order, and no assignment yet: its code and its model are taken over.
+        Raises: CodeError; memory errors.
         """
         self._order = order
         self._device = device
@@ -73,11 +76,7 @@ class TaskRunner:
         if loaded is None:
             self.contract = load_contract(Path(order.code_dir), order.entry, order.settings)
             imported()
-            model = self.contract.build_model()
-            with calling("reading the model's tensors", self.contract.code_dir):
-                self.tensors = ModelTensors.of(model.to(device))
-            if order.compile:
-                model.compile()  # in place: the tensors keep their names
+            self.tensors = place(self.contract, self.contract.build_model(), order, device)
         else:
             self.contract, self.tensors = loaded.contract, loaded.tensors
         self._autocast = Autocast.of(order.precision, device)
@@ -227,8 +226,10 @@ class TaskRunner:
                 metrics = evaluate(self.contract, self.tensors, data, progress.advance, states)
             return StepsOutcome(order.assignment_id, data.samples, reportable(metrics, "the metric"), started, clock)
         if (ranks := self._gradient.ranks) is not None:
-            data = data.shared_out(ranks.share)
-        snapshots = self._snapshots = Snapshots.of(order, self._order.snapshot_seconds, progress)
+            data = data.shared_out(ranks.share if self.tensors.shards is None else ranks.rows)
+        snapshots = self._snapshots = Snapshots.of(
+            order, 0.0 if self.tensors.shards else self._order.snapshot_seconds, progress
+        )
         keeping = StepKeeping(snapshots, self._states, self._updates.residual)
         try:
             trained = self._train(order, data, progress.advance, pace, keeping)

@@ -24,6 +24,7 @@ from farm_client.executor.inner_state import SavedState
 from farm_client.executor.layout import ModelTensors, TensorMap, is_finite
 from farm_client.executor.modes import set_mode
 from farm_client.executor.overlap import NO_OVERLAP, Overlap
+from farm_client.executor.own_parts import own_part
 from farm_client.executor.ranks import Ranks
 from farm_client.executor.samples import Batches
 from farm_client.executor.snapshots import StepKeeping, walk
@@ -177,11 +178,25 @@ def _own(ranks: Ranks | None, samples: int) -> int:
 
 
 def _means(ranks: Ranks | None, means: StepMetrics, tensors: ModelTensors) -> dict[str, float]:
-    return means.result() if ranks is None else ranks.merged(means, tensors.parameters.values())
+    if ranks is None:
+        return means.result()
+    return ranks.merged(means, tensors.parameters.values() if tensors.shards is None else ())
 
 
 def evaluate(
     contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, states: BatchStates | None = None
+) -> dict[str, float]:
+    """As ``_evaluate``; the ranks of a model in parts all do it, on all samples, for each pass moves parts."""
+    shards = tensors.shards
+    if shards is None:
+        return _evaluate(contract, tensors, data, advance, states)
+    metrics: dict[str, float] = shards.within(lambda: (None, _evaluate(contract, tensors, data, advance, states)))
+    shards.begin()
+    return metrics
+
+
+def _evaluate(
+    contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, states: BatchStates | None
 ) -> dict[str, float]:
     """Return the researcher's metrics of held-out samples; without ``evaluate``, the mean loss and its metrics.
 
@@ -217,13 +232,15 @@ def _trained(update: TensorMap, tensors: ModelTensors, metrics: dict[str, float]
     for name, tensor in update.items():
         if not is_finite(tensor):
             raise LossNotFinite(f"training left NaN or infinity in {name}: lower the learning rate or clip gradients")
+    if tensors.shards is not None:
+        update = tensors.shards.gathered(update)
     return Trained(update, metrics, frozenset(untouched))
 
 
 def _subtracted(base: Mapping[str, torch.Tensor], tensors: ModelTensors) -> TensorMap:
     """Return base minus local, in the parameters' memory unless two of them share some."""
     local = {name: parameter.detach() for name, parameter in tensors.parameters.items()}
-    is_shared = len({parameter.untyped_storage().data_ptr() for parameter in local.values()}) < len(local)
+    is_shared = len({own_part(one).untyped_storage().data_ptr() for one in local.values()}) < len(local)
     return {name: torch.sub(base[name], p, out=None if is_shared else p) for name, p in local.items()}
 
 

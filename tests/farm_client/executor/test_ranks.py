@@ -20,6 +20,7 @@ from farm_client.executor import follower, process
 from farm_client.executor.__main__ import _Executor
 from farm_client.executor.followers import PROCESSES_VARIABLE, RANK_LOST, Followers, gpu_of
 from farm_client.executor.messages import Done, Failed, Loaded, LoadTask, Report, Run, Warm
+from farm_client.executor.placing import SHARD_VARIABLE
 from farm_client.executor.process import Launch
 from farm_client.executor.rank_links import Hub, RankLost, Spoke, pair
 from farm_client.executor.ranks import Ranks, WentApart, may_share_out, rank_sizes
@@ -270,13 +271,18 @@ def pid_of_waiting_follower(code: Path, first_rank: int) -> int:
     ("processes", "gpus", "ranks"), [(1, "0,1", 1), (4, "", 4), (4, "0,1", 2), ("gpus", "0,1,2", 3), ("gpus", "", 1)]
 )
 def test_an_executor_has_a_process_for_each_gpu_at_most(
-    tmp_path: Path, processes: int | Literal["gpus"], gpus: str, ranks: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int | Literal["gpus"], gpus: str, ranks: int
 ) -> None:
-    launch = Launch(tmp_path, cpu_cores=4, gpus=gpus, processes=processes)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # an agent that srun has started
+        monkeypatch.setenv(name, "1")
+    launch = Launch(tmp_path, cpu_cores=4, gpus=gpus, processes=processes, shard="always")
     environment = launch.environment(tmp_path, 3)
     assert launch.ranks == ranks
     assert environment.get(process.PROCESSES_VARIABLE) == (str(ranks) if ranks > 1 else None)
     assert environment["OMP_NUM_THREADS"] == str(4 // ranks)
+    assert environment.get(process.SHARD_VARIABLE) == ("always" if ranks > 1 else None)
+    assert process.SHARD_VARIABLE == SHARD_VARIABLE
+    assert {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}.isdisjoint(environment)
     assert process.PROCESSES_VARIABLE == PROCESSES_VARIABLE
 
 
