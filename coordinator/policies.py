@@ -21,7 +21,7 @@ from typing import ClassVar, Protocol
 from coordinator.follows import Follows
 from coordinator.in_flight import StepParts
 from coordinator.map_policy import ItemsOnce
-from coordinator.secure_policy import SecureSum
+from coordinator.secure_policy import SecureCollection
 from protocol.assignments import Kind
 from protocol.recipe import Recipe
 
@@ -288,7 +288,7 @@ def policy_of(recipe: Recipe, kind: Kind) -> Policy:
 
 def _policy_of_rounds(recipe: Recipe) -> Policy:
     if recipe.secure_aggregation:
-        return SecureSum(recipe)
+        return SecureCollection(recipe)
     if recipe.buffer is not None:
         return Buffered(recipe)
     if recipe.quorum_clients is not None:

@@ -11,7 +11,7 @@ from protocol.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class SecureSum:
+class SecureCollection:
     """S: the clients whose masked updates are here when all are, or once the others have dropped out. s_k = 1.
 
     A majority of the round's parts must be left: that is the threshold of the shares. What the others had is owed to

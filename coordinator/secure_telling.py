@@ -1,4 +1,4 @@
-"""What the clients of a secure sum are told in each of its phases; once over each connection that they have."""
+"""What is sent to the clients of a secure sum in each of its phases, once over each connection that they have."""
 
 from __future__ import annotations
 
