@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from protocol.aggregates import votes_needed
 from protocol.compression import OF_VERSIONS
+from protocol.heloco import unfit_for_heloco
 from protocol.local_objective import refused_objective
 from protocol.optimizers import OPTIMIZERS
 from protocol.recipe import DataOrder, Mode, PartSizes, Recipe
@@ -19,6 +20,7 @@ def contradiction(recipe: Recipe, dataset: Dataset | None = None) -> str | None:
     """Return what cannot be met, in a sentence, or None. ``dataset``: of the recipe that is submitted, complete."""
     return (
         _of_optimizer(recipe)
+        or unfit_for_heloco(recipe)
         or refused_objective(recipe)
         or _of_secure_sum(recipe, dataset)
         or _of_codecs(recipe)

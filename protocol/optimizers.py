@@ -2,7 +2,7 @@
 
 They are those that need nothing but a gradient: LBFGS asks for the loss again, SparseAdam for sparse gradients.
 Besides those that were made for servers: FedAdagrad, FedAdam and FedYogi (Reddi et al., arXiv:2003.00295), and
-delayed Nesterov for asynchronous ones (Liu et al., arXiv:2401.09135).
+delayed Nesterov (Liu et al., arXiv:2401.09135) and HeLoCo (arXiv:2606.00271) for asynchronous ones.
 ``coordinator.numerics.update_rules`` steps them.
 """
 
@@ -34,6 +34,7 @@ OptimizerName = Literal[
     "fedadam",
     "fedyogi",
     "delayed_nesterov",
+    "heloco",
 ]
 OptionValue = Finite | Int64 | bool | Word | tuple[Finite | None, Finite] | tuple[Finite, Finite, Finite] | None
 """What an optimizer's keyword argument may be."""
@@ -269,6 +270,20 @@ OPTIMIZERS: Final[Mapping[str, Optimizer]] = MappingProxyType(
                 "momentum": _decay(0.9),
                 "delay": Number(4, low=1, high=10**6, is_whole=True),
                 "activation": Number(0.0, high=1.0),
+            },
+        ),
+        "heloco": _optimizer(
+            None,
+            {
+                "lr": Number(0.7),
+                "momentum": _decay(0.9),
+                "look_ahead": Flag(default=True),
+                "c_ok": Number(0.2, high=1.0),
+                "k_s": Number(0.5),
+                "k_d": Number(1.0),
+                "kappa": Number(3.0),
+                "beta_max": Number(0.5, high=1.0),
+                "eps": Number(1e-8, high=1e-3, above=True),
             },
         ),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from torch import Tensor
 
@@ -23,6 +23,16 @@ class EmptyRound(FarmError):
     """The round has no update with samples, so there is no aggregate of it."""
 
     code: ClassVar[str] = "empty_round"
+
+
+class OuterMemory(Protocol):
+    """What an aggregate may ask of the outer optimizer, which ``OuterStep`` answers."""
+
+    def kept_of(self, name: str) -> Mapping[str, Tensor]:
+        """Return what the optimizer remembers of a parameter now, live; nothing of what it does not step."""
+
+    def options_of(self, name: str) -> Mapping[str, Any]:
+        """Return the options of a parameter that it steps, as they are without schedules."""
 
 
 class Aggregate(ABC):
@@ -80,6 +90,9 @@ class Aggregate(ABC):
 
         What another aggregate kept is no use to one that keeps nothing. Raises: LayoutMismatch for an unfit one.
         """
+
+    def follow(self, outer: OuterMemory) -> None:  # noqa: B027  # most go by the updates alone
+        """Take the outer optimizer that steps along the results, if what it remembers has a say in them."""
 
     @property
     @abstractmethod

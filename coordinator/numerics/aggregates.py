@@ -9,12 +9,14 @@ from typing import Final
 from coordinator.numerics.aggregate import Aggregate
 from coordinator.numerics.bounding import CenteredClipping, NormBounding
 from coordinator.numerics.geometric_median import GeometricMedian
+from coordinator.numerics.heloco import TurnedMean
 from coordinator.numerics.krum import Bulyan, Krum, MultiKrum
 from coordinator.numerics.private_mean import Noise, PrivateMean
 from coordinator.numerics.robust import Median, TrimmedMean
 from coordinator.numerics.secure_sum import SecureSum
 from coordinator.numerics.weighted_mean import WeightedMean
 from protocol.aggregates import AggregateName
+from protocol.heloco import is_heloco
 from protocol.recipe import Recipe
 from protocol.secure_aggregation import is_secure
 from protocol.tensors import Layout
@@ -49,4 +51,6 @@ def aggregate_of(recipe: Recipe, layout: Layout, noise: Noise | None = None) -> 
         if noise is None:
             raise ValueError("a private mean needs noise")
         return PrivateMean(layout, recipe.update_codec, recipe.dp_clip, recipe.dp_noise_multiplier, noise)
+    if is_heloco(recipe):
+        return TurnedMean(layout, recipe.update_codec)
     return _MAKERS[recipe.aggregate](recipe, layout)

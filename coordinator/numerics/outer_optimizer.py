@@ -81,6 +81,7 @@ class OuterStep:
         self._buffers = tuple(t.name for t in layout.tensors if t.role is Role.BUFFER)
         self._groups = _groups(spec, layout)
         self._rules = {name: group.rule for group in self._groups for name in group.names}
+        self._options = {name: group.options for group in self._groups for name in group.names}
         self._states: dict[str, State] = {name: {} for name in self._rules}
         self._trained = {
             name: weights[name] if publishes and weights[name].dtype not in _SIXTEEN_BITS else _master(weights[name])
@@ -111,6 +112,14 @@ class OuterStep:
         self._rules[name].step(tensor, mean.to(tensor.dtype), self._states[name], options)
         if self._publishes and tensor is not self._weights[name]:
             self._weights[name].copy_(tensor)
+
+    def kept_of(self, name: str) -> Mapping[str, Tensor]:
+        """Return the state of a parameter, live: the next step changes it. Empty before the first one."""
+        return self._states.get(name, {})
+
+    def options_of(self, name: str) -> Mapping[str, Any]:
+        """Return the options of a parameter, as they are without schedules."""
+        return self._options[name]
 
     def unpublished(self, into: Mapping[str, Tensor]) -> None:
         """Write what each trained parameter's master has beyond the weights into ``into``; zero for the others.

@@ -28,6 +28,8 @@ from torch.optim.sgd import sgd
 
 from coordinator.numerics.delayed_nesterov import delayed_nesterov
 from coordinator.numerics.fedopt import fedadagrad, fedadam, fedyogi
+from coordinator.numerics.heloco import MOMENTUM, heloco
+from protocol.heloco import TURNING
 from protocol.optimizers import OPTIMIZERS
 
 State = dict[str, Tensor]
@@ -195,6 +197,9 @@ RULES: Final[Mapping[str, UpdateRule]] = MappingProxyType(
         "fedyogi": UpdateRule(fedyogi, _FED, always={}),
         "delayed_nesterov": UpdateRule(
             delayed_nesterov, (_Kept("momentum_buffer"), _Kept("gradient_sum"), _STEP), always={}
+        ),
+        "heloco": UpdateRule(
+            heloco, (_Kept(MOMENTUM), _Kept("ahead", shape=_scalar)), dict.fromkeys(TURNING, ()), always={}
         ),
     }
 )

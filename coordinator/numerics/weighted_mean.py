@@ -10,9 +10,10 @@ from torch import Tensor
 
 from coordinator.numerics.aggregate import Aggregate, EmptyRound, checked_weight
 from protocol.codecs import Reader, Scratch, sum_of
+from protocol.codecs.sums import Sum
 from protocol.compression import CodecSpec
 from protocol.encoded import lacking_in, untouched_in
-from protocol.tensors import Layout
+from protocol.tensors import Layout, TensorSpec
 
 
 class WeightedMean(Aggregate):
@@ -46,10 +47,13 @@ class WeightedMean(Aggregate):
         lacking = lacking_in(self._layout, self._codec, update.header)
         for spec, total in self._sums.items():
             if spec.name not in lacking:
-                total.add(update, weight, first=not self._weight)
+                self._add(total, spec, update, weight)
             elif not self._weight:
                 total.clear()
         self._weight += weight
+
+    def _add(self, total: Sum, _spec: TensorSpec, update: Reader, weight: float) -> None:
+        total.add(update, weight, first=not self._weight)
 
     def result(self) -> dict[str, Tensor]:
         """Turn the sum into the weighted mean, in place: the tensors are those that the updates were summed in."""

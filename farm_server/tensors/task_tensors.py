@@ -105,6 +105,7 @@ class TaskTensors:
             recipe.outer, self._weights, self._layout, publishes=whole, clipping=Clipping.of(recipe)
         )
         self._aggregate = make_aggregate(recipe, self._layout)
+        self._aggregate.follow(self._outer)
         if files.optimizer is not None:
             with FileReader(files.optimizer) as reader:
                 state = _read_all(reader)

@@ -6,7 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 
 from coordinator.numerics.aggregate import Aggregate, EmptyRound
 from coordinator.numerics.aggregates import aggregate_of
+from coordinator.numerics.update_rules import options_of
 from protocol.codecs import TORCH_DTYPES, Reader, TensorReader, decoder, encode
 from protocol.compression import OF_UPDATES, CodecName, CodecSpec
 from protocol.encoded import untouched_metadata
 from protocol.errors import LayoutMismatch
 from protocol.recipe import Recipe
 from protocol.tensors import Layout, Role, TensorSpec
-from tests.coordinator.numerics.aggregate_references import REFERENCES, Roles
+from tests.coordinator.numerics.aggregate_references import REFERENCES, Roles, momentum_of
 
 CHOSEN: Final[dict[str, dict[str, object]]] = {
     "mean": {"aggregate": "mean"},
+    "turned mean": {"outer": {"name": "heloco"}, "buffer": 7},
     "median": {"aggregate": "median"},
     "trimmed mean": {"aggregate": "trimmed_mean", "trim_share": 0.2},
     "krum": {"aggregate": "krum", "byzantine": 1},
@@ -39,9 +41,29 @@ ENOUGH: Final = 7
 """Votes of which none of them is only a median."""
 
 
+class Remembering:
+    """An outer optimizer that remembers the references' momentum."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._specs = {spec.name: spec for spec in layout.parameters}
+
+    def kept_of(self, name: str) -> dict[str, torch.Tensor]:
+        dtype = torch.float64 if self._specs[name].dtype == "F64" else torch.float32
+        return {"momentum_buffer": torch.tensor(momentum_of(self._specs[name].shape), dtype=dtype)}
+
+    def options_of(self, _name: str) -> dict[str, Any]:
+        return options_of("heloco", {})
+
+
 def _maker(chosen: dict[str, object]) -> Callable[[Layout, CodecSpec], Aggregate]:
     recipe = Recipe.model_validate({"rounds": 1, **chosen})
-    return lambda layout, codec: aggregate_of(recipe.model_copy(update={"update_codec": codec}), layout)
+
+    def make(layout: Layout, codec: CodecSpec) -> Aggregate:
+        aggregate = aggregate_of(recipe.model_copy(update={"update_codec": codec}), layout)
+        aggregate.follow(Remembering(layout))
+        return aggregate
+
+    return make
 
 
 MAKERS: Final = {name: _maker(chosen) for name, chosen in CHOSEN.items()}
@@ -282,7 +304,7 @@ def test_a_state_of_another_layout_is_refused_and_one_of_another_aggregate_is_no
         assert aggregate.state() == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "mean"])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in {"mean", "turned mean"}])
 def test_too_few_to_count_do_not_make_a_parameter_touched(name: str) -> None:
     aggregate = MAKERS[name](LAYOUT, PLAIN)
     most_liars = {"trimmed mean": 1, "krum": 1, "multi-krum": 1}.get(name, 2)  # of five bulyan is the median

@@ -164,8 +164,42 @@ def norm_bounding(table: Table, samples: Sequence[int], roles: Roles) -> dict[st
     return _unflattened(clipped_mean(vectors, np.zeros(vectors.shape[1])), table, roles, samples)
 
 
+def momentum_of(shape: tuple[int, ...]) -> Array:
+    """Return the momentum beside which the reference turns updates: one for each shape, about as long as an update."""
+    return np.random.default_rng(len(shape)).normal(size=shape) * 4
+
+
+def turned(update: Array, momentum: Array, o: Mapping[str, float]) -> Array:
+    """Return one tensor of an update beside a momentum, as arXiv:2606.00271 has it in others' code."""
+    length, pace = np.linalg.norm(update), np.linalg.norm(momentum)
+    if length == 0 or pace == 0:
+        return update
+    u, v = update / length, momentum / pace
+    c, conf = np.vdot(u, v), length / (length + o["kappa"] * pace + o["eps"])
+    if c >= o["c_ok"]:
+        return update
+    if c < 0:
+        return update - min(o["k_s"] * -c * conf, o["beta_max"]) * c * length * v
+    share = min(o["k_d"] * (1 - c) * conf, 1)
+    w = (1 - share) * u + share * v
+    return length * w / max(np.linalg.norm(w), o["eps"])
+
+
+def turned_mean(table: Table, samples: Sequence[int], roles: Roles) -> dict[str, Array]:
+    """The weighted mean of updates that are turned towards ``momentum_of``, with the defaults."""
+    o = {"c_ok": 0.2, "k_s": 0.5, "k_d": 1, "kappa": 3, "beta_max": 0.5, "eps": 1e-8}
+    beside = {
+        name: values
+        if name in roles.buffers | roles.counters
+        else np.stack([turned(value.astype(np.float64), momentum_of(value.shape), o) for value in values])
+        for name, values in table.items()
+    }
+    return mean(beside, samples, roles)
+
+
 REFERENCES: dict[str, Reference] = {
     "mean": mean,
+    "turned mean": turned_mean,
     "median": median,
     "trimmed mean": trimmed_mean,
     "krum": krum,

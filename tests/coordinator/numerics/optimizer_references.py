@@ -215,6 +215,14 @@ def delayed_nesterov(x: Array, g: Array, s: Kept, o: Options) -> Array:
     return x - o["lr"] * ((1 - (n - 1) * c) * beta * s["m"] + g / n)
 
 
+def heloco(x: Array, g: Array, s: Kept, o: Options) -> Array:
+    """arXiv:2606.00271, after updates were turned: x0 is stepped, and x0 - lr momentum m published."""
+    x0 = s.get("x0", x)
+    s["m"] = o["momentum"] * s.get("m", 0.0) + (1 - o["momentum"]) * g
+    s["x0"] = x0 - o["lr"] * (g + o["momentum"] * s["m"])
+    return s["x0"] - o["lr"] * o["momentum"] * s["m"] if o["look_ahead"] else s["x0"]
+
+
 REFERENCES: dict[str, Reference] = {
     "sgd": sgd,
     "adam": adam,
@@ -233,4 +241,5 @@ REFERENCES: dict[str, Reference] = {
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "delayed_nesterov": delayed_nesterov,
+    "heloco": heloco,
 }

@@ -53,7 +53,9 @@ TRIED: dict[str, st.SearchStrategy[Any]] = {
     "adjust_lr_fn": st.sampled_from([None, "original", "match_rms_adamw"]),
     "etas": st.tuples(st.floats(0.1, 0.9), st.floats(1.1, 2.0)),
     "step_sizes": st.tuples(st.floats(0, 1e-3), st.floats(0.1, 0.5)),
-    **dict.fromkeys(("maximize", "amsgrad", "nesterov", "centered", "decoupled_weight_decay"), st.booleans()),
+    **dict.fromkeys(
+        ("maximize", "amsgrad", "nesterov", "centered", "decoupled_weight_decay", "look_ahead"), st.booleans()
+    ),
 }
 """What is tried of each option; those that are absent here (eps, ns_coefficients) keep their defaults."""
 
@@ -111,8 +113,8 @@ def test_steps_equal_the_reference_with_groups_and_a_restart_in_between(
             for key in names:
                 kept[key]["t"] = step + 1
                 expected[key] = REFERENCES[name](expected[key], mean[key].numpy(), kept[key], options_of(name, own))
-    # The scalars of a state are float32, as in torch: ASGD's and NAdam's show. Muon iterates in bfloat16.
-    tolerance = {"asgd": 1e-6, "nadam": 1e-6, "muon": 5e-2}.get(name, 1e-9)
+    # The scalars of a state are float32, as in torch: ASGD's, NAdam's and HeLoCo's show. Muon iterates in bfloat16.
+    tolerance = {"asgd": 1e-6, "nadam": 1e-6, "heloco": 1e-6, "muon": 5e-2}.get(name, 1e-9)
     for key, value in expected.items():
         np.testing.assert_allclose(weights[key].numpy(), value, rtol=tolerance, atol=tolerance, err_msg=key)
 

@@ -87,6 +87,22 @@ def test_the_centre_of_clipping_is_a_part_of_the_checkpoint(bench):
     np.testing.assert_allclose(model.values(bench.weights[-1]), -(5 / 3 + 16 / 9), rtol=1e-6)
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_updates_are_turned_towards_the_outer_momentum_after_a_restart_too(bench, restarts):
+    bench.start_from(model.weights(), Recipe(rounds=3, buffer=1, outer={"name": "heloco", "options": {"lr": 1.0}}))
+    for number, value in enumerate((1.0, -1.0)):
+        if restarts:
+            bench.aggregator.release_task(ReleaseTask("t"))
+        bench.open(number)
+        bench.fold(model.update(value), number=number)
+        bench.commit(number)
+    first = 0.1  # the momentum after an update of 1, beside which one of -1 has a confidence of 1 / (1 + 3 first)
+    turned = -1 + 0.5 / (1 + 3 * first)
+    last = 0.9 * first + 0.1 * turned
+    stepped = -(1 + 0.9 * first) - (turned + 0.9 * last)
+    np.testing.assert_allclose(model.values(bench.weights[-1]), stepped - 0.9 * last, rtol=1e-5)
+
+
 @pytest.mark.parametrize("chosen", ROBUST)
 def test_a_dropped_round_leaves_no_vote(bench, chosen):
     bench.start_from(model.weights(), Recipe(rounds=3, min_clients=3, **chosen))
