@@ -229,18 +229,14 @@ def test_a_version_is_ahead_of_what_is_stepped_by_the_last_rate() -> None:
     torch.testing.assert_close(ahead_of, behind - 0.25 * 0.9 * momentum, rtol=1e-7, atol=0)
 
 
+CONSTANT = {"segments": [{"steps": 1, "coefficients": [1.0]}], "least": 1, "most": 1}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": Mode.GRADIENTS}, "heloco is for weights mode"),
     ({}, "heloco turns late updates, and in this recipe none is: give buffer, quorum_clients or max_staleness"),
+    ({"buffer": 2, "outer": {"name": "heloco", "schedules": {"kappa": CONSTANT}}}, "give kappa no schedule"),
     (
-        {
-            "buffer": 2,
-            "outer": {
-                "name": "heloco",
-                "schedules": {"kappa": {"segments": [{"steps": 1, "coefficients": [1.0]}], "least": 1, "most": 1}},
-            },
-        },
-        "give kappa no schedule",
+        {"buffer": 2, "outer": {"name": "heloco", "groups": [{"names": ["w"], "schedules": {"k_d": CONSTANT}}]}},
+        "give k_d no schedule",
     ),
     ({"buffer": 2, "outer": {"name": "heloco", "options": {"eps": 0.0}}}, "eps is 0.0"),
     ({"buffer": 2, "outer": {"name": "heloco", "options": {"delay": 4}}}, "has no option 'delay'"),
