@@ -192,9 +192,9 @@ class Decoupled(Buffered):
     the factor of its staleness. Nobody waits: who has delivered goes on with the newest version.
 
     After: Douillard et al., "Decoupled DiLoCo for Resilient Distributed Pre-training", arXiv:2604.21428, of which the
-    abstract was at hand and no equation: the minimum quorum, the adaptive grace window and the merge weighted by
-    samples are its ideas. How long the window is, and that late updates weigh less, are the farm's own; fragments of
-    the model are not merged apart.
+    abstract and accounts by others were at hand, and not the text: the minimum quorum, the adaptive grace window and
+    the merge weighted by samples are its ideas. How long the window is, and that late updates weigh less, are the
+    farm's own; fragments of the model are not merged apart, nor norms and directions.
     """
 
     def when_arrived(self, parts: StepParts) -> Follows | None:

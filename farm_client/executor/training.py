@@ -186,7 +186,11 @@ def _means(ranks: Ranks | None, means: StepMetrics, tensors: ModelTensors) -> di
 def evaluate(
     contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, states: BatchStates | None = None
 ) -> dict[str, float]:
-    """As ``_evaluate``; the ranks of a model in parts all do it, on all samples, for each pass moves parts."""
+    """Return the researcher's metrics of held-out samples; without ``evaluate``, the mean loss and its metrics.
+
+    The ranks of a model in parts all do it, on all samples, for each pass moves parts. ``states`` are there if the loss
+    carries something from batch to batch. Raises: CodeError.
+    """
     shards = tensors.shards
     if shards is None:
         return _evaluate(contract, tensors, data, advance, states)
@@ -198,11 +202,6 @@ def evaluate(
 def _evaluate(
     contract: Contract, tensors: ModelTensors, data: Batches, advance: Advance, states: BatchStates | None
 ) -> dict[str, float]:
-    """Return the researcher's metrics of held-out samples; without ``evaluate``, the mean loss and its metrics.
-
-    ``states`` are there if the loss carries something from batch to batch.
-    Raises: CodeError.
-    """
     model = tensors.model
     set_mode(model, contract.code_dir, training=False)
     contract.begin(model)
