@@ -148,7 +148,7 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
         inner_state=run.checkpoint.inner_state if record.kind is Kind.TRAIN else None,
         slices=_slices(run, record.ranges),
         position=record.position,
-        data_part=_data_part(run, record),
+        data_part=_data_part(run, record) if run.record.spec.recipe.scaffold_clients else None,
         lease_seconds=turn.settings.stall_seconds,
         # where parts are handed out, the next one begins wherever the others will have got to by then
         prefetch=() if step.policy.hands_out else likely_next(run, client, record, turn.settings.stripe_shards),
@@ -161,11 +161,9 @@ def _assign(turn: Turn, run: TaskRun, client: ClientState, record: AssignmentRec
 
 
 def _data_part(run: TaskRun, record: AssignmentRecord) -> int | None:
-    """Return the virtual client of a part, where its control variate belongs to that."""
-    spec = run.record.spec
-    if record.kind is not Kind.TRAIN or not (spec.dataset.parts and spec.recipe.scaffold_clients):
-        return None
-    return spec.dataset.part_of_shard[record.ranges[0].shard]
+    """Return the virtual client of a part, where its control variate, of a task that keeps them, belongs to that."""
+    dataset = run.record.spec.dataset
+    return dataset.part_of_shard[record.ranges[0].shard] if record.kind is Kind.TRAIN and dataset.parts else None
 
 
 def _slices(run: TaskRun, ranges: Iterable[SampleRange]) -> tuple[Slice, ...]:

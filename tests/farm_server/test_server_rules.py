@@ -26,6 +26,7 @@ from farm_server.tensors.intake import NonFiniteUpdate
 from protocol.assignments import LogLine, MetricPoint, Progress, Result
 from protocol.errors import DigestMismatch, InvalidTask, Unavailable
 from protocol.messages import Error, Message, Scope
+from protocol.secure_messages import Revealed
 from protocol.tasks import Dataset, Shard, TaskSpec
 from storage.errors import BadRecord
 from tests.protocol.samples import BY_TYPE, SAMPLES
@@ -36,7 +37,9 @@ EVENTS: dict[str, events.Event | None] = {
     "heartbeat": events.ClientBeat("c1", 4, BY_TYPE["heartbeat"].load, BY_TYPE["heartbeat"].assignments),  # type: ignore[union-attr]
     "progress": events.ClientBeat("c1", 4, None, (BY_TYPE["progress"].progress,)),  # type: ignore[union-attr]
     "ready": events.ClientReady("c1", 4, 1),
-    "accept": events.AssignmentAccepted("c1", 4, "a1", 3),
+    "accept": events.AssignmentAccepted("c1", 4, "a1", 3, BY_TYPE["accept"].keys),  # type: ignore[union-attr]
+    "sealed_shares": events.SharesSealed("c1", 4, "a1", 3, BY_TYPE["sealed_shares"].shares),  # type: ignore[union-attr]
+    "revealed": events.SharesRevealed("c1", 4, "a1", 3, cast("Revealed", BY_TYPE["revealed"])),
     "reject": events.AssignmentRejected("c1", 4, "a1", 3, "busy", "one at a time"),
     "pause": events.ClientPaused("c1", 4, paused=True, reason="paused by its submitter"),
     "resume": events.ClientPaused("c1", 4, paused=False),

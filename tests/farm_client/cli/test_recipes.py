@@ -34,7 +34,7 @@ def test_a_saved_recipe_is_submitted(farm, fake, tmp_path):
     saved = farm("recipes", "save", "fedavg", str(mine), "--json")
     assert saved.envelope("recipe")["path"] == str(mine)
     assert mine.read_text() == find_preset("fedavg").text
-    mine.write_text(mine.read_text().replace("fresh", "kept"))
+    mine.write_text(mine.read_text().replace('"carried"', '"kept"'))
     again = farm("recipes", "save", "fedavg", str(mine))
     assert (again.exit_code, "exists already" in again.stderr) == (1, True)
     (tmp_path / "train.py").write_text(

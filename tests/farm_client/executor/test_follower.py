@@ -19,6 +19,7 @@ from farm_client.executor import follower
 from farm_client.executor.channel import FD_VARIABLE
 from farm_client.executor.followers import LINK_VARIABLE, PROCESSES_VARIABLE, RANK_VARIABLE
 from farm_client.executor.messages import REPORT, Done, Failed, Loaded, Order, Report
+from farm_client.executor.placing import SHARD_VARIABLE
 from farm_client.executor.rank_links import Hub, pair
 from farm_client.executor.ranks import Ranks
 from protocol.assignments import Kind
@@ -60,6 +61,7 @@ def first_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firs
     monkeypatch.setenv(LINK_VARIABLE, str(their_link.detach()))
     monkeypatch.setenv(RANK_VARIABLE, "1")
     monkeypatch.setenv(PROCESSES_VARIABLE, "2")
+    monkeypatch.setenv(SHARD_VARIABLE, "never")  # else the ranks agree on that while they load
     monkeypatch.chdir(tmp_path)
     with orders, link:
         orders.setblocking(False)
