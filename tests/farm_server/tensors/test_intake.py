@@ -25,6 +25,7 @@ from protocol.digests import digest_bytes
 from protocol.encoded import largest_bytes, untouched_metadata
 from protocol.errors import DigestMismatch, FarmError, LayoutMismatch, MalformedTensors, Unavailable
 from protocol.limits import INLINE_BYTES
+from protocol.masked_layout import MASKED_METADATA
 from protocol.recipe import Recipe
 from protocol.retry import RetryPolicy
 from protocol.tasks import BlobRef
@@ -299,3 +300,49 @@ def test_a_finite_number_too_large_to_be_summed_is_refused(tmp_path):
     with pytest.raises(UpdateTooLarge, match="update of w"):
         desk.check(encoded(CodecSpec(), value=value))
     desk.check(encoded(CodecSpec(), value=normal() * 1e6))
+
+
+SECURE = {"secure_aggregation": True, "min_clients": 3}
+
+
+def masked(elements: int = SMALL, dtype: torch.dtype = torch.int32, name: str = "w", **metadata: str) -> bytes:
+    return safetensors.torch.save({name: torch.ones(elements, dtype=dtype)}, metadata or dict(MASKED_METADATA))
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize(("bits", "dtype"), [(32, torch.int32), (64, torch.int64)])
+def test_a_masked_update_passes_as_it_came(tmp_path, bits, dtype, inline):
+    desk = Desk(tmp_path, CodecSpec(), secure_bits=bits, **SECURE)
+    data = masked(dtype=dtype)
+    assert desk.check(data, inline=inline) == desk.result(data, inline=inline).update
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (masked(SMALL - 1), "has to be I32"),
+        (masked(dtype=torch.int64), "is I64"),
+        (masked(dtype=torch.float32), "is F32"),
+        (masked(name="v"), "'v' is only in one"),
+        (masked(format="another"), "metadata"),
+        (encoded(CodecSpec(name=CodecName.NONE)), "metadata"),  # plain: sums of the task are secure
+    ],
+)
+def test_another_update_than_the_masked_one_of_a_secure_sum_is_refused(tmp_path, data, named):
+    desk = Desk(tmp_path, CodecSpec(), **SECURE)
+    for inline in (True, False):
+        with pytest.raises(LayoutMismatch, match=named):
+            desk.check(data, inline=inline)
+
+
+def test_a_masked_update_that_is_no_file_of_tensors_or_compressed_is_refused(tmp_path):
+    desk = Desk(tmp_path, CodecSpec(), **SECURE)
+    for data in (masked()[:-1], masked() + b"x", wrap_bytes(masked()), b""):
+        with pytest.raises(MalformedTensors):
+            desk.check(data)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_a_masked_update_is_refused_where_sums_are_plain(tmp_path, codec):
+    with pytest.raises(LayoutMismatch):
+        Desk(tmp_path, codec).check(masked())
