@@ -45,13 +45,14 @@ def measure(seconds: float, rest_seconds: float = REST_SECONDS) -> Iterator[Rest
             "agent": [agent],
             "executor": [pid for pid in tree(agent) if pid != agent],
         }
-        before = {process: _cpu_seconds(pids) for process, pids in parts.items()}
+        before = {pid: _cpu_seconds(pid) for pids in parts.values() for pid in pids}
         began = time.perf_counter()
         time.sleep(seconds)
         lasted = time.perf_counter() - began
         for process, pids in parts.items():
-            spent = _cpu_seconds(pids) - before[process]
-            yield Resting("idle", process, sum(map(_rss_bytes, pids)), spent / lasted, lasted)
+            left = [pid for pid in pids if psutil.pid_exists(pid)]  # a trial of the sandbox may have ended since
+            spent = sum(_cpu_seconds(pid) - before[pid] for pid in left)
+            yield Resting("idle", process, sum(map(_rss_bytes, left)), spent / lasted, lasted)
 
 
 def _is_warm(agent: int) -> bool:
@@ -59,9 +60,9 @@ def _is_warm(agent: int) -> bool:
     return resident_bytes(agent) - _rss_bytes(agent) > 200 * 1024**2
 
 
-def _cpu_seconds(pids: list[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system for one in times)
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def _rss_bytes(pid: int) -> int:
