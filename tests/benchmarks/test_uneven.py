@@ -60,6 +60,7 @@ def test_the_loss_of_knowing_nothing_is_that_of_ten_labels(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(280)
 def test_a_short_run_is_measured():
     pace = Pace(unit_samples_per_s=40.0, round_seconds=1.0, seconds=12.0)
     found = [json.loads(each.to_json()) for each in measure(["fedbuff", "decoupled"], pace)]
