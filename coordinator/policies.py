@@ -21,9 +21,9 @@ from typing import ClassVar, Protocol
 from coordinator.follows import Follows
 from coordinator.in_flight import StepParts
 from coordinator.map_policy import ItemsOnce
-from coordinator.secure_policy import SecureCollection
 from protocol.assignments import Kind
 from protocol.recipe import Recipe
+from protocol.secure_aggregation import majority
 
 
 class Policy(Protocol):
@@ -213,6 +213,31 @@ class Decoupled(Buffered):
         if len(first) < quorum:
             return None
         return sorted(first.values())[quorum - 1] + self.recipe.grace * median(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class SecureCollection(Synchronous):
+    """S: the clients whose masked updates are here when all are, or once the others have dropped out. s_k = 1.
+
+    A majority of the round's parts must be left: that is the threshold of the shares. What the others had is owed to
+    the next round. With S fixed, those in it reveal what is left of the masks on
+
+        sum over S of  n_k d_k  =  sum over S of (masked update of k)  -  masks,    modulo 2**bits,
+
+    and the version is the outer optimizer's step along that sum over the samples of S. Who has dropped out is asked of
+    the clock elsewhere (``coordinator.secure_steps``).
+
+    Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4.
+    """
+
+    def when_arrived(self, parts: StepParts) -> Follows | None:
+        """Commit when nobody is left who may deliver."""
+        is_over = not parts.held and not parts.dormant
+        return Follows.COMMIT if is_over and len(parts.delivered) >= majority(parts.count) else None
+
+    def at_longest_time(self, parts: StepParts) -> Follows:
+        """Commit with a majority of the clients, whether the others hold their parts still or not; or fail."""
+        return Follows.COMMIT if len(parts.delivered) >= majority(parts.count) else Follows.FAIL
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from coordinator.in_flight import Lease
 from coordinator.records import AssignmentRecord
 from protocol.recipe import Recipe
+from protocol.secure_aggregation import majority
 from protocol.secure_messages import KeysAt, PublicKeys, Revealed, SealedShare, SecureTerms, Unmasking, secure_terms
 
 
@@ -76,7 +77,7 @@ class SecureRound:
 
 def secure_round(recipe: Recipe, attempt: int, parts: int, now: float) -> SecureRound:
     """Return an attempt of a round of so many parts, which begins now."""
-    return SecureRound(secure_terms(recipe, attempt, parts // 2 + 1), now)
+    return SecureRound(secure_terms(recipe, attempt, majority(parts)), now)
 
 
 def agrees_on_keys(secure: SecureRound | None) -> bool:

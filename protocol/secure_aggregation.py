@@ -27,6 +27,11 @@ def is_secure(recipe: Recipe) -> bool:
     return recipe.secure_aggregation
 
 
+def majority(clients: int) -> int:
+    """Return how many of so many clients must be left: with fewer, two sums could be unmasked, which differ by one."""
+    return clients // 2 + 1
+
+
 def most_samples(recipe: Recipe) -> int:
     """Return how many samples a round of the recipe has at most.
 

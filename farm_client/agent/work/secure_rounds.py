@@ -100,8 +100,16 @@ class SecureRounds:
     async def masked(self, assign: Assign, parcel: Parcel) -> Parcel:
         """Wait for the masks of the round and put them on the update; returns the parcel as it may leave.
 
+        The file of the plain update is gone then, also where this is cancelled or raises.
         Raises: SecureSumFailed if there will be none, or an update was masked before; MalformedTensors; OSError.
         """
+        try:
+            return await self._with_masks(assign, parcel)
+        finally:
+            if parcel.path is not None:
+                parcel.path.unlink(missing_ok=True)
+
+    async def _with_masks(self, assign: Assign, parcel: Parcel) -> Parcel:
         found, update = self._rounds.get(assign.assignment_id), parcel.result.update
         if found is None or assign.secure is None or update is None:
             raise NotForThisRound("the keys of this round are gone with the process that had them")
@@ -146,8 +154,11 @@ def _masked(source: bytes | Path, assign: Assign, member: Member) -> tuple[BlobR
         digest = write_masked(source, target, assign.secure, assign.samples, member)
         return BlobRef.carrying(target.getvalue(), digest), None
     path = source.with_suffix(".masked")
-    with path.open("wb") as file:
-        digest = write_masked(source, file, assign.secure, assign.samples, member)
-        size_bytes = file.tell()
-    source.unlink()
+    try:
+        with path.open("wb") as file:
+            digest = write_masked(source, file, assign.secure, assign.samples, member)
+            size_bytes = file.tell()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return BlobRef(digest=digest, size_bytes=size_bytes), path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from protocol.assignments import Ack, Assign, Cancel, Kind, Result, Slice
 from protocol.digests import digest_bytes
 from protocol.masked_layout import MASKED_FORMAT
 from protocol.messages import Message
-from protocol.secagg.errors import BelowThreshold, NotForThisRound, WouldUnmask
+from protocol.secagg.errors import BelowThreshold, NotForThisRound, SecureSumFailed, WouldUnmask
 from protocol.secure_messages import (
     KeysAt,
     PeerShares,
@@ -280,3 +281,19 @@ async def test_a_result_without_an_update_cannot_be_masked() -> None:
     nowhere = Parcel(plain.result.model_copy(update={"update": BLOB.model_copy(update={"inline": None})}), 0)
     with pytest.raises(NotForThisRound, match="neither in its result nor in a file"):
         await clients.rounds[1].masked(clients.offers[1], nowhere)
+
+
+@pytest.mark.parametrize("why", ["no masks", "no numbers", "over"])
+async def test_no_update_in_a_file_stays_whatever_becomes_of_it(tmp_path: Path, why: str) -> None:
+    clients = Clients()
+    values = tensors(1) if why != "no numbers" else {"a": np.full(3, np.nan, dtype="f4")}
+    plain = parcel(clients.offers[1], values, tmp_path / "0")
+    if why == "no numbers":
+        clients.agree()
+    else:
+        clients.rounds[1].answer(clients.peer_shares(1, clients.share()).model_copy(update={"shares": ()}))
+    if why == "over":
+        clients.rounds[1].forget(clients.offers[1].assignment_id)
+    with pytest.raises(SecureSumFailed):
+        await clients.rounds[1].masked(clients.offers[1], plain)
+    assert os.listdir(tmp_path) == []
