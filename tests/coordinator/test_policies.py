@@ -16,6 +16,7 @@ from coordinator.policies import (
     LateUpdates,
     Pipelining,
     Policy,
+    SecureCollection,
     Synchronous,
     policy_of,
 )
@@ -76,6 +77,9 @@ def test_the_recipe_chooses() -> None:
     assert policy_of(buffered, Kind.TRAIN) == Buffered(buffered)
     assert policy_of(decoupled, Kind.TRAIN) == Decoupled(decoupled)
     assert policy_of(decoupled, Kind.EVALUATE) == Evaluation(decoupled)
+    secure = recipe(secure_aggregation=True, min_clients=3)
+    assert policy_of(secure, Kind.TRAIN) == SecureCollection(secure)
+    assert policy_of(secure, Kind.EVALUATE) == Evaluation(secure)
 
 
 def delivered(*found: tuple[str, float, float]) -> StepParts:
@@ -95,6 +99,23 @@ def test_a_buffer_is_full_with_so_many_results_of_whomever() -> None:
     assert (policy.when_arrived(one), policy.when_arrived(two)) == (None, Follows.COMMIT)
     assert (policy.enough_at(one), policy.enough_at(two)) == (None, None)
     assert [policy.at_longest_time(parts) for parts in (StepParts(HOME), one)] == [Follows.FAIL, Follows.COMMIT]
+
+
+def test_a_secure_sum_waits_for_whoever_may_deliver_and_then_wants_a_majority() -> None:
+    policy = SecureCollection(recipe(secure_aggregation=True, min_clients=3))
+    two = delivered(("a", 0.0, 1.0), ("b", 0.0, 1.0))
+    assert policy.when_arrived(two) is Follows.COMMIT
+    two.held["held"] = lease(2, 1, Stage.HELD)
+    assert policy.when_arrived(two) is None, "one works on"
+    assert policy.at_longest_time(two) is Follows.COMMIT, "two of three"
+    del two.held["held"]
+    two.dormant["gone"] = lease(2, 1, Stage.DORMANT)
+    assert policy.when_arrived(two) is None, "one may come back"
+    one = delivered(("a", 0.0, 1.0))
+    one.waiting = [Part(1, (), 1), Part(2, (), 1)]
+    assert (policy.when_arrived(one), policy.at_longest_time(one)) == (None, Follows.FAIL), "one of three"
+    one.waiting = [Part(1, (), 1)]
+    assert policy.at_longest_time(one) is Follows.FAIL, "half is no majority"
 
 
 def test_a_grace_window_begins_when_the_quorum_is_here_and_is_as_long_as_parts_take() -> None:

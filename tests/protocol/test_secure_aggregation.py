@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from protocol.features import needed_by
 from protocol.recipe import Recipe
-from protocol.secure_aggregation import most_samples, unfit_for_secure_sum
+from protocol.secure_aggregation import majority, most_samples, unfit_for_secure_sum
 from protocol.secure_messages import secure_terms
 from protocol.secure_wire import grid_of
 from tests.coordinator.farm_simulation import spec
@@ -66,3 +68,9 @@ def test_the_grid_is_that_of_the_largest_round() -> None:
     grid = grid_of(secure_terms(recipe, attempt=4, threshold=2))
     assert grid.most_samples == most_samples(recipe) == 1002
     assert (grid.clip, grid.bits) == (2.0, 32)
+
+
+@given(st.integers(1, 10**6))
+def test_no_two_sums_can_be_unmasked_by_different_clients_alone(clients: int) -> None:
+    assert 2 * majority(clients) > clients, "any two majorities have a client in common, who answers once"
+    assert 2 * (majority(clients) - 1) <= clients, "and no fewer would do"

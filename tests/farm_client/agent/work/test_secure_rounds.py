@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +106,10 @@ def parcel(assign: Assign, tensors: dict[str, np.ndarray], path: Path | None = N
         path.write_bytes(data)
     result = Result(assignment_id=assign.assignment_id, fence=assign.fence, samples=SAMPLES, metrics={}, update=update)
     return Parcel(result, assign.round, path)
+
+
+def left(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def tensors(point: int) -> dict[str, np.ndarray]:
@@ -296,4 +299,4 @@ async def test_no_update_in_a_file_stays_whatever_becomes_of_it(tmp_path: Path, 
         clients.rounds[1].forget(clients.offers[1].assignment_id)
     with pytest.raises(SecureSumFailed):
         await clients.rounds[1].masked(clients.offers[1], plain)
-    assert os.listdir(tmp_path) == []
+    assert left(tmp_path) == []
