@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -169,6 +170,7 @@ class BatchGradient:
 
         def loss() -> tuple[torch.Tensor, LossValue]:
             value = self._contract.loss(self._tensors.model, batch)
+            value = replace(value, loss=value.loss.clone())  # FSDP warns of a loss that is a view of another tensor
             return value.loss, value
 
         value: LossValue = shards.within(loss)

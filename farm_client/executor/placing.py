@@ -59,7 +59,7 @@ class Placing:
         if not is_wanted:
             return on_device(contract, model, order, device)
         if (why := why_whole(contract, whole, order)) is not None:
-            remark(f"this task's model can't be held in parts: {why}; each process holds all of it")
+            self._tell(f"this task's model can't be held in parts: {why}; each process holds all of it")
             return on_device(contract, model, order, device)
         from farm_client.executor.process_group import join_group  # noqa: PLC0415 - a quarter of a second
         from farm_client.executor.shards import Shards  # noqa: PLC0415 - as above
@@ -68,8 +68,12 @@ class Placing:
         digest = whole.frozen_digest()
         join_group(links, rank, size, device, Path(order.scratch_dir))
         shards = Shards(model, rank, size, links, device)
-        remark(f"this machine's {size} processes hold the model in parts")
+        self._tell(f"this machine's {size} processes hold the model in parts")
         return replace(whole.in_parts(shards), whole_digest=digest)
+
+    def _tell(self, text: str) -> None:
+        if self._ranks.rank == 0:  # all ranks write into one log
+            remark(text)
 
     def _is_too_large(self, whole: ModelTensors, device: torch.device) -> bool:
         if device.type == "cpu":
