@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from coordinator.in_flight import Lease
+from coordinator.in_flight import Lease, StepParts
 from coordinator.records import AssignmentRecord
 from protocol.recipe import Recipe
 from protocol.secure_aggregation import majority
@@ -88,6 +88,19 @@ def agrees_on_keys(secure: SecureRound | None) -> bool:
 def takes_masked(secure: SecureRound, record: AssignmentRecord) -> bool:
     """Whether an update of this assignment is masked with the round's others, and comes in time."""
     return secure.phase is SecurePhase.MASKED and point_of(record) in secure.sharers
+
+
+def standing(secure: SecureRound, parts: StepParts) -> str:
+    """Return in a clause how far the present phase is."""
+    match secure.phase:
+        case SecurePhase.KEYS:
+            return f"keys of {len(secure.keys)} of {parts.count} clients"
+        case SecurePhase.SHARES:
+            return f"shares of {len(secure.shares)} of {len(secure.points)} clients"
+        case SecurePhase.MASKED:
+            return f"{len(parts.delivered)} of {len(secure.sharers)} masked updates delivered"
+        case SecurePhase.REVEAL:
+            return f"{len(secure.revealed)} of {len(secure.survivors)} clients have unmasked the sum"
 
 
 def for_client(secure: SecureRound, point: int) -> tuple[SealedShare, ...]:

@@ -8,6 +8,7 @@ from coordinator.lifecycle import ACTIVE, TaskState
 from coordinator.privacy import epsilon_spent
 from coordinator.records import RoundState, TaskRecord
 from coordinator.scoring import rank, reliability
+from coordinator.secure_sum import standing
 from coordinator.state import ClientState, Step, StepPhase, TaskRun
 from coordinator.stopping import rounds_total
 from coordinator.turn import Turn
@@ -123,7 +124,10 @@ def _step_line(step: Step, now: float, task: TaskRecord) -> str:
     if step.phase is StepPhase.COMMIT:
         return f"{name}: writing the checkpoint"
     parts = len(step.parts.held) + len(step.parts.waiting) + len(step.parts.delivered)
-    line = f"{name}: {len(step.parts.delivered)} of {parts} parts delivered after {now - step.opened_at:.1f} s"
+    doing = f"{len(step.parts.delivered)} of {parts} parts delivered"
+    if step.secure is not None:
+        doing = standing(step.secure, step.parts)
+    line = f"{name}: {doing} after {now - step.opened_at:.1f} s"
     return f"{line}; {len(step.parts.waiting)} wait for a free client" if step.parts.waiting else line
 
 
