@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from protocol.masked_layout import MASKED_FORMAT
@@ -67,7 +67,7 @@ def masked_spool(farm: RealFarm) -> list[np.ndarray]:
                 with safe_open(path, "numpy") as file:
                     if (file.metadata() or {}).get("format") == MASKED_FORMAT and "outbox" not in str(path):
                         found.append(np.concatenate([file.get_tensor(name).ravel() for name in sorted(file.keys())]))
-            except Exception:  # no safetensors file, or one that is gone
+            except (SafetensorError, OSError):  # no safetensors file, or one that is gone
                 continue
     return found
 

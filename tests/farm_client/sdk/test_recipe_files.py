@@ -44,7 +44,7 @@ def test_the_default_comes_first_and_the_issues_names_are_there():
     assert names[0] == "default"
     assert names[1:] == sorted(names[1:])
     assert {"diloco", "fedavg", "gradients", "lora", "robust", "sequential", "slow-link"} <= set(names)
-    assert {"decoupled", "fedadam", "fedbuff", "fedprox", "private", "scaffold", "streaming"} <= set(names)
+    assert {"decoupled", "fedadam", "fedbuff", "fedprox", "private", "scaffold", "secure", "streaming"} <= set(names)
 
 
 def test_recipes_are_what_their_names_say():
@@ -61,6 +61,7 @@ def test_recipes_are_what_their_names_say():
     assert (of["decoupled"].quorum_clients, of["decoupled"].grace) == (3, 0.5)
     assert (of["fedprox"].proximal_mu, of["scaffold"].scaffold_clients, of["streaming"].fragments) == (0.01, 8, 4)
     assert (of["fedadam"].outer.name, of["private"].dp_clip) == ("fedadam", 1.0)
+    assert (of["secure"].secure_aggregation, of["secure"].min_clients) == (True, 3)
 
 
 def test_a_typing_error_names_the_nearest():
