@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import structlog
 from coverage import Coverage
 from hypothesis import settings
+
+from tests.side_by_side import pytest_xdist_make_scheduler  # noqa: F401  # a hook
 
 # Before torch is imported, and for all processes that tests start: beside four files' tests a second thread of OpenMP
 # waits for a core with the first one spinning, and a step of a tiny model takes ten times as long.
@@ -50,12 +53,22 @@ def _owned_threads_end() -> Iterator[None]:
     assert not [thread.name for thread in left if thread.is_alive()], "threads that outlive their file"
 
 
+SAVE_SECONDS = 30.0
+_saved_at = [0.0]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _measured_to_its_end() -> Iterator[None]:
-    """Have no file end the tracing of its process: coverage would see nothing of the files after it."""
+    """Have no file end the tracing of its process: coverage would see nothing of the files after it.
+
+    What was reached is written twice a minute: a worker that a hung test ends takes no more than that along.
+    """
     before = sys.gettrace()
     yield
     assert sys.gettrace() is before, "tracing that was not put back"
+    if (measuring := Coverage.current()) is not None and time.monotonic() - _saved_at[0] > SAVE_SECONDS:
+        measuring.save()
+        _saved_at[0] = time.monotonic()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
