@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from farm_client.cli.exit_codes import ExitCode
 from tests.e2e.conftest import RealFarm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]  # it waits for three tasks, one after the other
 
 HONEST = """
 import torch
